@@ -1,0 +1,2 @@
+//! minivmm.
+fn main() {}
