@@ -3,7 +3,8 @@
 //! The very first act is one byte on the first serial port: the start-time benchmark measures until then. Ring 0 may be
 //! emulated (about a million instructions per second on a machine without hardware virtualization), so ring 0 only loads what
 //! is already built in the image and leaves with `iretq`; IDT gates and everything else are filled in by ring 3, which owns
-//! all memory through user-accessible identity pages and all ports through IOPL 3.
+//! all memory through user-accessible identity pages and all ports through the I/O bitmap of the TSS. (IOPL 3 would be shorter,
+//! but an emulated `iretq` may clear it.)
 //!
 //! PVH entry state: `xen/include/public/arch-x86/hvm/start_info.h`: 32-bit protected mode, no paging, `ebx` = start info.
 
@@ -36,6 +37,8 @@ pvh_entry:
 
     movl $ring0_stack_top, %esp
     movl $tss, %eax
+    movl $ring0_stack_top, tss + 4
+    movw $104, tss + 102        /* the all-clear I/O bitmap opens every port */
     movw %ax, gdt_tss + 2
     shrl $16, %eax
     movb %al, gdt_tss + 4
@@ -64,7 +67,7 @@ long_entry:
     movl %ebx, %edi             /* first argument: the start info */
     pushq $0x1b                 /* ss: user data */
     pushq $ring3_stack_top - 8  /* as after a call: 8 off a 16-byte boundary */
-    pushq $0x3202               /* rflags: IOPL 3, IF */
+    pushq $0x202                /* rflags: IF */
     pushq $0x23                 /* cs: user code */
     pushq $ring3_main
     iretq
@@ -150,7 +153,7 @@ gdt:
     .quad 0x00cff2000000ffff    /* 0x18: ring 3 data */
     .quad 0x00affa000000ffff    /* 0x20: ring 3 code, 64-bit */
 gdt_tss:
-    .quad 0x0000890000000067    /* 0x28: TSS, base filled in at entry */
+    .quad 0x0000890000002068    /* 0x28: TSS and I/O bitmap, base filled in at entry */
     .quad 0
 gdt_end:
 gdt_pointer:
@@ -160,13 +163,6 @@ gdt_pointer:
 idt_pointer:
     .word 4095
     .quad idt
-    .balign 16
-tss:
-    .long 0
-    .quad ring0_stack_top
-    .fill 90, 1, 0
-    .word 104                   /* I/O map outside the segment: IOPL decides */
-
     .section .bss.entry, "aw", @nobits
     .balign 4096
     .globl idt
@@ -174,6 +170,9 @@ idt:
     .skip 4096
     .skip 4096
 ring0_stack_top:
+tss:
+    .skip 104 + 8192 + 8
+    .balign 16
     .skip 65536
     .globl ring3_stack_top
 ring3_stack_top:
