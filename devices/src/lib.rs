@@ -1,1 +1,24 @@
-//! devices.
+//! What the guest can see: bus, PCI, virtio and a few legacy devices.
+//!
+//! The crate has no KVM and opens no path. It is handed descriptors (a tap, a disk, an event) and two small traits which the
+//! VMM implements with irqfd and ioeventfd and which tests fake: [`irq`] and [`doorbell`].
+//!
+//! # Threats
+//! | from | what it can do | what holds it |
+//! |---|---|---|
+//! | guest, any vCPU | read and write any register with any width at any time | registers are data with write masks; a miss reads all ones |
+//! | guest driver | put anything in rings and buffers, change it while it is read | every address goes through vm-memory, chains are bounded by the ring, a value is read once |
+//! | guest driver | reset a device in the middle of a burst | queues move into a worker at activation and come back when it is joined |
+//! | the LAN | send any frame | frames are opaque bytes; nothing on the host side parses them |
+//! | the host | full disk, a tap that goes down | counted and reported to the guest, the VM keeps running |
+//!
+//! # Not supported
+//! Legacy and transitional virtio, virtio-mmio, INTx, packed rings, other devices than those listed in [`virtio`] and
+//! [`legacy`].
+
+pub mod bus;
+pub mod doorbell;
+pub mod irq;
+pub mod legacy;
+pub mod pci;
+pub mod virtio;

@@ -1,0 +1,49 @@
+//! How a device interrupts the guest: two traits that the VMM implements with irqfd.
+
+use std::io;
+
+/// An edge-triggered interrupt line of the I/O APIC.
+///
+/// Called from any thread.
+pub trait IrqLine: Send + Sync {
+    /// Raises one edge.
+    ///
+    /// # Errors
+    /// If the host cannot deliver it; the caller counts or logs that, the guest misses one interrupt.
+    fn raise(&self) -> io::Result<()>;
+}
+
+/// What an MSI writes: PCI 3.0 6.8.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsiMessage {
+    /// Message address.
+    pub address: u64,
+    /// Message data.
+    pub data: u32,
+}
+
+/// One MSI-X vector of one device.
+///
+/// A signal while nothing is routed is held, not lost: it is *pending* (the PBA bit) and is delivered when a route is set
+/// again. With irqfd this falls out of the eventfd's counter: no route means that nobody reads it, and KVM looks at it when the
+/// irqfd is assigned.
+pub trait MsiVector: Send + Sync {
+    /// Delivers the interrupt, or holds it. Called by workers and vCPU threads; takes no lock.
+    ///
+    /// # Errors
+    /// If the host cannot deliver it.
+    fn signal(&self) -> io::Result<()>;
+
+    /// Delivers to `message` from now on, or holds what comes while it is `None`. Called by vCPU threads, under the lock of the
+    /// device's MSI-X table.
+    ///
+    /// # Errors
+    /// If the host refuses the route.
+    fn route(&self, message: Option<MsiMessage>) -> io::Result<()>;
+
+    /// Whether a signal is being held.
+    fn pending(&self) -> bool;
+
+    /// Forgets a signal that is being held (the device was reset).
+    fn clear(&self);
+}

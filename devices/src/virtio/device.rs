@@ -1,0 +1,102 @@
+//! The role *device*: what one kind of virtio device does, independent of the transport that carries it.
+
+use crate::virtio::interrupt::Interrupts;
+use std::sync::Arc;
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Guest memory as workers hold it. Cheap to clone: the regions are shared.
+pub type Memory = GuestMemoryMmap<()>;
+
+/// A device type (virtio 1.3 section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Kind {
+    /// Network card, 5.1.
+    Net = 1,
+    /// Block device, 5.2.
+    Block = 2,
+    /// Entropy source, 5.4.
+    Entropy = 4,
+}
+
+/// A virtqueue that the driver has enabled, with what its worker needs to serve it.
+pub struct ActiveQueue {
+    /// The device's index of the queue.
+    pub idx: u16,
+    /// The ring, checked to lie in guest memory.
+    pub queue: Queue,
+    /// Signalled when the driver makes buffers available.
+    pub doorbell: EventFd,
+}
+
+/// What a device is given when the driver sets DRIVER_OK.
+pub struct Activation {
+    /// Guest memory.
+    pub mem: Memory,
+    /// The negotiated feature bits.
+    pub features: u64,
+    /// The queues the driver enabled, by ascending index.
+    pub queues: Vec<ActiveQueue>,
+    /// Where to report used buffers, configuration changes and failure.
+    pub interrupts: Arc<Interrupts>,
+}
+
+/// Why a device cannot start. The transport answers with DEVICE_NEEDS_RESET.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The driver left out a queue that the device cannot do without.
+    #[error("The driver did not enable queue {0}")]
+    MissingQueue(u16),
+    /// The host refused a thread, an event or an ioctl.
+    #[error("Failed to {operation}")]
+    Host {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+/// A named, monotonic count for metrics and logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counter {
+    /// For example `tx_frames`.
+    pub name: &'static str,
+    /// Its value since the device was built.
+    pub value: u64,
+}
+
+/// One virtio device.
+///
+/// Owned by its transport, which calls every method under its own lock from a vCPU thread, in this order: `start` once per
+/// activation, `stop` once for each successful `start`, configuration accesses at any time.
+pub trait Device: Send {
+    /// The device type.
+    fn kind(&self) -> Kind;
+
+    /// The feature bits this device can really serve, without those that belong to the transport.
+    fn features(&self) -> u64;
+
+    /// Largest size of each virtqueue, in descriptors; its length is the number of queues.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// Fills `data` from the device configuration space; bytes past its end read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes to the device configuration space; read-only bytes keep their value.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// Takes the queues and serves them, on threads of its own, until `stop`.
+    ///
+    /// # Errors
+    /// If it cannot; nothing is left running then.
+    fn start(&mut self, activation: Activation) -> Result<(), StartError>;
+
+    /// Stops and joins everything that `start` began. The device is then as it was when built.
+    fn stop(&mut self);
+
+    /// What it has counted so far.
+    fn counters(&self) -> Vec<Counter>;
+}

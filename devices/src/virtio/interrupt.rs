@@ -1,0 +1,146 @@
+//! Interrupts from a virtio device to its driver, and the one status bit that a device may set by itself.
+//!
+//! Shared by the transport (which changes the routing) and the workers (which signal). No lock: a worker sees either the old or
+//! the new vector of a queue, as on hardware.
+
+use crate::irq::MsiVector;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+
+/// virtio 1.3 4.1.4.3: no MSI-X vector is mapped.
+pub const NO_VECTOR: u16 = 0xffff;
+
+/// ISR status bit 0: a used buffer notification (virtio 1.3 4.1.4.5).
+pub const ISR_QUEUE: u8 = 1;
+/// ISR status bit 1: a configuration change.
+pub const ISR_CONFIG: u8 = 2;
+
+/// The device side of interrupt delivery.
+pub struct Interrupts {
+    vectors: Vec<Arc<dyn MsiVector>>,
+    /// Whether MSI-X is enabled; without it the device has no way to interrupt and only the ISR bit is set. Relaxed: the guest
+    /// orders its own MSI-X enable against DRIVER_OK.
+    enabled: AtomicBool,
+    config_vector: AtomicU16,
+    queue_vectors: Vec<AtomicU16>,
+    isr: AtomicU8,
+    /// The driver's status and the device's NEEDS_RESET. Pairs with the transport's reads.
+    status: AtomicU8,
+}
+
+impl Interrupts {
+    /// For a device with `queues` virtqueues; `vectors` are what its MSI-X table offers.
+    pub fn new(vectors: Vec<Arc<dyn MsiVector>>, queues: usize) -> Self {
+        Self {
+            vectors,
+            enabled: AtomicBool::new(false),
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            isr: AtomicU8::new(0),
+            status: AtomicU8::new(0),
+        }
+    }
+
+    /// Tells the driver that `queue` has used buffers. Workers call it once per batch, after EVENT_IDX has been consulted.
+    pub fn signal_queue(&self, queue: u16) {
+        self.isr.fetch_or(ISR_QUEUE, Ordering::Relaxed);
+        if let Some(vector) = self.queue_vectors.get(usize::from(queue)) {
+            self.signal(vector.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Tells the driver that the device configuration changed.
+    pub fn signal_config(&self) {
+        self.isr.fetch_or(ISR_CONFIG, Ordering::Relaxed);
+        self.signal(self.config_vector.load(Ordering::Relaxed));
+    }
+
+    /// Sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.3 2.1.2). Returns whether this call was the one that set it.
+    pub fn set_needs_reset(&self) -> bool {
+        let old = self.status.fetch_or(NEEDS_RESET, Ordering::AcqRel);
+        let first = old & NEEDS_RESET == 0;
+        if first {
+            self.signal_config();
+        }
+        first
+    }
+
+    /// Whether the device waits for a reset.
+    pub fn needs_reset(&self) -> bool {
+        self.status.load(Ordering::Acquire) & NEEDS_RESET != 0
+    }
+
+    pub(crate) fn status(&self) -> u8 {
+        self.status.load(Ordering::Acquire)
+    }
+
+    /// Adds status bits of the driver; NEEDS_RESET that a worker set meanwhile stays.
+    pub(crate) fn add_status(&self, bits: u8) {
+        self.status.fetch_or(bits & !NEEDS_RESET, Ordering::AcqRel);
+    }
+
+    /// Everything back to the state after reset. The caller has stopped the workers.
+    pub(crate) fn reset(&self) {
+        self.config_vector.store(NO_VECTOR, Ordering::Relaxed);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::Relaxed);
+        }
+        self.isr.store(0, Ordering::Relaxed);
+        self.status.store(0, Ordering::Release);
+    }
+
+    /// Reads the ISR status; reading clears it.
+    pub(crate) fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::AcqRel)
+    }
+
+    pub(crate) fn set_enabled(&self, enabled: bool) {
+        self.enabled.store(enabled, Ordering::Relaxed);
+    }
+
+    pub(crate) fn config_vector(&self) -> u16 {
+        self.config_vector.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_config_vector(&self, vector: u16) {
+        self.config_vector
+            .store(self.checked(vector), Ordering::Relaxed);
+    }
+
+    pub(crate) fn queue_vector(&self, queue: u16) -> u16 {
+        self.queue_vectors
+            .get(usize::from(queue))
+            .map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_queue_vector(&self, queue: u16, vector: u16) {
+        if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
+            slot.store(self.checked(vector), Ordering::Relaxed);
+        }
+    }
+
+    /// virtio 1.3 4.1.5.1.2.1: a vector that cannot be mapped reads back as NO_VECTOR.
+    fn checked(&self, vector: u16) -> u16 {
+        if usize::from(vector) < self.vectors.len() {
+            vector
+        } else {
+            NO_VECTOR
+        }
+    }
+
+    fn signal(&self, vector: u16) {
+        if !self.enabled.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(vector) = self.vectors.get(usize::from(vector))
+            && let Err(err) = vector.signal()
+        {
+            log::debug!("Lost an interrupt: {err}");
+        }
+    }
+}
+
+/// The status bit as the byte it is in.
+#[expect(clippy::cast_possible_truncation, reason = "the constant is 0x40")]
+const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;

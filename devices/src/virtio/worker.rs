@@ -1,0 +1,209 @@
+//! A thread that serves queues: an epoll loop around one [`Service`], and what happens when it fails.
+//!
+//! A worker that fails raises DEVICE_NEEDS_RESET, logs one line and then waits to be stopped. It never takes the VM down and
+//! never dies silently. Whoever spawned it joins it and gets the service back.
+
+use crate::virtio::device::StartError;
+use crate::virtio::interrupt::Interrupts;
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// Why a worker cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The driver broke the ring; only a reset can bring it back.
+    #[error("Driver broke queue {queue}: {reason}")]
+    Guest {
+        /// Index of the virtqueue.
+        queue: u16,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The host refused something the worker cannot do without.
+    #[error("Failed to {operation}")]
+    Host {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+/// A descriptor that a service waits for.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// The descriptor; it lives as long as the service.
+    pub fd: RawFd,
+    /// What the service calls it; any value but [`STOP`].
+    pub token: u32,
+    /// What to wait for.
+    pub events: EventSet,
+}
+
+impl Source {
+    /// Waits until `fd` is readable.
+    pub fn readable(fd: &impl AsRawFd, token: u32) -> Self {
+        Self {
+            fd: fd.as_raw_fd(),
+            token,
+            events: EventSet::IN,
+        }
+    }
+}
+
+/// What a worker thread does. All methods are called on that thread.
+pub trait Service: Send + 'static {
+    /// The descriptors to wait for.
+    fn sources(&self) -> Vec<Source>;
+
+    /// Called once before the first wait: the driver may have filled the rings before DRIVER_OK.
+    ///
+    /// # Errors
+    /// If the service cannot go on.
+    fn begin(&mut self, events: &mut EventOps) -> Result<(), Fault>;
+
+    /// Called when a source is ready. `events` can change what is waited for.
+    ///
+    /// # Errors
+    /// If the service cannot go on.
+    fn serve(&mut self, token: u32, events: &mut EventOps) -> Result<(), Fault>;
+}
+
+/// The token that the worker itself uses.
+pub const STOP: u32 = u32::MAX;
+
+/// A running worker.
+pub struct Worker<S> {
+    thread: JoinHandle<S>,
+    stop: EventFd,
+}
+
+impl<S: Service> Worker<S> {
+    /// Starts a thread called `name` (at most 15 bytes are visible) that serves `service` until [`stop`](Self::stop).
+    ///
+    /// # Errors
+    /// If the host has no thread, epoll or event left.
+    pub fn spawn(name: &str, service: S, interrupts: Arc<Interrupts>) -> Result<Self, StartError> {
+        let host = |operation| move |source| StartError::Host { operation, source };
+        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
+        let own_stop = stop.try_clone().map_err(host("duplicate an eventfd"))?;
+        let mut manager = EventManager::new().map_err(|err| StartError::Host {
+            operation: "create an epoll",
+            source: std::io::Error::other(err),
+        })?;
+        let thread_name = name.to_owned();
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let id = manager.add_subscriber(Loop {
+                    sources: service.sources(),
+                    service,
+                    name: thread_name,
+                    stop: own_stop,
+                    interrupts,
+                    state: State::Serving,
+                });
+                loop {
+                    if let Err(err) = manager.run() {
+                        log::error!("Event loop failed: {err}");
+                    }
+                    if manager
+                        .subscriber_mut(id)
+                        .is_ok_and(|l| matches!(l.state, State::Stopped))
+                    {
+                        break;
+                    }
+                }
+                match manager.remove_subscriber(id) {
+                    Ok(ended) => ended.service,
+                    Err(err) => {
+                        unreachable!("the subscriber was added above and never removed: {err}")
+                    }
+                }
+            })
+            .map_err(host("start a worker thread"))?;
+        Ok(Self { thread, stop })
+    }
+
+    /// Stops the worker, waits for its thread and returns the service; `None` if the thread panicked, which is a bug and has
+    /// been reported by the panic hook.
+    pub fn stop(self) -> Option<S> {
+        if let Err(err) = self.stop.write(1) {
+            log::error!("Failed to stop a worker: {err}");
+        }
+        self.thread.join().ok()
+    }
+}
+
+enum State {
+    Serving,
+    Faulted,
+    Stopped,
+}
+
+struct Loop<S> {
+    service: S,
+    name: String,
+    sources: Vec<Source>,
+    stop: EventFd,
+    interrupts: Arc<Interrupts>,
+    state: State,
+}
+
+impl<S: Service> Loop<S> {
+    fn fail(&mut self, fault: &Fault, ops: &mut EventOps) {
+        if self.interrupts.set_needs_reset() {
+            match fault {
+                Fault::Guest { .. } => {
+                    log::warn!("{}: {fault}; the device waits for a reset", self.name)
+                }
+                Fault::Host { source, .. } => {
+                    log::error!(
+                        "{}: {fault}: {source}; the device waits for a reset",
+                        self.name
+                    );
+                }
+            }
+        }
+        for source in &self.sources {
+            // A service may have removed the source itself; then there is nothing left to do for it.
+            let _ = ops.remove(Events::empty_raw(source.fd));
+        }
+        self.state = State::Faulted;
+    }
+}
+
+impl<S: Service> MutEventSubscriber for Loop<S> {
+    fn init(&mut self, ops: &mut EventOps) {
+        let stop = Events::with_data(&self.stop, STOP, EventSet::IN);
+        let watched = self
+            .sources
+            .iter()
+            .map(|s| Events::with_data_raw(s.fd, s.token, s.events))
+            .chain([stop])
+            .try_for_each(|events| ops.add(events));
+        let begun = match watched {
+            Ok(()) => self.service.begin(ops),
+            Err(err) => Err(Fault::Host {
+                operation: "watch a descriptor",
+                source: std::io::Error::other(err),
+            }),
+        };
+        if let Err(fault) = begun {
+            self.fail(&fault, ops);
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.data() == STOP {
+            self.state = State::Stopped;
+        } else if matches!(self.state, State::Serving)
+            && let Err(fault) = self.service.serve(events.data(), ops)
+        {
+            self.fail(&fault, ops);
+        }
+    }
+}
