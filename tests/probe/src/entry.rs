@@ -35,6 +35,10 @@ pvh_entry:
     movb $'\n', %al
     outb %al, %dx
 
+    movb $0xff, %al             /* no line of the old interrupt controllers may reach the empty IDT */
+    outb %al, $0x21
+    outb %al, $0xa1
+
     movl $ring0_stack_top, %esp
     movl $tss, %eax
     movl $ring0_stack_top, tss + 4
