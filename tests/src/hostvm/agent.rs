@@ -1,0 +1,173 @@
+//! The agent in the host VM: runs the commands that come over the control channel.
+//!
+//! It is this same binary, started by the initramfs. A command gets a process group of its own, an empty standard input and
+//! two pipes; when its time is up the group is killed. What a command leaves running in the background stays, and keeps
+//! nobody waiting. The agent ends when it is told to, or when the outer end of the channel closes; the host VM then powers
+//! off.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::wire::{Command, Frame, Message, READY_ID, Status};
+
+/// The name of the virtio-serial port that carries the control channel.
+pub const PORT_NAME: &str = "minivmm.control";
+/// Output goes out in pieces of at most this size.
+const PIECE_BYTES: usize = 32 << 10;
+/// How long the rest of a finished command's output is waited for, in case a background process holds its pipes.
+const DRAIN_DEADLINE: Duration = Duration::from_millis(500);
+
+type Channel = Arc<Mutex<File>>;
+
+/// Serves the control channel until the outer end says or shows that it is over.
+///
+/// # Errors
+/// If the port cannot be found or opened.
+pub fn serve() -> io::Result<()> {
+    let mut incoming = OpenOptions::new().read(true).write(true).open(port()?)?;
+    let channel: Channel = Arc::new(Mutex::new(incoming.try_clone()?));
+    say(&channel, READY_ID, Message::Ready);
+    loop {
+        match Frame::read(&mut incoming) {
+            Ok(Frame {
+                id,
+                message: Message::Run(command),
+            }) => {
+                let channel = Arc::clone(&channel);
+                thread::spawn(move || {
+                    forget_outer_names();
+                    let status = run(&channel, id, &command);
+                    say(&channel, id, Message::Exit(status));
+                });
+            }
+            Ok(Frame {
+                message: Message::Shutdown,
+                ..
+            })
+            | Err(_) => return Ok(()),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Finds the port by the name QEMU gave it: the device nodes themselves are only numbered.
+fn port() -> io::Result<PathBuf> {
+    for entry in fs::read_dir("/sys/class/virtio-ports")? {
+        let entry = entry?;
+        if fs::read_to_string(entry.path().join("name"))?.trim_end() == PORT_NAME {
+            return Ok(Path::new("/dev").join(entry.file_name()));
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        "No virtio-serial port for the control channel",
+    ))
+}
+
+/// Files that appear outside after their name was looked up here would stay invisible in the overlay.
+fn forget_outer_names() {
+    // Not vital: a command that meets a stale name fails visibly.
+    let _stale = fs::write("/proc/sys/vm/drop_caches", "2");
+}
+
+fn say(channel: &Channel, id: u32, message: Message) {
+    let mut to = channel.lock().unwrap_or_else(PoisonError::into_inner);
+    // With the outer end gone the reading side ends the agent.
+    let _gone = Frame { id, message }.write(&mut *to);
+}
+
+fn run(channel: &Channel, id: u32, command: &Command) -> Status {
+    let deadline = Instant::now() + Duration::from_millis(command.timeout_ms);
+    let mut child = match start(command) {
+        Ok(child) => child,
+        Err(error) => {
+            let program = command.argv.first().map_or("", String::as_str);
+            say(
+                channel,
+                id,
+                Message::Stderr(format!("Starting {program:?} failed: {error}\n").into_bytes()),
+            );
+            return Status::Code(127);
+        }
+    };
+    let group = Pid::from_child(&child);
+    let (drained, all_drained) = mpsc::channel();
+    if let Some(pipe) = child.stdout.take() {
+        forward(channel, id, pipe, Message::Stdout, drained.clone());
+    }
+    if let Some(pipe) = child.stderr.take() {
+        forward(channel, id, pipe, Message::Stderr, drained.clone());
+    }
+    drop(drained);
+    let (ended, end) = mpsc::channel();
+    thread::spawn(move || ended.send(child.wait()));
+    let status = match end.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(status) => status.map_or(Status::Code(127), describe),
+        Err(_) => {
+            // It may have ended this very moment; then there is nothing to kill.
+            let _gone = kill_process_group(group, Signal::KILL);
+            let _status = end.recv();
+            Status::TimedOut
+        }
+    };
+    // Both forwarders drop their senders at the end of their pipes.
+    let _timeout = all_drained.recv_timeout(DRAIN_DEADLINE);
+    status
+}
+
+fn start(command: &Command) -> io::Result<Child> {
+    let (program, arguments) = command
+        .argv
+        .split_first()
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    std::process::Command::new(program)
+        .args(arguments)
+        .envs(command.env.iter().map(|(name, value)| (name, value)))
+        .current_dir(command.dir.as_deref().unwrap_or("/"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+}
+
+fn describe(status: ExitStatus) -> Status {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Status::Code(code),
+        (None, Some(signal)) => Status::Signal(signal),
+        (None, None) => Status::Code(127),
+    }
+}
+
+fn forward(
+    channel: &Channel,
+    id: u32,
+    mut pipe: impl Read + Send + 'static,
+    wrap: fn(Vec<u8>) -> Message,
+    drained: Sender<()>,
+) {
+    let channel = Arc::clone(channel);
+    thread::spawn(move || {
+        let mut piece = vec![0; PIECE_BYTES];
+        while let Ok(count) = pipe.read(&mut piece) {
+            if count == 0 {
+                break;
+            }
+            say(
+                &channel,
+                id,
+                wrap(piece.get(..count).unwrap_or_default().to_vec()),
+            );
+        }
+        drop(drained);
+    });
+}
