@@ -4,4 +4,5 @@
 pub mod chain;
 pub mod device;
 pub mod interrupt;
+pub mod iovec;
 pub mod worker;

@@ -1,0 +1,282 @@
+//! Buffers of guest memory as the kernel wants them: an `iovec` array for `readv` and its relatives.
+//!
+//! Bytes move between guest memory and a descriptor in one copy, made by the kernel. No reference or slice into guest memory is
+//! ever formed. The array is kept between requests, so the data path allocates only until the longest request so far has been
+//! seen. A call moves at most what the kernel takes at once ([`MAX_PER_CALL`] pieces); callers that need all of it call
+//! [`skip`](IoVecs::skip) and go on.
+
+// The reason for `unsafe` here: the system calls take raw host addresses of guest memory.
+#![expect(
+    unsafe_code,
+    reason = "readv and its relatives are called on guest memory"
+)]
+
+use crate::virtio::chain::{BadChain, Buffer};
+use crate::virtio::device::Memory;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use vm_memory::{GuestMemory, Permissions};
+
+/// Pieces that one system call takes: the kernel's `UIO_MAXIOV`.
+pub const MAX_PER_CALL: usize = 1024;
+
+/// A list of pieces of guest memory, in order.
+///
+/// Holds guest memory itself, so the pieces stay mapped for as long as the list exists.
+pub struct IoVecs {
+    /// Keeps every address in `vec` mapped. Never replaced while `vec` holds anything.
+    mem: Memory,
+    vec: Vec<libc::iovec>,
+    /// Pieces before this index have been skipped.
+    first: usize,
+    len_bytes: u64,
+}
+
+// SAFETY: the raw addresses in `vec` belong to `mem`, which is Send, and are dereferenced only by the kernel.
+unsafe impl Send for IoVecs {}
+
+impl IoVecs {
+    /// An empty list of pieces of `mem`.
+    pub fn new(mem: Memory) -> Self {
+        Self {
+            mem,
+            vec: Vec::new(),
+            first: 0,
+            len_bytes: 0,
+        }
+    }
+
+    /// Forgets all pieces; keeps the allocation.
+    pub fn clear(&mut self) {
+        self.vec.clear();
+        self.first = 0;
+        self.len_bytes = 0;
+    }
+
+    /// Appends `buffer`, as several pieces where it crosses from one memory region into the next.
+    ///
+    /// # Errors
+    /// If some of it is outside of guest memory; the list is then as it was.
+    pub fn push(&mut self, buffer: Buffer) -> Result<(), BadChain> {
+        let pieces_before = self.vec.len();
+        let result = self.push_pieces(buffer);
+        if result.is_err() {
+            self.vec.truncate(pieces_before);
+        }
+        result
+    }
+
+    /// Bytes in the list that have not been skipped.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.len_bytes == 0
+    }
+
+    /// Drops the first `bytes` bytes, or everything if the list is shorter.
+    pub fn skip(&mut self, bytes: u64) {
+        let mut left = usize::try_from(bytes.min(self.len_bytes)).unwrap_or(usize::MAX);
+        self.len_bytes -= bytes.min(self.len_bytes);
+        while let Some(piece) = self.vec.get_mut(self.first) {
+            if left < piece.iov_len {
+                piece.iov_base = piece.iov_base.wrapping_byte_add(left);
+                piece.iov_len -= left;
+                return;
+            }
+            left -= piece.iov_len;
+            self.first += 1;
+        }
+    }
+
+    /// Reads from `fd` into the list. Returns the bytes read; 0 at the end of the file.
+    ///
+    /// # Errors
+    /// As `readv(2)`; an interrupted call is repeated.
+    pub fn readv(&self, fd: BorrowedFd) -> io::Result<usize> {
+        let (pieces, count) = self.pieces();
+        // SAFETY: `pieces` is `count` iovecs, each within memory that `self.mem` keeps mapped and that Rust never refers to.
+        retry(|| unsafe { libc::readv(fd.as_raw_fd(), pieces, count) })
+    }
+
+    /// Writes the list to `fd`. Returns the bytes written.
+    ///
+    /// # Errors
+    /// As `writev(2)`; an interrupted call is repeated.
+    pub fn writev(&self, fd: BorrowedFd) -> io::Result<usize> {
+        let (pieces, count) = self.pieces();
+        // SAFETY: as in `readv`; the kernel only reads here.
+        retry(|| unsafe { libc::writev(fd.as_raw_fd(), pieces, count) })
+    }
+
+    /// Reads from `fd` at byte `offset` into the list. Returns the bytes read; 0 at the end of the file.
+    ///
+    /// # Errors
+    /// As `preadv(2)`, or `InvalidInput` if the offset does not fit; an interrupted call is repeated.
+    pub fn preadv(&self, fd: BorrowedFd, offset: u64) -> io::Result<usize> {
+        let (pieces, count) = self.pieces();
+        let offset = file_offset(offset)?;
+        // SAFETY: as in `readv`.
+        retry(|| unsafe { libc::preadv(fd.as_raw_fd(), pieces, count, offset) })
+    }
+
+    /// Writes the list to `fd` at byte `offset`. Returns the bytes written.
+    ///
+    /// # Errors
+    /// As `pwritev(2)`, or `InvalidInput` if the offset does not fit; an interrupted call is repeated.
+    pub fn pwritev(&self, fd: BorrowedFd, offset: u64) -> io::Result<usize> {
+        let (pieces, count) = self.pieces();
+        let offset = file_offset(offset)?;
+        // SAFETY: as in `readv`; the kernel only reads here.
+        retry(|| unsafe { libc::pwritev(fd.as_raw_fd(), pieces, count, offset) })
+    }
+
+    fn push_pieces(&mut self, buffer: Buffer) -> Result<(), BadChain> {
+        let len = usize::try_from(buffer.len).map_err(|_| BadChain::OutsideMemory)?;
+        let slices = self
+            .mem
+            .get_slices(buffer.addr, len, Permissions::ReadWrite)
+            .map_err(|_| BadChain::OutsideMemory)?;
+        for slice in slices {
+            let slice = slice.map_err(|_| BadChain::OutsideMemory)?;
+            // The guard has nothing to release: without Xen, regions stay mapped as long as `mem` lives.
+            self.vec.push(libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
+        }
+        self.len_bytes += u64::from(buffer.len);
+        Ok(())
+    }
+
+    /// The first pieces that are left, at most what one call takes.
+    fn pieces(&self) -> (*const libc::iovec, libc::c_int) {
+        let left = self.vec.get(self.first..).unwrap_or_default();
+        let count = left.len().min(MAX_PER_CALL);
+        // MAX_PER_CALL fits into any integer.
+        (left.as_ptr(), libc::c_int::try_from(count).unwrap_or(0))
+    }
+}
+
+fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
+    loop {
+        if let Ok(bytes) = usize::try_from(call()) {
+            return Ok(bytes);
+        }
+        let err = io::Error::last_os_error();
+        if err.kind() != io::ErrorKind::Interrupted {
+            return Err(err);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Seek, Write};
+    use std::os::fd::AsFd;
+    use vm_memory::{Bytes, GuestAddress};
+
+    /// Two regions that touch at 0x1000, and a hole behind 0x2000.
+    fn memory() -> Memory {
+        Memory::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)]).unwrap()
+    }
+
+    fn buffer(addr: u64, len: u32) -> Buffer {
+        Buffer {
+            addr: GuestAddress(addr),
+            len,
+        }
+    }
+
+    #[test]
+    fn pieces_are_written_in_order_across_regions() {
+        let mem = memory();
+        mem.write_slice(b"world", GuestAddress(0xffe)).unwrap();
+        mem.write_slice(b"hello ", GuestAddress(0x100)).unwrap();
+        let mut vecs = IoVecs::new(mem);
+        let mut file = tempfile::tempfile().unwrap();
+
+        vecs.push(buffer(0x100, 6)).unwrap();
+        vecs.push(buffer(0xffe, 5)).unwrap();
+        let written = vecs.writev(file.as_fd()).unwrap();
+
+        file.rewind().unwrap();
+        assert_eq!((written, vecs.len_bytes()), (11, 11));
+        assert_eq!(std::io::read_to_string(file).unwrap(), "hello world");
+    }
+
+    #[test]
+    fn read_goes_on_where_skip_left_it() {
+        let mem = memory();
+        let mut vecs = IoVecs::new(mem.clone());
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"abcdefgh").unwrap();
+
+        vecs.push(buffer(0xffe, 4)).unwrap();
+        vecs.push(buffer(0x200, 4)).unwrap();
+        vecs.skip(3);
+        let read = vecs.preadv(file.as_fd(), 3).unwrap();
+
+        let (mut crossing, mut second) = ([0; 4], [0; 4]);
+        mem.read_slice(&mut crossing, GuestAddress(0xffe)).unwrap();
+        mem.read_slice(&mut second, GuestAddress(0x200)).unwrap();
+        assert_eq!((read, vecs.len_bytes()), (5, 5));
+        assert_eq!((&crossing, &second), (b"\0\0\0d", b"efgh"));
+    }
+
+    #[test]
+    fn skip_beyond_the_end_leaves_nothing() {
+        let mut vecs = IoVecs::new(memory());
+        let file = tempfile::tempfile().unwrap();
+
+        vecs.push(buffer(0, 4)).unwrap();
+        vecs.skip(u64::MAX);
+
+        assert!(vecs.is_empty());
+        assert_eq!(vecs.pwritev(file.as_fd(), 0).unwrap(), 0);
+    }
+
+    #[test]
+    fn more_pieces_than_the_kernel_takes_are_a_partial_write() {
+        let mut vecs = IoVecs::new(memory());
+        let file = tempfile::tempfile().unwrap();
+
+        for addr in 0..2000 {
+            vecs.push(buffer(addr, 1)).unwrap();
+        }
+
+        assert_eq!(vecs.pwritev(file.as_fd(), 0).unwrap(), MAX_PER_CALL);
+        vecs.skip(1024);
+        assert_eq!(vecs.pwritev(file.as_fd(), 1024).unwrap(), 2000 - 1024);
+    }
+
+    #[test]
+    fn buffer_that_leaves_memory_is_refused() {
+        for (addr, len) in [(0x1fff, 2), (0x2000, 1), (u64::MAX, 1), (0, u32::MAX)] {
+            let mut vecs = IoVecs::new(memory());
+
+            let result = vecs.push(buffer(addr, len));
+
+            assert_eq!(result, Err(BadChain::OutsideMemory), "{addr:#x}");
+            assert!(vecs.is_empty());
+        }
+    }
+
+    #[test]
+    fn offset_beyond_the_host_is_refused() {
+        let mut vecs = IoVecs::new(memory());
+        let file = tempfile::tempfile().unwrap();
+
+        vecs.push(buffer(0, 1)).unwrap();
+
+        let err = vecs.preadv(file.as_fd(), u64::MAX).unwrap_err();
+        assert_eq!(err.kind(), std::io::ErrorKind::InvalidInput);
+    }
+}
