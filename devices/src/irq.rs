@@ -47,3 +47,62 @@ pub trait MsiVector: Send + Sync {
     /// Forgets a signal that is being held (the device was reset).
     fn clear(&self);
 }
+
+#[cfg(test)]
+pub(crate) mod fake {
+    //! A vector that remembers.
+
+    use super::{MsiMessage, MsiVector};
+    use std::io;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct State {
+        routed: Option<MsiMessage>,
+        held: u32,
+        delivered: u32,
+    }
+
+    #[derive(Default)]
+    pub(crate) struct FakeVector(Mutex<State>);
+
+    impl FakeVector {
+        pub(crate) fn routed(&self) -> Option<MsiMessage> {
+            self.0.lock().unwrap().routed
+        }
+
+        pub(crate) fn delivered(&self) -> u32 {
+            self.0.lock().unwrap().delivered
+        }
+    }
+
+    impl MsiVector for FakeVector {
+        fn signal(&self) -> io::Result<()> {
+            let mut state = self.0.lock().unwrap();
+            if state.routed.is_some() {
+                state.delivered += 1;
+            } else {
+                state.held += 1;
+            }
+            Ok(())
+        }
+
+        fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
+            let mut state = self.0.lock().unwrap();
+            state.routed = message;
+            if message.is_some() {
+                state.delivered += u32::from(state.held > 0);
+                state.held = 0;
+            }
+            Ok(())
+        }
+
+        fn pending(&self) -> bool {
+            self.0.lock().unwrap().held > 0
+        }
+
+        fn clear(&self) {
+            self.0.lock().unwrap().held = 0;
+        }
+    }
+}
