@@ -25,6 +25,8 @@ pub struct Interrupts {
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
     isr: AtomicU8,
+    /// Changes with the device configuration (virtio 1.3 4.1.4.3.1). Wraps.
+    generation: AtomicU8,
     /// The driver's status and the device's NEEDS_RESET. Pairs with the transport's reads.
     status: AtomicU8,
 }
@@ -38,6 +40,7 @@ impl Interrupts {
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             isr: AtomicU8::new(0),
+            generation: AtomicU8::new(0),
             status: AtomicU8::new(0),
         }
     }
@@ -52,6 +55,7 @@ impl Interrupts {
 
     /// Tells the driver that the device configuration changed.
     pub fn signal_config(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
         self.isr.fetch_or(ISR_CONFIG, Ordering::Relaxed);
         self.signal(self.config_vector.load(Ordering::Relaxed));
     }
@@ -99,19 +103,20 @@ impl Interrupts {
         self.enabled.store(enabled, Ordering::Relaxed);
     }
 
+    pub(crate) fn config_generation(&self) -> u8 {
+        self.generation.load(Ordering::Acquire)
+    }
+
     pub(crate) fn config_vector(&self) -> u16 {
         self.config_vector.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_config_vector(&self, vector: u16) {
-        self.config_vector
-            .store(self.checked(vector), Ordering::Relaxed);
+        self.config_vector.store(self.checked(vector), Ordering::Relaxed);
     }
 
     pub(crate) fn queue_vector(&self, queue: u16) -> u16 {
-        self.queue_vectors
-            .get(usize::from(queue))
-            .map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed))
+        self.queue_vectors.get(usize::from(queue)).map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed))
     }
 
     pub(crate) fn set_queue_vector(&self, queue: u16, vector: u16) {
@@ -122,11 +127,7 @@ impl Interrupts {
 
     /// virtio 1.3 4.1.5.1.2.1: a vector that cannot be mapped reads back as NO_VECTOR.
     fn checked(&self, vector: u16) -> u16 {
-        if usize::from(vector) < self.vectors.len() {
-            vector
-        } else {
-            NO_VECTOR
-        }
+        if usize::from(vector) < self.vectors.len() { vector } else { NO_VECTOR }
     }
 
     fn signal(&self, vector: u16) {

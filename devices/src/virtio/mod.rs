@@ -5,4 +5,6 @@ pub mod chain;
 pub mod device;
 pub mod interrupt;
 pub mod iovec;
+pub mod pci;
+pub mod transport;
 pub mod worker;

@@ -1,0 +1,377 @@
+//! The role *transport*: how a driver and a device agree (virtio 1.3 chapters 2 and 3), shared by whatever carries the registers.
+//!
+//! ```text
+//!             ACKNOWLEDGE, DRIVER          FEATURES_OK              DRIVER_OK
+//!   reset ------------------------> known -------------> negotiated ----------> running
+//!     ^                               | features refused: bit does not stick       |
+//!     +--------- 0 written at any time: workers joined, queues forgotten ----------+
+//! ```
+//!
+//! A status write that skips a step or clears a bit changes nothing. What the driver sets up for a queue is fixed once the queue
+//! is enabled, and checked at that moment: a queue whose rings are not in guest memory does not become enabled.
+
+use crate::virtio::device::{Activation, ActiveQueue, Device, Memory, StartError};
+use crate::virtio::interrupt::Interrupts;
+use std::io;
+use std::sync::Arc;
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// Status bits as the byte they are in (virtio 1.3 2.1).
+#[expect(clippy::cast_possible_truncation, reason = "all bits are below 0x100")]
+mod status {
+    use super::*;
+    pub(super) const ACKNOWLEDGE: u8 = VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
+    pub(super) const DRIVER: u8 = VIRTIO_CONFIG_S_DRIVER as u8;
+    pub(super) const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
+    pub(super) const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
+    pub(super) const FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
+}
+
+/// Every modern driver must accept this one.
+const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+
+/// What the rings themselves offer, whatever the device.
+const RING_FEATURES: u64 = VERSION_1 | EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// One of the three parts of a split virtqueue (virtio 1.3 2.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RingPart {
+    /// The descriptor table.
+    Descriptors,
+    /// The available ring.
+    Available,
+    /// The used ring.
+    Used,
+}
+
+/// What the driver has set up for one queue.
+#[derive(Debug, Clone, Copy)]
+struct QueueSetup {
+    max_size: u16,
+    size: u16,
+    enabled: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+}
+
+impl QueueSetup {
+    fn new(max_size: u16) -> Self {
+        Self { max_size, size: max_size, enabled: false, descriptors: 0, available: 0, used: 0 }
+    }
+
+    fn part(&mut self, part: RingPart) -> &mut u64 {
+        match part {
+            RingPart::Descriptors => &mut self.descriptors,
+            RingPart::Available => &mut self.available,
+            RingPart::Used => &mut self.used,
+        }
+    }
+
+    /// The queue as workers use it; `None` if it is not usable (address 0 is where a driver that set nothing points).
+    fn build(&self, mem: &Memory, event_idx: bool) -> Option<Queue> {
+        if [self.descriptors, self.available, self.used].contains(&0) {
+            return None;
+        }
+        let mut queue = Queue::new(self.max_size).ok()?;
+        queue.try_set_size(self.size).ok()?;
+        queue.try_set_desc_table_address(vm_memory::GuestAddress(self.descriptors)).ok()?;
+        queue.try_set_avail_ring_address(vm_memory::GuestAddress(self.available)).ok()?;
+        queue.try_set_used_ring_address(vm_memory::GuestAddress(self.used)).ok()?;
+        queue.set_event_idx(event_idx);
+        queue.set_ready(true);
+        queue.is_valid(mem).then_some(queue)
+    }
+}
+
+/// The state that a driver negotiates, and the device behind it.
+pub struct Transport {
+    device: Box<dyn Device>,
+    mem: Memory,
+    interrupts: Arc<Interrupts>,
+    doorbells: Vec<EventFd>,
+    offered: u64,
+    accepted: u64,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    queue_select: u16,
+    queues: Vec<QueueSetup>,
+    running: bool,
+}
+
+impl Transport {
+    /// A device in its state after reset.
+    ///
+    /// # Errors
+    /// If the host has no eventfd left.
+    pub fn new(device: Box<dyn Device>, mem: Memory, interrupts: Arc<Interrupts>) -> io::Result<Self> {
+        let sizes = device.queue_max_sizes();
+        let doorbells = sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<_>>()?;
+        let queues = sizes.iter().copied().map(QueueSetup::new).collect();
+        let offered = device.features() | RING_FEATURES;
+        Ok(Self {
+            device,
+            mem,
+            interrupts,
+            doorbells,
+            offered,
+            accepted: 0,
+            device_feature_select: 0,
+            driver_feature_select: 0,
+            queue_select: 0,
+            queues,
+            running: false,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &dyn Device {
+        self.device.as_ref()
+    }
+
+    /// The device, for writes to its configuration.
+    pub fn device_mut(&mut self) -> &mut dyn Device {
+        self.device.as_mut()
+    }
+
+    /// One event per queue, signalled when the driver notifies that queue.
+    pub fn doorbells(&self) -> &[EventFd] {
+        &self.doorbells
+    }
+
+    /// Whether the driver has the device running, that is whether doorbells mean something.
+    pub fn running(&self) -> bool {
+        self.running
+    }
+
+    /// The device status byte.
+    pub fn status(&self) -> u8 {
+        self.interrupts.status()
+    }
+
+    /// A write to the device status: a reset, a legal step forward, or nothing.
+    pub fn set_status(&mut self, value: u8) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        let old = self.status();
+        if value & status::FAILED != 0 {
+            self.interrupts.add_status(status::FAILED);
+        }
+        let steps = [
+            (status::ACKNOWLEDGE, 0),
+            (status::DRIVER, status::ACKNOWLEDGE),
+            (status::FEATURES_OK, status::ACKNOWLEDGE | status::DRIVER),
+            (status::DRIVER_OK, status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK),
+        ];
+        for (bit, before) in steps {
+            let now = self.status();
+            if value & bit == 0 || now & bit != 0 {
+                continue;
+            }
+            // A driver keeps the bits it has set when it sets the next one (virtio 1.3 2.1.1).
+            if now & before != before || value & old & before != old & before {
+                log::debug!("Refused the status {value:#x} after {old:#x}");
+                return;
+            }
+            if bit == status::FEATURES_OK && !self.features_are_legal() {
+                return;
+            }
+            self.interrupts.add_status(bit);
+            if bit == status::DRIVER_OK {
+                self.start();
+            }
+        }
+    }
+
+    /// Stops the device and forgets all that was negotiated (virtio 1.3 2.4).
+    pub fn reset(&mut self) {
+        if self.running {
+            self.device.stop();
+            self.running = false;
+        }
+        self.interrupts.reset();
+        for doorbell in &self.doorbells {
+            // Empty when nobody rang; a later start must not see an old ring.
+            let _ = doorbell.read();
+        }
+        self.accepted = 0;
+        self.device_feature_select = 0;
+        self.driver_feature_select = 0;
+        self.queue_select = 0;
+        for queue in &mut self.queues {
+            *queue = QueueSetup::new(queue.max_size);
+        }
+    }
+
+    /// The device_feature_select register.
+    pub fn device_feature_select(&self) -> u32 {
+        self.device_feature_select
+    }
+
+    /// Selects which 32 offered bits [`device_feature`](Self::device_feature) shows.
+    pub fn select_device_feature(&mut self, select: u32) {
+        self.device_feature_select = select;
+    }
+
+    /// The selected 32 offered feature bits.
+    pub fn device_feature(&self) -> u32 {
+        half(self.offered, self.device_feature_select)
+    }
+
+    /// The driver_feature_select register.
+    pub fn driver_feature_select(&self) -> u32 {
+        self.driver_feature_select
+    }
+
+    /// Selects which 32 accepted bits [`driver_feature`](Self::driver_feature) shows.
+    pub fn select_driver_feature(&mut self, select: u32) {
+        self.driver_feature_select = select;
+    }
+
+    /// The selected 32 feature bits that the driver has accepted.
+    pub fn driver_feature(&self) -> u32 {
+        half(self.accepted, self.driver_feature_select)
+    }
+
+    /// Sets the selected 32 accepted bits; fixed once FEATURES_OK is set.
+    pub fn set_driver_feature(&mut self, bits: u32) {
+        if self.status() & status::FEATURES_OK != 0 {
+            return;
+        }
+        match self.driver_feature_select {
+            0 => self.accepted = self.accepted & !0xffff_ffff | u64::from(bits),
+            1 => self.accepted = self.accepted & 0xffff_ffff | u64::from(bits) << 32,
+            _ => {}
+        }
+    }
+
+    /// The number of queues.
+    pub fn num_queues(&self) -> u16 {
+        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The queue_select register.
+    pub fn queue_select(&self) -> u16 {
+        self.queue_select
+    }
+
+    /// Selects the queue that the methods below mean. One that does not exist has size 0.
+    pub fn select_queue(&mut self, queue: u16) {
+        self.queue_select = queue;
+    }
+
+    /// Size of the selected queue in descriptors.
+    pub fn queue_size(&self) -> u16 {
+        self.selected().map_or(0, |q| q.size)
+    }
+
+    /// Sets the size; one that is not a power of two, or above the largest, is ignored.
+    pub fn set_queue_size(&mut self, size: u16) {
+        if let Some(queue) = self.selected_for_setup()
+            && size.is_power_of_two()
+            && size <= queue.max_size
+        {
+            queue.size = size;
+        }
+    }
+
+    /// Whether the selected queue is enabled.
+    pub fn queue_enabled(&self) -> bool {
+        self.selected().is_some_and(|q| q.enabled)
+    }
+
+    /// Enables the selected queue if its rings lie in guest memory and are aligned (virtio 1.3 2.7).
+    pub fn enable_queue(&mut self) {
+        let (mem, event_idx) = (self.mem.clone(), self.accepted & EVENT_IDX != 0);
+        let idx = self.queue_select;
+        if let Some(queue) = self.selected_for_setup() {
+            queue.enabled = queue.build(&mem, event_idx).is_some();
+            if !queue.enabled {
+                log::debug!("Refused to enable queue {idx}: its rings are not in guest memory");
+            }
+        }
+    }
+
+    /// Guest-physical address of a part of the selected queue.
+    pub fn ring_address(&self, part: RingPart) -> u64 {
+        self.selected().map_or(0, |mut q| *q.part(part))
+    }
+
+    /// Sets that address.
+    pub fn set_ring_address(&mut self, part: RingPart, address: u64) {
+        if let Some(queue) = self.selected_for_setup() {
+            *queue.part(part) = address;
+        }
+    }
+
+    /// The driver notified `queue`, by a way that did not end in the doorbell already.
+    pub fn notify(&self, queue: u16) {
+        if let Some(doorbell) = self.doorbells.get(usize::from(queue))
+            && self.running
+            && let Err(err) = doorbell.write(1)
+        {
+            log::debug!("Lost a notification of queue {queue}: {err}");
+        }
+    }
+
+    fn selected(&self) -> Option<QueueSetup> {
+        self.queues.get(usize::from(self.queue_select)).copied()
+    }
+
+    /// The selected queue, if the driver may still change it.
+    fn selected_for_setup(&mut self) -> Option<&mut QueueSetup> {
+        let setting_up = !self.running;
+        self.queues.get_mut(usize::from(self.queue_select)).filter(|q| setting_up && !q.enabled)
+    }
+
+    fn features_are_legal(&self) -> bool {
+        self.accepted & !self.offered == 0 && self.accepted & VERSION_1 != 0
+    }
+
+    fn start(&mut self) {
+        let result = self.activation().and_then(|activation| self.device.start(activation));
+        match result {
+            Ok(()) => self.running = true,
+            Err(err) => {
+                let cause = std::error::Error::source(&err).map(|s| format!(": {s}")).unwrap_or_default();
+                log::error!("A {:?} device cannot start: {err}{cause}", self.device.kind());
+                self.interrupts.set_needs_reset();
+            }
+        }
+    }
+
+    fn activation(&self) -> Result<Activation, StartError> {
+        let event_idx = self.accepted & EVENT_IDX != 0;
+        let mut queues = Vec::with_capacity(self.queues.len());
+        for ((idx, setup), doorbell) in (0..).zip(&self.queues).zip(&self.doorbells) {
+            if !setup.enabled {
+                continue;
+            }
+            let doorbell = doorbell
+                .try_clone()
+                .map_err(|source| StartError::Host { operation: "duplicate a doorbell", source })?;
+            let queue = setup.build(&self.mem, event_idx).ok_or(StartError::MissingQueue(idx))?;
+            queues.push(ActiveQueue { idx, queue, doorbell });
+        }
+        Ok(Activation { mem: self.mem.clone(), features: self.accepted, queues, interrupts: self.interrupts.clone() })
+    }
+}
+
+/// The lower or upper 32 of 64 feature bits; a driver may select further ones, which are all zero.
+fn half(bits: u64, select: u32) -> u32 {
+    let [b0, b1, b2, b3, b4, b5, b6, b7] = bits.to_le_bytes();
+    match select {
+        0 => u32::from_le_bytes([b0, b1, b2, b3]),
+        1 => u32::from_le_bytes([b4, b5, b6, b7]),
+        _ => 0,
+    }
+}
