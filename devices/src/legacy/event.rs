@@ -1,0 +1,49 @@
+//! What a guest asks of the machine as a whole, and who hears it.
+
+/// A request of the guest that ends or restarts the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// Entered the soft-off state.
+    PowerOff,
+    /// Pulled the reset line.
+    Reset,
+    /// Reported that its kernel panicked.
+    Panicked,
+    /// Wrote this code to the debug-exit port.
+    Exit(u8),
+}
+
+/// Where devices report [`MachineEvent`]s. The VMM implements it.
+///
+/// Called by vCPU threads in the middle of the guest's write, also by several at once and more than once: the guest runs on
+/// until the VMM stops it, so the first event decides and the implementation keeps it. It must not block.
+pub trait Events: Send + Sync {
+    /// Takes note of `event`.
+    fn raise(&self, event: MachineEvent);
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// Remembers every event.
+    #[derive(Default)]
+    pub(in crate::legacy) struct Recorder(Mutex<Vec<MachineEvent>>);
+
+    impl Recorder {
+        pub(in crate::legacy) fn new() -> Arc<Self> {
+            Arc::default()
+        }
+
+        pub(in crate::legacy) fn seen(&self) -> Vec<MachineEvent> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    impl Events for Recorder {
+        fn raise(&self, event: MachineEvent) {
+            self.0.lock().unwrap().push(event);
+        }
+    }
+}
