@@ -6,5 +6,6 @@ pub mod device;
 pub mod interrupt;
 pub mod iovec;
 pub mod pci;
+pub mod ring;
 pub mod transport;
 pub mod worker;
