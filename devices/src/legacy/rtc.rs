@@ -241,7 +241,7 @@ impl Format {
     /// The last two digits of `number`.
     fn encode_number(self, number: i64) -> u8 {
         let digits = u8::try_from(number.rem_euclid(100)).unwrap_or(0);
-        if self.0 & B_BINARY != 0 { digits } else { (digits / 10) << 4 | digits % 10 }
+        if self.0 & B_BINARY != 0 { digits } else { ((digits / 10) << 4) | (digits % 10) }
     }
 
     /// The time in `ram` in seconds since 1970, or `None` if it does not exist.
@@ -391,7 +391,7 @@ mod tests {
     fn interrupts_cannot_be_enabled() {
         let rtc = rtc();
 
-        write(&rtc, REGISTER_B, 0xff & !B_SET);
+        write(&rtc, REGISTER_B, !B_SET);
 
         assert_eq!(read(&rtc, REGISTER_B), B_BINARY | B_24_HOURS);
         assert_eq!(read(&rtc, REGISTER_C), 0);

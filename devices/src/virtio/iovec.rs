@@ -6,10 +6,7 @@
 //! [`skip`](IoVecs::skip) and go on.
 
 // The reason for `unsafe` here: the system calls take raw host addresses of guest memory.
-#![expect(
-    unsafe_code,
-    reason = "readv and its relatives are called on guest memory"
-)]
+#![expect(unsafe_code, reason = "readv and its relatives are called on guest memory")]
 
 use crate::virtio::chain::{BadChain, Buffer};
 use crate::virtio::device::Memory;
@@ -38,12 +35,7 @@ unsafe impl Send for IoVecs {}
 impl IoVecs {
     /// An empty list of pieces of `mem`.
     pub fn new(mem: Memory) -> Self {
-        Self {
-            mem,
-            vec: Vec::new(),
-            first: 0,
-            len_bytes: 0,
-        }
+        Self { mem, vec: Vec::new(), first: 0, len_bytes: 0 }
     }
 
     /// Forgets all pieces; keeps the allocation.
@@ -135,17 +127,12 @@ impl IoVecs {
 
     fn push_pieces(&mut self, buffer: Buffer) -> Result<(), BadChain> {
         let len = usize::try_from(buffer.len).map_err(|_| BadChain::OutsideMemory)?;
-        let slices = self
-            .mem
-            .get_slices(buffer.addr, len, Permissions::ReadWrite)
-            .map_err(|_| BadChain::OutsideMemory)?;
+        let slices =
+            self.mem.get_slices(buffer.addr, len, Permissions::ReadWrite).map_err(|_| BadChain::OutsideMemory)?;
         for slice in slices {
             let slice = slice.map_err(|_| BadChain::OutsideMemory)?;
             // The guard has nothing to release: without Xen, regions stay mapped as long as `mem` lives.
-            self.vec.push(libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
-            });
+            self.vec.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
         }
         self.len_bytes += u64::from(buffer.len);
         Ok(())
@@ -189,10 +176,7 @@ mod tests {
     }
 
     fn buffer(addr: u64, len: u32) -> Buffer {
-        Buffer {
-            addr: GuestAddress(addr),
-            len,
-        }
+        Buffer { addr: GuestAddress(addr), len }
     }
 
     #[test]
