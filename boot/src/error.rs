@@ -1,0 +1,223 @@
+//! Why a guest cannot be booted, in one sentence each, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use linux_loader::{cmdline, configurator, loader};
+use thiserror::Error as ThisError;
+
+/// A refusal of [`crate::load`] or [`crate::Cmdline`].
+///
+/// The text names the file and the reason. [`Error::hint`] adds what the user can do.
+#[derive(Debug, ThisError)]
+#[non_exhaustive]
+pub enum Error {
+    /// Reading failed for a reason of the host.
+    #[error("Cannot read {}", path.display())]
+    Read {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The path names a directory.
+    #[error("{} is a directory, not a file", path.display())]
+    Directory {
+        /// The file as the user named it.
+        path: PathBuf,
+    },
+    /// The file has no content.
+    #[error("{} is empty", path.display())]
+    Empty {
+        /// The file as the user named it.
+        path: PathBuf,
+    },
+    /// The file ends before its own headers say it should.
+    #[error("{} is truncated: it has {len} bytes, its headers speak of {needed}", path.display())]
+    Truncated {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// Length of the file in bytes.
+        len: u64,
+        /// Length in bytes that its headers imply.
+        needed: u64,
+    },
+    /// The file is no kernel of any known format.
+    #[error("{} is not a Linux kernel but {found}", path.display())]
+    NotAKernel {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// What its first bytes look like.
+        found: &'static str,
+    },
+    /// The file is compressed as a whole.
+    #[error("{} is compressed with {method}", path.display())]
+    Compressed {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// Name of the compression.
+        method: &'static str,
+        /// The tool that undoes it.
+        tool: &'static str,
+    },
+    /// A 32-bit ELF file.
+    #[error("{} is a 32-bit ELF file", path.display())]
+    Elf32 {
+        /// The file as the user named it.
+        path: PathBuf,
+    },
+    /// An ELF file for another processor.
+    #[error("{} is an ELF file for {machine}, not for x86-64", path.display())]
+    ForeignMachine {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// Name of the architecture.
+        machine: &'static str,
+    },
+    /// An ELF file of a type that cannot be loaded, such as an object file.
+    #[error("{} is an ELF file that cannot be started: {reason}", path.display())]
+    BadElf {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// The rule that it breaks.
+        reason: &'static str,
+    },
+    /// A bzImage with a boot protocol older than 2.12.
+    #[error("{} speaks boot protocol {major}.{minor:02}, older than 2.12", path.display())]
+    OldProtocol {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// Major version.
+        major: u8,
+        /// Minor version.
+        minor: u8,
+    },
+    /// A bzImage without a 64-bit entry.
+    #[error("{} is a kernel for 32-bit x86", path.display())]
+    Only32Bit {
+        /// The file as the user named it.
+        path: PathBuf,
+    },
+    /// A bzImage header that contradicts itself.
+    #[error("{} has a broken Linux boot header: {reason}", path.display())]
+    BadBzImage {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// The rule that it breaks.
+        reason: &'static str,
+    },
+    /// The kernel needs guest memory that is not there.
+    #[error(
+        "{} needs guest memory from {start:#x} to {end:#x}, but the guest has RAM from {:#x} to {ram_end:#x} for it",
+        path.display(), crate::layout::HIGH_RAM_BASE
+    )]
+    KernelDoesNotFit {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// First guest physical address that it needs.
+        start: u64,
+        /// First guest physical address behind what it needs.
+        end: u64,
+        /// End of the RAM below the device hole.
+        ram_end: u64,
+    },
+    /// The initrd and the kernel do not fit together.
+    #[error("{} has {len} bytes, but beside the kernel the guest has room for {room}", path.display())]
+    InitrdTooLarge {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// Length of the file in bytes.
+        len: u64,
+        /// Bytes that are free.
+        room: u64,
+    },
+    /// The command line is longer than the kernel or this crate takes.
+    #[error("The kernel command line has {len} bytes, more than the {limit} that the kernel takes")]
+    CmdlineTooLong {
+        /// Length in bytes.
+        len: usize,
+        /// Longest length in bytes.
+        limit: usize,
+    },
+    /// The command line has text that cannot be passed on.
+    #[error("Cannot use this kernel command line")]
+    Cmdline(#[source] cmdline::Error),
+    /// The guest's memory has no RAM at address 0, or less than the boot data needs.
+    #[error("The guest has {bytes} bytes of memory from address 0, too few to boot")]
+    NoLowMemory {
+        /// Contiguous bytes from address 0.
+        bytes: u64,
+    },
+    /// More separate regions of RAM than the memory map holds.
+    #[error("The guest's memory has {count} separate regions, more than the {limit} that its map holds")]
+    TooManyRegions {
+        /// Entries needed.
+        count: usize,
+        /// Entries possible.
+        limit: usize,
+    },
+    /// The ACPI tables outgrow their place.
+    #[error("The ACPI tables need {bytes} bytes, more than the {room} there are")]
+    AcpiTooLarge {
+        /// Bytes needed.
+        bytes: u64,
+        /// Bytes there are.
+        room: u64,
+    },
+    /// The platform has no vCPU.
+    #[error("The guest has no vCPU")]
+    NoCpu,
+    /// linux-loader could not place the kernel or the command line.
+    #[error("Cannot place the kernel in guest memory")]
+    Place(#[source] loader::Error),
+    /// linux-loader could not write the boot parameters.
+    #[error("Cannot write the boot parameters to guest memory")]
+    BootParams(#[source] configurator::Error),
+    /// Guest memory refused an access to an address that was checked before.
+    #[error("Cannot write {what} to guest memory")]
+    GuestMemory {
+        /// What was being written.
+        what: &'static str,
+        /// What guest memory said.
+        source: vm_memory::GuestMemoryError,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, as a sentence; `None` where the message says all there is to say.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Error::Compressed { tool, path, .. } => {
+                return Some(format!("Decompress it first, for example with `{tool} {}`", path.display()));
+            }
+            Error::KernelDoesNotFit { end, ram_end, .. } if end > ram_end => {
+                let mib = end.div_ceil(1 << 20);
+                return Some(format!(
+                    "Give the guest more memory (at least {mib} MiB, more to run in), or use another kernel"
+                ));
+            }
+            Error::KernelDoesNotFit { .. } => "Link the kernel at 1 MiB or above; the memory below holds boot data",
+            Error::Empty { .. } | Error::Truncated { .. } => "Fetch or build the file again",
+            Error::Directory { .. } | Error::NotAKernel { .. } => {
+                "Pass a bzImage (such as /boot/vmlinuz-*) or an uncompressed ELF vmlinux"
+            }
+            Error::Elf32 { .. } | Error::ForeignMachine { .. } | Error::Only32Bit { .. } => {
+                "Use a kernel built for x86-64"
+            }
+            Error::OldProtocol { .. } => "Use Linux 3.8 or newer",
+            Error::BadElf { .. } | Error::BadBzImage { .. } => "Build the kernel again, or use one from a distribution",
+            Error::InitrdTooLarge { .. } => "Give the guest more memory, or use a smaller initrd",
+            Error::CmdlineTooLong { .. } => "Shorten the kernel command line",
+            Error::Cmdline(_) => "Use printable ASCII characters only",
+            Error::NoLowMemory { .. } => "Give the guest more memory",
+            Error::AcpiTooLarge { .. } => "Give the guest fewer vCPUs",
+            Error::Read { .. }
+            | Error::TooManyRegions { .. }
+            | Error::NoCpu
+            | Error::Place(_)
+            | Error::BootParams(_)
+            | Error::GuestMemory { .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
