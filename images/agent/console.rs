@@ -1,0 +1,71 @@
+//! What the agent says. Promises that writing never fails the agent, and that lines meant for machines start a line and
+//! are not cut by the kernel's own messages, which go to the same serial port: those are held back for that moment.
+
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::panic;
+
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+
+/// `console_loglevel` and three more numbers; a message below the first is printed.
+const PRINTK: &str = "/proc/sys/kernel/printk";
+
+/// Says one line in words, for people.
+macro_rules! say {
+    ($($argument:tt)*) => { $crate::console::line(format_args!("minivmm-agent: {}", format_args!($($argument)*))) };
+}
+pub(crate) use say;
+
+/// Makes `/dev/console` the standard input and output. The ones the kernel gave may predate the devtmpfs.
+pub(crate) fn attach() {
+    let console = OpenOptions::new().read(true).write(true).open("/dev/console");
+    let attached = console.and_then(|console| {
+        dup2_stdin(&console)?;
+        dup2_stdout(&console)?;
+        dup2_stderr(&console)?;
+        Ok(())
+    });
+    if let Err(error) = attached {
+        say!("Cannot open the console: {error}");
+    }
+}
+
+/// Turns a bug of the agent into a line and a power-off, where the end of init would be a kernel panic.
+pub(crate) fn catch_panics() {
+    panic::set_hook(Box::new(|info| {
+        say!("Bug in the agent, powering off: {info}");
+        nix::unistd::sync();
+        // Nobody is left to tell that this failed, too.
+        let _ = reboot(RebootMode::RB_POWER_OFF);
+    }));
+}
+
+/// Writes a line.
+pub(crate) fn line(text: fmt::Arguments<'_>) {
+    let text = format!("{text}\n");
+    let mut out = io::stdout().lock();
+    // There is no other place to say that the console does not work.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Writes a line for machines while the kernel holds back all but emergencies.
+pub(crate) fn machine_line(text: fmt::Arguments<'_>) {
+    // Where the level cannot be had the line is merely less well protected.
+    let before = fs::read_to_string(PRINTK).ok();
+    if before.is_some() {
+        let _ = fs::write(PRINTK, "1");
+    }
+    line(text);
+    if let Some(level) = before.as_deref().and_then(|levels| levels.split_ascii_whitespace().next()) {
+        let _ = fs::write(PRINTK, level);
+    }
+}
+
+/// The terminal behind `/dev/console`, the only name under which it can be a controlling terminal.
+pub(crate) fn terminal() -> Option<String> {
+    let active = fs::read_to_string("/sys/class/tty/console/active").ok()?;
+    // The last one listed is what /dev/console writes to.
+    active.split_ascii_whitespace().last().map(|name| format!("/dev/{name}"))
+}

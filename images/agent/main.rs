@@ -1,0 +1,81 @@
+//! The init of minivmm's guests: `/init` of the initramfs and `/sbin/init` of a root disk. Mounts, loads modules, brings up
+//! the cards, says that it is ready, runs a script or a shell, and stops the machine. The words that it understands and
+//! says are in the documentation of the crate `images`.
+//!
+//! Promises never to end and never to panic: the kernel would. What fails is said in one line on the console, and the
+//! agent goes on, or powers off where there is nothing left to go on with.
+//!
+//! Does not supervise services, log, or authenticate anybody.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod base64;
+mod cards;
+mod cmdline;
+mod console;
+mod job;
+mod modules;
+mod mounts;
+mod network;
+mod port;
+mod power;
+mod ready;
+mod root;
+mod spawn;
+mod supervisor;
+
+use std::fs;
+use std::process::ExitCode;
+
+use cmdline::{Job, Words};
+use console::say;
+use power::Stop;
+use supervisor::Supervisor;
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        say!("This is the init of a guest, for the kernel to start");
+        return ExitCode::FAILURE;
+    }
+    let problems = mounts::kernel_interfaces();
+    console::attach();
+    console::catch_panics();
+    for problem in problems {
+        say!("{problem}");
+    }
+    // A command line that cannot be read is an empty one: a shell on the console.
+    let words = Words::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    for refusal in &words.refusals {
+        say!("{refusal}");
+    }
+    modules::load_all();
+    if let Some(wish) = words.root.as_ref().filter(|_| mounts::on_initramfs()) {
+        root::switch(wish);
+        power::stop(Stop::PowerOff);
+    }
+    for problem in mounts::scratch() {
+        say!("{problem}");
+    }
+    let stop = Supervisor::new().map_or_else(
+        |error| {
+            say!("Cannot wait for signals: {error}");
+            Stop::PowerOff
+        },
+        |mut supervisor| live(&words, &mut supervisor),
+    );
+    power::stop(stop)
+}
+
+/// From the network to the wish to stop.
+fn live(words: &Words, supervisor: &mut Supervisor) -> Stop {
+    // The name of the guest is a convenience of its prompt and its DHCP requests.
+    let _ = nix::unistd::sethostname("minivmm");
+    if let Err(stop) = network::bring_up(&words.network, supervisor) {
+        return stop;
+    }
+    ready::announce();
+    match &words.job {
+        Job::Script(script) => job::run_script(script, words.exit_report, supervisor),
+        Job::Shell => job::run_shell(supervisor),
+    }
+}

@@ -1,0 +1,133 @@
+//! A guest to boot: a stock kernel and an initramfs made for it. Promises that a second run changes nothing and that each
+//! file is replaced whole. The initramfs is assembled anew each time (a fraction of a second) and written only if it
+//! differs, so there is no record of inputs that could go stale.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::kernel::{self, Freshness, Series};
+use crate::modules::{self, Modules};
+use crate::tree::{Entry, Tree};
+use crate::{cpio, place, programs, root};
+
+/// What guest to make, and where.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The kernel.
+    pub series: Series,
+    /// Whether to look for a newer one.
+    pub freshness: Freshness,
+    /// The directory that gets `guest/` (see [`place::guest_dir`]).
+    pub out: PathBuf,
+    /// The directory of downloaded kernels.
+    pub cache: PathBuf,
+    /// The guest's init.
+    pub agent: PathBuf,
+    /// Programs of this machine to copy into the guest, by name or path.
+    pub programs: Vec<String>,
+    /// Kernel modules beside [`modules::DEFAULT`].
+    pub modules: Vec<String>,
+}
+
+/// The files of a guest.
+#[derive(Debug, Clone, Serialize)]
+pub struct Guest {
+    /// The directory of the files below.
+    pub dir: PathBuf,
+    /// The bzImage.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initramfs: PathBuf,
+    /// A text about their versions.
+    pub about: PathBuf,
+    /// The kernel's `uname -r`.
+    pub release: String,
+}
+
+/// Makes the guest, or finds it made.
+///
+/// # Errors
+/// What fails on the way: tools, downloads, files, names of programs and modules.
+pub fn provide(wish: &Wish) -> Result<Guest, Error> {
+    let kernel = kernel::provide(wish.series, wish.freshness, &wish.cache)?;
+    let (tree, loaded) = initramfs_tree(wish, &kernel)?;
+    let dir = place::guest_dir(&wish.out, wish.series);
+    fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
+
+    let about = [
+        format!("kernel {}", kernel.release),
+        format!("package {}", kernel.package),
+        format!("modules {}", loaded.join(" ")),
+        format!("programs {}", wish.programs.join(" ")),
+        format!("images {}", env!("CARGO_PKG_VERSION")),
+    ];
+    let guest = Guest {
+        kernel: dir.join("vmlinuz"),
+        initramfs: dir.join("initramfs"),
+        about: dir.join("about"),
+        release: kernel.release.clone(),
+        dir,
+    };
+    let vmlinuz = fs::read(kernel.vmlinuz()).map_err(Error::file("read", kernel.vmlinuz()))?;
+    publish(&guest.initramfs, &cpio::archive(&tree)?)?;
+    publish(&guest.kernel, &vmlinuz)?;
+    publish(&guest.about, format!("{}\n", about.map(|line| line.trim_end().to_owned()).join("\n")).as_bytes())?;
+    Ok(guest)
+}
+
+/// The tree of the initramfs, and the names of the modules that it loads.
+fn initramfs_tree(wish: &Wish, kernel: &kernel::Kernel) -> Result<(Tree, Vec<String>), Error> {
+    let mut tree = root::tree(&wish.agent)?;
+    tree.put("init", Entry::Symlink("sbin/init".to_owned()));
+    let wanted = modules::DEFAULT.into_iter().chain(wish.modules.iter().map(String::as_str));
+    let resolved = Modules::open(&kernel.modules(), &kernel.release)?.resolve(wanted)?;
+    let mut names = Vec::new();
+    for module in resolved {
+        tree.put(&format!("lib/modules/{}/{}.ko", kernel.release, module.name), Entry::File(module.image));
+        names.push(module.name);
+    }
+    let list = names.iter().map(|name| format!("{name}.ko\n")).collect::<String>();
+    tree.put(&format!("lib/modules/{}/minivmm.load", kernel.release), Entry::File(list.into_bytes()));
+    for program in &wish.programs {
+        programs::add(&mut tree, program)?;
+    }
+    Ok((tree, names))
+}
+
+/// Puts a file in its place at once, unless it is there already.
+pub(crate) fn publish(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    if fs::read(path).is_ok_and(|present| present == bytes) {
+        return Ok(());
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let partial = path.with_file_name(name);
+    let written = fs::write(&partial, bytes).map_err(Error::file("write", &partial));
+    let moved = written.and_then(|()| fs::rename(&partial, path).map_err(Error::file("replace", path)));
+    if moved.is_err() {
+        // The failure to report is the one above; what is left of the partial file is a nuisance at most.
+        let _ = fs::remove_file(&partial);
+    }
+    moved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn publish_leaves_an_equal_file_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        publish(&path, b"one").unwrap();
+        let before = fs::metadata(&path).unwrap().modified().unwrap();
+        publish(&path, b"one").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
+        publish(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
