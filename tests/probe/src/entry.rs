@@ -129,6 +129,14 @@ interrupt_stubs:
 spurious_stub:
     iretq
 
+    /* Software interrupt from ring 3: sleep until the next interrupt. */
+    .balign 32
+    .globl halt_stub
+halt_stub:
+    sti
+    hlt
+    iretq
+
     .section .tables, "aw", @progbits
     .balign 4096
     .globl pml4

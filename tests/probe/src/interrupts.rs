@@ -1,0 +1,64 @@
+//! The interrupt descriptor table, the local APIC, and counters of arrived messages.
+//!
+//! Handlers run in ring 0 and only count (entry.rs); everything here runs in ring 3. Interrupts are always enabled there.
+//! The local APIC is used in xAPIC mode, its mode at reset (Intel SDM 3A, 11.4).
+
+use crate::cpu;
+use crate::entry::{FIRST_VECTOR, STUB_BYTES, VECTORS};
+
+const APIC: u64 = 0xfee0_0000;
+const APIC_ID: u64 = APIC + 0x20;
+const APIC_TASK_PRIORITY: u64 = APIC + 0x80;
+const APIC_SPURIOUS: u64 = APIC + 0xf0;
+const SPURIOUS_VECTOR: u8 = 0xff;
+const HALT_VECTOR: u8 = 0x30;
+const RING0_CODE: u64 = 0x08;
+
+unsafe extern "C" {
+    static idt: u8;
+    static exception_stubs: u8;
+    static interrupt_stubs: u8;
+    static spurious_stub: u8;
+    static halt_stub: u8;
+    static interrupt_counts: u8;
+}
+
+/// Fills the descriptor table and enables the local APIC. Call once, before the first message may arrive.
+pub(crate) fn install() {
+    let exceptions = (&raw const exception_stubs).addr() as u64;
+    let messages = (&raw const interrupt_stubs).addr() as u64;
+    for vector in 0..32 {
+        gate(vector, exceptions + STUB_BYTES * u64::from(vector), 0);
+    }
+    for (stub, vector) in (FIRST_VECTOR..).take(VECTORS).enumerate() {
+        gate(vector, messages + STUB_BYTES * stub as u64, 0);
+    }
+    gate(HALT_VECTOR, (&raw const halt_stub).addr() as u64, 3);
+    gate(SPURIOUS_VECTOR, (&raw const spurious_stub).addr() as u64, 0);
+    cpu::write32(APIC_TASK_PRIORITY, 0);
+    cpu::write32(APIC_SPURIOUS, 0x100 | u32::from(SPURIOUS_VECTOR));
+}
+
+/// How many messages with vector `FIRST_VECTOR + idx` have arrived since the start, modulo 2^32.
+pub(crate) fn count(idx: usize) -> u32 {
+    cpu::read32((&raw const interrupt_counts).addr() as u64 + 4 * idx as u64)
+}
+
+/// The message address that reaches this CPU: fixed delivery, physical destination (Intel SDM 3A, 11.11.1).
+pub(crate) fn message_address() -> u64 {
+    let id = cpu::read32(APIC_ID) >> 24;
+    APIC | u64::from(id) << 12
+}
+
+/// The message data for vector `FIRST_VECTOR + idx`, edge triggered.
+pub(crate) fn message_data(idx: usize) -> u32 {
+    u32::from(FIRST_VECTOR) + u32::try_from(idx % VECTORS).unwrap_or(0)
+}
+
+fn gate(vector: u8, handler: u64, privilege: u64) {
+    let address = (&raw const idt).addr() as u64 + 16 * u64::from(vector);
+    // Present 64-bit interrupt gate (Intel SDM 3A, 6.14.1).
+    let kind = 0x8e00 | privilege << 13;
+    cpu::write64(address, handler & 0xffff | RING0_CODE << 16 | kind << 32 | (handler >> 16 & 0xffff) << 48);
+    cpu::write64(address + 8, handler >> 32);
+}

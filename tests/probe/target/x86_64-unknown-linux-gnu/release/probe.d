@@ -1,1 +1,0 @@
-/work/main/tests/probe/target/x86_64-unknown-linux-gnu/release/probe: /work/main/tests/probe/build.rs /work/main/tests/probe/probe.ld /work/main/tests/probe/src/entry.rs /work/main/tests/probe/src/main.rs
