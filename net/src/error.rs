@@ -1,0 +1,214 @@
+//! What can go wrong once a plan meets the host.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::refusal::Refusal;
+use crate::spec::IfName;
+
+/// Why the cards of a VM could not be made, kept or taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The plan says no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The keeper said so; it has undone what it did.
+    #[error("{}", .0.message)]
+    Keeper(Report),
+    /// A fork copies only the calling thread, and would leave the locks of the others locked for ever.
+    #[error("The network keeper has to be started before any thread, and the process has {threads}")]
+    Threads {
+        /// Threads of the process.
+        threads: u64,
+    },
+    /// `/proc/self/task` cannot be read.
+    #[error("Count the threads of this process")]
+    CountThreads(#[source] io::Error),
+    /// No socket pair.
+    #[error("Open a socket to the network keeper")]
+    Socket(#[source] io::Error),
+    /// No process.
+    #[error("Fork the network keeper")]
+    Fork(#[source] io::Error),
+    /// The keeper's ability to wait for events.
+    #[error("Start the network keeper's event loop")]
+    Runtime(#[source] io::Error),
+    /// Trouble on the socket between VMM and keeper.
+    #[error("Talk to the network keeper")]
+    Talk(#[source] io::Error),
+    /// The keeper was killed, or died.
+    #[error("The network keeper ended without an answer")]
+    Gone,
+    /// Something else than the protocol came.
+    #[error("The network keeper sent something else than expected")]
+    Protocol,
+    /// The keeper's connection to the kernel.
+    #[error("Open a connection to the kernel's network configuration (rtnetlink)")]
+    Connect(#[source] io::Error),
+    /// The kernel did not say what there is.
+    #[error("Read the interfaces of this host")]
+    Survey(#[source] io::Error),
+    /// `/dev/net/tun`.
+    #[error("Open /dev/net/tun")]
+    OpenTun(#[source] io::Error),
+    /// `TUNSETIFF` for a new tap.
+    #[error("Create a tap")]
+    CreateTap(#[source] io::Error),
+    /// `TUNSETIFF` for a tap that exists.
+    #[error("Open tap {tap}")]
+    OpenTap {
+        /// The tap.
+        tap: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The descriptor of a tap refused its preparation.
+    #[error("Prepare the inherited tap {tap}")]
+    AdoptTap {
+        /// The tap.
+        tap: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// `RTM_SETLINK` with bridge, address and MTU.
+    #[error("Attach tap {tap} to bridge {bridge}")]
+    AttachTap {
+        /// The tap.
+        tap: String,
+        /// The bridge.
+        bridge: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// `RTM_NEWLINK` of a bridge.
+    #[error("Create bridge {bridge}")]
+    CreateBridge {
+        /// The bridge.
+        bridge: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// `RTM_SETLINK` with the bridge's own address.
+    #[error("Keep the address of bridge {bridge} as it is")]
+    PinAddress {
+        /// The bridge.
+        bridge: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// `RTM_SETLINK` with up or down.
+    #[error("Raise or lower {link}")]
+    Raise {
+        /// The interface.
+        link: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// `RTM_DELLINK`.
+    #[error("Remove {link}")]
+    Remove {
+        /// The interface.
+        link: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The end of a VM left something behind.
+    #[error("{}", list(.0))]
+    Teardown(Vec<Report>),
+}
+
+/// An error as it crosses the socket between keeper and VMM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The whole chain of causes in one line.
+    pub message: String,
+    /// What the user can do.
+    pub hint: Option<String>,
+    /// Whether the command line asked for something that cannot be had.
+    pub usage: bool,
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.hint()),
+            Self::Keeper(report) => report.hint.clone(),
+            Self::Teardown(reports) => reports.iter().find_map(|report| report.hint.clone()),
+            Self::OpenTun(source) => open_tun_hint(source),
+            Self::OpenTap { tap, source } => open_tap_hint(tap, source),
+            _ => self.source_errno().and_then(privilege_hint),
+        }
+    }
+
+    /// Whether the user asked for something that cannot be had, rather than the host failing to give it.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Refused(_) => true,
+            Self::Keeper(report) => report.usage,
+            Self::OpenTap { source, .. } => source.raw_os_error() == Some(libc::EBUSY),
+            _ => false,
+        }
+    }
+
+    /// Whether the host changed between survey and step, so that a new plan may well succeed.
+    pub(crate) fn is_stale_plan(&self) -> bool {
+        match self {
+            Self::CreateBridge { source, .. } => source.raw_os_error() == Some(libc::EEXIST),
+            Self::AttachTap { source, .. } | Self::PinAddress { source, .. } => {
+                source.raw_os_error() == Some(libc::ENODEV)
+            }
+            _ => false,
+        }
+    }
+
+    /// This error as one line, fit to be sent.
+    pub(crate) fn report(&self) -> Report {
+        let mut message = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            message = format!("{message}: {error}");
+            cause = error.source();
+        }
+        Report { message, hint: self.hint(), usage: self.is_usage() }
+    }
+
+    fn source_errno(&self) -> Option<i32> {
+        std::error::Error::source(self)?.downcast_ref::<io::Error>()?.raw_os_error()
+    }
+}
+
+fn open_tun_hint(source: &io::Error) -> Option<String> {
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            Some("load the driver: modprobe tun (in a container, pass the device /dev/net/tun in)".to_owned())
+        }
+        Some(libc::EACCES | libc::EPERM) => {
+            Some("run as root, or let this user open it: setfacl -m u:$USER:rw /dev/net/tun".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn open_tap_hint(tap: &str, source: &io::Error) -> Option<String> {
+    match source.raw_os_error() {
+        Some(libc::EBUSY) => Some("stop the process that holds it, or use another tap".to_owned()),
+        Some(libc::EPERM) => {
+            Some(format!("run as the tap's owner, or make it anew: ip tuntap add {tap} mode tap user $USER"))
+        }
+        _ => None,
+    }
+}
+
+fn privilege_hint(errno: i32) -> Option<String> {
+    matches!(errno, libc::EPERM | libc::EACCES).then(|| {
+        "this needs CAP_NET_ADMIN: run as root, or use --net tap=NAME with a tap that root made for this user"
+            .to_owned()
+    })
+}
+
+fn list(reports: &[Report]) -> String {
+    let messages: Vec<&str> = reports.iter().map(|report| report.message.as_str()).collect();
+    messages.join("; ")
+}

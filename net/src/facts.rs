@@ -1,0 +1,158 @@
+//! What the host's network looks like, as far as a plan depends on it.
+//!
+//! Plain data: [`crate::survey`] reads it from the kernel, tests write it by hand.
+
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+
+use crate::mac::{MAC_LEN, MacAddr};
+
+/// Device group (`ip link show group 28022`) of the bridges that minivmm made. It is set by the very message that
+/// creates the bridge, so there is no moment at which a bridge of ours cannot be told from others. An alias would read
+/// better but takes a second message; it is set as well, for people.
+pub const OUR_GROUP: u32 = 28022;
+
+/// An Ethernet address as the kernel reports it: it may be zero, as that of a bridge that lost its last port.
+pub type RawMac = [u8; MAC_LEN];
+
+/// The host's network at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Every interface of the network namespace.
+    pub links: Vec<Link>,
+    /// Addresses behind the ports of the bridges that a request names.
+    pub fdb: Vec<FdbEntry>,
+    /// Neighbour table. It only lends a name to a machine whose address is in [`Facts::fdb`]: an entry here outlives
+    /// the machine by minutes, so that alone it would refuse every VM that is started again.
+    pub neighbours: Vec<Neighbour>,
+    /// What is behind the descriptors that a request names, in any order.
+    pub fds: Vec<FdFact>,
+    /// An address nobody has, for a bridge that a plan creates.
+    pub spare_mac: Option<MacAddr>,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its kind as rtnetlink calls it (`bridge`, `tun`, `veth`), none for hardware and loopback.
+    pub kind: Option<String>,
+    /// Its own address, none if it has no Ethernet address.
+    pub mac: Option<RawMac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// The bridge or bond it is a port of.
+    pub master: Option<u32>,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Its device group.
+    pub group: u32,
+    /// What only tun and tap have.
+    pub tun: Option<TunFact>,
+}
+
+/// What rtnetlink says of a tun or tap (`IFLA_TUN_*`, linux/if_link.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunFact {
+    /// A tap: it carries Ethernet frames.
+    pub tap: bool,
+    /// It was made with `IFF_MULTI_QUEUE`.
+    pub multi_queue: bool,
+    /// Queues that a process has open.
+    pub queues_open: u32,
+}
+
+/// An address that a bridge knows behind one of its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FdbEntry {
+    /// The address.
+    pub mac: RawMac,
+    /// The port's interface number.
+    pub port: u32,
+    /// The bridge's interface number.
+    pub bridge: u32,
+}
+
+/// A machine that the host has spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its address on the wire.
+    pub mac: RawMac,
+    /// Its IP address.
+    pub ip: IpAddr,
+    /// The interface through which it was reached.
+    pub link: u32,
+}
+
+/// What an inherited descriptor is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FdFact {
+    /// The descriptor.
+    pub fd: RawFd,
+    /// What is behind it.
+    pub kind: FdKind,
+}
+
+/// What is behind an inherited descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FdKind {
+    /// Nothing, the number is not open.
+    Closed,
+    /// Something that is not a queue of a tun or tap.
+    Other,
+    /// A queue of a tun or tap.
+    Tun {
+        /// The interface.
+        name: String,
+        /// It carries Ethernet frames without the packet-information prefix (`IFF_TAP`, `IFF_NO_PI`).
+        frames: bool,
+        /// Every frame has a virtio-net header (`IFF_VNET_HDR`).
+        vnet_header: bool,
+    },
+}
+
+impl Facts {
+    /// The interface with this name.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// The name of an interface, or its number if it has gone.
+    pub fn name_of(&self, index: u32) -> String {
+        match self.links.iter().find(|link| link.index == index) {
+            Some(link) => link.name.clone(),
+            None => format!("interface {index}"),
+        }
+    }
+
+    /// The ports of a bridge.
+    pub fn ports_of(&self, bridge: &Link) -> impl Iterator<Item = &Link> {
+        let index = bridge.index;
+        self.links.iter().filter(move |link| link.master == Some(index))
+    }
+}
+
+impl Link {
+    /// Whether it is a bridge.
+    pub fn is_bridge(&self) -> bool {
+        self.kind.as_deref() == Some("bridge")
+    }
+
+    /// Whether it is a bridge that minivmm made, so that the last port takes it away.
+    pub fn is_our_bridge(&self) -> bool {
+        self.is_bridge() && self.group == OUR_GROUP
+    }
+
+    /// What it is, in a word.
+    pub fn kind_text(&self) -> &str {
+        match (&self.tun, self.kind.as_deref()) {
+            (Some(tun), _) if tun.tap => "a tap",
+            (Some(_), _) => "a tun device (layer 3)",
+            (None, Some(kind)) => kind,
+            (None, None) => "a plain network interface",
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The keeper's side: survey, plan, steps, hand-over, watch, undo.
+//!
+//! ```text
+//!            survey, plan, apply            socket closed
+//! [start] ------------------------> [watch] -------------> [undo] --> [end]
+//!    |  stale plan: undo, again        |  tap detached: attach again
+//!    +--> refused or failed: undo, say why --> [end]
+//! ```
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::pin::pin;
+use std::time::Instant;
+
+use futures_util::future::{Either, select};
+use futures_util::stream::StreamExt;
+use tokio::net::UnixStream;
+
+use super::Request;
+use super::process;
+use super::watch::Watch;
+use super::wire::{PortHeader, Reply, Timing};
+use crate::error::{Error, Report};
+use crate::lock::NamespaceLock;
+use crate::plan::{Plan, plan};
+use crate::refusal::Refusal;
+use crate::rtnl::{Events, Rtnl};
+use crate::spec::NetSpec;
+use crate::step::{Host, Step};
+use crate::survey::{neighbours, survey};
+
+/// How often a plan is made anew because the host changed between survey and step. Keepers keep out of each other's
+/// way with a lock, so this takes somebody else who makes and removes bridges in the same millisecond.
+const ATTEMPTS: usize = 4;
+
+/// Runs the keeper to its end. Returns the exit code of its process.
+pub(super) fn run(socket: OwnedFd, request: &Request) -> i32 {
+    let birth = Instant::now();
+    let inherited = process::detach(&socket, &request.inherited_fds());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(serve(&socket, request, inherited, birth)),
+        Err(source) => fail(&socket, &Error::Runtime(source)),
+    };
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            // The VMM has gone, or the socket would have taken it.
+            log::error!("{}", error.report().message);
+            1
+        }
+    }
+}
+
+async fn serve(
+    socket: &OwnedFd,
+    request: &Request,
+    inherited: BTreeMap<RawFd, OwnedFd>,
+    birth: Instant,
+) -> Result<(), Error> {
+    let (rtnl, events) = match Rtnl::connect() {
+        Ok(connection) => connection,
+        Err(source) => return fail(socket, &Error::Connect(source)),
+    };
+    let mut host = Host { rtnl, taps: BTreeMap::new(), inherited };
+    let mut clock = Clock { last: birth, timing: Timing::default() };
+    clock.lap(|timing| &mut timing.connect_us);
+    let plan = match set_up(&mut host, request, &mut clock).await {
+        Ok(plan) => plan,
+        Err(error) => return fail(socket, &error),
+    };
+    let answer = hand_over(socket, &plan, &mut host, clock.timing);
+    if answer.is_ok() {
+        watch(socket, &plan, &host, events).await;
+    }
+    let reports = tear_down(&plan.steps, &mut host).await;
+    for report in &reports {
+        log::error!("{}", report.message);
+    }
+    // A VMM that called stop() waits for this; one that died does not read it.
+    let _ = Reply::Stopped(reports).send(socket.as_fd(), &[]);
+    answer
+}
+
+/// Says why there are no cards.
+fn fail(socket: &OwnedFd, error: &Error) -> Result<(), Error> {
+    Reply::Failed(error.report()).send(socket.as_fd(), &[])
+}
+
+/// Surveys, plans and applies, and leaves nothing behind if that fails.
+async fn set_up(host: &mut Host, request: &Request, clock: &mut Clock) -> Result<Plan, Error> {
+    let mut attempt = 1;
+    loop {
+        match try_set_up(host, request, clock).await {
+            Err(error) if error.is_stale_plan() && attempt < ATTEMPTS => {
+                log::info!("Plan again, the host changed meanwhile: {}", error.report().message);
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn try_set_up(host: &mut Host, request: &Request, clock: &mut Clock) -> Result<Plan, Error> {
+    let _lock = lock_if_bridged(&request.cards).await;
+    let mut facts = survey(&host.rtnl, &request.cards, &host.inherited).await.map_err(Error::Survey)?;
+    clock.lap(|timing| &mut timing.survey_us);
+    let plan = match plan(&request.vm_name, &request.cards, &facts) {
+        Err(Refusal::MacUsed { .. }) => {
+            facts.neighbours = neighbours(&host.rtnl).await.map_err(Error::Survey)?;
+            plan(&request.vm_name, &request.cards, &facts)?
+        }
+        plan => plan?,
+    };
+    clock.lap(|timing| &mut timing.plan_us);
+    for (done, step) in plan.steps.iter().enumerate() {
+        log::debug!("{step}");
+        if let Err(error) = step.apply(host).await {
+            // The failed step as well: it may have got half-way.
+            for report in undo_all(&plan.steps[..=done], host).await {
+                log::error!("{}", report.message);
+            }
+            return Err(error);
+        }
+    }
+    clock.lap(|timing| &mut timing.apply_us);
+    Ok(plan)
+}
+
+/// Sends the ports and lets go of their descriptors, so that the taps live exactly as long as the VMM has them open.
+fn hand_over(socket: &OwnedFd, plan: &Plan, host: &mut Host, timing: Timing) -> Result<(), Error> {
+    for (card_idx, card) in plan.cards.iter().enumerate() {
+        let Some(tap) = host.taps.get_mut(&card_idx) else { return Err(Error::Protocol) };
+        let header = PortHeader {
+            tap_name: tap.name.clone(),
+            bridge: plan.bridge_of(card_idx).map(ToString::to_string),
+            mac: card.mac,
+            mtu: card.mtu,
+        };
+        let fds = std::mem::take(&mut tap.fds);
+        Reply::Port(header).send(socket.as_fd(), &fds)?;
+    }
+    host.inherited.clear();
+    Reply::Ready(timing).send(socket.as_fd(), &[])
+}
+
+/// Keeps taps attached until the VMM closes its end, or dies.
+async fn watch(socket: &OwnedFd, plan: &Plan, host: &Host, mut events: Events) {
+    let end = match pollable(socket) {
+        Ok(end) => end,
+        Err(error) => {
+            // Better to undo a running VM's network, which it survives, than to leave a dead one's.
+            log::error!("The network keeper cannot wait for the end of the VM: {error}");
+            return;
+        }
+    };
+    let mut watch = Watch::new(plan);
+    let mut closed = pin!(end.readable());
+    loop {
+        match select(closed.as_mut(), events.next()).await {
+            // The VMM never sends anything, so readable means closed.
+            Either::Left(_) => return,
+            Either::Right((Some(message), _)) => watch.note(&message, host).await,
+            Either::Right((None, _)) => {
+                log::error!("The kernel's link notifications ended: a detached tap will stay detached");
+                let _ = closed.await;
+                return;
+            }
+        }
+    }
+}
+
+/// The socket as something tokio can wait for. It only asks for readiness, which does not differ by socket type.
+fn pollable(socket: &OwnedFd) -> io::Result<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(socket.try_clone()?);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+async fn tear_down(steps: &[Step], host: &mut Host) -> Vec<Report> {
+    let shared = steps.iter().any(|step| step.bridge().is_some());
+    let _lock = if shared { Some(NamespaceLock::take().await) } else { None };
+    undo_all(steps, host).await
+}
+
+/// Undoes every step from the last to the first, whatever the others say.
+async fn undo_all(steps: &[Step], host: &mut Host) -> Vec<Report> {
+    let mut reports = Vec::new();
+    for step in steps.iter().rev() {
+        if let Err(error) = step.undo(host).await {
+            reports.push(error.report());
+        }
+    }
+    reports
+}
+
+async fn lock_if_bridged(cards: &[NetSpec]) -> Option<NamespaceLock> {
+    if cards.iter().any(|card| matches!(card, NetSpec::Bridge(_))) { Some(NamespaceLock::take().await) } else { None }
+}
+
+/// Measures phases that follow each other.
+struct Clock {
+    last: Instant,
+    timing: Timing,
+}
+
+impl Clock {
+    /// Adds the time since the previous lap to a phase.
+    fn lap(&mut self, phase: impl FnOnce(&mut Timing) -> &mut u64) {
+        let now = Instant::now();
+        *phase(&mut self.timing) += u64::try_from((now - self.last).as_micros()).unwrap_or(u64::MAX);
+        self.last = now;
+    }
+}

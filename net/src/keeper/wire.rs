@@ -1,0 +1,101 @@
+//! What the keeper tells the VMM, and how descriptors travel with it.
+//!
+//! One message is one packet of a `SOCK_SEQPACKET` pair: JSON, and for a card its descriptors as `SCM_RIGHTS`
+//! (unix(7)). A card has at most 64, the kernel passes up to 253 at once. The VMM says one thing only, by closing its
+//! end: that it is over.
+#![allow(unsafe_code)] // Received descriptors come as numbers.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Report};
+use crate::mac::MacAddr;
+use crate::spec::QUEUES_MAX;
+
+/// Largest message. A teardown report of a VM with very many cards is cut by [`Reply::send`]'s caller, not by this.
+const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// Descriptors a receiver has room for.
+const FDS_MAX: usize = QUEUES_MAX as usize;
+
+/// What the keeper says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// A card is ready; its descriptors come along.
+    Port(PortHeader),
+    /// All cards are ready.
+    Ready(Timing),
+    /// They cannot be had; all is undone.
+    Failed(Report),
+    /// Teardown is over, and this went wrong.
+    Stopped(Vec<Report>),
+}
+
+/// A port without its descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PortHeader {
+    pub(crate) tap_name: String,
+    pub(crate) bridge: Option<String>,
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: u16,
+}
+
+/// How long the keeper took, in microseconds since its birth; each phase ends where the next begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Detaching from the VMM and connecting to the kernel.
+    pub connect_us: u64,
+    /// Waiting for other keepers and looking at the host.
+    pub survey_us: u64,
+    /// Planning.
+    pub plan_us: u64,
+    /// Changing the host.
+    pub apply_us: u64,
+}
+
+impl Reply {
+    /// Sends this message with its descriptors.
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>, fds: &[OwnedFd]) -> Result<(), Error> {
+        let text = serde_json::to_vec(self).map_err(|_| Error::Protocol)?;
+        let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        let control = if numbers.is_empty() { &[][..] } else { &rights[..] };
+        sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&text)], control, MsgFlags::MSG_NOSIGNAL, None)
+            .map_err(|errno| Error::Talk(errno.into()))?;
+        Ok(())
+    }
+
+    /// Waits for the next message and its descriptors; none if the other end is closed.
+    pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
+        let mut text = vec![0; MESSAGE_BYTES];
+        let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
+        let mut slices = [IoSliceMut::new(&mut text)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = loop {
+            match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
+                Err(nix::errno::Errno::EINTR) => slices = [IoSliceMut::new(&mut text)],
+                result => break result.map_err(|errno| Error::Talk(errno.into()))?,
+            }
+        };
+        let mut fds = Vec::new();
+        for part in message.cmsgs().map_err(|_| Error::Protocol)? {
+            let ControlMessageOwned::ScmRights(numbers) = part else { continue };
+            for number in numbers {
+                // SAFETY: the kernel has just put this descriptor into our table and nobody else knows its number.
+                fds.push(unsafe { OwnedFd::from_raw_fd(number) });
+            }
+        }
+        let bytes = message.bytes;
+        if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+            return Err(Error::Protocol);
+        }
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let reply = serde_json::from_slice(&text[..bytes]).map_err(|_| Error::Protocol)?;
+        Ok(Some((reply, fds)))
+    }
+}

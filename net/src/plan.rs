@@ -1,0 +1,272 @@
+//! From what is wanted and what there is to what has to be done.
+//!
+//! [`plan`] is a pure function: it touches nothing, the same input gives the same steps, and everything that can be
+//! refused before the host is changed is refused here.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::facts::{Facts, FdKind, Link, RawMac};
+use crate::mac::MacAddr;
+use crate::refusal::Refusal;
+use crate::spec::{BridgeSpec, FdSpec, IfName, Mtu, NetSpec, Switch, TapSpec};
+use crate::step::Step;
+
+/// The MTU of a new tap and of a new bridge, in bytes (`ETH_DATA_LEN`).
+pub const ETHERNET_MTU: u16 = 1500;
+
+/// What the host has to do for the cards of one VM, in this order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// What every card will be.
+    pub cards: Vec<Card>,
+    /// What makes them so. Teardown undoes the steps from the last to the first.
+    pub steps: Vec<Step>,
+}
+
+/// What the guest sees of one card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Card {
+    /// The guest's address.
+    pub mac: MacAddr,
+    /// The MTU that the guest is told, in bytes.
+    pub mtu: u16,
+    /// Queue pairs.
+    pub queues: u16,
+}
+
+/// Plans the cards of the VM called `vm_name`.
+///
+/// # Errors
+/// The first thing that speaks against a card.
+pub fn plan(vm_name: &str, specs: &[NetSpec], facts: &Facts) -> Result<Plan, Refusal> {
+    let mut draft = Draft { facts, cards: Vec::new(), steps: Vec::new() };
+    for (card_idx, spec) in specs.iter().enumerate() {
+        let mac = spec.mac().unwrap_or_else(|| MacAddr::for_vm(vm_name, card_idx));
+        draft.check_mac(mac, spec)?;
+        let mtu = match spec {
+            NetSpec::Bridge(spec) => draft.bridge(card_idx, mac, spec)?,
+            NetSpec::Tap(spec) => draft.tap(card_idx, spec)?,
+            NetSpec::Fd(spec) => draft.fd(card_idx, spec)?,
+        };
+        draft.cards.push(Card { mac, mtu, queues: spec.queues() });
+    }
+    Ok(Plan { cards: draft.cards, steps: draft.steps })
+}
+
+impl Plan {
+    /// The bridge that a card's tap is attached to.
+    pub(crate) fn bridge_of(&self, card_idx: usize) -> Option<&IfName> {
+        self.steps.iter().find_map(|step| match step {
+            Step::AttachTap { card, bridge, .. } if *card == card_idx => Some(bridge),
+            _ => None,
+        })
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (idx, card) in self.cards.iter().enumerate() {
+            writeln!(f, "card {idx}: mac {}, mtu {}, {} queue pairs", card.mac, card.mtu, card.queues)?;
+        }
+        for (idx, step) in self.steps.iter().enumerate() {
+            writeln!(f, "{}. {step}; at the end: {}", idx + 1, step.undo_text())?;
+        }
+        Ok(())
+    }
+}
+
+/// A plan in the making.
+struct Draft<'a> {
+    facts: &'a Facts,
+    cards: Vec<Card>,
+    steps: Vec<Step>,
+}
+
+impl Draft<'_> {
+    fn bridge(&mut self, card: usize, mac: MacAddr, spec: &BridgeSpec) -> Result<u16, Refusal> {
+        let name = &spec.bridge;
+        let bridge_mtu = match self.facts.link(name.as_str()) {
+            Some(link) if !link.is_bridge() => {
+                return Err(Refusal::NotABridge { name: name.clone(), kind: link.kind_text().to_owned() });
+            }
+            Some(link) => self.join(link, name),
+            None => self.create(spec)?,
+        };
+        let mtu = guest_mtu(spec.mtu, bridge_mtu, name.as_str())?;
+        let queues = spec.queues.get();
+        self.steps.push(Step::CreateTap { card, queues });
+        self.steps.push(Step::AttachTap { card, bridge: name.clone(), mac: mac.host_side(), mtu: bridge_mtu });
+        Ok(mtu)
+    }
+
+    /// Steps for a bridge that exists, at its first card. Returns the bridge's MTU.
+    fn join(&mut self, bridge: &Link, name: &IfName) -> u16 {
+        let mtu = u16::try_from(bridge.mtu).unwrap_or(u16::MAX);
+        if self.steps.iter().any(|step| step.bridge() == Some(name)) {
+            return mtu;
+        }
+        if bridge.is_our_bridge() {
+            self.steps.push(Step::ShareBridge { bridge: name.clone() });
+        } else if let Some(mac) = self.address_at_risk(bridge) {
+            self.steps.push(Step::PinAddress { bridge: name.clone(), mac });
+        }
+        mtu
+    }
+
+    /// The address of a bridge that would change when a tap of ours joins.
+    ///
+    /// A bridge whose address nobody set takes the lowest among its ports (`br_stp_recalculate_bridge_id`). Our taps
+    /// have the highest, which is enough while there is another port. A bridge without ports would take the first
+    /// tap's, and lose it with the tap: all machines that know the old address would lose the host.
+    fn address_at_risk(&self, bridge: &Link) -> Option<MacAddr> {
+        if self.facts.ports_of(bridge).next().is_some() {
+            return None;
+        }
+        bridge.mac.and_then(|mac| MacAddr::new(mac).ok())
+    }
+
+    /// The step for a bridge that is missing, at its first card. Returns the bridge's MTU.
+    fn create(&mut self, spec: &BridgeSpec) -> Result<u16, Refusal> {
+        let name = &spec.bridge;
+        let planned = self.steps.iter().find_map(|step| match step {
+            Step::CreateBridge { bridge, mtu, .. } if bridge == name => Some(*mtu),
+            _ => None,
+        });
+        if let Some(mtu) = planned {
+            return Ok(mtu);
+        }
+        if spec.create == Switch::Off {
+            return Err(Refusal::NoBridge { name: name.clone(), bridges: self.bridges() });
+        }
+        let mtu = spec.mtu.map_or(ETHERNET_MTU, Mtu::get);
+        let mac = self.facts.spare_mac.ok_or(Refusal::NoSpareMac)?;
+        self.steps.push(Step::CreateBridge { bridge: name.clone(), mac, mtu });
+        Ok(mtu)
+    }
+
+    fn tap(&mut self, card: usize, spec: &TapSpec) -> Result<u16, Refusal> {
+        let name = &spec.tap;
+        let link = self.facts.link(name.as_str()).ok_or_else(|| Refusal::NoTap { name: name.clone() })?;
+        let Some(tun) = link.tun.filter(|tun| tun.tap) else {
+            return Err(Refusal::NotATap { name: name.clone(), kind: link.kind_text().to_owned() });
+        };
+        if spec.queues.get() > 1 && !tun.multi_queue {
+            return Err(Refusal::SingleQueueTap { name: name.clone(), queues: spec.queues.get() });
+        }
+        let taken_here = self.steps.iter().any(|step| matches!(step, Step::OpenTap { tap, .. } if tap == name));
+        if taken_here || tun.queues_open > 0 {
+            return Err(Refusal::TapBusy { name: name.clone() });
+        }
+        let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
+        let mtu = guest_mtu(spec.mtu, mtu, name.as_str())?;
+        self.steps.push(Step::OpenTap {
+            card,
+            tap: name.clone(),
+            queues: spec.queues.get(),
+            multi_queue: tun.multi_queue,
+        });
+        if !link.up {
+            self.steps.push(Step::Raise { link: name.clone() });
+        }
+        Ok(mtu)
+    }
+
+    fn fd(&mut self, card: usize, spec: &FdSpec) -> Result<u16, Refusal> {
+        let mut tap: Option<&str> = None;
+        for &fd in spec.fd.as_slice() {
+            if self.steps.iter().any(|step| matches!(step, Step::AdoptTap { fds, .. } if fds.contains(&fd))) {
+                return Err(Refusal::FdTaken { fd });
+            }
+            let fact = self.facts.fds.iter().find(|fact| fact.fd == fd);
+            let name = match fact.map_or(&FdKind::Closed, |fact| &fact.kind) {
+                FdKind::Closed => return Err(Refusal::FdClosed { fd }),
+                FdKind::Other => return Err(Refusal::FdNotATap { fd }),
+                FdKind::Tun { frames: false, .. } => return Err(Refusal::FdNotFrames { fd }),
+                FdKind::Tun { vnet_header: false, .. } => return Err(Refusal::FdWithoutHeader { fd }),
+                FdKind::Tun { name, .. } => name.as_str(),
+            };
+            if let Some(first) = tap.filter(|first| *first != name) {
+                return Err(Refusal::FdsOfTwoTaps { first: first.to_owned(), second: name.to_owned() });
+            }
+            tap = Some(name);
+        }
+        let name = tap.unwrap_or_default().to_owned();
+        // The tap may live in another namespace, where this survey cannot see its MTU.
+        let mtu = self.facts.link(&name).and_then(|link| u16::try_from(link.mtu).ok()).unwrap_or(ETHERNET_MTU);
+        let mtu = guest_mtu(spec.mtu, mtu, &name)?;
+        self.steps.push(Step::AdoptTap { card, tap: name, fds: spec.fd.as_slice().to_vec() });
+        Ok(mtu)
+    }
+
+    /// Refuses an address that the host knows to be somebody else's.
+    fn check_mac(&self, mac: MacAddr, spec: &NetSpec) -> Result<(), Refusal> {
+        let used = |by: String| Err(Refusal::MacUsed { mac, by });
+        if let Some(card) = self.cards.iter().position(|card| card.mac.host_side() == mac.host_side()) {
+            return used(format!("card {card} of this VM"));
+        }
+        if let Some(link) = self.facts.links.iter().find(|link| link.mac == Some(mac.octets())) {
+            return used(format!("interface {} of this host", link.name));
+        }
+        let bridge = match spec {
+            NetSpec::Bridge(spec) => self.facts.link(spec.bridge.as_str()).map(|link| link.index),
+            NetSpec::Tap(spec) => self.facts.link(spec.tap.as_str()).and_then(|link| link.master),
+            NetSpec::Fd(_) => None,
+        };
+        let own_tap = match spec {
+            NetSpec::Tap(spec) => self.facts.link(spec.tap.as_str()).map(|link| link.index),
+            _ => None,
+        };
+        // A guest that has not sent a frame yet is in no table, but its tap's address tells.
+        let host_side = Some(mac.host_side().octets());
+        let tap = self.facts.links.iter().find(|link| link.tun.is_some() && link.mac == host_side);
+        if let Some(tap) = tap.filter(|tap| Some(tap.index) != own_tap) {
+            return used(format!("the guest behind tap {}", tap.name));
+        }
+        let entry = self
+            .facts
+            .fdb
+            .iter()
+            .find(|entry| entry.mac == mac.octets() && Some(entry.bridge) == bridge && Some(entry.port) != own_tap);
+        match entry {
+            Some(entry) => used(format!(
+                "a machine{} behind port {} of bridge {}",
+                self.neighbour_text(entry.mac, entry.bridge),
+                self.facts.name_of(entry.port),
+                self.facts.name_of(entry.bridge)
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn neighbour_text(&self, mac: RawMac, bridge: u32) -> String {
+        let mut ips: Vec<_> = (self.facts.neighbours.iter())
+            .filter(|neighbour| neighbour.mac == mac && neighbour.link == bridge)
+            .map(|neighbour| neighbour.ip)
+            .collect();
+        ips.sort();
+        match ips.first() {
+            Some(ip) => format!(" with address {ip}"),
+            None => String::new(),
+        }
+    }
+
+    fn bridges(&self) -> Vec<String> {
+        self.facts.links.iter().filter(|link| link.is_bridge()).map(|link| link.name.clone()).collect()
+    }
+}
+
+/// The MTU that the guest is told: the one asked for, which the link has to carry, or the link's.
+///
+/// The tap itself always has the link's: a tap with less would pull an automatic bridge MTU down for every port.
+fn guest_mtu(wanted: Option<Mtu>, link_mtu: u16, link: &str) -> Result<u16, Refusal> {
+    match wanted.map(Mtu::get) {
+        Some(mtu) if mtu > link_mtu => Err(Refusal::MtuAboveLink { mtu, link: link.to_owned(), link_mtu }),
+        Some(mtu) => Ok(mtu),
+        None => Ok(link_mtu),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! What a plan refuses, and what the user can do about it.
+//!
+//! The message names the thing and the reason; [`Refusal::hint`] says what to do.
+
+use std::os::fd::RawFd;
+
+use crate::mac::MacAddr;
+use crate::spec::IfName;
+
+/// Why cards cannot be had on this host. Nothing has been changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No interface has the bridge's name.
+    #[error("Bridge {name} does not exist")]
+    NoBridge {
+        /// The name.
+        name: IfName,
+        /// The bridges there are.
+        bridges: Vec<String>,
+    },
+    /// The name belongs to something else.
+    #[error("{name} is not a bridge, it is {kind}")]
+    NotABridge {
+        /// The name.
+        name: IfName,
+        /// What it is.
+        kind: String,
+    },
+    /// The card's address belongs to somebody else.
+    #[error("MAC address {mac} is already used by {by}")]
+    MacUsed {
+        /// The address.
+        mac: MacAddr,
+        /// Who has it.
+        by: String,
+    },
+    /// More than the link carries.
+    #[error("mtu={mtu} is more than {link} carries, which is {link_mtu}")]
+    MtuAboveLink {
+        /// What was asked for, in bytes.
+        mtu: u16,
+        /// The bridge or tap.
+        link: String,
+        /// What it carries, in bytes.
+        link_mtu: u16,
+    },
+    /// No interface has the tap's name.
+    #[error("Tap {name} does not exist")]
+    NoTap {
+        /// The name.
+        name: IfName,
+    },
+    /// The name belongs to something else.
+    #[error("{name} is not a tap, it is {kind}")]
+    NotATap {
+        /// The name.
+        name: IfName,
+        /// What it is.
+        kind: String,
+    },
+    /// A tap that can have one queue only.
+    #[error("Tap {name} has one queue, and queues={queues} needs more")]
+    SingleQueueTap {
+        /// The tap.
+        name: IfName,
+        /// What was asked for.
+        queues: u16,
+    },
+    /// Somebody has the tap open.
+    #[error("Tap {name} is held by another process or card")]
+    TapBusy {
+        /// The tap.
+        name: IfName,
+    },
+    /// Another card has the descriptor.
+    #[error("fd={fd} belongs to another card of this VM")]
+    FdTaken {
+        /// The descriptor.
+        fd: RawFd,
+    },
+    /// The number is not an open descriptor.
+    #[error("fd={fd} is not open in this process")]
+    FdClosed {
+        /// The descriptor.
+        fd: RawFd,
+    },
+    /// A file, a socket, anything.
+    #[error("fd={fd} is not a tap")]
+    FdNotATap {
+        /// The descriptor.
+        fd: RawFd,
+    },
+    /// A layer-3 tun, or a tap that prefixes packet information.
+    #[error("fd={fd} does not carry plain Ethernet frames")]
+    FdNotFrames {
+        /// The descriptor.
+        fd: RawFd,
+    },
+    /// A tap without the header that carries checksum and segmentation requests.
+    #[error("fd={fd} is a tap without virtio-net headers")]
+    FdWithoutHeader {
+        /// The descriptor.
+        fd: RawFd,
+    },
+    /// The queues of one card belong to two taps.
+    #[error("fd= mixes queues of the taps {first} and {second}")]
+    FdsOfTwoTaps {
+        /// One tap.
+        first: String,
+        /// Another.
+        second: String,
+    },
+    /// The survey brought no address for a new bridge.
+    #[error("There is no address for a new bridge")]
+    NoSpareMac,
+}
+
+impl Refusal {
+    /// What the user can do.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::NoBridge { name, bridges } if bridges.is_empty() => {
+                format!("add create=on to have minivmm make it: --net bridge={name},create=on")
+            }
+            Self::NoBridge { name, bridges } => format!(
+                "add create=on to have minivmm make it (--net bridge={name},create=on), or use one that exists: {}",
+                bridges.join(", ")
+            ),
+            Self::NotABridge { .. } => "give the name of a bridge; `ip link show type bridge` lists them".to_owned(),
+            Self::MacUsed { .. } => {
+                "give the card another address with mac=, or the VM another name with --name".to_owned()
+            }
+            Self::MtuAboveLink { mtu, link, link_mtu } => {
+                format!("give mtu={link_mtu} or less, or raise the link first: ip link set {link} mtu {mtu}")
+            }
+            Self::NoTap { name } => format!(
+                "make it first (ip tuntap add {name} mode tap), or use --net bridge=NAME, which needs no tap of yours"
+            ),
+            Self::NotATap { .. } => "give the name of a tap; `ip tuntap show` lists them".to_owned(),
+            Self::SingleQueueTap { name, .. } => format!(
+                "leave queues= out, or make the tap with several queues: ip tuntap add {name} mode tap multi_queue"
+            ),
+            Self::TapBusy { .. } => "stop the process that holds it, or use another tap".to_owned(),
+            Self::FdTaken { .. } => "give each card descriptors of its own".to_owned(),
+            Self::FdClosed { .. } => "have the parent process leave the descriptor open across exec".to_owned(),
+            Self::FdNotATap { .. } => {
+                "pass a descriptor of /dev/net/tun after TUNSETIFF, or of a macvtap's /dev/tapN".to_owned()
+            }
+            Self::FdNotFrames { .. } => "open the tap with IFF_TAP and IFF_NO_PI".to_owned(),
+            Self::FdWithoutHeader { .. } => "open the tap with IFF_VNET_HDR".to_owned(),
+            Self::FdsOfTwoTaps { .. } => "give each tap a --net flag of its own".to_owned(),
+            Self::NoSpareMac => "this is a bug in minivmm: the survey skipped the address".to_owned(),
+        }
+    }
+}

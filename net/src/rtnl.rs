@@ -1,0 +1,165 @@
+//! The few rtnetlink requests that surveys and steps are made of.
+//!
+//! A link changes with one message, whatever changes on it: the kernel applies address, MTU, bridge and up in the
+//! order in which they make sense (`do_setlink`), and a start pays for one round trip.
+
+use std::io;
+
+use futures_util::stream::{Stream, StreamExt};
+use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::AsyncSocket;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, MulticastGroup};
+
+use crate::facts::OUR_GROUP;
+use crate::mac::MacAddr;
+
+/// What people see next to a bridge of ours in `ip link`.
+const BRIDGE_ALIAS: &str = "minivmm: goes with its last port";
+
+/// Messages that nobody asked for: changes of links.
+pub(crate) type Events = std::pin::Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>>>>;
+
+/// A connection to the kernel's network configuration, inside a tokio runtime.
+#[derive(Clone, Debug)]
+pub(crate) struct Rtnl {
+    handle: Handle,
+}
+
+impl Rtnl {
+    /// Connects and subscribes to changes of links.
+    pub(crate) fn connect() -> io::Result<(Self, Events)> {
+        let (mut connection, handle, events) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
+        // Without this the kernel ignores what it does not know in the header of a dump, filters included.
+        connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true)?;
+        tokio::spawn(connection);
+        Ok((Self { handle }, Box::pin(events.map(|(message, _)| message))))
+    }
+
+    /// Every link, without counters.
+    pub(crate) async fn links(&self) -> io::Result<Vec<LinkMessage>> {
+        let mut request = self.handle.link().get();
+        request.message_mut().attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        collect(request.execute()).await
+    }
+
+    /// The link with this number, none if it has gone.
+    pub(crate) async fn link(&self, index: u32) -> io::Result<Option<LinkMessage>> {
+        match collect(self.handle.link().get().match_index(index).execute()).await {
+            Ok(links) => Ok(links.into_iter().next()),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Addresses behind the ports of a bridge.
+    pub(crate) async fn fdb(&self, bridge: u32) -> io::Result<Vec<NeighbourMessage>> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.attributes.push(NeighbourAttribute::Controller(bridge));
+        self.dump_neighbours(message).await
+    }
+
+    /// IPv4 and IPv6 neighbours.
+    pub(crate) async fn neighbours(&self) -> io::Result<Vec<NeighbourMessage>> {
+        self.dump_neighbours(NeighbourMessage::default()).await
+    }
+
+    /// Makes a bridge of ours and raises it.
+    pub(crate) async fn create_bridge(&self, name: &str, mac: MacAddr, mtu: u16) -> io::Result<()> {
+        let bridge =
+            LinkBridge::new(name).address(mac.octets().to_vec()).mtu(u32::from(mtu)).link_group(OUR_GROUP).up().build();
+        self.handle.link().add(bridge).execute().await.map_err(io_error)?;
+        let alias = LinkUnspec::new_with_name(name).alias(BRIDGE_ALIAS).build();
+        self.handle.link().change(alias).execute().await.map_err(io_error)
+    }
+
+    /// Makes a link a port of `bridge` with this address and MTU, and raises it.
+    pub(crate) async fn attach(&self, index: u32, bridge: u32, mac: MacAddr, mtu: u16) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(index)
+            .address(mac.octets().to_vec())
+            .mtu(u32::from(mtu))
+            .controller(bridge)
+            .up()
+            .build();
+        self.handle.link().change(message).execute().await.map_err(io_error)
+    }
+
+    /// Gives a link an address.
+    pub(crate) async fn set_address(&self, name: &str, mac: MacAddr) -> io::Result<()> {
+        let message = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).build();
+        self.handle.link().change(message).execute().await.map_err(io_error)
+    }
+
+    /// Raises a link.
+    pub(crate) async fn raise(&self, name: &str) -> io::Result<()> {
+        self.handle.link().change(LinkUnspec::new_with_name(name).up().build()).execute().await.map_err(io_error)
+    }
+
+    /// Lowers a link.
+    pub(crate) async fn lower(&self, name: &str) -> io::Result<()> {
+        self.handle.link().change(LinkUnspec::new_with_name(name).down().build()).execute().await.map_err(io_error)
+    }
+
+    /// Removes a link; one that has gone already is fine.
+    pub(crate) async fn remove(&self, index: u32) -> io::Result<()> {
+        match self.handle.link().del(index).execute().await.map_err(io_error) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            result => result,
+        }
+    }
+
+    async fn dump_neighbours(&self, message: NeighbourMessage) -> io::Result<Vec<NeighbourMessage>> {
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut answers = self.handle.clone().request(request).map_err(io_error)?;
+        let mut entries = Vec::new();
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(entry)) => entries.push(entry),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Whether a link is administratively up.
+pub(crate) fn is_up(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up)
+}
+
+/// The bridge or bond that a link is a port of.
+pub(crate) fn master(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) if *index != 0 => Some(*index),
+        _ => None,
+    })
+}
+
+/// The name of a link.
+pub(crate) fn name(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+async fn collect<T>(answers: impl Stream<Item = Result<T, rtnetlink::Error>>) -> io::Result<Vec<T>> {
+    let mut answers = std::pin::pin!(answers);
+    let mut items = Vec::new();
+    while let Some(answer) = answers.next().await {
+        items.push(answer.map_err(io_error)?);
+    }
+    Ok(items)
+}
+
+fn io_error(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other.to_string()),
+    }
+}

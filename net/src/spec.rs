@@ -1,0 +1,304 @@
+//! The grammar of `--net`: `MODE=ARG[,key=value...]`.
+//!
+//! ```text
+//! bridge=NAME[,create=on|off][,mac=MAC][,mtu=BYTES][,queues=N]   a new tap on this bridge
+//! tap=NAME[,mac=MAC][,mtu=BYTES][,queues=N]                      a tap that exists
+//! fd=N[:N...][,mac=MAC][,mtu=BYTES][,queues=N]                   an open tap, inherited
+//! ```
+//!
+//! Each mode is one struct, and the struct's fields are the keys: the flag, a table of a configuration file and an
+//! API body with the same keys give the same value. A flag is split into key and text here and then deserialized like
+//! the others. The crate serde-aco does the same for other VMMs, but its errors are `Ignored("quues")` or
+//! `ExpectedBool` without the key, and it takes a duplicate key in silence.
+
+mod fields;
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{self, Deserializer};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use fields::{FdList, FieldError, IfName, MTU_MIN, Mtu, QUEUES_MAX, Queues, Switch};
+
+use crate::mac::MacAddr;
+
+/// Longest distance, in edits, at which a known key is offered for an unknown one.
+const SUGGEST_DISTANCE: usize = 2;
+
+/// One card: where its frames go on the host, and what the guest sees of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum NetSpec {
+    /// A new tap on a bridge.
+    Bridge(BridgeSpec),
+    /// A tap that exists.
+    Tap(TapSpec),
+    /// An open tap.
+    Fd(FdSpec),
+}
+
+/// `bridge=`: a new tap that is a port of the bridge for as long as the VM runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BridgeSpec {
+    /// The bridge.
+    pub bridge: IfName,
+    /// Whether to make the bridge if it is missing.
+    #[serde(default)]
+    pub create: Switch,
+    /// The guest's address; one derived from the VM's name if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// The MTU the guest is told, in bytes; the bridge's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<Mtu>,
+    /// Queue pairs.
+    #[serde(default)]
+    pub queues: Queues,
+}
+
+/// `tap=`: a tap that somebody else made and keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TapSpec {
+    /// The tap.
+    pub tap: IfName,
+    /// The guest's address; one derived from the VM's name if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// The MTU the guest is told, in bytes; the tap's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<Mtu>,
+    /// Queue pairs.
+    #[serde(default)]
+    pub queues: Queues,
+}
+
+/// `fd=`: descriptors of one open tap, inherited from the parent process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FdSpec {
+    /// The descriptors in queue order.
+    pub fd: FdList,
+    /// The guest's address; one derived from the VM's name if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// The MTU the guest is told, in bytes; the tap's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<Mtu>,
+    /// Queue pairs; the number of descriptors if absent, and never another number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<Queues>,
+}
+
+/// A mode: the key that opens a spec, and the keys that may follow.
+struct Mode {
+    key: &'static str,
+    options: &'static [&'static str],
+    read: fn(Value) -> Result<NetSpec, serde_json::Error>,
+}
+
+const MODES: &[Mode] = &[
+    Mode {
+        key: "bridge",
+        options: &["create", "mac", "mtu", "queues"],
+        read: |value| serde_json::from_value(value).map(NetSpec::Bridge),
+    },
+    Mode {
+        key: "tap",
+        options: &["mac", "mtu", "queues"],
+        read: |value| serde_json::from_value(value).map(NetSpec::Tap),
+    },
+    Mode {
+        key: "fd",
+        options: &["mac", "mtu", "queues"],
+        read: |value| serde_json::from_value(value).map(NetSpec::Fd),
+    },
+];
+
+/// Why a text or a table is not a card. The message says what to do, because it is printed as it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// Nothing there.
+    #[error("The network of a card is missing: give bridge=NAME, tap=NAME or fd=N")]
+    Empty,
+    /// No mode key.
+    #[error("{0:?} does not say what the card is connected to: start with bridge=NAME, tap=NAME or fd=N")]
+    NoMode(String),
+    /// Two mode keys.
+    #[error("{first}= and {second}= contradict each other, a card has one network: give a --net flag for each")]
+    TwoModes {
+        /// The mode that came first.
+        first: &'static str,
+        /// The mode that came later.
+        second: &'static str,
+    },
+    /// A key without `=value`.
+    #[error("{0} has no value: write {0}=VALUE")]
+    NoValue(String),
+    /// The same key twice.
+    #[error("{0}= is given twice: keep one of them")]
+    Duplicate(String),
+    /// A key that the mode does not have.
+    #[error("{mode}= takes no key {key:?}: {}", advice(key, known))]
+    UnknownKey {
+        /// The mode.
+        mode: &'static str,
+        /// What was given.
+        key: String,
+        /// What there is.
+        known: &'static [&'static str],
+    },
+    /// A value that its key does not take.
+    #[error("{0}")]
+    Value(String),
+    /// `queues=` differs from the number of descriptors.
+    #[error("queues={queues} contradicts fd={fds}, which has one queue pair for each descriptor: leave queues= out")]
+    QueuesOfFds {
+        /// What `queues=` says.
+        queues: u16,
+        /// What `fd=` says.
+        fds: FdList,
+    },
+}
+
+impl NetSpec {
+    /// The address the user chose for the guest.
+    pub fn mac(&self) -> Option<MacAddr> {
+        match self {
+            Self::Bridge(spec) => spec.mac,
+            Self::Tap(spec) => spec.mac,
+            Self::Fd(spec) => spec.mac,
+        }
+    }
+
+    /// Queue pairs of the card.
+    pub fn queues(&self) -> u16 {
+        match self {
+            Self::Bridge(spec) => spec.queues.get(),
+            Self::Tap(spec) => spec.queues.get(),
+            Self::Fd(spec) => spec.fd.queues().get(),
+        }
+    }
+
+    /// Reads a table of a configuration file or an API body, or a flag that was split into one.
+    fn from_table(table: Map<String, Value>) -> Result<Self, SpecError> {
+        let mut modes = MODES.iter().filter(|mode| table.contains_key(mode.key));
+        let Some(mode) = modes.next() else {
+            return Err(match table.keys().next() {
+                None => SpecError::Empty,
+                Some(key) => SpecError::NoMode(key.clone()),
+            });
+        };
+        if let Some(second) = modes.next() {
+            return Err(SpecError::TwoModes { first: mode.key, second: second.key });
+        }
+        if let Some(key) = table.keys().find(|key| *key != mode.key && !mode.options.contains(&key.as_str())) {
+            return Err(SpecError::UnknownKey { mode: mode.key, key: key.clone(), known: mode.options });
+        }
+        let spec = (mode.read)(Value::Object(table)).map_err(|error| SpecError::Value(error.to_string()))?;
+        if let Self::Fd(FdSpec { fd, queues: Some(queues), .. }) = &spec
+            && *queues != fd.queues()
+        {
+            return Err(SpecError::QueuesOfFds { queues: queues.get(), fds: fd.clone() });
+        }
+        Ok(spec)
+    }
+}
+
+impl FromStr for NetSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        if text.is_empty() {
+            return Err(SpecError::Empty);
+        }
+        let mut table = Map::new();
+        for item in text.split(',') {
+            let Some((key, value)) = item.split_once('=') else {
+                return Err(if table.is_empty() {
+                    SpecError::NoMode(item.to_owned())
+                } else {
+                    SpecError::NoValue(item.to_owned())
+                });
+            };
+            if value.is_empty() {
+                return Err(SpecError::NoValue(key.to_owned()));
+            }
+            if table.insert(key.to_owned(), Value::String(value.to_owned())).is_some() {
+                return Err(SpecError::Duplicate(key.to_owned()));
+            }
+        }
+        Self::from_table(table)
+    }
+}
+
+impl<'de> Deserialize<'de> for NetSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let table = Map::deserialize(deserializer)?;
+        Self::from_table(table).map_err(de::Error::custom)
+    }
+}
+
+impl fmt::Display for NetSpec {
+    /// The flag that gives this spec, without the keys that have their default.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mac, mtu, queues) = match self {
+            Self::Bridge(spec) => {
+                write!(f, "bridge={}", spec.bridge)?;
+                if spec.create == Switch::On {
+                    f.write_str(",create=on")?;
+                }
+                (spec.mac, spec.mtu, spec.queues)
+            }
+            Self::Tap(spec) => {
+                write!(f, "tap={}", spec.tap)?;
+                (spec.mac, spec.mtu, spec.queues)
+            }
+            Self::Fd(spec) => {
+                write!(f, "fd={}", spec.fd)?;
+                (spec.mac, spec.mtu, Queues::ONE)
+            }
+        };
+        if let Some(mac) = mac {
+            write!(f, ",mac={mac}")?;
+        }
+        if let Some(mtu) = mtu {
+            write!(f, ",mtu={}", mtu.get())?;
+        }
+        if queues != Queues::ONE {
+            write!(f, ",queues={}", queues.get())?;
+        }
+        Ok(())
+    }
+}
+
+/// What to do about an unknown key: the nearest known one, or all of them.
+fn advice(key: &str, known: &[&str]) -> String {
+    let nearest = known.iter().map(|name| (edit_distance(key, name), name)).min();
+    match nearest {
+        Some((distance, name)) if distance <= SUGGEST_DISTANCE => format!("did you mean {name}=?"),
+        _ => format!("it takes {}", known.join(", ")),
+    }
+}
+
+/// Insertions, deletions and replacements that turn `a` into `b`.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! The values a `--net` key can take, each parsed once into a type that cannot hold a wrong one.
+//!
+//! Every type reads the text of a flag (`mtu=1500`) as well as the native value of a configuration file or an API
+//! call (`mtu = 1500`), and names its key in its errors, because serde does not.
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::str::FromStr;
+
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+/// Longest interface name: `IFNAMSIZ` less the closing zero (linux/if.h).
+const NAME_MAX: usize = 15;
+
+/// Smallest MTU that IPv4 can live with (RFC 791), and the least virtio-net can announce (virtio 1.3 5.1.4.1).
+pub const MTU_MIN: u16 = 68;
+
+/// Most queue pairs of one card. A tap can have 256, but a guest has no use for more pairs than CPUs.
+pub const QUEUES_MAX: u16 = 64;
+
+/// Descriptors 0, 1 and 2 are the standard streams.
+const FIRST_FREE_FD: RawFd = 3;
+
+/// The name of an interface: 1 to 15 bytes, no slash, colon, blank or control character, not `.` or `..`
+/// (`dev_valid_name` of the kernel), and not a pattern (`%`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct IfName(String);
+
+impl IfName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for IfName {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        let refuse = |reason| Err(FieldError::Name { name: text.to_owned(), reason });
+        if text.is_empty() {
+            return refuse("it is empty");
+        }
+        if text.len() > NAME_MAX {
+            return refuse("Linux takes at most 15 bytes");
+        }
+        if text == "." || text == ".." {
+            return refuse("Linux reserves it");
+        }
+        if text.chars().any(|c| matches!(c, '/' | ':' | '%' | ',') || c.is_whitespace() || c.is_control()) {
+            return refuse("/, :, %, commas, blanks and control characters cannot be part of one");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for IfName {
+    type Error = FieldError;
+
+    fn try_from(text: String) -> Result<Self, FieldError> {
+        text.parse()
+    }
+}
+
+impl From<IfName> for String {
+    fn from(name: IfName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An MTU in bytes, 68 to 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Mtu(u16);
+
+impl Mtu {
+    /// The MTU in bytes.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl FromStr for Mtu {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        match whole_number(text).and_then(|value| u16::try_from(value).ok()) {
+            Some(bytes) if bytes >= MTU_MIN => Ok(Self(bytes)),
+            _ => Err(FieldError::Mtu(text.to_owned())),
+        }
+    }
+}
+
+/// Queue pairs of a card, 1 to 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Queues(u16);
+
+impl Queues {
+    /// A card with one queue pair.
+    pub const ONE: Self = Self(1);
+
+    /// The number of pairs.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self::ONE
+    }
+}
+
+impl FromStr for Queues {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        match whole_number(text).and_then(|value| u16::try_from(value).ok()) {
+            Some(pairs @ 1..=QUEUES_MAX) => Ok(Self(pairs)),
+            _ => Err(FieldError::Queues(text.to_owned())),
+        }
+    }
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// Do it.
+    On,
+    /// Leave it.
+    #[default]
+    Off,
+}
+
+impl FromStr for Switch {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        match text {
+            "on" | "true" => Ok(Self::On),
+            "off" | "false" => Ok(Self::Off),
+            _ => Err(FieldError::Switch(text.to_owned())),
+        }
+    }
+}
+
+/// Inherited descriptors of one tap, one for each queue pair: at least one, at most [`QUEUES_MAX`], all different.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FdList(Vec<RawFd>);
+
+impl FdList {
+    /// The descriptor numbers in queue order.
+    pub fn as_slice(&self) -> &[RawFd] {
+        &self.0
+    }
+
+    /// One queue pair for each descriptor.
+    pub fn queues(&self) -> Queues {
+        // The list has at most QUEUES_MAX entries, so the conversion holds.
+        Queues(u16::try_from(self.0.len()).unwrap_or(QUEUES_MAX))
+    }
+}
+
+impl FromStr for FdList {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        let mut fds = Vec::new();
+        for part in text.split(':') {
+            let fd = whole_number(part).and_then(|value| RawFd::try_from(value).ok());
+            let fd = fd.ok_or_else(|| FieldError::Fd(part.to_owned()))?;
+            if fd < FIRST_FREE_FD {
+                return Err(FieldError::StandardStream(fd));
+            }
+            if fds.contains(&fd) {
+                return Err(FieldError::FdTwice(fd));
+            }
+            fds.push(fd);
+        }
+        if fds.len() > usize::from(QUEUES_MAX) {
+            return Err(FieldError::FdCount(fds.len()));
+        }
+        Ok(Self(fds))
+    }
+}
+
+impl fmt::Display for FdList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&texts.join(":"))
+    }
+}
+
+/// A value that its key cannot take.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FieldError {
+    /// Not the name of an interface.
+    #[error("{name:?} cannot be the name of an interface: {reason}")]
+    Name {
+        /// What was given.
+        name: String,
+        /// The rule it breaks.
+        reason: &'static str,
+    },
+    /// Not an MTU.
+    #[error("mtu={0} is not possible: give whole bytes from {MTU_MIN} to 65535")]
+    Mtu(String),
+    /// Not a number of queue pairs.
+    #[error("queues={0} is not possible: give a whole number from 1 to {QUEUES_MAX}")]
+    Queues(String),
+    /// Neither on nor off.
+    #[error("create={0} is not possible: give create=on or create=off")]
+    Switch(String),
+    /// Not a descriptor.
+    #[error("fd={0} is not possible: give the numbers of inherited descriptors, such as fd=3 or fd=3:4")]
+    Fd(String),
+    /// A standard stream.
+    #[error("fd={0} is a standard stream and cannot be a tap: give a descriptor from {FIRST_FREE_FD} up")]
+    StandardStream(RawFd),
+    /// The same queue twice.
+    #[error("fd={0} is given twice: every queue pair takes a descriptor of its own")]
+    FdTwice(RawFd),
+    /// More queues than a card can have.
+    #[error("fd= lists {0} descriptors, and a card has at most {QUEUES_MAX} queue pairs: give fewer")]
+    FdCount(usize),
+}
+
+/// A number written in decimal digits only; `+5`, ` 5` and `0x5` are not.
+fn whole_number(text: &str) -> Option<u64> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+/// Deserializes any type above from text, from a number, from a boolean or from a list of numbers, by way of the text
+/// that a flag would have: one parser, one set of messages.
+struct FlagText<T>(std::marker::PhantomData<T>);
+
+impl<'de, T: FromStr<Err = FieldError>> Visitor<'de> for FlagText<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text, a number or a list of numbers")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<T, E> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<T, E> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<T, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(number) = seq.next_element::<i64>()? {
+            texts.push(number.to_string());
+        }
+        self.visit_str(&texts.join(":"))
+    }
+}
+
+macro_rules! deserialize_as_flag_text {
+    ($($name:ty),+) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(FlagText(std::marker::PhantomData))
+            }
+        }
+    )+};
+}
+
+deserialize_as_flag_text!(Mtu, Queues, Switch, FdList);

@@ -1,0 +1,274 @@
+//! The things a plan can consist of, each with what it does and what takes it back.
+//!
+//! `undo` may run after `apply` failed half-way, twice, and after somebody else has removed the thing: it then finds
+//! nothing to do and succeeds.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::mac::MacAddr;
+use crate::rtnl::Rtnl;
+use crate::spec::IfName;
+use crate::survey;
+use crate::tun::{self, QueueMode};
+
+/// One change of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Step {
+    /// Make a bridge that is ours.
+    CreateBridge {
+        /// Its name.
+        bridge: IfName,
+        /// Its own address, set so that it never follows its ports.
+        mac: MacAddr,
+        /// Its MTU in bytes.
+        mtu: u16,
+    },
+    /// Take part in a bridge that another VM made, and with it in the duty to remove it.
+    ShareBridge {
+        /// Its name.
+        bridge: IfName,
+    },
+    /// Set the address that a bridge has, so that it does not follow its ports.
+    PinAddress {
+        /// The bridge.
+        bridge: IfName,
+        /// Its address.
+        mac: MacAddr,
+    },
+    /// Make a tap named by the kernel, gone with its last descriptor.
+    CreateTap {
+        /// The card it is for.
+        card: usize,
+        /// Queue pairs.
+        queues: u16,
+    },
+    /// Make the card's new tap a port of a bridge and raise it.
+    AttachTap {
+        /// The card.
+        card: usize,
+        /// The bridge.
+        bridge: IfName,
+        /// The tap's own address.
+        mac: MacAddr,
+        /// The tap's MTU in bytes.
+        mtu: u16,
+    },
+    /// Open a tap that exists.
+    OpenTap {
+        /// The card it is for.
+        card: usize,
+        /// Its name.
+        tap: IfName,
+        /// Queue pairs.
+        queues: u16,
+        /// Whether it was made for several queues, which every opening has to say.
+        multi_queue: bool,
+    },
+    /// Take over the descriptors of an open tap.
+    AdoptTap {
+        /// The card they are for.
+        card: usize,
+        /// The tap's name.
+        tap: String,
+        /// The descriptors in queue order.
+        fds: Vec<RawFd>,
+    },
+    /// Raise an interface.
+    Raise {
+        /// Its name.
+        link: IfName,
+    },
+}
+
+/// What steps work on, and what they leave for each other.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) rtnl: Rtnl,
+    /// Taps by card.
+    pub(crate) taps: BTreeMap<usize, Tap>,
+    /// Descriptors that the VMM inherited for `fd=`, by number.
+    pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
+}
+
+/// A tap of a card.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    pub(crate) name: String,
+    /// Its interface number, none if it may be in another namespace.
+    pub(crate) index: Option<u32>,
+    /// Its queues, until they are handed over.
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+impl Step {
+    /// The bridge that this step prepares.
+    pub(crate) fn bridge(&self) -> Option<&IfName> {
+        match self {
+            Self::CreateBridge { bridge, .. } | Self::ShareBridge { bridge } | Self::PinAddress { bridge, .. } => {
+                Some(bridge)
+            }
+            _ => None,
+        }
+    }
+
+    /// What [`Step::undo`] does, in words.
+    pub fn undo_text(&self) -> String {
+        match self {
+            Self::CreateBridge { bridge, .. } | Self::ShareBridge { bridge } => {
+                format!("remove bridge {bridge} if it has no ports left")
+            }
+            Self::PinAddress { .. } => "nothing, the address is the same".to_owned(),
+            Self::CreateTap { .. } => "remove the tap".to_owned(),
+            Self::AttachTap { .. } => "nothing, it goes with the tap".to_owned(),
+            Self::OpenTap { .. } | Self::AdoptTap { .. } => "close it".to_owned(),
+            Self::Raise { link } => format!("lower {link}"),
+        }
+    }
+
+    pub(crate) async fn apply(&self, host: &mut Host) -> Result<(), Error> {
+        match self {
+            Self::CreateBridge { bridge, mac, mtu } => (host.rtnl.create_bridge(bridge.as_str(), *mac, *mtu).await)
+                .map_err(|source| Error::CreateBridge { bridge: bridge.clone(), source }),
+            Self::ShareBridge { .. } => Ok(()),
+            Self::PinAddress { bridge, mac } => (host.rtnl.set_address(bridge.as_str(), *mac).await)
+                .map_err(|source| Error::PinAddress { bridge: bridge.clone(), source }),
+            Self::CreateTap { card, queues } => {
+                let tap = create_tap(*queues)?;
+                host.taps.insert(*card, tap);
+                Ok(())
+            }
+            Self::AttachTap { card, bridge, mac, mtu } => host.attach(*card, bridge, *mac, *mtu).await,
+            Self::OpenTap { card, tap, queues, multi_queue } => {
+                let mode = if *multi_queue { QueueMode::Multi } else { QueueMode::Single };
+                let tap = open_tap(tap, *queues, mode)?;
+                host.taps.insert(*card, tap);
+                Ok(())
+            }
+            Self::AdoptTap { card, tap, fds } => {
+                let tap = host.adopt(tap, fds)?;
+                host.taps.insert(*card, tap);
+                Ok(())
+            }
+            Self::Raise { link } => {
+                (host.rtnl.raise(link.as_str()).await).map_err(|source| Error::Raise { link: link.clone(), source })
+            }
+        }
+    }
+
+    pub(crate) async fn undo(&self, host: &mut Host) -> Result<(), Error> {
+        match self {
+            Self::CreateBridge { bridge, .. } | Self::ShareBridge { bridge } => {
+                (remove_bridge_if_unused(&host.rtnl, bridge).await)
+                    .map_err(|source| Error::Remove { link: bridge.to_string(), source })
+            }
+            Self::PinAddress { .. } | Self::AttachTap { .. } => Ok(()),
+            Self::CreateTap { card, .. } => {
+                let Some(Tap { name, index: Some(index), .. }) = host.taps.remove(card) else { return Ok(()) };
+                // Most often the VMM's descriptors are closed and the tap has gone. A VMM that is being killed, or
+                // that calls stop() too early, still has it.
+                host.rtnl.remove(index).await.map_err(|source| Error::Remove { link: name, source })
+            }
+            Self::OpenTap { card, .. } | Self::AdoptTap { card, .. } => {
+                host.taps.remove(card);
+                Ok(())
+            }
+            Self::Raise { link } => match host.rtnl.lower(link.as_str()).await {
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+                result => result.map_err(|source| Error::Raise { link: link.clone(), source }),
+            },
+        }
+    }
+}
+
+impl Host {
+    /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
+    pub(crate) async fn attach(&self, card: usize, bridge: &IfName, mac: MacAddr, mtu: u16) -> Result<(), Error> {
+        let Some(Tap { name, index: Some(index), .. }) = self.taps.get(&card) else { return Ok(()) };
+        let attach = async {
+            let bridge_index = index_of(bridge.as_str())?;
+            self.rtnl.attach(*index, bridge_index, mac, mtu).await
+        };
+        let tap = name.clone();
+        attach.await.map_err(|source| Error::AttachTap { tap, bridge: bridge.clone(), source })
+    }
+
+    fn adopt(&mut self, tap: &str, fds: &[RawFd]) -> Result<Tap, Error> {
+        let mut queues = Vec::new();
+        for fd in fds {
+            let queue = self.inherited.get(fd).map_or_else(
+                || Err(io::Error::from_raw_os_error(libc::EBADF)),
+                |queue| tun::adopt(queue).and_then(|()| queue.try_clone()),
+            );
+            queues.push(queue.map_err(|source| Error::AdoptTap { tap: tap.to_owned(), source })?);
+        }
+        Ok(Tap { name: tap.to_owned(), index: None, fds: queues })
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateBridge { bridge, mac, mtu } => {
+                write!(f, "create bridge {bridge} with address {mac} and mtu {mtu}, and raise it")
+            }
+            Self::ShareBridge { bridge } => write!(f, "share bridge {bridge}, which minivmm made"),
+            Self::PinAddress { bridge, mac } => write!(f, "keep the address of bridge {bridge} at {mac}"),
+            Self::CreateTap { card, queues } => write!(f, "create a tap with {queues} queue pairs for card {card}"),
+            Self::AttachTap { card, bridge, mac, mtu } => {
+                write!(
+                    f,
+                    "attach the tap of card {card} to bridge {bridge} with address {mac} and mtu {mtu}, and raise it"
+                )
+            }
+            Self::OpenTap { card, tap, queues, .. } => {
+                write!(f, "open tap {tap} with {queues} queue pairs for card {card}")
+            }
+            Self::AdoptTap { card, tap, fds } => {
+                write!(f, "take over tap {tap} through {} descriptors for card {card}", fds.len())
+            }
+            Self::Raise { link } => write!(f, "raise {link}"),
+        }
+    }
+}
+
+fn create_tap(queues: u16) -> Result<Tap, Error> {
+    let files = open_queues(queues)?;
+    let name = tun::create(&files, QueueMode::for_queues(queues)).map_err(Error::CreateTap)?;
+    let index = index_of(&name).map_err(Error::CreateTap)?;
+    Ok(Tap { name, index: Some(index), fds: files.into_iter().map(OwnedFd::from).collect() })
+}
+
+fn open_tap(tap: &IfName, queues: u16, mode: QueueMode) -> Result<Tap, Error> {
+    let files = open_queues(queues)?;
+    for file in &files {
+        tun::attach(file, tap.as_str(), mode).map_err(|source| Error::OpenTap { tap: tap.to_string(), source })?;
+    }
+    let fds = files.into_iter().map(OwnedFd::from).collect();
+    Ok(Tap { name: tap.to_string(), index: None, fds })
+}
+
+fn open_queues(queues: u16) -> Result<Vec<File>, Error> {
+    (0..queues).map(|_| tun::open_device()).collect::<io::Result<_>>().map_err(Error::OpenTun)
+}
+
+fn index_of(name: &str) -> io::Result<u32> {
+    nix::net::if_::if_nametoindex(name).map_err(io::Error::from)
+}
+
+/// The caller holds the namespace's lock, so no other keeper attaches a tap between the look and the removal.
+async fn remove_bridge_if_unused(rtnl: &Rtnl, bridge: &IfName) -> io::Result<()> {
+    let links: Vec<_> = rtnl.links().await?.iter().filter_map(survey::link).collect();
+    let ours = links.iter().find(|link| link.name == bridge.as_str() && link.is_our_bridge());
+    match ours {
+        Some(ours) if !links.iter().any(|link| link.master == Some(ours.index)) => rtnl.remove(ours.index).await,
+        _ => Ok(()),
+    }
+}

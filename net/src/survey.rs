@@ -1,0 +1,157 @@
+//! Reads [`Facts`] from the kernel. Changes nothing.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::os::fd::{OwnedFd, RawFd};
+
+use rtnetlink::packet_core::{DefaultNla, Emitable, Nla};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoTun, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+
+use crate::facts::{Facts, FdFact, FdKind, FdbEntry, Link, Neighbour, RawMac, TunFact};
+use crate::mac::MacAddr;
+use crate::rtnl::{self, Rtnl};
+use crate::spec::NetSpec;
+use crate::tun;
+
+/// Attributes of a tun or tap (`IFLA_TUN_*`, linux/if_link.h); the crate has no names for them.
+const IFLA_TUN_TYPE: u16 = 3;
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
+const IFLA_TUN_NUM_QUEUES: u16 = 8;
+
+/// Value of `IFLA_TUN_TYPE` for a tap (`IFF_TAP`).
+const TUN_TYPE_TAP: u8 = 2;
+
+/// Reads what the plan for these cards depends on.
+pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<RawFd, OwnedFd>) -> io::Result<Facts> {
+    let mut facts = Facts { links: rtnl.links().await?.iter().filter_map(link).collect(), ..Facts::default() };
+    for bridge in bridges_of(specs, &facts) {
+        let entries = rtnl.fdb(bridge).await?;
+        facts.fdb.extend(entries.iter().filter_map(|entry| fdb_entry(entry, bridge)));
+    }
+    facts.fds = specs.iter().flat_map(|spec| fd_facts(spec, inherited)).collect();
+    if specs.iter().any(|spec| matches!(spec, NetSpec::Bridge(_))) {
+        let mut random = [0; 5];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
+        facts.spare_mac = Some(MacAddr::local(random));
+    }
+    Ok(facts)
+}
+
+/// Reads the neighbour table, which can have thousands of entries and is only needed to explain a refusal.
+pub(crate) async fn neighbours(rtnl: &Rtnl) -> io::Result<Vec<Neighbour>> {
+    Ok(rtnl.neighbours().await?.iter().filter_map(neighbour).collect())
+}
+
+/// The bridges on which the guests' addresses would show, each once.
+fn bridges_of(specs: &[NetSpec], facts: &Facts) -> Vec<u32> {
+    let mut bridges: Vec<u32> = (specs.iter())
+        .filter_map(|spec| match spec {
+            NetSpec::Bridge(spec) => {
+                facts.link(spec.bridge.as_str()).filter(|link| link.is_bridge()).map(|link| link.index)
+            }
+            NetSpec::Tap(spec) => facts.link(spec.tap.as_str()).and_then(|link| link.master),
+            NetSpec::Fd(_) => None,
+        })
+        .collect();
+    bridges.sort_unstable();
+    bridges.dedup();
+    bridges
+}
+
+/// A link as far as plans care; none if it has no name.
+pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
+    let mut link = Link {
+        index: message.header.index,
+        name: rtnl::name(message)?.to_owned(),
+        kind: None,
+        mac: None,
+        mtu: 0,
+        master: rtnl::master(message),
+        up: rtnl::is_up(message),
+        group: 0,
+        tun: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(octets) => link.mac = RawMac::try_from(octets.as_slice()).ok(),
+            LinkAttribute::Mtu(bytes) => link.mtu = *bytes,
+            LinkAttribute::Group(group) => link.group = *group,
+            LinkAttribute::LinkInfo(infos) => read_infos(infos, &mut link),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn read_infos(infos: &[LinkInfo], link: &mut Link) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(kind) => {
+                link.kind = Some(kind.to_string());
+                if *kind == InfoKind::Tun && link.tun.is_none() {
+                    link.tun = Some(TunFact::default());
+                }
+            }
+            LinkInfo::Data(InfoData::Tun(attributes)) => link.tun = Some(tun_fact(attributes)),
+            _ => {}
+        }
+    }
+}
+
+fn tun_fact(attributes: &[InfoTun]) -> TunFact {
+    let mut fact = TunFact::default();
+    for attribute in attributes {
+        let InfoTun::Other(nla) = attribute else { continue };
+        let value = nla_value(nla);
+        match nla.kind() {
+            IFLA_TUN_TYPE => fact.tap = value.first() == Some(&TUN_TYPE_TAP),
+            IFLA_TUN_MULTI_QUEUE => fact.multi_queue = value.first() == Some(&1),
+            IFLA_TUN_NUM_QUEUES => {
+                fact.queues_open = <[u8; 4]>::try_from(value.as_slice()).map_or(0, u32::from_ne_bytes);
+            }
+            _ => {}
+        }
+    }
+    fact
+}
+
+fn nla_value(nla: &DefaultNla) -> Vec<u8> {
+    let mut value = vec![0; nla.value_len()];
+    nla.emit_value(&mut value);
+    debug_assert!(nla.buffer_len() >= value.len());
+    value
+}
+
+/// An entry that was learned or set for a machine behind a port. The ports' own addresses are in the list of links.
+fn fdb_entry(message: &NeighbourMessage, bridge: u32) -> Option<FdbEntry> {
+    if message.header.state == NeighbourState::Permanent {
+        return None;
+    }
+    let mac = link_layer_address(message)?;
+    Some(FdbEntry { mac, port: message.header.ifindex, bridge })
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let mac = link_layer_address(message)?;
+    let ip = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })?;
+    Some(Neighbour { mac, ip, link: message.header.ifindex })
+}
+
+fn link_layer_address(message: &NeighbourMessage) -> Option<RawMac> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(octets) => RawMac::try_from(octets.as_slice()).ok(),
+        _ => None,
+    })
+}
+
+fn fd_facts(spec: &NetSpec, inherited: &BTreeMap<RawFd, OwnedFd>) -> Vec<FdFact> {
+    let NetSpec::Fd(spec) = spec else { return Vec::new() };
+    let fact = |&fd: &RawFd| FdFact { fd, kind: inherited.get(&fd).map_or(FdKind::Closed, tun::inspect) };
+    spec.fd.as_slice().iter().map(fact).collect()
+}
