@@ -76,17 +76,9 @@ pub enum Error {
         /// The pattern of the names.
         pattern: String,
     },
-    /// The kernel package lacks a module that the initramfs needs.
-    #[error("Kernel {version} has no module {module:?}")]
-    NoModule {
-        /// Of which kernel.
-        version: String,
-        /// The module's name.
-        module: String,
-    },
-    /// There is no folder to keep the kernel in.
-    #[error("Neither XDG_CACHE_HOME nor HOME is set; set one of them")]
-    NoCache,
+    /// The initramfs cannot be made.
+    #[error("Initramfs of the host VM cannot be made")]
+    Images(#[from] images::Error),
     /// The host VM ended before or while a command ran.
     #[error("Host VM ended unexpectedly; its console ends with:\n{console}")]
     Ended {
@@ -120,11 +112,7 @@ pub struct Config {
 impl Config {
     /// The usual host VM: emulated, with room for a guest of 6 GiB where `mem_mib` says so.
     pub fn new(results: &Path) -> Self {
-        Self {
-            mem_mib: 4096,
-            results: results.to_path_buf(),
-            accel: qemu::Accel::Tcg,
-        }
+        Self { mem_mib: 4096, results: results.to_path_buf(), accel: qemu::Accel::Tcg }
     }
 }
 
@@ -192,11 +180,7 @@ impl HostVm {
     /// # Errors
     /// Only the host VM's own failures; a command that cannot be started or fails is an [`Output`].
     pub fn run(&self, command: Command, timeout: Duration) -> Result<Output, Error> {
-        let mut output = Output {
-            status: Status::Code(0),
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-        };
+        let mut output = Output { status: Status::Code(0), stdout: Vec::new(), stderr: Vec::new() };
         output.status = self.stream(command, timeout, &mut |message| match message {
             Message::Stdout(bytes) => output.stdout.extend_from_slice(&bytes),
             Message::Stderr(bytes) => output.stderr.extend_from_slice(&bytes),
@@ -221,19 +205,14 @@ impl HostVm {
         lock(&self.waiting).insert(id, sender);
         let patience = timeout.saturating_add(ANSWER_GRACE);
         let deadline = Instant::now() + patience;
-        let result = self
-            .send(&Frame {
-                id,
-                message: Message::Run(command),
-            })
-            .and_then(|()| {
-                loop {
-                    match self.next(&receiver, deadline, patience)? {
-                        Message::Exit(status) => return Ok(status),
-                        other => sink(other),
-                    }
+        let result = self.send(&Frame { id, message: Message::Run(command) }).and_then(|()| {
+            loop {
+                match self.next(&receiver, deadline, patience)? {
+                    Message::Exit(status) => return Ok(status),
+                    other => sink(other),
                 }
-            });
+            }
+        });
         lock(&self.waiting).remove(&id);
         result
     }
@@ -243,10 +222,7 @@ impl HostVm {
     /// # Errors
     /// [`Error::Hung`] if it had to be killed.
     pub fn shutdown(mut self) -> Result<(), Error> {
-        self.send(&Frame {
-            id: wire::READY_ID,
-            message: Message::Shutdown,
-        })?;
+        self.send(&Frame { id: wire::READY_ID, message: Message::Shutdown })?;
         let (done, ended) = mpsc::channel::<()>();
         // The reader ends with QEMU's end of the channel.
         let reader = self.reader.take();
@@ -275,26 +251,16 @@ impl HostVm {
         frame.write(&mut *writer).map_err(Error::Channel)
     }
 
-    fn next(
-        &self,
-        from: &Receiver<Message>,
-        deadline: Instant,
-        patience: Duration,
-    ) -> Result<Message, Error> {
+    fn next(&self, from: &Receiver<Message>, deadline: Instant, patience: Duration) -> Result<Message, Error> {
         match from.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(message) => Ok(message),
             Err(RecvTimeoutError::Timeout) => Err(self.hung(patience)),
-            Err(RecvTimeoutError::Disconnected) => Err(Error::Ended {
-                console: self.console_tail(),
-            }),
+            Err(RecvTimeoutError::Disconnected) => Err(Error::Ended { console: self.console_tail() }),
         }
     }
 
     fn hung(&self, waited: Duration) -> Error {
-        Error::Hung {
-            seconds: waited.as_secs(),
-            console: self.console_tail(),
-        }
+        Error::Hung { seconds: waited.as_secs(), console: self.console_tail() }
     }
 }
 

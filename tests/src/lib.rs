@@ -1,5 +1,14 @@
 //! The tests' own machinery: the host VM, the place where a test runs, the fixture that stories are told with.
 //!
-//! The binary `tests` is its command line.
+//! The binary `tests` is its command line. [`all`] is what `./run tests` does, [`demo`] what `./run demo` does.
 
+pub mod all;
+pub mod codes;
+pub mod guest;
 pub mod hostvm;
+pub mod lan;
+pub mod place;
+pub mod stage;
+pub mod stories;
+pub mod vm;
+pub mod workspace;

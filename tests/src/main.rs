@@ -1,14 +1,20 @@
-//! The command line of the tests: host VMs, for now.
+//! The command line of the tests.
 
+use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use tests::all::{self, Selection, chain};
 use tests::hostvm::qemu::{Accel, Machine};
 use tests::hostvm::wire::{Command, Message};
-use tests::hostvm::{self, Config, HostVm, agent, keep};
+use tests::hostvm::{Config, HostVm, agent, keep};
+use tests::place::Place;
+use tests::stage::Stage;
+use tests::workspace::Parts;
+use tests::{stories, vm};
 
 /// End-to-end tests of minivmm, the host VM they run in, and the demo.
 #[derive(Parser)]
@@ -19,13 +25,40 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Word {
+    /// Run all tests
+    All(AllArgs),
+    /// Run one story right here (in namespaces that `all` makes)
+    Story(StoryArgs),
     /// Boot a host VM: for a shell (no arguments), for one command, or to be kept for many (`--keep`)
     Hostvm(HostVmArgs),
     /// Run a command in a kept host VM, or end it (`--stop`)
     Exec(ExecArgs),
+    /// Say what this machine's KVM is good for
+    Place,
     /// Serve the control channel (runs inside the host VM)
     #[command(hide = true)]
     Agent,
+}
+
+#[derive(Args)]
+struct AllArgs {
+    /// Only tests with this in their name
+    filter: Option<String>,
+    /// Leave the tests of `cargo test` out
+    #[arg(long)]
+    only_stories: bool,
+}
+
+#[derive(Args)]
+struct StoryArgs {
+    /// Its name
+    name: String,
+    /// The program under test
+    #[arg(long)]
+    minivmm: PathBuf,
+    /// The folder with the guests
+    #[arg(long)]
+    guests: PathBuf,
 }
 
 #[derive(Args)]
@@ -84,9 +117,7 @@ impl CommandArgs {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
         // The outer paths exist inside, so a relative path means the same there.
-        command.dir = std::env::current_dir()
-            .ok()
-            .and_then(|dir| dir.to_str().map(str::to_owned));
+        command.dir = std::env::current_dir().ok().and_then(|dir| dir.to_str().map(str::to_owned));
         command
     }
 
@@ -96,20 +127,42 @@ impl CommandArgs {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().word {
-        Word::Hostvm(args) => host_vm(&args),
-        Word::Exec(args) => exec(&args),
-        Word::Agent => agent::serve()
-            .map(|()| ExitCode::SUCCESS)
-            .map_err(hostvm::Error::Channel),
+    let result: Result<ExitCode, Box<dyn Error>> = match Cli::parse().word {
+        Word::All(args) => {
+            all::run(&Selection { filter: args.filter, only_stories: args.only_stories }).map_err(Into::into)
+        }
+        Word::Story(args) => story(&args).map_err(Into::into),
+        Word::Hostvm(args) => host_vm(&args).map_err(Into::into),
+        Word::Exec(args) => exec(&args).map_err(Into::into),
+        Word::Agent => agent::serve().map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Word::Place => {
+            println!("{}", Place::ask());
+            Ok(ExitCode::SUCCESS)
+        }
     };
     result.unwrap_or_else(|error| {
-        report(&error);
+        eprintln!("error: {}", chain(error.as_ref()));
         ExitCode::from(125)
     })
 }
 
-fn host_vm(args: &HostVmArgs) -> Result<ExitCode, hostvm::Error> {
+fn story(args: &StoryArgs) -> std::io::Result<ExitCode> {
+    let Some(story) = stories::all().find(|story| story.name == args.name) else {
+        eprintln!("error: There is no story {:?}", args.name);
+        return Ok(ExitCode::FAILURE);
+    };
+    let scratch = tempfile::tempdir_in("/dev/shm")?;
+    let parts = Parts { minivmm: args.minivmm.clone(), guests: args.guests.clone() };
+    let default_hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        default_hook(panic);
+        eprintln!("{}", vm::last_words());
+    }));
+    (story.tell)(&Stage::new(parts, scratch.path()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn host_vm(args: &HostVmArgs) -> Result<ExitCode, tests::hostvm::Error> {
     let config = Config {
         mem_mib: args.mem,
         results: args.results.clone(),
@@ -127,17 +180,14 @@ fn host_vm(args: &HostVmArgs) -> Result<ExitCode, hostvm::Error> {
     Ok(ExitCode::from(status.shell_code()))
 }
 
-fn keep_host_vm(config: &Config, socket: &Path) -> Result<ExitCode, hostvm::Error> {
+fn keep_host_vm(config: &Config, socket: &Path) -> Result<ExitCode, tests::hostvm::Error> {
     let vm = HostVm::boot(config)?;
-    println!(
-        "Host VM is up; run commands with: tests exec --socket {} -- COMMAND",
-        socket.display()
-    );
+    println!("Host VM is up; run commands with: tests exec --socket {} -- COMMAND", socket.display());
     keep::serve(vm, socket)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn shell(config: &Config) -> Result<ExitCode, hostvm::Error> {
+fn shell(config: &Config) -> Result<ExitCode, tests::hostvm::Error> {
     if std::io::stdin().is_terminal() {
         println!("Booting the host VM; `exit` powers it off, Ctrl-A X ends it at once");
     }
@@ -148,17 +198,12 @@ fn shell(config: &Config) -> Result<ExitCode, hostvm::Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn exec(args: &ExecArgs) -> Result<ExitCode, hostvm::Error> {
+fn exec(args: &ExecArgs) -> Result<ExitCode, tests::hostvm::Error> {
     if args.stop {
         keep::stop(&args.socket)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let status = keep::exec(
-        &args.socket,
-        args.command.command(),
-        args.command.timeout(),
-        &mut print,
-    )?;
+    let status = keep::exec(&args.socket, args.command.command(), args.command.timeout(), &mut print)?;
     Ok(ExitCode::from(status.shell_code()))
 }
 
@@ -166,22 +211,8 @@ fn exec(args: &ExecArgs) -> Result<ExitCode, hostvm::Error> {
 fn print(message: Message) {
     // With our own output closed there is nobody left to tell.
     let _closed = match message {
-        Message::Stdout(bytes) => std::io::stdout()
-            .write_all(&bytes)
-            .and_then(|()| std::io::stdout().flush()),
+        Message::Stdout(bytes) => std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush()),
         Message::Stderr(bytes) => std::io::stderr().write_all(&bytes),
         _ => Ok(()),
     };
-}
-
-/// Prints an error and its sources on one line.
-fn report(error: &dyn std::error::Error) {
-    let mut text = format!("error: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    eprintln!("{text}");
 }

@@ -38,10 +38,7 @@ pub fn serve() -> io::Result<()> {
     say(&channel, READY_ID, Message::Ready);
     loop {
         match Frame::read(&mut incoming) {
-            Ok(Frame {
-                id,
-                message: Message::Run(command),
-            }) => {
+            Ok(Frame { id, message: Message::Run(command) }) => {
                 let channel = Arc::clone(&channel);
                 thread::spawn(move || {
                     forget_outer_names();
@@ -49,11 +46,7 @@ pub fn serve() -> io::Result<()> {
                     say(&channel, id, Message::Exit(status));
                 });
             }
-            Ok(Frame {
-                message: Message::Shutdown,
-                ..
-            })
-            | Err(_) => return Ok(()),
+            Ok(Frame { message: Message::Shutdown, .. }) | Err(_) => return Ok(()),
             Ok(_) => {}
         }
     }
@@ -67,10 +60,7 @@ fn port() -> io::Result<PathBuf> {
             return Ok(Path::new("/dev").join(entry.file_name()));
         }
     }
-    Err(io::Error::new(
-        io::ErrorKind::NotFound,
-        "No virtio-serial port for the control channel",
-    ))
+    Err(io::Error::new(io::ErrorKind::NotFound, "No virtio-serial port for the control channel"))
 }
 
 /// Files that appear outside after their name was looked up here would stay invisible in the overlay.
@@ -91,11 +81,7 @@ fn run(channel: &Channel, id: u32, command: &Command) -> Status {
         Ok(child) => child,
         Err(error) => {
             let program = command.argv.first().map_or("", String::as_str);
-            say(
-                channel,
-                id,
-                Message::Stderr(format!("Starting {program:?} failed: {error}\n").into_bytes()),
-            );
+            say(channel, id, Message::Stderr(format!("Starting {program:?} failed: {error}\n").into_bytes()));
             return Status::Code(127);
         }
     };
@@ -125,10 +111,7 @@ fn run(channel: &Channel, id: u32, command: &Command) -> Status {
 }
 
 fn start(command: &Command) -> io::Result<Child> {
-    let (program, arguments) = command
-        .argv
-        .split_first()
-        .ok_or(io::ErrorKind::InvalidInput)?;
+    let (program, arguments) = command.argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     std::process::Command::new(program)
         .args(arguments)
         .envs(command.env.iter().map(|(name, value)| (name, value)))
@@ -162,11 +145,7 @@ fn forward(
             if count == 0 {
                 break;
             }
-            say(
-                &channel,
-                id,
-                wrap(piece.get(..count).unwrap_or_default().to_vec()),
-            );
+            say(&channel, id, wrap(piece.get(..count).unwrap_or_default().to_vec()));
         }
         drop(drained);
     });

@@ -8,7 +8,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 fail() { echo "host VM: $*" >&2; poweroff -f; }
-while read -r module; do insmod "/modules/$module" || fail "module $module"; done < /modules/order
+while read -r module; do insmod "/modules/$module.ko" || fail "module $module"; done < /modules/order
 shell=no
 for word in $(cat /proc/cmdline); do
     case $word in

@@ -18,11 +18,7 @@ use super::{Error, HostVm};
 /// # Errors
 /// If the socket cannot be made, and whatever ends the host VM.
 pub fn serve(vm: HostVm, socket: &Path) -> Result<(), Error> {
-    let failed = |source| Error::File {
-        action: "Listening at",
-        path: socket.to_path_buf(),
-        source,
-    };
+    let failed = |source| Error::File { action: "Listening at", path: socket.to_path_buf(), source };
     // A socket left behind by a server that was killed; one that is in use answers.
     if UnixStream::connect(socket).is_err() {
         let _missing = fs::remove_file(socket);
@@ -58,12 +54,7 @@ pub fn exec(
 ) -> Result<Status, Error> {
     command.timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     let mut server = connect(socket)?;
-    Frame {
-        id: READY_ID,
-        message: Message::Run(command),
-    }
-    .write(&mut server)
-    .map_err(Error::Channel)?;
+    Frame { id: READY_ID, message: Message::Run(command) }.write(&mut server).map_err(Error::Channel)?;
     loop {
         match Frame::read(&mut server).map_err(Error::Channel)?.message {
             Message::Exit(status) => return Ok(status),
@@ -78,12 +69,7 @@ pub fn exec(
 /// [`Error::File`] if nobody serves the socket.
 pub fn stop(socket: &Path) -> Result<(), Error> {
     let mut server = connect(socket)?;
-    Frame {
-        id: READY_ID,
-        message: Message::Shutdown,
-    }
-    .write(&mut server)
-    .map_err(Error::Channel)
+    Frame { id: READY_ID, message: Message::Shutdown }.write(&mut server).map_err(Error::Channel)
 }
 
 fn connect(socket: &Path) -> Result<UnixStream, Error> {
@@ -103,19 +89,11 @@ fn relay(vm: &HostVm, mut client: UnixStream, command: Command) {
     let timeout = Duration::from_millis(command.timeout_ms);
     // A client that went away does not stop its command; the timeout does.
     let result = vm.stream(command, timeout, &mut |message| {
-        let _gone = Frame {
-            id: READY_ID,
-            message,
-        }
-        .write(&mut client);
+        let _gone = Frame { id: READY_ID, message }.write(&mut client);
     });
     match result {
         Ok(status) => {
-            let _gone = Frame {
-                id: READY_ID,
-                message: Message::Exit(status),
-            }
-            .write(&mut client);
+            let _gone = Frame { id: READY_ID, message: Message::Exit(status) }.write(&mut client);
         }
         Err(error) => eprintln!("{error}"),
     }

@@ -39,17 +39,11 @@ impl Machine {
             source,
         })?;
         let initrd = folder.path().join("initrd");
-        initramfs::build(&kernel, folder.path(), &initrd)?;
-        let mut arguments: Vec<String> = [
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ]
-        .iter()
-        .map(|&word| word.to_owned())
-        .collect();
+        initramfs::build(&kernel, &initrd)?;
+        let mut arguments: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+            .iter()
+            .map(|&word| word.to_owned())
+            .collect();
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         let (accel, cpu) = match config.accel {
             // A big translation cache: a kernel in a kernel does not fit the default one. Without erms and fsrm the kernel
@@ -65,10 +59,7 @@ impl Machine {
         option("-nic", "none".to_owned());
         option("-kernel", path_text(&kernel.image));
         option("-initrd", path_text(&initrd));
-        option(
-            "-virtfs",
-            share("outer", Path::new("/"), Some("readonly=on,multidevs=remap")),
-        );
+        option("-virtfs", share("outer", Path::new("/"), Some("readonly=on,multidevs=remap")));
         option("-virtfs", share("results", &results, None));
         let kernel_parameters = vec![
             "console=ttyS0".to_owned(),
@@ -77,11 +68,7 @@ impl Machine {
             format!("minivmm.results={}", results.display()),
             format!("minivmm.modules={}", kernel.modules.display()),
         ];
-        Ok(Self {
-            arguments,
-            kernel_parameters,
-            folder,
-        })
+        Ok(Self { arguments, kernel_parameters, folder })
     }
 
     /// Where the console of a started machine is logged.
@@ -96,21 +83,10 @@ impl Machine {
     pub fn start(&self, control: UnixStream) -> Result<Child, Error> {
         let mut command = self.command(&[]);
         command
-            .args([
-                "-serial".to_owned(),
-                format!("file:{}", self.console().display()),
-            ])
+            .args(["-serial".to_owned(), format!("file:{}", self.console().display())])
             // The channel goes in as standard input: a descriptor that no other child can inherit by accident.
-            .args([
-                "-chardev",
-                "socket,id=control,fd=0",
-                "-device",
-                "virtio-serial-pci",
-            ])
-            .args([
-                "-device".to_owned(),
-                format!("virtserialport,chardev=control,name={}", agent::PORT_NAME),
-            ])
+            .args(["-chardev", "socket,id=control,fd=0", "-device", "virtio-serial-pci"])
+            .args(["-device".to_owned(), format!("virtserialport,chardev=control,name={}", agent::PORT_NAME)])
             .stdin(Stdio::from(OwnedFd::from(control)))
             .stdout(Stdio::null())
             .stderr(Stdio::inherit());
@@ -124,12 +100,7 @@ impl Machine {
     pub fn start_shell(&self) -> Result<Child, Error> {
         let mut command = self.command(&["quiet", "minivmm.shell"]);
         command
-            .args([
-                "-chardev",
-                "stdio,id=terminal,mux=on,signal=off",
-                "-serial",
-                "chardev:terminal",
-            ])
+            .args(["-chardev", "stdio,id=terminal,mux=on,signal=off", "-serial", "chardev:terminal"])
             .args(["-mon", "chardev=terminal"]);
         spawn(&mut command)
     }
@@ -142,9 +113,7 @@ impl Machine {
     fn command(&self, more_parameters: &[&str]) -> Command {
         // setpriv makes QEMU die with this process, however this process ends.
         let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-            .args(&self.arguments);
+        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]).args(&self.arguments);
         let mut parameters = self.kernel_parameters.join(" ");
         for parameter in more_parameters {
             parameters.push(' ');
@@ -156,10 +125,7 @@ impl Machine {
 }
 
 fn spawn(command: &mut Command) -> Result<Child, Error> {
-    command.spawn().map_err(|source| Error::Start {
-        program: "setpriv".to_owned(),
-        source,
-    })
+    command.spawn().map_err(|source| Error::Start { program: "setpriv".to_owned(), source })
 }
 
 fn share(tag: &str, path: &Path, more: Option<&str>) -> String {
@@ -170,11 +136,7 @@ fn share(tag: &str, path: &Path, more: Option<&str>) -> String {
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
-    path.canonicalize().map_err(|source| Error::File {
-        action: "Finding",
-        path: path.to_path_buf(),
-        source,
-    })
+    path.canonicalize().map_err(|source| Error::File { action: "Finding", path: path.to_path_buf(), source })
 }
 
 fn path_text(path: &Path) -> String {

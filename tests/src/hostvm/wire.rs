@@ -28,10 +28,7 @@ pub struct Command {
 impl Command {
     /// A command of these words, started in `/`.
     pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
-        Self {
-            argv: argv.into_iter().map(Into::into).collect(),
-            ..Self::default()
-        }
+        Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 }
 
@@ -97,8 +94,7 @@ impl Frame {
             Message::Exit(status) => (4, serde_json::to_vec(status)?),
             Message::Shutdown => (5, Vec::new()),
         };
-        let length = u32::try_from(payload.len())
-            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let length = u32::try_from(payload.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut bytes = Vec::with_capacity(9 + payload.len());
         bytes.extend_from_slice(&self.id.to_le_bytes());
         bytes.push(kind);
@@ -137,9 +133,6 @@ impl Frame {
             5 => Message::Shutdown,
             _ => return Err(io::ErrorKind::InvalidData.into()),
         };
-        Ok(Self {
-            id: u32::from_le_bytes(id),
-            message,
-        })
+        Ok(Self { id: u32::from_le_bytes(id), message })
     }
 }

@@ -1,0 +1,14 @@
+//! minivmm's exit codes, as its `--help` has them.
+
+/// The guest powered off, or rebooted where that ends the machine.
+pub const POWERED_OFF: i32 = 0;
+/// Usage error.
+pub const USAGE: i32 = 64;
+/// The host cannot do what was asked.
+pub const HOST: i32 = 71;
+/// The guest's kernel panicked.
+pub const PANICKED: i32 = 99;
+/// The guest did not power off in time.
+pub const STOP_TIMEOUT: i32 = 124;
+/// Stopped at once by a second SIGTERM.
+pub const KILLED_BY_SIGTERM: i32 = 128 + 15;

@@ -1,0 +1,93 @@
+//! What a story has at hand, and the namespaces it runs in.
+
+use std::path::{Path, PathBuf};
+use std::process;
+
+use images::kernel::Series;
+
+use crate::guest::{Guest, SERIES};
+use crate::lan::sh;
+use crate::vm::Builder;
+use crate::workspace::Parts;
+
+/// The exit code of a story that cannot run here; its report says why.
+pub const SKIPPED: u8 = 77;
+
+/// What a story has at hand.
+pub struct Stage {
+    parts: Parts,
+    scratch: PathBuf,
+}
+
+impl Stage {
+    /// A stage with these parts and a folder for the story's files.
+    pub fn new(parts: Parts, scratch: &Path) -> Self {
+        Self { parts, scratch: scratch.to_path_buf() }
+    }
+
+    /// The guest of a kernel series.
+    pub fn guest(&self, series: Series) -> Guest {
+        Guest::at(&self.parts.guests, series)
+    }
+
+    /// The guest of the default series.
+    pub fn default_guest(&self) -> Guest {
+        self.guest(SERIES[0])
+    }
+
+    /// The program under test.
+    pub fn minivmm(&self) -> &Path {
+        &self.parts.minivmm
+    }
+
+    /// A machine without any flag.
+    pub fn bare_vm(&self) -> Builder {
+        Builder::new(&self.parts.minivmm)
+    }
+
+    /// A machine with the newest guest.
+    pub fn vm(&self) -> Builder {
+        let guest = self.default_guest();
+        self.bare_vm().kernel(guest.bzimage).initrd(guest.initramfs)
+    }
+
+    /// A file of the story's own, in memory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
+    }
+
+    /// A new root disk of `images`, of the size given as to `--size`.
+    pub fn root_disk(&self, size: &str) -> PathBuf {
+        let disk = self.file("root.ext4");
+        let images = self.parts.minivmm.with_file_name("images");
+        sh(&format!("{} disk --size {size} --out {}", images.display(), disk.display()));
+        disk
+    }
+
+    /// Ends the story without a verdict.
+    pub fn skip(&self, reason: &str) -> ! {
+        println!("{reason}");
+        process::exit(i32::from(SKIPPED))
+    }
+}
+
+/// The command line that runs a story in namespaces of its own.
+///
+/// The network namespace keeps stories from meeting each other's interfaces and takes what they leave; the process
+/// namespace ends what they leave running. Mounted anew, /proc and /sys show these namespaces and not the
+/// machine's, and the story's files in /dev/shm go with it.
+pub fn command_line(program: &Path, parts: &Parts, name: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut push = |more: &[&str]| words.extend(more.iter().map(|&word| word.to_owned()));
+    push(&["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]);
+    if !rustix::process::geteuid().is_root() {
+        push(&["--map-root-user"]);
+    }
+    let enter =
+        "mount -t proc proc /proc && mount -t sysfs sysfs /sys && mount -t tmpfs -o size=80% scratch /dev/shm &&
+                 ip link set lo up && exec \"$@\"";
+    push(&["sh", "-c", enter, "story"]);
+    push(&[&program.to_string_lossy(), "story", name]);
+    push(&["--minivmm", &parts.minivmm.to_string_lossy(), "--guests", &parts.guests.to_string_lossy()]);
+    words
+}

@@ -1,0 +1,78 @@
+//! Disks keep what a guest writes, and refuse it where they are read-only.
+
+use std::fs;
+
+use super::Story;
+use crate::lan::sh;
+use crate::stage::Stage;
+
+pub(super) const STORIES: &[Story] = &[
+    Story { name: "disk::an_ext4_root_keeps_what_was_written_and_stays_clean", tell: ext4_root },
+    Story { name: "disk::a_read_only_disk_refuses_writes_and_stays_as_it_was", tell: read_only },
+    Story { name: "disk::several_disks_are_told_apart_by_their_serials", tell: serials },
+];
+
+/// Bytes that the guest writes, 8 MiB that do not compress to nothing.
+const CONTENTS: &str = "seq 1 1200000 | head -c 8M";
+
+fn ext4_root(stage: &Stage) {
+    let disk = stage.root_disk("1G");
+
+    let vm = stage
+        .vm()
+        .disk(format_args!("path={}", disk.display()))
+        .parameter("root=/dev/vda rw")
+        .script(&format!(
+            "echo root=$(grep ' / ' /proc/mounts); {CONTENTS} >/written; echo sum=$(sha256sum </written); sync"
+        ))
+        .start();
+    let root = vm.value("root");
+    let sum = vm.value("sum");
+    assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
+
+    assert!(root.starts_with("/dev/vda / ext4 rw"), "the root is {root}");
+    let check = sh(&format!("e2fsck -fn {} 2>&1", disk.display()));
+    println!("root {root}; after power-off: {}", check.lines().last().unwrap_or_default());
+    let copy = stage.file("written");
+    sh(&format!("debugfs -R 'dump /written {}' {} 2>&1", copy.display(), disk.display()));
+    assert_eq!(sh(&format!("sha256sum <{}", copy.display())).trim(), sum.trim(), "what the guest wrote");
+}
+
+fn read_only(stage: &Stage) {
+    let disk = stage.root_disk("64M");
+    let before = sh(&format!("sha256sum {}", disk.display()));
+
+    let vm = stage
+        .vm()
+        .disk(format_args!("path={},readonly=on", disk.display()))
+        .script(
+            "echo flag=$(cat /sys/block/vda/ro); dd if=/dev/zero of=/dev/vda bs=512 count=1 2>/tmp/e; echo dd=$?
+             mount -o rw /dev/vda /mnt 2>/tmp/e; touch /mnt/x; echo touch=$?",
+        )
+        .start();
+
+    assert_eq!(vm.value("flag"), "1", "the read-only flag in the guest");
+    assert_ne!(vm.value("dd"), "0", "exit code of a write to the device");
+    assert_ne!(vm.value("touch"), "0", "exit code of a write to the file system");
+    assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
+    assert_eq!(sh(&format!("sha256sum {}", disk.display())), before, "the image's contents");
+}
+
+fn serials(stage: &Stage) {
+    let mut machine = stage.vm();
+    for (number, mib) in [(0, 1), (1, 2), (2, 3)] {
+        let disk = stage.file(&format!("disk{number}"));
+        let file = fs::File::create(&disk).expect("a disk image");
+        file.set_len(mib << 20).expect("a disk image's size");
+        machine = machine.disk(format_args!("path={},serial=disk-{number}", disk.display()));
+    }
+
+    let vm = machine
+        .script("for d in vda vdb vdc; do echo $d=$(cat /sys/block/$d/serial) $(cat /sys/block/$d/size); done")
+        .start();
+
+    assert_eq!(vm.value("vda"), "disk-0 2048");
+    assert_eq!(vm.value("vdb"), "disk-1 4096");
+    assert_eq!(vm.value("vdc"), "disk-2 6144");
+    assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
+}

@@ -1,0 +1,330 @@
+//! A minivmm under test: started with flags, watched through its console, waited for with deadlines.
+//!
+//! Made for stories, so everything that does not come about panics with a sentence and what the guest last said. The
+//! machine's console is minivmm's standard output; nothing here polls or sleeps. Dropping a [`Vm`] kills it.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::guest;
+
+/// How long anything a guest does by itself may take: booting in an emulated processor takes 10 s, on a loaded machine 30.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+/// The kernel keeps this many bytes of its command line, terminator included (COMMAND_LINE_SIZE on x86).
+const CMDLINE_MAX_BYTES: usize = 2048;
+/// How much of a console is shown.
+const TAIL_BYTES: usize = 4000;
+
+/// Everything started so far, for the report of a failure.
+static STARTED: Mutex<Vec<Watched>> = Mutex::new(Vec::new());
+
+#[derive(Clone)]
+struct Watched {
+    command: String,
+    console: Arc<Stream>,
+    log: Arc<Stream>,
+}
+
+/// The flags of a machine to start.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    minivmm: PathBuf,
+    flags: Vec<String>,
+    cmdline: Vec<String>,
+}
+
+impl Builder {
+    /// A machine without any flag.
+    pub fn new(minivmm: &Path) -> Self {
+        Self { minivmm: minivmm.to_path_buf(), flags: Vec::new(), cmdline: Vec::new() }
+    }
+
+    /// `--kernel`.
+    #[must_use]
+    pub fn kernel(self, path: impl AsRef<Path>) -> Self {
+        self.flag("--kernel", path.as_ref().display())
+    }
+
+    /// `--initrd`.
+    #[must_use]
+    pub fn initrd(self, path: impl AsRef<Path>) -> Self {
+        self.flag("--initrd", path.as_ref().display())
+    }
+
+    /// `--cpus`.
+    #[must_use]
+    pub fn cpus(self, count: u32) -> Self {
+        self.flag("--cpus", count)
+    }
+
+    /// `--mem`.
+    #[must_use]
+    pub fn mem(self, size: &str) -> Self {
+        self.flag("--mem", size)
+    }
+
+    /// One more `--net`.
+    #[must_use]
+    pub fn net(self, spec: impl std::fmt::Display) -> Self {
+        self.flag("--net", spec)
+    }
+
+    /// One more `--disk`.
+    #[must_use]
+    pub fn disk(self, spec: impl std::fmt::Display) -> Self {
+        self.flag("--disk", spec)
+    }
+
+    /// `--name`.
+    #[must_use]
+    pub fn name(self, name: &str) -> Self {
+        self.flag("--name", name)
+    }
+
+    /// Any other flag with its value.
+    #[must_use]
+    pub fn flag(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.flags.extend([name.to_owned(), value.to_string()]);
+        self
+    }
+
+    /// One more word on the kernel's command line.
+    #[must_use]
+    pub fn parameter(mut self, word: &str) -> Self {
+        self.cmdline.push(word.to_owned());
+        self
+    }
+
+    /// The script that the guest runs once it is up; afterwards it powers off.
+    #[must_use]
+    pub fn script(self, script: &str) -> Self {
+        self.parameter(&guest::script_parameter(script))
+    }
+
+    /// Starts it.
+    pub fn start(&self) -> Vm {
+        let mut command = Command::new(&self.minivmm);
+        command.args(&self.flags);
+        let cmdline = self.cmdline.join(" ");
+        // minivmm's own defaults, some 100 bytes, have to fit too.
+        assert!(cmdline.len() + 256 < CMDLINE_MAX_BYTES, "The script is too long for a kernel command line");
+        if !cmdline.is_empty() {
+            command.args(["--cmdline", &cmdline]);
+        }
+        Vm::start(&mut command)
+    }
+}
+
+/// A running or ended machine.
+pub struct Vm {
+    pid: Pid,
+    stdin: ChildStdin,
+    watched: Watched,
+    end: Arc<(Mutex<Option<ExitStatus>>, Condvar)>,
+}
+
+impl Vm {
+    fn start(command: &mut Command) -> Self {
+        let line = format!("{command:?}");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{line} did not start: {error}"));
+        let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            unreachable!("all three were asked for")
+        };
+        let watched = Watched { command: line, console: Stream::watch(stdout), log: Stream::watch(stderr) };
+        lock(&STARTED).push(watched.clone());
+        let pid = Pid::from_child(&child);
+        let end = Arc::new((Mutex::new(None), Condvar::new()));
+        let vm = Self { pid, stdin, watched, end: Arc::clone(&end) };
+        thread::spawn(move || note_end(child, &end));
+        vm
+    }
+
+    /// Waits until the guest's console has `text`.
+    pub fn wait_for(&self, text: &str) {
+        self.watched.console.wait_for(text);
+    }
+
+    /// Waits for the guest's ready line and returns what it says.
+    pub fn wait_for_ready(&self) -> serde_json::Value {
+        let line = self.watched.console.wait_for_line(guest::READY);
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("The ready line {line:?} is not JSON: {error}"))
+    }
+
+    /// Waits for the end of the guest's script and returns its exit code.
+    pub fn wait_for_script(&self) -> i32 {
+        let line = self.watched.console.wait_for_line(guest::SCRIPT_EXIT);
+        line.trim().parse().unwrap_or_else(|error| panic!("The script's exit code {line:?} is none: {error}"))
+    }
+
+    /// Waits for the end of minivmm and returns its exit code.
+    pub fn wait_exit(&self) -> i32 {
+        let status = self.wait_status();
+        status.code().unwrap_or_else(|| panic!("minivmm ended with {status}"))
+    }
+
+    /// Everything the guest has said on its console.
+    pub fn console(&self) -> String {
+        self.watched.console.text()
+    }
+
+    /// Whether the guest has said `text` on its console.
+    pub fn console_contains(&self, text: &str) -> bool {
+        self.console().contains(text)
+    }
+
+    /// What the guest said between `NAME=` and the end of that line.
+    pub fn value(&self, name: &str) -> String {
+        self.watched.console.wait_for_line(&format!("{name}="))
+    }
+
+    /// Everything minivmm has written to its standard error.
+    pub fn log(&self) -> String {
+        self.watched.log.text()
+    }
+
+    /// Waits until minivmm's standard error has `text`.
+    pub fn wait_for_log(&self, text: &str) {
+        self.watched.log.wait_for(text);
+    }
+
+    /// Types into the guest's console.
+    pub fn type_in(&mut self, text: &str) {
+        self.stdin.write_all(text.as_bytes()).unwrap_or_else(|error| panic!("minivmm takes no input: {error}"));
+    }
+
+    /// Sends minivmm a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).unwrap_or_else(|error| panic!("minivmm cannot be signalled: {error}"));
+    }
+
+    fn wait_status(&self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        let (end, changed) = &*self.end;
+        let mut status = lock(end);
+        loop {
+            if let Some(status) = *status {
+                return status;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "minivmm did not end within {PATIENCE:?}");
+            status = changed.wait_timeout(status, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if lock(&self.end.0).is_none() {
+            // It may end this very moment.
+            let _gone = kill_process(self.pid, Signal::KILL);
+            self.wait_status();
+        }
+    }
+}
+
+/// What every machine started so far has said: for the report of a failure.
+pub fn last_words() -> String {
+    let mut text = String::new();
+    for watched in lock(&STARTED).iter() {
+        text.push_str(&format!(
+            "--- {}\n--- its console ends with:\n{}\n--- its standard error ends with:\n{}\n",
+            watched.command,
+            tail(&watched.console.text()),
+            tail(&watched.log.text())
+        ));
+    }
+    text
+}
+
+fn tail(text: &str) -> &str {
+    let mut start = text.len().saturating_sub(TAIL_BYTES);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text.get(start..).unwrap_or_default()
+}
+
+fn note_end(mut child: Child, end: &(Mutex<Option<ExitStatus>>, Condvar)) {
+    let status = child.wait().unwrap_or_else(|error| panic!("A child cannot be waited for: {error}"));
+    *lock(&end.0) = Some(status);
+    end.1.notify_all();
+}
+
+/// What comes out of a pipe, kept whole, with a bell for those who wait for a text in it.
+struct Stream {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Stream {
+    fn watch(mut pipe: impl Read + Send + 'static) -> Arc<Self> {
+        let stream = Arc::new(Self { state: Mutex::default(), changed: Condvar::new() });
+        let writer = Arc::clone(&stream);
+        thread::spawn(move || {
+            let mut piece = [0; 4096];
+            loop {
+                let count = pipe.read(&mut piece).unwrap_or(0);
+                let mut state = lock(&writer.state);
+                state.bytes.extend_from_slice(piece.get(..count).unwrap_or_default());
+                state.ended = count == 0;
+                writer.changed.notify_all();
+                if state.ended {
+                    return;
+                }
+            }
+        });
+        stream
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&lock(&self.state).bytes).into_owned()
+    }
+
+    fn wait_for(&self, text: &str) {
+        self.wait(text, |seen| seen.contains(text).then_some(()));
+    }
+
+    /// The rest of the first whole line that starts with `start`.
+    fn wait_for_line(&self, start: &str) -> String {
+        self.wait(start, |seen| {
+            let whole = seen.get(..seen.rfind('\n')?)?;
+            whole.lines().find_map(|line| line.trim_end().strip_prefix(start)).map(str::to_owned)
+        })
+    }
+
+    fn wait<T>(&self, wanted: &str, found: impl Fn(&str) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(value) = found(&String::from_utf8_lossy(&state.bytes)) {
+                return value;
+            }
+            assert!(!state.ended, "minivmm ended before the guest said {wanted:?}");
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "The guest did not say {wanted:?} within {PATIENCE:?}");
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

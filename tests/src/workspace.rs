@@ -1,0 +1,101 @@
+//! The project as a thing to build: where its binaries and its guests are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use images::guest::{self, Wish};
+use images::kernel::{Freshness, Series};
+use images::{place, vmlinux};
+
+use crate::guest::Guest;
+
+/// Why the project's parts are not there.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// cargo could not be started.
+    #[error("Program {program:?} could not be started")]
+    Start {
+        /// Its name.
+        program: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// cargo failed; it has said why.
+    #[error("`{command}` failed")]
+    Failed {
+        /// The command line.
+        command: String,
+    },
+    /// A guest could not be made.
+    #[error(transparent)]
+    Images(#[from] images::Error),
+}
+
+/// The repository's root.
+pub fn root() -> &'static Path {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests)
+}
+
+/// What stories need: the release binaries and the guests.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// `minivmm`, release build.
+    pub minivmm: PathBuf,
+    /// The folder with a [`Guest`] for every series.
+    pub guests: PathBuf,
+}
+
+impl Parts {
+    /// Builds the binaries and provides a guest for each of `series`; what is up to date costs little.
+    ///
+    /// # Errors
+    /// If cargo fails.
+    pub fn provide(series: &[Series]) -> Result<Self, Error> {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let build = ["build", "--release", "--quiet", "--package", "minivmm", "--package", "images"];
+        run(Command::new(cargo).args(build).current_dir(root()))?;
+        let binaries = release_folder();
+        let guests = target_folder().join("guests");
+        for &series in series {
+            guest::provide(&Wish {
+                series,
+                freshness: Freshness::Cached,
+                out: guests.clone(),
+                cache: place::cache_dir()?,
+                agent: binaries.join("minivmm-agent"),
+                programs: Vec::new(),
+                modules: Vec::new(),
+            })?;
+            let guest = Guest::at(&guests, series);
+            vmlinux::extract(&guest.bzimage, &guest.vmlinux)?;
+        }
+        Ok(Self { minivmm: binaries.join("minivmm"), guests })
+    }
+}
+
+/// Cargo's target folder.
+pub fn target_folder() -> PathBuf {
+    build_folder().and_then(Path::parent).map_or_else(|| root().join("target"), Path::to_path_buf)
+}
+
+/// Where release binaries land.
+fn release_folder() -> PathBuf {
+    build_folder().map_or_else(|| root().join("target"), |folder| folder.join("release"))
+}
+
+/// The folder of the profiles, found from this very program: `TARGET/TRIPLE/PROFILE/tests`.
+fn build_folder() -> Option<&'static Path> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PROGRAM.get_or_init(|| std::env::current_exe().ok()).as_deref()?.ancestors().nth(2)
+}
+
+/// Runs a command whose output goes to ours.
+fn run(command: &mut Command) -> Result<(), Error> {
+    let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
+    let line = words.join(" ".as_ref()).to_string_lossy().into_owned();
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().map_err(|source| Error::Start { program, source })?;
+    if status.success() { Ok(()) } else { Err(Error::Failed { command: line }) }
+}
