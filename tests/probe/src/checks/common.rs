@@ -76,7 +76,7 @@ fn driver_feature_reads_back(s: &Subject) -> Check {
     require!(read(0) == 0 && read(1) == 0, "writes past word 1 landed in {:#x} {:#x}", read(0), read(1));
     d.accept(feature::VERSION_1);
     d.reset()?;
-    require!(read(0) == 0 && read(1) == 0, "after reset {:#x} {:#x}", read(0), read(1));
+    require!(!s.terms.strict || read(0) == 0 && read(1) == 0, "after reset {:#x} {:#x}", read(0), read(1));
     Ok(())
 }
 
@@ -93,17 +93,19 @@ fn num_queues(s: &Subject) -> Check {
     Ok(())
 }
 
-fn past_the_end(d: &Device) -> [u16; 4] {
-    [d.get16(common::NUM_QUEUES), 0x7fff, 0x8000, 0xffff]
+/// Indices of queues that do not exist. QEMU ignores a selection past its own maximum, so far ones are for strict terms.
+fn past_the_end(s: &Subject) -> impl Iterator<Item = u16> {
+    let far = if s.terms.strict { &[0x400, 0x7fff, 0x8000, 0xffff][..] } else { &[] };
+    [s.device.get16(common::NUM_QUEUES)].into_iter().chain(far.iter().copied())
 }
 
 fn queue_select(s: &Subject) -> Check {
     let d = &s.device;
-    for queue in [0].into_iter().chain(past_the_end(d)) {
+    for queue in [0].into_iter().chain(past_the_end(s)) {
         d.set16(common::QUEUE_SELECT, queue);
         require!(d.get16(common::QUEUE_SELECT) == queue, "select {queue} reads {}", d.get16(common::QUEUE_SELECT));
     }
-    for queue in past_the_end(d) {
+    for queue in past_the_end(s) {
         require!(d.queue_max(queue) == 0, "queue {queue} has size {}", d.queue_max(queue));
     }
     Ok(())
@@ -111,7 +113,7 @@ fn queue_select(s: &Subject) -> Check {
 
 fn nonexistent_queue_is_inert(s: &Subject) -> Check {
     let d = &s.device;
-    for queue in past_the_end(d) {
+    for queue in past_the_end(s) {
         d.set16(common::QUEUE_SELECT, queue);
         d.set16(common::QUEUE_SIZE, 8);
         d.set16(common::QUEUE_MSIX_VECTOR, 0);
@@ -261,7 +263,7 @@ fn device_config_widths(s: &Subject) -> Check {
     if config.capability == 0 {
         skip!("no device configuration");
     }
-    for at in (config.address..config.address + (config.len & !3).min(64)).step_by(4) {
+    for at in (config.address..config.address + (config.len & !3).min(32)).step_by(4) {
         let wide = cpu::read32(at);
         let bytes = [0, 1, 2, 3].map(|i| cpu::read8(at + i));
         require!(u32::from_le_bytes(bytes) == wide, "{:#x}: {wide:#x}, bytes {bytes:x?}", at - config.address);

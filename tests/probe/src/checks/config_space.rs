@@ -187,6 +187,11 @@ fn bars_size(s: &Subject) -> Check {
     Ok(())
 }
 
+/// Whether a read found nothing. A master abort reads all ones; some VMMs read zero, which no structure here starts with.
+fn vacant(s: &Subject, value: u32) -> bool {
+    value == u32::MAX || value == 0 && !s.terms.strict
+}
+
 fn bar_moves(s: &Subject) -> Check {
     let f = s.device.function;
     let Some(bar) = f.bar(s.device.common.bar) else { skip!("no memory BAR") };
@@ -198,8 +203,8 @@ fn bar_moves(s: &Subject) -> Check {
         let seen = moved.get16(common::NUM_QUEUES);
         require!(moved.common.address == to + u64::from(moved.common.offset), "register still says {:#x}", moved.common.address);
         require!(seen == queues, "{seen:#x} queues at the new place {to:#x}, {queues} before");
-        let old = cpu::read32(from + u64::from(moved.common.offset));
-        require!(old == u32::MAX, "{old:#x} at the old place {from:#x}");
+        let old = cpu::read32(from + u64::from(moved.common.offset) + common::NUM_QUEUES - 2);
+        require!(vacant(s, old), "{old:#x} at the old place {from:#x}");
     }
     super::live::Live::start(&s.device)?.round_trip()
 }
@@ -209,9 +214,9 @@ fn decoding_off(s: &Subject) -> Check {
     device.set_status(status::ACKNOWLEDGE);
     let (read, whole) = device.function.without_command(command::MEMORY, || {
         device.set_status(status::ACKNOWLEDGE | status::DRIVER);
-        (device.status(), device.get32(common::DEVICE_FEATURE))
+        (device.get32(common::CONFIG_MSIX_VECTOR), device.get32(common::DEVICE_STATUS))
     });
-    require!(read == u8::MAX && whole == u32::MAX, "read {read:#x} and {whole:#x} with decoding off");
+    require!(vacant(s, read) && vacant(s, whole), "read {read:#x} and {whole:#x} with decoding off");
     require!(device.status() == status::ACKNOWLEDGE, "a write got through: status {:#x}", device.status());
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Rings that no driver would build (virtio 1.3 2.7): the device has to refuse them, and a reset has to bring it back.
 //!
-//! A device may answer a wrong ring by NEEDS_RESET or by returning the chain; doing neither leaves a driver waiting for ever, so
-//! that is a failure, and so is anything that ends the VM or outlives the reset.
+//! On any VMM the VM has to survive and a reset has to help. On strict terms the device also has to answer, by NEEDS_RESET or by
+//! returning the chain: doing neither leaves a driver waiting for ever.
 
 use super::live::{Live, queue};
 use super::{DeviceCheck, Subject};
@@ -10,11 +10,13 @@ use crate::virtio::ring::{Desc, flag, write_desc};
 use crate::virtio::{Device, Kind, common, feature, status};
 use crate::{arena, cpu, require, skip};
 
-const REACTION_TICKS: u64 = cpu::SECOND_TICKS;
+const REACTION_TICKS: u64 = cpu::SECOND_TICKS / 4;
 /// No machine of a test has RAM here.
 const NOWHERE: u64 = 0xf_0000_0000_0000;
 /// In the hole below 4 GiB.
 const HOLE: u64 = 0xf800_0000;
+/// The local APIC, behind which no memory is.
+const APIC: u64 = 0xfee0_0000;
 
 /// The checks of this file.
 pub(super) const CHECKS: &[(&str, DeviceCheck)] = &[
@@ -74,7 +76,7 @@ fn refused(s: &Subject, head: u16, build: impl FnOnce(&Live)) -> Check {
     live.ring.kick();
     let reaction = reaction(d, &mut live);
     comes_back(d)?;
-    require!(reaction != Reaction::Nothing, "neither returned nor NEEDS_RESET");
+    require!(reaction != Reaction::Nothing || !s.terms.strict, "neither returned nor NEEDS_RESET");
     Ok(())
 }
 
@@ -124,10 +126,11 @@ fn at(s: &Subject, address: u64, len: u32) -> Check {
 }
 
 fn buffer_outside_memory(s: &Subject) -> Check {
-    for address in [NOWHERE, HOLE, 0xfee0_0000, u64::MAX - 4095] {
+    for address in [NOWHERE, HOLE, u64::MAX - 4095] {
         at(s, address, 512)?;
     }
-    Ok(())
+    // Where devices may write to any address, this one is a burst of interrupts.
+    if s.terms.strict { at(s, APIC, 512) } else { Ok(()) }
 }
 
 fn buffer_wraps(s: &Subject) -> Check {
@@ -138,6 +141,9 @@ fn buffer_wraps(s: &Subject) -> Check {
 }
 
 fn buffer_of_4_gib(s: &Subject) -> Check {
+    if s.device.kind == Kind::Entropy && !s.terms.strict {
+        skip!("a device may fill all the memory that is there, which takes it a while");
+    }
     // Starts in memory and ends outside of it.
     at(s, arena::END - 4096, u32::MAX)
 }
@@ -202,7 +208,8 @@ fn rings_at(s: &Subject, desc: u64, avail: u64, used: u64) -> Check {
 }
 
 fn rings_outside_memory(s: &Subject) -> Check {
-    for bad in [NOWHERE, HOLE, u64::MAX & !0xfff, 0xfee0_0000] {
+    let last = if s.terms.strict { APIC } else { HOLE };
+    for bad in [NOWHERE, HOLE, u64::MAX & !0xfff, last] {
         let good = arena::take(4096, 4096);
         rings_at(s, bad, good, good + 2048)?;
         rings_at(s, good, bad, good + 2048)?;
@@ -264,7 +271,7 @@ fn indirect_shapes(s: &Subject) -> Check {
         live.ring.kick();
         let reaction = reaction(d, &mut live);
         comes_back(d)?;
-        require!(reaction != Reaction::Nothing, "table of {len} bytes at {address:#x}, flags {flags}: no answer");
+        require!(reaction != Reaction::Nothing || !s.terms.strict, "table of {len} bytes at {address:#x}, flags {flags}: no answer");
     }
     Ok(())
 }
