@@ -6,6 +6,10 @@ pub mod device;
 pub mod interrupt;
 pub mod iovec;
 pub mod pci;
+pub mod request_queue;
 pub mod ring;
+pub mod rng;
+#[cfg(test)]
+pub(crate) mod test_driver;
 pub mod transport;
 pub mod worker;

@@ -1,0 +1,125 @@
+//! A queue of requests that are answered one after the other, each before the next is looked at: disk and entropy.
+//!
+//! ```text
+//! doorbell -> [doorbell off -> answer until empty -> doorbell on] -> empty: wait
+//!                  ^                                   | something came meanwhile
+//!                  +-----------------------------------+
+//! ```
+//! After [`BUDGET`] requests the queue rings its own doorbell and returns to the worker's loop, so that a driver that never
+//! stops asking cannot keep the worker from being stopped.
+
+use crate::virtio::chain::Chain;
+use crate::virtio::device::{ActiveQueue, Memory};
+use crate::virtio::interrupt::Interrupts;
+use crate::virtio::ring::Ring;
+use crate::virtio::worker::{Fault, Source};
+use std::sync::Arc;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Requests that are answered before the worker looks whether it is to stop: the wait of a reset in the middle of a burst.
+pub const BUDGET: u32 = 64;
+
+/// Requests per interrupt while a burst lasts. The driver can go on with the first while the last are being served.
+const NOTIFY_EVERY: u32 = 16;
+
+/// A queue, its doorbell, and the chain that is being served.
+pub struct RequestQueue {
+    ring: Ring,
+    doorbell: EventFd,
+    chain: Chain,
+}
+
+impl RequestQueue {
+    /// Takes over an activated queue.
+    pub fn new(active: ActiveQueue, mem: Memory, interrupts: Arc<Interrupts>) -> Self {
+        let (ring, doorbell) = Ring::new(active, mem, interrupts);
+        Self { ring, doorbell, chain: Chain::default() }
+    }
+
+    /// What a service waits for, under the name `token`.
+    pub fn source(&self, token: u32) -> Source {
+        Source::readable(&self.doorbell, token)
+    }
+
+    /// Answers what is available. `answer` is given each chain, may change it, and returns the bytes that it wrote to the start
+    /// of the writable part.
+    ///
+    /// # Errors
+    /// If the ring or a chain is broken, if `answer` fails, or if the doorbell cannot be rung.
+    pub fn serve(&mut self, mut answer: impl FnMut(&mut Chain) -> Result<u32, Fault>) -> Result<(), Fault> {
+        // Nothing to read means that this is the first look at the queue, before any doorbell.
+        let _ = self.doorbell.read();
+        let mut served = 0;
+        loop {
+            self.ring.disable_doorbell()?;
+            while served < BUDGET
+                && let Some(head) = self.ring.pop(&mut self.chain)?
+            {
+                let len = answer(&mut self.chain)?;
+                self.ring.push_used(head, len)?;
+                served += 1;
+                if served.is_multiple_of(NOTIFY_EVERY) {
+                    self.ring.notify()?;
+                }
+            }
+            self.ring.notify()?;
+            if served == BUDGET {
+                let ring_again = |source| Fault::Host { operation: "ring a doorbell", source };
+                return self.doorbell.write(1).map_err(ring_again);
+            }
+            if !self.ring.enable_doorbell()? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::test_driver::{Desc, TestDriver};
+
+    #[test]
+    fn requests_are_answered_in_order() {
+        let mut driver = TestDriver::new();
+        let heads = [driver.add(&[Desc::writable(0x8000, 1)]), driver.add(&[Desc::writable(0x8001, 2)])];
+        let (active, mem, interrupts) = driver.activate();
+        let mut queue = RequestQueue::new(active, mem, interrupts);
+
+        queue.serve(|chain| Ok(chain.writable[0].len)).unwrap();
+
+        assert_eq!(driver.used(), [(heads[0], 1), (heads[1], 2)]);
+        assert_eq!(driver.interrupts_seen(), 1);
+    }
+
+    #[test]
+    fn a_driver_that_never_stops_is_served_one_budget_at_a_time() {
+        let mut driver = TestDriver::new();
+        for _ in 0..=BUDGET {
+            driver.add(&[Desc::writable(0x8000, 1)]);
+        }
+        let (active, mem, interrupts) = driver.activate();
+        let doorbell = active.doorbell.try_clone().unwrap();
+        let mut queue = RequestQueue::new(active, mem, interrupts);
+
+        queue.serve(|_| Ok(0)).unwrap();
+        let after_first = driver.used().len();
+        assert_eq!(doorbell.read().unwrap(), 1);
+        queue.serve(|_| Ok(0)).unwrap();
+
+        assert_eq!((after_first, driver.used().len()), (64, 65));
+    }
+
+    #[test]
+    fn failing_answer_ends_service() {
+        let mut driver = TestDriver::new();
+        driver.add(&[Desc::writable(0x8000, 1)]);
+        let (active, mem, interrupts) = driver.activate();
+        let mut queue = RequestQueue::new(active, mem, interrupts);
+
+        let result = queue.serve(|_| Err(Fault::Guest { queue: 0, reason: "a test" }));
+
+        assert!(matches!(result, Err(Fault::Guest { .. })));
+        assert_eq!(driver.used(), []);
+    }
+}
