@@ -69,10 +69,7 @@ impl Chain {
     }
 
     fn push(&mut self, mem: &Memory, desc: Descriptor) -> Result<(), BadChain> {
-        let buffer = Buffer {
-            addr: desc.addr(),
-            len: desc.len(),
-        };
+        let buffer = Buffer { addr: desc.addr(), len: desc.len() };
         if !desc.is_write_only() && !self.writable.is_empty() {
             return Err(BadChain::ReadableAfterWritable);
         }
@@ -94,6 +91,18 @@ impl Chain {
     /// Bytes that the device may read.
     pub fn readable_len(&self) -> u64 {
         self.readable.iter().map(|b| u64::from(b.len)).sum()
+    }
+
+    /// Where byte `offset` of the writable part is; `None` past its end.
+    pub fn writable_at(&self, offset: u32) -> Option<GuestAddress> {
+        let mut skip = offset;
+        for buffer in &self.writable {
+            if skip < buffer.len {
+                return Some(GuestAddress(buffer.addr.0 + u64::from(skip)));
+            }
+            skip -= buffer.len;
+        }
+        None
     }
 
     /// Bytes that the device may write.

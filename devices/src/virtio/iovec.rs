@@ -50,6 +50,10 @@ impl IoVecs {
     /// # Errors
     /// If some of it is outside of guest memory; the list is then as it was.
     pub fn push(&mut self, buffer: Buffer) -> Result<(), BadChain> {
+        if self.first >= MAX_PER_CALL {
+            self.vec.drain(..self.first);
+            self.first = 0;
+        }
         let pieces_before = self.vec.len();
         let result = self.push_pieces(buffer);
         if result.is_err() {
@@ -91,6 +95,40 @@ impl IoVecs {
         let (pieces, count) = self.pieces();
         // SAFETY: `pieces` is `count` iovecs, each within memory that `self.mem` keeps mapped and that Rust never refers to.
         retry(|| unsafe { libc::readv(fd.as_raw_fd(), pieces, count) })
+    }
+
+    /// Reads from `fd` into the list, and what does not fit into `spill`. Returns the bytes read, with those in `spill`.
+    ///
+    /// # Errors
+    /// As `readv(2)`; an interrupted call is repeated.
+    pub fn readv_spilling(&mut self, fd: BorrowedFd, spill: &mut [u8]) -> io::Result<usize> {
+        let room = self.first + MAX_PER_CALL - 1;
+        debug_assert!(self.vec.len() <= room, "the caller bounds the pieces of one frame");
+        self.vec.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
+        let (pieces, count) = self.pieces();
+        // SAFETY: as in `readv`; the last piece is `spill`, which is borrowed for the length of the call.
+        let result = retry(|| unsafe { libc::readv(fd.as_raw_fd(), pieces, count) });
+        self.vec.pop();
+        result
+    }
+
+    /// Copies `bytes` into the list, `skip` bytes from its start on. What does not fit is left out.
+    pub fn copy_in(&self, skip: usize, mut bytes: &[u8]) {
+        let mut skip = skip;
+        for piece in self.vec.get(self.first..).unwrap_or_default() {
+            let at = skip.min(piece.iov_len);
+            let len = bytes.len().min(piece.iov_len - at);
+            let (now, later) = bytes.split_at(len);
+            // SAFETY: `at + len` is within the piece, which `self.mem` keeps mapped; `now` is host memory and cannot overlap it.
+            unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), piece.iov_base.cast::<u8>().wrapping_add(at), len) };
+            skip -= at;
+            bytes = later;
+        }
+    }
+
+    /// Pieces that have not been skipped.
+    pub fn count(&self) -> usize {
+        self.vec.len() - self.first
     }
 
     /// Writes the list to `fd`. Returns the bytes written.

@@ -1,10 +1,12 @@
 //! virtio 1.3 devices, in three roles that never mix: the *device* ([`device`]) knows what it does, the *transport* knows how a
 //! driver negotiates with it, the *backend* (`Disk` for a block device, `FramePort` for a card) knows where bytes come from.
 
+pub mod blk;
 pub mod chain;
 pub mod device;
 pub mod interrupt;
 pub mod iovec;
+pub mod net;
 pub mod pci;
 pub mod request_queue;
 pub mod ring;

@@ -45,6 +45,11 @@ impl Ring {
         (ring, active.doorbell)
     }
 
+    /// The device's index of the queue.
+    pub fn idx(&self) -> u16 {
+        self.idx
+    }
+
     /// Number of descriptors.
     pub fn size(&self) -> u16 {
         self.queue.size()
@@ -67,6 +72,10 @@ impl Ring {
         let Some(descriptors) = available.next() else { return Ok(None) };
         let head = descriptors.head_index();
         match chain.read(&self.mem, descriptors) {
+            // virtio 1.3 2.7.5.3.1: an indirect table is no way around the longest chain.
+            Ok(()) if chain.readable.len() + chain.writable.len() > usize::from(self.queue.size()) => {
+                Err(Fault::Guest { queue: self.idx, reason: "a descriptor chain is longer than the ring" })
+            }
             Ok(()) => Ok(Some(head)),
             Err(bad) => Err(Fault::Guest { queue: self.idx, reason: bad.reason() }),
         }

@@ -46,11 +46,7 @@ pub struct Source {
 impl Source {
     /// Waits until `fd` is readable.
     pub fn readable(fd: &impl AsRawFd, token: u32) -> Self {
-        Self {
-            fd: fd.as_raw_fd(),
-            token,
-            events: EventSet::IN,
-        }
+        Self { fd: fd.as_raw_fd(), token, events: EventSet::IN }
     }
 }
 
@@ -58,6 +54,11 @@ impl Source {
 pub trait Service: Send + 'static {
     /// The descriptors to wait for.
     fn sources(&self) -> Vec<Source>;
+
+    /// A descriptor that the service itself adds and removes while it runs, so that the worker can stop watching it after a fault.
+    fn watched_later(&self) -> Option<RawFd> {
+        None
+    }
 
     /// Called once before the first wait: the driver may have filled the rings before DRIVER_OK.
     ///
@@ -90,10 +91,8 @@ impl<S: Service> Worker<S> {
         let host = |operation| move |source| StartError::Host { operation, source };
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
         let own_stop = stop.try_clone().map_err(host("duplicate an eventfd"))?;
-        let mut manager = EventManager::new().map_err(|err| StartError::Host {
-            operation: "create an epoll",
-            source: std::io::Error::other(err),
-        })?;
+        let mut manager = EventManager::new()
+            .map_err(|err| StartError::Host { operation: "create an epoll", source: std::io::Error::other(err) })?;
         let thread_name = name.to_owned();
         let thread = thread::Builder::new()
             .name(name.to_owned())
@@ -110,10 +109,7 @@ impl<S: Service> Worker<S> {
                     if let Err(err) = manager.run() {
                         log::error!("Event loop failed: {err}");
                     }
-                    if manager
-                        .subscriber_mut(id)
-                        .is_ok_and(|l| matches!(l.state, State::Stopped))
-                    {
+                    if manager.subscriber_mut(id).is_ok_and(|l| matches!(l.state, State::Stopped)) {
                         break;
                     }
                 }
@@ -161,16 +157,13 @@ impl<S: Service> Loop<S> {
                     log::warn!("{}: {fault}; the device waits for a reset", self.name)
                 }
                 Fault::Host { source, .. } => {
-                    log::error!(
-                        "{}: {fault}: {source}; the device waits for a reset",
-                        self.name
-                    );
+                    log::error!("{}: {fault}: {source}; the device waits for a reset", self.name);
                 }
             }
         }
-        for source in &self.sources {
-            // A service may have removed the source itself; then there is nothing left to do for it.
-            let _ = ops.remove(Events::empty_raw(source.fd));
+        for fd in self.sources.iter().map(|source| source.fd).chain(self.service.watched_later()) {
+            // A service may have removed it itself; then there is nothing left to do.
+            let _ = ops.remove(Events::empty_raw(fd));
         }
         self.state = State::Faulted;
     }
@@ -187,10 +180,7 @@ impl<S: Service> MutEventSubscriber for Loop<S> {
             .try_for_each(|events| ops.add(events));
         let begun = match watched {
             Ok(()) => self.service.begin(ops),
-            Err(err) => Err(Fault::Host {
-                operation: "watch a descriptor",
-                source: std::io::Error::other(err),
-            }),
+            Err(err) => Err(Fault::Host { operation: "watch a descriptor", source: std::io::Error::other(err) }),
         };
         if let Err(fault) = begun {
             self.fail(&fault, ops);

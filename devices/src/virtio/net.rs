@@ -1,0 +1,257 @@
+//! The network card (virtio 1.3 5.1): N queue pairs, each with a worker thread of its own and a queue of the tap.
+//!
+//! At reset one pair is attached to the interface; the driver asks for more through the control queue, and the kernel then spreads
+//! the flows over those that are attached. A guest that uses fewer pairs than the card has loses nothing.
+//!
+//! ```text
+//!   pair 0   receiveq 0   transmitq 1   controlq 2N (2 if MQ was not negotiated)
+//!   pair i   receiveq 2i  transmitq 2i+1
+//! ```
+
+mod config;
+mod counters;
+mod ctrl;
+mod offload;
+mod pair;
+mod port;
+mod rx;
+mod tap;
+mod tx;
+
+pub use offload::Offloads;
+pub use port::FramePort;
+pub use tap::Tap;
+
+use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, StartError};
+use crate::virtio::ring::Ring;
+use crate::virtio::worker::Worker;
+use config::Config;
+use counters::Counters;
+use ctrl::{Control, CtrlQueue, PairSwitch};
+use offload::bit;
+use pair::{Ctrl, Pair};
+use rx::Rx;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use tx::Tx;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU,
+};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// Bytes of `struct virtio_net_hdr` with `num_buffers`, which every modern driver uses (virtio 1.3 5.1.6).
+const HEADER_LEN: usize = 12;
+
+/// Ethernet header and one VLAN tag.
+const LINK_LEN: usize = 18;
+
+/// The longest frame with its header: 64 KiB of IP in front of which stand the link and the virtio header.
+const MAX_FRAME: usize = HEADER_LEN + LINK_LEN + 65535;
+
+/// Frames that a queue moves before the other sources of its worker get their turn: one ring full.
+const BUDGET: u32 = 256;
+
+/// Frames after which the driver is shown what is done, so that one that polls need not wait for the end of a burst.
+const PUBLISH_EVERY: u32 = 16;
+
+/// Descriptors of a receive or transmit queue, and of the control queue.
+const QUEUE_SIZE: u16 = 256;
+const CTRL_QUEUE_SIZE: u16 = 64;
+
+/// Most queue pairs of a card.
+pub const MAX_PAIRS: u16 = 64;
+
+/// How a burst ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// There is nothing left to do until something happens.
+    Done,
+    /// The budget ran out first.
+    More,
+}
+
+/// What a card is besides its ports.
+#[derive(Debug, Clone)]
+pub struct NetConfig {
+    /// What its threads are called, for example `net0`.
+    pub name: String,
+    /// The address that the guest is told to use.
+    pub mac: [u8; 6],
+    /// The MTU in bytes that the guest is told to use.
+    pub mtu: u16,
+}
+
+/// A network card.
+pub struct Net {
+    name: String,
+    config: Config,
+    mtu: u16,
+    ports: Vec<Arc<dyn FramePort>>,
+    counters: Vec<Arc<Counters>>,
+    queue_sizes: Vec<u16>,
+    features: u64,
+    workers: Vec<Worker<Pair>>,
+}
+
+impl Net {
+    /// A card with one queue pair for each of `ports`, which are queues of one interface.
+    ///
+    /// # Errors
+    /// If there are no ports or too many, or the kernel refuses to detach all but the first.
+    pub fn new(config: NetConfig, ports: Vec<Arc<dyn FramePort>>) -> io::Result<Self> {
+        let pairs = u16::try_from(ports.len()).ok().filter(|pairs| (1..=MAX_PAIRS).contains(pairs));
+        let pairs = pairs.ok_or_else(|| io::Error::other(format!("a card has 1 to {MAX_PAIRS} queue pairs")))?;
+        let mut queue_sizes = vec![QUEUE_SIZE; usize::from(pairs) * 2];
+        queue_sizes.push(CTRL_QUEUE_SIZE);
+        let always = [
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_MTU,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_NET_F_CTRL_VQ,
+            VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+        ];
+        let mut features = always.iter().fold(0, |bits, feature| bits | bit(*feature)) | ports[0].offloads().features();
+        if pairs > 1 {
+            features |= bit(VIRTIO_NET_F_MQ);
+        }
+        let net = Self {
+            name: config.name,
+            config: Config::new(config.mac, pairs, config.mtu),
+            mtu: config.mtu,
+            counters: ports.iter().map(|_| Arc::default()).collect(),
+            ports,
+            queue_sizes,
+            features,
+            workers: Vec::new(),
+        };
+        net.use_first_port_only()?;
+        Ok(net)
+    }
+
+    /// The interface as after reset: one queue, no offloads.
+    fn use_first_port_only(&self) -> io::Result<()> {
+        self.ports[1..].iter().try_for_each(|port| port.set_attached(false))?;
+        self.ports[0].set_offloads(Offloads::NONE)
+    }
+
+    /// Builds the workers' services: the pairs whose both queues are enabled, up to the first that is not.
+    fn pairs(&self, activation: Activation) -> Result<Vec<Pair>, StartError> {
+        let Activation { mem, features, queues, interrupts } = activation;
+        let mut queues = VecDeque::from(queues);
+        let multi_queue = features & bit(VIRTIO_NET_F_MQ) != 0;
+        let most = if multi_queue { self.ports.len() } else { 1 };
+        let ctrl_idx = u16::try_from(most * 2).unwrap_or(u16::MAX);
+        let ring = |active: ActiveQueue| Ring::new(active, mem.clone(), interrupts.clone());
+        let mergeable = features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0;
+        let longest = self.longest_frame(features);
+        let mut pairs = Vec::new();
+        for ((idx, port), counters) in (0..).step_by(2).zip(&self.ports).zip(&self.counters).take(most) {
+            let (Some(rx), Some(tx)) = (take(&mut queues, idx), take(&mut queues, idx + 1)) else { break };
+            let ((rx, rx_doorbell), (tx, tx_doorbell)) = (ring(rx), ring(tx));
+            pairs.push(Pair {
+                rx: Rx::new(rx, port.clone(), counters.clone(), mergeable, longest),
+                rx_doorbell,
+                tx: Tx::new(tx, port.clone(), counters.clone()),
+                tx_doorbell,
+                port: port.clone(),
+                switched: event()?,
+                ctrl: None,
+            });
+        }
+        let wants_ctrl = features & bit(VIRTIO_NET_F_CTRL_VQ) != 0;
+        let ctrl = take(&mut queues, ctrl_idx).filter(|_| wants_ctrl);
+        if let Some(ctrl) = ctrl.map(ring) {
+            let control = Control { pairs: switches(&pairs)?, active: 1, features };
+            let queue = CtrlQueue::new(ctrl.0, control, self.counters[0].clone());
+            let first = pairs.first_mut().ok_or(StartError::MissingQueue(0))?;
+            first.ctrl = Some(Ctrl { queue, doorbell: ctrl.1 });
+        }
+        if pairs.is_empty() { Err(StartError::MissingQueue(0)) } else { Ok(pairs) }
+    }
+
+    /// The longest frame, with its header, that the tap may hand out under `features`.
+    fn longest_frame(&self, features: u64) -> usize {
+        if Offloads::for_guest(features).large_frames() {
+            MAX_FRAME
+        } else {
+            HEADER_LEN + LINK_LEN + usize::from(self.mtu)
+        }
+    }
+}
+
+impl Device for Net {
+    fn kind(&self) -> Kind {
+        Kind::Net
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.config.read(offset, data);
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn start(&mut self, activation: Activation) -> Result<(), StartError> {
+        let (features, interrupts) = (activation.features, activation.interrupts.clone());
+        let pairs = self.pairs(activation)?;
+        self.ports[0]
+            .set_offloads(Offloads::for_guest(features))
+            .map_err(|source| StartError::Host { operation: "set the offloads of the tap", source })?;
+        for (idx, pair) in pairs.into_iter().enumerate() {
+            let name = format!("{}-{idx}", self.name);
+            match Worker::spawn(&name, pair, interrupts.clone()) {
+                Ok(worker) => self.workers.push(worker),
+                Err(err) => {
+                    self.stop();
+                    return Err(err);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        for worker in self.workers.drain(..) {
+            worker.stop();
+        }
+        if let Err(err) = self.use_first_port_only() {
+            log::warn!("{}: failed to reset the tap: {err}", self.name);
+        }
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        Counters::sum(self.counters.iter().map(AsRef::as_ref))
+    }
+}
+
+/// Takes the queue `idx` out of `queues`, which are sorted, and drops those before it.
+fn take(queues: &mut VecDeque<ActiveQueue>, idx: u16) -> Option<ActiveQueue> {
+    while queues.front().is_some_and(|queue| queue.idx < idx) {
+        queues.pop_front();
+    }
+    queues.pop_front_if(|queue| queue.idx == idx)
+}
+
+fn switches(pairs: &[Pair]) -> Result<Vec<PairSwitch>, StartError> {
+    let host = |source| StartError::Host { operation: "duplicate an eventfd", source };
+    let switch =
+        |pair: &Pair| Ok(PairSwitch { port: pair.port.clone(), changed: pair.switched.try_clone().map_err(host)? });
+    pairs.iter().map(switch).collect()
+}
+
+fn event() -> Result<EventFd, StartError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+        .map_err(|source| StartError::Host { operation: "create an eventfd", source })
+}
+
+#[cfg(test)]
+mod tests;

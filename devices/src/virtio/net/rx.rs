@@ -1,0 +1,232 @@
+//! Receive: frames from the port into the guest's buffers.
+//!
+//! The kernel copies each frame straight into guest memory. Buffers are taken from the ring ahead of the frame, as many as the
+//! largest possible frame needs and no more. With MRG_RXBUF a frame spans as many of them as it has to; without, it must fit into
+//! one. A frame that finds fewer buffers than it needs ends in a spill buffer of ours and waits there until the guest has posted
+//! the rest, so nothing is lost when the guest is slow to refill; only a frame that all of the ring cannot take is dropped.
+
+use crate::virtio::chain::Chain;
+use crate::virtio::iovec::IoVecs;
+use crate::virtio::net::counters::Counters;
+use crate::virtio::net::port::FramePort;
+use crate::virtio::net::{BUDGET, HEADER_LEN, MAX_FRAME, PUBLISH_EVERY, Turn};
+use crate::virtio::ring::Ring;
+use crate::virtio::worker::Fault;
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use vm_memory::{Bytes, GuestAddress};
+
+/// Offset of `num_buffers` in the header (virtio 1.3 5.1.6).
+const NUM_BUFFERS: u32 = 10;
+
+/// Pieces that are gathered at most for one frame: what `readv` takes, less one ring of pieces for the last chain and the spill.
+const MAX_PIECES: usize = 512;
+
+/// A chain that is ready to be filled.
+struct Posted {
+    head: u16,
+    len: usize,
+    /// Where the two bytes of `num_buffers` go if the chain is the first of its frame.
+    num_buffers: [GuestAddress; 2],
+}
+
+/// A frame that waits for buffers: the posted ones hold its first `in_buffers` bytes, the spill the rest.
+struct Waiting {
+    len: usize,
+    in_buffers: usize,
+}
+
+/// The receive side of one queue pair.
+pub(super) struct Rx {
+    ring: Ring,
+    port: Arc<dyn FramePort>,
+    counters: Arc<Counters>,
+    chain: Chain,
+    /// The pieces of `posted`, in the same order.
+    pieces: IoVecs,
+    posted: VecDeque<Posted>,
+    /// Sum of the lengths in `posted`.
+    room: usize,
+    mergeable: bool,
+    /// Longest frame that the port hands out now, with its header.
+    longest: usize,
+    spill: Vec<u8>,
+    waiting: Option<Waiting>,
+    /// Whether the driver was asked to notify.
+    armed: bool,
+}
+
+impl Rx {
+    /// The receive side on `ring`. `longest` is the longest frame the port can hand out, header included.
+    pub(super) fn new(
+        ring: Ring,
+        port: Arc<dyn FramePort>,
+        counters: Arc<Counters>,
+        mergeable: bool,
+        longest: usize,
+    ) -> Self {
+        let pieces = IoVecs::new(ring.mem().clone());
+        Self {
+            ring,
+            port,
+            counters,
+            chain: Chain::default(),
+            pieces,
+            posted: VecDeque::new(),
+            room: 0,
+            mergeable,
+            longest,
+            spill: vec![0; MAX_FRAME],
+            waiting: None,
+            armed: true,
+        }
+    }
+
+    /// Receives until the port is empty, the guest has no buffers left, or the budget is used up.
+    ///
+    /// # Errors
+    /// If the guest broke the ring.
+    pub(super) fn receive(&mut self) -> Result<Turn, Fault> {
+        if std::mem::take(&mut self.armed) {
+            self.ring.disable_doorbell()?;
+        }
+        let turn = self.burst()?;
+        self.ring.notify()?;
+        Ok(turn)
+    }
+
+    fn burst(&mut self) -> Result<Turn, Fault> {
+        for frames in 1..=BUDGET {
+            let received = match self.waiting.take() {
+                Some(waiting) => self.complete(waiting)?,
+                None => self.next_frame()?,
+            };
+            match received {
+                Received::Frame(len) => self.place(len)?,
+                Received::Nothing => return Ok(Turn::Done),
+                Received::Lost => {}
+            }
+            if frames % PUBLISH_EVERY == 0 {
+                self.ring.publish()?;
+            }
+        }
+        self.counters.budget_exhausted.add(1);
+        Ok(Turn::More)
+    }
+
+    /// Receives a frame into posted buffers.
+    fn next_frame(&mut self) -> Result<Received, Fault> {
+        self.post_until(self.longest)?;
+        if self.posted.is_empty() {
+            return self.ask_for_buffers();
+        }
+        match self.port.receive(&mut self.pieces, &mut self.spill) {
+            Ok(len) if len > self.room => {
+                self.waiting = Some(Waiting { len, in_buffers: self.room });
+                Ok(Received::Lost)
+            }
+            Ok(len) if len >= HEADER_LEN => Ok(Received::Frame(len)),
+            Ok(_) => {
+                self.counters.rx_host_errors.add(1);
+                Ok(Received::Lost)
+            }
+            Err(err) if err.kind() == ErrorKind::WouldBlock => Ok(Received::Nothing),
+            Err(err) => {
+                // A queue that is detached, an interface that is gone: nothing to receive until that changes.
+                self.counters.rx_host_errors.add(1);
+                log::debug!("Failed to receive: {err}");
+                Ok(Received::Nothing)
+            }
+        }
+    }
+
+    /// Tries to finish a frame that found too few buffers.
+    fn complete(&mut self, waiting: Waiting) -> Result<Received, Fault> {
+        self.post_until(waiting.len)?;
+        if waiting.len <= self.room {
+            self.pieces.copy_in(waiting.in_buffers, &self.spill[..waiting.len - waiting.in_buffers]);
+            return Ok(Received::Frame(waiting.len));
+        }
+        let all_posted = self.posted.len() >= usize::from(self.ring.size()) || self.pieces.count() >= MAX_PIECES;
+        if all_posted || !self.mergeable {
+            self.counters.rx_too_long.add(1);
+            return Ok(Received::Lost);
+        }
+        self.waiting = Some(waiting);
+        self.ask_for_buffers()
+    }
+
+    /// Asks the driver to notify when it has posted more buffers.
+    fn ask_for_buffers(&mut self) -> Result<Received, Fault> {
+        // What was received so far has to be seen first, or the driver may never post more.
+        self.ring.notify()?;
+        let more = self.ring.enable_doorbell()?;
+        self.armed = true;
+        Ok(if more { Received::Lost } else { Received::Nothing })
+    }
+
+    /// Takes buffers from the ring until `bytes` fit, or there are no more.
+    fn post_until(&mut self, bytes: usize) -> Result<(), Fault> {
+        // Bounded by the ring: a driver on another vCPU can refill it for ever.
+        for _ in 0..self.ring.size() {
+            let one_is_enough = !self.mergeable && !self.posted.is_empty();
+            if self.room >= bytes || self.pieces.count() >= MAX_PIECES || one_is_enough || !self.post()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one chain from the ring. Returns whether there was one.
+    fn post(&mut self) -> Result<bool, Fault> {
+        let Some(head) = self.ring.pop(&mut self.chain)? else { return Ok(false) };
+        let num_buffers = [self.chain.writable_at(NUM_BUFFERS), self.chain.writable_at(NUM_BUFFERS + 1)];
+        let ([Some(low), Some(high)], true) = (num_buffers, self.chain.readable.is_empty()) else {
+            self.counters.rx_bad_buffers.add(1);
+            self.ring.push_used(head, 0)?;
+            return Ok(true);
+        };
+        for buffer in &self.chain.writable {
+            let pushed = self.pieces.push(*buffer);
+            debug_assert!(pushed.is_ok(), "the chain was checked to be in guest memory");
+        }
+        let len = usize::try_from(self.chain.writable_len()).unwrap_or(usize::MAX);
+        self.room += len;
+        self.posted.push_back(Posted { head, len, num_buffers: [low, high] });
+        Ok(true)
+    }
+
+    /// Gives a frame of `len` bytes that is in the posted buffers to the driver.
+    fn place(&mut self, len: usize) -> Result<(), Fault> {
+        let (mut left, mut count, mut first) = (len, 0_u16, None);
+        while left > 0
+            && let Some(chain) = self.posted.pop_front()
+        {
+            let used = left.min(chain.len);
+            self.ring.push_used(chain.head, u32::try_from(used).unwrap_or(u32::MAX))?;
+            self.pieces.skip(u64::try_from(chain.len).unwrap_or(u64::MAX));
+            self.room -= chain.len;
+            left -= used;
+            count += 1;
+            first.get_or_insert(chain.num_buffers);
+        }
+        let lost = |_| Fault::Guest { queue: self.ring.idx(), reason: "a receive buffer is not in guest memory" };
+        for (addr, byte) in first.into_iter().flatten().zip(count.to_le_bytes()) {
+            self.ring.mem().write_obj(byte, addr).map_err(lost)?;
+        }
+        self.counters.rx_frames.add(1);
+        self.counters.rx_bytes.add(u64::try_from(len - HEADER_LEN).unwrap_or(0));
+        Ok(())
+    }
+}
+
+/// What came of trying to receive.
+enum Received {
+    /// A frame of this length is in the posted buffers.
+    Frame(usize),
+    /// No frame this time; try again.
+    Lost,
+    /// Nothing more until something happens.
+    Nothing,
+}

@@ -1,0 +1,115 @@
+//! A queue of a tap, as a descriptor that somebody else opened.
+
+// The reason for `unsafe` here: the tun ioctls.
+#![expect(unsafe_code, reason = "tun ioctls")]
+
+use crate::virtio::iovec::IoVecs;
+use crate::virtio::net::offload::Offloads;
+use crate::virtio::net::port::FramePort;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+/// One queue of a tap with 12-byte virtio headers.
+pub struct Tap {
+    fd: OwnedFd,
+    offloads: Offloads,
+    /// A tap made with one queue only has nothing to attach or detach.
+    multi_queue: bool,
+}
+
+impl Tap {
+    /// Takes over a queue that was opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, and finds out what the kernel can do for it.
+    ///
+    /// # Errors
+    /// If the descriptor is not such a queue.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let flags = interface_flags(&fd)?;
+        if flags & (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)
+            != libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR
+        {
+            return Err(io::Error::other("it is not a tap with virtio headers (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR)"));
+        }
+        set_nonblocking(&fd)?;
+        let header_len: libc::c_int = 12;
+        // SAFETY: TUNSETVNETHDRSZ reads one int.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &header_len) })?;
+        let offloads = Offloads::CANDIDATES
+            .into_iter()
+            .find(|candidate| set_offloads(&fd, *candidate).is_ok())
+            .unwrap_or(Offloads::NONE);
+        set_offloads(&fd, Offloads::NONE)?;
+        Ok(Self { fd, offloads, multi_queue: flags & libc::IFF_MULTI_QUEUE != 0 })
+    }
+}
+
+impl FramePort for Tap {
+    fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize> {
+        into.readv_spilling(self.fd.as_fd(), spill)
+    }
+
+    fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
+        frame.writev(self.fd.as_fd())
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        set_offloads(&self.fd, offloads)
+    }
+
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        if !self.multi_queue {
+            return if attached { Ok(()) } else { Err(io::Error::other("the tap has only one queue")) };
+        }
+        let mut request = empty_request();
+        let flag = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        request.ifr_ifru.ifru_flags = to_short(flag);
+        // SAFETY: TUNSETQUEUE reads one ifreq.
+        match check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &request) }) {
+            // The queue already is as wanted.
+            Err(err) if err.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+fn set_offloads(fd: &OwnedFd, offloads: Offloads) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its flags by value.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads.bits())) })
+}
+
+fn interface_flags(fd: &OwnedFd) -> io::Result<libc::c_int> {
+    let mut request = empty_request();
+    // SAFETY: TUNGETIFF writes one ifreq.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &mut request) })?;
+    // SAFETY: TUNGETIFF fills in the flags member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(libc::c_int::from(flags) & 0xffff)
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: F_GETFL takes no argument.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    check(flags)?;
+    // SAFETY: F_SETFL takes its flags by value.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })
+}
+
+fn empty_request() -> libc::ifreq {
+    libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_ifindex: 0 } }
+}
+
+fn to_short(flag: libc::c_int) -> libc::c_short {
+    // The flags that are used here fit: 0x200 and 0x400.
+    libc::c_short::try_from(flag).unwrap_or(0)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,317 @@
+//! A card whose port is a socket pair, driven by a driver on plain memory.
+
+use super::*;
+use crate::irq::fake::FakeVector;
+use crate::virtio::device::Memory;
+use crate::virtio::interrupt::Interrupts;
+use crate::virtio::iovec::IoVecs;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
+use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
+
+/// Where buffers begin; queues lie below.
+const BUFFERS: u64 = 0x4_0000;
+const FRAME: &[u8] = b"\0\0\0\0\0\0\0\0\0\0\0\0ethernet header and some payload";
+
+struct SocketPort {
+    socket: UnixDatagram,
+    attached: AtomicBool,
+}
+
+impl FramePort for SocketPort {
+    fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+    fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize> {
+        into.readv_spilling(self.socket.as_fd(), spill)
+    }
+    fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
+        frame.writev(self.socket.as_fd())
+    }
+    fn offloads(&self) -> Offloads {
+        Offloads::CANDIDATES[0]
+    }
+    fn set_offloads(&self, _offloads: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        self.attached.store(attached, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A port and the wire at its other end, which gives up after 5 s.
+fn port() -> (Arc<SocketPort>, UnixDatagram) {
+    let (socket, wire) = UnixDatagram::pair().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    wire.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    (Arc::new(SocketPort { socket, attached: AtomicBool::new(true) }), wire)
+}
+
+struct Driver {
+    mem: Memory,
+    interrupts: Arc<Interrupts>,
+    counters: Arc<Counters>,
+}
+
+impl Driver {
+    fn new() -> Self {
+        let mem = Memory::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
+        let interrupts = Arc::new(Interrupts::new(vec![Arc::new(FakeVector::default())], 1));
+        Self { mem, interrupts, counters: Arc::default() }
+    }
+
+    fn ring(&self, mock: &MockSplitQueue<'_, Memory>) -> Ring {
+        let active = ActiveQueue { idx: 0, queue: mock.create_queue().unwrap(), doorbell: EventFd::new(0).unwrap() };
+        Ring::new(active, self.mem.clone(), self.interrupts.clone()).0
+    }
+
+    fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.mem.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        Counters::sum([self.counters.as_ref()].into_iter()).into_iter().find(|c| c.name == name).unwrap().value
+    }
+}
+
+/// One-buffer chains of `len` bytes at [`BUFFERS`], 0x1000 apart.
+fn chains(count: u16, len: u32, flags: u32) -> Vec<RawDescriptor> {
+    let flags = u16::try_from(flags).unwrap();
+    (0..u64::from(count)).map(|i| RawDescriptor::from(Descriptor::new(BUFFERS + i * 0x1000, len, flags, 0))).collect()
+}
+
+fn used(mock: &MockSplitQueue<'_, Memory>) -> Vec<u32> {
+    (0..mock.used().idx().load()).map(|i| mock.used().ring().ref_at(i.into()).unwrap().load().len()).collect()
+}
+
+#[test]
+fn frame_spans_as_many_buffers_as_it_needs() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    mock.build_multiple_desc_chains(&chains(4, 20, VRING_DESC_F_WRITE)).unwrap();
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), true, MAX_FRAME);
+
+    wire.send(FRAME).unwrap();
+    wire.send(&FRAME[..18]).unwrap();
+    assert_eq!(rx.receive().unwrap(), Turn::Done);
+
+    assert_eq!(used(&mock), [20, 20, 4, 18]);
+    assert_eq!(driver.bytes(BUFFERS + 10, 2), [3, 0]);
+    assert_eq!(driver.bytes(BUFFERS + 12, 8), FRAME[12..20]);
+    assert_eq!(driver.bytes(BUFFERS + 0x2000, 4), FRAME[40..]);
+    assert_eq!(driver.bytes(BUFFERS + 0x3000 + 10, 2), [1, 0]);
+    assert_eq!(driver.count("rx_bytes"), 32 + 6);
+}
+
+#[test]
+fn frame_waits_for_buffers_and_nothing_is_lost() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    mock.add_desc_chains(&chains(1, 20, VRING_DESC_F_WRITE), 0).unwrap();
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), true, MAX_FRAME);
+
+    wire.send(FRAME).unwrap();
+    rx.receive().unwrap();
+    assert!(used(&mock).is_empty());
+
+    let more: Vec<_> = chains(3, 20, VRING_DESC_F_WRITE).split_off(1);
+    mock.add_desc_chains(&more, 1).unwrap();
+    rx.receive().unwrap();
+    assert_eq!(used(&mock), [20, 20, 4]);
+    assert_eq!(driver.bytes(BUFFERS + 0x1000, 20), FRAME[20..40]);
+    assert_eq!(driver.bytes(BUFFERS + 0x2000, 4), FRAME[40..]);
+}
+
+#[test]
+fn frame_that_the_whole_ring_cannot_take_is_dropped() {
+    for (mergeable, half) in [(false, 4), (true, 2)] {
+        let (driver, (port, wire)) = (Driver::new(), port());
+        let mock = MockSplitQueue::new(&driver.mem, 2 * half);
+        mock.build_multiple_desc_chains(&chains(2 * half, 20, VRING_DESC_F_WRITE)).unwrap();
+        let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), mergeable, MAX_FRAME);
+
+        wire.send(&[0; 200]).unwrap();
+        wire.send(&FRAME[..18]).unwrap();
+        rx.receive().unwrap();
+
+        assert_eq!(used(&mock), [18], "mergeable {mergeable}");
+        assert_eq!(driver.count("rx_too_long"), 1);
+    }
+}
+
+#[test]
+fn buffers_that_cannot_take_a_header_or_be_written_come_back_empty() {
+    for descriptors in [chains(1, 11, VRING_DESC_F_WRITE), chains(1, 100, 0)] {
+        let (driver, (port, wire)) = (Driver::new(), port());
+        let mock = MockSplitQueue::new(&driver.mem, 16);
+        mock.build_multiple_desc_chains(&descriptors).unwrap();
+        let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), true, MAX_FRAME);
+
+        wire.send(FRAME).unwrap();
+        rx.receive().unwrap();
+
+        assert_eq!(used(&mock), [0]);
+        assert_eq!(driver.count("rx_bad_buffers"), 1);
+    }
+}
+
+#[test]
+fn flood_ends_with_the_budget() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    mock.build_multiple_desc_chains(&chains(1, 8, VRING_DESC_F_WRITE)).unwrap();
+    drop(mock);
+    let queue = {
+        let mut queue = Queue::new(512).unwrap();
+        queue.try_set_desc_table_address(GuestAddress(0)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(0x2000)).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(0x3000)).unwrap();
+        queue.set_ready(true);
+        queue
+    };
+    for i in 0..512_u64 {
+        let descriptor = Descriptor::new(BUFFERS + i * 0x100, 0x100, 0, 0);
+        driver.mem.write_obj(RawDescriptor::from(descriptor), GuestAddress(i * 16)).unwrap();
+        driver.mem.write_obj(u16::try_from(i).unwrap(), GuestAddress(0x2004 + i * 2)).unwrap();
+    }
+    driver.mem.write_obj(512_u16, GuestAddress(0x2002)).unwrap();
+    let active = ActiveQueue { idx: 1, queue, doorbell: EventFd::new(0).unwrap() };
+    let ring = Ring::new(active, driver.mem.clone(), driver.interrupts.clone()).0;
+    let mut tx = Tx::new(ring, port, driver.counters.clone());
+
+    let mut rounds = 0;
+    let mut received = 0;
+    wire.set_nonblocking(true).unwrap();
+    while received < 512 {
+        let turn = tx.transmit().unwrap();
+        rounds += u32::from(turn == Turn::More);
+        while wire.recv(&mut [0; 0x100]).is_ok() {
+            received += 1;
+        }
+    }
+    assert_eq!(driver.count("tx_frames"), 512);
+    assert!(driver.count("tx_waits") > 0 || rounds > 0);
+}
+
+#[test]
+fn sent_frame_arrives_with_its_header() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    let len = u32::try_from(FRAME.len()).unwrap();
+    mock.build_multiple_desc_chains(&chains(1, len, 0)).unwrap();
+    driver.mem.write_slice(FRAME, GuestAddress(BUFFERS)).unwrap();
+    let mut tx = Tx::new(driver.ring(&mock), port, driver.counters.clone());
+
+    assert_eq!(tx.transmit().unwrap(), Turn::Done);
+
+    let mut frame = [0; 100];
+    let len = wire.recv(&mut frame).unwrap();
+    assert_eq!(&frame[..len], FRAME);
+    assert_eq!(used(&mock), [0]);
+    assert_eq!(driver.count("tx_bytes"), 32);
+}
+
+#[test]
+fn chains_that_are_no_frame_are_counted_and_given_back() {
+    for descriptors in [chains(1, 25, 0), chains(1, 0x1_0100, 0), chains(1, 64, VRING_DESC_F_WRITE), chains(1, 0, 0)] {
+        let (driver, (port, wire)) = (Driver::new(), port());
+        let mock = MockSplitQueue::new(&driver.mem, 16);
+        mock.build_multiple_desc_chains(&descriptors).unwrap();
+        let mut tx = Tx::new(driver.ring(&mock), port, driver.counters.clone());
+
+        tx.transmit().unwrap();
+
+        wire.set_nonblocking(true).unwrap();
+        assert!(wire.recv(&mut [0; 1]).is_err());
+        assert_eq!(used(&mock), [0]);
+        assert_eq!(driver.count("tx_malformed"), 1);
+    }
+}
+
+/// Sets up queue pair `idx` with one receive and one transmit buffer and returns its two queues.
+fn active_pair(mem: &Memory, idx: u16) -> [(ActiveQueue, EventFd); 2] {
+    let base = u64::from(idx) * 0x1_0000;
+    [(2 * idx, 0, VRING_DESC_F_WRITE), (2 * idx + 1, 0x8000, 0)].map(|(queue_idx, offset, flags)| {
+        let mock = MockSplitQueue::create(mem, GuestAddress(base + offset), 16);
+        let addr = GuestAddress(BUFFERS + base + offset);
+        let len = u32::try_from(FRAME.len()).unwrap();
+        mem.write_slice(FRAME, addr).unwrap();
+        let descriptor = Descriptor::new(addr.raw_value(), len, u16::try_from(flags).unwrap(), 0);
+        mock.build_multiple_desc_chains(&[RawDescriptor::from(descriptor)]).unwrap();
+        let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
+        let queue = mock.create_queue().unwrap();
+        (ActiveQueue { idx: queue_idx, queue, doorbell: doorbell.try_clone().unwrap() }, doorbell)
+    })
+}
+
+#[test]
+fn card_sends_what_was_there_before_driver_ok_and_survives_resets() {
+    let driver = Driver::new();
+    let (port, wire) = port();
+    let config = NetConfig { name: "net0".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
+    let mut net = Net::new(config, vec![port]).unwrap();
+
+    for _ in 0..3 {
+        let queues = active_pair(&driver.mem, 0).map(|(queue, _)| queue).into();
+        let interrupts = driver.interrupts.clone();
+        let features = net.features() & !bit(VIRTIO_NET_F_CTRL_VQ);
+        net.start(Activation { mem: driver.mem.clone(), features, queues, interrupts }).unwrap();
+        let mut frame = [0; 100];
+        let len = wire.recv(&mut frame).unwrap();
+        net.stop();
+        assert_eq!(&frame[..len], FRAME);
+    }
+}
+
+#[test]
+fn only_the_first_pair_is_attached_after_reset() {
+    let ((first, _a), (second, _b)) = (port(), port());
+    let config = NetConfig { name: "net0".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
+    let net = Net::new(config, vec![first.clone(), second.clone()]).unwrap();
+    assert!(first.attached.load(Ordering::Relaxed));
+    assert!(!second.attached.load(Ordering::Relaxed));
+    assert_ne!(net.features() & bit(VIRTIO_NET_F_MQ), 0);
+}
+
+#[test]
+fn set_pairs_attaches_and_detaches_and_refuses_what_it_has_not() {
+    let ((first, _a), (second, _b)) = (port(), port());
+    let switch = |port: &Arc<SocketPort>| PairSwitch {
+        port: port.clone() as Arc<dyn FramePort>,
+        changed: EventFd::new(EFD_NONBLOCK).unwrap(),
+    };
+    second.set_attached(false).unwrap();
+    let pairs = vec![switch(&first), switch(&second)];
+    let mut control = Control { pairs, active: 1, features: bit(VIRTIO_NET_F_MQ) };
+
+    assert!(control.execute(ctrl::Command::SetPairs(2)));
+    assert!(second.attached.load(Ordering::Relaxed));
+    assert!(!control.execute(ctrl::Command::SetPairs(0)));
+    assert!(!control.execute(ctrl::Command::SetPairs(3)));
+    assert!(control.execute(ctrl::Command::SetPairs(1)));
+    assert!(!second.attached.load(Ordering::Relaxed));
+    assert!(first.attached.load(Ordering::Relaxed));
+}
+
+#[test]
+fn guest_offloads_that_were_not_negotiated_are_refused() {
+    use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4};
+    let (port, _wire) = port();
+    let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap() }];
+    let features = bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) | bit(VIRTIO_NET_F_GUEST_CSUM);
+    let mut control = Control { pairs, active: 1, features };
+
+    assert!(control.execute(ctrl::Command::SetGuestOffloads(bit(VIRTIO_NET_F_GUEST_CSUM))));
+    assert!(control.execute(ctrl::Command::SetGuestOffloads(0)));
+    assert!(!control.execute(ctrl::Command::SetGuestOffloads(bit(VIRTIO_NET_F_GUEST_TSO4))));
+    assert!(!control.execute(ctrl::Command::SetGuestOffloads(bit(VIRTIO_NET_F_MQ))));
+}
