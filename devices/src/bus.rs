@@ -62,10 +62,7 @@ impl Bus {
     /// # Errors
     /// If the range is empty, wraps around or overlaps another.
     pub fn insert(&mut self, base: u64, len: u64, device: Arc<dyn BusDevice>) -> Result<(), Error> {
-        let last = len
-            .checked_sub(1)
-            .and_then(|l| base.checked_add(l))
-            .ok_or(Error::BadRange { base, len })?;
+        let last = len.checked_sub(1).and_then(|l| base.checked_add(l)).ok_or(Error::BadRange { base, len })?;
         if let Some((&other, range)) = self.ranges.range(..=last).next_back()
             && range.last >= base
         {
@@ -132,8 +129,7 @@ mod tests {
     #[test]
     fn miss_and_straddle_read_all_ones() {
         let mut bus = Bus::new();
-        bus.insert(0x100, 0x10, Arc::new(Recorder::default()))
-            .unwrap();
+        bus.insert(0x100, 0x10, Arc::new(Recorder::default())).unwrap();
 
         for addr in [0, 0xff, 0x10f, 0x110, u64::MAX] {
             let mut data = [0; 2];
@@ -150,20 +146,10 @@ mod tests {
 
         for (base, len) in [(0x100, 1), (0x10f, 1), (0xf8, 9), (0, u64::MAX)] {
             let result = bus.insert(base, len, device.clone());
-            assert_eq!(
-                result,
-                Err(Error::Overlap {
-                    base,
-                    len,
-                    other: 0x100
-                })
-            );
+            assert_eq!(result, Err(Error::Overlap { base, len, other: 0x100 }));
         }
         assert!(bus.insert(0xf8, 8, device.clone()).is_ok());
         assert!(bus.insert(0x110, 8, device.clone()).is_ok());
-        assert_eq!(
-            bus.insert(0, 0, device),
-            Err(Error::BadRange { base: 0, len: 0 })
-        );
+        assert_eq!(bus.insert(0, 0, device), Err(Error::BadRange { base: 0, len: 0 }));
     }
 }

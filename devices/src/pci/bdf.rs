@@ -38,13 +38,7 @@ impl Bdf {
 
 impl fmt::Display for Bdf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:02x}:{:02x}.{}",
-            self.bus(),
-            self.device(),
-            self.function()
-        )
+        write!(f, "{:02x}:{:02x}.{}", self.bus(), self.device(), self.function())
     }
 }
 

@@ -86,10 +86,7 @@ impl ConfigSpace {
         self.allow(at + 2, writable);
         self.last_pointer = at + 1;
         let end = (at + 2 + body.len()).next_multiple_of(4);
-        assert!(
-            end < SIZE,
-            "the capabilities of a function are fixed in its code and fit"
-        );
+        assert!(end < SIZE, "the capabilities of a function are fixed in its code and fit");
         self.next_capability = end.to_le_bytes()[0];
         offset.into()
     }
@@ -176,10 +173,7 @@ mod tests {
         let mut space = space();
         space.add_bar(0x1_0000);
         space.write(0x10, &[0xff; 8]);
-        assert_eq!(
-            (space.u32_at(0x10), space.u32_at(0x14)),
-            (0xffff_0004, 0xffff_ffff)
-        );
+        assert_eq!((space.u32_at(0x10), space.u32_at(0x14)), (0xffff_0004, 0xffff_ffff));
         space.place_bar(0xc001_0000);
         assert_eq!(space.bar_address(), 0xc001_0000);
     }

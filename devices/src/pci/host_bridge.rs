@@ -29,17 +29,11 @@ impl Default for HostBridge {
 
 impl PciFunction for HostBridge {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .read(offset, data);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write(offset, data);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
     }
 
     fn bar_size(&self) -> u64 {

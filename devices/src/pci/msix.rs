@@ -73,16 +73,9 @@ impl Msix {
         let entry = |vector: &Arc<dyn MsiVector>| {
             let mut bytes = [0; 16];
             bytes[VECTOR_CONTROL] = VECTOR_MASKED;
-            Entry {
-                bytes,
-                vector: vector.clone(),
-                routed: None,
-            }
+            Entry { bytes, vector: vector.clone(), routed: None }
         };
-        Self {
-            entries: vectors.iter().map(entry).collect(),
-            control: 0,
-        }
+        Self { entries: vectors.iter().map(entry).collect(), control: 0 }
     }
 
     /// Whether the guest has enabled MSI-X.
@@ -103,9 +96,7 @@ impl Msix {
     /// Reads the table at `offset`; zero past its end.
     pub fn read_table(&self, offset: u64, data: &mut [u8]) {
         for (at, byte) in (offset..).zip(data) {
-            *byte = self
-                .locate(at)
-                .map_or(0, |(entry, i)| self.entries[entry].bytes[i]);
+            *byte = self.locate(at).map_or(0, |(entry, i)| self.entries[entry].bytes[i]);
         }
     }
 
@@ -134,21 +125,14 @@ impl Msix {
         for (at, byte) in (offset..).zip(data) {
             let first = usize::try_from(at.saturating_mul(8)).unwrap_or(usize::MAX);
             *byte = (0..8)
-                .filter(|bit| {
-                    self.entries
-                        .get(first.saturating_add(*bit))
-                        .is_some_and(pending)
-                })
+                .filter(|bit| self.entries.get(first.saturating_add(*bit)).is_some_and(pending))
                 .fold(0, |bits, bit| bits | 1 << bit);
         }
     }
 
     /// Forgets what is being held: the device behind the vectors was reset.
     pub fn clear_pending(&self) {
-        self.entries
-            .iter()
-            .filter(|e| e.routed.is_none())
-            .for_each(|e| e.vector.clear());
+        self.entries.iter().filter(|e| e.routed.is_none()).for_each(|e| e.vector.clear());
     }
 
     fn deliverable(&self) -> bool {
@@ -174,9 +158,7 @@ mod tests {
     const ON: u16 = ENABLE;
 
     fn table(vectors: usize) -> (Msix, Vec<Arc<FakeVector>>) {
-        let fakes: Vec<_> = (0..vectors)
-            .map(|_| Arc::new(FakeVector::default()))
-            .collect();
+        let fakes: Vec<_> = (0..vectors).map(|_| Arc::new(FakeVector::default())).collect();
         let vectors: Vec<Arc<dyn MsiVector>> = fakes.iter().map(|f| f.clone() as _).collect();
         (Msix::new(&vectors), fakes)
     }
@@ -201,13 +183,7 @@ mod tests {
         program(&mut msix, 1, 0xfee0_0000, 0x41);
         assert_eq!(fakes[1].routed(), None);
         msix.set_control(ON);
-        assert_eq!(
-            fakes[1].routed(),
-            Some(MsiMessage {
-                address: 0xfee0_0000,
-                data: 0x41
-            })
-        );
+        assert_eq!(fakes[1].routed(), Some(MsiMessage { address: 0xfee0_0000, data: 0x41 }));
         assert_eq!(fakes[0].routed(), None);
         msix.set_control(ON | FUNCTION_MASK);
         assert_eq!(fakes[1].routed(), None);

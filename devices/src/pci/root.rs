@@ -64,8 +64,7 @@ impl PciRoot {
     pub fn new(windows: Windows) -> Result<Self, Error> {
         let (start, end) = (*windows.mem32.start(), *windows.mem32.end());
         let size = end.checked_sub(start).map_or(0, |s| s + 1);
-        let allocator = AddressAllocator::new(start, size)
-            .map_err(|_| Error::BadWindow(windows.mem32.clone()))?;
+        let allocator = AddressAllocator::new(start, size).map_err(|_| Error::BadWindow(windows.mem32.clone()))?;
         Ok(Self {
             windows,
             allocator,
@@ -84,10 +83,8 @@ impl PciRoot {
         let bdf = Bdf::on_root_bus(device).ok_or(Error::BusFull)?;
         let size = function.bar_size();
         if size > 0 {
-            let range = self
-                .allocator
-                .allocate(size, size, AllocPolicy::FirstMatch)
-                .map_err(|_| Error::WindowFull { size })?;
+            let range =
+                self.allocator.allocate(size, size, AllocPolicy::FirstMatch).map_err(|_| Error::WindowFull { size })?;
             function.place_bar(range.start());
         }
         self.functions.push(function);
@@ -106,10 +103,7 @@ impl PciRoot {
 
     /// What answers the window that starts at `base`.
     pub fn window(root: &Arc<Self>, base: u64) -> Arc<dyn BusDevice> {
-        Arc::new(Window {
-            root: root.clone(),
-            base,
-        })
+        Arc::new(Window { root: root.clone(), base })
     }
 
     fn read_config(&self, bdf: Bdf, offset: u16, data: &mut [u8]) {
@@ -136,10 +130,7 @@ impl PciRoot {
         let function = &self.functions[device];
         let size = function.bar_size();
         let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = mappings
-            .iter()
-            .find(|(_, m)| m.device == device)
-            .map(|(&address, _)| address);
+        let old = mappings.iter().find(|(_, m)| m.device == device).map(|(&address, _)| address);
         let wanted = function.bar_address();
         if old == wanted {
             return;
@@ -160,13 +151,10 @@ impl PciRoot {
         let Some(last) = size.checked_sub(1).and_then(|s| address.checked_add(s)) else {
             return false;
         };
-        let in_window = [&self.windows.mem32, &self.windows.mem64]
-            .iter()
-            .any(|w| w.contains(&address) && w.contains(&last));
-        let overlaps = mappings
-            .range(..=last)
-            .next_back()
-            .is_some_and(|(&other, mapping)| other + (mapping.size - 1) >= address);
+        let in_window =
+            [&self.windows.mem32, &self.windows.mem64].iter().any(|w| w.contains(&address) && w.contains(&last));
+        let overlaps =
+            mappings.range(..=last).next_back().is_some_and(|(&other, mapping)| other + (mapping.size - 1) >= address);
         in_window && !overlaps
     }
 
@@ -238,9 +226,7 @@ impl BusDevice for ConfigPorts {
             && let Ok(address) = data.try_into().map(u32::from_le_bytes)
         {
             // Bits 30:24 and 1:0 are reserved and read as zero.
-            self.0
-                .config_address
-                .store(address & 0x80ff_fffc, Ordering::Relaxed);
+            self.0.config_address.store(address & 0x80ff_fffc, Ordering::Relaxed);
         } else if let Some((bdf, register)) = self.target(port) {
             self.0.write_config(bdf, register, data);
         }
@@ -317,15 +303,9 @@ mod tests {
                 subsystem: 0,
             });
             config.add_bar(SIZE);
-            Arc::new(FakeFunction {
-                config: Mutex::new(config),
-                moves: Mutex::default(),
-            })
+            Arc::new(FakeFunction { config: Mutex::new(config), moves: Mutex::default() })
         };
-        let windows = Windows {
-            mem32: WINDOW..=0xcfff_ffff,
-            mem64: 1 << 32..=(1 << 40) - 1,
-        };
+        let windows = Windows { mem32: WINDOW..=0xcfff_ffff, mem64: 1 << 32..=(1 << 40) - 1 };
         let (one, two) = (function(), function());
         let mut root = PciRoot::new(windows).unwrap();
         assert_eq!(root.add(one.clone()).unwrap().to_string(), "00:01.0");
@@ -392,12 +372,7 @@ mod tests {
     fn bar_over_another_or_outside_the_windows_answers_nowhere() {
         let (root, _, two) = root();
         ecam_write(&root, 1, 4, &[2]);
-        ecam_write(
-            &root,
-            2,
-            0x10,
-            &u32::try_from(WINDOW).unwrap().to_le_bytes(),
-        );
+        ecam_write(&root, 2, 0x10, &u32::try_from(WINDOW).unwrap().to_le_bytes());
         ecam_write(&root, 2, 4, &[2]);
         assert!(two.moves.lock().unwrap().is_empty());
         ecam_write(&root, 2, 0x10, &0xfee0_0000_u32.to_le_bytes());
@@ -409,10 +384,7 @@ mod tests {
     #[test]
     fn full_bus_is_refused() {
         let (_, one, _) = root();
-        let windows = Windows {
-            mem32: WINDOW..=0xcfff_ffff,
-            mem64: 1 << 32..=(1 << 40) - 1,
-        };
+        let windows = Windows { mem32: WINDOW..=0xcfff_ffff, mem64: 1 << 32..=(1 << 40) - 1 };
         let mut root = PciRoot::new(windows).unwrap();
         for _ in 1..Bdf::DEVICES {
             root.add(one.clone()).unwrap();
