@@ -1,0 +1,268 @@
+//! Serves one request at a time: decides what the driver may have, moves the bytes, answers.
+//!
+//! | the driver | gets |
+//! |---|---|
+//! | leaves no room for the status byte | a fault: there is no way to answer |
+//! | leaves the disk, or asks for parts of sectors, or sends too little or too much | IOERR |
+//! | writes to a read-only disk | IOERR (virtio 1.3 5.2.6.2) |
+//! | asks for something unknown, or sets unknown flags | UNSUPP |
+//! | meets a host that fails | IOERR, counted, and the first one logged |
+
+use crate::virtio::blk::DiskSerial;
+use crate::virtio::blk::config::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, MAX_WRITE_ZEROES_SEGMENTS};
+use crate::virtio::blk::disk::{Access, Disk, Extent, SECTOR_BYTES};
+use crate::virtio::blk::request::{
+    Flags, MAX_SEGMENTS, Malformed, Operation, Segment, take_header, take_segments, take_status,
+};
+use crate::virtio::chain::{BadChain, Buffer, Chain};
+use crate::virtio::device::{Counter, Memory};
+use crate::virtio::iovec::IoVecs;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
+use vm_memory::Bytes;
+
+/// When a write is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WriteMode {
+    /// When the host has it; the driver flushes.
+    Back,
+    /// When it is durable: the driver cannot flush (virtio 1.3 5.2.5.2).
+    Through,
+}
+
+/// What has been served. Written by the worker, read for reports, hence relaxed.
+#[derive(Default)]
+pub(super) struct Counts {
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
+    writes: AtomicU64,
+    written_bytes: AtomicU64,
+    flushes: AtomicU64,
+    discards: AtomicU64,
+    write_zeroes: AtomicU64,
+    refused: AtomicU64,
+    unsupported: AtomicU64,
+    host_errors: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn report(&self) -> Vec<Counter> {
+        [
+            ("reads", &self.reads),
+            ("read_bytes", &self.read_bytes),
+            ("writes", &self.writes),
+            ("written_bytes", &self.written_bytes),
+            ("flushes", &self.flushes),
+            ("discards", &self.discards),
+            ("write_zeroes", &self.write_zeroes),
+            ("refused_requests", &self.refused),
+            ("unsupported_requests", &self.unsupported),
+            ("host_errors", &self.host_errors),
+        ]
+        .map(|(name, count)| Counter { name, value: count.load(Ordering::Relaxed) })
+        .into()
+    }
+}
+
+/// Why a request is not served.
+enum Failure {
+    /// The driver did something wrong.
+    Refused,
+    /// The device does not know how.
+    Unsupported,
+    /// The host failed.
+    Host(io::Error),
+}
+
+impl From<Malformed> for Failure {
+    fn from(_: Malformed) -> Self {
+        Self::Refused
+    }
+}
+
+impl From<BadChain> for Failure {
+    fn from(_: BadChain) -> Self {
+        Self::Refused
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(err: io::Error) -> Self {
+        if err.kind() == io::ErrorKind::Unsupported { Self::Unsupported } else { Self::Host(err) }
+    }
+}
+
+/// A disk, and all it takes to answer requests for it.
+pub(super) struct Engine {
+    pub(super) name: String,
+    pub(super) disk: Arc<Disk>,
+    pub(super) serial: DiskSerial,
+    pub(super) mode: WriteMode,
+    pub(super) mem: Memory,
+    pub(super) vecs: IoVecs,
+    pub(super) counts: Arc<Counts>,
+}
+
+impl Engine {
+    /// Serves the request in `chain` and writes its status. Returns the length for the used ring.
+    ///
+    /// # Errors
+    /// The reason, if there is no status byte to write.
+    pub(super) fn answer(&mut self, chain: &mut Chain) -> Result<u32, &'static str> {
+        let status_at = take_status(chain).ok_or("a request has no room for its status")?;
+        let room = chain.writable_len();
+        let (status, written) = match self.serve(chain) {
+            Ok(written) => (VIRTIO_BLK_S_OK, written),
+            Err(failure) => (self.note(&failure), 0),
+        };
+        let [status, ..] = status.to_le_bytes();
+        self.mem.write_obj(status, status_at).map_err(|_| "the status of a request is outside of guest memory")?;
+        // Used length counts what was written from the start without a gap, so the status counts only behind full data.
+        let len = if written == room { written + 1 } else { written };
+        // A chain is at most 4 GiB - 1 long; virtio-queue ends a longer one.
+        Ok(u32::try_from(len).unwrap_or(u32::MAX))
+    }
+
+    /// Serves a request whose status byte has been taken off. Returns the bytes of data written for the driver.
+    fn serve(&mut self, chain: &mut Chain) -> Result<u64, Failure> {
+        match take_header(chain, &self.mem)? {
+            Operation::Read(sector) => self.read(sector, chain),
+            Operation::Write(sector) => self.write(sector, chain),
+            Operation::Flush => self.flush(),
+            Operation::GetId => self.get_id(chain),
+            Operation::Discard => self.discard(chain),
+            Operation::WriteZeroes => self.write_zeroes(chain),
+            Operation::Unknown => Err(Failure::Unsupported),
+        }
+    }
+
+    fn read(&mut self, sector: u64, chain: &Chain) -> Result<u64, Failure> {
+        let bytes = chain.writable_len();
+        let extent = self.disk.extent(sector, bytes).ok_or(Failure::Refused)?;
+        gather(&mut self.vecs, &chain.writable)?;
+        self.disk.read(extent, &mut self.vecs)?;
+        count(&self.counts.reads, 1);
+        count(&self.counts.read_bytes, bytes);
+        Ok(bytes)
+    }
+
+    fn write(&mut self, sector: u64, chain: &Chain) -> Result<u64, Failure> {
+        self.check_writable()?;
+        let bytes = chain.readable_len();
+        let extent = self.disk.extent(sector, bytes).ok_or(Failure::Refused)?;
+        gather(&mut self.vecs, &chain.readable)?;
+        self.disk.write(extent, &mut self.vecs)?;
+        self.write_through()?;
+        count(&self.counts.writes, 1);
+        count(&self.counts.written_bytes, bytes);
+        Ok(0)
+    }
+
+    fn flush(&mut self) -> Result<u64, Failure> {
+        self.disk.flush()?;
+        count(&self.counts.flushes, 1);
+        Ok(0)
+    }
+
+    fn get_id(&mut self, chain: &Chain) -> Result<u64, Failure> {
+        let mut left = self.serial.bytes();
+        for buffer in &chain.writable {
+            let room = usize::try_from(buffer.len).unwrap_or(usize::MAX);
+            let (part, rest) = left.split_at(room.min(left.len()));
+            self.mem.write_slice(part, buffer.addr).map_err(|_| Failure::Refused)?;
+            left = rest;
+        }
+        Ok((self.serial.bytes().len() - left.len()) as u64)
+    }
+
+    fn discard(&mut self, chain: &mut Chain) -> Result<u64, Failure> {
+        self.check_writable()?;
+        if !self.disk.can_discard() {
+            return Err(Failure::Unsupported);
+        }
+        let segments = take_segments(chain, &self.mem, MAX_SEGMENTS)?;
+        // All are checked before the first is served. UNMAP has no meaning here (virtio 1.3 5.2.6.2).
+        for segment in segments.clone() {
+            self.segment(segment, MAX_DISCARD_SECTORS)?;
+            if segment.flags != Flags::None {
+                return Err(Failure::Unsupported);
+            }
+        }
+        for segment in segments {
+            self.disk.discard(self.segment(segment, MAX_DISCARD_SECTORS)?)?;
+        }
+        self.write_through()?;
+        count(&self.counts.discards, 1);
+        Ok(0)
+    }
+
+    fn write_zeroes(&mut self, chain: &mut Chain) -> Result<u64, Failure> {
+        self.check_writable()?;
+        for segment in take_segments(chain, &self.mem, MAX_WRITE_ZEROES_SEGMENTS)? {
+            let extent = self.segment(segment, MAX_WRITE_ZEROES_SECTORS)?;
+            match segment.flags {
+                Flags::None => self.disk.zero(extent)?,
+                Flags::Unmap => self.disk.zero_and_unmap(extent)?,
+                Flags::Unknown => return Err(Failure::Unsupported),
+            }
+        }
+        self.write_through()?;
+        count(&self.counts.write_zeroes, 1);
+        Ok(0)
+    }
+
+    fn segment(&self, segment: Segment, max_sectors: u32) -> Result<Extent, Failure> {
+        if segment.sectors > max_sectors {
+            return Err(Failure::Refused);
+        }
+        self.disk.extent(segment.sector, u64::from(segment.sectors) * SECTOR_BYTES).ok_or(Failure::Refused)
+    }
+
+    fn check_writable(&self) -> Result<(), Failure> {
+        match self.disk.access() {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(Failure::Refused),
+        }
+    }
+
+    fn write_through(&self) -> Result<(), Failure> {
+        match self.mode {
+            WriteMode::Back => Ok(()),
+            WriteMode::Through => self.disk.flush().map_err(Failure::from),
+        }
+    }
+
+    /// Counts a failure and turns it into a status.
+    fn note(&self, failure: &Failure) -> u32 {
+        match failure {
+            Failure::Refused => {
+                count(&self.counts.refused, 1);
+                VIRTIO_BLK_S_IOERR
+            }
+            Failure::Unsupported => {
+                count(&self.counts.unsupported, 1);
+                VIRTIO_BLK_S_UNSUPP
+            }
+            Failure::Host(err) => {
+                // The guest can cause any number of these, on a full host for example.
+                if count(&self.counts.host_errors, 1) == 0 {
+                    log::warn!("{}: The disk failed: {err}; further failures are only counted", self.name);
+                }
+                VIRTIO_BLK_S_IOERR
+            }
+        }
+    }
+}
+
+/// Lists the data of a request for the host.
+fn gather(vecs: &mut IoVecs, buffers: &[Buffer]) -> Result<(), BadChain> {
+    vecs.clear();
+    buffers.iter().try_for_each(|buffer| vecs.push(*buffer))
+}
+
+/// Adds to a counter. Returns what it was before.
+fn count(counter: &AtomicU64, more: u64) -> u64 {
+    counter.fetch_add(more, Ordering::Relaxed)
+}
