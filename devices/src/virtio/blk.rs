@@ -1,4 +1,4 @@
-//! Block device, virtio 1.3 5.2: one queue and one worker in front of a [`Disk`](disk::Disk).
+//! Block device, virtio 1.3 5.2: one queue and one worker in front of a [`Disk`].
 //!
 //! Bytes move in one copy between guest memory and the host's page cache. Requests are served one after the other in the order
 //! the driver made them available. A driver that negotiated FLUSH gets a write-back cache, any other a write-through one.

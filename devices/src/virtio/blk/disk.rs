@@ -65,6 +65,9 @@ pub struct Disk {
 impl Disk {
     /// Takes an open file as a disk. Its size now is the disk's capacity for ever.
     ///
+    /// The caller has locked it against a second VM, and opened it without `O_DIRECT` (the guest's buffers are aligned to
+    /// nothing) and without `O_APPEND` (which makes Linux ignore where a write is meant to go).
+    ///
     /// # Errors
     /// If the file is not a disk.
     pub fn new(mut file: File, access: Access) -> Result<Self, DiskError> {

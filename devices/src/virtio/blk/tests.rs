@@ -52,13 +52,30 @@ struct Bench {
     file: File,
     disk: Arc<Disk>,
     counts: Arc<Counts>,
+    mode: WriteMode,
 }
 
 impl Bench {
     fn new(access: Access) -> Self {
         let file = image();
         let disk = Arc::new(Disk::new(file.try_clone().unwrap(), access).unwrap());
-        Self { driver: TestDriver::new(), file, disk, counts: Arc::default() }
+        Self { driver: TestDriver::new(), file, disk, counts: Arc::default(), mode: WriteMode::Back }
+    }
+
+    /// Serves what is available.
+    fn run(&self) -> Result<(), Fault> {
+        let (active, mem, interrupts) = self.driver.activate();
+        let mut engine = Engine {
+            name: "blk0".to_owned(),
+            disk: self.disk.clone(),
+            serial: DiskSerial::try_from("disk-7").unwrap(),
+            mode: self.mode,
+            vecs: IoVecs::new(mem.clone()),
+            mem: mem.clone(),
+            counts: self.counts.clone(),
+        };
+        let mut queue = RequestQueue::new(active, mem, interrupts);
+        queue.serve(|chain| engine.answer(chain).map_err(|reason| Fault::Guest { queue: QUEUE, reason }))
     }
 
     /// Serves one chain. Returns the used length.
@@ -66,18 +83,7 @@ impl Bench {
         self.driver.reset();
         self.driver.write(STATUS, &[UNTOUCHED]);
         let head = self.driver.add(descs);
-        let (active, mem, interrupts) = self.driver.activate();
-        let mut engine = Engine {
-            name: "blk0".to_owned(),
-            disk: self.disk.clone(),
-            serial: DiskSerial::try_from("disk-7").unwrap(),
-            mode: WriteMode::Back,
-            vecs: IoVecs::new(mem.clone()),
-            mem: mem.clone(),
-            counts: self.counts.clone(),
-        };
-        let mut queue = RequestQueue::new(active, mem, interrupts);
-        queue.serve(|chain| engine.answer(chain).map_err(|reason| Fault::Guest { queue: QUEUE, reason }))?;
+        self.run()?;
         let used = self.driver.used();
         assert_eq!((used.len(), used[0].0), (1, head));
         Ok(used[0].1)
@@ -271,6 +277,19 @@ fn flush_is_answered() {
 
     assert_eq!(bench.request(VIRTIO_BLK_T_FLUSH, 0, None), (OK, 1));
     assert_eq!(bench.count("flushes"), 1);
+}
+
+#[test]
+fn driver_that_cannot_flush_gets_every_write_flushed() {
+    let mut bench = Bench::new(Access::ReadWrite);
+
+    bench.request_with(VIRTIO_BLK_T_OUT, 0, &[0; 512]);
+    let with_cache = bench.count("flushes");
+    bench.mode = WriteMode::Through;
+    bench.request_with(VIRTIO_BLK_T_OUT, 0, &[0; 512]);
+    bench.request_with(VIRTIO_BLK_T_WRITE_ZEROES, 0, &segment(0, 1, 0));
+
+    assert_eq!((with_cache, bench.count("flushes")), (0, 2));
 }
 
 #[test]
@@ -499,19 +518,8 @@ proptest! {
             bench.driver.write_desc(i, *desc);
         }
         bench.driver.offer(0);
-        let (active, mem, interrupts) = bench.driver.activate();
-        let mut engine = Engine {
-            name: "blk0".to_owned(),
-            disk: bench.disk.clone(),
-            serial: DiskSerial::default(),
-            mode: WriteMode::Through,
-            vecs: IoVecs::new(mem.clone()),
-            mem: mem.clone(),
-            counts: bench.counts.clone(),
-        };
-        let mut queue = RequestQueue::new(active, mem, interrupts);
 
-        let result = queue.serve(|chain| engine.answer(chain).map_err(|reason| Fault::Guest { queue: 0, reason }));
+        let result = bench.run();
 
         prop_assert_eq!(result.is_ok(), bench.driver.used().len() == 1);
         prop_assert_eq!(bench.file.metadata().unwrap().len(), SECTORS * 512);
