@@ -1,9 +1,11 @@
 //! The kernel command line, bounded and checked while it is built.
 //!
-//! A thin face over [`linux_loader::cmdline::Cmdline`]: printable ASCII only, and never longer than the
-//! kernels of today take. A kernel that announces a smaller limit of its own is checked in [`crate::load`].
+//! Printable ASCII only, and never longer than the kernels of today take. A kernel that announces a smaller
+//! limit of its own is checked in [`crate::load`]. What the words mean is the kernel's business.
 
-use linux_loader::cmdline;
+use std::fmt;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::{Error, layout};
 
@@ -13,52 +15,61 @@ pub const CMDLINE_CAPACITY: usize = 2048;
 const _: () = assert!(CMDLINE_CAPACITY as u64 <= layout::CMDLINE.size);
 
 /// A kernel command line under construction.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cmdline {
-    inner: cmdline::Cmdline,
-    len: usize,
+    text: String,
 }
 
 impl Cmdline {
     /// An empty command line.
-    ///
-    /// # Errors
-    /// None in practice; the builder below refuses only a capacity of zero.
-    pub fn new() -> Result<Self, Error> {
-        let inner = cmdline::Cmdline::new(CMDLINE_CAPACITY).map_err(Error::Cmdline)?;
-        Ok(Self { inner, len: 0 })
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Appends `args`, separated by a space from what is there. Blank text appends nothing.
     ///
     /// # Errors
-    /// [`Error::CmdlineTooLong`] past [`CMDLINE_CAPACITY`]; [`Error::Cmdline`] for text that is not printable ASCII.
+    /// [`Error::CmdlineTooLong`] past [`CMDLINE_CAPACITY`]; [`Error::CmdlineCharacter`] for anything that is not
+    /// printable ASCII. What was there stays.
     pub fn append(&mut self, args: &str) -> Result<(), Error> {
         let args = args.trim();
         if args.is_empty() {
             return Ok(());
         }
-        let len = self.len + usize::from(self.len > 0) + args.len();
+        if let Some(character) = args.chars().find(|character| !matches!(character, ' '..='~')) {
+            return Err(Error::CmdlineCharacter { character });
+        }
+        let separator = if self.text.is_empty() { "" } else { " " };
+        let len = self.text.len() + separator.len() + args.len();
         if len >= CMDLINE_CAPACITY {
             return Err(Error::CmdlineTooLong { len, limit: CMDLINE_CAPACITY - 1 });
         }
-        self.inner.insert_str(args).map_err(Error::Cmdline)?;
-        self.len = len;
+        self.text.push_str(separator);
+        self.text.push_str(args);
         Ok(())
     }
 
-    /// Length in bytes without the terminating zero.
-    pub fn len(&self) -> usize {
-        self.len
+    /// The command line as it will be passed on.
+    pub fn as_str(&self) -> &str {
+        &self.text
     }
 
-    /// Whether nothing has been appended.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    /// Writes the command line with its terminating zero to [`layout::CMDLINE`], for a kernel that takes `limit` bytes
+    /// without the zero.
+    pub(crate) fn write(&self, ram: &GuestMemoryMmap, limit: usize) -> Result<(), Error> {
+        if self.text.len() > limit {
+            return Err(Error::CmdlineTooLong { len: self.text.len(), limit });
+        }
+        let mut bytes = self.text.clone().into_bytes();
+        bytes.push(0);
+        ram.write_slice(&bytes, GuestAddress(layout::CMDLINE.base))
+            .map_err(|source| Error::GuestMemory { what: "the command line", source })
     }
+}
 
-    pub(crate) fn as_linux_loader(&self) -> &cmdline::Cmdline {
-        &self.inner
+impl fmt::Display for Cmdline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
@@ -66,31 +77,29 @@ impl Cmdline {
 mod tests {
     use super::*;
 
-    fn text(cmdline: &Cmdline) -> String {
-        cmdline.as_linux_loader().as_cstring().unwrap().into_string().unwrap()
-    }
-
     #[test]
     fn parts_are_joined_by_one_space() {
-        let mut cmdline = Cmdline::new().unwrap();
+        let mut cmdline = Cmdline::new();
         cmdline.append("console=ttyS0").unwrap();
         cmdline.append("  ").unwrap();
         cmdline.append(" panic=-1 ").unwrap();
-        assert_eq!(text(&cmdline), "console=ttyS0 panic=-1");
-        assert_eq!(cmdline.len(), text(&cmdline).len());
+        assert_eq!(cmdline.as_str(), "console=ttyS0 panic=-1");
     }
 
     #[test]
     fn the_longest_line_fits_and_one_byte_more_is_refused() {
-        let mut cmdline = Cmdline::new().unwrap();
-        cmdline.append(&"a".repeat(CMDLINE_CAPACITY - 1)).unwrap();
-        let error = Cmdline::new().unwrap().append(&"a".repeat(CMDLINE_CAPACITY)).unwrap_err();
-        assert!(matches!(error, Error::CmdlineTooLong { len: 2048, limit: 2047 }));
+        let mut cmdline = Cmdline::new();
+        cmdline.append(&"a".repeat(CMDLINE_CAPACITY - 3)).unwrap();
+        cmdline.append("b").unwrap();
+        let longest = cmdline.clone();
+        assert!(matches!(cmdline.append("c"), Err(Error::CmdlineTooLong { len: 2049, limit: 2047 })));
+        assert_eq!(cmdline, longest);
     }
 
     #[test]
-    fn control_characters_are_refused() {
-        let error = Cmdline::new().unwrap().append("a\nb").unwrap_err();
-        assert!(matches!(error, Error::Cmdline(_)));
+    fn control_characters_and_other_scripts_are_refused_by_name() {
+        let error = Cmdline::new().append("a\nb").unwrap_err();
+        assert_eq!(error.to_string(), "The kernel command line has the character '\\n', which is not printable ASCII");
+        assert!(matches!(Cmdline::new().append("é"), Err(Error::CmdlineCharacter { character: 'é' })));
     }
 }

@@ -3,8 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
-use linux_loader::{cmdline, configurator, loader};
+use linux_loader::configurator;
 use thiserror::Error as ThisError;
+
+use crate::layout;
 
 /// A refusal of [`crate::load`] or [`crate::Cmdline`].
 ///
@@ -109,7 +111,7 @@ pub enum Error {
     /// The kernel needs guest memory that is not there.
     #[error(
         "{} needs guest memory from {start:#x} to {end:#x}, but the guest has RAM from {:#x} to {ram_end:#x} for it",
-        path.display(), crate::layout::HIGH_RAM_BASE
+        path.display(), layout::HIGH_RAM_BASE
     )]
     KernelDoesNotFit {
         /// The file as the user named it.
@@ -140,8 +142,11 @@ pub enum Error {
         limit: usize,
     },
     /// The command line has text that cannot be passed on.
-    #[error("Cannot use this kernel command line")]
-    Cmdline(#[source] cmdline::Error),
+    #[error("The kernel command line has the character {character:?}, which is not printable ASCII")]
+    CmdlineCharacter {
+        /// The first such character.
+        character: char,
+    },
     /// The guest's memory has no RAM at address 0, or less than the boot data needs.
     #[error("The guest has {bytes} bytes of memory from address 0, too few to boot")]
     NoLowMemory {
@@ -167,9 +172,6 @@ pub enum Error {
     /// The platform has no vCPU.
     #[error("The guest has no vCPU")]
     NoCpu,
-    /// linux-loader could not place the kernel or the command line.
-    #[error("Cannot place the kernel in guest memory")]
-    Place(#[source] loader::Error),
     /// linux-loader could not write the boot parameters.
     #[error("Cannot write the boot parameters to guest memory")]
     BootParams(#[source] configurator::Error),
@@ -188,7 +190,10 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::Compressed { tool, path, .. } => {
-                return Some(format!("Decompress it first, for example with `{tool} {}`", path.display()));
+                return Some(format!("Decompress it first, for example with `{tool} {} > vmlinux`", path.display()));
+            }
+            Error::KernelDoesNotFit { end, .. } if *end > layout::RAM_BELOW_4G_END => {
+                "Link the kernel below 3 GiB; the addresses behind belong to devices"
             }
             Error::KernelDoesNotFit { end, ram_end, .. } if end > ram_end => {
                 let mib = end.div_ceil(1 << 20);
@@ -197,24 +202,24 @@ impl Error {
                 ));
             }
             Error::KernelDoesNotFit { .. } => "Link the kernel at 1 MiB or above; the memory below holds boot data",
+            Error::Read { source, .. } if source.kind() == io::ErrorKind::NotSeekable => "Pass a file, not a pipe",
             Error::Empty { .. } | Error::Truncated { .. } => "Fetch or build the file again",
-            Error::Directory { .. } | Error::NotAKernel { .. } => {
+            Error::Directory { .. } | Error::NotAKernel { .. } | Error::BadElf { .. } => {
                 "Pass a bzImage (such as /boot/vmlinuz-*) or an uncompressed ELF vmlinux"
             }
             Error::Elf32 { .. } | Error::ForeignMachine { .. } | Error::Only32Bit { .. } => {
                 "Use a kernel built for x86-64"
             }
             Error::OldProtocol { .. } => "Use Linux 3.8 or newer",
-            Error::BadElf { .. } | Error::BadBzImage { .. } => "Build the kernel again, or use one from a distribution",
+            Error::BadBzImage { .. } => "Build the kernel again, or use one from a distribution",
             Error::InitrdTooLarge { .. } => "Give the guest more memory, or use a smaller initrd",
             Error::CmdlineTooLong { .. } => "Shorten the kernel command line",
-            Error::Cmdline(_) => "Use printable ASCII characters only",
+            Error::CmdlineCharacter { .. } => "Use printable ASCII characters only",
             Error::NoLowMemory { .. } => "Give the guest more memory",
             Error::AcpiTooLarge { .. } => "Give the guest fewer vCPUs",
             Error::Read { .. }
             | Error::TooManyRegions { .. }
             | Error::NoCpu
-            | Error::Place(_)
             | Error::BootParams(_)
             | Error::GuestMemory { .. } => return None,
         };

@@ -97,16 +97,16 @@ impl Kernel {
 /// Bytes that tell the format: the signature of the Linux boot header ends at 0x206.
 const SNIFFED_BYTES: usize = 0x206;
 
-/// First bytes of compressed files, the name of the compression, the command that undoes it.
+/// First bytes of compressed files, the name of the compression, the command that writes the content to its output.
 const COMPRESSIONS: [(&[u8], &str, &str); 8] = [
-    (b"\x1F\x8B", "gzip", "gzip -d"),
-    (b"\xFD7zXZ\0", "xz", "xz -d"),
-    (b"\x28\xB5\x2F\xFD", "zstd", "zstd -d"),
-    (b"\x04\x22\x4D\x18", "lz4", "lz4 -d"),
-    (b"\x02\x21\x4C\x18", "lz4", "lz4 -d"),
-    (b"BZh", "bzip2", "bzip2 -d"),
-    (b"\x5D\0\0", "lzma", "xz --format=lzma -d"),
-    (b"\x89LZO\0", "lzo", "lzop -d"),
+    (b"\x1F\x8B", "gzip", "gzip -dc"),
+    (b"\xFD7zXZ\0", "xz", "xz -dc"),
+    (b"\x28\xB5\x2F\xFD", "zstd", "zstd -dc"),
+    (b"\x04\x22\x4D\x18", "lz4", "lz4 -dc"),
+    (b"\x02\x21\x4C\x18", "lz4", "lz4 -dc"),
+    (b"BZh", "bzip2", "bzip2 -dc"),
+    (b"\x5D\0\0", "lzma", "xz --format=lzma -dc"),
+    (b"\x89LZO\0", "lzo", "lzop -dc"),
 ];
 
 /// First bytes of what people pass by mistake.

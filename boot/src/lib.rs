@@ -49,8 +49,7 @@ mod zero_page;
 #[cfg(test)]
 mod tests;
 
-use linux_loader::loader;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 pub use crate::cmdline::{CMDLINE_CAPACITY, Cmdline};
 pub use crate::entry::{DescriptorTable, EntryState, Protocol, Segment};
@@ -97,16 +96,9 @@ pub fn load(ram: &GuestMemoryMmap, spec: &BootSpec, platform: &Platform<'_>) -> 
         }
         None => None,
     };
-    write_cmdline(ram, &spec.cmdline, kernel.cmdline_limit())?;
+    spec.cmdline.write(ram, kernel.cmdline_limit())?;
     acpi::write(ram, platform)?;
     enter(ram, &kernel, initrd, &memmap)
-}
-
-fn write_cmdline(ram: &GuestMemoryMmap, cmdline: &Cmdline, limit: usize) -> Result<(), Error> {
-    if cmdline.len() > limit {
-        return Err(Error::CmdlineTooLong { len: cmdline.len(), limit });
-    }
-    loader::load_cmdline(ram, GuestAddress(layout::CMDLINE.base), cmdline.as_linux_loader()).map_err(Error::Place)
 }
 
 /// Writes the boot parameters of the kernel's protocol and the tables for its entry.

@@ -127,7 +127,9 @@ mod tests {
     fn pipe_is_refused_because_it_has_no_length() {
         let (reader, _writer) = io::pipe().unwrap();
         let image = Image { file: File::from(std::os::fd::OwnedFd::from(reader)), path: "pipe".into() };
-        assert!(matches!(Source::new(&image), Err(Error::Read { .. })));
+        let error = Source::new(&image).unwrap_err();
+        assert_eq!(error.to_string(), "Cannot read pipe");
+        assert_eq!(error.hint().unwrap(), "Pass a file, not a pipe");
     }
 
     #[test]

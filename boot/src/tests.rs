@@ -185,7 +185,7 @@ fn program_header(kind: u32, words: [u64; 6]) -> Vec<u8> {
 }
 
 fn spec(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> BootSpec {
-    let mut line = Cmdline::new().unwrap();
+    let mut line = Cmdline::new();
     line.append(cmdline).unwrap();
     let initrd = initrd.map(|content| Image { path: "initrd".into(), ..image(content) });
     BootSpec { kernel: image(kernel), initrd, cmdline: line }
@@ -275,6 +275,13 @@ fn segment_behind_the_memory_is_refused() {
     let kernel = ElfBuilder { paddr: 64 * MIB - 0x2000, entry: 64 * MIB - 0x2000, ..Default::default() }.build();
     let error = load(&ram_of(64 * MIB), &spec(&kernel, None, "")).unwrap_err();
     assert!(matches!(error, Error::KernelDoesNotFit { .. }));
+}
+
+#[test]
+fn kernel_behind_the_device_hole_is_refused_with_a_hint_to_link_it_lower() {
+    let kernel = ElfBuilder { paddr: 4 << 30, entry: 4 << 30, ..Default::default() }.build();
+    let error = load(&ram_of(6 << 30), &spec(&kernel, None, "")).unwrap_err();
+    assert!(error.hint().unwrap().contains("below 3 GiB"));
 }
 
 #[test]

@@ -164,7 +164,9 @@ impl Aml for Pvpanic {
     }
 }
 
-/// Addresses that no driver claims. Linux uses ECAM only where it is reserved here or in the memory map.
+/// Addresses of the board. The debug-exit port is not among them: it lies in a range that Linux always claims.
+///
+/// Linux uses ECAM only where it is reserved here or in the memory map.
 struct Board;
 
 impl Aml for Board {
@@ -176,7 +178,6 @@ impl Aml for Board {
                 &Name::new(Path::new("_UID"), &ZERO),
                 &resources(vec![
                     &Memory32Fixed::new(true, layout::below_4g(layout::ECAM.base), layout::below_4g(layout::ECAM.size)),
-                    &io(layout::DEBUG_EXIT),
                     &io(layout::SLEEP),
                 ]),
             ],

@@ -8,7 +8,7 @@
 
 use linux_loader::elf::{
     EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, EM_386, EM_AARCH64, EM_ARM, EM_LOONGARCH, EM_PPC64,
-    EM_RISCV, EM_S390, EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE,
+    EM_RISCV, EM_S390, EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_INTERP, PT_LOAD, PT_NOTE,
 };
 use vm_memory::{ByteValued, GuestMemoryMmap};
 
@@ -52,6 +52,8 @@ impl Elf {
         for phdr in read_program_headers(source, &header)? {
             match phdr.p_type {
                 PT_LOAD if phdr.p_memsz > 0 => segments.push(Segment::new(source, &phdr)?),
+                // Somebody passed a program of the host.
+                PT_INTERP => return Err(bad_elf(source, "it is a program that needs an operating system")),
                 PT_NOTE if pvh_entry.is_none() => pvh_entry = read_pvh_entry(source, &phdr)?,
                 _ => {}
             }
@@ -329,6 +331,14 @@ mod tests {
         assert_eq!(text, "kernel is an ELF file for arm64, not for x86-64");
         let text = refusal(&ElfBuilder { data: 2, ..Default::default() }.build());
         assert_eq!(text, "kernel is an ELF file for a big-endian processor, not for x86-64");
+    }
+
+    #[test]
+    fn program_of_the_host_is_refused() {
+        let mut bytes =
+            ElfBuilder { notes: vec![b"/lib64/ld-linux-x86-64.so.2\0".to_vec()], ..Default::default() }.build();
+        bytes[64..68].copy_from_slice(&PT_INTERP.to_le_bytes());
+        assert!(refusal(&bytes).ends_with("it is a program that needs an operating system"));
     }
 
     #[test]
