@@ -1,2 +1,104 @@
-//! minivmm.
-fn main() {}
+//! minivmm: a minimal VMM with built-in bridged networking.
+//!
+//! The binary: command line, KVM, the machine built in named steps, the control loop, and the way out. What the guest can see
+//! is the `devices` crate's, what it boots from is `boot`'s, how its cards reach the network is `net`'s.
+//!
+//! # Threats
+//! | from | what it can do | what holds it |
+//! |---|---|---|
+//! | guest | any exit with any address, width and value, at any rate | exits are data; the bus answers a miss with all ones; log lines are limited |
+//! | guest | end the machine in any way | one place keeps the first reason; the exit code is the only thing it chooses |
+//! | guest that took over the process | use its privileges | none is left: capabilities are given up before the first vCPU runs, the keeper is another process |
+//! | guest | never power off | `--stop-timeout`, a second signal, the quit key |
+//! | whoever reads the console | not read it | the guest waits, the control loop does not: signals work |
+//! | the user | a file or bridge that is not what it should be | refused with a sentence, a hint and a code before anything runs |
+//!
+//! # Not supported
+//! Other processors than x86-64, hot-plug, snapshots, migration, nested virtualization, more than one package in the guest's
+//! topology; more than 255 vCPUs need a guest that knows `KVM_FEATURE_MSI_EXT_DEST_ID`.
+
+mod cli;
+mod confine;
+mod console;
+mod disk;
+mod error;
+mod event;
+mod exit;
+mod guest;
+mod kvm;
+mod logger;
+mod machine;
+mod name;
+mod signals;
+
+use cli::{Cli, OnReboot, Parsed};
+use console::terminal;
+use error::Error;
+use exit::Outcome;
+use machine::{Files, Host, Machine};
+use name::VmName;
+use net::Keeper;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    install_panic_hook();
+    let result = match cli::parse() {
+        Parsed::Run(cli) => run(&cli),
+        Parsed::Answer(text) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Parsed::Refused { sentence, hint } => Err(Error::Usage { sentence, hint }),
+    };
+    match result {
+        Ok(outcome) => outcome.into(),
+        Err(err) => {
+            eprintln!("minivmm: {}", err.chain());
+            if let Some(hint) = err.hint() {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::from(err.code())
+        }
+    }
+}
+
+/// From the command line to the last exit of the guest.
+fn run(cli: &Cli) -> Result<Outcome, Error> {
+    logger::init(cli.log.into());
+    log::debug!("Command line is parsed");
+    let files = Files::open(cli, guest::open(cli)?)?;
+    let name = cli.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
+    let _name_lock = name.lock()?;
+    let request = net::Request { vm_name: name.as_str().to_owned(), cards: cli.net.clone() };
+    let keeper = Keeper::start(&request)?;
+    log::debug!("{name}: files are open, the network keeper is at work");
+    let mut host = Host::open(cli, files, keeper)?;
+    let outcome = run_machines(cli, &mut host);
+    let closed = host.close();
+    let outcome = outcome?;
+    closed?;
+    Ok(outcome)
+}
+
+/// Runs the machine until it ends for good.
+fn run_machines(cli: &Cli, host: &mut Host) -> Result<Outcome, Error> {
+    loop {
+        match Machine::assemble(host)?.run(host)? {
+            Outcome::Rebooted if cli.on_reboot == OnReboot::Restart => log::info!("The guest reboots"),
+            outcome => return Ok(outcome),
+        }
+    }
+}
+
+/// A panic is a bug of ours: one sentence and a code of its own, with the terminal as it was. Exiting here, whatever the thread,
+/// keeps a machine from running on without a part of it; the kernel and the keeper clean up.
+fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        terminal::restore();
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let text = info.payload_as_str().unwrap_or("no message");
+        eprintln!("minivmm: Internal error: {text} ({place})");
+        eprintln!("hint: This is a bug in minivmm; please report this line and the command");
+        std::process::exit(exit::INTERNAL.into());
+    }));
+}

@@ -1,0 +1,238 @@
+//! The command line: flags, their checked values, and how a wrong one is refused.
+
+mod disk;
+mod size;
+
+use crate::exit;
+use crate::name::VmName;
+use clap::error::ErrorKind;
+use clap::{Parser, ValueEnum};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+pub(crate) use disk::DiskSpec;
+pub(crate) use size::{MIB, MemSize};
+
+/// Boot a Linux kernel in a small virtual machine whose network cards are already on your bridge.
+#[derive(Debug, Parser)]
+#[command(name = "minivmm", version, after_help = exit::TABLE)]
+pub(crate) struct Cli {
+    /// Kernel: a bzImage, or an ELF vmlinux [default: the guest of `images`, if it has been made]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// Text to append to the default kernel command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) cmdline: Vec<String>,
+
+    /// Kernel command line instead of the default one
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) cmdline_replace: Option<String>,
+
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) cpus: u32,
+
+    /// Memory of the guest: a number with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub(crate) mem: MemSize,
+
+    /// Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT]; can be repeated
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) disk: Vec<DiskSpec>,
+
+    /// Network card: bridge=NAME[,create=on|off], tap=NAME or fd=N[:N...], then [,mac=MAC][,mtu=BYTES][,queues=N]; can be
+    /// repeated
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) net: Vec<net::NetSpec>,
+
+    /// Name of the VM, unique on this host; the cards' addresses are derived from it [default: minivmm-PID]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<VmName>,
+
+    /// Where the guest's serial port goes: stdio, pty, file=PATH or none. On a terminal, Ctrl-A x quits and Ctrl-A Ctrl-A
+    /// sends a Ctrl-A
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub(crate) console: ConsoleSpec,
+
+    /// What to do when the guest reboots
+    #[arg(long, value_name = "WHAT", default_value = "exit")]
+    pub(crate) on_reboot: OnReboot,
+
+    /// How long the guest may take to power off after SIGTERM, SIGINT or SIGHUP
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub(crate) stop_timeout: u32,
+
+    /// Log level on stderr
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub(crate) log: LogLevel,
+}
+
+/// What a guest's reset does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnReboot {
+    /// The process ends with code 0.
+    Exit,
+    /// The machine starts again, with the same disks and taps.
+    Restart,
+}
+
+/// What is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// What the user wished for failed.
+    Error,
+    /// Odd, but served.
+    Warn,
+    /// Rare changes.
+    Info,
+    /// For developers: every step of the start with its time.
+    Debug,
+}
+
+/// Where the serial port goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ConsoleSpec {
+    /// stdin and stdout.
+    Stdio,
+    /// A new pseudoterminal.
+    Pty,
+    /// A file, output only.
+    File(PathBuf),
+    /// Nowhere.
+    None,
+}
+
+/// Text that is no console.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("A console is stdio, pty, file=PATH or none")]
+pub(crate) struct BadConsole;
+
+impl FromStr for ConsoleSpec {
+    type Err = BadConsole;
+
+    fn from_str(text: &str) -> Result<Self, BadConsole> {
+        match (text, text.strip_prefix("file=")) {
+            ("stdio", _) => Ok(Self::Stdio),
+            ("pty", _) => Ok(Self::Pty),
+            ("none", _) => Ok(Self::None),
+            (_, Some(path)) if !path.is_empty() => Ok(Self::File(PathBuf::from(path))),
+            _ => Err(BadConsole),
+        }
+    }
+}
+
+impl From<LogLevel> for log::LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::Error,
+            LogLevel::Warn => Self::Warn,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
+        }
+    }
+}
+
+/// What a command line turned out to be.
+pub(crate) enum Parsed {
+    /// A machine to run.
+    Run(Box<Cli>),
+    /// A question that this text answers.
+    Answer(String),
+    /// Wrong: a sentence, and what to do.
+    Refused {
+        /// What is wrong.
+        sentence: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+/// Parses the process's arguments.
+pub(crate) fn parse() -> Parsed {
+    match Cli::try_parse() {
+        Ok(cli) => Parsed::Run(Box::new(cli)),
+        Err(err) => match err.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Answer(err.to_string()),
+            _ => refusal(&err.to_string()),
+        },
+    }
+}
+
+/// Makes one sentence and a hint of clap's paragraphs: `error: ...`, `tip: ...`, usage.
+fn refusal(text: &str) -> Parsed {
+    let mut lines = text.lines().map(str::trim);
+    let sentence = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let hint = lines
+        .find_map(|line| line.strip_prefix("tip: ").or_else(|| line.strip_prefix("[possible values: ")))
+        .map(|line| line.trim_end_matches(']'));
+    let hint = match hint {
+        Some(hint) if text.contains("[possible values: ") => format!("It can be {hint}"),
+        Some(hint) => capitalised(hint),
+        None => "See minivmm --help".to_owned(),
+    };
+    Parsed::Refused { sentence, hint }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["minivmm"], args].concat())
+    }
+
+    fn refused(args: &[&str]) -> (String, String) {
+        match refusal(&parse(args).unwrap_err().to_string()) {
+            Parsed::Refused { sentence, hint } => (sentence, hint),
+            _ => panic!("accepted"),
+        }
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_need_no_flag() {
+        let cli = parse(&[]).unwrap();
+        assert_eq!((cli.cpus, cli.mem.bytes()), (1, 512 * MIB));
+        assert_eq!(cli.console, ConsoleSpec::Stdio);
+    }
+
+    #[test]
+    fn wrong_values_are_refused_in_one_line_that_names_them() {
+        for (args, part) in [
+            (&["--cpus", "0"][..], "--cpus"),
+            (&["--mem", "12"], "--mem"),
+            (&["--mem", "1M"], "64 MiB"),
+            (&["--console", "tty"], "stdio, pty"),
+            (&["--name", "A B"], "--name"),
+            (&["--net", "brige=x"], "bridge=NAME"),
+            (&["--disk", "path=a,path=b"], "path"),
+            (&["--on-reboot", "halt"], "--on-reboot"),
+            (&["--frobnicate"], "--frobnicate"),
+        ] {
+            let (sentence, hint) = refused(args);
+            assert!(sentence.contains(part), "{args:?}: {sentence}");
+            assert!(!sentence.contains('\n') && !hint.is_empty(), "{args:?}: {hint}");
+        }
+    }
+
+    #[test]
+    fn possible_values_become_the_hint() {
+        let (_, hint) = refused(&["--on-reboot", "halt"]);
+        assert_eq!(hint, "It can be exit, restart");
+    }
+}

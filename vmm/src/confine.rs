@@ -1,0 +1,17 @@
+//! What the process gives up once it holds every descriptor: its capabilities, and the way to get new ones.
+//!
+//! Called on the main thread before any other thread exists, since both are properties of a thread that its children inherit.
+//! Filters for system calls (seccomp) and paths (Landlock) belong here too; every file is open by now.
+
+use rustix::io;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+/// Gives up all capabilities, and forbids gaining any through an executed file.
+///
+/// # Errors
+/// If the kernel refuses, which it does for no ordinary process.
+pub(crate) fn confine() -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+}

@@ -1,0 +1,62 @@
+//! The terminal on stdin: raw while the console has it, and as it was on every way out.
+//!
+//! The ways out: the guard's drop (all ordinary ends, and signals, which arrive as data), the panic hook and the logger, which
+//! only needs to know. SIGKILL leaves no way; `reset` or `stty sane` helps then.
+
+use rustix::termios::{OptionalActions, Termios};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The terminal that is raw now, and how it was before.
+static SAVED: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
+
+fn saved() -> MutexGuard<'static, Option<(OwnedFd, Termios)>> {
+    SAVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Restores the terminal when dropped.
+pub(crate) struct RawMode(());
+
+impl RawMode {
+    /// Makes the terminal `fd` raw: no echo, no lines, no signals from keys.
+    ///
+    /// # Errors
+    /// If it is no terminal, or is gone.
+    pub(super) fn enter(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let before = rustix::termios::tcgetattr(fd)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        *saved() = Some((fd.try_clone_to_owned()?, before));
+        rustix::termios::tcsetattr(fd, OptionalActions::Now, &raw)?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Makes the terminal what it was. Harmless if it never was anything else.
+pub(crate) fn restore() {
+    if let Some((fd, before)) = saved().take() {
+        // A terminal that is gone needs no restoring. Not `Drain` or `Flush`: those can wait for a stopped terminal.
+        let _ = rustix::termios::tcsetattr(&fd, OptionalActions::Now, &before);
+    }
+}
+
+/// How a line on stderr ends: a raw terminal does not return the carriage by itself.
+pub(crate) fn line_end() -> &'static str {
+    // Not waiting: a thread that panics with the lock held still wants to say why.
+    match SAVED.try_lock() {
+        Ok(saved) if saved.is_some() => "\r\n",
+        _ => "\n",
+    }
+}
+
+/// Whether this process may read from and configure its terminal.
+pub(super) fn is_foreground(fd: BorrowedFd<'_>) -> bool {
+    rustix::termios::tcgetpgrp(fd.as_fd()).is_ok_and(|group| group == rustix::process::getpgrp())
+}

@@ -1,0 +1,162 @@
+//! Everything that can keep a machine from running, with what to do about it and the exit code it gives.
+
+use crate::cli::MemSize;
+use crate::exit;
+use crate::guest;
+use crate::kvm;
+use crate::{console, disk, name};
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
+
+/// Why there is no machine, or none any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The command line is wrong.
+    #[error("{sentence}")]
+    Usage {
+        /// What is wrong.
+        sentence: String,
+        /// What to do.
+        hint: String,
+    },
+    /// No kernel was named and no default guest has been made.
+    #[error("No kernel was given, and there is no default guest")]
+    NoDefaultGuest,
+    /// A kernel or initrd that cannot be opened.
+    #[error("Cannot open {what} {}", path.display())]
+    OpenImage {
+        /// What it was to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A kernel or initrd that cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// A disk that cannot be used.
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
+    /// A name that cannot be had.
+    #[error(transparent)]
+    Name(#[from] name::LockError),
+    /// The console cannot be set up.
+    #[error(transparent)]
+    Console(#[from] console::Error),
+    /// The network cannot be set up.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// KVM refuses.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// More memory than the guest's processor can address.
+    #[error("{mem} of memory do not fit in the {phys_bits} address bits of this host's processor")]
+    MemoryBeyondAddressBits {
+        /// What was asked for.
+        mem: MemSize,
+        /// Physical address bits.
+        phys_bits: u8,
+    },
+    /// More memory than the host has.
+    #[error("{mem} of memory are more than this host has ({host_mib} MiB with swap)")]
+    MemoryBeyondHost {
+        /// What was asked for.
+        mem: MemSize,
+        /// RAM and swap of the host.
+        host_mib: u64,
+    },
+    /// The host gives no address space for it.
+    #[error("Cannot map {mem} of memory for the guest")]
+    MapMemory {
+        /// What was asked for.
+        mem: MemSize,
+        /// Why.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// A device does not fit in the machine.
+    #[error("Cannot add {device} to the machine")]
+    AddDevice {
+        /// Which.
+        device: String,
+        /// Why.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The host refuses something that it should not.
+    #[error("Failed to {operation}")]
+    Host {
+        /// What was tried.
+        operation: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A vCPU that KVM cannot run on.
+    #[error("vCPU {id} failed")]
+    Vcpu {
+        /// Which.
+        id: u32,
+        /// Why.
+        source: kvm::exit::Failure,
+    },
+}
+
+impl Error {
+    /// For `map_err`: the failure of `operation`.
+    pub(crate) fn host<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Host { operation, source: source.into() }
+    }
+
+    /// What the user can do.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Usage { hint, .. } => Some(hint.clone()),
+            Self::NoDefaultGuest => {
+                Some(format!("Make the default guest ({}), or name a kernel with --kernel", guest::PROVIDE))
+            }
+            Self::OpenImage { what, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some(format!("Check the path after --{what}"))
+            }
+            Self::OpenImage { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("Make it readable for this user; some distributions let only root read kernels".to_owned())
+            }
+            Self::Boot(err) => err.hint(),
+            Self::Disk(err) => err.hint(),
+            Self::Name(name::LockError::Taken(_)) => Some("Stop it, or give this VM another --name".to_owned()),
+            Self::Net(err) => err.hint(),
+            Self::Kvm(err) => err.hint(),
+            Self::MemoryBeyondAddressBits { .. } | Self::MemoryBeyondHost { .. } | Self::MapMemory { .. } => {
+                Some("Use a smaller --mem".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// Its code in the table of [`exit`]: a wish that no host can fulfil is a usage error.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Usage { .. } => exit::USAGE,
+            Self::Net(err) if err.is_usage() => exit::USAGE,
+            Self::Kvm(kvm::Error::TooManyCpus { .. })
+            | Self::MemoryBeyondAddressBits { .. }
+            | Self::MemoryBeyondHost { .. }
+            | Self::Boot(_)
+            | Self::NoDefaultGuest
+            | Self::OpenImage { .. }
+            | Self::Disk(_)
+            | Self::Name(name::LockError::Taken(_)) => exit::USAGE,
+            _ => exit::HOST,
+        }
+    }
+
+    /// The whole chain of causes as one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+}

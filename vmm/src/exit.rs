@@ -1,0 +1,98 @@
+//! How the process ends: the one table of exit codes, read by `--help`, the README and the tests.
+//!
+//! The guest owns the small numbers. minivmm's own are those of `sysexits.h`, `timeout(1)` and the shell, and start at 64, so a
+//! guest that keeps to 0 to 63 is never mistaken for anything else.
+
+use std::process::ExitCode;
+
+/// Why a run of the machine, and with it the process, ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// The guest reset itself.
+    Rebooted,
+    /// The guest asked for this code through the debug-exit port.
+    Requested(u8),
+    /// The guest reported a kernel panic through pvpanic.
+    Panicked,
+    /// The guest's processor shut down: a triple fault.
+    Crashed,
+    /// The guest did not power off in time after it was asked to.
+    StopTimeout,
+    /// Stopped at once by a signal, or by the console's quit key as if by SIGINT.
+    Killed(u8),
+}
+
+/// Usage error: the command line asks for something that cannot be had.
+pub(crate) const USAGE: u8 = 64;
+/// A bug in minivmm.
+pub(crate) const INTERNAL: u8 = 70;
+/// The host failed.
+pub(crate) const HOST: u8 = 71;
+/// The guest crashed.
+pub(crate) const CRASHED: u8 = 98;
+/// The guest panicked.
+pub(crate) const PANICKED: u8 = 99;
+/// As `timeout(1)`.
+pub(crate) const STOP_TIMEOUT: u8 = 124;
+/// As the shell: plus the number of the signal.
+pub(crate) const SIGNAL_BASE: u8 = 128;
+
+/// The table, for `--help`.
+pub(crate) const TABLE: &str = "\
+Exit codes:
+  0      The guest powered off, or rebooted with --on-reboot exit
+  N      The guest wrote N to the debug-exit port 0xf4 (low 8 bits; 1 to 63 are used by nothing else)
+  64     Usage error: a flag that is wrong, or that names what does not exist or cannot be used
+  70     Internal error: a bug in minivmm
+  71     The host failed: no KVM, no permission for a device, out of resources, a vCPU that cannot go on
+  98     The guest crashed (triple fault)
+  99     The guest's kernel panicked (reported through pvpanic)
+  124    The guest did not power off within --stop-timeout after SIGTERM, SIGINT or SIGHUP
+  128+S  Stopped at once: by a second signal S, by SIGQUIT, or by the console's quit key (130)";
+
+impl Outcome {
+    /// Its code in the table.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::PoweredOff | Self::Rebooted => 0,
+            Self::Requested(code) => code,
+            Self::Panicked => PANICKED,
+            Self::Crashed => CRASHED,
+            Self::StopTimeout => STOP_TIMEOUT,
+            Self::Killed(signal) => SIGNAL_BASE.saturating_add(signal),
+        }
+    }
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(outcome.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_of_ours_is_in_the_table() {
+        for code in [0, USAGE, INTERNAL, HOST, CRASHED, PANICKED, STOP_TIMEOUT] {
+            assert!(TABLE.lines().any(|l| l.trim().starts_with(&format!("{code} "))), "{code}");
+        }
+    }
+
+    #[test]
+    fn quit_key_and_signals_follow_the_shell() {
+        assert_eq!(Outcome::Killed(2).code(), 130);
+        assert_eq!(Outcome::Killed(15).code(), 143);
+    }
+
+    #[test]
+    fn guest_chooses_its_code() {
+        assert_eq!(Outcome::Requested(7).code(), 7);
+        assert_eq!(Outcome::PoweredOff.code(), 0);
+        assert_eq!(Outcome::Rebooted.code(), 0);
+    }
+}

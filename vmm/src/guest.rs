@@ -1,0 +1,78 @@
+//! What is booted: the files that the user names, or the default guest that the `images` crate provides.
+
+use crate::cli::Cli;
+use crate::error::Error;
+use boot::{BootSpec, Cmdline, Image};
+use std::env;
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// The command that provides the default guest.
+pub(crate) const PROVIDE: &str = "cargo run -p images";
+
+/// What a kernel is told unless the user replaces it: the serial port is the console; a reboot uses the one reset line that
+/// this machine has, the i8042's; a panic reboots at once, so that it ends the run instead of hanging it.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
+
+/// The guest for all users of the host.
+const SYSTEM_GUEST: &str = "/usr/share/minivmm/guest";
+
+/// Opens everything that is to be booted.
+///
+/// # Errors
+/// If a file is missing or cannot be opened, or the command line is too long.
+pub(crate) fn open(cli: &Cli) -> Result<BootSpec, Error> {
+    let cmdline = cmdline(cli)?;
+    if let Some(kernel) = &cli.kernel {
+        let initrd = cli.initrd.as_deref().map(|path| image(path, "initrd")).transpose()?;
+        return Ok(BootSpec { kernel: image(kernel, "kernel")?, initrd, cmdline });
+    }
+    let guest = find_default().ok_or(Error::NoDefaultGuest)?;
+    eprintln!("minivmm: no --kernel: starting the default guest in {}", guest.display());
+    let initrd = cli.initrd.clone().unwrap_or_else(|| guest.join("initramfs"));
+    Ok(BootSpec { kernel: image(&guest.join("vmlinuz"), "kernel")?, initrd: Some(image(&initrd, "initrd")?), cmdline })
+}
+
+fn cmdline(cli: &Cli) -> Result<Cmdline, Error> {
+    let mut cmdline = Cmdline::new();
+    cmdline.append(cli.cmdline_replace.as_deref().unwrap_or(DEFAULT_CMDLINE))?;
+    for part in &cli.cmdline {
+        cmdline.append(part)?;
+    }
+    Ok(cmdline)
+}
+
+fn image(path: &Path, what: &'static str) -> Result<Image, Error> {
+    match File::open(path) {
+        Ok(file) => Ok(Image { file, path: path.to_owned() }),
+        Err(source) => Err(Error::OpenImage { what, path: path.to_owned(), source }),
+    }
+}
+
+/// The first directory that has a default guest: the user's, then the system's.
+fn find_default() -> Option<PathBuf> {
+    let user = data_home(env::var_os("XDG_DATA_HOME"), env::var_os("HOME")).map(|data| data.join("minivmm/guest"));
+    user.into_iter().chain([PathBuf::from(SYSTEM_GUEST)]).find(|guest| guest.join("vmlinuz").exists())
+}
+
+/// The XDG base directory specification: `$XDG_DATA_HOME` if it is an absolute path, or `$HOME/.local/share`.
+fn data_home(xdg_data_home: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    xdg_data_home
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| home.map(|home| PathBuf::from(home).join(".local/share")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_home_is_absolute_or_below_home() {
+        let path = |text: &str| Some(OsString::from(text));
+        assert_eq!(data_home(path("/data"), path("/home/u")), Some(PathBuf::from("/data")));
+        assert_eq!(data_home(path("data"), path("/home/u")), Some(PathBuf::from("/home/u/.local/share")));
+        assert_eq!(data_home(None, None), None);
+    }
+}

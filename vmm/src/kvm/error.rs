@@ -1,0 +1,67 @@
+//! What can go wrong with KVM, and what the user can do about it.
+
+use std::io;
+
+/// A refusal of the host's KVM.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The device node does not exist.
+    #[error("/dev/kvm does not exist")]
+    Missing,
+    /// The user may not open it.
+    #[error("No permission to open /dev/kvm")]
+    Permission,
+    /// It could not be opened for another reason.
+    #[error("Cannot open /dev/kvm")]
+    Open(#[source] io::Error),
+    /// It opens, but no KVM answers.
+    #[error("/dev/kvm is not the KVM device")]
+    NotKvm(#[source] io::Error),
+    /// It speaks an interface that was never stable.
+    #[error("/dev/kvm speaks API version {0}, not 12")]
+    ApiVersion(i32),
+    /// A capability that nothing works without.
+    #[error("This host's KVM has no {0}")]
+    Capability(&'static str),
+    /// More vCPUs than KVM takes.
+    #[error("{asked} vCPUs are more than this host's KVM allows ({max})")]
+    TooManyCpus {
+        /// What the user asked for.
+        asked: u32,
+        /// `KVM_CAP_MAX_VCPUS`.
+        max: u32,
+    },
+    /// An ioctl failed.
+    #[error("KVM failed to {operation}")]
+    Call {
+        /// What was asked of it.
+        operation: &'static str,
+        /// Its answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err`: the failure of `operation`.
+    pub(super) fn call(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |errno| Self::Call { operation, source: errno.into() }
+    }
+
+    /// What the user can do.
+    pub(crate) fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Missing => {
+                "Load the module (modprobe kvm-intel or kvm-amd), or enable virtualization in the firmware or the outer VM"
+            }
+            Self::Permission => "Run as root, or join the group that owns it (usermod -aG kvm USER, then log in again)",
+            Self::NotKvm(_) => "Remove the file and load the KVM module again",
+            Self::ApiVersion(_) | Self::Capability(_) => "Use Linux 5.10 or newer on the host",
+            Self::TooManyCpus { max, .. } => return Some(format!("Use --cpus {max} or less")),
+            Self::Call { source, .. } if source.raw_os_error() == Some(libc::EBUSY) => {
+                "Another hypervisor may be using the processor's virtualization"
+            }
+            Self::Open(_) | Self::Call { .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

@@ -1,0 +1,114 @@
+//! The `log` backend: lines on stderr, with a limit on those that a guest can cause.
+//!
+//! Levels: error = the user's wish failed; warn = odd but served; info = rare change; debug = for developers, with the time
+//! since the start.
+
+use crate::console::terminal;
+use log::{LevelFilter, Log, Metadata, Record};
+use std::io::Write;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+/// A crate whose lines any guest can cause at any rate; what matters of them is counted by the devices.
+const GUEST_DRIVEN: &str = "virtio_queue";
+
+/// Warnings and worse per second before the rest is only counted. A start or stop logs fewer; a guest that provokes one line
+/// per access could otherwise fill the host's disk.
+const LINES_PER_SECOND: u32 = 50;
+
+struct Stderr {
+    start: Instant,
+    /// The second that `lines` counts. Relaxed, as all of it: a few lines more or less do not matter.
+    second: AtomicU64,
+    lines: AtomicU32,
+    dropped: AtomicU64,
+}
+
+/// Starts logging at `level`. Called once, first thing.
+pub(crate) fn init(level: LevelFilter) {
+    let logger = Stderr {
+        start: Instant::now(),
+        second: AtomicU64::new(0),
+        lines: AtomicU32::new(0),
+        dropped: AtomicU64::new(0),
+    };
+    // Fails only if there is a logger already, and then that one goes on.
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+impl Stderr {
+    /// Whether this second has room for a line; and how many were dropped before it.
+    fn admit(&self, second: u64) -> Option<u64> {
+        if self.second.swap(second, Ordering::Relaxed) != second {
+            self.lines.store(0, Ordering::Relaxed);
+        }
+        if self.lines.fetch_add(1, Ordering::Relaxed) >= LINES_PER_SECOND {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.dropped.swap(0, Ordering::Relaxed))
+    }
+}
+
+impl Log for Stderr {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        !metadata.target().starts_with(GUEST_DRIVEN)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let since = self.start.elapsed();
+        let Some(dropped) = self.admit(since.as_secs()) else { return };
+        let end = terminal::line_end();
+        let level = record.level().as_str().to_ascii_lowercase();
+        let mut line = format!("minivmm: {level}: ");
+        if log::max_level() >= LevelFilter::Debug {
+            line = format!("minivmm: {:>6} us {level}: ", since.as_micros());
+        }
+        line.push_str(&record.args().to_string().replace('\n', " "));
+        line.push_str(end);
+        if dropped > 0 {
+            line.push_str(&format!("minivmm: warn: {dropped} more lines were dropped{end}"));
+        }
+        // Nobody is left to tell that stderr does not work.
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+
+    fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logger() -> Stderr {
+        Stderr {
+            start: Instant::now(),
+            second: AtomicU64::new(0),
+            lines: AtomicU32::new(0),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    #[test]
+    fn lines_past_the_limit_are_dropped_and_counted() {
+        let logger = logger();
+
+        let admitted = (0..LINES_PER_SECOND + 7).filter(|_| logger.admit(3).is_some()).count();
+
+        assert_eq!(admitted, LINES_PER_SECOND as usize);
+        assert_eq!(logger.admit(4), Some(7));
+        assert_eq!(logger.admit(4), Some(0));
+    }
+
+    #[test]
+    fn lines_of_the_ring_parser_are_never_shown() {
+        let metadata = |target| Metadata::builder().target(target).build();
+        assert!(!logger().enabled(&metadata("virtio_queue::chain")));
+        assert!(logger().enabled(&metadata("minivmm::machine")));
+    }
+}

@@ -1,0 +1,88 @@
+//! The machine, from an opened host to the reason why it ended.
+//!
+//! ```text
+//! assemble: memory, KVM, kernel -> ports of the keeper -> devices -> confine -> vCPUs -> control loop
+//!                                                                                           |
+//! stop:                        keeper undoes <- devices <- workers joined <- vCPUs joined <-'
+//! ```
+//!
+//! What outlives a reboot (files, taps, the console) is the [`Host`]'s; what does not (memory, KVM's VM, device state) is made
+//! anew for each run, so a guest that was reset finds what it found at its first start.
+
+mod control;
+mod devices;
+mod ending;
+mod host;
+mod memory;
+mod serial;
+mod vcpus;
+
+pub(crate) use host::{Files, Host};
+
+use crate::error::Error;
+use crate::exit::Outcome;
+use crate::kvm::{Vcpu, Vm};
+use boot::layout;
+use control::Control;
+use devices::Devices;
+use ending::{End, Ending};
+use std::sync::Arc;
+use std::time::Duration;
+use vcpus::VcpuThreads;
+
+/// How long the reader of the console may take for each piece of the last output.
+const LAST_OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A machine that stands at reset, complete but for its devices.
+pub(crate) struct Machine {
+    mem: ::devices::virtio::device::Memory,
+    vm: Vm,
+    vcpus: Vec<Vcpu>,
+    mmio64: Option<layout::Window>,
+}
+
+impl Machine {
+    /// Makes memory, VM and vCPUs, and puts the kernel into memory. Needs nothing of the network, which is set up meanwhile.
+    ///
+    /// # Errors
+    /// If the host, KVM or the kernel refuses.
+    pub(crate) fn assemble(host: &Host) -> Result<Self, Error> {
+        let mem = memory::map(host.mem, host.kvm.phys_bits())?;
+        log::debug!("Memory is mapped");
+        let (vm, vcpus) = host.kvm.create(&mem, host.cpus)?;
+        log::debug!("VM and vCPUs are created");
+        let mmio64 = layout::window64(layout::ram_end(host.mem.bytes()), host.kvm.phys_bits());
+        let apic_ids: Vec<u32> = vcpus.iter().map(Vcpu::id).collect();
+        let platform = boot::Platform { apic_ids: &apic_ids, mmio64 };
+        let entry = boot::load(&mem, &host.boot, &platform)?;
+        log::debug!("The kernel is loaded ({})", entry.protocol);
+        if let Some(boot_vcpu) = vcpus.first() {
+            boot_vcpu.enter_at(&entry)?;
+        }
+        Ok(Self { mem, vm, vcpus, mmio64 })
+    }
+
+    /// Adds the devices and runs the guest to its end. Everything that belongs to this run is gone when this returns.
+    ///
+    /// # Errors
+    /// If a device cannot be made, or a vCPU fails.
+    pub(crate) fn run(self, host: &mut Host) -> Result<Outcome, Error> {
+        let ending = Arc::new(Ending::new().map_err(Error::host("create an eventfd"))?);
+        let devices = Devices::build(&self.vm, &self.mem, self.mmio64, host, ending.clone())?;
+        log::debug!("Devices are built");
+        host.confine()?;
+        let vcpus =
+            VcpuThreads::spawn(self.vcpus, devices.buses(), &ending).map_err(Error::host("start a vCPU thread"))?;
+        log::debug!("vCPUs are running");
+        let end = Control::new(host, &devices, &ending).run();
+        log::debug!("The guest has ended");
+        host.console.output.close();
+        vcpus.stop();
+        devices.shutdown();
+        host.console.output.finish(LAST_OUTPUT_PATIENCE);
+        match end? {
+            End::Outcome(outcome) => Ok(outcome),
+            End::Failed { id, failure } => Err(Error::Vcpu { id, source: failure }),
+        }
+    }
+}

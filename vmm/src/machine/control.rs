@@ -1,0 +1,199 @@
+//! The control loop, on the main thread: signals, the console, and the end of the machine.
+//!
+//! ```text
+//!            SIGTERM, SIGINT, SIGHUP: press the power button
+//! [running] -------------------------------------------------> [asked]
+//!    |  guest ends; quit key; SIGQUIT                             |  guest ends; another signal; --stop-timeout
+//!    +-----------------------------> [ended] <--------------------+
+//! ```
+
+use super::devices::Devices;
+use super::ending::{End, Ending};
+use super::host::Host;
+use super::serial::{Busy, Port};
+use crate::console::input::Read;
+use crate::error::Error;
+use crate::event;
+use crate::exit::Outcome;
+use devices::legacy::power::PowerButton;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+use vmm_sys_util::eventfd::EventFd;
+
+/// How long to leave a serial port alone that a vCPU is in.
+const BUSY_PORT_DELAY: Duration = Duration::from_millis(5);
+/// How often the power button is pressed while the guest does not react: a guest that is still starting has missed the first.
+const PRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the loop waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signal,
+    End,
+    OutputFilled,
+    OutputWritable,
+    InputReadable,
+    InputDrained,
+    Keeper,
+}
+
+enum State {
+    Running,
+    Asked { deadline: Instant, next_press: Instant },
+}
+
+/// The loop and what it works on.
+pub(super) struct Control<'a> {
+    host: &'a mut Host,
+    serial: &'a Port,
+    drained: &'a EventFd,
+    power_button: &'a PowerButton,
+    ending: &'a Ending,
+    state: State,
+    port_was_busy: bool,
+}
+
+impl<'a> Control<'a> {
+    pub(super) fn new(host: &'a mut Host, devices: &'a Devices, ending: &'a Ending) -> Self {
+        Self {
+            host,
+            serial: devices.serial(),
+            drained: devices.serial_drained(),
+            power_button: devices.power_button(),
+            ending,
+            state: State::Running,
+            port_was_busy: false,
+        }
+    }
+
+    /// Runs until the machine ends, and says why.
+    ///
+    /// # Errors
+    /// If the host refuses to wait.
+    pub(super) fn run(mut self) -> Result<End, Error> {
+        loop {
+            let ready = self.wait()?;
+            for source in ready {
+                self.act(source);
+            }
+            self.offer_input();
+            self.check_deadline();
+            if let Some(end) = self.ending.take() {
+                return Ok(end);
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<Vec<Source>, Error> {
+        let sources = self.sources();
+        let mut fds: Vec<_> = sources.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+        let timeout = self.timeout().and_then(|timeout| Timespec::try_from(timeout).ok());
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(err) => return Err(Error::Host { operation: "wait for events", source: err.into() }),
+        }
+        let ready = fds.iter().zip(&sources).filter(|(fd, _)| !fd.revents().is_empty());
+        Ok(ready.map(|(_, (source, ..))| *source).collect())
+    }
+
+    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let console = &self.host.console;
+        let mut sources = vec![
+            (Source::Signal, self.host.signals.as_fd(), PollFlags::IN),
+            (Source::End, event::fd(self.ending.event()), PollFlags::IN),
+            (Source::OutputFilled, event::fd(console.output.filled()), PollFlags::IN),
+            (Source::InputDrained, event::fd(self.drained), PollFlags::IN),
+        ];
+        sources.extend(console.output.wants_to_write().map(|fd| (Source::OutputWritable, fd, PollFlags::OUT)));
+        sources.extend(console.input.wants_to_read().map(|fd| (Source::InputReadable, fd, PollFlags::IN)));
+        sources.extend(self.host.keeper_socket().map(|fd| (Source::Keeper, fd, PollFlags::IN)));
+        sources
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let busy = self.port_was_busy.then_some(BUSY_PORT_DELAY);
+        let press = match self.state {
+            State::Running => None,
+            State::Asked { deadline, next_press } => {
+                Some(deadline.min(next_press).saturating_duration_since(Instant::now()))
+            }
+        };
+        match (busy, press) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn act(&mut self, source: Source) {
+        match source {
+            Source::Signal => {
+                while let Some(signal) = self.host.signals.next() {
+                    self.signal(signal);
+                }
+            }
+            // Looked at after every wake-up.
+            Source::End => {}
+            Source::OutputFilled => drain(self.host.console.output.filled()),
+            Source::OutputWritable => self.host.console.output.pass_on(),
+            Source::InputReadable => {
+                if self.host.console.input.read() == Read::Quit {
+                    self.kill(libc::SIGINT);
+                }
+            }
+            Source::InputDrained => drain(self.drained),
+            Source::Keeper => {
+                log::warn!("The network keeper has ended: a tap that loses its bridge is not attached again");
+                self.host.forget_keeper_socket();
+            }
+        }
+    }
+
+    fn signal(&mut self, signal: u8) {
+        let at_once = i32::from(signal) == libc::SIGQUIT || matches!(self.state, State::Asked { .. });
+        if at_once {
+            self.kill(signal.into());
+            return;
+        }
+        log::info!("Asking the guest to power off, for at most {} s", self.host.stop_timeout.as_secs());
+        let now = Instant::now();
+        self.state = State::Asked { deadline: now + self.host.stop_timeout, next_press: now };
+    }
+
+    fn kill(&self, signal: i32) {
+        self.ending.report(End::Outcome(Outcome::Killed(u8::try_from(signal).unwrap_or(0))));
+    }
+
+    fn check_deadline(&mut self) {
+        let State::Asked { deadline, next_press } = &mut self.state else { return };
+        let now = Instant::now();
+        if now >= *next_press {
+            *next_press = now + PRESS_INTERVAL;
+            if let Err(err) = self.power_button.press() {
+                log::error!("Failed to press the guest's power button: {err}");
+            }
+        }
+        if now >= *deadline {
+            log::warn!("The guest did not power off in time and is stopped");
+            self.ending.report(End::Outcome(Outcome::StopTimeout));
+        }
+    }
+
+    fn offer_input(&mut self) {
+        let (serial, mut busy) = (self.serial, false);
+        self.host.console.input.offer(|bytes| {
+            serial.try_input(bytes).unwrap_or_else(|Busy| {
+                busy = true;
+                0
+            })
+        });
+        self.port_was_busy = busy;
+    }
+}
+
+fn drain(event: &EventFd) {
+    // An empty counter answers EAGAIN: somebody else was woken for the same signal.
+    let _ = event.read();
+}

@@ -1,0 +1,199 @@
+//! The devices of the machine, and the two address spaces in which the guest finds them.
+
+use super::ending::Ending;
+use super::host::Host;
+use super::serial::Port;
+use crate::error::Error;
+use crate::kvm::Vm;
+use boot::layout::{self, Ports};
+use devices::bus::{Bus, BusDevice};
+use devices::legacy::debug_exit::DebugExit;
+use devices::legacy::event::Events;
+use devices::legacy::i8042::I8042;
+use devices::legacy::power::{PowerButton, SleepRegisters};
+use devices::legacy::pvpanic::Pvpanic;
+use devices::legacy::rtc::Rtc;
+use devices::legacy::serial::Serial;
+use devices::pci::root::{PciRoot, Windows};
+use devices::virtio::blk::{Blk, disk};
+use devices::virtio::device::{Device, Memory};
+use devices::virtio::net::{FramePort, Net, NetConfig, Tap};
+use devices::virtio::pci::VirtioPci;
+use devices::virtio::rng::Rng;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// Where the guest's accesses go. Read by all vCPU threads, changed by nobody.
+pub(super) struct Buses {
+    /// I/O ports.
+    pub(super) ports: Bus,
+    /// Guest-physical addresses that are not RAM.
+    pub(super) mmio: Bus,
+}
+
+/// All devices.
+pub(super) struct Devices {
+    buses: Arc<Buses>,
+    virtio: Vec<Arc<VirtioPci>>,
+    serial: Arc<Port>,
+    serial_drained: EventFd,
+    power_button: PowerButton,
+}
+
+impl Devices {
+    /// Builds every device of `host` for the VM.
+    ///
+    /// # Errors
+    /// If the keeper has no network, the host no descriptors, or the machine no room.
+    pub(super) fn build(
+        vm: &Vm,
+        mem: &Memory,
+        mmio64: Option<layout::Window>,
+        host: &mut Host,
+        ending: Arc<Ending>,
+    ) -> Result<Self, Error> {
+        let mut buses = Buses { ports: Bus::new(), mmio: Bus::new() };
+        let serial_drained = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::host("create an eventfd"))?;
+        let serial = serial(vm, host, &serial_drained)?;
+        add_legacy(&mut buses.ports, serial.clone(), ending)?;
+        let button_line = vm.irq_line(layout::POWER_BUTTON_GSI).map_err(Error::host("create an eventfd"))?;
+        let mut slots =
+            Slots { vm, mem, virtio: Vec::new(), root: PciRoot::new(windows(mmio64)).map_err(added("the PCI bus"))? };
+        slots.fill(host)?;
+        let Slots { virtio, root, .. } = slots;
+        add_pci(&mut buses, Arc::new(root), mmio64)?;
+        Ok(Self { buses: Arc::new(buses), virtio, serial, serial_drained, power_button: PowerButton::new(button_line) })
+    }
+
+    /// Where the guest's accesses go.
+    pub(super) fn buses(&self) -> &Arc<Buses> {
+        &self.buses
+    }
+
+    /// The console's way in.
+    pub(super) fn serial(&self) -> &Port {
+        &self.serial
+    }
+
+    /// Signalled when the guest has taken all input.
+    pub(super) fn serial_drained(&self) -> &EventFd {
+        &self.serial_drained
+    }
+
+    /// Asks the guest to power off.
+    pub(super) fn power_button(&self) -> &PowerButton {
+        &self.power_button
+    }
+
+    /// Stops the devices' workers and joins them. The vCPUs have been stopped.
+    pub(super) fn shutdown(self) {
+        for device in &self.virtio {
+            device.shutdown();
+            for counter in device.counters() {
+                log::debug!("Counted {}: {}", counter.name, counter.value);
+            }
+        }
+    }
+}
+
+fn serial(vm: &Vm, host: &Host, drained: &EventFd) -> Result<Arc<Port>, Error> {
+    let line = vm.irq_line(layout::SERIAL_GSI).map_err(Error::host("create an eventfd"))?;
+    let drained = drained.try_clone().map_err(Error::host("duplicate an eventfd"))?;
+    Ok(Arc::new(Port::new(Serial::new(line, host.console.output.writer(), drained))))
+}
+
+fn add_legacy(ports: &mut Bus, serial: Arc<Port>, ending: Arc<Ending>) -> Result<(), Error> {
+    let events: Arc<dyn Events> = ending;
+    let mut add = |name, at: Ports, device: Arc<dyn BusDevice>| {
+        ports.insert(at.base.into(), at.count.into(), device).map_err(added(name))
+    };
+    add("the serial port", layout::SERIAL, serial)?;
+    add("the clock", layout::RTC, Arc::new(Rtc::new()))?;
+    add("the reset line", layout::I8042, Arc::new(I8042::new(events.clone())))?;
+    add("the sleep registers", layout::SLEEP, Arc::new(SleepRegisters::new(events.clone())))?;
+    add("pvpanic", layout::PVPANIC, Arc::new(Pvpanic::new(events.clone())))?;
+    add("the exit port", layout::DEBUG_EXIT, Arc::new(DebugExit::new(events)))
+}
+
+fn windows(mmio64: Option<layout::Window>) -> Windows {
+    let inclusive = |window: layout::Window| window.base..=window.end() - 1;
+    Windows {
+        mem32: inclusive(layout::PCI_MMIO32),
+        // Without room for a window no address is in it.
+        mem64: mmio64.map_or(std::ops::RangeInclusive::new(u64::MAX, 0), inclusive),
+    }
+}
+
+fn add_pci(buses: &mut Buses, root: Arc<PciRoot>, mmio64: Option<layout::Window>) -> Result<(), Error> {
+    let config = layout::PCI_CONFIG;
+    buses
+        .ports
+        .insert(config.base.into(), config.count.into(), PciRoot::config_ports(&root))
+        .map_err(added("the PCI configuration ports"))?;
+    buses
+        .mmio
+        .insert(layout::ECAM.base, layout::ECAM.size, PciRoot::ecam(&root))
+        .map_err(added("the PCI configuration space"))?;
+    for window in [Some(layout::PCI_MMIO32), mmio64].into_iter().flatten() {
+        buses
+            .mmio
+            .insert(window.base, window.size, PciRoot::window(&root, window.base))
+            .map_err(added("a PCI window"))?;
+    }
+    Ok(())
+}
+
+/// The PCI bus while it is filled. Cards come first, so that a guest's names for them do not depend on its disks.
+struct Slots<'a> {
+    vm: &'a Vm,
+    mem: &'a Memory,
+    virtio: Vec<Arc<VirtioPci>>,
+    root: PciRoot,
+}
+
+impl Slots<'_> {
+    fn fill(&mut self, host: &mut Host) -> Result<(), Error> {
+        for (index, port) in host.ports()?.iter().enumerate() {
+            let name = format!("net{index}");
+            let card = card(&name, port).map_err(added(&name))?;
+            self.add(&name, Box::new(card))?;
+        }
+        for (index, disk) in host.disks.iter().enumerate() {
+            let name = format!("blk{index}");
+            let file = disk.file.try_clone().map_err(Error::host("duplicate a descriptor"))?;
+            let backend = disk::Disk::new(file, disk.spec.access()).map_err(added(&name))?;
+            self.add(&name, Box::new(Blk::new(&name, backend, disk.spec.serial)))?;
+        }
+        let entropy = host.entropy.try_clone().map_err(Error::host("duplicate a descriptor"))?;
+        self.add("rng0", Box::new(Rng::new("rng0", entropy)))
+    }
+
+    fn add(&mut self, name: &str, device: Box<dyn Device>) -> Result<(), Error> {
+        let vectors = device.queue_max_sizes().len() + 1;
+        let vectors = self.vm.msi_vectors(vectors).map_err(added(name))?;
+        let device = VirtioPci::new(device, self.mem.clone(), vectors, self.vm.doorbells()).map_err(added(name))?;
+        let bdf = self.root.add(device.clone()).map_err(added(name))?;
+        log::debug!("{name} is at {bdf:?}");
+        self.virtio.push(device);
+        Ok(())
+    }
+}
+
+/// A card on the queues of `port`, which stay open for the next card after a reboot.
+fn card(name: &str, port: &net::Port) -> io::Result<Net> {
+    let tap = |fd: &OwnedFd| Ok(Arc::new(Tap::new(fd.try_clone()?)?) as Arc<dyn FramePort>);
+    let taps = port.fds.iter().map(tap).collect::<io::Result<_>>()?;
+    let config = NetConfig { name: name.to_owned(), mac: port.mac.octets(), mtu: port.mtu };
+    Net::new(config, taps)
+}
+
+/// For `map_err`: `device` cannot be part of the machine.
+fn added<E>(device: &str) -> impl FnOnce(E) -> Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let device = device.to_owned();
+    move |source| Error::AddDevice { device, source: Box::new(source) }
+}

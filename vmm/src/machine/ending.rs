@@ -1,0 +1,101 @@
+//! Why the machine ends: the first reason counts, and every vCPU leaves the guest because of it.
+
+use crate::exit::Outcome;
+use crate::kvm::exit::Failure;
+use devices::legacy::event::{Events, MachineEvent};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// Why a run ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The guest or the user wanted it to.
+    Outcome(Outcome),
+    /// KVM cannot go on with a vCPU.
+    Failed {
+        /// The vCPU's number.
+        id: u32,
+        /// Why.
+        failure: Failure,
+    },
+}
+
+/// Shared by the vCPU threads, which report, and the control loop, which acts.
+pub(super) struct Ending {
+    end: Mutex<Option<End>>,
+    /// Looked at by every vCPU before it enters the guest. Relaxed: it only has to arrive, and the kick makes sure that somebody
+    /// looks.
+    stopping: AtomicBool,
+    event: EventFd,
+}
+
+impl Ending {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            end: Mutex::new(None),
+            stopping: AtomicBool::new(false),
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+        })
+    }
+
+    /// Ends the machine because of `end`, unless it is ending already.
+    pub(super) fn report(&self, end: End) {
+        let mut first = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none() {
+            *first = Some(end);
+        }
+        self.stop();
+        // A counter that is full is signalled all the same.
+        let _ = self.event.write(1);
+    }
+
+    /// Makes vCPUs leave the guest the next time they look.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether vCPUs may enter the guest no more.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Readable once there is a reason.
+    pub(super) fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// The reason, if there is one.
+    pub(super) fn take(&self) -> Option<End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Events for Ending {
+    fn raise(&self, event: MachineEvent) {
+        self.report(End::Outcome(match event {
+            MachineEvent::PowerOff => Outcome::PoweredOff,
+            MachineEvent::Reset => Outcome::Rebooted,
+            MachineEvent::Panicked => Outcome::Panicked,
+            MachineEvent::Exit(code) => Outcome::Requested(code),
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_reason_counts() {
+        let ending = Ending::new().unwrap();
+
+        ending.raise(MachineEvent::Panicked);
+        ending.raise(MachineEvent::Reset);
+
+        assert!(matches!(ending.take(), Some(End::Outcome(Outcome::Panicked))));
+        assert!(ending.is_stopping());
+        assert!(ending.event().read().is_ok());
+    }
+}

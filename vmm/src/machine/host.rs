@@ -1,0 +1,153 @@
+//! What the machine uses of the host, opened once and kept over reboots of the guest.
+
+use crate::cli::{Cli, DiskSpec, MemSize};
+use crate::console::Console;
+use crate::error::Error;
+use crate::signals::Signals;
+use crate::{confine, disk, kvm};
+use boot::BootSpec;
+use net::{Keeper, Port};
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::time::Duration;
+
+/// Where the guest's random bytes come from.
+const ENTROPY: &str = "/dev/urandom";
+
+/// A disk, open and locked.
+pub(super) struct Disk {
+    /// What the user asked for.
+    pub(super) spec: DiskSpec,
+    /// The file.
+    pub(super) file: File,
+}
+
+/// The files that a command line names, opened before anything of the host is changed.
+pub(crate) struct Files {
+    boot: BootSpec,
+    disks: Vec<Disk>,
+    entropy: File,
+}
+
+impl Files {
+    /// Opens all that `cli` names and that needs no more than a path.
+    ///
+    /// # Errors
+    /// If one cannot be used.
+    pub(crate) fn open(cli: &Cli, boot: BootSpec) -> Result<Self, Error> {
+        let open_disk = |spec: &DiskSpec| Ok(Disk { file: disk::open(&spec.path, spec.access())?, spec: spec.clone() });
+        let disks = cli.disk.iter().map(open_disk).collect::<Result<_, Error>>()?;
+        let entropy = File::open(Path::new(ENTROPY)).map_err(Error::host("open /dev/urandom"))?;
+        Ok(Self { boot, disks, entropy })
+    }
+}
+
+/// Whether the process has given up its privileges.
+enum Confinement {
+    Open,
+    Confined,
+}
+
+/// The network, which is made by another process while this one makes the machine.
+enum Network {
+    /// The keeper is at work.
+    Pending,
+    /// The cards' ways to the host's network, in the order of the flags.
+    Ready(Vec<Port>),
+}
+
+/// Everything that outlives a reboot.
+pub(crate) struct Host {
+    pub(super) kvm: kvm::Host,
+    pub(super) cpus: u32,
+    pub(super) mem: MemSize,
+    pub(super) boot: BootSpec,
+    pub(super) disks: Vec<Disk>,
+    pub(super) entropy: File,
+    pub(super) console: Console,
+    pub(super) signals: Signals,
+    pub(super) stop_timeout: Duration,
+    network: Network,
+    keeper: Keeper,
+    watches_keeper: bool,
+    confinement: Confinement,
+}
+
+impl Host {
+    /// Opens KVM and the console; the rest has been opened before.
+    ///
+    /// # Errors
+    /// If one cannot be opened, or KVM cannot have that many vCPUs.
+    pub(crate) fn open(cli: &Cli, files: Files, keeper: Keeper) -> Result<Self, Error> {
+        let kvm = kvm::Host::open()?;
+        log::debug!("KVM is open");
+        kvm.check_cpus(cli.cpus)?;
+        kvm::kick::install_handler().map_err(Error::host("install a signal handler"))?;
+        Ok(Self {
+            kvm,
+            cpus: cli.cpus,
+            mem: cli.mem,
+            boot: files.boot,
+            disks: files.disks,
+            entropy: files.entropy,
+            signals: Signals::new().map_err(Error::host("open a signalfd"))?,
+            console: Console::open(&cli.console)?,
+            stop_timeout: Duration::from_secs(cli.stop_timeout.into()),
+            network: Network::Pending,
+            watches_keeper: true,
+            keeper,
+            confinement: Confinement::Open,
+        })
+    }
+
+    /// The cards' ports. The first call waits for the keeper.
+    ///
+    /// # Errors
+    /// What the keeper refuses or fails at.
+    pub(super) fn ports(&mut self) -> Result<&[Port], Error> {
+        if matches!(self.network, Network::Pending) {
+            let (ports, timing) = self.keeper.ports_timed()?;
+            log::debug!("The network is ready: {timing:?}");
+            self.network = Network::Ready(ports);
+        }
+        match &self.network {
+            Network::Ready(ports) => Ok(ports),
+            Network::Pending => Ok(&[]),
+        }
+    }
+
+    /// Gives up the process's privileges. Once; a machine that is made anew finds it done.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(super) fn confine(&mut self) -> Result<(), Error> {
+        if matches!(self.confinement, Confinement::Open) {
+            confine::confine().map_err(Error::host("give up privileges"))?;
+            self.confinement = Confinement::Confined;
+            log::debug!("Privileges are given up");
+        }
+        Ok(())
+    }
+
+    /// Readable when the keeper has died.
+    pub(super) fn keeper_socket(&self) -> Option<BorrowedFd<'_>> {
+        self.keeper.socket().filter(|_| self.watches_keeper)
+    }
+
+    /// Stops watching the keeper.
+    pub(super) fn forget_keeper_socket(&mut self) {
+        self.watches_keeper = false;
+    }
+
+    /// Closes everything and has the network undone.
+    ///
+    /// # Errors
+    /// What could not be undone.
+    pub(crate) fn close(self) -> Result<(), Error> {
+        // Taps first: the keeper removes only what nobody uses.
+        drop(self.network);
+        self.keeper.stop()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! The vCPU threads: each runs one vCPU and answers what it asks for, until the machine ends.
+
+use super::devices::Buses;
+use super::ending::{End, Ending};
+use crate::exit::Outcome;
+use crate::kvm::Vcpu;
+use crate::kvm::exit::{Exit, SystemEvent};
+use crate::kvm::kick::Kick;
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+/// Stack of a vCPU thread in bytes: it calls device models and formats log lines.
+const STACK_BYTES: usize = 256 << 10;
+
+/// The running vCPUs.
+pub(super) struct VcpuThreads {
+    threads: Vec<(JoinHandle<Vcpu>, Kick)>,
+    ending: Arc<Ending>,
+}
+
+impl VcpuThreads {
+    /// Starts one thread per vCPU.
+    ///
+    /// # Errors
+    /// If the host has no thread left; those that had started are stopped again.
+    pub(super) fn spawn(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, ending: &Arc<Ending>) -> io::Result<Self> {
+        let mut started = Self { threads: Vec::with_capacity(vcpus.len()), ending: ending.clone() };
+        for mut vcpu in vcpus {
+            let kick = vcpu.kick_handle();
+            let (buses, ending) = (buses.clone(), ending.clone());
+            let thread =
+                thread::Builder::new().name(format!("vcpu{}", vcpu.id())).stack_size(STACK_BYTES).spawn(move || {
+                    run(&mut vcpu, &buses, &ending);
+                    vcpu
+                });
+            match thread {
+                Ok(thread) => started.threads.push((thread, kick)),
+                Err(err) => {
+                    started.stop();
+                    return Err(err);
+                }
+            }
+        }
+        Ok(started)
+    }
+
+    /// Brings every vCPU back from wherever it is, and joins the threads.
+    pub(super) fn stop(self) {
+        self.ending.stop();
+        for (thread, kick) in &self.threads {
+            kick.kick(thread);
+        }
+        for (thread, _) in self.threads {
+            // A thread that panicked has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(vcpu: &mut Vcpu, buses: &Buses, ending: &Ending) {
+    while !ending.is_stopping() {
+        match vcpu.run() {
+            Exit::PortRead { port, data } => data.for_each(|data| buses.ports.read(port.into(), data)),
+            Exit::PortWrite { port, data } => data.for_each(|data| buses.ports.write(port.into(), data)),
+            Exit::MmioRead { addr, data } => buses.mmio.read(addr, data),
+            Exit::MmioWrite { addr, data } => buses.mmio.write(addr, data),
+            Exit::Interrupted => {}
+            Exit::Shutdown => {
+                log::error!("The guest crashed: triple fault on vCPU {} ({})", vcpu.id(), vcpu.describe());
+                ending.report(End::Outcome(Outcome::Crashed));
+            }
+            Exit::SystemEvent(event) => ending.report(End::Outcome(match event {
+                SystemEvent::Shutdown => Outcome::PoweredOff,
+                SystemEvent::Reset => Outcome::Rebooted,
+                SystemEvent::Crash => Outcome::Crashed,
+            })),
+            Exit::Failed(failure) => {
+                log::error!("Registers of vCPU {}: {}", vcpu.id(), vcpu.describe());
+                ending.report(End::Failed { id: vcpu.id(), failure });
+            }
+        }
+    }
+}

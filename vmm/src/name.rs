@@ -1,0 +1,111 @@
+//! The name of a VM: a checked word, and a lock on it.
+//!
+//! The lock is an abstract Unix socket: the kernel owns it, so it is gone with the process, however that ends. Abstract names
+//! belong to the network namespace, which is also the scope in which two VMs would disturb each other's interfaces.
+
+use std::fmt;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::str::FromStr;
+
+/// The longest name: it must fit a host name label.
+const MAX_LEN: usize = 63;
+
+/// A name: `[a-z0-9][a-z0-9._-]{0,62}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VmName(String);
+
+/// Text that is not a name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("A name has 1 to {MAX_LEN} characters of a-z, 0-9, '.', '_' and '-', and starts with a letter or digit")]
+pub(crate) struct BadName;
+
+/// Why a name could not be locked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LockError {
+    /// Another VM has it.
+    #[error("A VM with the name {0} is already running")]
+    Taken(VmName),
+    /// The host refused the socket.
+    #[error("Cannot lock the name {name}")]
+    Host {
+        /// The name.
+        name: VmName,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A name that no other VM of this network namespace can have while this lives.
+#[derive(Debug)]
+pub(crate) struct NameLock(#[expect(dead_code, reason = "held, never used")] UnixDatagram);
+
+impl VmName {
+    /// The name of a VM that was given none.
+    pub(crate) fn of_process(pid: u32) -> Self {
+        Self(format!("minivmm-{pid}"))
+    }
+
+    /// The name as text.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Takes the name.
+    ///
+    /// # Errors
+    /// If another VM has it.
+    pub(crate) fn lock(&self) -> Result<NameLock, LockError> {
+        let host = |source| LockError::Host { name: self.clone(), source };
+        let addr = SocketAddr::from_abstract_name(format!("minivmm/{self}")).map_err(host)?;
+        match UnixDatagram::bind_addr(&addr) {
+            Ok(socket) => Ok(NameLock(socket)),
+            Err(err) if err.kind() == io::ErrorKind::AddrInUse => Err(LockError::Taken(self.clone())),
+            Err(err) => Err(host(err)),
+        }
+    }
+}
+
+impl FromStr for VmName {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        let is_plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let first_ok = text.bytes().next().is_some_and(is_plain);
+        let rest_ok = text.bytes().all(|c| is_plain(c) || b"._-".contains(&c));
+        if first_ok && rest_ok && text.len() <= MAX_LEN { Ok(Self(text.to_owned())) } else { Err(BadName) }
+    }
+}
+
+impl fmt::Display for VmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_rule() {
+        for good in ["a", "0", "web-1", "a.b_c-d", &"x".repeat(63)] {
+            assert!(good.parse::<VmName>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", ".a", "A", "a b", "ü", "a/b", &"x".repeat(64)] {
+            assert_eq!(bad.parse::<VmName>(), Err(BadName), "{bad}");
+        }
+    }
+
+    #[test]
+    fn name_is_taken_until_its_lock_is_dropped() {
+        let name: VmName = format!("test-{}", std::process::id()).parse().unwrap();
+        let lock = name.lock().unwrap();
+
+        assert!(matches!(name.lock(), Err(LockError::Taken(_))));
+
+        drop(lock);
+        assert!(name.lock().is_ok());
+    }
+}
