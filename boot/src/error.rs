@@ -204,7 +204,8 @@ impl Error {
             Error::KernelDoesNotFit { .. } => "Link the kernel at 1 MiB or above; the memory below holds boot data",
             Error::Read { source, .. } if source.kind() == io::ErrorKind::NotSeekable => "Pass a file, not a pipe",
             Error::Empty { .. } | Error::Truncated { .. } => "Fetch or build the file again",
-            Error::Directory { .. } | Error::NotAKernel { .. } | Error::BadElf { .. } => {
+            Error::Directory { .. } => "Pass a file",
+            Error::NotAKernel { .. } | Error::BadElf { .. } => {
                 "Pass a bzImage (such as /boot/vmlinuz-*) or an uncompressed ELF vmlinux"
             }
             Error::Elf32 { .. } | Error::ForeignMachine { .. } | Error::Only32Bit { .. } => {

@@ -4,17 +4,16 @@
 //! the addresses that belong to the board. The virtio devices are found on the PCI bus; they use MSI-X
 //! only, so there is no table of interrupt pins (`_PRT`).
 
-use acpi_tables::Aml;
-use acpi_tables::aml::Arg;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name,
+    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name,
     Notify, Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
+use acpi_tables::{Aml, AmlSink};
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::layout::{self, Ports};
-use crate::{Platform, layout::Window};
+use crate::Platform;
+use crate::layout::{self, Ports, Window};
 
 /// Revision 2 makes AML integers 64 bits wide.
 const REVISION: u8 = 2;
@@ -49,7 +48,7 @@ struct PciRoot {
 }
 
 impl Aml for PciRoot {
-    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let buses = AddressSpace::new_bus_number(0, u16::from(layout::PCI_LAST_BUS));
         let config = io(layout::PCI_CONFIG);
         let mmio32 = AddressSpace::new_memory(
@@ -85,7 +84,7 @@ impl Aml for PciRoot {
 struct Serial;
 
 impl Aml for Serial {
-    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         Device::new(
             Path::new("COM1"),
             vec![
@@ -102,7 +101,7 @@ impl Aml for Serial {
 struct Clock;
 
 impl Aml for Clock {
-    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         Device::new(
             Path::new("RTC_"),
             vec![&Name::new(Path::new("_HID"), &EISAName::new("PNP0B00")), &resources(vec![&io(layout::RTC)])],
@@ -115,7 +114,7 @@ impl Aml for Clock {
 struct PowerButton;
 
 impl Aml for PowerButton {
-    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0C0C"));
         Device::new(Path::new("PWRB"), vec![&hid]).to_aml_bytes(sink);
     }
@@ -125,7 +124,7 @@ impl Aml for PowerButton {
 struct EventDevice;
 
 impl Aml for EventDevice {
-    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         Device::new(
             Path::new("GED_"),
             vec![
@@ -151,7 +150,7 @@ impl Aml for EventDevice {
 struct Pvpanic;
 
 impl Aml for Pvpanic {
-    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         Device::new(
             Path::new("PEVT"),
             vec![
@@ -170,7 +169,7 @@ impl Aml for Pvpanic {
 struct Board;
 
 impl Aml for Board {
-    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         Device::new(
             Path::new("MBRD"),
             vec![
@@ -197,4 +196,49 @@ fn io(ports: Ports) -> IO {
 /// An interrupt that the device consumes: edge triggered, active high, not shared.
 fn edge(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::table;
+    use super::*;
+
+    fn dsdt(mmio64: Option<Window>) -> Vec<u8> {
+        table(&Platform { apic_ids: &[0], mmio64 }, "DSDT")
+    }
+
+    fn holds(bytes: &[u8], part: &[u8]) -> bool {
+        bytes.windows(part.len()).any(|window| window == part)
+    }
+
+    #[test]
+    fn soft_off_names_the_sleep_type_of_the_layout() {
+        assert!(holds(&dsdt(None), &[b'_', b'S', b'5', b'_', 0x12, 0x07, 4, 0x0A, layout::SLEEP_TYPE_S5, 0, 0, 0]));
+    }
+
+    #[test]
+    fn the_64_bit_window_is_told_if_there_is_one() {
+        // QWord address space descriptor, memory, fixed at both ends, writable.
+        let head = [0x8A, 43, 0, 0, 0x0C, 1];
+        let base = (4u64 << 30).to_le_bytes();
+        let last = (5u64 << 30).wrapping_sub(1).to_le_bytes();
+        let descriptor = [&head[..], &[0; 8], &base, &last].concat();
+        assert!(holds(&dsdt(Some(Window { base: 4 << 30, size: 1 << 30 })), &descriptor));
+        assert!(!holds(&dsdt(None), &head));
+    }
+
+    #[test]
+    fn the_event_device_has_the_power_buttons_interrupt() {
+        // Extended interrupt descriptor: consumer, edge triggered, one interrupt.
+        assert!(holds(&dsdt(None), &[0x89, 6, 0, 0b11, 1, 5, 0, 0, 0]));
+        assert!(holds(&dsdt(None), b"ACPI0013"));
+    }
+
+    #[test]
+    fn ecam_is_reserved_for_the_board() {
+        let mut descriptor = vec![0x86, 9, 0, 1];
+        descriptor.extend(layout::below_4g(layout::ECAM.base).to_le_bytes());
+        descriptor.extend(layout::below_4g(layout::ECAM.size).to_le_bytes());
+        assert!(holds(&dsdt(None), &descriptor));
+    }
 }
