@@ -27,9 +27,9 @@
 //!
 //! # Not supported
 //!
-//! Firmware, 16-bit and 32-bit entries of a bzImage, kernels below 1 MiB or above the device hole, compressed ELF files,
-//! multiboot, more than one PVH module, setup data, device trees, ACPI sleep other than soft-off,
-//! vCPU or memory hot-plug, NUMA.
+//! Firmware, 16-bit and 32-bit entries of a bzImage, kernels below 1 MiB or above the device hole, compressed ELF
+//! files, multiboot, more than one PVH module, setup data, device trees, ACPI sleep other than soft-off, vCPU or
+//! memory hot-plug, NUMA.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]
 
