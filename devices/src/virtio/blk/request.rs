@@ -116,10 +116,9 @@ pub(super) fn take_segments(
     }))
 }
 
-/// Moves the first bytes of `buffers` into `bytes`; there must be enough.
-fn take(buffers: &mut Vec<Buffer>, mem: &Memory, bytes: &mut [u8]) -> Result<(), Malformed> {
+/// Moves the first bytes of `buffers` into `bytes`; there must be enough. What they came from is left empty.
+fn take(buffers: &mut [Buffer], mem: &Memory, bytes: &mut [u8]) -> Result<(), Malformed> {
     let mut done = 0;
-    let mut used_up = 0;
     for buffer in buffers.iter_mut() {
         let left = &mut bytes[done..];
         if left.is_empty() {
@@ -131,9 +130,7 @@ fn take(buffers: &mut Vec<Buffer>, mem: &Memory, bytes: &mut [u8]) -> Result<(),
         buffer.addr = buffer.addr.checked_add(u64::from(count)).ok_or(Malformed)?;
         buffer.len -= count;
         done += count as usize;
-        used_up += usize::from(buffer.len == 0);
     }
-    buffers.drain(..used_up);
     if done == bytes.len() { Ok(()) } else { Err(Malformed) }
 }
 

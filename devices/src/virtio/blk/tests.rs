@@ -369,6 +369,20 @@ fn segments_that_break_a_limit_are_refused_and_none_is_served() {
 }
 
 #[test]
+fn segment_longer_than_announced_is_refused() {
+    let mut bench = Bench::new(Access::ReadWrite);
+    let sparse = tempfile::tempfile().unwrap();
+    sparse.set_len(4 << 30).unwrap();
+    bench.disk = Arc::new(Disk::new(sparse, Access::ReadWrite).unwrap());
+    let refused = if bench.disk.can_discard() { IOERR } else { UNSUPP };
+
+    let zeroes = bench.request_with(VIRTIO_BLK_T_WRITE_ZEROES, 0, &segment(0, (1 << 17) + 1, 0));
+    let discard = bench.request_with(VIRTIO_BLK_T_DISCARD, 0, &segment(0, (1 << 21) + 1, 0));
+
+    assert_eq!([zeroes, discard], [(IOERR, 1), (refused, 1)]);
+}
+
+#[test]
 fn unknown_flags_and_unmap_of_a_discard_are_unsupported() {
     let mut bench = Bench::new(Access::ReadWrite);
 
