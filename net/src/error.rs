@@ -37,6 +37,12 @@ pub enum Error {
     /// Trouble on the socket between VMM and keeper.
     #[error("Talk to the network keeper")]
     Talk(#[source] io::Error),
+    /// The keeper does not answer, most likely because the kernel does not answer it.
+    #[error("The network keeper has not answered for {seconds} s")]
+    Silent {
+        /// How long it was waited for.
+        seconds: i64,
+    },
     /// The keeper was killed, or died.
     #[error("The network keeper ended without an answer")]
     Gone,
@@ -147,7 +153,6 @@ impl Error {
         match self {
             Self::Refused(_) => true,
             Self::Keeper(report) => report.usage,
-            Self::OpenTap { source, .. } => source.raw_os_error() == Some(libc::EBUSY),
             _ => false,
         }
     }
@@ -192,13 +197,8 @@ fn open_tun_hint(source: &io::Error) -> Option<String> {
 }
 
 fn open_tap_hint(tap: &str, source: &io::Error) -> Option<String> {
-    match source.raw_os_error() {
-        Some(libc::EBUSY) => Some("stop the process that holds it, or use another tap".to_owned()),
-        Some(libc::EPERM) => {
-            Some(format!("run as the tap's owner, or make it anew: ip tuntap add {tap} mode tap user $USER"))
-        }
-        _ => None,
-    }
+    (source.raw_os_error() == Some(libc::EPERM))
+        .then(|| format!("run as the tap's owner, or make it anew: ip tuntap add {tap} mode tap user $USER"))
 }
 
 fn privilege_hint(errno: i32) -> Option<String> {

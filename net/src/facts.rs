@@ -27,8 +27,8 @@ pub struct Facts {
     pub neighbours: Vec<Neighbour>,
     /// What is behind the descriptors that a request names, in any order.
     pub fds: Vec<FdFact>,
-    /// An address nobody has, for a bridge that a plan creates.
-    pub spare_mac: Option<MacAddr>,
+    /// Random addresses, enough for the bridges that a plan may create.
+    pub spare_macs: Vec<MacAddr>,
 }
 
 /// An interface.
@@ -147,12 +147,14 @@ impl Link {
     }
 
     /// What it is, in a word.
-    pub fn kind_text(&self) -> &str {
+    pub fn kind_text(&self) -> String {
         match (&self.tun, self.kind.as_deref()) {
-            (Some(tun), _) if tun.tap => "a tap",
-            (Some(_), _) => "a tun device (layer 3)",
-            (None, Some(kind)) => kind,
-            (None, None) => "a plain network interface",
+            (Some(tun), _) if tun.tap => "a tap".to_owned(),
+            (Some(_), _) => "a tun device (layer 3)".to_owned(),
+            (None, Some("bridge")) => "a bridge".to_owned(),
+            (None, Some(kind)) => format!("a link of kind {kind}"),
+            (None, None) if self.name == "lo" => "the loopback interface".to_owned(),
+            (None, None) => "a network card".to_owned(),
         }
     }
 }

@@ -11,7 +11,7 @@ mod process;
 mod watch;
 mod wire;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{self, AddressFamily, Shutdown, SockFlag, SockType};
 use nix::sys::time::TimeVal;
@@ -22,11 +22,7 @@ use crate::error::Error;
 use crate::mac::MacAddr;
 use crate::spec::NetSpec;
 pub use wire::Timing;
-use wire::{PortHeader, Reply};
-
-/// How long the VMM waits for the keeper's next word. Set-up takes a millisecond; this covers a host that is
-/// starting hundreds of VMs, and bounds the wait for a kernel that hangs.
-const PATIENCE_S: i64 = 30;
+use wire::{PATIENCE_S, PortHeader, Reply};
 
 /// The cards of a VM.
 #[derive(Clone, Debug)]
@@ -158,7 +154,6 @@ impl Process {
     }
 
     fn await_stopped(&self) -> Result<(), Error> {
-        use std::os::fd::AsRawFd;
         socket::shutdown(self.socket.as_raw_fd(), Shutdown::Write).map_err(|errno| Error::Talk(errno.into()))?;
         loop {
             match Reply::receive(self.socket.as_fd())? {

@@ -89,7 +89,7 @@ impl Draft<'_> {
         let name = &spec.bridge;
         let bridge_mtu = match self.facts.link(name.as_str()) {
             Some(link) if !link.is_bridge() => {
-                return Err(Refusal::NotABridge { name: name.clone(), kind: link.kind_text().to_owned() });
+                return Err(Refusal::NotABridge { name: name.clone(), kind: link.kind_text() });
             }
             Some(link) => self.join(link, name),
             None => self.create(spec)?,
@@ -141,7 +141,8 @@ impl Draft<'_> {
             return Err(Refusal::NoBridge { name: name.clone(), bridges: self.bridges() });
         }
         let mtu = spec.mtu.map_or(ETHERNET_MTU, Mtu::get);
-        let mac = self.facts.spare_mac.ok_or(Refusal::NoSpareMac)?;
+        let created = self.steps.iter().filter(|step| matches!(step, Step::CreateBridge { .. })).count();
+        let mac = self.facts.spare_macs.get(created).copied().ok_or(Refusal::NoSpareMac)?;
         self.steps.push(Step::CreateBridge { bridge: name.clone(), mac, mtu });
         Ok(mtu)
     }
@@ -150,7 +151,7 @@ impl Draft<'_> {
         let name = &spec.tap;
         let link = self.facts.link(name.as_str()).ok_or_else(|| Refusal::NoTap { name: name.clone() })?;
         let Some(tun) = link.tun.filter(|tun| tun.tap) else {
-            return Err(Refusal::NotATap { name: name.clone(), kind: link.kind_text().to_owned() });
+            return Err(Refusal::NotATap { name: name.clone(), kind: link.kind_text() });
         };
         if spec.queues.get() > 1 && !tun.multi_queue {
             return Err(Refusal::SingleQueueTap { name: name.clone(), queues: spec.queues.get() });

@@ -4,14 +4,17 @@
 //! order in which they make sense (`do_setlink`), and a start pays for one round trip.
 
 use std::io;
+use std::pin::Pin;
 
 use futures_util::stream::{Stream, StreamExt};
+use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, MulticastGroup};
+use tokio::task::JoinHandle;
 
 use crate::facts::OUR_GROUP;
 use crate::mac::MacAddr;
@@ -19,8 +22,8 @@ use crate::mac::MacAddr;
 /// What people see next to a bridge of ours in `ip link`.
 const BRIDGE_ALIAS: &str = "minivmm: goes with its last port";
 
-/// Messages that nobody asked for: changes of links.
-pub(crate) type Events = std::pin::Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>>>>;
+/// Room for notifications, each of which takes 4 KiB. A card with 64 queue pairs causes some 200 when it goes.
+const EVENT_BUFFER_BYTES: usize = 2 * 1024 * 1024;
 
 /// A connection to the kernel's network configuration, inside a tokio runtime.
 #[derive(Clone, Debug)]
@@ -28,21 +31,52 @@ pub(crate) struct Rtnl {
     handle: Handle,
 }
 
-impl Rtnl {
-    /// Connects and subscribes to changes of links.
-    pub(crate) fn connect() -> io::Result<(Self, Events)> {
-        let (mut connection, handle, events) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
-        // Without this the kernel ignores what it does not know in the header of a dump, filters included.
-        connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true)?;
-        tokio::spawn(connection);
-        Ok((Self { handle }, Box::pin(events.map(|(message, _)| message))))
+/// Notifications of the kernel about links, from the moment of the subscription.
+///
+/// They come over a socket of their own: where they fill the buffer, the kernel drops what comes next, and on a shared
+/// socket that could be the answer to a request.
+pub(crate) struct Events {
+    messages: Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>>>>,
+    connection: JoinHandle<()>,
+}
+
+impl Events {
+    pub(crate) fn subscribe() -> io::Result<Self> {
+        let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
+        let socket = connection.socket_mut().socket_mut();
+        // The keeper has the privilege to exceed the limit of the host; a smaller buffer only means to look more often.
+        if let Err(errno) = setsockopt(socket, sockopt::RcvBufForce, &EVENT_BUFFER_BYTES) {
+            log::debug!("The buffer for link notifications keeps its size: {errno}");
+        }
+        let messages = Box::pin(messages.map(|(message, _)| message));
+        Ok(Self { messages, connection: tokio::spawn(connection) })
     }
 
-    /// Every link, without counters.
+    /// The next notification; none if the connection broke.
+    pub(crate) async fn next(&mut self) -> Option<NetlinkMessage<RouteNetlinkMessage>> {
+        self.messages.next().await
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        // Left alone it would log every notification that nobody listens to.
+        self.connection.abort();
+    }
+}
+
+impl Rtnl {
+    /// Connects.
+    pub(crate) fn connect() -> io::Result<Self> {
+        // Strict: otherwise the kernel ignores the filter of a dump in silence.
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Every link.
     pub(crate) async fn links(&self) -> io::Result<Vec<LinkMessage>> {
-        let mut request = self.handle.link().get();
-        request.message_mut().attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        collect(request.execute()).await
+        collect(self.handle.link().get().execute()).await
     }
 
     /// The link with this number, none if it has gone.

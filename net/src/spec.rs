@@ -135,6 +135,9 @@ pub enum SpecError {
         /// The mode that came later.
         second: &'static str,
     },
+    /// Two commas, or one at the end.
+    #[error("There is nothing between two commas or after the last one: write key=value there, or leave the comma out")]
+    EmptyItem,
     /// A key without `=value`.
     #[error("{0} has no value: write {0}=VALUE")]
     NoValue(String),
@@ -217,6 +220,9 @@ impl FromStr for NetSpec {
         }
         let mut table = Map::new();
         for item in text.split(',') {
+            if item.is_empty() {
+                return Err(SpecError::EmptyItem);
+            }
             let Some((key, value)) = item.split_once('=') else {
                 return Err(if table.is_empty() {
                     SpecError::NoMode(item.to_owned())

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::mac::MacAddr;
+use crate::refusal::Refusal;
 use crate::rtnl::Rtnl;
 use crate::spec::IfName;
 use crate::survey;
@@ -249,7 +250,11 @@ fn create_tap(queues: u16) -> Result<Tap, Error> {
 fn open_tap(tap: &IfName, queues: u16, mode: QueueMode) -> Result<Tap, Error> {
     let files = open_queues(queues)?;
     for file in &files {
-        tun::attach(file, tap.as_str(), mode).map_err(|source| Error::OpenTap { tap: tap.to_string(), source })?;
+        tun::attach(file, tap.as_str(), mode).map_err(|source| match source.raw_os_error() {
+            // The survey sees the users of a multi-queue tap only.
+            Some(libc::EBUSY) => Refusal::TapBusy { name: tap.clone() }.into(),
+            _ => Error::OpenTap { tap: tap.to_string(), source },
+        })?;
     }
     let fds = files.into_iter().map(OwnedFd::from).collect();
     Ok(Tap { name: tap.to_string(), index: None, fds })

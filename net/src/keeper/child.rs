@@ -14,7 +14,6 @@ use std::pin::pin;
 use std::time::Instant;
 
 use futures_util::future::{Either, select};
-use futures_util::stream::StreamExt;
 use tokio::net::UnixStream;
 
 use super::Request;
@@ -59,8 +58,8 @@ async fn serve(
     inherited: BTreeMap<RawFd, OwnedFd>,
     birth: Instant,
 ) -> Result<(), Error> {
-    let (rtnl, events) = match Rtnl::connect() {
-        Ok(connection) => connection,
+    let rtnl = match Rtnl::connect() {
+        Ok(rtnl) => rtnl,
         Err(source) => return fail(socket, &Error::Connect(source)),
     };
     let mut host = Host { rtnl, taps: BTreeMap::new(), inherited };
@@ -72,7 +71,7 @@ async fn serve(
     };
     let answer = hand_over(socket, &plan, &mut host, clock.timing);
     if answer.is_ok() {
-        watch(socket, &plan, &host, events).await;
+        watch(socket, &plan, &host).await;
     }
     let reports = tear_down(&plan.steps, &mut host).await;
     for report in &reports {
@@ -146,7 +145,7 @@ fn hand_over(socket: &OwnedFd, plan: &Plan, host: &mut Host, timing: Timing) -> 
 }
 
 /// Keeps taps attached until the VMM closes its end, or dies.
-async fn watch(socket: &OwnedFd, plan: &Plan, host: &Host, mut events: Events) {
+async fn watch(socket: &OwnedFd, plan: &Plan, host: &Host) {
     let end = match pollable(socket) {
         Ok(end) => end,
         Err(error) => {
@@ -155,20 +154,24 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &Host, mut events: Events) {
             return;
         }
     };
-    let mut watch = Watch::new(plan);
+    // The VMM never sends anything, so readable means closed.
     let mut closed = pin!(end.readable());
-    loop {
-        match select(closed.as_mut(), events.next()).await {
-            // The VMM never sends anything, so readable means closed.
-            Either::Left(_) => return,
-            Either::Right((Some(message), _)) => watch.note(&message, host).await,
-            Either::Right((None, _)) => {
-                log::error!("The kernel's link notifications ended: a detached tap will stay detached");
-                let _ = closed.await;
-                return;
+    let mut watch = Watch::new(plan);
+    match Events::subscribe() {
+        Ok(mut events) => {
+            // What happened before the subscription.
+            watch.look(host).await;
+            while let Either::Right((message, _)) = select(closed.as_mut(), pin!(events.next())).await {
+                let Some(message) = message else {
+                    log::error!("The kernel's link notifications ended: a detached tap will stay detached");
+                    break;
+                };
+                watch.note(&message, host).await;
             }
         }
+        Err(error) => log::error!("No link notifications, a detached tap will stay detached: {error}"),
     }
+    let _ = end.readable().await;
 }
 
 /// The socket as something tokio can wait for. It only asks for readiness, which does not differ by socket type.

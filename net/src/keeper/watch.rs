@@ -62,6 +62,13 @@ impl Watch {
         Self { taps: plan.steps.iter().filter_map(attached).collect() }
     }
 
+    /// Looks at every tap as it is now.
+    pub(super) async fn look(&mut self, host: &Host) {
+        for tap in &mut self.taps {
+            tap.check(host).await;
+        }
+    }
+
     /// Acts on a notification of the kernel.
     pub(super) async fn note(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>, host: &Host) {
         for tap in &mut self.taps {

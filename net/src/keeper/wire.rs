@@ -8,6 +8,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,11 @@ use crate::error::{Error, Report};
 use crate::mac::MacAddr;
 use crate::spec::QUEUES_MAX;
 
-/// Largest message. A teardown report of a VM with very many cards is cut by [`Reply::send`]'s caller, not by this.
+/// How long the VMM waits for the keeper's next word, in seconds. Set-up takes a millisecond; this covers a host that
+/// is starting hundreds of VMs, and bounds the wait for a kernel that hangs.
+pub(super) const PATIENCE_S: i64 = 30;
+
+/// Largest message. The longest is a teardown report: a line for each step that failed.
 const MESSAGE_BYTES: usize = 64 * 1024;
 
 /// Descriptors a receiver has room for.
@@ -76,7 +81,8 @@ impl Reply {
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = loop {
             match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
-                Err(nix::errno::Errno::EINTR) => slices = [IoSliceMut::new(&mut text)],
+                Err(Errno::EINTR) => slices = [IoSliceMut::new(&mut text)],
+                Err(Errno::EAGAIN) => return Err(Error::Silent { seconds: PATIENCE_S }),
                 result => break result.map_err(|errno| Error::Talk(errno.into()))?,
             }
         };

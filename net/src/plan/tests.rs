@@ -1,0 +1,295 @@
+use super::*;
+use crate::facts::{FdFact, FdbEntry, Neighbour, OUR_GROUP, TunFact};
+
+fn specs(flags: &[&str]) -> Vec<NetSpec> {
+    flags.iter().map(|flag| flag.parse().unwrap()).collect()
+}
+
+/// The plan of a VM called "vm" as text.
+fn text(flags: &[&str], facts: &Facts) -> String {
+    plan("vm", &specs(flags), facts).unwrap().to_string()
+}
+
+fn refusal(flags: &[&str], facts: &Facts) -> String {
+    plan("vm", &specs(flags), facts).unwrap_err().to_string()
+}
+
+fn mac(text: &str) -> RawMac {
+    text.parse::<MacAddr>().unwrap().octets()
+}
+
+fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
+    let last = u8::try_from(index).unwrap();
+    Link {
+        index,
+        name: name.to_owned(),
+        kind: kind.map(str::to_owned),
+        mac: Some([0x1a, 0, 0, 0, 0, last]),
+        mtu: 1500,
+        master: None,
+        up: true,
+        group: 0,
+        tun: None,
+    }
+}
+
+fn tap(index: u32, name: &str) -> Link {
+    let tun = TunFact { tap: true, multi_queue: false, queues_open: 0 };
+    Link { tun: Some(tun), ..link(index, name, Some("tun")) }
+}
+
+/// A host with hardware, a bridge with an uplink, and an empty bridge.
+fn host() -> Facts {
+    let uplink = Link { master: Some(3), ..link(2, "eth0", None) };
+    Facts {
+        links: vec![link(1, "lo", None), uplink, link(3, "br0", Some("bridge")), link(4, "br1", Some("bridge"))],
+        spare_macs: vec![MacAddr::local([1, 2, 3, 4, 5]), MacAddr::local([1, 2, 3, 4, 6])],
+        ..Facts::default()
+    }
+}
+
+fn with(mut facts: Facts, link: Link) -> Facts {
+    facts.links.push(link);
+    facts
+}
+
+#[test]
+fn a_card_on_a_bridge_with_ports() {
+    assert_eq!(
+        text(&["bridge=br0,mac=52:54:00:12:34:56"], &host()),
+        "card 0: mac 52:54:00:12:34:56, mtu 1500, 1 queue pairs\n\
+         1. create a tap with 1 queue pairs for card 0; at the end: remove the tap\n\
+         2. attach the tap of card 0 to bridge br0 with address fe:54:00:12:34:56 and mtu 1500, and raise it; \
+         at the end: nothing, it goes with the tap\n"
+    );
+}
+
+#[test]
+fn a_bridge_without_ports_keeps_its_address() {
+    assert_eq!(
+        text(&["bridge=br1,mac=52:54:00:12:34:56"], &host()),
+        "card 0: mac 52:54:00:12:34:56, mtu 1500, 1 queue pairs\n\
+         1. keep the address of bridge br1 at 1a:00:00:00:00:04; at the end: nothing, the address is the same\n\
+         2. create a tap with 1 queue pairs for card 0; at the end: remove the tap\n\
+         3. attach the tap of card 0 to bridge br1 with address fe:54:00:12:34:56 and mtu 1500, and raise it; \
+         at the end: nothing, it goes with the tap\n"
+    );
+}
+
+#[test]
+fn a_bridge_that_has_lost_its_address_cannot_keep_it() {
+    let mut facts = host();
+    facts.links[3].mac = Some([0; 6]);
+    let plan = plan("vm", &specs(&["bridge=br1"]), &facts).unwrap();
+    assert!(!plan.steps.iter().any(|step| matches!(step, Step::PinAddress { .. })));
+}
+
+#[test]
+fn a_missing_bridge_is_made_once_for_all_cards() {
+    assert_eq!(
+        text(&["bridge=new,create=on,mac=52:54:00:00:00:01", "bridge=new,create=on,mac=52:54:00:00:00:02"], &host()),
+        "card 0: mac 52:54:00:00:00:01, mtu 1500, 1 queue pairs\n\
+         card 1: mac 52:54:00:00:00:02, mtu 1500, 1 queue pairs\n\
+         1. create bridge new with address 02:01:02:03:04:05 and mtu 1500, and raise it; \
+         at the end: remove bridge new if it has no ports left\n\
+         2. create a tap with 1 queue pairs for card 0; at the end: remove the tap\n\
+         3. attach the tap of card 0 to bridge new with address fe:54:00:00:00:01 and mtu 1500, and raise it; \
+         at the end: nothing, it goes with the tap\n\
+         4. create a tap with 1 queue pairs for card 1; at the end: remove the tap\n\
+         5. attach the tap of card 1 to bridge new with address fe:54:00:00:00:02 and mtu 1500, and raise it; \
+         at the end: nothing, it goes with the tap\n"
+    );
+}
+
+#[test]
+fn two_new_bridges_have_two_addresses() {
+    let plan = plan("vm", &specs(&["bridge=n1,create=on", "bridge=n2,create=on"]), &host()).unwrap();
+    let created = plan.steps.iter().filter_map(|step| match step {
+        Step::CreateBridge { mac, .. } => Some(mac.to_string()),
+        _ => None,
+    });
+    assert_eq!(created.collect::<Vec<_>>(), ["02:01:02:03:04:05", "02:01:02:03:04:06"]);
+}
+
+#[test]
+fn a_new_bridge_has_the_cards_mtu() {
+    let plan = plan("vm", &specs(&["bridge=new,create=on,mtu=9000"]), &host()).unwrap();
+    assert_eq!(plan.cards[0].mtu, 9000);
+    assert!(matches!(plan.steps[0], Step::CreateBridge { mtu: 9000, .. }));
+    assert!(matches!(plan.steps[2], Step::AttachTap { mtu: 9000, .. }));
+}
+
+#[test]
+fn a_bridge_of_ours_is_shared() {
+    let facts = with(host(), Link { group: OUR_GROUP, ..link(9, "ours", Some("bridge")) });
+    for flag in ["bridge=ours", "bridge=ours,create=on"] {
+        let plan = plan("vm", &specs(&[flag]), &facts).unwrap();
+        assert_eq!(plan.steps[0].to_string(), "share bridge ours, which minivmm made");
+        assert_eq!(plan.steps[0].undo_text(), "remove bridge ours if it has no ports left");
+    }
+}
+
+#[test]
+fn the_tap_has_the_bridges_mtu_and_the_guest_what_it_asked_for() {
+    let mut facts = host();
+    facts.links[2].mtu = 9000;
+    let plan = plan("vm", &specs(&["bridge=br0,mtu=1400"]), &facts).unwrap();
+    assert_eq!(plan.cards[0].mtu, 1400);
+    assert!(matches!(plan.steps[1], Step::AttachTap { mtu: 9000, .. }));
+    assert_eq!(refusal(&["bridge=br0,mtu=9001"], &facts), "mtu=9001 is more than br0 carries, which is 9000");
+}
+
+#[test]
+fn addresses_are_derived_from_the_vms_name() {
+    let plan = plan("web", &specs(&["bridge=br0", "bridge=br0"]), &host()).unwrap();
+    assert_eq!(plan.cards[0].mac, MacAddr::for_vm("web", 0));
+    assert_eq!(plan.cards[1].mac, MacAddr::for_vm("web", 1));
+}
+
+#[test]
+fn a_tap_that_is_down_is_raised_for_as_long_as_the_vm_runs() {
+    let facts = with(host(), Link { up: false, mtu: 1400, ..tap(9, "tap0") });
+    assert_eq!(
+        text(&["tap=tap0,mac=52:54:00:12:34:56"], &facts),
+        "card 0: mac 52:54:00:12:34:56, mtu 1400, 1 queue pairs\n\
+         1. open tap tap0 with 1 queue pairs for card 0; at the end: close it\n\
+         2. raise tap0; at the end: lower tap0\n"
+    );
+}
+
+#[test]
+fn a_plan_is_also_json() {
+    let plan = plan("vm", &specs(&["bridge=br0,mac=52:54:00:12:34:56,queues=2"]), &host()).unwrap();
+    assert_eq!(
+        serde_json::to_value(&plan).unwrap(),
+        serde_json::json!({
+            "cards": [{ "mac": "52:54:00:12:34:56", "mtu": 1500, "queues": 2 }],
+            "steps": [
+                { "step": "create-tap", "card": 0, "queues": 2 },
+                { "step": "attach-tap", "card": 0, "bridge": "br0", "mac": "fe:54:00:12:34:56", "mtu": 1500 },
+            ],
+        })
+    );
+}
+
+#[test]
+fn descriptors_are_taken_over_with_the_mtu_of_their_tap() {
+    let mut facts = with(host(), Link { mtu: 1400, ..tap(9, "tap0") });
+    let kind = FdKind::Tun { name: "tap0".to_owned(), frames: true, vnet_header: true };
+    facts.fds = vec![FdFact { fd: 3, kind: kind.clone() }, FdFact { fd: 4, kind }];
+    assert_eq!(
+        text(&["fd=3:4,mac=52:54:00:12:34:56"], &facts),
+        "card 0: mac 52:54:00:12:34:56, mtu 1400, 2 queue pairs\n\
+         1. take over tap tap0 through 2 descriptors for card 0; at the end: close it\n"
+    );
+    assert_eq!(refusal(&["fd=3", "fd=3"], &facts), "fd=3 belongs to another card of this VM");
+}
+
+#[test]
+fn descriptors_of_other_things_are_refused() {
+    let tun = |frames, vnet_header, name: &str| FdKind::Tun { name: name.to_owned(), frames, vnet_header };
+    let kinds =
+        [FdKind::Other, tun(false, true, "a"), tun(true, false, "a"), tun(true, true, "a"), tun(true, true, "b")];
+    let fds = (4..).zip(kinds).map(|(fd, kind)| FdFact { fd, kind }).collect();
+    let facts = Facts { fds, ..host() };
+    assert_eq!(refusal(&["fd=3"], &facts), "fd=3 is not open in this process");
+    assert_eq!(refusal(&["fd=4"], &facts), "fd=4 is not a tap");
+    assert_eq!(refusal(&["fd=5"], &facts), "fd=5 does not carry plain Ethernet frames");
+    assert_eq!(refusal(&["fd=6"], &facts), "fd=6 is a tap without virtio-net headers");
+    assert_eq!(refusal(&["fd=7:8"], &facts), "fd= mixes queues of the taps a and b");
+}
+
+#[test]
+fn names_of_other_things_are_refused() {
+    let layer3 = Link { tun: Some(TunFact::default()), ..link(8, "tun0", Some("tun")) };
+    let facts = with(with(host(), tap(9, "tap0")), layer3);
+    assert_eq!(refusal(&["bridge=nope"], &facts), "Bridge nope does not exist");
+    assert_eq!(refusal(&["bridge=eth0"], &facts), "eth0 is not a bridge, it is a network card");
+    assert_eq!(refusal(&["bridge=tap0,create=on"], &facts), "tap0 is not a bridge, it is a tap");
+    assert_eq!(refusal(&["bridge=lo"], &facts), "lo is not a bridge, it is the loopback interface");
+    assert_eq!(refusal(&["tap=nope"], &facts), "Tap nope does not exist");
+    assert_eq!(refusal(&["tap=br0"], &facts), "br0 is not a tap, it is a bridge");
+    assert_eq!(refusal(&["tap=tun0"], &facts), "tun0 is not a tap, it is a tun device (layer 3)");
+}
+
+#[test]
+fn a_tap_has_one_user_and_its_own_number_of_queues() {
+    let mut facts = with(host(), tap(9, "tap0"));
+    assert_eq!(refusal(&["tap=tap0,queues=2"], &facts), "Tap tap0 has one queue, and queues=2 needs more");
+    assert_eq!(refusal(&["tap=tap0", "tap=tap0"], &facts), "Tap tap0 is held by another process or card");
+    facts.links[4].tun = Some(TunFact { tap: true, multi_queue: true, queues_open: 1 });
+    assert_eq!(refusal(&["tap=tap0"], &facts), "Tap tap0 is held by another process or card");
+}
+
+#[test]
+fn an_address_of_this_host_is_refused() {
+    assert_eq!(
+        refusal(&["bridge=br0,mac=1a:00:00:00:00:02"], &host()),
+        "MAC address 1a:00:00:00:00:02 is already used by interface eth0 of this host"
+    );
+}
+
+#[test]
+fn an_address_of_another_card_is_refused() {
+    assert_eq!(
+        refusal(&["bridge=br0,mac=52:54:00:00:00:01", "bridge=br1,mac=52:54:00:00:00:01"], &host()),
+        "MAC address 52:54:00:00:00:01 is already used by card 0 of this VM"
+    );
+    let silent = Link { mac: Some(mac("fe:54:00:00:00:01")), ..tap(9, "vmtap0") };
+    assert_eq!(
+        refusal(&["bridge=br0,mac=52:54:00:00:00:01"], &with(host(), silent)),
+        "MAC address 52:54:00:00:00:01 is already used by the guest behind tap vmtap0"
+    );
+}
+
+#[test]
+fn an_address_behind_the_bridge_is_refused_with_its_owners_name() {
+    let taken = mac("52:54:00:00:00:01");
+    let mut facts = host();
+    facts.fdb = vec![FdbEntry { mac: taken, port: 2, bridge: 3 }];
+    assert_eq!(
+        refusal(&["bridge=br0,mac=52:54:00:00:00:01"], &facts),
+        "MAC address 52:54:00:00:00:01 is already used by a machine behind port eth0 of bridge br0"
+    );
+    facts.neighbours = vec![Neighbour { mac: taken, ip: "10.0.0.5".parse().unwrap(), link: 3 }];
+    assert_eq!(
+        refusal(&["bridge=br0,mac=52:54:00:00:00:01"], &facts),
+        "MAC address 52:54:00:00:00:01 is already used by a machine with address 10.0.0.5 behind port eth0 of bridge br0"
+    );
+    assert!(plan("vm", &specs(&["bridge=br1,mac=52:54:00:00:00:01"]), &facts).is_ok());
+}
+
+#[test]
+fn a_neighbour_that_no_bridge_knows_is_a_memory_of_this_vm() {
+    let mut facts = host();
+    let mac = mac("52:54:00:00:00:01");
+    facts.neighbours = vec![Neighbour { mac, ip: "10.0.0.5".parse().unwrap(), link: 3 }];
+    assert!(plan("vm", &specs(&["bridge=br0,mac=52:54:00:00:00:01"]), &facts).is_ok());
+}
+
+#[test]
+fn every_refusal_says_what_to_do() {
+    let facts = with(host(), tap(9, "tap0"));
+    for (flag, hint) in [
+        (
+            "bridge=nope",
+            "add create=on to have minivmm make it (--net bridge=nope,create=on), or use one that exists: br0, br1",
+        ),
+        ("bridge=eth0", "give the name of a bridge; `ip link show type bridge` lists them"),
+        (
+            "tap=nope",
+            "make it first (ip tuntap add nope mode tap), or use --net bridge=NAME, which needs no tap of yours",
+        ),
+        (
+            "tap=tap0,queues=2",
+            "leave queues= out, or make the tap with several queues: ip tuntap add tap0 mode tap multi_queue",
+        ),
+        ("bridge=br0,mtu=9000", "give mtu=1500 or less, or raise the link first: ip link set br0 mtu 9000"),
+        (
+            "bridge=br0,mac=1a:00:00:00:00:02",
+            "give the card another address with mac=, or the VM another name with --name",
+        ),
+    ] {
+        assert_eq!(plan("vm", &specs(&[flag]), &facts).unwrap_err().hint(), hint);
+    }
+}

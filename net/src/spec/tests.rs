@@ -1,0 +1,182 @@
+use super::*;
+
+fn parse(text: &str) -> NetSpec {
+    text.parse().unwrap()
+}
+
+/// What a flag prints when it is refused.
+fn refusal(text: &str) -> String {
+    text.parse::<NetSpec>().unwrap_err().to_string()
+}
+
+#[test]
+fn a_bridge_needs_nothing_but_its_name() {
+    let NetSpec::Bridge(spec) = parse("bridge=br0") else { panic!("another mode") };
+    assert_eq!(spec.bridge.as_str(), "br0");
+    assert_eq!(spec.create, Switch::Off);
+    assert_eq!((spec.mac, spec.mtu, spec.queues), (None, None, Queues::ONE));
+}
+
+#[test]
+fn every_key_of_every_mode_is_read_in_any_order() {
+    for text in [
+        "bridge=br0,create=on,mac=52:54:00:00:00:01,mtu=9000,queues=4",
+        "tap=tap7,mac=52:54:00:00:00:01,mtu=1400,queues=2",
+        "fd=3:4:5,mac=52:54:00:00:00:01,mtu=1400",
+    ] {
+        let mut items: Vec<&str> = text.split(',').collect();
+        items.reverse();
+        assert_eq!(parse(&items.join(",")), parse(text));
+        assert_eq!(parse(text).to_string(), text);
+    }
+}
+
+#[test]
+fn limits_themselves_are_taken() {
+    for text in
+        ["bridge=b,mtu=68", "bridge=b,mtu=65535", "bridge=b,queues=1", "bridge=b,queues=64", "bridge=abcdefghijklmno"]
+    {
+        parse(text);
+    }
+}
+
+#[test]
+fn a_table_with_native_values_gives_the_same_as_the_flag() {
+    for (flag, table) in [
+        ("bridge=br0,create=on,mtu=9000", r#"{"bridge": "br0", "create": true, "mtu": 9000}"#),
+        ("tap=t0,mac=52:54:00:00:00:01", r#"{"mac": "52:54:00:00:00:01", "tap": "t0"}"#),
+        ("fd=3:4", r#"{"fd": [3, 4]}"#),
+        ("fd=3", r#"{"fd": 3}"#),
+    ] {
+        assert_eq!(serde_json::from_str::<NetSpec>(table).unwrap(), parse(flag));
+    }
+}
+
+#[test]
+fn a_spec_survives_json() {
+    for flag in ["bridge=br0,create=on,mtu=9000,queues=3", "tap=t0,mac=52:54:00:00:00:01", "fd=3:4"] {
+        let json = serde_json::to_string(&parse(flag)).unwrap();
+        assert_eq!(serde_json::from_str::<NetSpec>(&json).unwrap(), parse(flag));
+    }
+}
+
+#[test]
+fn the_lists_of_keys_are_the_fields_of_the_structs() {
+    for mode in MODES {
+        let all = [&[mode.key], mode.options].concat();
+        let mut unknown = Map::new();
+        unknown.insert("?".to_owned(), Value::Null);
+        let error = (mode.read)(Value::Object(unknown)).unwrap_err().to_string();
+        let fields: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
+        assert_eq!(fields, all, "{error}");
+    }
+}
+
+#[test]
+fn the_mode_has_to_be_there_once() {
+    assert_eq!(refusal(""), "The network of a card is missing: give bridge=NAME, tap=NAME or fd=N");
+    assert_eq!(
+        refusal("br0"),
+        "\"br0\" does not say what the card is connected to: start with bridge=NAME, tap=NAME or fd=N"
+    );
+    assert_eq!(
+        refusal("mtu=1500"),
+        "\"mtu\" does not say what the card is connected to: start with bridge=NAME, tap=NAME or fd=N"
+    );
+    assert_eq!(
+        refusal("bridge=br0,tap=tap0"),
+        "bridge= and tap= contradict each other, a card has one network: give a --net flag for each"
+    );
+}
+
+#[test]
+fn keys_are_known_given_once_and_have_a_value() {
+    assert_eq!(refusal("bridge=br0,quues=2"), "bridge= takes no key \"quues\": did you mean queues=?");
+    assert_eq!(refusal("bridge=br0,vlan=100"), "bridge= takes no key \"vlan\": it takes create, mac, mtu, queues");
+    assert_eq!(refusal("tap=t0,create=on"), "tap= takes no key \"create\": it takes mac, mtu, queues");
+    assert_eq!(refusal("bridge=br0,bridge=br1"), "bridge= is given twice: keep one of them");
+    assert_eq!(refusal("bridge=br0,mtu=1500,mtu=1500"), "mtu= is given twice: keep one of them");
+    assert_eq!(refusal("bridge=br0,create"), "create has no value: write create=VALUE");
+    assert_eq!(refusal("bridge=br0,mtu="), "mtu has no value: write mtu=VALUE");
+    assert_eq!(refusal("bridge="), "bridge has no value: write bridge=VALUE");
+    assert_eq!(
+        refusal("bridge=br0,"),
+        "There is nothing between two commas or after the last one: write key=value there, or leave the comma out"
+    );
+}
+
+#[test]
+fn values_are_in_range() {
+    for (text, message) in [
+        ("bridge=br0,create=maybe", "create=maybe is not possible: give create=on or create=off"),
+        ("bridge=br0,mtu=67", "mtu=67 is not possible: give whole bytes from 68 to 65535"),
+        ("bridge=br0,mtu=65536", "mtu=65536 is not possible: give whole bytes from 68 to 65535"),
+        ("bridge=br0,mtu=1.5k", "mtu=1.5k is not possible: give whole bytes from 68 to 65535"),
+        ("bridge=br0,queues=0", "queues=0 is not possible: give a whole number from 1 to 64"),
+        ("bridge=br0,queues=65", "queues=65 is not possible: give a whole number from 1 to 64"),
+        ("bridge=br0,queues=-1", "queues=-1 is not possible: give a whole number from 1 to 64"),
+        ("fd=x", "fd=x is not possible: give the numbers of inherited descriptors, such as fd=3 or fd=3:4"),
+        ("fd=3:", "fd= is not possible: give the numbers of inherited descriptors, such as fd=3 or fd=3:4"),
+        ("fd=0", "fd=0 is a standard stream and cannot be a tap: give a descriptor from 3 up"),
+        ("fd=3:3", "fd=3 is given twice: every queue pair takes a descriptor of its own"),
+        (
+            "fd=3:4,queues=3",
+            "queues=3 contradicts fd=3:4, which has one queue pair for each descriptor: leave queues= out",
+        ),
+    ] {
+        assert_eq!(refusal(text), message);
+    }
+    let many: Vec<String> = (3..68).map(|fd| fd.to_string()).collect();
+    assert_eq!(
+        refusal(&format!("fd={}", many.join(":"))),
+        "fd= lists 65 descriptors, and a card has at most 64 queue pairs: give fewer"
+    );
+}
+
+#[test]
+fn addresses_are_a_cards() {
+    for (text, message) in [
+        ("bridge=br0,mac=52:54:00", "\"52:54:00\" is not a MAC address: it takes 6 octets, such as 52:54:00:12:34:56"),
+        (
+            "bridge=br0,mac=01:00:5e:00:00:01",
+            "01:00:5e:00:00:01 is a multicast MAC address and cannot belong to a card: make the first octet even",
+        ),
+        (
+            "bridge=br0,mac=00:00:00:00:00:00",
+            "00:00:00:00:00:00 cannot be the MAC address of a card: give another or leave mac= out",
+        ),
+    ] {
+        assert_eq!(refusal(text), message);
+    }
+}
+
+#[test]
+fn names_are_an_interfaces() {
+    assert_eq!(
+        refusal("bridge=abcdefghijklmnop"),
+        "\"abcdefghijklmnop\" cannot be the name of an interface: Linux takes at most 15 bytes"
+    );
+    assert_eq!(
+        refusal("tap=a/b"),
+        "\"a/b\" cannot be the name of an interface: /, :, %, commas, blanks and control characters cannot be part of one"
+    );
+    assert_eq!(refusal("tap=.."), "\"..\" cannot be the name of an interface: Linux reserves it");
+    assert_eq!(
+        refusal("tap=tap%d"),
+        "\"tap%d\" cannot be the name of an interface: /, :, %, commas, blanks and control characters cannot be part of one"
+    );
+}
+
+#[test]
+fn no_text_panics() {
+    let pieces = ["bridge", "tap", "fd", "=", ",", ":", "mtu", "\u{fffd}", "\0", "3", "on", "-", "mac"];
+    for a in pieces {
+        for b in pieces {
+            for c in pieces {
+                for d in pieces {
+                    let _ = format!("{a}{b}{c}{d}").parse::<NetSpec>();
+                }
+            }
+        }
+    }
+}

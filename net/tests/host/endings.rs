@@ -1,0 +1,99 @@
+//! However VMM and keeper end, what is left on the host.
+
+use crate::Case;
+use crate::lan::{bridge_with_uplink, exists, names, snapshot, until};
+use crate::vmm::Vmm;
+
+pub(crate) const CASES: &[Case] = &[
+    ("end_by_stop_leaves_nothing", by_stop),
+    ("end_by_stop_with_ports_open_leaves_nothing", by_stop_with_ports_open),
+    ("end_by_drop_leaves_nothing", by_drop),
+    ("end_by_sigkill_of_the_vmm_leaves_nothing", by_sigkill),
+    ("end_by_sigkill_during_set_up_leaves_nothing", by_sigkill_during_set_up),
+    ("end_of_the_keeper_leaves_the_tap_until_the_vmm_ends", keeper_killed),
+    ("end_of_both_leaves_our_bridge_to_the_next_vm", both_killed),
+    ("end_of_a_refused_set_up_leaves_nothing", refused_half_way),
+];
+
+fn by_stop() {
+    bridge_with_uplink("br0");
+    let before = snapshot();
+    Vmm::start("web", &["bridge=br0", "bridge=lan,create=on"]).stop();
+    assert_eq!(snapshot(), before);
+}
+
+fn by_stop_with_ports_open() {
+    bridge_with_uplink("br0");
+    let before = snapshot();
+    let mut vmm = Vmm::start("web", &["bridge=br0", "bridge=lan,create=on"]);
+    assert_eq!(vmm.order("stop with ports open"), "stopped");
+    assert_eq!(vmm.end(), "");
+    assert_eq!(snapshot(), before);
+}
+
+fn by_drop() {
+    bridge_with_uplink("br0");
+    let before = snapshot();
+    let mut vmm = Vmm::start("web", &["bridge=br0", "bridge=lan,create=on"]);
+    assert_eq!(vmm.order("drop"), "dropped");
+    assert_eq!(vmm.end(), "");
+    assert_eq!(snapshot(), before);
+}
+
+fn by_sigkill() {
+    bridge_with_uplink("br0");
+    let before = snapshot();
+    let mut vmm = Vmm::start("web", &["bridge=br0,queues=2", "bridge=lan,create=on"]);
+    vmm.kill();
+    assert_eq!(vmm.end(), "");
+    assert_eq!(snapshot(), before);
+}
+
+fn by_sigkill_during_set_up() {
+    bridge_with_uplink("br0");
+    let before = snapshot();
+    for _ in 0..10 {
+        let mut vmm = Vmm::spawn("web", &["bridge=br0", "bridge=lan,create=on"]);
+        // The keeper exists, and has hardly begun.
+        let pid = vmm.pid();
+        until(|| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(" R ")));
+        vmm.kill();
+        vmm.end();
+        assert_eq!(snapshot(), before);
+    }
+}
+
+fn keeper_killed() {
+    bridge_with_uplink("br0");
+    let before = snapshot();
+    let mut vmm = Vmm::start("web", &["bridge=br0"]);
+    vmm.kill_keeper();
+    assert_eq!(vmm.line(), "keeper gone");
+    assert!(exists("vmtap0"));
+    vmm.kill();
+    assert_eq!(vmm.end(), "");
+    assert_eq!(snapshot(), before);
+}
+
+fn both_killed() {
+    let before = snapshot();
+    let mut vmm = Vmm::start("web", &["bridge=lan,create=on"]);
+    vmm.kill_keeper();
+    assert_eq!(vmm.line(), "keeper gone");
+    vmm.kill();
+    assert_eq!(vmm.end(), "");
+    assert_eq!(names(), ["lan"]);
+    Vmm::start("web", &["bridge=lan,create=on"]).stop();
+    assert_eq!(snapshot(), before);
+}
+
+fn refused_half_way() {
+    let before = snapshot();
+    // An MTU that a bridge can have and a tap cannot, for its header: the kernel refuses after bridge and tap exist.
+    let mut vmm = Vmm::spawn("web", &["bridge=lan,create=on,mtu=65535"]);
+    let line = vmm.line();
+    assert!(line.starts_with("failed Attach tap vmtap0 to bridge lan: "), "{line}");
+    vmm.wait();
+    assert_eq!(vmm.end(), "");
+    assert_eq!(snapshot(), before);
+}

@@ -1,0 +1,79 @@
+//! The crate against a real kernel: taps, bridges and keepers in network namespaces of their own.
+//!
+//! A keeper is forked, which a process with threads must not do, and a test harness has threads. So this binary runs
+//! itself again for every case, alone in a new namespace, and once more for every VMM that a case needs.
+//!
+//! ```text
+//! host            the harness: lists the cases, runs each as a process
+//! host case NAME  one case: new namespace, the links it needs, assertions
+//! host vmm SPEC.. a VMM without a VM: starts a keeper, holds the ports, obeys stdin (see `vmm`)
+//! ```
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
+
+mod bridges;
+mod descriptors;
+mod endings;
+mod lan;
+mod refusals;
+mod vmm;
+
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sched::{CloneFlags, unshare};
+
+/// A case: its name and what it does in its own namespace.
+type Case = (&'static str, fn());
+
+fn cases() -> Vec<Case> {
+    [bridges::CASES, descriptors::CASES, endings::CASES, refusals::CASES].concat()
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        Some("case") => {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            // Solicitations and reports of the host's own would teach bridges addresses at any moment.
+            for scope in ["all", "default"] {
+                let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
+            }
+            let (_, case) = cases().into_iter().find(|(name, _)| *name == args[1]).expect("a case of that name");
+            case();
+            ExitCode::SUCCESS
+        }
+        Some("vmm") => vmm::run(&args[1..]),
+        _ => harness(),
+    }
+}
+
+fn harness() -> ExitCode {
+    let missing = what_is_missing();
+    if let Some(reason) = &missing {
+        for (name, _) in cases() {
+            println!("skipped {name}: {reason}");
+        }
+    }
+    let trial = |(name, _): Case| Trial::test(name, move || run(name)).with_ignored_flag(missing.is_some());
+    libtest_mimic::run(&Arguments::from_args(), cases().into_iter().map(trial).collect()).exit_code()
+}
+
+/// Why the cases cannot run here.
+fn what_is_missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root, to make network namespaces".to_owned());
+    }
+    if let Err(error) = std::fs::File::open("/dev/net/tun") {
+        return Some(format!("needs /dev/net/tun: {error}"));
+    }
+    Command::new("ip").arg("-V").output().err().map(|error| format!("needs the command ip: {error}"))
+}
+
+fn run(name: &str) -> Result<(), Failed> {
+    let output = vmm::itself(&["case", name]).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = [output.stdout, output.stderr].concat();
+    Err(format!("{}\n{}", output.status, String::from_utf8_lossy(&text)).into())
+}

@@ -1,0 +1,206 @@
+//! A VMM without a VM, in a process of its own, and the handle by which a case drives it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use net::{Keeper, NetSpec, Request};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// How long anything may take before a case fails. Far beyond what it takes on a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// This binary in another role.
+pub(crate) fn itself(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("the path of this test"));
+    command.args(args);
+    command
+}
+
+/// Writes the log of this crate, and warnings of others, to stderr.
+struct Stderr;
+
+impl log::Log for Stderr {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target().split("::").next() == Some("net") || metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            eprintln!("{}: {}", record.level().as_str().to_lowercase(), record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// The role: NAME SPEC... Prints `ready TAP...` or `failed MESSAGE | HINT | usage or host`, then obeys:
+/// `stop` (prints `stopped`), `drop` (prints `dropped`). Prints `keeper gone` when the keeper dies.
+pub(crate) fn run(args: &[String]) -> ExitCode {
+    log::set_logger(&Stderr).expect("the first logger");
+    log::set_max_level(log::LevelFilter::Info);
+    let cards: Vec<NetSpec> = args[1..].iter().map(|spec| spec.parse().expect("a spec")).collect();
+    let mut keeper = Keeper::start(&Request { vm_name: args[0].clone(), cards }).expect("a keeper");
+    let ports = match keeper.ports() {
+        Ok(ports) => ports,
+        Err(error) => {
+            let kind = if error.is_usage() { "usage" } else { "host" };
+            println!("failed {error} | {} | {kind}", error.hint().unwrap_or_default());
+            return ExitCode::from(3);
+        }
+    };
+    let taps: Vec<&str> = ports.iter().map(|port| port.tap_name.as_str()).collect();
+    println!("ready {}", taps.join(" "));
+    match next_order(&keeper).trim() {
+        "stop" => {
+            drop(ports);
+            keeper.stop().expect("a clean teardown");
+            println!("stopped");
+        }
+        "stop with ports open" => {
+            keeper.stop().expect("a clean teardown");
+            drop(ports);
+            println!("stopped");
+        }
+        "drop" => {
+            drop((ports, keeper));
+            println!("dropped");
+        }
+        other => println!("unknown order {other:?}"),
+    }
+    ExitCode::SUCCESS
+}
+
+fn next_order(keeper: &Keeper) -> String {
+    let stdin = std::io::stdin();
+    let mut order = String::new();
+    let socket = keeper.socket().expect("a keeper process");
+    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(socket, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::NONE).expect("poll");
+    if fds[1].any() == Some(true) {
+        println!("keeper gone");
+    }
+    stdin.lock().read_line(&mut order).expect("an order");
+    order
+}
+
+/// A VMM process of a case. Killed if the case fails.
+pub(crate) struct Vmm {
+    child: Child,
+    orders: ChildStdin,
+    lines: Receiver<String>,
+    /// Gives all of stderr when both VMM and keeper have ended: the keeper has the same stderr.
+    errors: Receiver<String>,
+}
+
+impl Vmm {
+    /// Starts a VMM called `name` and does not wait for it.
+    pub(crate) fn spawn(name: &str, specs: &[&str]) -> Self {
+        Self::from_command(itself(&[&["vmm", name], specs].concat()))
+    }
+
+    /// Starts a VMM and waits until its ports are there.
+    pub(crate) fn start(name: &str, specs: &[&str]) -> Self {
+        let vmm = Self::spawn(name, specs);
+        vmm.taps();
+        vmm
+    }
+
+    pub(crate) fn from_command(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("a VMM");
+        let orders = child.stdin.take().expect("stdin");
+        let stdout = child.stdout.take().expect("stdout");
+        let mut stderr = child.stderr.take().expect("stderr");
+        let (line_sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = line_sender.send(line);
+            }
+        });
+        let (error_sender, errors) = channel();
+        std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = stderr.read_to_string(&mut text);
+            let _ = error_sender.send(text);
+        });
+        Self { child, orders, lines, errors }
+    }
+
+    /// The next line of stdout.
+    pub(crate) fn line(&self) -> String {
+        match self.lines.recv_timeout(DEADLINE) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => panic!("the VMM said nothing in time"),
+            Err(RecvTimeoutError::Disconnected) => panic!("the VMM ended: {}", self.end()),
+        }
+    }
+
+    /// Waits for the ports and returns the names of their taps.
+    pub(crate) fn taps(&self) -> Vec<String> {
+        let line = self.line();
+        let taps = line.strip_prefix("ready ").unwrap_or_else(|| panic!("{line}"));
+        taps.split(' ').map(str::to_owned).collect()
+    }
+
+    /// Gives an order and waits for its answer.
+    pub(crate) fn order(&mut self, order: &str) -> String {
+        writeln!(self.orders, "{order}").expect("a VMM that reads");
+        self.line()
+    }
+
+    /// Has the VMM stop its keeper and end.
+    pub(crate) fn stop(mut self) {
+        assert_eq!(self.order("stop"), "stopped");
+        assert_eq!(self.end(), "");
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the end of the VMM.
+    pub(crate) fn wait(&mut self) {
+        self.child.wait().expect("the end of the VMM");
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("SIGKILL");
+        self.child.wait().expect("the end of the VMM");
+    }
+
+    /// Kills the keeper only.
+    pub(crate) fn kill_keeper(&self) {
+        let keeper = nix::unistd::Pid::from_raw(self.keeper());
+        nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL).expect("SIGKILL");
+    }
+
+    /// The process number of the keeper: the child of the VMM.
+    pub(crate) fn keeper(&self) -> i32 {
+        let pid = self.child.id();
+        let children = std::fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let (start, end) = stat.rsplit_once(") ")?;
+            let parent: u32 = end.split(' ').nth(1)?.parse().ok()?;
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            (parent == pid).then(|| (number, start.to_owned()))
+        });
+        let (number, name) = children.last().expect("a keeper");
+        assert!(name.ends_with("(keeper"), "{name}");
+        number
+    }
+
+    /// Waits until VMM and keeper have ended, and returns what they wrote to stderr.
+    pub(crate) fn end(&self) -> String {
+        self.errors.recv_timeout(DEADLINE).expect("the end of VMM and keeper")
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
