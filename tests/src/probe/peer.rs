@@ -1,0 +1,84 @@
+//! The probe's peer on the network: sends every frame of its EtherType back to the sender.
+//!
+//! Unsafe, because a packet socket is bound by an address structure that no safe crate here builds.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::thread;
+
+use crate::lan::sh;
+
+/// IEEE 802 local experimental EtherType 1.
+const ETHERTYPE: u16 = 0x88b5;
+/// The answer's source. Locally administered.
+const OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
+/// The largest frame plus room for a VLAN tag.
+const FRAME_MAX: usize = 2048;
+
+/// A bridge with a peer behind one of its ports.
+pub struct PeerLan {
+    bridge: &'static str,
+}
+
+impl PeerLan {
+    /// Makes the bridge and starts the peer, which ends with the process. For a network namespace of our own: the names are fixed.
+    ///
+    /// # Errors
+    /// If the peer gets no socket.
+    pub fn new() -> io::Result<Self> {
+        sh("ip link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0 && ip link set br0 up &&
+            ip link add peer0 type veth peer name port0 && ip link set port0 master br0 up && ip link set peer0 up");
+        let mut socket = packet_socket("peer0")?;
+        thread::Builder::new().name("peer".to_owned()).spawn(move || {
+            let mut frame = [0; FRAME_MAX];
+            // An error ends the peer: the probe then reports frames that do not come back.
+            while let Ok(len) = socket.read(&mut frame) {
+                let Some(frame) = frame.get_mut(..len).filter(|frame| frame.len() >= 14) else { continue };
+                frame.copy_within(6..12, 0);
+                frame[6..12].copy_from_slice(&OWN_MAC);
+                if socket.write(frame).is_err() {
+                    break;
+                }
+            }
+        })?;
+        Ok(Self { bridge: "br0" })
+    }
+
+    /// The bridge's name.
+    pub fn bridge(&self) -> &'static str {
+        self.bridge
+    }
+
+    /// A new persistent tap on the bridge, for VMMs that want one made for them.
+    pub fn tap(&self, name: &str) {
+        sh(&format!("ip tuntap add {name} mode tap && ip link set {name} master {} up", self.bridge));
+    }
+}
+
+/// A socket for frames of our EtherType on one interface.
+fn packet_socket(interface: &str) -> io::Result<File> {
+    let index: i32 = std::fs::read_to_string(format!("/sys/class/net/{interface}/ifindex"))?
+        .trim()
+        .parse()
+        .map_err(io::Error::other)?;
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, ETHERTYPE.to_be().into()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all-zero bytes are a valid value of this plain structure.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    // Address families are small positive constants.
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = ETHERTYPE.to_be();
+    address.sll_ifindex = index;
+    // A structure of 20 bytes.
+    let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: `address` is alive and `len` bytes long; the kernel only reads it.
+    let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    if bound == 0 { Ok(File::from(socket)) } else { Err(io::Error::last_os_error()) }
+}

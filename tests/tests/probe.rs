@@ -1,0 +1,148 @@
+//! What a guest sees of a VMM, register by register: the bare-metal probe guest on minivmm and on QEMU.
+//!
+//! Every line of the probe is one test here. The VMs run in namespaces of their own, on a bridge with a peer that sends the
+//! probe's frames back. QEMU runs the same binary, which shows that the checks hold the specification and not minivmm's habits.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use tests::all::chain;
+use tests::namespace;
+use tests::place::Place;
+use tests::probe::machine::{Config, Run, Vmm};
+use tests::probe::peer::PeerLan;
+use tests::probe::{self, Outcome};
+
+/// The register-level checks of one card have to be this fast on minivmm: they are meant to run after every change.
+const REGISTERS_AT_MOST: Duration = Duration::from_secs(5);
+const REGISTER_SUITES: &str = "probe=platform,pci,common,status,msix";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if arguments.list {
+        return libtest_mimic::run(&arguments, Vec::new()).exit_code();
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap_or(Path::new("target"));
+    // Before the namespaces, where cargo may still need the network; inside, this finds everything up to date.
+    let programs = Programs { probe: probe::build(target), minivmm: probe::build_minivmm(target) };
+    let trials = match namespace::isolate() {
+        Ok(()) => trials(programs),
+        Err(error) => vec![skipped("probe", chain(&error))],
+    };
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// What has to be built.
+struct Programs {
+    probe: Result<PathBuf, probe::Error>,
+    minivmm: Result<PathBuf, probe::Error>,
+}
+
+fn trials(programs: Programs) -> Vec<Trial> {
+    let probe = match programs.probe {
+        Ok(probe) => probe,
+        Err(error) => return vec![failed("probe builds", chain(&error))],
+    };
+    let lan = match PeerLan::new() {
+        Ok(lan) => lan,
+        Err(error) => return vec![failed("peer on the bridge", error.to_string())],
+    };
+    let scratch = match tempfile::tempdir() {
+        Ok(scratch) => scratch,
+        Err(error) => return vec![failed("scratch folder", error.to_string())],
+    };
+    let disks = [(disk(scratch.path(), "writable"), false), (disk(scratch.path(), "readonly"), true)];
+    let place = Place::ask();
+    let mut trials = on_qemu(&place, &probe, &lan, &disks);
+    trials.extend(on_minivmm(&place, programs.minivmm, &probe, &lan, &disks));
+    trials
+}
+
+fn on_minivmm(
+    place: &Place,
+    program: Result<PathBuf, probe::Error>,
+    probe: &Path,
+    lan: &PeerLan,
+    disks: &[(PathBuf, bool)],
+) -> Vec<Trial> {
+    if let Place::NoKvm { .. } = place {
+        return vec![skipped("minivmm", place.to_string())];
+    }
+    let program = match program {
+        Ok(program) => program,
+        Err(error) => return vec![failed("minivmm builds", chain(&error))],
+    };
+    let vmm = Vmm::Minivmm(program);
+    let base = Config { probe, cmdline: "", bridge: lan.bridge(), tap: "", disks: &[] };
+    let registers = format!("{REGISTER_SUITES} strict");
+    let devices = "probe=all strict echo";
+    let mut trials = Vec::new();
+    match vmm.run(&Config { cmdline: &registers, ..base.clone() }) {
+        Ok(run) => {
+            let took = run.took;
+            trials.extend(reported("minivmm registers", run));
+            trials.push(Trial::test("minivmm registers in under 5 s", move || {
+                if took < REGISTERS_AT_MOST { Ok(()) } else { Err(format!("took {took:?}").into()) }
+            }));
+        }
+        Err(error) => trials.push(failed("minivmm registers", error.to_string())),
+    }
+    match vmm.run(&Config { cmdline: devices, disks, ..base }) {
+        Ok(run) => trials.extend(reported("minivmm", run)),
+        Err(error) => trials.push(failed("minivmm", error.to_string())),
+    }
+    trials
+}
+
+fn on_qemu(place: &Place, probe: &Path, lan: &PeerLan, disks: &[(PathBuf, bool)]) -> Vec<Trial> {
+    let version = Command::new("qemu-system-x86_64").arg("--version").stdin(Stdio::null()).output();
+    if version.is_err() {
+        return vec![skipped("qemu", "qemu-system-x86_64 is not installed".to_owned())];
+    }
+    lan.tap("qemu0");
+    let vmm = Vmm::Qemu { kvm: !matches!(place, Place::NoKvm { .. }) };
+    let cmdline = format!("{REGISTER_SUITES},device echo");
+    match vmm.run(&Config { probe, cmdline: &cmdline, bridge: lan.bridge(), tap: "qemu0", disks }) {
+        Ok(run) => reported("qemu", run).collect(),
+        Err(error) => vec![failed("qemu", error.to_string())],
+    }
+}
+
+/// One trial for each line of a run, and one for its end.
+fn reported(vmm: &'static str, run: Run) -> impl Iterator<Item = Trial> {
+    let end = if run.clean && !run.verdicts.is_empty() {
+        Ok(())
+    } else {
+        let console: Vec<&str> = run.console.lines().rev().take(5).collect();
+        Err(format!("last lines, newest first: {console:#?}\nlog: {}", run.log))
+    };
+    let lines = run.verdicts.into_iter().map(move |verdict| {
+        let name = format!("{vmm}: {}", verdict.name);
+        match verdict.outcome {
+            Outcome::Passed => Trial::test(name, || Ok(())),
+            Outcome::Failed(reason) => failed(&name, reason),
+            // The probe skips what this VMM does not have or promise. That is no gap of this machine, so it counts as seen.
+            Outcome::Skipped(reason) => Trial::test(format!("{name} (not applicable: {reason})"), || Ok(())),
+        }
+    });
+    let end = Trial::test(format!("{vmm}: ends by itself with nothing wrong"), move || end.map_err(Failed::from));
+    lines.chain(std::iter::once(end))
+}
+
+fn failed(name: &str, reason: String) -> Trial {
+    Trial::test(name, move || Err(reason.into()))
+}
+
+fn skipped(name: &str, reason: String) -> Trial {
+    Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason)))
+}
+
+/// An empty image of 1 MiB.
+fn disk(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(name);
+    let made = std::fs::File::create(&path).and_then(|file| file.set_len(1 << 20));
+    assert!(made.is_ok(), "{}: {made:?}", path.display());
+    path
+}
