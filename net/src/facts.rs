@@ -1,6 +1,6 @@
 //! What the host's network looks like, as far as a plan depends on it.
 //!
-//! Plain data: [`crate::survey`] reads it from the kernel, tests write it by hand.
+//! Plain data: the survey reads it from the kernel, tests write it by hand.
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;

@@ -8,9 +8,12 @@ use std::pin::Pin;
 
 use futures_util::stream::{Stream, StreamExt};
 use nix::sys::socket::{setsockopt, sockopt};
-use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, MulticastGroup};
@@ -119,6 +122,29 @@ impl Rtnl {
             .up()
             .build();
         self.handle.link().change(message).execute().await.map_err(io_error)
+    }
+
+    /// Takes the queueing discipline off a new link, before it is raised.
+    ///
+    /// A tap drops what its ring cannot hold and never asks the sender to wait, so that a discipline before it never
+    /// holds a frame and only costs: a lock for each frame, and at the raise of a multi-queue tap 256 disciplines, 1.4 ms
+    /// and 6 MiB (measured on Linux 6.18).
+    pub(crate) async fn bypass_queueing(&self, index: u32) -> io::Result<()> {
+        let mut message = TcMessage::default();
+        message.header.index = i32::try_from(index).map_err(io::Error::other)?;
+        message.header.parent = TcHandle::ROOT;
+        message.attributes.push(TcAttribute::Kind("noqueue".to_owned()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        let mut answers = self.handle.clone().request(request).map_err(io_error)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload
+                && error.code.is_some()
+            {
+                return Err(error.to_io());
+            }
+        }
+        Ok(())
     }
 
     /// Gives a link an address.

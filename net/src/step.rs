@@ -120,7 +120,7 @@ impl Step {
         }
     }
 
-    /// What [`Step::undo`] does, in words.
+    /// What takes it back at the end, in words.
     pub fn undo_text(&self) -> String {
         match self {
             Self::CreateBridge { bridge, .. } | Self::ShareBridge { bridge } => {
@@ -142,8 +142,12 @@ impl Step {
             Self::PinAddress { bridge, mac } => (host.rtnl.set_address(bridge.as_str(), *mac).await)
                 .map_err(|source| Error::PinAddress { bridge: bridge.clone(), source }),
             Self::CreateTap { card, queues } => {
-                let tap = create_tap(*queues)?;
+                let (tap, index) = create_tap(*queues)?;
                 host.taps.insert(*card, tap);
+                if let Err(error) = host.rtnl.bypass_queueing(index).await {
+                    // A kernel without traffic control; the tap works, and costs more.
+                    log::debug!("The tap of card {card} keeps its queueing discipline: {error}");
+                }
                 Ok(())
             }
             Self::AttachTap { card, bridge, mac, mtu } => host.attach(*card, bridge, *mac, *mtu).await,
@@ -240,11 +244,13 @@ impl fmt::Display for Step {
     }
 }
 
-fn create_tap(queues: u16) -> Result<Tap, Error> {
+/// Makes a tap and returns it with its interface number.
+fn create_tap(queues: u16) -> Result<(Tap, u32), Error> {
     let files = open_queues(queues)?;
     let name = tun::create(&files, QueueMode::for_queues(queues)).map_err(Error::CreateTap)?;
     let index = index_of(&name).map_err(Error::CreateTap)?;
-    Ok(Tap { name, index: Some(index), fds: files.into_iter().map(OwnedFd::from).collect() })
+    let fds = files.into_iter().map(OwnedFd::from).collect();
+    Ok((Tap { name, index: Some(index), fds }, index))
 }
 
 fn open_tap(tap: &IfName, queues: u16, mode: QueueMode) -> Result<Tap, Error> {

@@ -32,6 +32,7 @@ fn tap_is_attached() {
     assert_eq!(tap["master"], "br0");
     assert_eq!(tap["address"], "fe:54:00:12:34:56");
     assert_eq!(tap["mtu"], 1500);
+    assert_eq!(tap["qdisc"], "noqueue");
     assert!(tap["flags"].as_array().unwrap().contains(&"UP".into()));
     let info = &tap["linkinfo"]["info_data"];
     assert_eq!(info["type"], "tap");
