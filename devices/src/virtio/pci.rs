@@ -6,8 +6,8 @@
 //!           0x2000  device configuration      0x9000  MSI-X pending bits
 //! ```
 //!
-//! Only MSI-X interrupts: a driver that leaves it off has to poll. Doorbells are attached to the notification addresses while the
-//! device runs and its BAR answers; a notification that arrives otherwise has the same effect.
+//! Only MSI-X interrupts: a driver that leaves it off has to poll. Doorbells are attached to the notification addresses once the
+//! device has run, as long as its BAR answers there; a notification that arrives otherwise has the same effect.
 
 mod common_cfg;
 
@@ -116,9 +116,7 @@ impl VirtioPci {
 
     /// Stops the device for good: its workers are joined when this returns.
     pub fn shutdown(&self) {
-        let mut state = self.lock();
-        state.transport.reset();
-        self.attach_doorbells(&mut state);
+        self.lock().transport.reset();
     }
 
     /// What the device has counted.
@@ -166,9 +164,11 @@ impl VirtioPci {
         }
     }
 
-    /// Attaches or detaches doorbells so that they are where the running device's notifications are.
+    /// Attaches doorbells where the running device's notifications are. A reset leaves them: detaching costs milliseconds, and a
+    /// doorbell of a device that does not run is only forgotten.
     fn attach_doorbells(&self, state: &mut State) {
-        let wanted = state.mapped_at.filter(|_| state.transport.running());
+        let keep = state.transport.running() || state.doorbells_at.is_some();
+        let wanted = state.mapped_at.filter(|_| keep);
         if wanted == state.doorbells_at {
             return;
         }

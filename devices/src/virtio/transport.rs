@@ -342,8 +342,11 @@ impl Transport {
         match result {
             Ok(()) => self.running = true,
             Err(err) => {
-                let cause = std::error::Error::source(&err).map(|s| format!(": {s}")).unwrap_or_default();
-                log::error!("A {:?} device cannot start: {err}{cause}", self.device.kind());
+                let kind = self.device.kind();
+                match &err {
+                    StartError::MissingQueue(_) => log::warn!("{kind:?} device cannot start: {err}"),
+                    StartError::Host { source, .. } => log::error!("{kind:?} device cannot start: {err}: {source}"),
+                }
                 self.interrupts.set_needs_reset();
             }
         }
