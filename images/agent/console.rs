@@ -50,14 +50,15 @@ pub(crate) fn line(text: fmt::Arguments<'_>) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Writes a line for machines while the kernel holds back all but emergencies.
+/// Writes a line for machines, at the start of a line whatever was written before, while the kernel holds back all but
+/// emergencies.
 pub(crate) fn machine_line(text: fmt::Arguments<'_>) {
     // Where the level cannot be had the line is merely less well protected.
     let before = fs::read_to_string(PRINTK).ok();
     if before.is_some() {
         let _ = fs::write(PRINTK, "1");
     }
-    line(text);
+    line(format_args!("\n{text}"));
     if let Some(level) = before.as_deref().and_then(|levels| levels.split_ascii_whitespace().next()) {
         let _ = fs::write(PRINTK, level);
     }

@@ -1,5 +1,5 @@
 //! Bringing up the cards, all at the same time: fixed addresses where the command line has them, busybox's DHCP client on
-//! the others. A client that got its lease stays in the background and renews it.
+//! the others. A client stays in the background: with a lease to renew it, without one to go on asking.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -13,9 +13,10 @@ use crate::power::Stop;
 use crate::spawn::{applet, start};
 use crate::supervisor::{Event, Supervisor};
 
-/// Between two DHCP requests. Short: on a virtual link it is lost only while the bridge or server comes up.
-const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
-/// A request may still be under way when the last one is sent.
+/// Seconds between two DHCP requests, the client's own default. One second was tried and loses to servers that ping an
+/// address for three seconds before they offer it (dnsmasq does): the client gives up the offer just before the answer.
+const REQUEST_INTERVAL_S: u64 = 3;
+/// For programs to end after the time they were given.
 const SLACK: Duration = Duration::from_secs(2);
 
 /// Sets an address: card, address with prefix, gateway or nothing.
@@ -23,7 +24,7 @@ const FIXED: &str = r#"
 ip link set dev "$1" up && ip addr add "$2" dev "$1" || exit 1
 [ -z "$3" ] || ip route add default via "$3" dev "$1""#;
 
-/// A program under way for one card.
+/// A program under way.
 struct Task {
     pid: Pid,
     /// What to say when it fails.
@@ -36,13 +37,23 @@ struct Task {
 /// The wish to stop, if it came meanwhile.
 pub(crate) fn bring_up(network: &Network, supervisor: &mut Supervisor) -> Result<(), Stop> {
     let mut tasks: Vec<Task> = task("Cannot raise lo", &["ip", "link", "set", "dev", "lo", "up"]).into_iter().collect();
-    let mut deadline = Instant::now() + SLACK;
-    if let Network::On { fixed, dhcp_patience } = network {
-        deadline += *dhcp_patience;
-        tasks.extend(fixed.iter().filter_map(set_fixed));
-        let free = cards::names().into_iter().filter(|name| fixed.iter().all(|address| address.card != *name));
-        tasks.extend(free.filter_map(|card| ask_dhcp(&card, *dhcp_patience)));
+    let Network::On { fixed, dhcp_patience } = network else {
+        return wait_for(tasks, SLACK, supervisor);
+    };
+    tasks.extend(fixed.iter().filter_map(set_fixed));
+    let mut asking = cards::names();
+    asking.retain(|name| fixed.iter().all(|address| address.card != *name));
+    tasks.extend(asking.iter().filter_map(|card| ask_dhcp(card, *dhcp_patience)));
+    wait_for(tasks, *dhcp_patience + SLACK, supervisor)?;
+    for card in cards::list().iter().filter(|card| asking.contains(&card.name) && card.addresses.is_empty()) {
+        say!("No DHCP lease for {} within {} s, still asking", card.name, dhcp_patience.as_secs());
     }
+    Ok(())
+}
+
+/// Waits until all have ended, or for so long, and says which failed.
+fn wait_for(mut tasks: Vec<Task>, patience: Duration, supervisor: &mut Supervisor) -> Result<(), Stop> {
+    let deadline = Instant::now() + patience;
     while !tasks.is_empty() {
         match supervisor.next(Some(deadline)) {
             Event::Ended { pid, code } => {
@@ -52,9 +63,7 @@ pub(crate) fn bring_up(network: &Network, supervisor: &mut Supervisor) -> Result
                 }
             }
             Event::Stop(stop) => return Err(stop),
-            Event::Deadline => {
-                tasks.drain(..).for_each(|task| say!("{} (still trying)", task.failure));
-            }
+            Event::Deadline => tasks.clear(),
         }
     }
     Ok(())
@@ -67,11 +76,12 @@ fn set_fixed(wish: &FixedAddress) -> Option<Task> {
     task(&failure, &["sh", "-c", FIXED, "sh", &wish.card, &address, &gateway])
 }
 
+/// Starts a client that ends with the lease or after the time, and has a child that lives on.
 fn ask_dhcp(card: &str, patience: Duration) -> Option<Task> {
-    let failure = format!("No DHCP lease for {card} within {} s", patience.as_secs());
-    let tries = patience.as_secs().max(1).to_string();
-    let interval = REQUEST_INTERVAL.as_secs().to_string();
-    task(&failure, &["udhcpc", "-i", card, "-n", "-t", &tries, "-T", &interval, "-A", &interval])
+    let tries = patience.as_secs().div_ceil(REQUEST_INTERVAL_S).max(1).to_string();
+    let interval = REQUEST_INTERVAL_S.to_string();
+    let arguments = ["udhcpc", "-i", card, "-b", "-t", &tries, "-T", &interval, "-A", &interval];
+    task(&format!("Cannot ask for a DHCP lease for {card}"), &arguments)
 }
 
 fn task(failure: &str, arguments: &[&str]) -> Option<Task> {

@@ -7,7 +7,7 @@ use nix::sys::utsname::uname;
 use serde::Serialize;
 
 use crate::cards::{self, Card};
-use crate::console::machine_line;
+use crate::console::{machine_line, say};
 
 /// The JSON of the line. Zero stands for a figure that could not be read.
 #[derive(Debug, Serialize)]
@@ -28,7 +28,10 @@ pub(crate) fn announce() {
         cards: cards::list(),
         uptime_ms: uptime_ms(&fs::read_to_string("/proc/uptime").unwrap_or_default()).unwrap_or(0),
     };
-    machine_line(format_args!("minivmm-ready {}", serde_json::json!(ready)));
+    match serde_json::to_string(&ready) {
+        Ok(text) => machine_line(format_args!("minivmm-ready {text}")),
+        Err(error) => say!("Cannot write the ready line: {error}"),
+    }
 }
 
 /// `MemTotal` of a `/proc/meminfo`.

@@ -1,6 +1,5 @@
 //! Root disks: an ext4 file system in a sparse file, filled by `mkfs.ext4 -d`, so no loop device, no mount and no root is
-//! needed. The same tree gives the same bytes: times are zero, identifiers fixed (two such disks in one guest are told
-//! apart by their virtio-blk serial, not by UUID).
+//! needed. Every disk has a UUID of its own and the label `minivmm`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -11,12 +10,12 @@ use crate::error::Error;
 use crate::tools;
 use crate::tree::Tree;
 
-/// The UUID of the file system and the seed of its directory hashes.
-const UUID: &str = "6d696e69-766d-4d00-8000-000000000001";
+/// The file system's block; a page of the guest.
+const BLOCK_BYTES: u64 = 4096;
 /// Below this an ext4 with a journal and the default root does not fit.
 const LEAST_BYTES: u64 = 8 << 20;
 
-/// The size of a disk in bytes, a multiple of 4096.
+/// The size of a disk in bytes, a multiple of the 4 KiB block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskSize(u64);
 
@@ -41,7 +40,7 @@ impl std::str::FromStr for DiskSize {
         };
         let number: u64 = digits.parse().map_err(|_| bad_size())?;
         let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes >= LEAST_BYTES).ok_or_else(bad_size)?;
-        if bytes % 4096 == 0 { Ok(Self(bytes)) } else { Err(bad_size()) }
+        if bytes % BLOCK_BYTES == 0 { Ok(Self(bytes)) } else { Err(bad_size()) }
     }
 }
 
@@ -76,9 +75,8 @@ pub fn make(size: DiskSize, contents: &Contents, out: &Path) -> Result<(), Error
     };
     let image = work.path().join("image");
     let mut mkfs = mkfs(work.path())?;
-    mkfs.args(["-q", "-F", "-b", "4096", "-L", "minivmm", "-U", UUID, "-m", "0"]);
-    mkfs.arg("-E").arg(format!("hash_seed={UUID},root_owner=0:0")).arg("-d").arg(&dir).arg(&image);
-    mkfs.arg((size.bytes() / 4096).to_string()).env("E2FSPROGS_FAKE_TIME", "1");
+    mkfs.args(["-q", "-F", "-b", "4096", "-L", "minivmm", "-m", "0", "-E", "root_owner=0:0", "-d"]);
+    mkfs.arg(&dir).arg(&image).arg((size.bytes() / BLOCK_BYTES).to_string());
     tools::output(&mut mkfs)?;
     fs::rename(&image, out).map_err(Error::file("replace", out))
 }

@@ -43,12 +43,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// Neither `XDG_DATA_HOME`/`XDG_CACHE_HOME` nor `HOME` is set.
-    #[error("No place for images: set HOME or {variable}, or name a directory with --out")]
-    NoHome {
-        /// The XDG variable that would do as well.
-        variable: &'static str,
-    },
+    /// Neither `XDG_DATA_HOME` nor `HOME` is set.
+    #[error("No place for images: set HOME or XDG_DATA_HOME, or name a directory with --out")]
+    NoHome,
     /// apt lists no kernel of the series.
     #[error(
         "apt knows no package {pattern}: run apt-get update, and check that the distribution's security suite is enabled"

@@ -60,6 +60,7 @@ pub fn provide(wish: &Wish) -> Result<Guest, Error> {
     let about = [
         format!("kernel {}", kernel.release),
         format!("package {}", kernel.package),
+        format!("busybox {}", root::busybox_version()?),
         format!("modules {}", loaded.join(" ")),
         format!("programs {}", wish.programs.join(" ")),
         format!("images {}", env!("CARGO_PKG_VERSION")),

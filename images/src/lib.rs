@@ -23,9 +23,13 @@
 //! | `minivmm.exit=port` | after the script, write its exit code to the debug-exit port 0xf4 |
 //! | `minivmm.ip=DEV:ADDR/LEN[,GATEWAY]` | this card has a fixed address; may be repeated |
 //! | `minivmm.net=off` | leave all cards alone |
-//! | `minivmm.dhcp=SECONDS` | how long to wait for leases before being ready anyway (10) |
+//! | `minivmm.dhcp=SECONDS` | how long to wait for leases before being ready anyway (10); the clients go on asking |
 //!
-//! It says on the console, each at the start of a line:
+//! The kernel takes 2047 characters of command line, so a script has room for about 1300.
+//! A stock kernel of today needs 16 MiB below it and about 56 MiB for itself (`pref_address`, `init_size`): guests
+//! start at 80 MiB.
+//!
+//! It says on the console, each at the start of a line (a blank one may precede it):
 //!
 //! ```text
 //! minivmm-ready {"kernel":"6.12.1","cpus":2,"mem_kib":500000,"uptime_ms":900,"cards":[{"name":"eth0","mac":"..","addresses":["192.0.2.5/24"]}]}
@@ -42,8 +46,9 @@
 //! | the guest's user | none: the agent gives a root shell to whoever has the console | |
 //!
 //! # Not supported
-//! Other architectures and distributions than Debian's amd64, building kernels, compressed initramfs images (measured:
-//! unpacking costs an emulated guest more than copying), disks with partitions, 32-bit programs.
+//! Other architectures and distributions than Debian's amd64, building kernels, compressed initramfs images
+//! (in a guest emulated by TCG the kernel took 91 ms for the default one as it is, 166 ms with lz4, 211 ms with gzip, 217 ms
+//! with zstd, best of 6, and 4 MB are nothing to load), disks with partitions, 32-bit programs.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -118,11 +118,12 @@ fn run(action: Action) -> Result<(), Error> {
 }
 
 fn provide_guest(arguments: GuestArguments) -> Result<(), Error> {
+    let out = arguments.out.map_or_else(place::data_dir, Ok)?;
     let wish = Wish {
         series: arguments.kernel.into(),
         freshness: if arguments.refresh { Freshness::Newest } else { Freshness::Cached },
-        out: arguments.out.map_or_else(place::data_dir, Ok)?,
-        cache: place::cache_dir()?,
+        cache: place::cache_dir(&out),
+        out,
         agent: arguments.agent.unwrap_or_else(own_agent),
         programs: arguments.programs,
         modules: arguments.modules,

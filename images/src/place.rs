@@ -12,15 +12,13 @@ use crate::kernel::Series;
 /// # Errors
 /// [`Error::NoHome`].
 pub fn data_dir() -> Result<PathBuf, Error> {
-    xdg("XDG_DATA_HOME", ".local/share")
+    xdg("XDG_DATA_HOME", ".local/share").ok_or(Error::NoHome)
 }
 
-/// `$XDG_CACHE_HOME/minivmm`, else `~/.cache/minivmm`: downloaded kernels, which can be deleted at any time.
-///
-/// # Errors
-/// [`Error::NoHome`].
-pub fn cache_dir() -> Result<PathBuf, Error> {
-    xdg("XDG_CACHE_HOME", ".cache")
+/// `$XDG_CACHE_HOME/minivmm`, else `~/.cache/minivmm`, else `cache` beside the guests: downloaded kernels, which can be
+/// deleted at any time.
+pub fn cache_dir(out: &Path) -> PathBuf {
+    xdg("XDG_CACHE_HOME", ".cache").unwrap_or_else(|| out.join("cache"))
 }
 
 /// The guest's directory: `guest` for the default kernel, `guest-6.1` for that one, so that the default stays what it is.
@@ -31,13 +29,10 @@ pub fn guest_dir(out: &Path, series: Series) -> PathBuf {
     }
 }
 
-fn xdg(variable: &'static str, below_home: &str) -> Result<PathBuf, Error> {
+fn xdg(variable: &'static str, below_home: &str) -> Option<PathBuf> {
     // The XDG base directory specification has relative paths ignored.
     let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute(variable)
-        .or_else(|| absolute("HOME").map(|home| home.join(below_home)))
-        .map(|dir| dir.join("minivmm"))
-        .ok_or(Error::NoHome { variable })
+    absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(below_home))).map(|dir| dir.join("minivmm"))
 }
 
 #[cfg(test)]

@@ -56,6 +56,17 @@ pub fn tree(agent: &Path) -> Result<Tree, Error> {
     Ok(tree)
 }
 
+/// What busybox calls its version.
+///
+/// # Errors
+/// What running it gives.
+pub fn busybox_version() -> Result<String, Error> {
+    let banner = tools::output(&mut tools::tool("busybox")?)?;
+    let banner = String::from_utf8_lossy(&banner);
+    let first = banner.lines().next().unwrap_or_default();
+    Ok(first.trim_start_matches("BusyBox ").split(" multi-call").next().unwrap_or(first).to_owned())
+}
+
 fn static_program(path: &Path, hint: &'static str) -> Result<Vec<u8>, Error> {
     let image = fs::read(path).map_err(Error::file("read", path))?;
     if elf::is_static(&image) { Ok(image) } else { Err(Error::NotStatic { path: path.to_owned(), hint }) }
