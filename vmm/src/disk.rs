@@ -116,7 +116,7 @@ pub(crate) fn open(path: &Path, access: Access) -> Result<File, Error> {
     if bytes == 0 {
         return Err(Error::Empty(path.to_owned()));
     }
-    if bytes % SECTOR_BYTES != 0 {
+    if !bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(Error::Uneven { path: path.to_owned(), bytes });
     }
     lock(&file, access).map_err(|source| match source.raw_os_error() {
@@ -136,14 +136,15 @@ fn open_error(path: &Path, access: Access, source: io::Error) -> Error {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "fcntl's constants 0 and 1 are ints, its structure has shorts")]
 fn lock(file: &File, access: Access) -> io::Result<()> {
     let kind = match access {
         Access::ReadWrite => libc::F_WRLCK,
         Access::ReadOnly => libc::F_RDLCK,
     };
     let lock = libc::flock {
-        l_type: kind as libc::c_short,             // F_RDLCK and F_WRLCK are 0 and 1
-        l_whence: libc::SEEK_SET as libc::c_short, // 0
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
         l_pid: 0,

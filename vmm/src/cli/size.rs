@@ -61,7 +61,7 @@ impl FromStr for MemSize {
         if bytes < MIN_BYTES {
             return Err(BadSize::TooSmall);
         }
-        if bytes % PAGE_BYTES != 0 {
+        if !bytes.is_multiple_of(PAGE_BYTES) {
             return Err(BadSize::Uneven);
         }
         Ok(Self(bytes))
@@ -72,7 +72,7 @@ impl fmt::Display for MemSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (number, unit) = [(GIB, "GiB"), (MIB, "MiB"), (1 << 10, "KiB")]
             .into_iter()
-            .find(|(unit, _)| self.0 % unit == 0)
+            .find(|(unit, _)| self.0.is_multiple_of(*unit))
             .map_or((self.0, "bytes"), |(unit, name)| (self.0 / unit, name));
         write!(f, "{number} {unit}")
     }

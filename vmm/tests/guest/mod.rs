@@ -1,0 +1,160 @@
+//! Guests of a few instructions, packed as ELF files with a PVH entry.
+//!
+//! They run in 32-bit protected mode without paging, as PVH starts them, and are written as machine code so that no assembler is
+//! needed. All jumps are relative.
+
+use std::io::Write;
+use std::path::Path;
+
+/// `SLEEP_CONTROL` = SLP_TYP 5, SLP_EN.
+pub(crate) const POWER_OFF: &[u8] = &[
+    0x66, 0xba, 0x00, 0x06, // mov dx, 0x600
+    0xb0, 0x34, // mov al, 5 << 2 | 1 << 5
+    0xee, // out dx, al
+    0xf4, // hlt
+];
+
+/// i8042: pulse the reset line.
+pub(crate) const RESET: &[u8] = &[
+    0xb0, 0xfe, // mov al, 0xfe
+    0xe6, 0x64, // out 0x64, al
+    0xf4, // hlt
+];
+
+/// pvpanic: panicked.
+pub(crate) const PANIC: &[u8] = &[
+    0x66, 0xba, 0x05, 0x05, // mov dx, 0x505
+    0xb0, 0x01, // mov al, 1
+    0xee, // out dx, al
+    0xf4, // hlt
+];
+
+/// Debug exit with code 7.
+pub(crate) const EXIT_7: &[u8] = &[
+    0xb0, 0x07, // mov al, 7
+    0xe6, 0xf4, // out 0xf4, al
+    0xf4, // hlt
+];
+
+/// An exception with an empty IDT.
+pub(crate) const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b]; // ud2
+
+/// Says `!`, then halts for ever.
+pub(crate) const IDLE: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, 0x21, // mov al, '!'
+    0xee, // out dx, al
+    0xf4, // 1: hlt
+    0xeb, 0xfd, // jmp 1b
+];
+
+/// Says `!`, then runs in a circle.
+pub(crate) const SPIN: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, 0x21, // mov al, '!'
+    0xee, // out dx, al
+    0xeb, 0xfe, // 1: jmp 1b
+];
+
+/// Says `!` for ever.
+pub(crate) const FLOOD: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, 0x21, // mov al, '!'
+    0xee, // 1: out dx, al
+    0xeb, 0xfd, // jmp 1b
+];
+
+/// Says `!` 4096 times, then exits with code 7.
+pub(crate) const COUNT_THEN_EXIT: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, 0x21, // mov al, '!'
+    0xb9, 0x00, 0x10, 0x00, 0x00, // mov ecx, 4096
+    0xee, // 1: out dx, al
+    0xe2, 0xfd, // loop 1b
+    0xb0, 0x07, // mov al, 7
+    0xe6, 0xf4, // out 0xf4, al
+    0xf4, // hlt
+];
+
+/// What makes [`ECHO`] exit with code 7.
+pub(crate) const ECHO_EXIT: u8 = 0x04;
+
+/// Says `!`, then what it is told.
+pub(crate) const ECHO: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, 0x21, // mov al, '!'
+    0xee, // 1: out dx, al
+    0x66, 0xba, 0xfd, 0x03, // 2: mov dx, 0x3fd
+    0xec, // in al, dx
+    0xa8, 0x01, // test al, 1 (data ready)
+    0x74, 0xf7, // jz 2b
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xec, // in al, dx
+    0x3c, ECHO_EXIT, // cmp al, 4
+    0x75, 0xed, // jne 1b
+    0xb0, 0x07, // mov al, 7
+    0xe6, 0xf4, // out 0xf4, al
+    0xf4, // hlt
+];
+
+/// Says `!`, waits for a byte, and resets.
+pub(crate) const REBOOT_ON_INPUT: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, 0x21, // mov al, '!'
+    0xee, // out dx, al
+    0x66, 0xba, 0xfd, 0x03, // 1: mov dx, 0x3fd
+    0xec, // in al, dx
+    0xa8, 0x01, // test al, 1 (data ready)
+    0x74, 0xf7, // jz 1b
+    0xb0, 0xfe, // mov al, 0xfe
+    0xe6, 0x64, // out 0x64, al
+    0xf4, // hlt
+];
+
+/// Where the code is loaded.
+const LOAD_ADDR: u32 = 0x10_0000;
+const HEADER_BYTES: u32 = 64;
+const PROGRAM_HEADER_BYTES: u32 = 56;
+const NOTE_AT: u32 = HEADER_BYTES + 2 * PROGRAM_HEADER_BYTES;
+/// Name size, descriptor size, type, "Xen\0", and the entry as 64 bits.
+const NOTE_BYTES: u32 = 24;
+const CODE_AT: u32 = NOTE_AT + NOTE_BYTES;
+
+/// A guest as a kernel file; the file goes with it.
+pub(crate) struct Guest(tempfile::NamedTempFile);
+
+impl Guest {
+    pub(crate) fn new(code: &[u8]) -> Self {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&elf(code)).unwrap();
+        Self(file)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+/// ELF64 with one loaded segment and a Xen note with the PVH entry.
+fn elf(code: &[u8]) -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let half = |file: &mut Vec<u8>, values: &[u16]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
+    let word = |file: &mut Vec<u8>, values: &[u32]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
+    let xword =
+        |file: &mut Vec<u8>, values: &[u32]| values.iter().for_each(|v| file.extend(u64::from(*v).to_le_bytes()));
+    let len = u32::try_from(code.len()).unwrap();
+    half(&mut file, &[2, 62]); // executable, x86-64
+    word(&mut file, &[1]);
+    xword(&mut file, &[LOAD_ADDR, HEADER_BYTES, 0]); // entry, program headers, no sections
+    word(&mut file, &[0]);
+    half(&mut file, &[64, 56, 2, 0, 0, 0]);
+    word(&mut file, &[1, 5]); // PT_LOAD, readable and executable
+    xword(&mut file, &[CODE_AT, LOAD_ADDR, LOAD_ADDR, len, len, 4]);
+    word(&mut file, &[4, 4]); // PT_NOTE
+    xword(&mut file, &[NOTE_AT, 0, 0, NOTE_BYTES, NOTE_BYTES, 4]);
+    word(&mut file, &[4, 8, 18]); // XEN_ELFNOTE_PHYS32_ENTRY
+    file.extend(b"Xen\0");
+    xword(&mut file, &[LOAD_ADDR]);
+    file.extend(code);
+    file
+}
