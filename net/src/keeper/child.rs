@@ -161,6 +161,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &Host) {
         Ok(mut events) => {
             // What happened before the subscription.
             watch.look(host).await;
+            process::release_code();
             while let Either::Right((message, _)) = select(closed.as_mut(), pin!(events.next())).await {
                 let Some(message) = message else {
                     log::error!("The kernel's link notifications ended: a detached tap will stay detached");

@@ -157,10 +157,6 @@ impl Vmm {
         assert_eq!(self.end(), "");
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Waits for the end of the VMM.
     pub(crate) fn wait(&mut self) {
         self.child.wait().expect("the end of the VMM");
