@@ -41,6 +41,12 @@ pub fn build_minivmm(target: &Path) -> Result<PathBuf, Error> {
     Ok(target.join(TRIPLE).join("release/minivmm"))
 }
 
+/// The cargo target folder that a path inside it belongs to: the one that holds the folder of our triple.
+pub fn target_of(path: &Path) -> PathBuf {
+    let folder = path.ancestors().find(|folder| folder.ends_with(TRIPLE)).and_then(Path::parent);
+    folder.map_or_else(|| root().join("target"), Path::to_path_buf)
+}
+
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 fn cargo(what: &'static str, dir: &Path, words: &[&str], target: &Path) -> Result<(), Error> {

@@ -24,9 +24,9 @@ fn main() -> ExitCode {
     if arguments.list {
         return libtest_mimic::run(&arguments, Vec::new()).exit_code();
     }
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap_or(Path::new("target"));
+    let target = probe::target_of(Path::new(env!("CARGO_TARGET_TMPDIR")));
     // Before the namespaces, where cargo may still need the network; inside, this finds everything up to date.
-    let programs = Programs { probe: probe::build(target), minivmm: probe::build_minivmm(target) };
+    let programs = Programs { probe: probe::build(&target), minivmm: probe::build_minivmm(&target) };
     let trials = match namespace::isolate() {
         Ok(()) => trials(programs),
         Err(error) => vec![skipped("probe", chain(&error))],

@@ -111,7 +111,7 @@ pub(crate) fn run(start: &StartInfo) -> Report {
 fn run_all(report: &mut Report, subject: &Subject, checks: &[(&str, DeviceCheck)]) {
     for &(name, check) in checks {
         report.check(subject, name, || {
-            let device = Device::probe(subject.device.function).unwrap_or(subject.device);
+            let device = subject.device.located();
             device.reset()?;
             arena::reset();
             let outcome = check(&Subject { device, ..*subject });

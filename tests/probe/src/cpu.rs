@@ -65,6 +65,9 @@ pub(crate) fn ticks() -> u64 {
 /// A bound for waiting: about one second on a common processor, never less than a third of one.
 pub(crate) const SECOND_TICKS: u64 = 2_000_000_000;
 
+/// A bound for what has to happen: generous, because on a loaded host the device's thread may have to wait for its turn.
+pub(crate) const PATIENCE_TICKS: u64 = 15 * SECOND_TICKS;
+
 /// Waits until `done` holds, for at most `limit` ticks. Returns whether it did.
 pub(crate) fn wait(limit: u64, mut done: impl FnMut() -> bool) -> bool {
     let start = ticks();

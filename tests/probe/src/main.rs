@@ -35,6 +35,7 @@ use start_info::StartInfo;
 #[unsafe(no_mangle)]
 extern "C" fn ring3_main(start_info: u64) -> ! {
     interrupts::install();
+    report::Serial::prepare();
     let start = StartInfo::read(start_info);
     if start.value("probe") == Some("idle") {
         loop {

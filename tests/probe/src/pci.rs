@@ -206,9 +206,16 @@ pub(crate) fn enumerate(ecam: Option<Ecam>) -> impl Iterator<Item = Function> {
         Mechanism::Ecam(e.base)
     });
     // Conventional access decides what exists, so that a wrong ECAM base shows up in the checks and not as an empty machine.
+    let function = |devfn| Function { devfn, via: Mechanism::Cf8 };
     (0..=u8::MAX)
-        .map(|devfn| Function { devfn, via: Mechanism::Cf8 })
-        .filter(|f| f.present() && (f.devfn & 7 == 0 || Function { devfn: f.devfn & !7, ..*f }.read8(reg::HEADER_TYPE) & 0x80 != 0))
+        .step_by(8)
+        .filter(move |&first| function(first).present())
+        .flat_map(move |first| {
+            let functions = if function(first).read8(reg::HEADER_TYPE) & 0x80 != 0 { 8 } else { 1 };
+            (first..=u8::MAX).take(functions)
+        })
+        .map(function)
+        .filter(|f| f.present())
         .map(move |f| f.through(via))
 }
 

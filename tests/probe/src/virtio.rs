@@ -170,6 +170,15 @@ impl Device {
         (device.common.capability != 0).then_some(device)
     }
 
+    /// The device where it is now: itself, unless its BAR has moved since it was located.
+    pub(crate) fn located(self) -> Self {
+        let base = self.function.bar_address(self.common.bar);
+        if self.common.address == base + u64::from(self.common.offset) {
+            return self;
+        }
+        Self::probe(self.function).unwrap_or(self)
+    }
+
     /// Reads an 8-bit field of the common structure.
     pub(crate) fn get8(&self, field: u64) -> u8 {
         cpu::read8(self.common.address + field)
@@ -225,7 +234,7 @@ impl Device {
     /// Resets the device and waits until it says so (4.1.4.3.2).
     pub(crate) fn reset(&self) -> Check {
         self.set_status(0);
-        require!(cpu::wait(cpu::SECOND_TICKS, || self.status() == 0), "reset does not end, status {:#x}", self.status());
+        require!(cpu::wait(cpu::PATIENCE_TICKS, || self.status() == 0), "reset does not end, status {:#x}", self.status());
         Ok(())
     }
 
@@ -278,13 +287,19 @@ impl Device {
         let max = self.get16(common::QUEUE_SIZE);
         require!(max != 0, "queue {queue} does not exist");
         let ring = Ring::new(queue, size.min(max), self.doorbell(queue));
+        self.enable_ring(&ring);
+        require!(self.get16(common::QUEUE_ENABLE) == 1, "queue {queue} does not enable");
+        Ok(ring)
+    }
+
+    /// Gives a queue an existing ring, without asking whether it took it.
+    pub(crate) fn enable_ring(&self, ring: &Ring) {
+        self.set16(common::QUEUE_SELECT, ring.queue);
         self.set16(common::QUEUE_SIZE, ring.size);
         self.set64(common::QUEUE_DESC, ring.desc);
         self.set64(common::QUEUE_DRIVER, ring.avail);
         self.set64(common::QUEUE_DEVICE, ring.used);
         self.set16(common::QUEUE_ENABLE, 1);
-        require!(self.get16(common::QUEUE_ENABLE) == 1, "queue {queue} does not enable");
-        Ok(ring)
     }
 
     /// The notification address of a queue (4.1.4.4).

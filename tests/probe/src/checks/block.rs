@@ -69,7 +69,7 @@ impl Disk {
         self.ring.chain(chain);
         self.ring.publish(0);
         self.ring.kick();
-        let Some(used) = self.ring.wait_used(2 * cpu::SECOND_TICKS) else { fail!("type {kind} is not returned") };
+        let Some(used) = self.ring.wait_used(cpu::PATIENCE_TICKS) else { fail!("type {kind} is not returned") };
         let status = cpu::read8(self.status);
         require!(status != UNTOUCHED, "type {kind}: status byte was not written");
         Ok((status, used.len))

@@ -28,7 +28,7 @@ fn buffer_is_filled(s: &Subject) -> Check {
         ring.chain(&[(buffer, BYTES, flag::WRITE)]);
         ring.publish(0);
         ring.kick();
-        let Some(used) = ring.wait_used(2 * cpu::SECOND_TICKS) else { fail!("the buffer is not returned") };
+        let Some(used) = ring.wait_used(cpu::PATIENCE_TICKS) else { fail!("the buffer is not returned") };
         require!((1..=BYTES).contains(&used.len), "used length {}", used.len);
         let end = buffer + u64::from(used.len);
         let distinct = (buffer + 1..end).filter(|&at| cpu::read8(at) != cpu::read8(buffer)).count();
@@ -46,7 +46,7 @@ fn chain_is_filled(s: &Subject) -> Check {
     ring.chain(&buffers.map(|b| (b, 16, flag::WRITE)));
     ring.publish(0);
     ring.kick();
-    let Some(used) = ring.wait_used(2 * cpu::SECOND_TICKS) else { fail!("the chain is not returned") };
+    let Some(used) = ring.wait_used(cpu::PATIENCE_TICKS) else { fail!("the chain is not returned") };
     require!((1..=48).contains(&used.len), "used length {}", used.len);
     let first = (0..16).any(|i| cpu::read8(buffers[0] + i) != 0);
     require!(used.len < 16 || first, "the first buffer is empty with used length {}", used.len);

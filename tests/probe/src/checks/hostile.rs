@@ -10,7 +10,8 @@ use crate::virtio::ring::{Desc, flag, write_desc};
 use crate::virtio::{Device, Kind, common, feature, status};
 use crate::{arena, cpu, require, skip};
 
-const REACTION_TICKS: u64 = cpu::SECOND_TICKS / 4;
+/// How long an answer is waited for that nobody promised.
+const COURTESY_TICKS: u64 = cpu::SECOND_TICKS / 4;
 /// No machine of a test has RAM here.
 const NOWHERE: u64 = 0xf_0000_0000_0000;
 /// In the hole below 4 GiB.
@@ -46,9 +47,11 @@ enum Reaction {
 }
 
 /// Waits for the device to refuse what was just published.
-fn reaction(d: &Device, live: &mut Live) -> Reaction {
+fn reaction(s: &Subject, live: &mut Live) -> Reaction {
+    let d = &s.device;
+    let limit = if s.terms.strict { cpu::PATIENCE_TICKS } else { COURTESY_TICKS };
     let mut reaction = Reaction::Nothing;
-    cpu::wait(REACTION_TICKS, || {
+    cpu::wait(limit, || {
         if live.ring.take_used().is_some() {
             reaction = Reaction::Returned;
         } else if d.status() & status::NEEDS_RESET != 0 {
@@ -74,7 +77,7 @@ fn refused(s: &Subject, head: u16, build: impl FnOnce(&Live)) -> Check {
     build(&live);
     live.ring.publish(head);
     live.ring.kick();
-    let reaction = reaction(d, &mut live);
+    let reaction = reaction(s, &mut live);
     comes_back(d)?;
     require!(reaction != Reaction::Nothing || !s.terms.strict, "neither returned nor NEEDS_RESET");
     Ok(())
@@ -184,7 +187,7 @@ fn jump(s: &Subject, distance: u16) -> Check {
     let mut live = Live::start(d)?;
     live.ring.jump(distance);
     live.ring.kick();
-    let reaction = reaction(d, &mut live);
+    let reaction = reaction(s, &mut live);
     comes_back(d)?;
     // Returning chain 0 for each of the entries would be an answer as well, but an index that far cannot be served.
     require!(reaction == Reaction::NeedsReset || !s.terms.strict, "no NEEDS_RESET for an index {distance} ahead of a ring of 16");
@@ -203,7 +206,7 @@ fn rings_at(s: &Subject, desc: u64, avail: u64, used: u64) -> Check {
     d.set16(common::QUEUE_ENABLE, 1);
     d.set_status(crate::virtio::LIVE);
     cpu::write16(doorbell, queue(d.kind));
-    cpu::wait(REACTION_TICKS / 100, || d.status() & status::NEEDS_RESET != 0);
+    cpu::wait(COURTESY_TICKS / 25, || d.status() & status::NEEDS_RESET != 0);
     comes_back(d)
 }
 
@@ -269,7 +272,7 @@ fn indirect_shapes(s: &Subject) -> Check {
         live.ring.describe(0, Desc { address, len, flags, next: 0 });
         live.ring.publish(0);
         live.ring.kick();
-        let reaction = reaction(d, &mut live);
+        let reaction = reaction(s, &mut live);
         comes_back(d)?;
         require!(reaction != Reaction::Nothing || !s.terms.strict, "table of {len} bytes at {address:#x}, flags {flags}: no answer");
     }

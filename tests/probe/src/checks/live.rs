@@ -18,6 +18,8 @@ const FRAME: u32 = 60;
 pub(super) struct Live {
     /// The queue in use.
     pub(super) ring: Ring,
+    /// A card's receive queue, which stays empty.
+    pub(super) receive: Option<Ring>,
 }
 
 impl Live {
@@ -32,14 +34,15 @@ impl Live {
             skip!("device type {id} is not known to the probe");
         }
         device.negotiate(wanted)?;
-        if device.kind == Kind::Net {
-            device.enable_queue(0, RING_SIZE)?;
-        }
+        let receive = match device.kind {
+            Kind::Net => Some(device.enable_queue(0, RING_SIZE)?),
+            _ => None,
+        };
         let mut ring = device.enable_queue(queue(device.kind), RING_SIZE)?;
         fill_request(device.kind, &mut ring);
         before_live(device)?;
         device.go_live()?;
-        Ok(Self { ring })
+        Ok(Self { ring, receive })
     }
 
     /// Publishes the request and notifies.
@@ -50,7 +53,7 @@ impl Live {
 
     /// Waits until the request comes back.
     pub(super) fn finish(&mut self) -> Check<Used> {
-        let Some(used) = self.ring.wait_used(cpu::SECOND_TICKS) else { fail!("request is not returned") };
+        let Some(used) = self.ring.wait_used(cpu::PATIENCE_TICKS) else { fail!("request is not returned") };
         require!(used.id == 0, "used id {} for head 0", used.id);
         Ok(used)
     }

@@ -128,7 +128,7 @@ fn live(device: &Device, msix: &Msix, entry: u16) -> Check<Live> {
 fn expect(entry: u16, before: u32, messages: u32) -> Check {
     let arrived = || messages_for(entry).wrapping_sub(before);
     if messages > 0 {
-        cpu::wait(cpu::SECOND_TICKS, || arrived() >= messages);
+        cpu::wait(cpu::PATIENCE_TICKS, || arrived() >= messages);
     }
     cpu::wait(SILENCE_TICKS, || false);
     require!(arrived() == messages, "{} messages for entry {entry}, expected {messages}", arrived());
@@ -161,7 +161,7 @@ fn masked_entry(s: &Subject) -> Check {
         msix.mask(0);
         live.round_trip()?;
         expect(0, before, 0)?;
-        require!(cpu::wait(cpu::SECOND_TICKS, || msix.is_pending(0)), "pending bit is not set");
+        require!(cpu::wait(cpu::PATIENCE_TICKS, || msix.is_pending(0)), "pending bit is not set");
         msix.unmask(0);
         expect(0, before, 1)?;
         require!(!msix.is_pending(0), "pending bit stays after delivery");
@@ -181,7 +181,7 @@ fn masked_function(s: &Subject) -> Check {
     msix.control(Control::FunctionMasked);
     live.round_trip()?;
     expect(0, before, 0)?;
-    require!(cpu::wait(cpu::SECOND_TICKS, || msix.is_pending(0)), "pending bit is not set");
+    require!(cpu::wait(cpu::PATIENCE_TICKS, || msix.is_pending(0)), "pending bit is not set");
     msix.control(Control::On);
     expect(0, before, 1)?;
     require!(!msix.is_pending(0), "pending bit stays after delivery");

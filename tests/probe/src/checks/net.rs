@@ -107,7 +107,7 @@ impl Card {
         self.tx.chain(buffers);
         self.tx.publish(0);
         self.tx.kick();
-        let Some(used) = self.tx.wait_used(cpu::SECOND_TICKS) else { fail!("transmit buffer is not returned") };
+        let Some(used) = self.tx.wait_used(cpu::PATIENCE_TICKS) else { fail!("transmit buffer is not returned") };
         require!(used.id == 0, "used id {}", used.id);
         Ok(())
     }
@@ -125,7 +125,7 @@ impl Card {
     /// Waits for the frame sent last to come back in one buffer.
     fn receive(&mut self, s: Terms, len: u32, seed: u8) -> Check {
         for _ in 0..STRANGERS_MAX {
-            let Some(used) = self.rx.wait_used(2 * cpu::SECOND_TICKS) else { fail!("frame of {len} bytes does not come back") };
+            let Some(used) = self.rx.wait_used(cpu::PATIENCE_TICKS) else { fail!("frame of {len} bytes does not come back") };
             let Ok(idx) = u16::try_from(used.id) else { fail!("used id {:#x}", used.id) };
             require!(idx < self.rx.size, "used id {idx}");
             let buffer = self.rx_buffer(idx);
@@ -219,7 +219,7 @@ fn full_ring(s: &Subject) -> Check {
         }
         card.tx.kick();
         for idx in 0..card.tx.size {
-            let Some(used) = card.tx.wait_used(cpu::SECOND_TICKS) else { fail!("round {round}: frame {idx} is not returned") };
+            let Some(used) = card.tx.wait_used(cpu::PATIENCE_TICKS) else { fail!("round {round}: frame {idx} is not returned") };
             require!(used.id == u32::from(idx), "round {round}: frame {} is returned in place of {idx}", used.id);
         }
     }
@@ -253,19 +253,19 @@ fn frame_spans_buffers(s: &Subject) -> Check {
     }
     card.send_frame(1514, 7)?;
     for _ in 0..STRANGERS_MAX {
-        let Some(first) = card.rx.wait_used(2 * cpu::SECOND_TICKS) else { fail!("the frame does not come back") };
+        let Some(first) = card.rx.wait_used(cpu::PATIENCE_TICKS) else { fail!("the frame does not come back") };
         let buffer = card.rx_buffers + u64::from(first.id) * 512;
         let count = cpu::read16(buffer + 10);
         if !card.is_awaited(buffer + NET_HEADER) {
             for _ in 1..count {
-                card.rx.wait_used(cpu::SECOND_TICKS);
+                card.rx.wait_used(cpu::PATIENCE_TICKS);
             }
             continue;
         }
         require!(count == 3, "num_buffers is {count} for 1526 bytes in buffers of 512");
         let mut total = first.len;
         for _ in 1..count {
-            let Some(next) = card.rx.wait_used(cpu::SECOND_TICKS) else { fail!("buffers are missing after {total} bytes") };
+            let Some(next) = card.rx.wait_used(cpu::PATIENCE_TICKS) else { fail!("buffers are missing after {total} bytes") };
             total += next.len;
         }
         require!(total == 1526, "{total} bytes in {count} buffers");
@@ -286,7 +286,7 @@ fn receiving_sends_message(s: &Subject) -> Check {
     for seed in 0..4 {
         let before = messages_for(0);
         card.send_frame(60, seed)?;
-        require!(cpu::wait(2 * cpu::SECOND_TICKS, || messages_for(0) != before), "no message for frame {seed}");
+        require!(cpu::wait(cpu::PATIENCE_TICKS, || messages_for(0) != before), "no message for frame {seed}");
         card.receive(s.terms, 60, seed)?;
     }
     Ok(())

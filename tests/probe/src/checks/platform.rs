@@ -58,7 +58,7 @@ fn has_clock() -> Check {
     if rtc(0x0a) == 0xff {
         skip!("no clock");
     }
-    require!(cpu::wait(cpu::SECOND_TICKS, || rtc(0x0a) & RTC_UPDATING == 0), "update in progress for ever");
+    require!(cpu::wait(cpu::PATIENCE_TICKS, || rtc(0x0a) & RTC_UPDATING == 0), "update in progress for ever");
     Ok(())
 }
 

@@ -188,7 +188,7 @@ fn reset_restores(s: &Subject) -> Check {
 }
 
 fn reset_in_flight(s: &Subject) -> Check {
-    for delay in 0..20u64 {
+    for delay in (0..20u64).step_by(2) {
         let mut live = Live::start(&s.device)?;
         for _ in 0..8 {
             live.request();
@@ -204,12 +204,20 @@ fn reset_in_flight(s: &Subject) -> Check {
 }
 
 fn reset_burst(s: &Subject) -> Check {
-    for _ in 0..BURST {
-        crate::arena::reset();
-        Live::start(&s.device)?;
-        s.device.set_status(0);
+    let d = &s.device;
+    let Live { ring, receive } = Live::start(d)?;
+    for round in 0..BURST {
+        // Nothing but the writes it takes, so that the worker is met while it starts.
+        d.set_status(0);
+        d.set_status(3);
+        d.set32(common::DRIVER_FEATURE_SELECT, 1);
+        d.set32(common::DRIVER_FEATURE, 1);
+        d.set_status(FEATURES_SET);
+        receive.iter().chain([&ring]).for_each(|ring| d.enable_ring(ring));
+        d.set_status(LIVE);
+        require!(d.status() == LIVE, "round {round}: status {:#x}", d.status());
     }
-    s.device.reset()?;
+    d.reset()?;
     for _ in 0..BURST {
         s.device.set_status(0);
     }
@@ -229,7 +237,7 @@ fn isr(s: &Subject) -> Check {
     let mut live = Live::start(d)?;
     live.round_trip()?;
     let mut seen = 0;
-    cpu::wait(cpu::SECOND_TICKS, || {
+    cpu::wait(cpu::PATIENCE_TICKS, || {
         seen = cpu::read8(d.isr.address);
         seen != 0
     });
