@@ -13,6 +13,10 @@ use std::str::FromStr;
 pub(crate) use disk::DiskSpec;
 pub(crate) use size::{MIB, MemSize};
 
+const DISK_HELP: &str = "Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT]; can be repeated";
+const NET_HELP: &str = "Network card: bridge=NAME[,create=on|off], tap=NAME or fd=N[:N...], then \
+                        [,mac=MAC][,mtu=BYTES][,queues=N]; can be repeated";
+
 /// Boot a Linux kernel in a small virtual machine whose network cards are already on your bridge.
 #[derive(Debug, Parser)]
 #[command(name = "minivmm", version, after_help = exit::TABLE)]
@@ -41,13 +45,12 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub(crate) mem: MemSize,
 
-    /// Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT]; can be repeated
-    #[arg(long, value_name = "SPEC")]
+    /// Disks, by ascending slot.
+    #[arg(long, value_name = "SPEC", help = DISK_HELP)]
     pub(crate) disk: Vec<DiskSpec>,
 
-    /// Network card: bridge=NAME[,create=on|off], tap=NAME or fd=N[:N...], then [,mac=MAC][,mtu=BYTES][,queues=N]; can be
-    /// repeated
-    #[arg(long, value_name = "SPEC")]
+    /// Network cards, by ascending slot.
+    #[arg(long, value_name = "SPEC", help = NET_HELP)]
     pub(crate) net: Vec<net::NetSpec>,
 
     /// Name of the VM, unique on this host; the cards' addresses are derived from it [default: minivmm-PID]
@@ -166,7 +169,7 @@ pub(crate) fn parse() -> Parsed {
 /// Makes one sentence and a hint of clap's paragraphs: `error: ...`, `tip: ...`, usage.
 fn refusal(text: &str) -> Parsed {
     let mut lines = text.lines().map(str::trim);
-    let sentence = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let sentence = capitalised(lines.next().unwrap_or_default().trim_start_matches("error: "));
     let hint = lines
         .find_map(|line| line.strip_prefix("tip: ").or_else(|| line.strip_prefix("[possible values: ")))
         .map(|line| line.trim_end_matches(']'));

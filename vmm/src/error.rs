@@ -125,6 +125,10 @@ impl Error {
             Self::Name(name::LockError::Taken(_)) => Some("Stop it, or give this VM another --name".to_owned()),
             Self::Net(err) => err.hint(),
             Self::Kvm(err) => err.hint(),
+            Self::Vcpu { source: kvm::exit::Failure::Internal { .. }, .. } => Some(
+                "The guest did what this host's KVM cannot do; a KVM without hardware virtualization cannot run Linux"
+                    .to_owned(),
+            ),
             Self::MemoryBeyondAddressBits { .. } | Self::MemoryBeyondHost { .. } | Self::MapMemory { .. } => {
                 Some("Use a smaller --mem".to_owned())
             }
@@ -137,12 +141,14 @@ impl Error {
         match self {
             Self::Usage { .. } => exit::USAGE,
             Self::Net(err) if err.is_usage() => exit::USAGE,
+            Self::Boot(boot::Error::Read { .. }) => exit::HOST,
             Self::Kvm(kvm::Error::TooManyCpus { .. })
             | Self::MemoryBeyondAddressBits { .. }
             | Self::MemoryBeyondHost { .. }
             | Self::Boot(_)
             | Self::NoDefaultGuest
             | Self::OpenImage { .. }
+            | Self::Console(console::Error::OpenFile { .. })
             | Self::Disk(_)
             | Self::Name(name::LockError::Taken(_)) => exit::USAGE,
             _ => exit::HOST,

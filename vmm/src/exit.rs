@@ -43,14 +43,19 @@ pub(crate) const SIGNAL_BASE: u8 = 128;
 pub(crate) const TABLE: &str = "\
 Exit codes:
   0      The guest powered off, or rebooted with --on-reboot exit
-  N      The guest wrote N to the debug-exit port 0xf4 (low 8 bits; 1 to 63 are used by nothing else)
-  64     Usage error: a flag that is wrong, or that names what does not exist or cannot be used
+  N      The guest wrote N to the debug-exit port 0xf4 (its low 8 bits; no other
+         ending uses 1 to 63)
+  64     Usage error: a flag that is wrong, or that names what does not exist or
+         cannot be used
   70     Internal error: a bug in minivmm
-  71     The host failed: no KVM, no permission for a device, out of resources, a vCPU that cannot go on
+  71     The host failed: no KVM, no permission for a device, out of resources,
+         a vCPU that cannot go on
   98     The guest crashed (triple fault)
   99     The guest's kernel panicked (reported through pvpanic)
-  124    The guest did not power off within --stop-timeout after SIGTERM, SIGINT or SIGHUP
-  128+S  Stopped at once: by a second signal S, by SIGQUIT, or by the console's quit key (130)";
+  124    The guest did not power off within --stop-timeout after SIGTERM, SIGINT
+         or SIGHUP
+  128+S  Stopped at once: by a second signal S, by SIGQUIT, or by the console's
+         quit key (130)";
 
 impl Outcome {
     /// Its code in the table.

@@ -8,9 +8,11 @@ mod guest;
 
 use guest::Guest;
 use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, PidfdFlags};
 use std::io::{Read, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Longer than any of these takes on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -54,6 +56,49 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
+/// A running minivmm, killed if its test fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Nothing to do for one that has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+
+    /// Waits for its exit code, not for ever.
+    fn code(&mut self) -> i32 {
+        let pid = Pid::from_child(&self.0);
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        let ended = rustix::event::poll(&mut fds, Some(&DEADLINE.try_into().unwrap())).unwrap();
+        assert_eq!(ended, 1, "still running after {DEADLINE:?}");
+        self.0.wait().unwrap().code().unwrap_or(-1)
+    }
+
+    /// Waits until it says `text`.
+    fn expect(&mut self, text: &[u8]) {
+        let mut got = vec![0; text.len()];
+        self.0.stdout.as_mut().unwrap().read_exact(&mut got).unwrap();
+        assert!(got == text, "{}", String::from_utf8_lossy(&got));
+    }
+
+    fn type_in(&mut self, text: &[u8]) {
+        self.0.stdin.as_mut().unwrap().write_all(text).unwrap();
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
 /// A minivmm with this guest and more arguments.
 fn minivmm(guest: &Guest, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_minivmm"));
@@ -62,46 +107,20 @@ fn minivmm(guest: &Guest, args: &[&str]) -> Command {
     command
 }
 
-/// Waits for the process, not for ever.
-fn code(child: &mut Child) -> i32 {
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status.code().unwrap_or(-1);
-        }
-        if start.elapsed() > DEADLINE {
-            child.kill().unwrap();
-            panic!("still running after {DEADLINE:?}");
-        }
-        std::thread::yield_now();
-    }
-}
-
 fn runs_to(code_bytes: &[u8], args: &[&str], expected: i32) {
     let guest = Guest::new(code_bytes);
-    let mut child = minivmm(&guest, args).spawn().unwrap();
-    let code = code(&mut child);
+    let mut vm = Running::start(&mut minivmm(&guest, args));
+    let code = vm.code();
     let mut errors = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    vm.0.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     assert_eq!(code, expected, "{errors}");
 }
 
 /// A guest that has started: it says `!` on its serial port first.
-fn started(guest: &Guest, args: &[&str]) -> Child {
-    let mut child = minivmm(guest, args).stdin(Stdio::piped()).spawn().unwrap();
-    expect(&mut child, b"!");
-    child
-}
-
-fn expect(child: &mut Child, text: &[u8]) {
-    let mut got = vec![0; text.len()];
-    child.stdout.as_mut().unwrap().read_exact(&mut got).unwrap();
-    assert!(got == text, "{}", String::from_utf8_lossy(&got));
-}
-
-fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
+fn started(guest: &Guest, args: &[&str]) -> Running {
+    let mut vm = Running::start(minivmm(guest, args).stdin(Stdio::piped()));
+    vm.expect(b"!");
+    vm
 }
 
 fn power_off_gives_0() {
@@ -130,91 +149,92 @@ fn guest_with_four_cpus_ends_with_three_unstarted() {
 
 fn sigterm_presses_the_button_then_stops_with_124() {
     let guest = Guest::new(guest::IDLE);
-    let mut child = started(&guest, &["--stop-timeout", "1", "--cpus", "2"]);
-    signal(&child, "TERM");
-    assert_eq!(code(&mut child), 124);
+    let mut vm = started(&guest, &["--stop-timeout", "1", "--cpus", "2"]);
+    vm.signal("TERM");
+    assert_eq!(vm.code(), 124);
 }
 
 fn second_signal_stops_at_once() {
     let guest = Guest::new(guest::IDLE);
-    let mut child = started(&guest, &["--stop-timeout", "3600", "--log", "info"]);
-    signal(&child, "INT");
+    let mut vm = started(&guest, &["--stop-timeout", "3600", "--log", "info"]);
+    vm.signal("INT");
     let mut line = [0; 16];
     // The first signal has been taken when there is a line about it; two at once would be one.
-    child.stderr.as_mut().unwrap().read_exact(&mut line).unwrap();
-    signal(&child, "INT");
-    assert_eq!(code(&mut child), 130);
+    vm.0.stderr.as_mut().unwrap().read_exact(&mut line).unwrap();
+    vm.signal("INT");
+    assert_eq!(vm.code(), 130);
 }
 
 fn sigquit_stops_at_once() {
     let guest = Guest::new(guest::IDLE);
-    let mut child = started(&guest, &["--cpus", "4"]);
-    signal(&child, "QUIT");
-    assert_eq!(code(&mut child), 131);
+    let mut vm = started(&guest, &["--cpus", "4"]);
+    vm.signal("QUIT");
+    assert_eq!(vm.code(), 131);
 }
 
 fn spinning_guest_is_stopped() {
     let guest = Guest::new(guest::SPIN);
-    let mut child = started(&guest, &["--stop-timeout", "0"]);
-    signal(&child, "TERM");
-    assert_eq!(code(&mut child), 124);
+    let mut vm = started(&guest, &["--stop-timeout", "0"]);
+    vm.signal("TERM");
+    assert_eq!(vm.code(), 124);
 }
 
 fn guest_that_waits_for_its_reader_is_stopped() {
     let guest = Guest::new(guest::FLOOD);
-    let mut child = started(&guest, &["--stop-timeout", "1"]);
-    signal(&child, "TERM");
-    assert_eq!(code(&mut child), 124);
+    let mut vm = started(&guest, &["--stop-timeout", "1"]);
+    vm.signal("TERM");
+    assert_eq!(vm.code(), 124);
 }
 
 fn reader_that_leaves_does_not_end_the_guest() {
     let guest = Guest::new(guest::COUNT_THEN_EXIT);
-    let mut child = started(&guest, &[]);
-    drop(child.stdout.take());
-    assert_eq!(code(&mut child), 7);
+    let mut vm = started(&guest, &[]);
+    drop(vm.0.stdout.take());
+    assert_eq!(vm.code(), 7);
 }
 
 fn input_reaches_the_guest_and_its_end_is_harmless() {
     let guest = Guest::new(guest::ECHO);
-    let mut child = started(&guest, &[]);
-    child.stdin.take().unwrap().write_all(b"hello").unwrap();
-    expect(&mut child, b"hello");
-    signal(&child, "QUIT");
-    assert_eq!(code(&mut child), 131);
+    let mut vm = started(&guest, &[]);
+    vm.type_in(b"hello");
+    drop(vm.0.stdin.take());
+    vm.expect(b"hello");
+    vm.signal("QUIT");
+    assert_eq!(vm.code(), 131);
 }
 
 fn more_input_than_the_fifo_arrives_whole() {
     let guest = Guest::new(guest::ECHO);
-    let mut child = started(&guest, &[]);
+    let mut vm = started(&guest, &[]);
     let text: Vec<u8> = (0..5000u32).map(|i| b'a' + u8::try_from(i % 26).unwrap()).collect();
-    let mut stdin = child.stdin.take().unwrap();
+    let mut stdin = vm.0.stdin.take().unwrap();
     let sent = text.clone();
     let sender = std::thread::spawn(move || {
         stdin.write_all(&sent).unwrap();
         stdin
     });
-    expect(&mut child, &text);
+    vm.expect(&text);
     sender.join().unwrap().write_all(&[guest::ECHO_EXIT]).unwrap();
-    assert_eq!(code(&mut child), 7);
+    assert_eq!(vm.code(), 7);
 }
 
 fn reboot_restarts_ten_times() {
     let guest = Guest::new(guest::REBOOT_ON_INPUT);
-    let mut child = started(&guest, &["--on-reboot", "restart", "--cpus", "2"]);
+    let mut vm = started(&guest, &["--on-reboot", "restart", "--cpus", "2"]);
     for _ in 0..10 {
-        child.stdin.as_mut().unwrap().write_all(b"r").unwrap();
-        expect(&mut child, b"!");
+        vm.type_in(b"r");
+        vm.expect(b"!");
     }
-    signal(&child, "QUIT");
-    assert_eq!(code(&mut child), 131);
+    vm.signal("QUIT");
+    assert_eq!(vm.code(), 131);
 }
 
 fn console_goes_to_a_file() {
     let guest = Guest::new(guest::COUNT_THEN_EXIT);
     let file = tempfile::NamedTempFile::new().unwrap();
     let console = format!("file={}", file.path().display());
-    let mut child = minivmm(&guest, &["--console", &console]).spawn().unwrap();
-    assert_eq!(code(&mut child), 7);
+    let mut vm = Running::start(&mut minivmm(&guest, &["--console", &console]));
+    assert_eq!(vm.code(), 7);
     assert!(std::fs::read(file.path()).unwrap().starts_with(b"!"));
 }
 
@@ -228,8 +248,8 @@ fn two_vms_cannot_have_one_name() {
     let errors = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(64), "{errors}");
     assert!(errors.contains(&format!("A VM with the name {name} is already running")), "{errors}");
-    signal(&first, "QUIT");
-    assert_eq!(code(&mut first), 131);
+    first.signal("QUIT");
+    assert_eq!(first.code(), 131);
 }
 
 fn wrong_wishes_give_64_and_a_hint() {
@@ -262,6 +282,6 @@ fn disk_in_use_is_refused() {
 
     assert_eq!(second.status.code(), Some(64));
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another VM"));
-    signal(&first, "QUIT");
-    assert_eq!(code(&mut first), 131);
+    first.signal("QUIT");
+    assert_eq!(first.code(), 131);
 }

@@ -20,15 +20,14 @@ const LVT_MASKED: u32 = 1 << 16;
 
 /// What firmware would have set on every processor.
 pub(super) fn set_msrs(fd: &VcpuFd) -> Result<(), Error> {
-    let values = [(MSR_MISC_ENABLE, FAST_STRINGS), (MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK)];
-    for (index, data) in values {
-        let entry = kvm_msr_entry { index, data, ..Default::default() };
-        let msrs = Msrs::from_entries(&[entry])
-            .map_err(|err| Error::Call { operation: "set the MSRs of a vCPU", source: std::io::Error::other(err) })?;
-        let accepted = fd.set_msrs(&msrs).map_err(Error::call("set the MSRs of a vCPU"))?;
-        if accepted == 0 {
-            log::debug!("KVM does not take MSR {index:#x}; the guest starts without it");
-        }
+    let value = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let values = [value(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK), value(MSR_MISC_ENABLE, FAST_STRINGS)];
+    let operation = "set the MSRs of a vCPU";
+    let msrs =
+        Msrs::from_entries(&values).map_err(|err| Error::Call { operation, source: std::io::Error::other(err) })?;
+    let accepted = fd.set_msrs(&msrs).map_err(Error::call(operation))?;
+    if let Some(refused) = values.get(accepted) {
+        log::debug!("KVM does not take MSR {:#x}; the guest starts without it", refused.index);
     }
     Ok(())
 }
