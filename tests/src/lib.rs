@@ -3,7 +3,9 @@
 //! The binary `tests` is its command line. [`all`] is what `./run tests` does, [`demo`] what `./run demo` does.
 
 pub mod all;
+pub mod bench;
 pub mod codes;
+pub mod demo;
 pub mod guest;
 pub mod hostvm;
 pub mod lan;

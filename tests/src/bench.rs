@@ -1,0 +1,41 @@
+//! Benchmarks: interleaved runs of minivmm and a peer, medians, a JSON result and a table.
+
+pub mod start;
+pub mod usage;
+
+use serde::Serialize;
+
+/// Middle and spread of one measured figure.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The smallest value.
+    pub min: f64,
+    /// The middle one.
+    pub median: f64,
+    /// The largest value.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of any number of values; all zero if there are none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let at = |idx: usize| values.get(idx).copied().unwrap_or(0.0);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 { at(middle) } else { (at(middle.saturating_sub(1)) + at(middle)) / 2.0 };
+        Self { min: at(0), median, max: values.last().copied().unwrap_or(0.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_is_the_middle_or_the_mean_of_both_middles() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Spread { min: 1.0, median: 2.0, max: 3.0 });
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]).median, 2.5);
+        assert_eq!(Spread::of([]).median, 0.0);
+    }
+}

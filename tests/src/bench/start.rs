@@ -1,0 +1,294 @@
+//! From exec to the guest's first byte: minivmm and QEMU microvm with the same guest, in turns.
+//!
+//! The guest is the probe, whose first act is a byte on the serial port. Each VM has 128 MiB, one vCPU and one card on a bridge.
+//! minivmm creates its tap and attaches it, and that counts; QEMU gets one that is already there, without a script. A program that
+//! only prints a byte shows how much of it all is the price of starting a process.
+//!
+//! Figures mean something only against each other, in the same run. Run it inside `namespace::isolate`.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::Spread;
+use super::usage;
+use crate::lan::sh;
+
+const MEM_MIB: u64 = 128;
+const BRIDGE: &str = "br0";
+const TAP: &str = "qemu0";
+const QEMU: &str = "qemu-system-x86_64";
+/// QEMU's documentation names these for the shortest start of a microvm.
+const MICROVM: &str = "microvm,x-option-roms=off,pit=off,pic=off,rtc=off";
+/// Nobody here takes longer to print a byte.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The goals of the project: QEMU's time over ours, MiB of memory, MB of program.
+const GOALS: Goals = Goals { times_faster: 18.0, pss_mib: 2.5, program_mb: 4.0 };
+
+/// What to start, and how often.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The program under test.
+    pub minivmm: PathBuf,
+    /// The guest.
+    pub probe: PathBuf,
+    /// Runs of each contestant. The first one of each warms the caches and is not counted.
+    pub runs: u32,
+}
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A contestant could not be started.
+    #[error("{name} could not be started")]
+    Start {
+        /// Its name.
+        name: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A contestant ended, or hung, before the first byte.
+    #[error("{name} ended without a byte: {log}")]
+    Silent {
+        /// Its name.
+        name: &'static str,
+        /// What it said.
+        log: String,
+    },
+    /// The machine's own figures could not be read.
+    #[error("What {name} uses could not be read")]
+    Usage {
+        /// Its name.
+        name: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The result, as it is written to JSON.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Counted runs of each contestant.
+    pub runs: u32,
+    /// Guest memory in MiB.
+    pub mem_mib: u64,
+    /// One entry for each.
+    pub contestants: Vec<Figures>,
+    /// First byte of QEMU over that of minivmm, medians.
+    pub times_faster: f64,
+    /// What is aimed at.
+    pub goals: Goals,
+}
+
+/// What the project aims at.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Goals {
+    /// QEMU's first byte over minivmm's.
+    pub times_faster: f64,
+    /// minivmm's memory beyond the guest's, in MiB.
+    pub pss_mib: f64,
+    /// minivmm's program, in MB.
+    pub program_mb: f64,
+}
+
+/// The figures of one contestant.
+#[derive(Debug, Serialize)]
+pub struct Figures {
+    /// Its name.
+    pub name: &'static str,
+    /// From before the spawn until the byte is read, in ms.
+    pub first_byte_ms: Spread,
+    /// Processor time of all its processes until then, in ms.
+    pub cpu_ms: Spread,
+    /// PSS of all its processes beyond guest memory, in MiB.
+    pub pss_mib: Spread,
+    /// Threads of all its processes, the largest number seen.
+    pub threads: u32,
+    /// Processes, the largest number seen.
+    pub processes: u32,
+    /// The program file in MB (10^6 bytes).
+    pub program_mb: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Contestant {
+    OneByte,
+    Minivmm,
+    QemuMicrovm,
+}
+
+struct Sample {
+    first_byte: Duration,
+    cpu: Duration,
+    footprint: usage::Usage,
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// If a contestant does not start or says nothing.
+pub fn run(plan: &Plan) -> Result<Report, Error> {
+    sh(&format!("ip link add {BRIDGE} type bridge stp_state 0 forward_delay 0 && ip link set {BRIDGE} up &&
+        ip tuntap add {TAP} mode tap && ip link set {TAP} master {BRIDGE} up"));
+    let contestants = [Contestant::OneByte, Contestant::Minivmm, Contestant::QemuMicrovm];
+    let mut samples: [Vec<Sample>; 3] = Default::default();
+    for round in 0..=plan.runs {
+        for (contestant, samples) in contestants.iter().zip(&mut samples) {
+            let sample = contestant.start_once(plan)?;
+            if round > 0 {
+                samples.push(sample);
+            }
+        }
+    }
+    let figures: Vec<Figures> = contestants.iter().zip(&samples).map(|(c, s)| c.figures(plan, s)).collect();
+    let median = |contestant: Contestant| {
+        let found = figures.iter().find(|figures| figures.name == contestant.name());
+        found.map_or(f64::NAN, |figures| figures.first_byte_ms.median)
+    };
+    let times_faster = median(Contestant::QemuMicrovm) / median(Contestant::Minivmm);
+    Ok(Report { runs: plan.runs, mem_mib: MEM_MIB, contestants: figures, times_faster, goals: GOALS })
+}
+
+impl Report {
+    /// The figures as a table for people.
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "Start of a guest of {} MiB with 1 vCPU and 1 card on a bridge, medians of {} (min..max)\n\
+             {:16} {:>24} {:>24} {:>10} {:>8} {:>10} {:>9}\n",
+            self.mem_mib, self.runs, "", "first byte, ms", "CPU until then, ms", "PSS, MiB", "threads", "processes", "file, MB"
+        );
+        for f in &self.contestants {
+            let spread = |s: &Spread| format!("{:.2} ({:.2}..{:.2})", s.median, s.min, s.max);
+            text.push_str(&format!(
+                "{:16} {:>24} {:>24} {:>10.2} {:>8} {:>10} {:>9.2}\n",
+                f.name,
+                spread(&f.first_byte_ms),
+                spread(&f.cpu_ms),
+                f.pss_mib.median,
+                f.threads,
+                f.processes,
+                f.program_mb
+            ));
+        }
+        text.push_str(&format!(
+            "minivmm's first byte comes {:.1} times as fast as QEMU's (goals: {} times, {} MiB, {} MB)\n",
+            self.times_faster, self.goals.times_faster, self.goals.pss_mib, self.goals.program_mb
+        ));
+        text
+    }
+}
+
+impl Contestant {
+    fn name(self) -> &'static str {
+        match self {
+            Self::OneByte => "print a byte",
+            Self::Minivmm => "minivmm",
+            Self::QemuMicrovm => "QEMU microvm",
+        }
+    }
+
+    fn program(self, plan: &Plan) -> PathBuf {
+        match self {
+            Self::OneByte => in_path("printf"),
+            Self::Minivmm => plan.minivmm.clone(),
+            Self::QemuMicrovm => in_path(QEMU),
+        }
+    }
+
+    fn command(self, plan: &Plan) -> Command {
+        let mut command = Command::new(self.program(plan));
+        match self {
+            Self::OneByte => command.arg("x"),
+            Self::Minivmm => command
+                .arg("--kernel")
+                .arg(&plan.probe)
+                .args(["--cmdline-replace", "probe=idle", "--console", "stdio", "--cpus", "1"])
+                .args(["--mem", &format!("{MEM_MIB}M"), "--net", &format!("bridge={BRIDGE}")]),
+            Self::QemuMicrovm => command
+                .args(["-M", MICROVM, "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &MEM_MIB.to_string()])
+                .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])
+                .args(["-netdev", &format!("tap,id=n,ifname={TAP},script=no,downscript=no")])
+                .args(["-device", "virtio-net-device,netdev=n", "-append", "probe=idle", "-kernel"])
+                .arg(&plan.probe),
+        };
+        command
+    }
+
+    fn start_once(self, plan: &Plan) -> Result<Sample, Error> {
+        let name = self.name();
+        let mut command = self.command(plan);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let start = Instant::now();
+        let mut child = command.spawn().map_err(|source| Error::Start { name, source })?;
+        let heard = first_byte(&mut child);
+        let first_byte = start.elapsed();
+        let sample = usage::cpu_time().and_then(|cpu| {
+            let footprint = usage::footprint(MEM_MIB * 1024)?;
+            Ok(Sample { first_byte, cpu, footprint })
+        });
+        end(&mut child);
+        if !heard {
+            let mut log = String::new();
+            // Whatever can be read explains more than nothing.
+            let _partial = child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut log));
+            return Err(Error::Silent { name, log: log.trim().to_owned() });
+        }
+        sample.map_err(|source| Error::Usage { name, source })
+    }
+
+    fn figures(self, plan: &Plan, samples: &[Sample]) -> Figures {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let most = |count: fn(&usage::Usage) -> u32| samples.iter().map(|s| count(&s.footprint)).max().unwrap_or(0);
+        // Sizes are far below 2^52.
+        let bytes = fs::metadata(self.program(plan)).map_or(0, |file| file.len()) as f64;
+        Figures {
+            name: self.name(),
+            first_byte_ms: Spread::of(samples.iter().map(|s| ms(s.first_byte))),
+            cpu_ms: Spread::of(samples.iter().map(|s| ms(s.cpu))),
+            pss_mib: Spread::of(samples.iter().map(|s| s.footprint.pss_kib as f64 / 1024.0)),
+            threads: most(|usage| usage.threads),
+            processes: most(|usage| usage.processes),
+            program_mb: bytes / 1e6,
+        }
+    }
+}
+
+/// Waits for one byte on the child's standard output.
+fn first_byte(child: &mut Child) -> bool {
+    let Some(stdout) = child.stdout.as_mut() else { return false };
+    let mut poll = [rustix::event::PollFd::new(stdout, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: FIRST_BYTE_TIMEOUT.as_secs().cast_signed(), tv_nsec: 0 };
+    let ready = rustix::event::poll(&mut poll, Some(&limit));
+    ready.is_ok_and(|ready| ready > 0) && stdout.read(&mut [0]).is_ok_and(|len| len == 1)
+}
+
+/// Kills the contestant and waits until none of its processes is left, so that nobody tidies up in the next one's time.
+fn end(child: &mut Child) {
+    // It may have ended by itself.
+    let _gone = child.kill();
+    let _status = child.wait();
+    // This is process 1 of its namespace: children of the killed one are ours now.
+    while rustix::process::wait(rustix::process::WaitOptions::empty()).is_ok() {}
+}
+
+/// The file that a program name means.
+fn in_path(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()).unwrap_or_else(|| name.into())
+}
+
+/// Writes the report as JSON.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_json(report: &Report, path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let text = serde_json::to_string_pretty(report).map_err(io::Error::other)?;
+    fs::write(path, text + "\n")
+}
