@@ -14,7 +14,7 @@ use tests::hostvm::{Config, HostVm, agent, keep};
 use tests::place::Place;
 use tests::stage::Stage;
 use tests::workspace::Parts;
-use tests::{stories, vm};
+use tests::{bench, namespace, probe, stories, vm, workspace};
 
 /// End-to-end tests of minivmm, the host VM they run in, and the demo.
 #[derive(Parser)]
@@ -33,11 +33,30 @@ enum Word {
     Hostvm(HostVmArgs),
     /// Run a command in a kept host VM, or end it (`--stop`)
     Exec(ExecArgs),
+    /// Measure minivmm against a peer, in turns
+    #[command(subcommand)]
+    Bench(Bench),
     /// Say what this machine's KVM is good for
     Place,
     /// Serve the control channel (runs inside the host VM)
     #[command(hide = true)]
     Agent,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// From exec to the guest's first byte, against QEMU microvm
+    Start(BenchStartArgs),
+}
+
+#[derive(Args)]
+struct BenchStartArgs {
+    /// Counted runs of each
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Where the result goes [default: bench/start.json in cargo's target folder]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -135,6 +154,7 @@ fn main() -> ExitCode {
         Word::Hostvm(args) => host_vm(&args).map_err(Into::into),
         Word::Exec(args) => exec(&args).map_err(Into::into),
         Word::Agent => agent::serve().map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Word::Bench(Bench::Start(args)) => bench_start(&args),
         Word::Place => {
             println!("{}", Place::ask());
             Ok(ExitCode::SUCCESS)
@@ -159,6 +179,23 @@ fn story(args: &StoryArgs) -> std::io::Result<ExitCode> {
         eprintln!("{}", vm::last_words());
     }));
     (story.tell)(&Stage::new(parts, scratch.path()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn bench_start(args: &BenchStartArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let target = workspace::target_folder();
+    // Before the namespaces, where cargo may still need the network; inside, everything is up to date.
+    let plan = bench::start::Plan {
+        minivmm: probe::build_minivmm(&target)?,
+        probe: probe::build(&target)?,
+        runs: args.runs,
+    };
+    namespace::isolate()?;
+    let report = bench::start::run(&plan)?;
+    print!("{}", report.table());
+    let json = args.json.clone().unwrap_or_else(|| target.join("bench/start.json"));
+    bench::start::write_json(&report, &json)?;
+    println!("{}", json.display());
     Ok(ExitCode::SUCCESS)
 }
 
