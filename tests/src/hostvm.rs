@@ -20,7 +20,7 @@ pub mod qemu;
 pub mod wire;
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -38,6 +38,13 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 const ANSWER_GRACE: Duration = Duration::from_secs(60);
 /// How long powering off may take before QEMU is killed.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(30);
+/// How often the host VM's processor is woken. QEMU's emulation can lose the timer interrupt of a processor that idles
+/// while it has guests of its own (seen with two of them); it then sleeps until something else interrupts it.
+const BEAT: Duration = Duration::from_millis(200);
+/// Input goes in in pieces of at most this size.
+const INPUT_PIECE_BYTES: usize = 4096;
+/// How long a host VM may leave the control channel unread.
+const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 /// How much of the console goes into an error.
 const CONSOLE_TAIL_BYTES: usize = 3000;
 
@@ -132,9 +139,10 @@ type Waiting = Arc<Mutex<HashMap<u32, Sender<Message>>>>;
 /// A running host VM.
 pub struct HostVm {
     qemu: Child,
-    writer: Mutex<UnixStream>,
+    writer: Arc<Mutex<UnixStream>>,
     waiting: Waiting,
     reader: Option<JoinHandle<()>>,
+    heart: Option<(Sender<()>, JoinHandle<()>)>,
     next_id: AtomicU32,
     console: PathBuf,
     // Holds the initramfs and the console log.
@@ -161,11 +169,19 @@ impl HostVm {
             let waiting = Arc::clone(&waiting);
             thread::spawn(move || dispatch(incoming, &waiting))
         };
+        ours.set_write_timeout(Some(WRITE_DEADLINE)).map_err(Error::Channel)?;
+        let writer = Arc::new(Mutex::new(ours));
+        let (stop, stopped) = mpsc::channel();
+        let heart = {
+            let writer = Arc::clone(&writer);
+            thread::spawn(move || beat(&writer, &stopped))
+        };
         let vm = Self {
             qemu,
-            writer: Mutex::new(ours),
+            writer,
             waiting,
             reader: Some(reader),
+            heart: Some((stop, heart)),
             next_id: AtomicU32::new(wire::READY_ID + 1),
             console,
             _folder: machine.into_folder(),
@@ -193,19 +209,34 @@ impl HostVm {
     ///
     /// # Errors
     /// As for [`HostVm::run`].
-    pub fn stream(
+    pub fn stream(&self, command: Command, timeout: Duration, sink: &mut dyn FnMut(Message)) -> Result<Status, Error> {
+        self.stream_with_input(command, timeout, None, sink)
+    }
+
+    /// Runs a command like [`HostVm::stream`], with standard input. What is read from `input` after the command's end is
+    /// lost: a read cannot be called off.
+    ///
+    /// # Errors
+    /// As for [`HostVm::run`].
+    pub fn stream_with_input(
         &self,
         mut command: Command,
         timeout: Duration,
+        input: Option<Box<dyn Read + Send>>,
         sink: &mut dyn FnMut(Message),
     ) -> Result<Status, Error> {
         command.timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        command.takes_input = input.is_some();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::channel();
         lock(&self.waiting).insert(id, sender);
-        let patience = timeout.saturating_add(ANSWER_GRACE);
-        let deadline = Instant::now() + patience;
         let result = self.send(&Frame { id, message: Message::Run(command) }).and_then(|()| {
+            if let Some(input) = input {
+                let writer = Arc::clone(&self.writer);
+                thread::spawn(move || feed(&writer, id, input));
+            }
+            let patience = timeout.saturating_add(ANSWER_GRACE);
+            let deadline = Instant::now() + patience;
             loop {
                 match self.next(&receiver, deadline, patience)? {
                     Message::Exit(status) => return Ok(status),
@@ -247,8 +278,7 @@ impl HostVm {
     }
 
     fn send(&self, frame: &Frame) -> Result<(), Error> {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        frame.write(&mut *writer).map_err(Error::Channel)
+        say(&self.writer, frame).map_err(Error::Channel)
     }
 
     fn next(&self, from: &Receiver<Message>, deadline: Instant, patience: Duration) -> Result<Message, Error> {
@@ -271,6 +301,36 @@ impl Drop for HostVm {
         let _status = self.qemu.wait();
         if let Some(reader) = self.reader.take() {
             let _joined = reader.join();
+        }
+        if let Some((stop, heart)) = self.heart.take() {
+            drop(stop);
+            let _joined = heart.join();
+        }
+    }
+}
+
+fn say(writer: &Mutex<UnixStream>, frame: &Frame) -> io::Result<()> {
+    frame.write(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Passes a command's input on, up to and including its end.
+fn feed(writer: &Mutex<UnixStream>, id: u32, mut input: Box<dyn Read + Send>) {
+    let mut piece = [0; INPUT_PIECE_BYTES];
+    loop {
+        // An input that fails has ended.
+        let count = input.read(&mut piece).unwrap_or(0);
+        let bytes = piece.get(..count).unwrap_or_default().to_vec();
+        if say(writer, &Frame { id, message: Message::Stdin(bytes) }).is_err() || count == 0 {
+            return;
+        }
+    }
+}
+
+/// Interrupts the host VM's processor every now and then, until the channel or the host VM ends.
+fn beat(writer: &Mutex<UnixStream>, stopped: &Receiver<()>) {
+    while stopped.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+        if say(writer, &Frame { id: wire::READY_ID, message: Message::Beat }).is_err() {
+            return;
         }
     }
 }

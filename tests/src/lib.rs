@@ -5,6 +5,7 @@
 pub mod all;
 pub mod bench;
 pub mod codes;
+pub mod demo;
 pub mod guest;
 pub mod hostvm;
 pub mod lan;

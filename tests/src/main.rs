@@ -1,7 +1,7 @@
 //! The command line of the tests.
 
 use std::error::Error;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tests::all::{self, Selection, chain};
 use tests::hostvm::qemu::{Accel, Machine};
-use tests::hostvm::wire::{Command, Message};
+use tests::hostvm::wire::Command;
 use tests::hostvm::{Config, HostVm, agent, keep};
 use tests::place::Place;
 use tests::stage::Stage;
 use tests::workspace::Parts;
-use tests::{bench, namespace, probe, stories, vm, workspace};
+use tests::{bench, demo, namespace, probe, stories, vm, workspace};
 
 /// End-to-end tests of minivmm, the host VM they run in, and the demo.
 #[derive(Parser)]
@@ -27,8 +27,14 @@ struct Cli {
 enum Word {
     /// Run all tests
     All(AllArgs),
+    /// Give the demo
+    Demo,
     /// Run one story right here (in namespaces that `all` makes)
+    #[command(hide = true)]
     Story(StoryArgs),
+    /// Give the demo right here (in namespaces that `demo` makes)
+    #[command(hide = true)]
+    Show(ShowArgs),
     /// Boot a host VM: for a shell (no arguments), for one command, or to be kept for many (`--keep`)
     Hostvm(HostVmArgs),
     /// Run a command in a kept host VM, or end it (`--stop`)
@@ -69,15 +75,33 @@ struct AllArgs {
 }
 
 #[derive(Args)]
-struct StoryArgs {
-    /// Its name
-    name: String,
+struct StageArgs {
     /// The program under test
     #[arg(long)]
     minivmm: PathBuf,
     /// The folder with the guests
     #[arg(long)]
     guests: PathBuf,
+}
+
+#[derive(Args)]
+struct StoryArgs {
+    /// Its name
+    name: String,
+    #[command(flatten)]
+    stage: StageArgs,
+}
+
+#[derive(Args)]
+struct ShowArgs {
+    /// What is moved each way, in MiB
+    #[arg(long)]
+    amount_mib: u32,
+    /// Leave the guest's shell to the user
+    #[arg(long)]
+    interactive: bool,
+    #[command(flatten)]
+    stage: StageArgs,
 }
 
 #[derive(Args)]
@@ -151,6 +175,10 @@ fn main() -> ExitCode {
             all::run(&Selection { filter: args.filter, only_stories: args.only_stories }).map_err(Into::into)
         }
         Word::Story(args) => story(&args).map_err(Into::into),
+        Word::Demo => demo::run().map_err(Into::into),
+        Word::Show(args) => {
+            on_stage(&args.stage, |stage| demo::show(stage, args.amount_mib, args.interactive)).map_err(Into::into)
+        }
         Word::Hostvm(args) => host_vm(&args).map_err(Into::into),
         Word::Exec(args) => exec(&args).map_err(Into::into),
         Word::Agent => agent::serve().map(|()| ExitCode::SUCCESS).map_err(Into::into),
@@ -171,6 +199,11 @@ fn story(args: &StoryArgs) -> std::io::Result<ExitCode> {
         eprintln!("error: There is no story {:?}", args.name);
         return Ok(ExitCode::FAILURE);
     };
+    on_stage(&args.stage, story.tell)
+}
+
+/// Runs what panics when it fails; then the machines' last words follow the panic's message.
+fn on_stage(args: &StageArgs, play: impl FnOnce(&Stage)) -> std::io::Result<ExitCode> {
     let scratch = tempfile::tempdir_in("/dev/shm")?;
     let parts = Parts { minivmm: args.minivmm.clone(), guests: args.guests.clone() };
     let default_hook = std::panic::take_hook();
@@ -178,7 +211,7 @@ fn story(args: &StoryArgs) -> std::io::Result<ExitCode> {
         default_hook(panic);
         eprintln!("{}", vm::last_words());
     }));
-    (story.tell)(&Stage::new(parts, scratch.path()));
+    play(&Stage::new(parts, scratch.path()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -212,7 +245,7 @@ fn host_vm(args: &HostVmArgs) -> Result<ExitCode, tests::hostvm::Error> {
         return shell(&config);
     }
     let vm = HostVm::boot(&config)?;
-    let status = vm.stream(args.command.command(), args.command.timeout(), &mut print)?;
+    let status = vm.stream(args.command.command(), args.command.timeout(), &mut demo::print)?;
     vm.shutdown()?;
     Ok(ExitCode::from(status.shell_code()))
 }
@@ -240,16 +273,6 @@ fn exec(args: &ExecArgs) -> Result<ExitCode, tests::hostvm::Error> {
         keep::stop(&args.socket)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let status = keep::exec(&args.socket, args.command.command(), args.command.timeout(), &mut print)?;
+    let status = keep::exec(&args.socket, args.command.command(), args.command.timeout(), &mut demo::print)?;
     Ok(ExitCode::from(status.shell_code()))
-}
-
-/// Passes a command's output on to the same stream outside.
-fn print(message: Message) {
-    // With our own output closed there is nobody left to tell.
-    let _closed = match message {
-        Message::Stdout(bytes) => std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush()),
-        Message::Stderr(bytes) => std::io::stderr().write_all(&bytes),
-        _ => Ok(()),
-    };
 }

@@ -71,23 +71,18 @@ impl Stage {
     }
 }
 
-/// The command line that runs a story in namespaces of its own.
+/// The command line that runs another one in namespaces of its own.
 ///
 /// The network namespace keeps stories from meeting each other's interfaces and takes what they leave; the process
-/// namespace ends what they leave running. Mounted anew, /proc and /sys show these namespaces and not the
-/// machine's, and the story's files in /dev/shm go with it.
-pub fn command_line(program: &Path, parts: &Parts, name: &str) -> Vec<String> {
-    let mut words: Vec<String> = Vec::new();
-    let mut push = |more: &[&str]| words.extend(more.iter().map(|&word| word.to_owned()));
-    push(&["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]);
-    if !rustix::process::geteuid().is_root() {
-        push(&["--map-root-user"]);
-    }
+/// namespace ends what they leave running. Mounted anew, /proc and /sys show these namespaces and not the machine's, and
+/// files in /dev/shm go with them.
+pub fn in_namespaces(command_line: &[String]) -> Vec<String> {
     let enter =
         "mount -t proc proc /proc && mount -t sysfs sysfs /sys && mount -t tmpfs -o size=80% scratch /dev/shm &&
                  ip link set lo up && exec \"$@\"";
-    push(&["sh", "-c", enter, "story"]);
-    push(&[&program.to_string_lossy(), "story", name]);
-    push(&["--minivmm", &parts.minivmm.to_string_lossy(), "--guests", &parts.guests.to_string_lossy()]);
-    words
+    let unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"];
+    let user: &[&str] = if rustix::process::geteuid().is_root() { &[] } else { &["--map-root-user"] };
+    let shell = ["sh", "-c", enter, "namespaces"];
+    let words = unshare.iter().chain(user).chain(&shell);
+    words.map(|&word| word.to_owned()).chain(command_line.iter().cloned()).collect()
 }

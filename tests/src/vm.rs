@@ -107,24 +107,38 @@ impl Builder {
         self.parameter(&guest::script_parameter(script))
     }
 
+    /// The command line, as a user would type it.
+    pub fn command_line(&self) -> String {
+        let mut line = "minivmm".to_owned();
+        for word in self.arguments() {
+            line.push(' ');
+            let plain = !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || "'\"$&|;<>()*?".contains(c));
+            line.push_str(&if plain { word } else { format!("'{word}'") });
+        }
+        line
+    }
+
     /// Starts it.
     pub fn start(&self) -> Vm {
-        let mut command = Command::new(&self.minivmm);
-        command.args(&self.flags);
+        Vm::start(Command::new(&self.minivmm).args(self.arguments()))
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = self.flags.clone();
         let cmdline = self.cmdline.join(" ");
         // minivmm's own defaults, some 100 bytes, have to fit too.
         assert!(cmdline.len() + 256 < CMDLINE_MAX_BYTES, "The script is too long for a kernel command line");
         if !cmdline.is_empty() {
-            command.args(["--cmdline", &cmdline]);
+            arguments.extend(["--cmdline".to_owned(), cmdline]);
         }
-        Vm::start(&mut command)
+        arguments
     }
 }
 
 /// A running or ended machine.
 pub struct Vm {
     pid: Pid,
-    stdin: ChildStdin,
+    stdin: Arc<Mutex<ChildStdin>>,
     watched: Watched,
     end: Arc<(Mutex<Option<ExitStatus>>, Condvar)>,
 }
@@ -146,7 +160,7 @@ impl Vm {
         lock(&STARTED).push(watched.clone());
         let pid = Pid::from_child(&child);
         let end = Arc::new((Mutex::new(None), Condvar::new()));
-        let vm = Self { pid, stdin, watched, end: Arc::clone(&end) };
+        let vm = Self { pid, stdin: Arc::new(Mutex::new(stdin)), watched, end: Arc::clone(&end) };
         thread::spawn(move || note_end(child, &end));
         vm
     }
@@ -200,8 +214,25 @@ impl Vm {
     }
 
     /// Types into the guest's console.
-    pub fn type_in(&mut self, text: &str) {
-        self.stdin.write_all(text.as_bytes()).unwrap_or_else(|error| panic!("minivmm takes no input: {error}"));
+    pub fn type_in(&self, text: &str) {
+        lock(&self.stdin).write_all(text.as_bytes()).unwrap_or_else(|error| panic!("minivmm takes no input: {error}"));
+    }
+
+    /// Connects the console to a user until minivmm ends, and returns its exit code. What is read from `input` after that is
+    /// lost: a read cannot be called off.
+    pub fn connect(self, mut input: impl Read + Send + 'static, output: impl Write + Send + 'static) -> i32 {
+        lock(&self.watched.console.state).copy = Some(Box::new(output));
+        let keyboard = Arc::clone(&self.stdin);
+        thread::spawn(move || {
+            let mut piece = [0; 256];
+            while let Ok(count @ 1..) = input.read(&mut piece) {
+                if lock(&keyboard).write_all(piece.get(..count).unwrap_or_default()).is_err() {
+                    return;
+                }
+            }
+        });
+        self.watched.console.wait_for_end();
+        self.wait_exit()
     }
 
     /// Sends minivmm a signal.
@@ -272,6 +303,8 @@ struct Stream {
 struct State {
     bytes: Vec<u8>,
     ended: bool,
+    /// Where everything that comes from now on goes as well.
+    copy: Option<Box<dyn Write + Send>>,
 }
 
 impl Stream {
@@ -283,7 +316,12 @@ impl Stream {
             loop {
                 let count = pipe.read(&mut piece).unwrap_or(0);
                 let mut state = lock(&writer.state);
-                state.bytes.extend_from_slice(piece.get(..count).unwrap_or_default());
+                let piece = piece.get(..count).unwrap_or_default();
+                state.bytes.extend_from_slice(piece);
+                if let Some(copy) = &mut state.copy {
+                    // A user who has gone misses nothing.
+                    let _gone = copy.write_all(piece).and_then(|()| copy.flush());
+                }
                 state.ended = count == 0;
                 writer.changed.notify_all();
                 if state.ended {
@@ -302,6 +340,11 @@ impl Stream {
         self.wait(text, |seen| seen.contains(text).then_some(()));
     }
 
+    fn wait_for_end(&self) {
+        let ended = self.changed.wait_while(lock(&self.state), |state| !state.ended);
+        drop(ended);
+    }
+
     /// The rest of the first whole line that starts with `start`.
     fn wait_for_line(&self, start: &str) -> String {
         self.wait(start, |seen| {
@@ -317,9 +360,13 @@ impl Stream {
             if let Some(value) = found(&String::from_utf8_lossy(&state.bytes)) {
                 return value;
             }
-            assert!(!state.ended, "minivmm ended before the guest said {wanted:?}");
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "The guest did not say {wanted:?} within {PATIENCE:?}");
+            if state.ended || left.is_zero() {
+                let why = if state.ended { "minivmm ended first" } else { "its time is up" };
+                // The report of the panic reads the stream too.
+                drop(state);
+                panic!("{wanted:?} was not said: {why}");
+            }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }

@@ -63,7 +63,7 @@ impl Parts {
                 series,
                 freshness: Freshness::Cached,
                 out: guests.clone(),
-                cache: place::cache_dir()?,
+                cache: place::cache_dir(&guests),
                 agent: binaries.join("minivmm-agent"),
                 programs: Vec::new(),
                 modules: Vec::new(),
@@ -72,6 +72,12 @@ impl Parts {
             vmlinux::extract(&guest.bzimage, &guest.vmlinux)?;
         }
         Ok(Self { minivmm: binaries.join("minivmm"), guests })
+    }
+
+    /// The parts as flags of this program's own words `story` and `show`.
+    pub fn flags(&self) -> [String; 4] {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        ["--minivmm".to_owned(), text(&self.minivmm), "--guests".to_owned(), text(&self.guests)]
     }
 }
 

@@ -1,17 +1,18 @@
 //! The agent in the host VM: runs the commands that come over the control channel.
 //!
-//! It is this same binary, started by the initramfs. A command gets a process group of its own, an empty standard input and
-//! two pipes; when its time is up the group is killed. What a command leaves running in the background stays, and keeps
+//! It is this same binary, started by the initramfs. A command gets a process group of its own, two or
+//! three pipes; when its time is up the group is killed. What a command leaves running in the background stays, and keeps
 //! nobody waiting. The agent ends when it is told to, or when the outer end of the channel closes; the host VM then powers
 //! off.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ const PIECE_BYTES: usize = 32 << 10;
 const DRAIN_DEADLINE: Duration = Duration::from_millis(500);
 
 type Channel = Arc<Mutex<File>>;
+/// The commands that take input, by id.
+type Inputs = Arc<Mutex<HashMap<u32, ChildStdin>>>;
 
 /// Serves the control channel until the outer end says or shows that it is over.
 ///
@@ -35,17 +38,21 @@ type Channel = Arc<Mutex<File>>;
 pub fn serve() -> io::Result<()> {
     let mut incoming = OpenOptions::new().read(true).write(true).open(port()?)?;
     let channel: Channel = Arc::new(Mutex::new(incoming.try_clone()?));
+    let inputs = Inputs::default();
     say(&channel, READY_ID, Message::Ready);
     loop {
         match Frame::read(&mut incoming) {
             Ok(Frame { id, message: Message::Run(command) }) => {
                 let channel = Arc::clone(&channel);
+                let inputs = Arc::clone(&inputs);
                 thread::spawn(move || {
                     forget_outer_names();
-                    let status = run(&channel, id, &command);
+                    let status = run(&channel, &inputs, id, &command);
+                    lock(&inputs).remove(&id);
                     say(&channel, id, Message::Exit(status));
                 });
             }
+            Ok(Frame { id, message: Message::Stdin(bytes) }) => feed(&inputs, id, &bytes),
             Ok(Frame { message: Message::Shutdown, .. }) | Err(_) => return Ok(()),
             Ok(_) => {}
         }
@@ -70,12 +77,25 @@ fn forget_outer_names() {
 }
 
 fn say(channel: &Channel, id: u32, message: Message) {
-    let mut to = channel.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut to = lock(channel);
     // With the outer end gone the reading side ends the agent.
     let _gone = Frame { id, message }.write(&mut *to);
 }
 
-fn run(channel: &Channel, id: u32, command: &Command) -> Status {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Hands input to its command. A command that leaves it unread keeps the others waiting, so it is for keys, not for files.
+fn feed(inputs: &Inputs, id: u32, bytes: &[u8]) {
+    let mut inputs = lock(inputs);
+    let Some(input) = inputs.get_mut(&id) else { return };
+    if bytes.is_empty() || input.write_all(bytes).is_err() {
+        inputs.remove(&id);
+    }
+}
+
+fn run(channel: &Channel, inputs: &Inputs, id: u32, command: &Command) -> Status {
     let deadline = Instant::now() + Duration::from_millis(command.timeout_ms);
     let mut child = match start(command) {
         Ok(child) => child,
@@ -86,6 +106,9 @@ fn run(channel: &Channel, id: u32, command: &Command) -> Status {
         }
     };
     let group = Pid::from_child(&child);
+    if let Some(input) = child.stdin.take() {
+        lock(inputs).insert(id, input);
+    }
     let (drained, all_drained) = mpsc::channel();
     if let Some(pipe) = child.stdout.take() {
         forward(channel, id, pipe, Message::Stdout, drained.clone());
@@ -116,7 +139,7 @@ fn start(command: &Command) -> io::Result<Child> {
         .args(arguments)
         .envs(command.env.iter().map(|(name, value)| (name, value)))
         .current_dir(command.dir.as_deref().unwrap_or("/"))
-        .stdin(Stdio::null())
+        .stdin(if command.takes_input { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)

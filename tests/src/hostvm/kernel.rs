@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Error;
+use crate::workspace::target_folder;
 
 /// The series of the host's kernel. Not the cloud flavour: it has no 9p.
 const SERIES: &str = "6.12";
@@ -26,7 +27,7 @@ impl Kernel {
     /// # Errors
     /// If nothing is cached and the package cannot be downloaded or unpacked.
     pub fn provide() -> Result<Self, Error> {
-        let cache = images::place::cache_dir()?.join("host-kernel");
+        let cache = images::place::cache_dir(&target_folder()).join("host-kernel");
         create(&cache)?;
         // Two host VMs may start at once on an empty cache.
         let lock_path = cache.join("lock");

@@ -21,6 +21,8 @@ pub struct Command {
     pub env: Vec<(String, String)>,
     /// Where it starts; `None` is `/`.
     pub dir: Option<String>,
+    /// Whether its standard input comes in [`Message::Stdin`]; otherwise it is empty.
+    pub takes_input: bool,
     /// When the agent kills it, in milliseconds.
     pub timeout_ms: u64,
 }
@@ -67,8 +69,12 @@ pub enum Message {
     Stderr(Vec<u8>),
     /// Agent: the command ended; nothing follows under this id.
     Exit(Status),
+    /// The command reads this from its standard input; nothing at all is the input's end.
+    Stdin(Vec<u8>),
     /// Power off.
     Shutdown,
+    /// Nothing but an interrupt for the host VM's processor.
+    Beat,
 }
 
 /// One message with the id of the command it belongs to.
@@ -93,6 +99,8 @@ impl Frame {
             Message::Stderr(bytes) => (3, bytes.clone()),
             Message::Exit(status) => (4, serde_json::to_vec(status)?),
             Message::Shutdown => (5, Vec::new()),
+            Message::Beat => (6, Vec::new()),
+            Message::Stdin(bytes) => (7, bytes.clone()),
         };
         let length = u32::try_from(payload.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut bytes = Vec::with_capacity(9 + payload.len());
@@ -131,6 +139,8 @@ impl Frame {
             3 => Message::Stderr(payload),
             4 => Message::Exit(serde_json::from_slice(&payload)?),
             5 => Message::Shutdown,
+            6 => Message::Beat,
+            7 => Message::Stdin(payload),
             _ => return Err(io::ErrorKind::InvalidData.into()),
         };
         Ok(Self { id: u32::from_le_bytes(id), message })

@@ -35,16 +35,16 @@ const fn case(flags: &'static str, says: &'static [&'static str], code: i32) -> 
 }
 
 const IMAGES: &[Case] = &[
-    case("--kernel $D/missing", &["$D/missing"], HOST),
-    case("--kernel $D/empty", &["$D/empty"], HOST),
-    case("--kernel $D/folder", &["$D/folder"], HOST),
-    case("--kernel $D/truncated", &["$D/truncated"], HOST),
-    case("--kernel $D/text", &["$D/text", "kernel"], HOST),
-    case("--kernel $D/elf32", &["$D/elf32", "32"], HOST),
-    case("--kernel $D/elf_high", &["$D/elf_high"], HOST),
-    case("--kernel $D/compressed", &["$D/compressed", "compress"], HOST),
-    case("--kernel $K --initrd $D/missing", &["$D/missing"], HOST),
-    case("--kernel $K --initrd $D/huge --mem 128M", &["$D/huge", "memory"], HOST),
+    case("--kernel $D/missing", &["$D/missing"], USAGE),
+    case("--kernel $D/empty", &["$D/empty"], USAGE),
+    case("--kernel $D/folder", &["$D/folder"], USAGE),
+    case("--kernel $D/truncated", &["$D/truncated"], USAGE),
+    case("--kernel $D/text", &["$D/text", "kernel"], USAGE),
+    case("--kernel $D/elf32", &["$D/elf32", "32"], USAGE),
+    case("--kernel $D/elf_high", &["$D/elf_high"], USAGE),
+    case("--kernel $D/compressed", &["$D/compressed", "compress"], USAGE),
+    case("--kernel $K --initrd $D/missing", &["$D/missing"], USAGE),
+    case("--kernel $K --initrd $D/huge --mem 128M", &["$D/huge", "memory"], USAGE),
 ];
 
 const SIZES: &[Case] = &[
@@ -69,22 +69,22 @@ const NETWORKS: &[Case] = &[
     case("--kernel $K --net bridge=$B,mac=01:00:5e:00:00:01", &["01:00:5e:00:00:01", "multicast"], USAGE),
     case("--kernel $K --net bridge=$B,mac=00:00:00:00:00:00", &["00:00:00:00:00:00"], USAGE),
     case("--kernel $K --net bridge=$B,mac=52:54", &["52:54"], USAGE),
-    case("--kernel $K --net bridge=$B,mac=$M", &["$M"], HOST),
+    case("--kernel $K --net bridge=$B,mac=$M", &["$M"], USAGE),
     case("--kernel $K --net bridge=$B,mtu=9", &["mtu", "9"], USAGE),
-    case("--kernel $K --net bridge=nosuchbridge", &["nosuchbridge"], HOST),
-    case("--kernel $K --net bridge=lo", &["lo", "bridge"], HOST),
-    case("--kernel $K --net tap=nosuchtap", &["nosuchtap"], HOST),
-    case("--kernel $K --net fd=999", &["999"], HOST),
-    case("--kernel $K --net tap=lo", &["lo", "tap"], HOST),
+    case("--kernel $K --net bridge=nosuchbridge", &["nosuchbridge"], USAGE),
+    case("--kernel $K --net bridge=lo", &["lo", "bridge"], USAGE),
+    case("--kernel $K --net tap=nosuchtap", &["nosuchtap"], USAGE),
+    case("--kernel $K --net fd=999", &["999"], USAGE),
+    case("--kernel $K --net tap=lo", &["lo", "tap"], USAGE),
 ];
 
 const DISKS: &[Case] = &[
-    case("--kernel $K --disk path=$D/missing", &["$D/missing"], HOST),
-    case("--kernel $K --disk path=$D/folder", &["$D/folder", "directory"], HOST),
-    case("--kernel $K --disk path=$D/uneven", &["$D/uneven", "512"], HOST),
-    case("--kernel $K --disk path=$D/empty", &["$D/empty"], HOST),
-    case("--kernel $K --disk path=$D/disk --disk path=$D/disk", &["$D/disk"], HOST),
-    case("--kernel $K --disk path=$D/disk,readonly=perhaps", &["perhaps"], USAGE),
+    case("--kernel $K --disk path=$D/missing", &["$D/missing"], USAGE),
+    case("--kernel $K --disk path=$D/folder", &["$D/folder", "directory"], USAGE),
+    case("--kernel $K --disk path=$D/uneven", &["$D/uneven", "512"], USAGE),
+    case("--kernel $K --disk path=$D/empty", &["$D/empty"], USAGE),
+    case("--kernel $K --disk path=$D/disk --disk path=$D/disk", &["$D/disk"], USAGE),
+    case("--kernel $K --disk path=$D/disk,readonly=perhaps", &["readonly", "perhaps"], USAGE),
     case("--kernel $K --disk readonly=on", &["path"], USAGE),
     case("--kernel $K --disk path=$D/disk,colour=red", &["colour"], USAGE),
 ];
@@ -92,20 +92,20 @@ const DISKS: &[Case] = &[
 /// Each with a `/dev` of its own.
 const HOSTS: &[Case] = &[
     Case {
-        before: "mount -t tmpfs dev /dev; mknod /dev/null c 1 3;",
+        before: "mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9;",
         flags: "--kernel $K",
         says: &["/dev/kvm"],
         code: HOST,
     },
     Case {
-        before: "mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 600 /dev/kvm c 10 232;
+        before: "mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9; mknod -m 600 /dev/kvm c 10 232;
                  chmod 755 /dev; set -- setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\";",
         flags: "--kernel $K",
         says: &["/dev/kvm", "permission"],
         code: HOST,
     },
     Case {
-        before: "mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/kvm c 10 232;
+        before: "mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9; mknod -m 666 /dev/kvm c 10 232;
                  mkdir -m 755 /dev/net; mknod -m 600 /dev/net/tun c 10 200; chmod 755 /dev;
                  set -- setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\";",
         flags: "--kernel $K --net bridge=$B",
@@ -180,7 +180,7 @@ fn one_name(stage: &Stage) {
 
     let second = stage.vm().name("twin").start();
 
-    assert_eq!(second.wait_exit(), HOST);
+    assert_eq!(second.wait_exit(), USAGE);
     println!("{}", second.log().trim_end());
     assert!(second.log().contains("twin"), "the message does not name the name");
 }
