@@ -10,7 +10,10 @@ use guest::Guest;
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags};
-use std::io::{Read, Write};
+use rustix::pty::OpenptFlags;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -18,8 +21,8 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
-    let has_kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    let tests: [(&str, fn()); 19] = [
+    let has_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+    let tests: [(&str, fn()); 22] = [
         ("power_off_gives_0", power_off_gives_0),
         ("reset_gives_0", reset_gives_0),
         ("panic_gives_99", panic_gives_99),
@@ -36,6 +39,9 @@ fn main() -> ExitCode {
         ("more_input_than_the_fifo_arrives_whole", more_input_than_the_fifo_arrives_whole),
         ("reboot_restarts_ten_times", reboot_restarts_ten_times),
         ("console_goes_to_a_file", console_goes_to_a_file),
+        ("console_goes_to_a_pty", console_goes_to_a_pty),
+        ("terminal_is_raw_until_the_quit_key", terminal_is_raw_until_the_quit_key),
+        ("terminal_is_restored_after_a_signal", terminal_is_restored_after_a_signal),
         ("two_vms_cannot_have_one_name", two_vms_cannot_have_one_name),
         ("wrong_wishes_give_64_and_a_hint", wrong_wishes_give_64_and_a_hint),
         ("disk_in_use_is_refused", disk_in_use_is_refused),
@@ -236,6 +242,78 @@ fn console_goes_to_a_file() {
     let mut vm = Running::start(&mut minivmm(&guest, &["--console", &console]));
     assert_eq!(vm.code(), 7);
     assert!(std::fs::read(file.path()).unwrap().starts_with(b"!"));
+}
+
+fn console_goes_to_a_pty() {
+    let guest = Guest::new(guest::ECHO);
+    let mut vm = Running::start(&mut minivmm(&guest, &["--console", "pty"]));
+    let mut errors = BufReader::new(vm.0.stderr.take().unwrap());
+    let mut line = String::new();
+    errors.read_line(&mut line).unwrap();
+    let path = line.trim().strip_prefix("minivmm: console on ").unwrap();
+    let mut pty = OpenOptions::new().read(true).write(true).open(path).unwrap();
+
+    pty.write_all(b"hello").unwrap();
+
+    let mut said = [0; 6];
+    pty.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"!hello");
+    pty.write_all(&[guest::ECHO_EXIT]).unwrap();
+    assert_eq!(vm.code(), 7);
+}
+
+/// A terminal: our end, and the one for a process.
+fn terminal() -> (File, File) {
+    let ours = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    rustix::pty::grantpt(&ours).unwrap();
+    rustix::pty::unlockpt(&ours).unwrap();
+    let path = rustix::pty::ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+    let noctty = i32::try_from(rustix::fs::OFlags::NOCTTY.bits()).unwrap();
+    let theirs = OpenOptions::new().read(true).write(true).custom_flags(noctty).open(path).unwrap();
+    (File::from(ours), theirs)
+}
+
+/// A guest that echoes on `theirs`, seen through `ours`.
+fn started_on(guest: &Guest, theirs: &File, ours: &mut File) -> Running {
+    let (stdin, stdout) = (theirs.try_clone().unwrap(), theirs.try_clone().unwrap());
+    let vm = Running::start(minivmm(guest, &[]).stdin(stdin).stdout(stdout));
+    let mut said = [0; 1];
+    ours.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"!");
+    vm
+}
+
+fn modes(terminal: &File) -> String {
+    format!("{:?}", rustix::termios::tcgetattr(terminal).unwrap())
+}
+
+fn terminal_is_raw_until_the_quit_key() {
+    let (mut ours, theirs) = terminal();
+    let before = modes(&theirs);
+    let guest = Guest::new(guest::ECHO);
+    let mut vm = started_on(&guest, &theirs, &mut ours);
+    assert_ne!(modes(&theirs), before);
+
+    ours.write_all(b"\x03\x01\x01").unwrap();
+    let mut said = [0; 2];
+    ours.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"\x03\x01");
+    ours.write_all(b"\x01x").unwrap();
+
+    assert_eq!(vm.code(), 130);
+    assert_eq!(modes(&theirs), before);
+}
+
+fn terminal_is_restored_after_a_signal() {
+    let (mut ours, theirs) = terminal();
+    let before = modes(&theirs);
+    let guest = Guest::new(guest::ECHO);
+    let mut vm = started_on(&guest, &theirs, &mut ours);
+
+    vm.signal("QUIT");
+
+    assert_eq!(vm.code(), 131);
+    assert_eq!(modes(&theirs), before);
 }
 
 fn two_vms_cannot_have_one_name() {

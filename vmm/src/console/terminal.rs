@@ -5,7 +5,7 @@
 
 use rustix::termios::{OptionalActions, Termios};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The terminal that is raw now, and how it was before.
@@ -56,7 +56,8 @@ pub(crate) fn line_end() -> &'static str {
     }
 }
 
-/// Whether this process may read from and configure its terminal.
+/// Whether this process may read from and configure the terminal: a background job may not. A terminal that is not the
+/// process's own has no job control and refuses the question.
 pub(super) fn is_foreground(fd: BorrowedFd<'_>) -> bool {
-    rustix::termios::tcgetpgrp(fd.as_fd()).is_ok_and(|group| group == rustix::process::getpgrp())
+    rustix::termios::tcgetpgrp(fd).map_or(true, |group| group == rustix::process::getpgrp())
 }
