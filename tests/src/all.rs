@@ -18,7 +18,7 @@ use crate::guest;
 use crate::hostvm::Output;
 use crate::hostvm::wire::Status;
 use crate::place::Place;
-use crate::stage::{SKIPPED, in_namespaces};
+use crate::stage::SKIPPED;
 use crate::stories::{self, Story};
 use crate::workspace::{self, Parts};
 use pool::Pool;
@@ -146,7 +146,6 @@ impl Teller {
         let program = self.program.as_ref().map_err(|error| Failed::from(error.to_string()))?;
         let mut words = vec![program.to_string_lossy().into_owned(), "story".to_owned(), story.name.to_owned()];
         words.extend(self.parts.flags());
-        let words = in_namespaces(&words);
         let output = match &self.host_vms {
             None => here(&words)?,
             Some(pool) => pool.run(words, STORY_TIMEOUT).map_err(|error| Failed::from(chain(&error)))?,

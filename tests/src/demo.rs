@@ -14,7 +14,6 @@ use crate::guest::SERIES;
 use crate::hostvm::wire::{self, Message};
 use crate::hostvm::{self, Config, HostVm};
 use crate::place::Place;
-use crate::stage::in_namespaces;
 use crate::workspace::{self, Parts, target_folder};
 
 pub use show::show;
@@ -58,7 +57,6 @@ pub fn run() -> Result<ExitCode, Error> {
     if interactive {
         words.push("--interactive".to_owned());
     }
-    let words = in_namespaces(&words);
     if place.boots_linux() {
         println!("This machine has {place}: the demo runs right here, in namespaces of its own");
         here(&words)

@@ -12,7 +12,7 @@ use tests::hostvm::qemu::{Accel, Machine};
 use tests::hostvm::wire::Command;
 use tests::hostvm::{Config, HostVm, agent, keep};
 use tests::place::Place;
-use tests::stage::Stage;
+use tests::stage::{SKIPPED, Stage};
 use tests::workspace::Parts;
 use tests::{bench, demo, namespace, probe, stories, vm, workspace};
 
@@ -29,10 +29,10 @@ enum Word {
     All(AllArgs),
     /// Give the demo
     Demo,
-    /// Run one story right here (in namespaces that `all` makes)
+    /// Run one story right here, in namespaces of its own
     #[command(hide = true)]
     Story(StoryArgs),
-    /// Give the demo right here (in namespaces that `demo` makes)
+    /// Give the demo right here, in namespaces of its own
     #[command(hide = true)]
     Show(ShowArgs),
     /// Boot a host VM: for a shell (no arguments), for one command, or to be kept for many (`--keep`)
@@ -204,6 +204,10 @@ fn story(args: &StoryArgs) -> std::io::Result<ExitCode> {
 
 /// Runs what panics when it fails; then the machines' last words follow the panic's message.
 fn on_stage(args: &StageArgs, play: impl FnOnce(&Stage)) -> std::io::Result<ExitCode> {
+    if let Err(error) = namespace::isolate() {
+        println!("{}", chain(&error));
+        return Ok(ExitCode::from(SKIPPED));
+    }
     let scratch = tempfile::tempdir_in("/dev/shm")?;
     let parts = Parts { minivmm: args.minivmm.clone(), guests: args.guests.clone() };
     let default_hook = std::panic::take_hook();
@@ -218,11 +222,8 @@ fn on_stage(args: &StageArgs, play: impl FnOnce(&Stage)) -> std::io::Result<Exit
 fn bench_start(args: &BenchStartArgs) -> Result<ExitCode, Box<dyn Error>> {
     let target = workspace::target_folder();
     // Before the namespaces, where cargo may still need the network; inside, everything is up to date.
-    let plan = bench::start::Plan {
-        minivmm: probe::build_minivmm(&target)?,
-        probe: probe::build(&target)?,
-        runs: args.runs,
-    };
+    let plan =
+        bench::start::Plan { minivmm: probe::build_minivmm(&target)?, probe: probe::build(&target)?, runs: args.runs };
     namespace::isolate()?;
     let report = bench::start::run(&plan)?;
     print!("{}", report.table());

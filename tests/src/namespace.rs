@@ -1,6 +1,7 @@
 //! A program's own network: re-executes the running command line inside namespaces.
 //!
-//! What happens to interfaces inside never meets those of the machine, and all of it goes when the program ends.
+//! What happens to interfaces inside never meets those of the machine, and all of it goes when the program ends: the network
+//! namespace takes interfaces along, the process namespace ends what was left running, and files in /dev/shm are its own.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -42,7 +43,9 @@ pub fn isolate() -> Result<(), Error> {
         return Err(Error::Refused { reason });
     }
     let program: OsString = std::env::current_exe().map_err(Error::Exec)?.into();
-    let enter = "mount -t proc proc /proc && mount -t sysfs sysfs /sys && ip link set lo up && exec \"$@\"";
+    let enter =
+        "mount -t proc proc /proc && mount -t sysfs sysfs /sys && mount -t tmpfs -o size=80% scratch /dev/shm &&
+                 ip link set lo up && exec \"$@\"";
     let error = unshare()
         .args(["sh", "-c", enter, "isolated"])
         .arg(program)

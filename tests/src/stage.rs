@@ -1,4 +1,4 @@
-//! What a story has at hand, and the namespaces it runs in.
+//! What a story has at hand.
 
 use std::path::{Path, PathBuf};
 use std::process;
@@ -69,20 +69,4 @@ impl Stage {
         println!("{reason}");
         process::exit(i32::from(SKIPPED))
     }
-}
-
-/// The command line that runs another one in namespaces of its own.
-///
-/// The network namespace keeps stories from meeting each other's interfaces and takes what they leave; the process
-/// namespace ends what they leave running. Mounted anew, /proc and /sys show these namespaces and not the machine's, and
-/// files in /dev/shm go with them.
-pub fn in_namespaces(command_line: &[String]) -> Vec<String> {
-    let enter =
-        "mount -t proc proc /proc && mount -t sysfs sysfs /sys && mount -t tmpfs -o size=80% scratch /dev/shm &&
-                 ip link set lo up && exec \"$@\"";
-    let unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"];
-    let user: &[&str] = if rustix::process::geteuid().is_root() { &[] } else { &["--map-root-user"] };
-    let shell = ["sh", "-c", enter, "namespaces"];
-    let words = unshare.iter().chain(user).chain(&shell);
-    words.map(|&word| word.to_owned()).chain(command_line.iter().cloned()).collect()
 }
