@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tests::all::chain;
+use tests::codes;
 use tests::namespace;
 use tests::place::Place;
 use tests::probe::machine::{Config, Run, Vmm};
@@ -17,6 +18,9 @@ use tests::probe::{self, Outcome};
 
 /// The register-level checks of one card have to be this fast on minivmm: they are meant to run after every change.
 const REGISTERS_AT_MOST: Duration = Duration::from_secs(5);
+/// minivmm's exit code after a triple fault.
+const CRASHED: i32 = 98;
+const REGISTER_ATTEMPTS: u32 = 3;
 const REGISTER_SUITES: &str = "probe=platform,pci,common,status,msix";
 
 fn main() -> ExitCode {
@@ -76,24 +80,44 @@ fn on_minivmm(
     };
     let vmm = Vmm::Minivmm(program);
     let base = Config { probe, cmdline: "", bridge: lan.bridge(), tap: "", disks: &[] };
-    let registers = format!("{REGISTER_SUITES} strict");
     let devices = "probe=all strict echo";
-    let mut trials = Vec::new();
-    match vmm.run(&Config { cmdline: &registers, ..base.clone() }) {
-        Ok(run) => {
-            let took = run.took;
-            trials.extend(reported("minivmm registers", run));
-            trials.push(Trial::test("minivmm registers in under 5 s", move || {
-                if took < REGISTERS_AT_MOST { Ok(()) } else { Err(format!("took {took:?}").into()) }
-            }));
-        }
-        Err(error) => trials.push(failed("minivmm registers", error.to_string())),
+    let mut trials = registers_in_time(&vmm, &base);
+    for (end, code) in [("reset", codes::POWERED_OFF), ("panic", codes::PANICKED), ("triple-fault", CRASHED)] {
+        let ended = vmm.run(&Config { cmdline: &format!("probe=none end={end}"), ..base.clone() });
+        let seen = ended.map(|run| run.code);
+        let as_wished = matches!(seen, Ok(Some(seen)) if seen == code);
+        trials.push(Trial::test(format!("minivmm: {end} ends it with code {code}"), move || {
+            if as_wished { Ok(()) } else { Err(format!("ended with {seen:?}").into()) }
+        }));
     }
     match vmm.run(&Config { cmdline: devices, disks, ..base }) {
         Ok(run) => trials.extend(reported("minivmm", run)),
         Err(error) => trials.push(failed("minivmm", error.to_string())),
     }
     trials
+}
+
+/// The register suites on a machine with one card. Something else may use the processors meanwhile, so the best of a few runs has to be
+/// quick enough; the verdicts are those of the last.
+fn registers_in_time(vmm: &Vmm, base: &Config<'_>) -> Vec<Trial> {
+    let cmdline = format!("{REGISTER_SUITES} strict");
+    let mut best = Duration::MAX;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let run = match vmm.run(&Config { cmdline: &cmdline, ..base.clone() }) {
+            Ok(run) => run,
+            Err(error) => return vec![failed("minivmm registers", error.to_string())],
+        };
+        best = best.min(run.took);
+        if best < REGISTERS_AT_MOST || !run.clean || attempt == REGISTER_ATTEMPTS {
+            let mut trials: Vec<Trial> = reported("minivmm registers", run).collect();
+            trials.push(Trial::test("minivmm registers: in under 5 s", move || {
+                if best < REGISTERS_AT_MOST { Ok(()) } else { Err(format!("took {best:?}").into()) }
+            }));
+            return trials;
+        }
+    }
 }
 
 fn on_qemu(place: &Place, probe: &Path, lan: &PeerLan, disks: &[(PathBuf, bool)]) -> Vec<Trial> {

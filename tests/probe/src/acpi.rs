@@ -19,10 +19,8 @@ pub(crate) struct Ecam {
 /// Finds the ECAM window of segment 0. `rsdp` 0 means: search the BIOS area.
 pub(crate) fn ecam(rsdp: u64) -> Option<Ecam> {
     let mcfg = table(find_rsdp(rsdp)?, *b"MCFG")?;
-    (cpu::read32(mcfg + 4) >= 60).then(|| Ecam {
-        base: cpu::read64(mcfg + 44),
-        buses: (cpu::read8(mcfg + 54), cpu::read8(mcfg + 55)),
-    })
+    (cpu::read32(mcfg + 4) >= 60)
+        .then(|| Ecam { base: cpu::read64(mcfg + 44), buses: (cpu::read8(mcfg + 54), cpu::read8(mcfg + 55)) })
 }
 
 /// Address of a table by signature.

@@ -80,7 +80,12 @@ pub(crate) fn run(start: &StartInfo) -> Report {
         };
         let subject = Subject { device, terms, idx: counts[slot] };
         counts[slot] += 1;
-        line!("# {subject} is 00:{:02x}.{}, {} queues seen", device.function.devfn >> 3, device.function.devfn & 7, device.get16(crate::virtio::common::NUM_QUEUES));
+        line!(
+            "# {subject} is 00:{:02x}.{}, {} queues seen",
+            device.function.devfn >> 3,
+            device.function.devfn & 7,
+            device.get16(crate::virtio::common::NUM_QUEUES)
+        );
         for (suite, checks) in [
             ("pci", config_space::CHECKS),
             ("common", common::CHECKS),

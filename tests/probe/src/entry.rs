@@ -14,6 +14,8 @@ use core::arch::global_asm;
 pub(crate) const FIRST_VECTOR: u8 = 0x40;
 /// Number of interrupt vectors with a counting handler.
 pub(crate) const VECTORS: usize = 64;
+/// Page tables for memory above 4 GiB. Enough for BARs in three places that are 512 GiB apart.
+pub(crate) const PAGE_TABLE_POOL: usize = 8;
 /// Distance between two handlers in the stub tables.
 pub(crate) const STUB_BYTES: u64 = 32;
 
@@ -180,6 +182,9 @@ idt_pointer:
     .globl idt
 idt:
     .skip 4096
+    .globl page_table_pool
+page_table_pool:
+    .skip 4096 * {page_table_pool}
     .skip 4096
 ring0_stack_top:
 tss:
@@ -200,5 +205,6 @@ fault_address: .skip 8
     .text
     "#,
     vectors = const VECTORS,
+    page_table_pool = const PAGE_TABLE_POOL,
     options(att_syntax)
 );

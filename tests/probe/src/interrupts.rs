@@ -55,6 +55,13 @@ pub(crate) fn message_data(idx: usize) -> u32 {
     u32::from(FIRST_VECTOR) + u32::try_from(idx % VECTORS).unwrap_or(0)
 }
 
+/// Removes every handler and causes an exception: the processor shuts down.
+pub(crate) fn shut_down() {
+    let table = (&raw const idt).addr() as u64;
+    (0..512).for_each(|half| cpu::write64(table + 8 * half, 0));
+    cpu::halt();
+}
+
 fn gate(vector: u8, handler: u64, privilege: u64) {
     let address = (&raw const idt).addr() as u64 + 16 * u64::from(vector);
     // Present 64-bit interrupt gate (Intel SDM 3A, 6.14.1).

@@ -4,11 +4,14 @@
 //!
 //! Command line words: `probe=SUITE[,SUITE..]` with `platform`, `pci`, `common`, `status`, `msix`, `device` (or one kind: `net`,
 //! `blk`, `rng`), `hostile`, `all` (the default); `probe=idle` does nothing at all, for start-time measurements; `strict` also checks
-//! what only minivmm promises; `echo` says that a peer sends test frames back.
+//! what only minivmm promises; `echo` says that a peer sends test frames back; `end=reset|panic|triple-fault` ends a clean run so instead of
+//! through the debug-exit port.
 //!
 //! It promises to touch nothing but the devices of bus 0, the legacy ports it names, and its own 32 MiB of memory; to bound
 //! every wait; and to report an exception instead of hanging. It does not promise to leave a device configured, and writes to the
 //! last sector of writable disks (and restores it).
+//!
+//! Not supported: virtio-mmio, buses behind bridges, more than one CPU, packed rings, less than 32 MiB of memory.
 
 #![no_std]
 #![no_main]
@@ -28,7 +31,7 @@ mod virtio;
 
 use core::panic::PanicInfo;
 
-use report::Exit;
+use report::{End, Exit};
 use start_info::StartInfo;
 
 /// Where `entry` arrives in ring 3, with the physical address of the PVH start info.
@@ -42,7 +45,13 @@ extern "C" fn ring3_main(start_info: u64) -> ! {
             cpu::halt();
         }
     }
-    checks::run(&start).finish()
+    let end = match start.value("end") {
+        Some("reset") => End::Reset,
+        Some("panic") => End::Panic,
+        Some("triple-fault") => End::TripleFault,
+        _ => End::Exit,
+    };
+    checks::run(&start).finish(end)
 }
 
 unsafe extern "C" {
@@ -55,8 +64,9 @@ unsafe extern "C" {
 /// Where an exception arrives, already back in ring 3.
 #[unsafe(no_mangle)]
 extern "C" fn fault_report() -> ! {
-    let [vector, error, rip, address] = [&raw const fault_vector, &raw const fault_error, &raw const fault_rip, &raw const fault_address]
-        .map(|cell| cpu::read64(cell.addr() as u64));
+    let [vector, error, rip, address] =
+        [&raw const fault_vector, &raw const fault_error, &raw const fault_rip, &raw const fault_address]
+            .map(|cell| cpu::read64(cell.addr() as u64));
     line!("not ok probe exception {vector}: error {error:#x} at {rip:#x}, address {address:#x}");
     report::exit(Exit::Broken)
 }

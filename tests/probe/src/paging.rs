@@ -5,23 +5,19 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::cpu;
+use crate::entry::PAGE_TABLE_POOL;
 
 const ENTRIES: u64 = 512;
 const GIB: u64 = 1 << 30;
 const PRESENT_USER_WRITE: u64 = 7;
 const LARGE: u64 = 0x80;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// Enough for BARs in three places that are 512 GiB apart.
-const POOL: usize = 8;
 
-#[repr(C, align(4096))]
-struct Tables([u8; POOL * 4096]);
-
-static TABLES: Tables = Tables([0; POOL * 4096]);
 static USED: AtomicUsize = AtomicUsize::new(0);
 
 unsafe extern "C" {
     static pml4: u8;
+    static page_table_pool: u8;
 }
 
 /// Makes the GiB around `address` accessible.
@@ -37,7 +33,7 @@ pub(crate) fn map(address: u64) {
     let directory = take_table();
     let base = address & !(GIB - 1);
     for page in 0..ENTRIES {
-        cpu::write64(directory + 8 * page, base + (page << 21) | PRESENT_USER_WRITE | LARGE);
+        cpu::write64(directory + 8 * page, (base + (page << 21)) | PRESENT_USER_WRITE | LARGE);
     }
     cpu::write64(slot, directory | PRESENT_USER_WRITE);
 }
@@ -55,6 +51,6 @@ fn descend(table: u64, idx: u64) -> u64 {
 
 fn take_table() -> u64 {
     let idx = USED.fetch_add(1, Ordering::Relaxed);
-    assert!(idx < POOL, "page tables used up");
-    (&raw const TABLES).addr() as u64 + 4096 * idx as u64
+    assert!(idx < PAGE_TABLE_POOL, "page tables used up");
+    (&raw const page_table_pool).addr() as u64 + 4096 * idx as u64
 }

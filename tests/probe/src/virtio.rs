@@ -234,7 +234,11 @@ impl Device {
     /// Resets the device and waits until it says so (4.1.4.3.2).
     pub(crate) fn reset(&self) -> Check {
         self.set_status(0);
-        require!(cpu::wait(cpu::PATIENCE_TICKS, || self.status() == 0), "reset does not end, status {:#x}", self.status());
+        require!(
+            cpu::wait(cpu::PATIENCE_TICKS, || self.status() == 0),
+            "reset does not end, status {:#x}",
+            self.status()
+        );
         Ok(())
     }
 
@@ -332,6 +336,12 @@ impl Structure {
     fn locate(function: Function, capability: u16) -> Self {
         let bar = function.read8(capability + 4);
         let offset = function.read32(capability + 8);
-        Self { address: function.bar_address(bar) + u64::from(offset), len: u64::from(function.read32(capability + 12)), bar, offset, capability }
+        Self {
+            address: function.bar_address(bar) + u64::from(offset),
+            len: u64::from(function.read32(capability + 12)),
+            bar,
+            offset,
+            capability,
+        }
     }
 }

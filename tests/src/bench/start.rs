@@ -132,8 +132,10 @@ struct Sample {
 /// # Errors
 /// If a contestant does not start or says nothing.
 pub fn run(plan: &Plan) -> Result<Report, Error> {
-    sh(&format!("ip link add {BRIDGE} type bridge stp_state 0 forward_delay 0 && ip link set {BRIDGE} up &&
-        ip tuntap add {TAP} mode tap && ip link set {TAP} master {BRIDGE} up"));
+    sh(&format!(
+        "ip link add {BRIDGE} type bridge stp_state 0 forward_delay 0 && ip link set {BRIDGE} up &&
+        ip tuntap add {TAP} mode tap && ip link set {TAP} master {BRIDGE} up"
+    ));
     let contestants = [Contestant::OneByte, Contestant::Minivmm, Contestant::QemuMicrovm];
     let mut samples: [Vec<Sample>; 3] = Default::default();
     for round in 0..=plan.runs {
@@ -159,7 +161,15 @@ impl Report {
         let mut text = format!(
             "Start of a guest of {} MiB with 1 vCPU and 1 card on a bridge, medians of {} (min..max)\n\
              {:16} {:>24} {:>24} {:>10} {:>8} {:>10} {:>9}\n",
-            self.mem_mib, self.runs, "", "first byte, ms", "CPU until then, ms", "PSS, MiB", "threads", "processes", "file, MB"
+            self.mem_mib,
+            self.runs,
+            "",
+            "first byte, ms",
+            "CPU until then, ms",
+            "PSS, MiB",
+            "threads",
+            "processes",
+            "file, MB"
         );
         for f in &self.contestants {
             let spread = |s: &Spread| format!("{:.2} ({:.2}..{:.2})", s.median, s.min, s.max);
@@ -278,7 +288,10 @@ fn end(child: &mut Child) {
 /// The file that a program name means.
 fn in_path(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()).unwrap_or_else(|| name.into())
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| name.into())
 }
 
 /// Writes the report as JSON.

@@ -76,7 +76,9 @@ fn cpu_of(pid: u32) -> Duration {
 
 /// Sums the `Pss:` lines of smaps (proc_pid_smaps(5)) over all mappings smaller than the guest's memory.
 fn pss_without_guest(smaps: &str, mem_kib: u64) -> u64 {
-    let kib = |line: &str, key: &str| -> Option<u64> { line.strip_prefix(key)?.trim().strip_suffix("kB")?.trim().parse().ok() };
+    let kib = |line: &str, key: &str| -> Option<u64> {
+        line.strip_prefix(key)?.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
     let mut is_guest = false;
     let mut sum = 0;
     for line in smaps.lines() {

@@ -51,6 +51,8 @@ pub struct Run {
     pub log: String,
     /// Whether the probe ended the VM by itself and found nothing wrong.
     pub clean: bool,
+    /// The VMM's exit code; `None` after a signal.
+    pub code: Option<i32>,
     /// From the start of the process to its end.
     pub took: Duration,
 }
@@ -75,6 +77,7 @@ impl Vmm {
             console,
             log: String::from_utf8_lossy(&output.stderr).into_owned(),
             clean: output.status.code() == Some(self.clean_code()),
+            code: output.status.code(),
             took,
         })
     }

@@ -72,12 +72,10 @@ fn packet_socket(interface: &str) -> io::Result<File> {
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: all-zero bytes are a valid value of this plain structure.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    // Address families are small positive constants.
-    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_family = u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
     address.sll_protocol = ETHERTYPE.to_be();
     address.sll_ifindex = index;
-    // A structure of 20 bytes.
-    let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
     // SAFETY: `address` is alive and `len` bytes long; the kernel only reads it.
     let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
     if bound == 0 { Ok(File::from(socket)) } else { Err(io::Error::last_os_error()) }

@@ -157,7 +157,12 @@ fn several_buffers(s: &Subject) -> Check {
         let (out, back) = (arena::take(SECTOR.into(), 512), arena::take(SECTOR.into(), 512));
         pattern(out, 9);
         disk.expect(OK, OUT, last, &[(out, 1, 0), (out + 1, 255, 0), (out + 256, 256, 0)])?;
-        disk.expect(OK, IN, last, &[(back, 256, flag::WRITE), (back + 256, 3, flag::WRITE), (back + 259, 253, flag::WRITE)])?;
+        disk.expect(
+            OK,
+            IN,
+            last,
+            &[(back, 256, flag::WRITE), (back + 256, 3, flag::WRITE), (back + 259, 253, flag::WRITE)],
+        )?;
         require!(same(out, back), "contents differ");
         Ok(())
     })

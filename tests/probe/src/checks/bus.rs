@@ -17,7 +17,8 @@ pub(crate) fn run(report: &mut Report, ecam: Option<Ecam>) {
     });
     report.check("bus", "cf8 address register reads back", address_reads_back);
     report.check("bus", "cf8 without the enable bit reaches nothing", disabled_address_reaches_nothing);
-    report.check("bus", "narrow reads by cf8 are parts of the wide one", || functions().try_for_each(narrow_reads_agree));
+    report
+        .check("bus", "narrow reads by cf8 are parts of the wide one", || functions().try_for_each(narrow_reads_agree));
     report.check("bus", "absent functions read all ones", || absent_reads_ones(ecam));
     report.check("bus", "cf8 and ecam agree", || {
         let Some(ecam) = ecam else { skip!("no MCFG table") };
@@ -50,8 +51,16 @@ fn narrow_reads_agree(function: Function) -> Check {
         let wide = function.read32(offset);
         let bytes = [0, 1, 2, 3].map(|i| function.read8(offset + i));
         let words = [0, 2].map(|i| function.read16(offset + i).to_le_bytes());
-        require!(u32::from_le_bytes(bytes) == wide, "devfn {:#x} offset {offset:#x}: {wide:#x}, bytes {bytes:x?}", function.devfn);
-        require!(words.as_flattened() == wide.to_le_bytes(), "devfn {:#x} offset {offset:#x}: {wide:#x}, words {words:x?}", function.devfn);
+        require!(
+            u32::from_le_bytes(bytes) == wide,
+            "devfn {:#x} offset {offset:#x}: {wide:#x}, bytes {bytes:x?}",
+            function.devfn
+        );
+        require!(
+            words.as_flattened() == wide.to_le_bytes(),
+            "devfn {:#x} offset {offset:#x}: {wide:#x}, words {words:x?}",
+            function.devfn
+        );
     }
     Ok(())
 }
@@ -74,7 +83,11 @@ fn mechanisms_agree(function: Function, ecam: Ecam) -> Check {
     let other = function.through(Mechanism::Ecam(ecam.base));
     for offset in (0..0x100).step_by(4) {
         let (by_port, by_memory) = (function.read32(offset), other.read32(offset));
-        require!(by_port == by_memory, "devfn {:#x} offset {offset:#x}: {by_port:#x} and {by_memory:#x}", function.devfn);
+        require!(
+            by_port == by_memory,
+            "devfn {:#x} offset {offset:#x}: {by_port:#x} and {by_memory:#x}",
+            function.devfn
+        );
     }
     narrow_reads_agree(other)
 }

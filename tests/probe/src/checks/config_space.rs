@@ -47,7 +47,11 @@ fn read_only_registers_stay(s: &Subject) -> Check {
             f.write8(offset + i, 0xa5);
         }
         f.write16(offset, 0x5a5a);
-        require!(f.read32(offset) == before, "{offset:#x} became {:#x} from {before:#x} by narrow writes", f.read32(offset));
+        require!(
+            f.read32(offset) == before,
+            "{offset:#x} became {:#x} from {before:#x} by narrow writes",
+            f.read32(offset)
+        );
     }
     let pin = f.read8(reg::INTERRUPT_PIN);
     f.write8(reg::INTERRUPT_PIN, !pin);
@@ -107,18 +111,18 @@ fn capability_list(s: &Subject) -> Check {
     require!(count > 0, "list is empty");
     require!(f.read8(last + 1) == 0, "list does not end within {count} entries");
     let device = &s.device;
-    for (name, structure) in [
-        ("common", device.common),
-        ("notify", device.notify),
-        ("isr", device.isr),
-        ("window", device.window),
-    ] {
+    for (name, structure) in
+        [("common", device.common), ("notify", device.notify), ("isr", device.isr), ("window", device.window)]
+    {
         require!(structure.capability != 0, "no capability for {name}");
         let len = f.read8(structure.capability + 2);
         require!(len >= 16, "capability of {name} is {len} bytes");
     }
     require!(device.msix.is_some(), "no MSI-X capability");
-    require!(device.kind == Kind::Entropy || device.config.capability != 0, "no capability for the device configuration");
+    require!(
+        device.kind == Kind::Entropy || device.config.capability != 0,
+        "no capability for the device configuration"
+    );
     require!(f.read8(device.notify.capability + 2) >= 20, "notify capability without multiplier");
     require!(f.read8(device.window.capability + 2) >= 20, "window capability without data register");
     Ok(())
@@ -181,7 +185,7 @@ fn bars_size(s: &Subject) -> Check {
         require!(bar.size.is_power_of_two() && bar.size >= 16, "BAR {idx} has {:#x} bytes", bar.size);
         require!(f.bar_address(idx) == before, "BAR {idx} is now at {:#x}", f.bar_address(idx));
         require!(bar.address.is_multiple_of(bar.size), "BAR {idx} at {:#x}, size {:#x}", bar.address, bar.size);
-        require!(bar.mask | bar.size - 1 == u64::MAX || !bar.wide, "BAR {idx} mask {:#x}", bar.mask);
+        require!(bar.mask | (bar.size - 1) == u64::MAX || !bar.wide, "BAR {idx} mask {:#x}", bar.mask);
         idx += if bar.wide { 2 } else { 1 };
     }
     Ok(())
@@ -201,7 +205,11 @@ fn bar_moves(s: &Subject) -> Check {
         f.move_bar(bar, to);
         let moved = Device::probe(f).unwrap_or(s.device);
         let seen = moved.get16(common::NUM_QUEUES);
-        require!(moved.common.address == to + u64::from(moved.common.offset), "register still says {:#x}", moved.common.address);
+        require!(
+            moved.common.address == to + u64::from(moved.common.offset),
+            "register still says {:#x}",
+            moved.common.address
+        );
         require!(seen == queues, "{seen:#x} queues at the new place {to:#x}, {queues} before");
         let old = cpu::read32(from + u64::from(moved.common.offset) + common::NUM_QUEUES - 2);
         require!(vacant(s, old), "{old:#x} at the old place {from:#x}");

@@ -33,7 +33,10 @@ fn buffer_is_filled(s: &Subject) -> Check {
         let end = buffer + u64::from(used.len);
         let distinct = (buffer + 1..end).filter(|&at| cpu::read8(at) != cpu::read8(buffer)).count();
         require!(used.len < 16 || distinct > 0, "{} equal bytes", used.len);
-        require!((end..buffer + u64::from(BYTES)).all(|at| cpu::read8(at) == 0), "bytes behind the used length were written");
+        require!(
+            (end..buffer + u64::from(BYTES)).all(|at| cpu::read8(at) == 0),
+            "bytes behind the used length were written"
+        );
         *sum = (buffer..end).fold(0, |sum, at| sum.rotate_left(7) ^ u64::from(cpu::read8(at)));
     }
     require!(sums[0] != sums[1], "two buffers are alike");

@@ -54,7 +54,8 @@ fn table_reads_back(s: &Subject) -> Check {
     msix.control(Control::FunctionMasked);
     for idx in 0..msix.entries.min(64) {
         let entry = msix.entry(idx);
-        for (offset, value) in [(0, 0xfee0_1000), (4, 0), (8, 0x41), (0, 0xfee0_0000), (4, 0x1234), (8, 0xffff), (4, 0)] {
+        for (offset, value) in [(0, 0xfee0_1000), (4, 0), (8, 0x41), (0, 0xfee0_0000), (4, 0x1234), (8, 0xffff), (4, 0)]
+        {
             cpu::write32(entry + offset, value);
             let read = cpu::read32(entry + offset);
             require!(read == value, "entry {idx} offset {offset}: wrote {value:#x}, read {read:#x}");

@@ -62,7 +62,13 @@ impl Card {
         Self::start_with(device, wanted, rx_bytes, buffers, |_| Ok(()))
     }
 
-    fn start_with(device: &Device, wanted: u64, rx_bytes: u32, buffers: u16, before_live: impl FnOnce(&Device) -> Check) -> Check<Self> {
+    fn start_with(
+        device: &Device,
+        wanted: u64,
+        rx_bytes: u32,
+        buffers: u16,
+        before_live: impl FnOnce(&Device) -> Check,
+    ) -> Check<Self> {
         let features = device.negotiate(wanted | F_MAC)?;
         let rx = device.enable_queue(RX, RING_SIZE)?;
         let tx = device.enable_queue(TX, RING_SIZE)?;
@@ -83,7 +89,8 @@ impl Card {
     }
 
     fn post(&mut self, idx: u16) {
-        let desc = crate::virtio::ring::Desc { address: self.rx_buffer(idx), len: self.rx_bytes, flags: flag::WRITE, next: 0 };
+        let desc =
+            crate::virtio::ring::Desc { address: self.rx_buffer(idx), len: self.rx_bytes, flags: flag::WRITE, next: 0 };
         self.rx.describe(idx, desc);
         self.rx.publish(idx);
     }
@@ -125,7 +132,9 @@ impl Card {
     /// Waits for the frame sent last to come back in one buffer.
     fn receive(&mut self, s: Terms, len: u32, seed: u8) -> Check {
         for _ in 0..STRANGERS_MAX {
-            let Some(used) = self.rx.wait_used(cpu::PATIENCE_TICKS) else { fail!("frame of {len} bytes does not come back") };
+            let Some(used) = self.rx.wait_used(cpu::PATIENCE_TICKS) else {
+                fail!("frame of {len} bytes does not come back")
+            };
             let Ok(idx) = u16::try_from(used.id) else { fail!("used id {:#x}", used.id) };
             require!(idx < self.rx.size, "used id {idx}");
             let buffer = self.rx_buffer(idx);
@@ -219,7 +228,9 @@ fn full_ring(s: &Subject) -> Check {
         }
         card.tx.kick();
         for idx in 0..card.tx.size {
-            let Some(used) = card.tx.wait_used(cpu::PATIENCE_TICKS) else { fail!("round {round}: frame {idx} is not returned") };
+            let Some(used) = card.tx.wait_used(cpu::PATIENCE_TICKS) else {
+                fail!("round {round}: frame {idx} is not returned")
+            };
             require!(used.id == u32::from(idx), "round {round}: frame {} is returned in place of {idx}", used.id);
         }
     }
@@ -265,7 +276,9 @@ fn frame_spans_buffers(s: &Subject) -> Check {
         require!(count == 3, "num_buffers is {count} for 1526 bytes in buffers of 512");
         let mut total = first.len;
         for _ in 1..count {
-            let Some(next) = card.rx.wait_used(cpu::PATIENCE_TICKS) else { fail!("buffers are missing after {total} bytes") };
+            let Some(next) = card.rx.wait_used(cpu::PATIENCE_TICKS) else {
+                fail!("buffers are missing after {total} bytes")
+            };
             total += next.len;
         }
         require!(total == 1526, "{total} bytes in {count} buffers");

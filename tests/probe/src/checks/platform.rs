@@ -37,7 +37,11 @@ fn acpi_sound(start: &StartInfo) -> Check {
     for signature in [*b"FACP", *b"APIC", *b"MCFG"] {
         let Some(table) = acpi::table(rsdp, signature) else { continue };
         let len = cpu::read32(table + 4).min(0x1_0000);
-        require!(sum(table, len.into()) == 0, "table {} at {table:#x}", core::str::from_utf8(&signature).unwrap_or_default());
+        require!(
+            sum(table, len.into()) == 0,
+            "table {} at {table:#x}",
+            core::str::from_utf8(&signature).unwrap_or_default()
+        );
     }
     require!(acpi::table(rsdp, *b"FACP").is_some(), "no FADT");
     require!(acpi::table(rsdp, *b"APIC").is_some(), "no MADT");
@@ -128,7 +132,10 @@ fn absent_memory(terms: Terms) -> Check {
     for address in [0xdfff_f000, 0xf000_0000, 0xfd00_0000] {
         cpu::write32(address, 0);
         let (byte, dword, qword) = (cpu::read8(address), cpu::read32(address), cpu::read64(address));
-        require!(byte == 0xff && dword == u32::MAX && qword == u64::MAX, "{address:#x}: {byte:#x} {dword:#x} {qword:#x}");
+        require!(
+            byte == 0xff && dword == u32::MAX && qword == u64::MAX,
+            "{address:#x}: {byte:#x} {dword:#x} {qword:#x}"
+        );
     }
     Ok(())
 }
