@@ -146,3 +146,64 @@ impl Frame {
         Ok(Self { id: u32::from_le_bytes(id), message })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn through_the_wire(message: Message) -> Frame {
+        let mut bytes = Vec::new();
+        Frame { id: 7, message }.write(&mut bytes).unwrap();
+        Frame::read(&mut bytes.as_slice()).unwrap()
+    }
+
+    #[test]
+    fn a_command_arrives_as_it_was_sent() {
+        let mut command = Command::new(["echo", "ä"]);
+        command.env = vec![("NAME".to_owned(), "value".to_owned())];
+        command.timeout_ms = 5;
+
+        let frame = through_the_wire(Message::Run(command));
+
+        assert_eq!(frame.id, 7);
+        assert!(matches!(frame.message, Message::Run(command)
+            if command.argv == ["echo", "ä"] && command.env[0].1 == "value" && command.timeout_ms == 5));
+    }
+
+    #[test]
+    fn output_of_any_bytes_arrives_whole() {
+        let bytes: Vec<u8> = (0..=255).collect();
+
+        let frame = through_the_wire(Message::Stderr(bytes.clone()));
+
+        assert!(matches!(frame.message, Message::Stderr(arrived) if arrived == bytes));
+    }
+
+    #[test]
+    fn a_frame_cut_short_is_an_error() {
+        let mut bytes = Vec::new();
+        Frame { id: 1, message: Message::Stdout(vec![0; 100]) }.write(&mut bytes).unwrap();
+        bytes.pop();
+
+        let error = Frame::read(&mut bytes.as_slice()).unwrap_err();
+
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused() {
+        let mut bytes = vec![0, 0, 0, 0, 2];
+        bytes.extend(u32::MAX.to_le_bytes());
+
+        let error = Frame::read(&mut bytes.as_slice()).unwrap_err();
+
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn statuses_show_as_in_a_shell() {
+        assert_eq!(Status::Code(3).shell_code(), 3);
+        assert_eq!(Status::Signal(9).shell_code(), 137);
+        assert_eq!(Status::TimedOut.shell_code(), 124);
+    }
+}
