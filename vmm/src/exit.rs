@@ -14,7 +14,7 @@ pub(crate) enum Outcome {
     Rebooted,
     /// The guest asked for this code through the debug-exit port.
     Requested(u8),
-    /// The guest reported a kernel panic through pvpanic.
+    /// The guest's kernel panicked.
     Panicked,
     /// The guest's processor shut down: a triple fault.
     Crashed,
@@ -51,7 +51,8 @@ Exit codes:
   71     The host failed: no KVM, no permission for a device, out of resources,
          a vCPU that cannot go on
   98     The guest crashed (triple fault)
-  99     The guest's kernel panicked (reported through pvpanic)
+  99     The guest's kernel panicked (told by pvpanic, or with the default kernel
+         command line by how it reboots)
   124    The guest did not power off within --stop-timeout after SIGTERM, SIGINT
          or SIGHUP
   128+S  Stopped at once: by a second signal S, by SIGQUIT, or by the console's

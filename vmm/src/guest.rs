@@ -2,6 +2,7 @@
 
 use crate::cli::Cli;
 use crate::error::Error;
+use crate::machine::{PanicMark, REBOOT_PARAMETER};
 use boot::{BootSpec, Cmdline, Image};
 use std::env;
 use std::ffi::OsString;
@@ -11,9 +12,9 @@ use std::path::{Path, PathBuf};
 /// The command that provides the default guest.
 pub(crate) const PROVIDE: &str = "cargo run -p images";
 
-/// What a kernel is told unless the user replaces it: the serial port is the console; a reboot uses the one reset line that
-/// this machine has, the i8042's; a panic reboots at once, so that it ends the run instead of hanging it.
-const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
+/// What a kernel is told unless the user replaces it, beside [`REBOOT_PARAMETER`]: the serial port is the console, and a panic
+/// reboots at once, so that it ends the run instead of hanging it.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 
 /// The guest for all users of the host.
 const SYSTEM_GUEST: &str = "/usr/share/minivmm/guest";
@@ -36,11 +37,25 @@ pub(crate) fn open(cli: &Cli) -> Result<BootSpec, Error> {
 
 fn cmdline(cli: &Cli) -> Result<Cmdline, Error> {
     let mut cmdline = Cmdline::new();
-    cmdline.append(cli.cmdline_replace.as_deref().unwrap_or(DEFAULT_CMDLINE))?;
+    match &cli.cmdline_replace {
+        Some(text) => cmdline.append(text)?,
+        None => {
+            cmdline.append(DEFAULT_CMDLINE)?;
+            cmdline.append(REBOOT_PARAMETER)?;
+        }
+    }
     for part in &cli.cmdline {
         cmdline.append(part)?;
     }
     Ok(cmdline)
+}
+
+/// Whether a panic can be told from a reboot.
+pub(crate) fn panic_mark(cli: &Cli) -> PanicMark {
+    match cli.cmdline_replace {
+        Some(_) => PanicMark::Unknown,
+        None => PanicMark::after(cli.cmdline.iter().map(String::as_str)),
+    }
 }
 
 fn image(path: &Path, what: &'static str) -> Result<Image, Error> {

@@ -14,10 +14,12 @@ mod devices;
 mod ending;
 mod host;
 mod memory;
+mod panic_mark;
 mod serial;
 mod vcpus;
 
 pub(crate) use host::{Files, Host};
+pub(crate) use panic_mark::{PanicMark, REBOOT_PARAMETER};
 
 use crate::error::Error;
 use crate::exit::Outcome;
@@ -81,7 +83,7 @@ impl Machine {
         devices.shutdown();
         host.console.output.finish(LAST_OUTPUT_PATIENCE);
         match end? {
-            End::Outcome(outcome) => Ok(outcome),
+            End::Outcome(outcome) => Ok(host.panic_mark.refine(outcome, &self.mem)),
             End::Failed { id, failure } => Err(Error::Vcpu { id, source: failure }),
         }
     }

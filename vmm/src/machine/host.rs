@@ -1,10 +1,12 @@
 //! What the machine uses of the host, opened once and kept over reboots of the guest.
 
+use super::panic_mark::PanicMark;
 use crate::cli::{Cli, DiskSpec, MemSize};
 use crate::console::Console;
 use crate::error::Error;
 use crate::signals::Signals;
-use crate::{confine, disk, kvm};
+use crate::{confine, disk, guest, kvm};
+
 use boot::BootSpec;
 use net::{Keeper, Port};
 use std::fs::File;
@@ -63,6 +65,7 @@ pub(crate) struct Host {
     pub(super) cpus: u32,
     pub(super) mem: MemSize,
     pub(super) boot: BootSpec,
+    pub(super) panic_mark: PanicMark,
     pub(super) disks: Vec<Disk>,
     pub(super) entropy: File,
     pub(super) console: Console,
@@ -89,6 +92,7 @@ impl Host {
             cpus: cli.cpus,
             mem: cli.mem,
             boot: files.boot,
+            panic_mark: guest::panic_mark(cli),
             disks: files.disks,
             entropy: files.entropy,
             signals: Signals::new().map_err(Error::host("open a signalfd"))?,
