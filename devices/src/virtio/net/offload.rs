@@ -65,19 +65,20 @@ impl Offloads {
         pairs.iter().filter(|(offload, _)| self.has(*offload)).fold(0, |bits, (_, features)| bits | features)
     }
 
-    /// What a guest that accepted `features`, or asked for them at run time, can be given. USO needs both its bits, and
-    /// everything needs partial checksums (virtio 1.3 5.1.3.1).
+    /// What a guest that accepted `features`, or asked for them at run time, can be given. USO needs both its bits, ECN needs
+    /// TSO, and everything needs partial checksums (virtio 1.3 5.1.3.1): the kernel refuses anything else.
     pub fn for_guest(features: u64) -> Self {
         let pairs = [
             (VIRTIO_NET_F_GUEST_TSO4, Self::TSO4),
             (VIRTIO_NET_F_GUEST_TSO6, Self::TSO6),
-            (VIRTIO_NET_F_GUEST_ECN, Self::ECN),
             (VIRTIO_NET_F_GUEST_UFO, Self::UFO),
         ];
         if features & bit(VIRTIO_NET_F_GUEST_CSUM) == 0 {
             return Self::NONE;
         }
         let set = pairs.iter().filter(|(f, _)| features & bit(*f) != 0).fold(Self::CSUM, |set, (_, o)| set | *o);
+        let tso = set & (Self::TSO4 | Self::TSO6) != Self::NONE;
+        let set = if tso && features & bit(VIRTIO_NET_F_GUEST_ECN) != 0 { set | Self::ECN } else { set };
         let uso = bit(VIRTIO_NET_F_GUEST_USO4) | bit(VIRTIO_NET_F_GUEST_USO6);
         if features & uso == uso { set | Self::USO4 | Self::USO6 } else { set }
     }
@@ -122,6 +123,13 @@ mod tests {
     #[test]
     fn guest_without_partial_checksums_gets_nothing() {
         assert_eq!(Offloads::for_guest(bit(VIRTIO_NET_F_GUEST_TSO4)), Offloads::NONE);
+    }
+
+    #[test]
+    fn ecn_needs_tso() {
+        let csum_ecn = bit(VIRTIO_NET_F_GUEST_CSUM) | bit(VIRTIO_NET_F_GUEST_ECN);
+        assert_eq!(Offloads::for_guest(csum_ecn), Offloads::CSUM);
+        assert!(Offloads::for_guest(csum_ecn | bit(VIRTIO_NET_F_GUEST_TSO6)).has(Offloads::ECN));
     }
 
     #[test]
