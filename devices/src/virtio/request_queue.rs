@@ -5,8 +5,8 @@
 //!                  ^                                   | something came meanwhile
 //!                  +-----------------------------------+
 //! ```
-//! After [`BUDGET`] requests the queue rings its own doorbell and returns to the worker's loop, so that a driver that never
-//! stops asking cannot keep the worker from being stopped.
+//! After [`BUDGET`] requests or [`TURN`] the queue rings its own doorbell and returns to the worker's loop, so that a driver that
+//! never stops asking, or asks for much, keeps the worker from being stopped for no longer than one request takes.
 
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{ActiveQueue, Memory};
@@ -14,10 +14,14 @@ use crate::virtio::interrupt::Interrupts;
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::{Fault, Source};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Requests that are answered before the worker looks whether it is to stop: the wait of a reset in the middle of a burst.
+/// Requests that are answered before the worker looks whether it is to stop.
 pub const BUDGET: u32 = 64;
+
+/// Time after which it looks even if the budget is not used up: a single request can move 4 GiB, and a reset waits in a vCPU.
+pub const TURN: Duration = Duration::from_millis(10);
 
 /// Requests per interrupt while a burst lasts. The driver can go on with the first while the last are being served.
 const NOTIFY_EVERY: u32 = 16;
@@ -49,10 +53,12 @@ impl RequestQueue {
     pub fn serve(&mut self, mut answer: impl FnMut(&mut Chain) -> Result<u32, Fault>) -> Result<(), Fault> {
         // Nothing to read means that this is the first look at the queue, before any doorbell.
         let _ = self.doorbell.read();
+        let begun = Instant::now();
+        let is_over = |served| served >= BUDGET || (served > 0 && begun.elapsed() >= TURN);
         let mut served = 0;
         loop {
             self.ring.disable_doorbell()?;
-            while served < BUDGET
+            while !is_over(served)
                 && let Some(head) = self.ring.pop(&mut self.chain)?
             {
                 let len = answer(&mut self.chain)?;
@@ -63,7 +69,7 @@ impl RequestQueue {
                 }
             }
             self.ring.notify()?;
-            if served == BUDGET {
+            if is_over(served) {
                 let ring_again = |source| Fault::Host { operation: "ring a doorbell", source };
                 return self.doorbell.write(1).map_err(ring_again);
             }
@@ -108,6 +114,31 @@ mod tests {
         queue.serve(|_| Ok(0)).unwrap();
 
         assert_eq!((after_first, driver.used().len()), (64, 65));
+    }
+
+    #[test]
+    fn slow_requests_are_served_one_at_a_time() {
+        let mut driver = TestDriver::new();
+        for _ in 0..2 {
+            driver.add(&[Desc::writable(0x8000, 1)]);
+        }
+        let (active, mem, interrupts) = driver.activate();
+        let doorbell = active.doorbell.try_clone().unwrap();
+        let mut queue = RequestQueue::new(active, mem, interrupts);
+        let slowly = |_: &mut Chain| {
+            let begun = Instant::now();
+            while begun.elapsed() < TURN {
+                std::hint::spin_loop();
+            }
+            Ok(0)
+        };
+
+        queue.serve(slowly).unwrap();
+        let after_first = driver.used().len();
+        assert_eq!(doorbell.read().unwrap(), 1);
+        queue.serve(slowly).unwrap();
+
+        assert_eq!((after_first, driver.used().len()), (1, 2));
     }
 
     #[test]
