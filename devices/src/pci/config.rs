@@ -136,6 +136,11 @@ impl ConfigSpace {
         self.u16_at(COMMAND) & COMMAND_MEMORY != 0
     }
 
+    /// Whether the guest lets the function access memory and send messages.
+    pub fn bus_master(&self) -> bool {
+        self.u16_at(COMMAND) & COMMAND_MASTER != 0
+    }
+
     fn set(&mut self, at: usize, bytes: &[u8]) {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }

@@ -70,6 +70,11 @@ impl Interrupts {
         first
     }
 
+    /// Sets DEVICE_NEEDS_RESET without telling the driver, which has forbidden interrupts.
+    pub(crate) fn set_needs_reset_silently(&self) {
+        self.status.fetch_or(NEEDS_RESET, Ordering::AcqRel);
+    }
+
     /// Whether the device waits for a reset.
     pub fn needs_reset(&self) -> bool {
         self.status.load(Ordering::Acquire) & NEEDS_RESET != 0

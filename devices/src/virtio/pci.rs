@@ -269,7 +269,12 @@ impl PciFunction for VirtioPci {
 
     fn write_config(&self, offset: u16, data: &[u8]) {
         let mut state = self.lock();
+        let was_master = state.config.bus_master();
         state.config.write(offset, data);
+        if was_master && !state.config.bus_master() {
+            // A kernel that hands over to another (kexec) does this to be sure of its memory (PCI 3.0 6.2.2).
+            state.transport.halt();
+        }
         if offset == state.window_at + 16
             && let Some((at, len)) = Self::window_access(&state)
         {

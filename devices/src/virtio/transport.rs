@@ -212,6 +212,15 @@ impl Transport {
         }
     }
 
+    /// Stops a running device where it is: it touches neither rings nor buffers any more and waits for a reset.
+    pub fn halt(&mut self) {
+        if self.running {
+            self.device.stop();
+            self.running = false;
+            self.interrupts.set_needs_reset_silently();
+        }
+    }
+
     /// The device_feature_select register.
     pub fn device_feature_select(&self) -> u32 {
         self.device_feature_select

@@ -138,6 +138,21 @@ fn driver_that_follows_the_steps_gets_a_running_device() {
 }
 
 #[test]
+fn device_that_loses_bus_mastering_stops_and_waits_for_a_reset() {
+    let slot = Slot::new();
+    slot.pci.write_config(4, &[6, 0]);
+    slot.run();
+    slot.pci.write_config(4, &[2, 0]);
+    assert_eq!(slot.log.stops.load(Ordering::Relaxed), 1);
+    assert_eq!(slot.status(), 0x4f);
+
+    slot.set_status(0);
+    slot.pci.write_config(4, &[6, 0]);
+    slot.run();
+    assert_eq!((slot.status(), slot.log.starts.load(Ordering::Relaxed)), (0xf, 2));
+}
+
+#[test]
 fn skipped_and_cleared_steps_change_nothing() {
     let slot = Slot::new();
     for status in [2, 8, 4, 0xc] {
