@@ -2,6 +2,7 @@
 
 use crate::virtio::chain::Chain;
 use crate::virtio::device::Memory;
+use crate::virtio::net::Turn;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::offload::{self, Offloads, bit};
 use crate::virtio::net::port::FramePort;
@@ -122,17 +123,23 @@ impl CtrlQueue {
         Self { ring, chain: Chain::default(), control, counters }
     }
 
-    /// Answers every command that is there; at most a ring full.
+    /// Answers every command that is there; at most a ring full, so that a driver that never stops cannot keep the worker.
     ///
     /// # Errors
     /// If the ring is broken, or a command has no room for its acknowledgement.
-    pub(super) fn serve(&mut self) -> Result<(), Fault> {
+    pub(super) fn serve(&mut self) -> Result<Turn, Fault> {
+        let turn = self.answer()?;
+        self.ring.notify()?;
+        Ok(turn)
+    }
+
+    fn answer(&mut self) -> Result<Turn, Fault> {
         for _ in 0..self.ring.size() {
             let Some(head) = self.ring.pop(&mut self.chain)? else {
                 if self.ring.enable_doorbell()? {
                     continue;
                 }
-                break;
+                return Ok(Turn::Done);
             };
             let done = read_command(self.ring.mem(), &self.chain).is_some_and(|c| self.control.execute(c));
             let count = if done { &self.counters.ctrl_ok } else { &self.counters.ctrl_refused };
@@ -145,7 +152,7 @@ impl CtrlQueue {
             }
             self.ring.push_used(head, 1)?;
         }
-        self.ring.notify()
+        Ok(Turn::More)
     }
 }
 

@@ -1,7 +1,8 @@
 //! One queue pair: what its worker waits for and does.
 //!
 //! The port's descriptor is watched edge-triggered: while the guest has no buffers, or no frame waits to be sent, nothing has to
-//! be switched off and on again. After every edge the port is read until it is empty.
+//! be switched off and on again. After every edge the port is read until it is empty. The kernel's taps tell that there is room
+//! again only to those who asked after they had met a full queue, so after such a write the port is asked.
 
 use crate::virtio::net::Turn;
 use crate::virtio::net::ctrl::CtrlQueue;
@@ -52,9 +53,23 @@ impl Pair {
         come_again(turn, &self.rx_doorbell)
     }
 
-    fn transmit(&mut self) -> Result<(), Fault> {
+    fn transmit(&mut self, events: &EventOps) -> Result<(), Fault> {
         let turn = self.tx.transmit()?;
+        if self.tx.waits() {
+            events.modify(self.port_events()).map_err(unwatched)?;
+        }
         come_again(turn, &self.tx_doorbell)
+    }
+
+    fn control(&mut self) -> Result<(), Fault> {
+        let Some(ctrl) = &mut self.ctrl else { return Ok(()) };
+        let turn = ctrl.queue.serve()?;
+        come_again(turn, &ctrl.doorbell)
+    }
+
+    fn port_events(&self) -> Events {
+        let wanted = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        Events::with_data_raw(self.port.fd(), PORT, wanted)
     }
 
     /// Watches the port anew. epoll hooks a tap queue only while it is attached, so a queue that was detached when it was added
@@ -62,10 +77,7 @@ impl Pair {
     fn watch_port(&mut self, events: &mut EventOps) -> Result<(), Fault> {
         // Not watched yet: nothing to remove.
         let _ = events.remove(Events::empty_raw(self.port.fd()));
-        let wanted = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        events
-            .add(Events::with_data_raw(self.port.fd(), PORT, wanted))
-            .map_err(|err| Fault::Host { operation: "watch the tap", source: std::io::Error::other(err) })
+        events.add(self.port_events()).map_err(unwatched)
     }
 }
 
@@ -86,11 +98,9 @@ impl Service for Pair {
 
     fn begin(&mut self, events: &mut EventOps) -> Result<(), Fault> {
         self.watch_port(events)?;
-        if let Some(ctrl) = &mut self.ctrl {
-            ctrl.queue.serve()?;
-        }
+        self.control()?;
         self.receive()?;
-        self.transmit()
+        self.transmit(events)
     }
 
     fn serve(&mut self, token: u32, events: &mut EventOps) -> Result<(), Fault> {
@@ -101,25 +111,31 @@ impl Service for Pair {
             }
             TX_DOORBELL => {
                 drain(&self.tx_doorbell);
-                self.transmit()
+                self.transmit(events)
             }
             PORT => {
                 self.receive()?;
-                if self.tx.waits() { self.transmit() } else { Ok(()) }
+                if self.tx.waits() { self.transmit(events) } else { Ok(()) }
             }
             SWITCH => {
                 drain(&self.switched);
                 self.watch_port(events)?;
                 self.receive()?;
-                self.transmit()
+                self.transmit(events)
             }
-            CTRL_DOORBELL => self.ctrl.as_mut().map_or(Ok(()), |ctrl| {
-                drain(&ctrl.doorbell);
-                ctrl.queue.serve()
-            }),
+            CTRL_DOORBELL => {
+                if let Some(ctrl) = &self.ctrl {
+                    drain(&ctrl.doorbell);
+                }
+                self.control()
+            }
             _ => Ok(()),
         }
     }
+}
+
+fn unwatched(err: event_manager::Error) -> Fault {
+    Fault::Host { operation: "watch the tap", source: std::io::Error::other(err) }
 }
 
 fn drain(event: &EventFd) {

@@ -148,7 +148,9 @@ impl Rx {
             self.pieces.copy_in(waiting.in_buffers, &self.spill[..waiting.len - waiting.in_buffers]);
             return Ok(Received::Frame(waiting.len));
         }
-        let all_posted = self.posted.len() >= usize::from(self.ring.size()) || self.pieces.count() >= MAX_PIECES;
+        // A chain takes a descriptor for each of its pieces, unless it is indirect: then this may be too early, which loses a frame
+        // where waiting for buffers that cannot come would lose all.
+        let all_posted = self.pieces.count() >= usize::from(self.ring.size());
         if all_posted || !self.mergeable {
             self.counters.rx_too_long.add(1);
             return Ok(Received::Lost);

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
+use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT};
@@ -149,6 +149,25 @@ fn frame_that_the_whole_ring_cannot_take_is_dropped() {
 }
 
 #[test]
+fn frame_that_two_buffer_chains_cannot_take_does_not_block_the_next() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 4);
+    let linked = u16::try_from(VRING_DESC_F_NEXT | VRING_DESC_F_WRITE).unwrap();
+    let last = u16::try_from(VRING_DESC_F_WRITE).unwrap();
+    let descriptor = |i: u16, flags| Descriptor::new(BUFFERS + u64::from(i) * 0x1000, 20, flags, i + 1);
+    let descriptors = [descriptor(0, linked), descriptor(1, last), descriptor(2, linked), descriptor(3, last)];
+    mock.build_multiple_desc_chains(&descriptors.map(RawDescriptor::from)).unwrap();
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), true, MAX_FRAME);
+
+    wire.send(&[0; 200]).unwrap();
+    wire.send(&FRAME[..18]).unwrap();
+    rx.receive().unwrap();
+
+    assert_eq!(used(&mock), [18]);
+    assert_eq!(driver.count("rx_too_long"), 1);
+}
+
+#[test]
 fn buffers_that_cannot_take_a_header_or_be_written_come_back_empty() {
     for descriptors in [chains(1, 11, VRING_DESC_F_WRITE), chains(1, 100, 0)] {
         let (driver, (port, wire)) = (Driver::new(), port());
@@ -270,6 +289,85 @@ fn card_sends_what_was_there_before_driver_ok_and_survives_resets() {
         net.stop();
         assert_eq!(&frame[..len], FRAME);
     }
+}
+
+/// A port that has no room for the first frame. It has room again at once, but its descriptor tells that only to who asks anew.
+struct FullOncePort {
+    fd: EventFd,
+    wire: SocketPort,
+    refused: AtomicBool,
+}
+
+impl FramePort for FullOncePort {
+    fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+    fn receive(&self, _into: &mut IoVecs, _spill: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+    fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
+        if self.refused.swap(true, Ordering::Relaxed) {
+            self.wire.transmit(frame)
+        } else {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+    fn offloads(&self) -> Offloads {
+        Offloads::NONE
+    }
+    fn set_offloads(&self, _offloads: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+    fn set_attached(&self, _attached: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn frame_that_found_no_room_is_sent_when_there_is_room() {
+    let driver = Driver::new();
+    let (socket, wire) = UnixDatagram::pair().unwrap();
+    wire.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let port = FullOncePort {
+        fd: EventFd::new(EFD_NONBLOCK).unwrap(),
+        wire: SocketPort { socket, attached: AtomicBool::new(true) },
+        // The first time the port is full is after the descriptor has told that there is room.
+        refused: AtomicBool::new(true),
+    };
+    let port = Arc::new(port);
+    let config = NetConfig { name: "net0".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
+    let mut net = Net::new(config, vec![port.clone()]).unwrap();
+    let [(rx, _), (tx, tx_doorbell)] = active_pair(&driver.mem, 0);
+    let interrupts = driver.interrupts.clone();
+    let features = net.features() & !bit(VIRTIO_NET_F_CTRL_VQ);
+    net.start(Activation { mem: driver.mem.clone(), features, queues: vec![rx, tx], interrupts }).unwrap();
+    let mut frame = [0; 100];
+    assert_eq!(wire.recv(&mut frame).unwrap(), FRAME.len());
+
+    port.refused.store(false, Ordering::Relaxed);
+    let mock_avail = GuestAddress(0x8000 + 16 * 16);
+    driver.mem.write_obj(0_u16, mock_avail.unchecked_add(4 + 2)).unwrap();
+    driver.mem.write_obj(2_u16, mock_avail.unchecked_add(2)).unwrap();
+    tx_doorbell.write(1).unwrap();
+
+    assert_eq!(wire.recv(&mut frame).unwrap(), FRAME.len());
+    net.stop();
+}
+
+#[test]
+fn control_queue_asks_for_the_doorbell_after_a_ring_full_of_commands() {
+    let (driver, (port, _wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 4);
+    mock.build_multiple_desc_chains(&chains(4, 1, VRING_DESC_F_WRITE)).unwrap();
+    let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap() }];
+    let mut queue =
+        CtrlQueue::new(driver.ring(&mock), Control { pairs, active: 1, features: 0 }, driver.counters.clone());
+
+    assert_eq!(queue.serve().unwrap(), Turn::More);
+    assert_eq!(queue.serve().unwrap(), Turn::Done);
+
+    assert_eq!(used(&mock), [1; 4]);
+    assert_eq!(driver.count("ctrl_refused"), 4);
 }
 
 #[test]
