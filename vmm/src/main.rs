@@ -30,6 +30,7 @@ mod logger;
 mod machine;
 mod name;
 mod signals;
+mod trim;
 
 use cli::{Cli, OnReboot, Parsed};
 use console::terminal;

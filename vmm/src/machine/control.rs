@@ -15,6 +15,7 @@ use crate::console::input::Read;
 use crate::error::Error;
 use crate::event;
 use crate::exit::Outcome;
+use crate::trim;
 use devices::legacy::power::PowerButton;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -26,6 +27,9 @@ use vmm_sys_util::eventfd::EventFd;
 const BUSY_PORT_DELAY: Duration = Duration::from_millis(5);
 /// How often the power button is pressed while the guest does not react: a guest that is still starting has missed the first.
 const PRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// When the machine has surely started and the pages of start-up code can go.
+const TRIM_DELAY: Duration = Duration::from_millis(500);
 
 /// What the loop waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,13 @@ pub(super) struct Control<'a> {
     ending: &'a Ending,
     state: State,
     port_was_busy: bool,
+    trim: Trim,
+}
+
+/// Whether the pages of start-up code are still mapped.
+enum Trim {
+    At(Instant),
+    Done,
 }
 
 impl<'a> Control<'a> {
@@ -65,6 +76,7 @@ impl<'a> Control<'a> {
             ending,
             state: State::Running,
             port_was_busy: false,
+            trim: Trim::At(Instant::now() + TRIM_DELAY),
         }
     }
 
@@ -80,6 +92,7 @@ impl<'a> Control<'a> {
             }
             self.offer_input();
             self.check_deadline();
+            self.check_trim();
             if let Some(end) = self.ending.take() {
                 return Ok(end);
             }
@@ -114,17 +127,17 @@ impl<'a> Control<'a> {
     }
 
     fn timeout(&self) -> Option<Duration> {
+        let left = |until: Instant| until.saturating_duration_since(Instant::now());
         let busy = self.port_was_busy.then_some(BUSY_PORT_DELAY);
         let press = match self.state {
             State::Running => None,
-            State::Asked { deadline, next_press } => {
-                Some(deadline.min(next_press).saturating_duration_since(Instant::now()))
-            }
+            State::Asked { deadline, next_press } => Some(left(deadline.min(next_press))),
         };
-        match (busy, press) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let trim = match self.trim {
+            Trim::At(at) => Some(left(at)),
+            Trim::Done => None,
+        };
+        [busy, press, trim].into_iter().flatten().min()
     }
 
     fn act(&mut self, source: Source) {
@@ -178,6 +191,13 @@ impl<'a> Control<'a> {
         if now >= *deadline {
             log::warn!("The guest did not power off in time and is stopped");
             self.ending.report(End::Outcome(Outcome::StopTimeout));
+        }
+    }
+
+    fn check_trim(&mut self) {
+        if matches!(self.trim, Trim::At(at) if Instant::now() >= at) {
+            trim::release_code_pages();
+            self.trim = Trim::Done;
         }
     }
 
