@@ -81,9 +81,3 @@ pub(crate) fn wait(limit: u64, mut done: impl FnMut() -> bool) -> bool {
         core::hint::spin_loop();
     }
 }
-
-/// Sleeps until an interrupt arrives; the vCPU uses no time meanwhile.
-pub(crate) fn halt() {
-    // SAFETY: The gate was installed by interrupts::install; its handler preserves all registers.
-    unsafe { asm!("int 0x30", options(nostack)) };
-}

@@ -131,7 +131,7 @@ interrupt_stubs:
 spurious_stub:
     iretq
 
-    /* Software interrupt from ring 3: sleep until the next interrupt. */
+    /* Exception of a ring 3 that wants to sleep: it returns to the same instruction, and here again. */
     .balign 32
     .globl halt_stub
 halt_stub:

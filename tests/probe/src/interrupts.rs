@@ -11,7 +11,8 @@ const APIC_ID: u64 = APIC + 0x20;
 const APIC_TASK_PRIORITY: u64 = APIC + 0x80;
 const APIC_SPURIOUS: u64 = APIC + 0xf0;
 const SPURIOUS_VECTOR: u8 = 0xff;
-const HALT_VECTOR: u8 = 0x30;
+/// Invalid opcode: the exception that one instruction of ring 3 causes on every hypervisor, which cannot be said of `int`.
+const INVALID_OPCODE: u8 = 6;
 const RING0_CODE: u64 = 0x08;
 
 unsafe extern "C" {
@@ -28,13 +29,12 @@ pub(crate) fn install() {
     let exceptions = (&raw const exception_stubs).addr() as u64;
     let messages = (&raw const interrupt_stubs).addr() as u64;
     for vector in 0..32 {
-        gate(vector, exceptions + STUB_BYTES * u64::from(vector), 0);
+        gate(vector, exceptions + STUB_BYTES * u64::from(vector));
     }
     for (stub, vector) in (FIRST_VECTOR..).take(VECTORS).enumerate() {
-        gate(vector, messages + STUB_BYTES * stub as u64, 0);
+        gate(vector, messages + STUB_BYTES * stub as u64);
     }
-    gate(HALT_VECTOR, (&raw const halt_stub).addr() as u64, 3);
-    gate(SPURIOUS_VECTOR, (&raw const spurious_stub).addr() as u64, 0);
+    gate(SPURIOUS_VECTOR, (&raw const spurious_stub).addr() as u64);
     cpu::write32(APIC_TASK_PRIORITY, 0);
     cpu::write32(APIC_SPURIOUS, 0x100 | u32::from(SPURIOUS_VECTOR));
 }
@@ -55,17 +55,29 @@ pub(crate) fn message_data(idx: usize) -> u32 {
     u32::from(FIRST_VECTOR) + u32::try_from(idx % VECTORS).unwrap_or(0)
 }
 
-/// Removes every handler and causes an exception: the processor shuts down.
-pub(crate) fn shut_down() {
-    let table = (&raw const idt).addr() as u64;
-    (0..512).for_each(|half| cpu::write64(table + 8 * half, 0));
-    cpu::halt();
+/// Sleeps for ever; the vCPU uses no time.
+pub(crate) fn sleep() -> ! {
+    // The handler halts and returns to the same instruction.
+    gate(INVALID_OPCODE, (&raw const halt_stub).addr() as u64);
+    invalid_opcode()
 }
 
-fn gate(vector: u8, handler: u64, privilege: u64) {
+/// Removes every handler and causes an exception: the processor shuts down.
+pub(crate) fn shut_down() -> ! {
+    let table = (&raw const idt).addr() as u64;
+    (0..512).for_each(|half| cpu::write64(table + 8 * half, 0));
+    invalid_opcode()
+}
+
+fn invalid_opcode() -> ! {
+    // SAFETY: The exception's handler never returns behind the instruction, if it returns at all.
+    unsafe { core::arch::asm!("ud2", options(noreturn)) }
+}
+
+fn gate(vector: u8, handler: u64) {
     let address = (&raw const idt).addr() as u64 + 16 * u64::from(vector);
     // Present 64-bit interrupt gate (Intel SDM 3A, 6.14.1).
-    let kind = 0x8e00 | privilege << 13;
+    let kind = 0x8e00;
     cpu::write64(address, handler & 0xffff | RING0_CODE << 16 | kind << 32 | (handler >> 16 & 0xffff) << 48);
     cpu::write64(address + 8, handler >> 32);
 }

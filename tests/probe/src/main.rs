@@ -41,9 +41,7 @@ extern "C" fn ring3_main(start_info: u64) -> ! {
     report::Serial::prepare();
     let start = StartInfo::read(start_info);
     if start.value("probe") == Some("idle") {
-        loop {
-            cpu::halt();
-        }
+        interrupts::sleep();
     }
     let end = match start.value("end") {
         Some("reset") => End::Reset,

@@ -5,7 +5,7 @@
 
 use core::fmt::{self, Write};
 
-use crate::cpu;
+use crate::{cpu, interrupts};
 
 const COM1: u16 = 0x3f8;
 const FIFO_CONTROL: u16 = COM1 + 2;
@@ -203,7 +203,7 @@ impl Report {
             End::Exit => {}
             End::Reset => cpu::out8(KEYBOARD_COMMAND, KEYBOARD_RESET),
             End::Panic => cpu::out8(PVPANIC, PANICKED),
-            End::TripleFault => crate::interrupts::shut_down(),
+            End::TripleFault => interrupts::shut_down(),
         }
         if end != End::Exit {
             // Some VMMs take a moment to act; one that never does gets the code of a failure.
@@ -218,7 +218,5 @@ impl Report {
 pub(crate) fn exit(code: Exit) -> ! {
     cpu::out8(EXIT_PORT, code as u8);
     cpu::out8(KEYBOARD_COMMAND, KEYBOARD_RESET);
-    loop {
-        cpu::halt();
-    }
+    interrupts::sleep()
 }
