@@ -10,6 +10,7 @@ pub(crate) mod output;
 pub(crate) mod terminal;
 
 use crate::cli::ConsoleSpec;
+use crate::logger;
 use input::{Input, Keys};
 use output::{Output, WhenFull};
 use rustix::fs::OFlags;
@@ -130,7 +131,7 @@ fn pty() -> io::Result<Console> {
     termios.make_raw();
     rustix::termios::tcsetattr(&other_end, OptionalActions::Now, &termios)?;
     rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
-    eprintln!("minivmm: console on {path}");
+    logger::tell(&format!("minivmm: console on {path}"));
     let input = Input::new(File::from(master.try_clone()?), Keys::Plain);
     let output = Output::new(Some(File::from(master)), WhenFull::Drop)?;
     Ok(Console { output, input, _keep: Keep::Pty { _other_end: other_end.into() } })

@@ -2,6 +2,7 @@
 
 use crate::cli::Cli;
 use crate::error::Error;
+use crate::logger;
 use crate::machine::{PanicMark, REBOOT_PARAMETER};
 use boot::{BootSpec, Cmdline, Image};
 use std::env;
@@ -10,7 +11,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// The command that provides the default guest.
-pub(crate) const PROVIDE: &str = "cargo run -p images";
+pub(crate) const PROVIDE: &str = "cargo run -p images -- guest";
 
 /// What a kernel is told unless the user replaces it, beside [`REBOOT_PARAMETER`]: the serial port is the console, and a panic
 /// reboots at once, so that it ends the run instead of hanging it.
@@ -30,7 +31,7 @@ pub(crate) fn open(cli: &Cli) -> Result<BootSpec, Error> {
         return Ok(BootSpec { kernel: image(kernel, "kernel")?, initrd, cmdline });
     }
     let guest = find_default().ok_or(Error::NoDefaultGuest)?;
-    eprintln!("minivmm: no --kernel: starting the default guest in {}", guest.display());
+    logger::tell(&format!("minivmm: no --kernel: starting the default guest in {}", guest.display()));
     let initrd = cli.initrd.clone().unwrap_or_else(|| guest.join("initramfs"));
     Ok(BootSpec { kernel: image(&guest.join("vmlinuz"), "kernel")?, initrd: Some(image(&initrd, "initrd")?), cmdline })
 }

@@ -38,6 +38,12 @@ pub(crate) fn init(level: LevelFilter) {
     }
 }
 
+/// Writes one line for the user to stderr, whatever the log level.
+pub(crate) fn tell(text: &str) {
+    // Nobody is left to tell that stderr does not work.
+    let _ = std::io::stderr().write_all(format!("{text}{}", terminal::line_end()).as_bytes());
+}
+
 impl Stderr {
     /// Whether this second has room for a line; and how many were dropped before it.
     fn admit(&self, second: u64) -> Option<u64> {

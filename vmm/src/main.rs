@@ -39,6 +39,7 @@ use exit::Outcome;
 use machine::{Files, Host, Machine};
 use name::VmName;
 use net::Keeper;
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -46,7 +47,8 @@ fn main() -> ExitCode {
     let result = match cli::parse() {
         Parsed::Run(cli) => run(&cli),
         Parsed::Answer(text) => {
-            print!("{text}");
+            // A reader that has left, such as `head`, has read what it wanted.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             return ExitCode::SUCCESS;
         }
         Parsed::Refused { sentence, hint } => Err(Error::Usage { sentence, hint }),
@@ -54,9 +56,9 @@ fn main() -> ExitCode {
     match result {
         Ok(outcome) => outcome.into(),
         Err(err) => {
-            eprintln!("minivmm: {}", err.chain());
+            logger::tell(&format!("minivmm: {}", err.chain()));
             if let Some(hint) = err.hint() {
-                eprintln!("hint: {hint}");
+                logger::tell(&format!("hint: {hint}"));
             }
             ExitCode::from(err.code())
         }
@@ -98,8 +100,8 @@ fn install_panic_hook() {
         terminal::restore();
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let text = info.payload_as_str().unwrap_or("no message");
-        eprintln!("minivmm: Internal error: {text} ({place})");
-        eprintln!("hint: This is a bug in minivmm; please report this line and the command");
+        logger::tell(&format!("minivmm: Internal error: {text} ({place})"));
+        logger::tell("hint: This is a bug in minivmm; please report this line and the command");
         std::process::exit(exit::INTERNAL.into());
     }));
 }
