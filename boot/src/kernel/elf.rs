@@ -58,6 +58,11 @@ impl Elf {
                 _ => {}
             }
         }
+        segments.sort_by_key(|segment| segment.paddr);
+        // Each byte of guest memory is then loaded at most once, however many segments name the same part of the file.
+        if segments.windows(2).any(|pair| pair[0].end() > pair[1].paddr) {
+            return Err(bad_elf(source, "its segments overlap"));
+        }
         let start = segments.iter().map(|segment| segment.paddr).min();
         let end = segments.iter().map(Segment::end).max();
         let (Some(start), Some(end)) = (start, end) else {
@@ -360,6 +365,16 @@ mod tests {
         assert!(matches!(error, Error::BadElf { reason: "a segment is beyond all memory", .. }));
         let error = parse(&ElfBuilder { mem_len: 1, ..Default::default() }.build()).unwrap_err();
         assert!(matches!(error, Error::BadElf { reason: "a segment is longer in the file than in memory", .. }));
+    }
+
+    #[test]
+    fn segments_that_overlap_are_refused() {
+        let mut bytes = ElfBuilder { notes: vec![vec![0; 4]], ..Default::default() }.build();
+        bytes.copy_within(120..176, 64);
+        assert!(refusal(&bytes).ends_with("its segments overlap"));
+        // The first now ends where the second begins.
+        bytes[64 + 24..64 + 32].copy_from_slice(&0x1F_D000_u64.to_le_bytes());
+        assert_eq!(parse(&bytes).unwrap().span(), Span { start: 0x1F_D000, end: 0x20_3000 });
     }
 
     #[test]
