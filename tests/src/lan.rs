@@ -29,9 +29,17 @@ impl Lan {
             "ip link add {bridge} type bridge stp_state 0 forward_delay 0 && ip link add {uplink} type dummy &&
              ip link set {uplink} master {bridge} up && ip addr add {network}.1/24 dev {bridge} && ip link set {bridge} up"
         ));
+        // The kernel notes a bridge's carrier a moment later, and no command waits for that.
+        sh(&format!("timeout 20 sh -c 'until ip link show {bridge} | grep -q \"state UP\"; do sleep 0.02; done'"));
         let dnsmasq = Command::new("dnsmasq")
             .args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--port=0"])
-            .args(["--bind-interfaces", "--leasefile-ro", "--log-facility=/dev/null", "--dhcp-authoritative"])
+            .args([
+                "--bind-interfaces",
+                "--leasefile-ro",
+                "--log-facility=/dev/null",
+                "--dhcp-authoritative",
+                "--no-ping",
+            ])
             .arg(format!("--interface={bridge}"))
             .arg(format!("--dhcp-range={network}.10,{network}.200,1h"))
             .stdin(Stdio::null())

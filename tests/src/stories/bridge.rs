@@ -96,7 +96,7 @@ fn eight_cards(stage: &Stage) {
     for _ in 0..CARDS {
         machine = machine.net(lan.net());
     }
-    let vm = machine.start();
+    let vm = machine.parameter("minivmm.dhcp=60").start();
 
     let ready = vm.wait_for_ready();
     let cards = ready["cards"].as_array().expect("a list of cards");

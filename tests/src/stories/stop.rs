@@ -38,12 +38,12 @@ fn ignored_button(stage: &Stage) {
 }
 
 fn second_signal(stage: &Stage) {
-    let vm = stage.vm().flag("--stop-timeout", 600).parameter("rdinit=/bin/sh").start();
+    let vm = stage.vm().flag("--stop-timeout", 600).flag("--log", "info").parameter("rdinit=/bin/sh").start();
     vm.wait_for("/ #");
 
     vm.signal(Signal::TERM);
     // Two signals sent at once are one to the kernel.
-    vm.wait_for_log("power button");
+    vm.wait_for_log("Asking the guest to power off");
     vm.signal(Signal::TERM);
 
     assert_eq!(vm.wait_exit(), codes::KILLED_BY_SIGTERM);
