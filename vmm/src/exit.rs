@@ -42,7 +42,8 @@ pub(crate) const SIGNAL_BASE: u8 = 128;
 /// The table, for `--help`.
 pub(crate) const TABLE: &str = "\
 Exit codes:
-  0      The guest powered off, or rebooted with --on-reboot exit
+  0      The guest powered off, or rebooted with --on-reboot exit or when it was
+         asked to power off
   N      The guest wrote N to the debug-exit port 0xf4 (its low 8 bits; no other
          ending uses 1 to 63)
   64     Usage error: a flag that is wrong, or that names what does not exist or

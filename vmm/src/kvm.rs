@@ -19,6 +19,6 @@ pub(crate) mod vcpu;
 mod vm;
 
 pub(crate) use error::Error;
-pub(crate) use host::Host;
+pub(crate) use host::{Created, Host};
 pub(crate) use vcpu::Vcpu;
 pub(crate) use vm::Vm;

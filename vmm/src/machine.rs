@@ -15,15 +15,18 @@ mod ending;
 mod host;
 mod memory;
 mod panic_mark;
+mod restart;
 mod serial;
+mod stop;
 mod vcpus;
 
 pub(crate) use host::{Files, Host};
 pub(crate) use panic_mark::{PanicMark, REBOOT_PARAMETER};
+pub(crate) use restart::Restarts;
 
 use crate::error::Error;
 use crate::exit::Outcome;
-use crate::kvm::{Vcpu, Vm};
+use crate::kvm::{Created, Vcpu, Vm};
 use boot::layout;
 use control::Control;
 use devices::Devices;
@@ -49,11 +52,12 @@ impl Machine {
     /// # Errors
     /// If the host, KVM or the kernel refuses.
     pub(crate) fn assemble(host: &Host) -> Result<Self, Error> {
-        let mem = memory::map(host.mem, host.kvm.phys_bits())?;
+        let mem = memory::map(host.mem)?;
         log::debug!("Memory is mapped");
-        let (vm, vcpus) = host.kvm.create(&mem, host.cpus)?;
+        let Created { vm, vcpus, phys_bits } = host.kvm.create(&mem, host.cpus)?;
         log::debug!("VM and vCPUs are created");
-        let mmio64 = layout::window64(layout::ram_end(host.mem.bytes()), host.kvm.phys_bits());
+        memory::check_addressable(host.mem, phys_bits)?;
+        let mmio64 = layout::window64(layout::ram_end(host.mem.bytes()), phys_bits);
         let apic_ids: Vec<u32> = vcpus.iter().map(Vcpu::id).collect();
         let platform = boot::Platform { apic_ids: &apic_ids, mmio64 };
         let entry = boot::load(&mem, &host.boot, &platform)?;

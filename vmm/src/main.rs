@@ -36,11 +36,12 @@ use cli::{Cli, OnReboot, Parsed};
 use console::terminal;
 use error::Error;
 use exit::Outcome;
-use machine::{Files, Host, Machine};
+use machine::{Files, Host, Machine, Restarts};
 use name::VmName;
 use net::Keeper;
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Instant;
 
 fn main() -> ExitCode {
     install_panic_hook();
@@ -85,11 +86,17 @@ fn run(cli: &Cli) -> Result<Outcome, Error> {
 
 /// Runs the machine until it ends for good.
 fn run_machines(cli: &Cli, host: &mut Host) -> Result<Outcome, Error> {
+    let mut restarts = Restarts::new();
     loop {
-        match Machine::assemble(host)?.run(host)? {
-            Outcome::Rebooted if cli.on_reboot == OnReboot::Restart => log::info!("The guest reboots"),
-            outcome => return Ok(outcome),
+        let start = Instant::now();
+        let outcome = Machine::assemble(host)?.run(host)?;
+        if outcome != Outcome::Rebooted || cli.on_reboot != OnReboot::Restart {
+            return Ok(outcome);
         }
+        if let Some(outcome) = restarts.wait(host, start.elapsed())? {
+            return Ok(outcome);
+        }
+        log::info!("The guest reboots");
     }
 }
 

@@ -1,10 +1,13 @@
 //! Signals that end the machine, as a descriptor to wait on.
 #![expect(unsafe_code, reason = "signal masks and signalfd have no safe wrapper in the crates used here")]
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 /// What arrives here instead of killing the process.
 const SIGNALS: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
@@ -45,6 +48,23 @@ impl Signals {
         // SAFETY: just opened, and nobody else knows of it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self(File::from(fd)))
+    }
+
+    /// Waits until a signal arrives or `other` is readable, for at most `patience` (`None`: for ever). Returns the signal, if one
+    /// has arrived.
+    ///
+    /// # Errors
+    /// If the host refuses to wait.
+    pub(crate) fn wait(&self, other: Option<BorrowedFd<'_>>, patience: Option<Duration>) -> io::Result<Option<u8>> {
+        let mut fds = vec![PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN)];
+        fds.extend(other.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        // A patience beyond the kernel's numbers is for ever.
+        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        match rustix::event::poll(&mut fds, patience.as_ref()) {
+            // Interrupted: as good as woken by a signal that has gone.
+            Ok(_) | Err(Errno::INTR) => Ok(self.next()),
+            Err(err) => Err(err.into()),
+        }
     }
 
     /// The next signal that has arrived, if one has.

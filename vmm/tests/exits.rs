@@ -22,7 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let has_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    let tests: [(&str, fn()); 22] = [
+    let tests: [(&str, fn()); 24] = [
         ("power_off_gives_0", power_off_gives_0),
         ("reset_gives_0", reset_gives_0),
         ("panic_gives_99", panic_gives_99),
@@ -38,6 +38,8 @@ fn main() -> ExitCode {
         ("input_reaches_the_guest_and_its_end_is_harmless", input_reaches_the_guest_and_its_end_is_harmless),
         ("more_input_than_the_fifo_arrives_whole", more_input_than_the_fifo_arrives_whole),
         ("reboot_restarts_ten_times", reboot_restarts_ten_times),
+        ("guest_that_resets_when_asked_to_power_off_ends", guest_that_resets_when_asked_to_power_off_ends),
+        ("guest_that_always_resets_leaves_the_host_in_peace", guest_that_always_resets_leaves_the_host_in_peace),
         ("console_goes_to_a_file", console_goes_to_a_file),
         ("console_goes_to_a_pty", console_goes_to_a_pty),
         ("terminal_is_raw_until_the_quit_key", terminal_is_raw_until_the_quit_key),
@@ -93,6 +95,19 @@ impl Running {
         let mut got = vec![0; text.len()];
         self.0.stdout.as_mut().unwrap().read_exact(&mut got).unwrap();
         assert!(got == text, "{}", String::from_utf8_lossy(&got));
+    }
+
+    /// Waits until it says a line on stderr that starts with `text`.
+    fn expect_error(&mut self, text: &str) {
+        let stderr = self.0.stderr.as_mut().unwrap();
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") {
+            let mut byte = [0; 1];
+            stderr.read_exact(&mut byte).unwrap();
+            line.extend(byte);
+        }
+        let line = String::from_utf8(line).unwrap();
+        assert!(line.starts_with(text), "{line}");
     }
 
     fn type_in(&mut self, text: &[u8]) {
@@ -164,9 +179,8 @@ fn second_signal_stops_at_once() {
     let guest = Guest::new(guest::IDLE);
     let mut vm = started(&guest, &["--stop-timeout", "3600", "--log", "info"]);
     vm.signal("INT");
-    let mut line = [0; 16];
     // The first signal has been taken when there is a line about it; two at once would be one.
-    vm.0.stderr.as_mut().unwrap().read_exact(&mut line).unwrap();
+    vm.expect_error("minivmm: info: Asking the guest to power off");
     vm.signal("INT");
     assert_eq!(vm.code(), 130);
 }
@@ -233,6 +247,25 @@ fn reboot_restarts_ten_times() {
     }
     vm.signal("QUIT");
     assert_eq!(vm.code(), 131);
+}
+
+fn guest_that_resets_when_asked_to_power_off_ends() {
+    let guest = Guest::new(guest::REBOOT_ON_INPUT);
+    let mut vm = started(&guest, &["--on-reboot", "restart", "--stop-timeout", "3600", "--log", "info"]);
+    vm.signal("TERM");
+    vm.expect_error("minivmm: info: Asking the guest to power off");
+    vm.type_in(b"r");
+    assert_eq!(vm.code(), 0);
+}
+
+fn guest_that_always_resets_leaves_the_host_in_peace() {
+    let guest = Guest::new(guest::RESET);
+    let mut vm = Running::start(&mut minivmm(&guest, &["--on-reboot", "restart", "--log", "info"]));
+    for _ in 0..3 {
+        vm.expect_error("minivmm: info: The guest reboots");
+    }
+    vm.signal("TERM");
+    assert_eq!(vm.code(), 0);
 }
 
 fn console_goes_to_a_file() {

@@ -1,17 +1,17 @@
 //! One VM: its memory slots, its interrupt controllers and its vCPUs, in the order that KVM is fast in.
 
+use super::Error;
 use super::doorbell::KvmDoorbells;
 use super::irq::{Line, Routes, Vector};
-use super::{Error, Vcpu};
 use boot::layout;
 use devices::doorbell::Doorbells;
 use devices::irq::{IrqLine, MsiVector};
 use devices::virtio::device::Memory;
 use kvm_bindings::{
-    CpuId, KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
+    KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use std::io;
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -52,9 +52,8 @@ impl Vm {
         self.routes.has_extended_destination()
     }
 
-    pub(super) fn create_vcpu(&self, id: u32, cpuid: &CpuId) -> Result<Vcpu, Error> {
-        let fd = self.fd.create_vcpu(id.into()).map_err(Error::call("create a vCPU"))?;
-        Vcpu::new(fd, id, cpuid)
+    pub(super) fn create_vcpu(&self, id: u32) -> Result<VcpuFd, Error> {
+        self.fd.create_vcpu(id.into()).map_err(Error::call("create a vCPU"))
     }
 
     /// A line to pin `gsi` of the I/O APIC. Costs nothing until it is raised for the first time.

@@ -11,6 +11,7 @@ use super::devices::Devices;
 use super::ending::{End, Ending};
 use super::host::Host;
 use super::serial::{Busy, Port};
+use super::stop::Stop;
 use crate::console::input::Read;
 use crate::error::Error;
 use crate::event;
@@ -25,9 +26,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// How long to leave a serial port alone that a vCPU is in.
 const BUSY_PORT_DELAY: Duration = Duration::from_millis(5);
-/// How often the power button is pressed while the guest does not react: a guest that is still starting has missed the first.
-const PRESS_INTERVAL: Duration = Duration::from_secs(1);
-
 /// When the machine has surely started and the pages of start-up code can go.
 const TRIM_DELAY: Duration = Duration::from_millis(500);
 
@@ -43,11 +41,6 @@ enum Source {
     Keeper,
 }
 
-enum State {
-    Running,
-    Asked { deadline: Instant, next_press: Instant },
-}
-
 /// The loop and what it works on.
 pub(super) struct Control<'a> {
     host: &'a mut Host,
@@ -55,7 +48,6 @@ pub(super) struct Control<'a> {
     drained: &'a EventFd,
     power_button: &'a PowerButton,
     ending: &'a Ending,
-    state: State,
     port_was_busy: bool,
     trim: Trim,
 }
@@ -74,7 +66,6 @@ impl<'a> Control<'a> {
             drained: devices.serial_drained(),
             power_button: devices.power_button(),
             ending,
-            state: State::Running,
             port_was_busy: false,
             trim: Trim::At(Instant::now() + TRIM_DELAY),
         }
@@ -129,15 +120,12 @@ impl<'a> Control<'a> {
     fn timeout(&self) -> Option<Duration> {
         let left = |until: Instant| until.saturating_duration_since(Instant::now());
         let busy = self.port_was_busy.then_some(BUSY_PORT_DELAY);
-        let press = match self.state {
-            State::Running => None,
-            State::Asked { deadline, next_press } => Some(left(deadline.min(next_press))),
-        };
+        let stop = self.host.stop.next().map(left);
         let trim = match self.trim {
             Trim::At(at) => Some(left(at)),
             Trim::Done => None,
         };
-        [busy, press, trim].into_iter().flatten().min()
+        [busy, stop, trim].into_iter().flatten().min()
     }
 
     fn act(&mut self, source: Source) {
@@ -165,14 +153,13 @@ impl<'a> Control<'a> {
     }
 
     fn signal(&mut self, signal: u8) {
-        let at_once = i32::from(signal) == libc::SIGQUIT || matches!(self.state, State::Asked { .. });
+        let at_once = i32::from(signal) == libc::SIGQUIT || self.host.stop.is_asked();
         if at_once {
             self.kill(signal.into());
             return;
         }
         log::info!("Asking the guest to power off, for at most {} s", self.host.stop_timeout.as_secs());
-        let now = Instant::now();
-        self.state = State::Asked { deadline: now + self.host.stop_timeout, next_press: now };
+        self.host.stop = Stop::ask(Instant::now(), self.host.stop_timeout);
     }
 
     fn kill(&self, signal: i32) {
@@ -180,17 +167,15 @@ impl<'a> Control<'a> {
     }
 
     fn check_deadline(&mut self) {
-        let State::Asked { deadline, next_press } = &mut self.state else { return };
-        let now = Instant::now();
-        if now >= *next_press {
-            *next_press = now + PRESS_INTERVAL;
-            if let Err(err) = self.power_button.press() {
-                log::error!("Failed to press the guest's power button: {err}");
-            }
+        let due = self.host.stop.due(Instant::now());
+        if due.press
+            && let Err(err) = self.power_button.press()
+        {
+            log::error!("Failed to press the guest's power button: {err}");
         }
-        if now >= *deadline {
-            log::warn!("The guest did not power off in time and is stopped");
+        if due.give_up {
             self.ending.report(End::Outcome(Outcome::StopTimeout));
+            log::warn!("The guest did not power off in time and is stopped");
         }
     }
 

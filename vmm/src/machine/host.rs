@@ -1,6 +1,7 @@
 //! What the machine uses of the host, opened once and kept over reboots of the guest.
 
 use super::panic_mark::PanicMark;
+use super::stop::Stop;
 use crate::cli::{Cli, DiskSpec, MemSize};
 use crate::console::Console;
 use crate::error::Error;
@@ -71,6 +72,7 @@ pub(crate) struct Host {
     pub(super) console: Console,
     pub(super) signals: Signals,
     pub(super) stop_timeout: Duration,
+    pub(super) stop: Stop,
     network: Network,
     keeper: Keeper,
     watches_keeper: bool,
@@ -98,6 +100,7 @@ impl Host {
             signals: Signals::new().map_err(Error::host("open a signalfd"))?,
             console: Console::open(&cli.console)?,
             stop_timeout: Duration::from_secs(cli.stop_timeout.into()),
+            stop: Stop::NotAsked,
             network: Network::Pending,
             watches_keeper: true,
             keeper,

@@ -9,12 +9,9 @@ use vm_memory::GuestAddress;
 /// Maps `mem` in the regions that the guest will see.
 ///
 /// # Errors
-/// If the processor cannot address it or the host does not have it. A guest with more memory than the host would run well until
+/// If the host does not have it. A guest with more memory than the host would run well until
 /// it uses it, and be killed then; saying so at the start is kinder.
-pub(super) fn map(mem: MemSize, phys_bits: u8) -> Result<Memory, Error> {
-    if layout::ram_end(mem.bytes()) > 1u64.checked_shl(phys_bits.into()).unwrap_or(u64::MAX) {
-        return Err(Error::MemoryBeyondAddressBits { mem, phys_bits });
-    }
+pub(super) fn map(mem: MemSize) -> Result<Memory, Error> {
     let host_bytes = host_bytes();
     if mem.bytes() > host_bytes {
         return Err(Error::MemoryBeyondHost { mem, host_mib: host_bytes / MIB });
@@ -25,6 +22,17 @@ pub(super) fn map(mem: MemSize, phys_bits: u8) -> Result<Memory, Error> {
         .collect::<Result<_, _>>()
         .map_err(|source| Error::MapMemory { mem, source: source.into() })?;
     Memory::from_ranges(&regions).map_err(|source| Error::MapMemory { mem, source: source.into() })
+}
+
+/// Checks that the guest's processor, which sees `phys_bits` physical address bits, can address `mem`.
+///
+/// # Errors
+/// If it cannot.
+pub(super) fn check_addressable(mem: MemSize, phys_bits: u8) -> Result<(), Error> {
+    if layout::ram_end(mem.bytes()) > 1u64.checked_shl(phys_bits.into()).unwrap_or(u64::MAX) {
+        return Err(Error::MemoryBeyondAddressBits { mem, phys_bits });
+    }
+    Ok(())
 }
 
 /// RAM and swap of the host.
