@@ -19,6 +19,7 @@ pub struct Tap {
 
 impl Tap {
     /// Takes over a queue that was opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, and finds out what the kernel can do for it.
+    /// The offloads stay as they were found; the card that takes the queue sets them.
     ///
     /// # Errors
     /// If the descriptor is not such a queue.
@@ -37,7 +38,6 @@ impl Tap {
             .into_iter()
             .find(|candidate| set_offloads(&fd, *candidate).is_ok())
             .unwrap_or(Offloads::NONE);
-        set_offloads(&fd, Offloads::NONE)?;
         Ok(Self { fd, offloads, multi_queue: flags & libc::IFF_MULTI_QUEUE != 0 })
     }
 }
