@@ -73,6 +73,14 @@ impl Outcome {
     }
 }
 
+/// Ends the process with `code`, now: without waiting for any thread, and without `atexit` functions, which would run beside
+/// threads that still use what they take down.
+#[expect(unsafe_code, reason = "_exit has no safe wrapper in the crates used here")]
+pub(crate) fn at_once(code: u8) -> ! {
+    // SAFETY: _exit never returns and takes any value.
+    unsafe { libc::_exit(code.into()) }
+}
+
 impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         Self::from(outcome.code())

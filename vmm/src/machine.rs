@@ -19,13 +19,15 @@ mod restart;
 mod serial;
 mod stop;
 mod vcpus;
+mod watchdog;
 
 pub(crate) use host::{Files, Host};
 pub(crate) use panic_mark::{PanicMark, REBOOT_PARAMETER};
 pub(crate) use restart::Restarts;
 
+use crate::console::terminal;
 use crate::error::Error;
-use crate::exit::Outcome;
+use crate::exit::{self, Outcome};
 use crate::kvm::{Created, Vcpu, Vm};
 use boot::layout;
 use control::Control;
@@ -34,9 +36,13 @@ use ending::{End, Ending};
 use std::sync::Arc;
 use std::time::Duration;
 use vcpus::VcpuThreads;
+use watchdog::Watchdog;
 
 /// How long the reader of the console may take for each piece of the last output.
 const LAST_OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the host may take to finish what vCPUs and devices are in the middle of when the machine stops.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A machine that stands at reset, complete but for its devices.
 pub(crate) struct Machine {
@@ -77,18 +83,37 @@ impl Machine {
         let devices = Devices::build(&self.vm, &self.mem, self.mmio64, host, ending.clone())?;
         log::debug!("Devices are built");
         host.confine()?;
-        let vcpus =
-            VcpuThreads::spawn(self.vcpus, devices.buses(), &ending).map_err(Error::host("start a vCPU thread"))?;
-        log::debug!("vCPUs are running");
-        let end = Control::new(host, &devices, &ending).run();
+        let mut vcpus = VcpuThreads::new(&ending);
+        let started = vcpus.start(self.vcpus, devices.buses()).map_err(Error::host("start a vCPU thread"));
+        let end = started.and_then(|()| {
+            log::debug!("vCPUs are running");
+            Control::new(host, &devices, &ending).run()
+        });
         log::debug!("The guest has ended");
-        host.console.output.close();
-        vcpus.stop();
-        devices.shutdown();
-        host.console.output.finish(LAST_OUTPUT_PATIENCE);
-        match end? {
+        let result = end.and_then(|end| match end {
             End::Outcome(outcome) => Ok(host.panic_mark.refine(outcome, &self.mem)),
             End::Failed { id, failure } => Err(Error::Vcpu { id, source: failure }),
-        }
+        });
+        // Also after a failed start: a vCPU that waits for room on the console is joined only once it is closed.
+        host.console.output.close();
+        let watchdog = watch_stop(result.as_ref().map_or_else(Error::code, |outcome| outcome.code()));
+        vcpus.stop();
+        devices.shutdown();
+        drop(watchdog);
+        host.console.output.finish(LAST_OUTPUT_PATIENCE);
+        result
     }
+}
+
+/// Ends the process with `code` if the machine's threads are not back in time. Without a thread for it the stop has no deadline.
+fn watch_stop(code: u8) -> Option<Watchdog> {
+    let watchdog = Watchdog::start(STOP_PATIENCE, move || {
+        log::error!(
+            "The host did not finish the guest's last requests within {} s: ending without",
+            STOP_PATIENCE.as_secs()
+        );
+        terminal::restore();
+        exit::at_once(code);
+    });
+    watchdog.inspect_err(|err| log::warn!("The machine stops without a deadline: {err}")).ok()
 }

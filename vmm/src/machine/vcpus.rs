@@ -20,29 +20,27 @@ pub(super) struct VcpuThreads {
 }
 
 impl VcpuThreads {
+    /// No vCPUs, until some are started.
+    pub(super) fn new(ending: &Arc<Ending>) -> Self {
+        Self { threads: Vec::new(), ending: ending.clone() }
+    }
+
     /// Starts one thread per vCPU.
     ///
     /// # Errors
-    /// If the host has no thread left; those that had started are stopped again.
-    pub(super) fn spawn(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, ending: &Arc<Ending>) -> io::Result<Self> {
-        let mut started = Self { threads: Vec::with_capacity(vcpus.len()), ending: ending.clone() };
+    /// If the host has no thread left; those that have started run on until they are stopped.
+    pub(super) fn start(&mut self, vcpus: Vec<Vcpu>, buses: &Arc<Buses>) -> io::Result<()> {
         for mut vcpu in vcpus {
             let kick = vcpu.kick_handle();
-            let (buses, ending) = (buses.clone(), ending.clone());
+            let (buses, ending) = (buses.clone(), self.ending.clone());
             let thread =
                 thread::Builder::new().name(format!("vcpu{}", vcpu.id())).stack_size(STACK_BYTES).spawn(move || {
                     run(&mut vcpu, &buses, &ending);
                     vcpu
                 });
-            match thread {
-                Ok(thread) => started.threads.push((thread, kick)),
-                Err(err) => {
-                    started.stop();
-                    return Err(err);
-                }
-            }
+            self.threads.push((thread?, kick));
         }
-        Ok(started)
+        Ok(())
     }
 
     /// Brings every vCPU back from wherever it is, and joins the threads.
