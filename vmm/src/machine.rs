@@ -43,6 +43,8 @@ const LAST_OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long the host may take to finish what vCPUs and devices are in the middle of when the machine stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// The same when the guest is to run again, which is worth waiting for a slow disk.
+const RESTART_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A machine that stands at reset, complete but for its devices.
 pub(crate) struct Machine {
@@ -96,7 +98,11 @@ impl Machine {
         });
         // Also after a failed start: a vCPU that waits for room on the console is joined only once it is closed.
         host.console.output.close();
-        let watchdog = watch_stop(result.as_ref().map_or_else(Error::code, |outcome| outcome.code()));
+        let watchdog = match &result {
+            Ok(Outcome::Rebooted) if host.restarts_after_reboot() => watch_stop(RESTART_PATIENCE, exit::HOST),
+            Ok(outcome) => watch_stop(STOP_PATIENCE, outcome.code()),
+            Err(err) => watch_stop(STOP_PATIENCE, err.code()),
+        };
         vcpus.stop();
         devices.shutdown();
         drop(watchdog);
@@ -106,11 +112,11 @@ impl Machine {
 }
 
 /// Ends the process with `code` if the machine's threads are not back in time. Without a thread for it the stop has no deadline.
-fn watch_stop(code: u8) -> Option<Watchdog> {
-    let watchdog = Watchdog::start(STOP_PATIENCE, move || {
+fn watch_stop(patience: Duration, code: u8) -> Option<Watchdog> {
+    let watchdog = Watchdog::start(patience, move || {
         log::error!(
             "The host did not finish the guest's last requests within {} s: ending without",
-            STOP_PATIENCE.as_secs()
+            patience.as_secs()
         );
         terminal::restore();
         exit::at_once(code);

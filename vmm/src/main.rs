@@ -32,7 +32,7 @@ mod name;
 mod signals;
 mod trim;
 
-use cli::{Cli, OnReboot, Parsed};
+use cli::{Cli, Parsed};
 use console::terminal;
 use error::Error;
 use exit::Outcome;
@@ -77,7 +77,7 @@ fn run(cli: &Cli) -> Result<Outcome, Error> {
     let keeper = Keeper::start(&request)?;
     log::debug!("{name}: files are open, the network keeper is at work");
     let mut host = Host::open(cli, files, keeper)?;
-    let outcome = run_machines(cli, &mut host);
+    let outcome = run_machines(&mut host);
     let closed = host.close();
     let outcome = outcome?;
     closed?;
@@ -85,12 +85,13 @@ fn run(cli: &Cli) -> Result<Outcome, Error> {
 }
 
 /// Runs the machine until it ends for good.
-fn run_machines(cli: &Cli, host: &mut Host) -> Result<Outcome, Error> {
+fn run_machines(host: &mut Host) -> Result<Outcome, Error> {
     let mut restarts = Restarts::new();
     loop {
         let start = Instant::now();
         let outcome = Machine::assemble(host)?.run(host)?;
-        if outcome != Outcome::Rebooted || cli.on_reboot != OnReboot::Restart {
+        // A guest that was asked to power off and resets instead could escape its stop for ever.
+        if outcome != Outcome::Rebooted || !host.restarts_after_reboot() {
             return Ok(outcome);
         }
         if let Some(outcome) = restarts.wait(host, start.elapsed())? {

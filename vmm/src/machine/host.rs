@@ -2,7 +2,7 @@
 
 use super::panic_mark::PanicMark;
 use super::stop::Stop;
-use crate::cli::{Cli, DiskSpec, MemSize};
+use crate::cli::{Cli, DiskSpec, MemSize, OnReboot};
 use crate::console::Console;
 use crate::error::Error;
 use crate::signals::Signals;
@@ -73,6 +73,7 @@ pub(crate) struct Host {
     pub(super) signals: Signals,
     pub(super) stop_timeout: Duration,
     pub(super) stop: Stop,
+    on_reboot: OnReboot,
     network: Network,
     keeper: Keeper,
     watches_keeper: bool,
@@ -101,6 +102,7 @@ impl Host {
             console: Console::open(&cli.console)?,
             stop_timeout: Duration::from_secs(cli.stop_timeout.into()),
             stop: Stop::NotAsked,
+            on_reboot: cli.on_reboot,
             network: Network::Pending,
             watches_keeper: true,
             keeper,
@@ -140,6 +142,11 @@ impl Host {
     /// Readable when the keeper has died.
     pub(super) fn keeper_socket(&self) -> Option<BorrowedFd<'_>> {
         self.keeper.socket().filter(|_| self.watches_keeper)
+    }
+
+    /// Whether a guest that resets itself runs again: not if it was asked to power off.
+    pub(crate) fn restarts_after_reboot(&self) -> bool {
+        self.on_reboot == OnReboot::Restart && !self.stop.is_asked()
     }
 
     /// Stops watching the keeper.

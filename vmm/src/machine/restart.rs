@@ -1,6 +1,5 @@
-//! Whether a guest that has reset itself is started again, and how soon.
+//! How soon a guest that has reset itself is started again.
 //!
-//! A guest that was asked to power off and resets instead is not: with `--on-reboot restart` it could escape its stop for ever.
 //! One that resets as soon as it runs is started less and less often, so that it cannot keep the host busy building machines.
 
 use super::host::Host;
@@ -24,15 +23,11 @@ impl Restarts {
         Self { next_pause: FIRST_PAUSE }
     }
 
-    /// Waits until the guest may run again after a run of `run_time` that it ended with a reset. Returns how the machine ends if
-    /// it may not: the guest was asked to power off, or a signal arrives.
+    /// Waits until the guest may run again after a run of `run_time`. Returns how the machine ends if a signal arrives first.
     ///
     /// # Errors
     /// If the host refuses to wait.
     pub(crate) fn wait(&mut self, host: &Host, run_time: Duration) -> Result<Option<Outcome>, Error> {
-        if host.stop.is_asked() {
-            return Ok(Some(Outcome::Rebooted));
-        }
         let signal = host.signals.wait(None, Some(self.pause_after(run_time)));
         Ok(signal.map_err(Error::host("wait for signals"))?.map(|signal| match i32::from(signal) {
             libc::SIGQUIT => Outcome::Killed(signal),
