@@ -2,12 +2,18 @@
 //!
 //! Levels: error = the user's wish failed; warn = odd but served; info = rare change; debug = for developers, with the time
 //! since the start.
+//!
+//! A line never waits for whoever reads stderr: guests cause lines, and a reader that has stopped reading would stop vCPUs,
+//! workers and the control loop. What does not fit is dropped and counted. The check and the write are two steps, so another
+//! process that fills the same pipe in between can still make one line wait.
 
 use crate::console::terminal;
 use log::{LevelFilter, Log, Metadata, Record};
-use std::io::Write;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A crate whose lines any guest can cause at any rate; what matters of them is counted by the devices.
 const GUEST_DRIVEN: &str = "virtio_queue";
@@ -15,6 +21,12 @@ const GUEST_DRIVEN: &str = "virtio_queue";
 /// Warnings and worse per second before the rest is only counted. A start or stop logs fewer; a guest that provokes one line
 /// per access could otherwise fill the host's disk.
 const LINES_PER_SECOND: u32 = 50;
+
+/// Bytes of a line at most: a pipe that polls as writable takes this many without blocking (POSIX: PIPE_BUF).
+const LINE_BYTES: usize = 4096;
+
+/// How long what the user must know waits for the reader of stderr.
+const READER_PATIENCE: Duration = Duration::from_secs(1);
 
 struct Stderr {
     start: Instant,
@@ -41,7 +53,17 @@ pub(crate) fn init(level: LevelFilter) {
 /// Writes one line for the user to stderr, whatever the log level.
 pub(crate) fn tell(text: &str) {
     // Nobody is left to tell that stderr does not work.
-    let _ = std::io::stderr().write_all(format!("{text}{}", terminal::line_end()).as_bytes());
+    let _ = write(&mut std::io::stderr().lock(), &format!("{text}{}", terminal::line_end()), READER_PATIENCE);
+}
+
+/// Writes `line` if its reader makes room within `patience`.
+fn write(to: &mut (impl Write + AsFd), line: &str, patience: Duration) -> io::Result<()> {
+    let patience = Timespec::try_from(patience).ok();
+    if rustix::event::poll(&mut [PollFd::new(&*to, PollFlags::OUT)], patience.as_ref())? == 0 {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    let bytes = line.as_bytes();
+    to.write_all(&bytes[..bytes.len().min(LINE_BYTES)])
 }
 
 impl Stderr {
@@ -80,8 +102,10 @@ impl Log for Stderr {
         if dropped > 0 {
             line.push_str(&format!("minivmm: warn: {dropped} more lines were dropped{end}"));
         }
-        // Nobody is left to tell that stderr does not work.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        // The lock keeps two threads from both finding room for one line.
+        if write(&mut std::io::stderr().lock(), &line, Duration::ZERO).is_err() {
+            self.dropped.fetch_add(dropped.saturating_add(1), Ordering::Relaxed);
+        }
     }
 
     fn flush(&self) {}
@@ -109,6 +133,17 @@ mod tests {
         assert_eq!(admitted, LINES_PER_SECOND as usize);
         assert_eq!(logger.admit(4), Some(7));
         assert_eq!(logger.admit(4), Some(0));
+    }
+
+    #[test]
+    fn line_that_nobody_reads_is_not_waited_for() {
+        let (_reader, mut stuck) = io::pipe().unwrap();
+        let before = Instant::now();
+        while write(&mut stuck, &"x".repeat(2 * LINE_BYTES), Duration::ZERO).is_ok() {
+            assert!(before.elapsed() < Duration::from_secs(30), "the pipe does not fill");
+        }
+
+        assert_eq!(write(&mut stuck, "x", Duration::ZERO).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod event;
 mod exit;
 mod guest;
 mod kvm;
+mod limits;
 mod logger;
 mod machine;
 mod name;
@@ -70,6 +71,9 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<Outcome, Error> {
     logger::init(cli.log.into());
     log::debug!("Command line is parsed");
+    if let Err(err) = limits::raise_descriptors() {
+        log::warn!("The limit of open descriptors stays as it is: {err}");
+    }
     let files = Files::open(cli, guest::open(cli)?)?;
     let name = cli.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
     let _name_lock = name.lock()?;

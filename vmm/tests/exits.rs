@@ -22,7 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let has_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    let tests: [(&str, fn()); 24] = [
+    let tests: [(&str, fn()); 27] = [
         ("power_off_gives_0", power_off_gives_0),
         ("reset_gives_0", reset_gives_0),
         ("panic_gives_99", panic_gives_99),
@@ -32,6 +32,9 @@ fn main() -> ExitCode {
         ("sigterm_presses_the_button_then_stops_with_124", sigterm_presses_the_button_then_stops_with_124),
         ("second_signal_stops_at_once", second_signal_stops_at_once),
         ("sigquit_stops_at_once", sigquit_stops_at_once),
+        ("halted_guest_is_stopped_with_every_signal_blocked", halted_guest_is_stopped_with_every_signal_blocked),
+        ("guest_is_stopped_while_nobody_reads_the_log", guest_is_stopped_while_nobody_reads_the_log),
+        ("low_soft_limit_of_descriptors_is_raised", low_soft_limit_of_descriptors_is_raised),
         ("spinning_guest_is_stopped", spinning_guest_is_stopped),
         ("guest_that_waits_for_its_reader_is_stopped", guest_that_waits_for_its_reader_is_stopped),
         ("reader_that_leaves_does_not_end_the_guest", reader_that_leaves_does_not_end_the_guest),
@@ -110,6 +113,13 @@ impl Running {
         assert!(line.starts_with(text), "{line}");
     }
 
+    /// The rest of what it says on stderr.
+    fn errors(&mut self) -> String {
+        let mut errors = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        errors
+    }
+
     fn type_in(&mut self, text: &[u8]) {
         self.0.stdin.as_mut().unwrap().write_all(text).unwrap();
     }
@@ -128,13 +138,19 @@ fn minivmm(guest: &Guest, args: &[&str]) -> Command {
     command
 }
 
+/// `command`, started by a program that changes something for it first.
+fn through(program: &str, args: &[&str], command: &Command) -> Command {
+    let mut outer = Command::new(program);
+    outer.args(args).arg(command.get_program()).args(command.get_args());
+    outer.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    outer
+}
+
 fn runs_to(code_bytes: &[u8], args: &[&str], expected: i32) {
     let guest = Guest::new(code_bytes);
     let mut vm = Running::start(&mut minivmm(&guest, args));
     let code = vm.code();
-    let mut errors = String::new();
-    vm.0.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-    assert_eq!(code, expected, "{errors}");
+    assert_eq!(code, expected, "{}", vm.errors());
 }
 
 /// A guest that has started: it says `!` on its serial port first.
@@ -197,6 +213,35 @@ fn spinning_guest_is_stopped() {
     let mut vm = started(&guest, &["--stop-timeout", "0"]);
     vm.signal("TERM");
     assert_eq!(vm.code(), 124);
+}
+
+fn halted_guest_is_stopped_with_every_signal_blocked() {
+    let guest = Guest::new(guest::IDLE);
+    let mut vm = Running::start(&mut through("env", &["--block-signal"], &minivmm(&guest, &[])));
+    vm.expect(b"!");
+    vm.signal("QUIT");
+    assert_eq!(vm.code(), 131);
+    // The watchdog would have ended it as well, but says so.
+    assert_eq!(vm.errors(), "");
+}
+
+fn guest_is_stopped_while_nobody_reads_the_log() {
+    let (_reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while (&writer).write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let guest = Guest::new(guest::IDLE);
+    let mut vm = Running::start(minivmm(&guest, &["--stop-timeout", "0", "--log", "debug"]).stderr(writer));
+    vm.expect(b"!");
+    vm.signal("TERM");
+    assert_eq!(vm.code(), 124);
+}
+
+fn low_soft_limit_of_descriptors_is_raised() {
+    let guest = Guest::new(guest::EXIT_7);
+    let command = minivmm(&guest, &["--cpus", "32"]);
+    let mut vm = Running::start(&mut through("prlimit", &["--nofile=24:1024"], &command));
+    assert_eq!(vm.code(), 7);
 }
 
 fn guest_that_waits_for_its_reader_is_stopped() {

@@ -11,7 +11,7 @@ use std::os::unix::thread::JoinHandleExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 /// The way to interrupt one vCPU.
 pub(crate) struct Kick {
@@ -43,6 +43,14 @@ impl Kick {
             log::error!("Failed to interrupt a vCPU: {}", io::Error::from_raw_os_error(error));
         }
     }
+}
+
+/// Lets the signal of [`Kick`] reach the calling thread. A mask is inherited, and whoever started the process may have blocked it.
+///
+/// # Errors
+/// If the host refuses.
+pub(crate) fn unblock() -> io::Result<()> {
+    unblock_signal(SIGRTMIN()).map_err(|err| io::Error::other(err.to_string()))
 }
 
 /// Lets the signal of [`Kick`] interrupt system calls instead of killing the process. Called once, before any vCPU thread.

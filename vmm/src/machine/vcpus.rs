@@ -5,7 +5,7 @@ use super::ending::{End, Ending};
 use crate::exit::Outcome;
 use crate::kvm::Vcpu;
 use crate::kvm::exit::{Exit, SystemEvent};
-use crate::kvm::kick::Kick;
+use crate::kvm::kick::{self, Kick};
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -35,6 +35,9 @@ impl VcpuThreads {
             let (buses, ending) = (buses.clone(), self.ending.clone());
             let thread =
                 thread::Builder::new().name(format!("vcpu{}", vcpu.id())).stack_size(STACK_BYTES).spawn(move || {
+                    if let Err(err) = kick::unblock() {
+                        log::warn!("vCPU {} may be slow to stop: {err}", vcpu.id());
+                    }
                     run(&mut vcpu, &buses, &ending);
                     vcpu
                 });
