@@ -8,6 +8,7 @@
 //!
 //! Sources: Intel SDM volume 2A "CPUID", AMD APM volume 3 appendix E, `Documentation/virt/kvm/x86/cpuid.rst`.
 
+use super::Error;
 use super::topology::Topology;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 
@@ -48,7 +49,10 @@ pub(super) fn phys_bits(cpuid: &CpuId) -> u8 {
 }
 
 /// The CPUID of vCPU `id`, from what KVM supports.
-pub(super) fn for_vcpu(supported: &CpuId, id: u32, features: &Features) -> CpuId {
+///
+/// # Errors
+/// If it has more leaves than a list can hold. None is left out then: a guest would be told something that is not so.
+pub(super) fn for_vcpu(supported: &CpuId, id: u32, features: &Features) -> Result<CpuId, Error> {
     let topology = Topology::new(features.cpus);
     let amd = is_amd(supported.as_slice());
     let mut entries: Vec<_> = supported.as_slice().iter().filter(|e| !is_replaced(e.function)).copied().collect();
@@ -60,9 +64,8 @@ pub(super) fn for_vcpu(supported: &CpuId, id: u32, features: &Features) -> CpuId
     if max_basic >= TOPOLOGY_V2_LEAF {
         entries.extend(extended_topology(TOPOLOGY_V2_LEAF, id, topology));
     }
-    entries.truncate(KVM_MAX_CPUID_ENTRIES);
-    // Refused only for more entries than the line above leaves; KVM's own list is a working answer then.
-    CpuId::from_entries(&entries).unwrap_or_else(|_| supported.clone())
+    CpuId::from_entries(&entries)
+        .map_err(|_| Error::TooManyLeaves { leaves: entries.len(), max: KVM_MAX_CPUID_ENTRIES })
 }
 
 /// Leaves that are dropped: the host's topology, and what belongs to nested virtualization.
@@ -181,7 +184,7 @@ mod tests {
 
     fn seen_by(id: u32, cpus: u32) -> impl Fn(u32, u32) -> [u32; 4] {
         let features = Features { cpus, tsc_deadline: true, extended_destination: false };
-        let cpuid = for_vcpu(&amd_host(), id, &features);
+        let cpuid = for_vcpu(&amd_host(), id, &features).unwrap();
         move |function, index| {
             let found: Vec<_> = cpuid
                 .as_slice()
@@ -243,6 +246,17 @@ mod tests {
         let ecx = seen_by(0, 1)(1, 0)[2];
 
         assert_eq!(ecx & (TSC_DEADLINE | HYPERVISOR | X2APIC), TSC_DEADLINE | HYPERVISOR | X2APIC);
+    }
+
+    #[test]
+    fn list_without_room_for_the_topology_is_refused() {
+        let features = Features { cpus: 1, tsc_deadline: true, extended_destination: false };
+        let list = |len| (0..len).map(|leaf| entry(0x8100_0000 + leaf, 0, [0; 4])).collect::<Vec<_>>();
+        let max = u32::try_from(KVM_MAX_CPUID_ENTRIES).unwrap();
+
+        assert!(for_vcpu(&CpuId::from_entries(&list(max - 3)).unwrap(), 0, &features).is_ok());
+        let err = for_vcpu(&CpuId::from_entries(&list(max - 2)).unwrap(), 0, &features).unwrap_err();
+        assert!(matches!(err, Error::TooManyLeaves { leaves: 81, max: 80 }), "{err}");
     }
 
     #[test]

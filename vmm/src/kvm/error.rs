@@ -31,6 +31,14 @@ pub(crate) enum Error {
         /// `KVM_CAP_MAX_VCPUS`.
         max: u32,
     },
+    /// More CPUID leaves than a list can hold.
+    #[error("This host's processor has more CPUID leaves ({leaves}) than fit in a list for KVM ({max})")]
+    TooManyLeaves {
+        /// Leaves that a guest would see.
+        leaves: usize,
+        /// Room for them.
+        max: usize,
+    },
     /// An ioctl failed.
     #[error("KVM failed to {operation}")]
     Call {
@@ -60,7 +68,7 @@ impl Error {
             Self::Call { source, .. } if source.raw_os_error() == Some(libc::EBUSY) => {
                 "Another hypervisor may be using the processor's virtualization"
             }
-            Self::Open(_) | Self::Call { .. } => return None,
+            Self::Open(_) | Self::TooManyLeaves { .. } | Self::Call { .. } => return None,
         };
         Some(hint.to_owned())
     }

@@ -88,7 +88,7 @@ impl Host {
             Features { cpus, tsc_deadline: self.tsc_deadline, extended_destination: vm.has_extended_destination() };
         let vcpus = (0..cpus)
             .zip(fds)
-            .map(|(id, fd)| Vcpu::new(fd, id, &cpuid::for_vcpu(supported, id, &features)))
+            .map(|(id, fd)| Vcpu::new(fd, id, &cpuid::for_vcpu(supported, id, &features)?))
             .collect::<Result<_, _>>()?;
         Ok(Created { vm, vcpus, phys_bits: cpuid::phys_bits(supported) })
     }
