@@ -21,8 +21,8 @@ use nix::unistd::Pid;
 use crate::error::Error;
 use crate::mac::MacAddr;
 use crate::spec::NetSpec;
-pub use wire::Timing;
-use wire::{PATIENCE_S, PortHeader, Reply};
+pub use wire::{PATIENCE_S, Timing};
+use wire::{PortHeader, Reply};
 
 /// The cards of a VM.
 #[derive(Clone, Debug)]

@@ -91,6 +91,9 @@ pub(crate) enum Error {
         /// Why.
         source: io::Error,
     },
+    /// Asked to end before there was a guest.
+    #[error("Stopped by signal {0} before the guest was started")]
+    Signal(u8),
     /// A vCPU that KVM cannot run on.
     #[error("vCPU {id} failed")]
     Vcpu {
@@ -140,6 +143,7 @@ impl Error {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Usage { .. } => exit::USAGE,
+            Self::Signal(signal) => exit::Outcome::Killed(*signal).code(),
             Self::Net(err) if err.is_usage() => exit::USAGE,
             Self::Boot(boot::Error::Read { .. }) => exit::HOST,
             Self::Kvm(kvm::Error::TooManyCpus { .. })

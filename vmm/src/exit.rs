@@ -56,8 +56,8 @@ Exit codes:
          command line by how it reboots)
   124    The guest did not power off within --stop-timeout after SIGTERM, SIGINT
          or SIGHUP
-  128+S  Stopped at once: by a second signal S, by SIGQUIT, or by the console's
-         quit key (130)";
+  128+S  Stopped at once: by a second signal S, by one that comes before the guest
+         runs, by SIGQUIT, or by the console's quit key (130)";
 
 impl Outcome {
     /// Its code in the table.

@@ -15,6 +15,17 @@ const SIGNALS: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQ
 /// Bytes of `struct signalfd_siginfo`; the number of the signal is its first field.
 const SIGINFO_BYTES: usize = 128;
 
+/// Why a wait is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// This signal has arrived.
+    Signal(u8),
+    /// The other descriptor is readable.
+    Other,
+    /// Nothing has happened.
+    Timeout,
+}
+
 /// The signals that ask the process to end, blocked and readable.
 ///
 /// Made before any other thread, which inherits the mask.
@@ -50,20 +61,23 @@ impl Signals {
         Ok(Self(File::from(fd)))
     }
 
-    /// Waits until a signal arrives or `other` is readable, for at most `patience` (`None`: for ever). Returns the signal, if one
-    /// has arrived.
+    /// Waits until a signal arrives or `other` is readable, for at most `patience`.
     ///
     /// # Errors
     /// If the host refuses to wait.
-    pub(crate) fn wait(&self, other: Option<BorrowedFd<'_>>, patience: Option<Duration>) -> io::Result<Option<u8>> {
+    pub(crate) fn wait(&self, other: Option<BorrowedFd<'_>>, patience: Duration) -> io::Result<Woken> {
         let mut fds = vec![PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN)];
         fds.extend(other.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         // A patience beyond the kernel's numbers is for ever.
-        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-        match rustix::event::poll(&mut fds, patience.as_ref()) {
-            // Interrupted: as good as woken by a signal that has gone.
-            Ok(_) | Err(Errno::INTR) => Ok(self.next()),
-            Err(err) => Err(err.into()),
+        let patience = Timespec::try_from(patience).ok();
+        loop {
+            match rustix::event::poll(&mut fds, patience.as_ref()) {
+                Ok(0) => return Ok(Woken::Timeout),
+                Ok(_) => return Ok(self.next().map_or(Woken::Other, Woken::Signal)),
+                // The process was suspended for a while, or a signal arrived that is not among these.
+                Err(Errno::INTR) => {}
+                Err(err) => return Err(err.into()),
+            }
         }
     }
 

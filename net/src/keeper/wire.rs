@@ -18,7 +18,7 @@ use crate::spec::QUEUES_MAX;
 
 /// How long the VMM waits for the keeper's next word, in seconds. Set-up takes a millisecond; this covers a host that
 /// is starting hundreds of VMs, and bounds the wait for a kernel that hangs.
-pub(super) const PATIENCE_S: i64 = 30;
+pub const PATIENCE_S: i64 = 30;
 
 /// Largest message. The longest is a teardown report: a line for each step that failed.
 const MESSAGE_BYTES: usize = 64 * 1024;

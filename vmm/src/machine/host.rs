@@ -5,10 +5,11 @@ use super::stop::Stop;
 use crate::cli::{Cli, DiskSpec, MemSize, OnReboot};
 use crate::console::Console;
 use crate::error::Error;
-use crate::signals::Signals;
+use crate::signals::{Signals, Woken};
 use crate::{confine, disk, guest, kvm};
 
 use boot::BootSpec;
+use net::keeper::PATIENCE_S;
 use net::{Keeper, Port};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -17,6 +18,9 @@ use std::time::Duration;
 
 /// Where the guest's random bytes come from.
 const ENTROPY: &str = "/dev/urandom";
+
+/// How long the keeper may take to say something.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(PATIENCE_S.unsigned_abs());
 
 /// A disk, open and locked.
 pub(super) struct Disk {
@@ -113,9 +117,10 @@ impl Host {
     /// The cards' ports. The first call waits for the keeper.
     ///
     /// # Errors
-    /// What the keeper refuses or fails at.
+    /// What the keeper refuses or fails at, or a signal that has arrived before the guest runs.
     pub(super) fn ports(&mut self) -> Result<&[Port], Error> {
         if matches!(self.network, Network::Pending) {
+            self.await_keeper()?;
             let (ports, timing) = self.keeper.ports_timed()?;
             log::debug!("The network is ready: {timing:?}");
             self.network = Network::Ready(ports);
@@ -123,6 +128,17 @@ impl Host {
         match &self.network {
             Network::Ready(ports) => Ok(ports),
             Network::Pending => Ok(&[]),
+        }
+    }
+
+    /// Waits for the keeper's word. A signal ends the machine: there is no guest yet that could be asked to power off.
+    fn await_keeper(&self) -> Result<(), Error> {
+        let socket = self.keeper.socket();
+        let patience = if socket.is_some() { KEEPER_PATIENCE } else { Duration::ZERO };
+        match self.signals.wait(socket, patience).map_err(Error::host("wait for signals"))? {
+            Woken::Signal(signal) => Err(Error::Signal(signal)),
+            Woken::Timeout if socket.is_some() => Err(net::Error::Silent { seconds: PATIENCE_S }.into()),
+            Woken::Other | Woken::Timeout => Ok(()),
         }
     }
 

@@ -5,6 +5,7 @@
 use super::host::Host;
 use crate::error::Error;
 use crate::exit::Outcome;
+use crate::signals::Woken;
 use std::time::Duration;
 
 /// A run that is shorter counts as one that came to nothing.
@@ -28,12 +29,13 @@ impl Restarts {
     /// # Errors
     /// If the host refuses to wait.
     pub(crate) fn wait(&mut self, host: &Host, run_time: Duration) -> Result<Option<Outcome>, Error> {
-        let signal = host.signals.wait(None, Some(self.pause_after(run_time)));
-        Ok(signal.map_err(Error::host("wait for signals"))?.map(|signal| match i32::from(signal) {
-            libc::SIGQUIT => Outcome::Killed(signal),
+        let woken = host.signals.wait(None, self.pause_after(run_time)).map_err(Error::host("wait for signals"))?;
+        Ok(match woken {
+            Woken::Signal(signal) if i32::from(signal) == libc::SIGQUIT => Some(Outcome::Killed(signal)),
             // No guest runs that could be asked: it has ended as far as it can.
-            _ => Outcome::Rebooted,
-        }))
+            Woken::Signal(_) => Some(Outcome::Rebooted),
+            Woken::Other | Woken::Timeout => None,
+        })
     }
 
     fn pause_after(&mut self, run_time: Duration) -> Duration {
