@@ -217,7 +217,7 @@ pub enum FieldError {
     #[error("queues={0} is not possible: give a whole number from 1 to {QUEUES_MAX}")]
     Queues(String),
     /// Neither on nor off.
-    #[error("create={0} is not possible: give create=on or create=off")]
+    #[error("\"{0}\" is not possible: give on or off")]
     Switch(String),
     /// Not a descriptor.
     #[error("fd={0} is not possible: give the numbers of inherited descriptors, such as fd=3 or fd=3:4")]

@@ -108,7 +108,7 @@ fn keys_are_known_given_once_and_have_a_value() {
 #[test]
 fn values_are_in_range() {
     for (text, message) in [
-        ("bridge=br0,create=maybe", "create=maybe is not possible: give create=on or create=off"),
+        ("bridge=br0,create=maybe", "\"maybe\" is not possible: give on or off"),
         ("bridge=br0,mtu=67", "mtu=67 is not possible: give whole bytes from 68 to 65535"),
         ("bridge=br0,mtu=65536", "mtu=65536 is not possible: give whole bytes from 68 to 65535"),
         ("bridge=br0,mtu=1.5k", "mtu=1.5k is not possible: give whole bytes from 68 to 65535"),

@@ -15,7 +15,7 @@ pub(super) const STORIES: &[Story] = &[
     Story { name: "bad_input::networks_are_refused_by_key_and_name", tell: |stage| hold(stage, NETWORKS) },
     Story { name: "bad_input::disks_are_refused_by_path", tell: |stage| hold(stage, DISKS) },
     Story { name: "bad_input::a_host_that_lacks_something_is_told_what", tell: |stage| hold(stage, HOSTS) },
-    Story { name: "bad_input::two_machines_with_one_name_are_refused", tell: one_name },
+    Story { name: "bad_input::what_another_machine_holds_is_refused", tell: held },
 ];
 
 /// A row of the table. In the texts, `$` words stand for: `$K` and `$I` a good kernel and initrd, `$D` the folder with the
@@ -84,7 +84,7 @@ const DISKS: &[Case] = &[
     case("--kernel $K --disk path=$D/uneven", &["$D/uneven", "512"], USAGE),
     case("--kernel $K --disk path=$D/empty", &["$D/empty"], USAGE),
     case("--kernel $K --disk path=$D/disk --disk path=$D/disk", &["$D/disk"], USAGE),
-    case("--kernel $K --disk path=$D/disk,readonly=perhaps", &["readonly", "perhaps"], USAGE),
+    case("--kernel $K --disk path=$D/disk,readonly=perhaps", &["\"perhaps\" is not possible", "on or off"], USAGE),
     case("--kernel $K --disk readonly=on", &["path"], USAGE),
     case("--kernel $K --disk path=$D/disk,colour=red", &["colour"], USAGE),
 ];
@@ -174,15 +174,24 @@ fn run(stage: &Stage, before: &str, flags: &str) -> (i32, String) {
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-fn one_name(stage: &Stage) {
-    let first = stage.vm().name("twin").start();
+fn held(stage: &Stage) {
+    sh("ip tuntap add held0 mode tap");
+    let disk = stage.file("held.img");
+    fs::write(&disk, [0; 4096]).expect("a disk");
+    let first = stage.vm().name("twin").net("tap=held0").disk(format!("path={}", disk.display())).start();
     first.wait_for_ready();
 
-    let second = stage.vm().name("twin").start();
-
-    assert_eq!(second.wait_exit(), USAGE);
-    println!("{}", second.log().trim_end());
-    assert!(second.log().contains("twin"), "the message does not name the name");
+    for (second, names) in [
+        (stage.vm().name("twin"), "twin"),
+        (stage.vm().net("tap=held0"), "held0"),
+        (stage.vm().disk(format!("path={}", disk.display())), "held.img"),
+        (stage.vm().disk(format!("path={},readonly=on", disk.display())), "held.img"),
+    ] {
+        let second = second.start();
+        assert_eq!(second.wait_exit(), USAGE, "{}", second.log());
+        println!("{}", second.log().trim_end());
+        assert!(second.log().contains(names), "the message does not name {names}");
+    }
 }
 
 fn bad_files(stage: &Stage, folder: &Path) {
