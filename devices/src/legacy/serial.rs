@@ -9,7 +9,7 @@ use crate::irq::IrqLine;
 use crate::legacy::byte_ports::{self, lock};
 use std::convert::Infallible;
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use vm_superio::Trigger;
 use vm_superio::serial::SerialEvents;
@@ -42,11 +42,15 @@ pub struct Serial {
 impl Serial {
     /// A port that interrupts on `line` and writes to `output`.
     ///
-    /// `drained` is signalled when the guest has read the last byte of input, also when there was none; it should be
-    /// non-blocking.
+    /// `drained` is signalled when there may be room for input that was refused, and only then: once for each refusal, so that
+    /// a guest that keeps reading an empty port wakes nobody. It should be non-blocking.
     pub fn new(line: Arc<dyn IrqLine>, output: Output, drained: EventFd) -> Self {
-        let notes =
-            Arc::new(Notes { drained, lost_output_bytes: AtomicU64::new(0), lost_interrupts: AtomicU64::new(0) });
+        let notes = Arc::new(Notes {
+            drained,
+            input_waits: AtomicBool::new(false),
+            lost_output_bytes: AtomicU64::new(0),
+            lost_interrupts: AtomicU64::new(0),
+        });
         let line = Line { line, notes: notes.clone() };
         Self { core: Mutex::new(vm_superio::Serial::with_events(line, notes.clone(), output)), notes }
     }
@@ -54,8 +58,11 @@ impl Serial {
     /// Gives `bytes` to the guest. Returns how many the receive FIFO took; the caller offers the rest again after `drained`
     /// was signalled.
     pub fn input(&self, bytes: &[u8]) -> usize {
+        let mut core = lock(&self.core);
         // The one error left is a full FIFO: it took nothing.
-        lock(&self.core).enqueue_raw_bytes(bytes).unwrap_or(0)
+        let taken = core.enqueue_raw_bytes(bytes).unwrap_or(0);
+        self.notes.input_waits.store(taken < bytes.len(), Ordering::Relaxed);
+        taken
     }
 
     /// What was lost so far.
@@ -109,6 +116,8 @@ impl Trigger for Line {
 /// What happens besides the registers. The counters are only ever read for reports, hence relaxed.
 struct Notes {
     drained: EventFd,
+    /// Whether the VMM has input that was refused. Only used under the port's lock.
+    input_waits: AtomicBool,
     lost_output_bytes: AtomicU64,
     lost_interrupts: AtomicU64,
 }
@@ -123,6 +132,9 @@ impl SerialEvents for Notes {
     }
 
     fn in_buffer_empty(&self) {
+        if !self.input_waits.swap(false, Ordering::Relaxed) {
+            return;
+        }
         // A non-blocking event refuses only when its counter is full, and then it is signalled already.
         let _ = self.drained.write(1);
     }
@@ -270,13 +282,26 @@ mod tests {
     }
 
     #[test]
+    fn guest_that_reads_an_empty_port_wakes_nobody() {
+        let (drained, heard) = event();
+        let serial = Serial::new(Arc::new(FakeLine::default()), Box::new(Screen::default()), drained);
+
+        read(&serial, DATA);
+        assert_eq!(serial.input(b"a"), 1);
+        read(&serial, DATA);
+        serial.write(MODEM_CONTROL, &[0x08]);
+
+        assert!(heard.read().is_err());
+    }
+
+    #[test]
     fn leaving_loopback_asks_for_input_again() {
         let (drained, heard) = event();
         let line = Arc::new(FakeLine::default());
         let serial = Serial::new(line, Box::new(Screen::default()), drained);
         serial.write(MODEM_CONTROL, &[0x10]);
         assert_eq!(serial.input(b"a"), 0);
-        heard.read().unwrap();
+        assert!(heard.read().is_err());
 
         serial.write(MODEM_CONTROL, &[0x08]);
 
