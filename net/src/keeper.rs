@@ -12,10 +12,12 @@ mod watch;
 mod wire;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, AddressFamily, Shutdown, SockFlag, SockType};
 use nix::sys::time::TimeVal;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::Error;
@@ -23,6 +25,17 @@ use crate::mac::MacAddr;
 use crate::spec::NetSpec;
 pub use wire::{PATIENCE_S, Timing};
 use wire::{PortHeader, Reply};
+
+/// How long the keeper may take to undo everything, in seconds. It takes 0.2 s for eight cards; waiting for the lock of other
+/// keepers adds two. A keeper that is left behind goes on undoing by itself.
+const STOP_PATIENCE_S: i64 = 10;
+
+/// How long the keeper's process may take to end once it has nothing left to do.
+const EXIT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Pauses between two looks whether it has ended. It usually takes less than the first.
+const FIRST_PAUSE: Duration = Duration::from_micros(100);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
 /// The cards of a VM.
 #[derive(Clone, Debug)]
@@ -147,16 +160,27 @@ impl Drop for Keeper {
 impl Process {
     fn stop(self) -> Result<(), Error> {
         let result = self.await_stopped();
-        // Both ends are closed or idle by now; an error here means that somebody else has reaped it.
         drop(self.socket);
-        let _ = waitpid(self.pid, None);
+        if !reaped(self.pid, EXIT_PATIENCE) {
+            log::warn!(
+                "The network keeper (process {}) does not end and is left behind: it is stuck in the kernel",
+                self.pid
+            );
+        }
         result
     }
 
     fn await_stopped(&self) -> Result<(), Error> {
+        let patience = TimeVal::new(STOP_PATIENCE_S, 0);
+        socket::setsockopt(&self.socket, socket::sockopt::ReceiveTimeout, &patience)
+            .map_err(|errno| Error::Talk(errno.into()))?;
         socket::shutdown(self.socket.as_raw_fd(), Shutdown::Write).map_err(|errno| Error::Talk(errno.into()))?;
         loop {
-            match Reply::receive(self.socket.as_fd())? {
+            let reply = Reply::receive(self.socket.as_fd()).map_err(|error| match error {
+                Error::Silent { .. } => Error::Silent { seconds: STOP_PATIENCE_S },
+                error => error,
+            })?;
+            match reply {
                 Some((Reply::Stopped(reports), _)) if reports.is_empty() => return Ok(()),
                 Some((Reply::Stopped(reports), _)) => return Err(Error::Teardown(reports)),
                 // The set-up failed, and the one who asked for the ports knows.
@@ -169,6 +193,21 @@ impl Process {
     }
 }
 
+/// Waits until the child `pid` has ended and takes its status, for at most `patience`.
+fn reaped(pid: Pid, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    let mut pause = FIRST_PAUSE;
+    // An error means that somebody else has reaped it.
+    while waitpid(pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(pause);
+        pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
+    true
+}
+
 impl Request {
     /// The descriptors that the cards name.
     fn inherited_fds(&self) -> Vec<RawFd> {
@@ -177,5 +216,34 @@ impl Request {
             _ => None,
         });
         fds.flatten().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    fn sleeper(seconds: &str) -> (std::process::Child, Pid) {
+        let child = Command::new("sleep").arg(seconds).spawn().unwrap();
+        let pid = Pid::from_raw(child.id().try_into().unwrap());
+        (child, pid)
+    }
+
+    #[test]
+    fn child_that_ends_is_reaped() {
+        let (_child, pid) = sleeper("0");
+
+        assert!(reaped(pid, Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn child_that_does_not_end_is_left() {
+        let (mut child, pid) = sleeper("3600");
+
+        assert!(!reaped(pid, Duration::from_millis(5)));
+
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
