@@ -27,9 +27,13 @@ impl RawMode {
         let before = rustix::termios::tcgetattr(fd)?;
         let mut raw = before.clone();
         raw.make_raw();
-        *saved() = Some((fd.try_clone_to_owned()?, before));
+        let copy = fd.try_clone_to_owned()?;
+        // Before it is raw, so that a panic in between restores it.
+        *saved() = Some((copy, before));
+        // Restores it, which forgets it, if the next line fails.
+        let guard = Self(());
         rustix::termios::tcsetattr(fd, OptionalActions::Now, &raw)?;
-        Ok(Self(()))
+        Ok(guard)
     }
 }
 
