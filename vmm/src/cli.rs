@@ -57,8 +57,8 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<VmName>,
 
-    /// Where the guest's serial port goes: stdio, pty, file=PATH or none. On a terminal, Ctrl-A x quits and Ctrl-A Ctrl-A
-    /// sends a Ctrl-A
+    /// Where the guest's serial port goes: stdio, pty, file=PATH (overwritten, and as large as the guest makes it) or none. On a
+    /// terminal, Ctrl-A x quits and Ctrl-A Ctrl-A sends a Ctrl-A
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     pub(crate) console: ConsoleSpec,
 
@@ -104,7 +104,7 @@ pub(crate) enum ConsoleSpec {
     Stdio,
     /// A new pseudoterminal.
     Pty,
-    /// A file, output only.
+    /// A file, output only. It grows without limit.
     File(PathBuf),
     /// Nowhere.
     None,

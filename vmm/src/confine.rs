@@ -1,7 +1,8 @@
 //! What the process gives up once it holds every descriptor: its capabilities, and the way to get new ones.
 //!
 //! Called on the main thread before any other thread exists, since both are properties of a thread that its children inherit.
-//! Filters for system calls (seccomp) and paths (Landlock) belong here too; every file is open by now.
+//! It does not change the user: a process of root's can still open what belongs to root. Filters for system calls (seccomp) and
+//! paths (Landlock), and a user of its own, belong here and are not there yet; every file is open by now.
 
 use rustix::io;
 use rustix::thread::{CapabilitySet, CapabilitySets};

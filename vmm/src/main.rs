@@ -8,14 +8,25 @@
 //! |---|---|---|
 //! | guest | any exit with any address, width and value, at any rate | exits are data; the bus answers a miss with all ones; log lines are limited |
 //! | guest | end the machine in any way | one place keeps the first reason; the exit code is the only thing it chooses |
-//! | guest that took over the process | use its privileges | none is left: capabilities are given up before the first vCPU runs, the keeper is another process |
-//! | guest | never power off | `--stop-timeout`, a second signal, the quit key |
+//! | guest that took over the process | use its privileges | capabilities are given up for good before the first vCPU runs, and the keeper is another process; what the user may do is left, and for root that is to open every file that root owns: see "Not supported" |
+//! | guest | never power off, or reset instead | `--stop-timeout`, a second signal, the quit key; no restart once it was asked |
+//! | guest | reset at once, for ever | pauses between short runs, in which signals work |
+//! | guest | write to the console for ever | `--console file=` grows with it: it needs a disk quota, or a reader that cuts it (`stdio` into a pipe) |
 //! | whoever reads the console | not read it | the guest waits, the control loop does not: signals work |
+//! | whoever reads stderr | not read it | lines are dropped and counted |
+//! | the host's disks | not answer | a stop waits for 5 s, then the process ends without them |
 //! | the user | a file or bridge that is not what it should be | refused with a sentence, a hint and a code before anything runs |
 //!
 //! # Not supported
 //! Other processors than x86-64, hot-plug, snapshots, migration, nested virtualization, more than one package in the guest's
-//! topology; more than 255 vCPUs need a guest that knows `KVM_FEATURE_MSI_EXT_DEST_ID`.
+//! topology.
+//!
+//! More than 255 vCPUs need a guest that knows `KVM_FEATURE_MSI_EXT_DEST_ID`, for MSI-X. KVM's I/O APIC uses 8 bits of a
+//! destination whatever the guest knows, so the lines of the serial port and the power button reach vCPUs 0 to 254 only, and a
+//! guest that moves them to a higher one loses them.
+//!
+//! Confinement beyond capabilities: filters for system calls (seccomp) and paths (Landlock), and a user of its own. Whoever does
+//! not trust the guest should not start minivmm as root where the network (`tap=` or `fd=`) and `/dev/kvm` allow it.
 
 mod cli;
 mod confine;
