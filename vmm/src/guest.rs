@@ -11,7 +11,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// The command that provides the default guest.
-pub(crate) const PROVIDE: &str = "cargo run -p images -- guest";
+pub(crate) const PROVIDE: &str = "./run guest";
 
 /// What a kernel is told unless the user replaces it, beside [`REBOOT_PARAMETER`]: the serial port is the console, and a panic
 /// reboots at once, so that it ends the run instead of hanging it.

@@ -110,7 +110,7 @@ pub struct Figures {
     pub first_byte_ms: Spread,
     /// Processor time of all its processes until then, in ms.
     pub cpu_ms: Spread,
-    /// PSS of all its processes beyond guest memory after [`SETTLED`], in MiB.
+    /// PSS of all its processes beyond guest memory a second after its first byte, in MiB.
     pub pss_mib: Spread,
     /// Threads of all its processes, the largest number seen.
     pub threads: u32,
