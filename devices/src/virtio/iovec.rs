@@ -126,6 +126,21 @@ impl IoVecs {
         }
     }
 
+    /// Copies bytes out of the list into `bytes`, from `skip` bytes after its start on. Where the list ends, `bytes` stays as it is.
+    pub fn copy_out(&self, skip: usize, mut bytes: &mut [u8]) {
+        let mut skip = skip;
+        for piece in self.vec.get(self.first..).unwrap_or_default() {
+            let at = skip.min(piece.iov_len);
+            let len = bytes.len().min(piece.iov_len - at);
+            let (now, later) = bytes.split_at_mut(len);
+            let from = piece.iov_base.cast::<u8>().wrapping_add(at);
+            // SAFETY: `at + len` is within the piece, which `self.mem` keeps mapped; `now` is host memory and cannot overlap it.
+            unsafe { std::ptr::copy_nonoverlapping(from, now.as_mut_ptr(), len) };
+            skip -= at;
+            bytes = later;
+        }
+    }
+
     /// Pieces that have not been skipped.
     pub fn count(&self) -> usize {
         self.vec.len() - self.first

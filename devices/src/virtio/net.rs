@@ -11,6 +11,7 @@
 mod config;
 mod counters;
 mod ctrl;
+mod filter;
 mod offload;
 mod pair;
 mod port;
@@ -25,18 +26,20 @@ pub use tap::Tap;
 use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, StartError};
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
-use config::Config;
+use config::{Config, MacRegister};
 use counters::Counters;
 use ctrl::{Control, CtrlQueue, PairSwitch};
+use filter::Filter;
 use offload::bit;
 use pair::{Ctrl, Pair};
-use rx::Rx;
+use rx::{Frames, Rx};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use tx::Tx;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
+    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_MTU,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -87,6 +90,9 @@ pub struct NetConfig {
 pub struct Net {
     name: String,
     config: Config,
+    /// The card's address after reset, and as the driver has changed it.
+    own_mac: [u8; 6],
+    mac: Arc<MacRegister>,
     mtu: u16,
     ports: Vec<Arc<dyn FramePort>>,
     counters: Vec<Arc<Counters>>,
@@ -110,15 +116,22 @@ impl Net {
             VIRTIO_NET_F_MTU,
             VIRTIO_NET_F_MRG_RXBUF,
             VIRTIO_NET_F_CTRL_VQ,
+            VIRTIO_NET_F_CTRL_RX,
+            VIRTIO_NET_F_CTRL_RX_EXTRA,
+            VIRTIO_NET_F_CTRL_VLAN,
+            VIRTIO_NET_F_CTRL_MAC_ADDR,
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
         ];
         let mut features = always.iter().fold(0, |bits, feature| bits | bit(*feature)) | ports[0].offloads().features();
         if pairs > 1 {
             features |= bit(VIRTIO_NET_F_MQ);
         }
+        let mac = Arc::new(MacRegister::new(config.mac));
         let net = Self {
             name: config.name,
-            config: Config::new(config.mac, pairs, config.mtu),
+            config: Config::new(mac.clone(), pairs, config.mtu),
+            own_mac: config.mac,
+            mac,
             mtu: config.mtu,
             counters: ports.iter().map(|_| Arc::default()).collect(),
             ports,
@@ -145,13 +158,15 @@ impl Net {
         let ctrl_idx = u16::try_from(most * 2).unwrap_or(u16::MAX);
         let ring = |active: ActiveQueue| Ring::new(active, mem.clone(), interrupts.clone());
         let mergeable = features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0;
-        let longest = self.longest_frame(features);
+        let frames = Frames { mergeable, longest: self.longest_frame(features) };
+        let filter = Filter::new(self.own_mac, features & bit(VIRTIO_NET_F_CTRL_VLAN) != 0);
+        let filter = Arc::new(filter::Shared::new(filter));
         let mut pairs = Vec::new();
         for ((idx, port), counters) in (0..).step_by(2).zip(&self.ports).zip(&self.counters).take(most) {
             let (Some(rx), Some(tx)) = (take(&mut queues, idx), take(&mut queues, idx + 1)) else { break };
             let ((rx, rx_doorbell), (tx, tx_doorbell)) = (ring(rx), ring(tx));
             pairs.push(Pair {
-                rx: Rx::new(rx, port.clone(), counters.clone(), mergeable, longest),
+                rx: Rx::new(rx, port.clone(), counters.clone(), filter.clone(), frames),
                 rx_doorbell,
                 tx: Tx::new(tx, port.clone(), counters.clone()),
                 tx_doorbell,
@@ -163,7 +178,7 @@ impl Net {
         let wants_ctrl = features & bit(VIRTIO_NET_F_CTRL_VQ) != 0;
         let ctrl = take(&mut queues, ctrl_idx).filter(|_| wants_ctrl);
         if let Some(ctrl) = ctrl.map(ring) {
-            let control = Control { pairs: switches(&pairs)?, active: 1, features };
+            let control = Control { pairs: switches(&pairs)?, active: 1, features, filter, mac: self.mac.clone() };
             let queue = CtrlQueue::new(ctrl.0, control, self.counters[0].clone());
             let first = pairs.first_mut().ok_or(StartError::MissingQueue(0))?;
             first.ctrl = Some(Ctrl { queue, doorbell: ctrl.1 });
@@ -223,6 +238,7 @@ impl Device for Net {
         for worker in self.workers.drain(..) {
             worker.stop();
         }
+        self.mac.set(self.own_mac);
         if let Err(err) = self.use_first_port_only() {
             log::warn!("{}: failed to reset the tap: {err}", self.name);
         }

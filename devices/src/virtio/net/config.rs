@@ -1,26 +1,57 @@
 //! The card's configuration space: `struct virtio_net_config` (virtio 1.3 5.1.4).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 /// Bytes of the structure up to and with `mtu`; the fields behind it belong to features that are not offered and read as zero.
 const LEN: usize = 12;
 
+/// The card's address, which the driver can change through the control queue.
+pub(super) struct MacRegister(AtomicU64);
+
+impl MacRegister {
+    /// A register that holds `mac`.
+    pub(super) fn new(mac: [u8; 6]) -> Self {
+        Self(AtomicU64::new(pack(mac)))
+    }
+
+    /// Changes the address. Relaxed: nothing else depends on it.
+    pub(super) fn set(&self, mac: [u8; 6]) {
+        self.0.store(pack(mac), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.0.load(Ordering::Relaxed).to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+}
+
+fn pack([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
 /// What the driver can read about the card. Nothing in it can be written by a modern driver.
-pub(super) struct Config([u8; LEN]);
+pub(super) struct Config {
+    mac: Arc<MacRegister>,
+    pairs: u16,
+    mtu: u16,
+}
 
 impl Config {
     /// For a card with this address, number of queue pairs and MTU in bytes.
-    pub(super) fn new(mac: [u8; 6], pairs: u16, mtu: u16) -> Self {
-        let mut bytes = [0; LEN];
-        bytes[..6].copy_from_slice(&mac);
-        bytes[8..10].copy_from_slice(&pairs.to_le_bytes());
-        bytes[10..].copy_from_slice(&mtu.to_le_bytes());
-        Self(bytes)
+    pub(super) fn new(mac: Arc<MacRegister>, pairs: u16, mtu: u16) -> Self {
+        Self { mac, pairs, mtu }
     }
 
     /// Reads at any offset with any width.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
+        let mut bytes = [0; LEN];
+        bytes[..6].copy_from_slice(&self.mac.get());
+        bytes[8..10].copy_from_slice(&self.pairs.to_le_bytes());
+        bytes[10..].copy_from_slice(&self.mtu.to_le_bytes());
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         for (i, byte) in data.iter_mut().enumerate() {
-            *byte = start.checked_add(i).and_then(|at| self.0.get(at)).copied().unwrap_or(0);
+            *byte = start.checked_add(i).and_then(|at| bytes.get(at)).copied().unwrap_or(0);
         }
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Counters {
     pub(super) rx_bytes: Count,
     /// Frames that were longer than all the buffers the guest can post.
     pub(super) rx_too_long: Count,
+    /// Frames that the guest does not want: another address, another VLAN.
+    pub(super) rx_filtered: Count,
     /// Receive buffers that cannot take a frame: too small for a header, or not writable.
     pub(super) rx_bad_buffers: Count,
     /// Errors of the host when receiving.
@@ -54,10 +56,11 @@ type Get = fn(&Counters) -> &Count;
 impl Counters {
     /// All counts by name, summed over `pairs`.
     pub(super) fn sum<'a>(pairs: impl Iterator<Item = &'a Self> + Clone) -> Vec<Counter> {
-        let all: [(&'static str, Get); 13] = [
+        let all: [(&'static str, Get); 14] = [
             ("rx_frames", |c| &c.rx_frames),
             ("rx_bytes", |c| &c.rx_bytes),
             ("rx_too_long", |c| &c.rx_too_long),
+            ("rx_filtered", |c| &c.rx_filtered),
             ("rx_bad_buffers", |c| &c.rx_bad_buffers),
             ("rx_host_errors", |c| &c.rx_host_errors),
             ("tx_frames", |c| &c.tx_frames),

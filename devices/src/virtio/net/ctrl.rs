@@ -3,29 +3,42 @@
 use crate::virtio::chain::Chain;
 use crate::virtio::device::Memory;
 use crate::virtio::net::Turn;
+use crate::virtio::net::config::MacRegister;
 use crate::virtio::net::counters::Counters;
+use crate::virtio::net::filter::{self, Mode, Switch};
 use crate::virtio::net::offload::{self, Offloads, bit};
 use crate::virtio::net::port::FramePort;
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Fault;
 use std::sync::Arc;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MQ,
-    VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_MQ, VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MAC,
+    VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
+    VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD, VIRTIO_NET_CTRL_VLAN_DEL, VIRTIO_NET_ERR,
+    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
+    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MQ, VIRTIO_NET_OK,
 };
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
-/// Longest command that is understood: class, command and 8 bytes of data.
-const MAX_COMMAND: usize = 10;
+/// Longest command that is understood: class, command and two address tables of this many addresses together.
+const MAX_COMMAND: usize = 2 + 2 * 4 + 6 * 1024;
 
 /// A command that the driver gave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Command {
+    /// Switch a receive mode, 5.1.6.5.1.
+    Mode(Mode, Switch),
+    /// Receive frames to these unicast and multicast addresses as well, 5.1.6.5.2.
+    Tables(Vec<[u8; 6]>, Vec<[u8; 6]>),
+    /// Use this address, 5.1.6.5.2.
+    Mac([u8; 6]),
+    /// Receive frames of this VLAN, or not, 5.1.6.5.3.
+    Vlan(u16, Switch),
     /// Use this many queue pairs from now on, 5.1.6.5.5.
-    SetPairs(u16),
+    Pairs(u16),
     /// Give the guest only these offloads, as feature bits, 5.1.6.5.6.
-    SetGuestOffloads(u64),
+    GuestOffloads(u64),
 }
 
 impl Command {
@@ -34,15 +47,49 @@ impl Command {
         let (&class, rest) = bytes.split_first()?;
         let (&command, data) = rest.split_first()?;
         match (u32::from(class), u32::from(command)) {
-            (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => {
-                Some(Self::SetPairs(u16::from_le_bytes(data.try_into().ok()?)))
+            (VIRTIO_NET_CTRL_RX, _) => match data {
+                [on @ 0..=1] => Some(Self::Mode(Mode::from_command(command)?, Switch::from(*on == 1))),
+                _ => None,
+            },
+            (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) => {
+                let (unicast, data) = read_table(data)?;
+                let (multicast, data) = read_table(data)?;
+                data.is_empty().then_some(Self::Tables(unicast, multicast))
             }
+            (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => Some(Self::Mac(data.try_into().ok()?)),
+            (VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD) => Some(Self::Vlan(read_u16(data)?, Switch::On)),
+            (VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_DEL) => Some(Self::Vlan(read_u16(data)?, Switch::Off)),
+            (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => Some(Self::Pairs(read_u16(data)?)),
             (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
-                Some(Self::SetGuestOffloads(u64::from_le_bytes(data.try_into().ok()?)))
+                Some(Self::GuestOffloads(u64::from_le_bytes(data.try_into().ok()?)))
             }
             _ => None,
         }
     }
+
+    /// The feature that has to be negotiated for this command.
+    fn feature(&self) -> u32 {
+        match self {
+            Self::Mode(Mode::Promiscuous | Mode::AllMulticast, _) | Self::Tables(..) => VIRTIO_NET_F_CTRL_RX,
+            Self::Mode(..) => VIRTIO_NET_F_CTRL_RX_EXTRA,
+            Self::Mac(_) => VIRTIO_NET_F_CTRL_MAC_ADDR,
+            Self::Vlan(..) => VIRTIO_NET_F_CTRL_VLAN,
+            Self::Pairs(_) => VIRTIO_NET_F_MQ,
+            Self::GuestOffloads(_) => VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+        }
+    }
+}
+
+fn read_u16(data: &[u8]) -> Option<u16> {
+    Some(u16::from_le_bytes(data.try_into().ok()?))
+}
+
+/// A count and that many addresses; and what follows them.
+fn read_table(data: &[u8]) -> Option<(Vec<[u8; 6]>, &[u8])> {
+    let (count, rest) = data.split_first_chunk()?;
+    let count = usize::try_from(u32::from_le_bytes(*count)).ok()?;
+    let (addresses, rest) = rest.split_at_checked(count.checked_mul(6)?)?;
+    Some((addresses.as_chunks().0.to_vec(), rest))
 }
 
 /// One queue of the interface, and how to tell its worker that it was attached or detached.
@@ -61,20 +108,40 @@ pub(super) struct Control {
     pub(super) active: u16,
     /// The negotiated feature bits.
     pub(super) features: u64,
+    /// What the receive queues let in.
+    pub(super) filter: Arc<filter::Shared>,
+    /// Where the driver reads the card's address.
+    pub(super) mac: Arc<MacRegister>,
 }
 
 impl Control {
     /// Does what `command` says. Returns whether it was done.
     pub(super) fn execute(&mut self, command: Command) -> bool {
+        if self.features & bit(command.feature()) == 0 {
+            return false;
+        }
         match command {
-            Command::SetPairs(pairs) => self.set_pairs(pairs),
-            Command::SetGuestOffloads(features) => self.set_guest_offloads(features),
+            Command::Mode(mode, on) => self.filter.change(|filter| filter.set_mode(mode, on)),
+            Command::Tables(unicast, multicast) => self.filter.change(|filter| filter.set_tables(&unicast, &multicast)),
+            Command::Mac(mac) => self.set_mac(mac),
+            Command::Vlan(vlan, on) => self.filter.change(|filter| filter.set_vlan(vlan, on)),
+            Command::Pairs(pairs) => self.set_pairs(pairs),
+            Command::GuestOffloads(features) => self.set_guest_offloads(features),
         }
     }
 
+    fn set_mac(&self, mac: [u8; 6]) -> bool {
+        // A group address is nobody's own (IEEE 802.3 3.2.3).
+        let own = mac[0] & 1 == 0 && mac != [0; 6];
+        if own {
+            self.mac.set(mac);
+            self.filter.change(|filter| filter.set_mac(mac));
+        }
+        own
+    }
+
     fn set_pairs(&mut self, pairs: u16) -> bool {
-        let legal = (1..=self.pairs.len()).contains(&usize::from(pairs));
-        if self.features & bit(VIRTIO_NET_F_MQ) == 0 || !legal {
+        if !(1..=self.pairs.len()).contains(&usize::from(pairs)) {
             return false;
         }
         let changed = self.active.min(pairs)..self.active.max(pairs);
@@ -93,8 +160,7 @@ impl Control {
     }
 
     fn set_guest_offloads(&self, features: u64) -> bool {
-        let allowed = self.features & offload::GUEST_FEATURES;
-        if self.features & bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) == 0 || features & !allowed != 0 {
+        if features & !(self.features & offload::GUEST_FEATURES) != 0 {
             return false;
         }
         let port = self.pairs.first().map(|switch| &switch.port);
@@ -115,12 +181,14 @@ pub(super) struct CtrlQueue {
     chain: Chain,
     control: Control,
     counters: Arc<Counters>,
+    /// The command that is being read.
+    command: Vec<u8>,
 }
 
 impl CtrlQueue {
     /// A control queue.
     pub(super) fn new(ring: Ring, control: Control, counters: Arc<Counters>) -> Self {
-        Self { ring, chain: Chain::default(), control, counters }
+        Self { ring, chain: Chain::default(), control, counters, command: Vec::new() }
     }
 
     /// Answers every command that is there; at most a ring full, so that a driver that never stops cannot keep the worker.
@@ -141,7 +209,8 @@ impl CtrlQueue {
                 }
                 return Ok(Turn::Done);
             };
-            let done = read_command(self.ring.mem(), &self.chain).is_some_and(|c| self.control.execute(c));
+            let command = read_command(self.ring.mem(), &self.chain, &mut self.command);
+            let done = command.is_some_and(|command| self.control.execute(command));
             let count = if done { &self.counters.ctrl_ok } else { &self.counters.ctrl_refused };
             count.add(1);
             let ack = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
@@ -159,17 +228,17 @@ impl CtrlQueue {
 /// What faults of the control queue are reported as; its index depends on what was negotiated.
 const CTRL: u16 = u16::MAX;
 
-/// The command in the readable part of `chain`, however it is cut into buffers.
-fn read_command(mem: &Memory, chain: &Chain) -> Option<Command> {
+/// The command in the readable part of `chain`, however it is cut into buffers; read by way of `bytes`.
+fn read_command(mem: &Memory, chain: &Chain, bytes: &mut Vec<u8>) -> Option<Command> {
     let len = usize::try_from(chain.readable_len()).ok().filter(|len| *len <= MAX_COMMAND)?;
-    let mut bytes = [0; MAX_COMMAND];
+    bytes.resize(len, 0);
     let mut at = 0;
     for buffer in &chain.readable {
         let end = at + usize::try_from(buffer.len).ok()?;
         mem.read_slice(bytes.get_mut(at..end)?, buffer.addr).ok()?;
         at = end;
     }
-    Command::parse(&bytes[..len])
+    Command::parse(bytes)
 }
 
 #[cfg(test)]
@@ -178,14 +247,32 @@ mod tests {
 
     #[test]
     fn commands_are_read_by_class_and_command() {
-        assert_eq!(Command::parse(&[4, 0, 2, 1]), Some(Command::SetPairs(0x102)));
+        assert_eq!(Command::parse(&[4, 0, 2, 1]), Some(Command::Pairs(0x102)));
         let offloads = Command::parse(&[5, 0, 2, 0, 0, 0, 0, 0, 0, 0x80]);
-        assert_eq!(offloads, Some(Command::SetGuestOffloads(0x8000_0000_0000_0002)));
+        assert_eq!(offloads, Some(Command::GuestOffloads(0x8000_0000_0000_0002)));
+    }
+
+    #[test]
+    fn filter_commands_are_read() {
+        assert_eq!(Command::parse(&[0, 1, 1]), Some(Command::Mode(Mode::AllMulticast, Switch::On)));
+        assert_eq!(Command::parse(&[2, 1, 100, 0]), Some(Command::Vlan(100, Switch::Off)));
+        assert_eq!(Command::parse(&[1, 1, 2, 0, 0, 0, 0, 9]), Some(Command::Mac([2, 0, 0, 0, 0, 9])));
+        let tables = [1, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 9, 0, 0, 0, 0];
+        assert_eq!(Command::parse(&tables), Some(Command::Tables(vec![[2, 0, 0, 0, 0, 9]], Vec::new())));
+    }
+
+    #[test]
+    fn tables_that_lie_about_their_length_are_refused() {
+        for tail in [&[][..], &[0, 0, 0, 0], &[0xff; 4], &[1, 0, 0, 0, 1, 2, 3, 4, 5], &[0, 0, 0, 0, 0, 0, 0, 0, 1]] {
+            assert_eq!(Command::parse(&[&[1, 0], tail].concat()), None, "{tail:?}");
+        }
     }
 
     #[test]
     fn short_long_and_unknown_commands_are_refused() {
-        for bytes in [&[][..], &[4], &[4, 0], &[4, 0, 1], &[4, 0, 1, 0, 0], &[4, 1, 1, 0], &[9, 0, 1, 0]] {
+        for bytes in
+            [&[][..], &[4], &[4, 0], &[4, 0, 1], &[4, 0, 1, 0, 0], &[4, 1, 1, 0], &[9, 0, 1, 0], &[0, 0, 2], &[0, 6, 1]]
+        {
             assert_eq!(Command::parse(bytes), None, "{bytes:?}");
         }
     }

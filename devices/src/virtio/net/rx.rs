@@ -8,6 +8,7 @@
 use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::net::counters::Counters;
+use crate::virtio::net::filter::{self, Filter, HEAD_LEN};
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::{BUDGET, HEADER_LEN, MAX_FRAME, PUBLISH_EVERY, Turn};
 use crate::virtio::ring::Ring;
@@ -37,6 +38,15 @@ struct Waiting {
     in_buffers: usize,
 }
 
+/// What the negotiated features make of frames.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frames {
+    /// A frame may span several chains.
+    pub(super) mergeable: bool,
+    /// The longest frame that the port can hand out, header included.
+    pub(super) longest: usize,
+}
+
 /// The receive side of one queue pair.
 pub(super) struct Rx {
     ring: Ring,
@@ -55,17 +65,22 @@ pub(super) struct Rx {
     waiting: Option<Waiting>,
     /// Whether the driver was asked to notify.
     armed: bool,
+    filter: Arc<filter::Shared>,
+    /// The filter of version `seen`.
+    wanted: Filter,
+    seen: u32,
 }
 
 impl Rx {
-    /// The receive side on `ring`. `longest` is the longest frame the port can hand out, header included.
+    /// The receive side on `ring`.
     pub(super) fn new(
         ring: Ring,
         port: Arc<dyn FramePort>,
         counters: Arc<Counters>,
-        mergeable: bool,
-        longest: usize,
+        filter: Arc<filter::Shared>,
+        frames: Frames,
     ) -> Self {
+        let (seen, wanted) = (filter.version(), filter.copy());
         let pieces = IoVecs::new(ring.mem().clone());
         Self {
             ring,
@@ -75,11 +90,14 @@ impl Rx {
             pieces,
             posted: VecDeque::new(),
             room: 0,
-            mergeable,
-            longest,
+            mergeable: frames.mergeable,
+            longest: frames.longest,
             spill: vec![0; MAX_FRAME],
             waiting: None,
             armed: true,
+            filter,
+            wanted,
+            seen,
         }
     }
 
@@ -103,7 +121,9 @@ impl Rx {
                 None => self.next_frame()?,
             };
             match received {
-                Received::Frame(len) => self.place(len)?,
+                Received::Frame(len) if self.accepts() => self.place(len)?,
+                // Its buffers take the next one.
+                Received::Frame(_) => self.counters.rx_filtered.add(1),
                 Received::Nothing => return Ok(Turn::Done),
                 Received::Lost => {}
             }
@@ -113,6 +133,20 @@ impl Rx {
         }
         self.counters.budget_exhausted.add(1);
         Ok(Turn::More)
+    }
+
+    /// Whether the guest wants the frame that is in the posted buffers.
+    fn accepts(&mut self) -> bool {
+        let version = self.filter.version();
+        if version != self.seen {
+            (self.seen, self.wanted) = (version, self.filter.copy());
+        }
+        if self.wanted.is_open() {
+            return true;
+        }
+        let mut head = [0; HEAD_LEN];
+        self.pieces.copy_out(HEADER_LEN, &mut head);
+        self.wanted.accepts(&head)
     }
 
     /// Receives a frame into posted buffers.

@@ -54,6 +54,20 @@ fn port() -> (Arc<SocketPort>, UnixDatagram) {
     (Arc::new(SocketPort { socket, attached: AtomicBool::new(true) }), wire)
 }
 
+/// A filter that lets everything in.
+fn open() -> Arc<filter::Shared> {
+    Arc::new(filter::Shared::new(Filter::new([2, 0, 0, 0, 0, 1], false)))
+}
+
+fn frames(mergeable: bool) -> Frames {
+    Frames { mergeable, longest: MAX_FRAME }
+}
+
+fn control(pairs: Vec<PairSwitch>, features: u64) -> Control {
+    let mac = Arc::new(MacRegister::new([2, 0, 0, 0, 0, 1]));
+    Control { pairs, active: 1, features, filter: open(), mac }
+}
+
 struct Driver {
     mem: Memory,
     interrupts: Arc<Interrupts>,
@@ -98,7 +112,7 @@ fn frame_spans_as_many_buffers_as_it_needs() {
     let (driver, (port, wire)) = (Driver::new(), port());
     let mock = MockSplitQueue::new(&driver.mem, 16);
     mock.build_multiple_desc_chains(&chains(4, 20, VRING_DESC_F_WRITE)).unwrap();
-    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), true, MAX_FRAME);
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(true));
 
     wire.send(FRAME).unwrap();
     wire.send(&FRAME[..18]).unwrap();
@@ -117,7 +131,7 @@ fn frame_waits_for_buffers_and_nothing_is_lost() {
     let (driver, (port, wire)) = (Driver::new(), port());
     let mock = MockSplitQueue::new(&driver.mem, 16);
     mock.add_desc_chains(&chains(1, 20, VRING_DESC_F_WRITE), 0).unwrap();
-    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), true, MAX_FRAME);
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(true));
 
     wire.send(FRAME).unwrap();
     rx.receive().unwrap();
@@ -137,7 +151,7 @@ fn frame_that_the_whole_ring_cannot_take_is_dropped() {
         let (driver, (port, wire)) = (Driver::new(), port());
         let mock = MockSplitQueue::new(&driver.mem, 2 * half);
         mock.build_multiple_desc_chains(&chains(2 * half, 20, VRING_DESC_F_WRITE)).unwrap();
-        let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), mergeable, MAX_FRAME);
+        let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(mergeable));
 
         wire.send(&[0; 200]).unwrap();
         wire.send(&FRAME[..18]).unwrap();
@@ -157,7 +171,7 @@ fn frame_that_two_buffer_chains_cannot_take_does_not_block_the_next() {
     let descriptor = |i: u16, flags| Descriptor::new(BUFFERS + u64::from(i) * 0x1000, 20, flags, i + 1);
     let descriptors = [descriptor(0, linked), descriptor(1, last), descriptor(2, linked), descriptor(3, last)];
     mock.build_multiple_desc_chains(&descriptors.map(RawDescriptor::from)).unwrap();
-    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), true, MAX_FRAME);
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(true));
 
     wire.send(&[0; 200]).unwrap();
     wire.send(&FRAME[..18]).unwrap();
@@ -173,7 +187,7 @@ fn buffers_that_cannot_take_a_header_or_be_written_come_back_empty() {
         let (driver, (port, wire)) = (Driver::new(), port());
         let mock = MockSplitQueue::new(&driver.mem, 16);
         mock.build_multiple_desc_chains(&descriptors).unwrap();
-        let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), true, MAX_FRAME);
+        let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(true));
 
         wire.send(FRAME).unwrap();
         rx.receive().unwrap();
@@ -360,8 +374,7 @@ fn control_queue_asks_for_the_doorbell_after_a_ring_full_of_commands() {
     let mock = MockSplitQueue::new(&driver.mem, 4);
     mock.build_multiple_desc_chains(&chains(4, 1, VRING_DESC_F_WRITE)).unwrap();
     let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap() }];
-    let mut queue =
-        CtrlQueue::new(driver.ring(&mock), Control { pairs, active: 1, features: 0 }, driver.counters.clone());
+    let mut queue = CtrlQueue::new(driver.ring(&mock), control(pairs, 0), driver.counters.clone());
 
     assert_eq!(queue.serve().unwrap(), Turn::More);
     assert_eq!(queue.serve().unwrap(), Turn::Done);
@@ -389,13 +402,13 @@ fn set_pairs_attaches_and_detaches_and_refuses_what_it_has_not() {
     };
     second.set_attached(false).unwrap();
     let pairs = vec![switch(&first), switch(&second)];
-    let mut control = Control { pairs, active: 1, features: bit(VIRTIO_NET_F_MQ) };
+    let mut control = control(pairs, bit(VIRTIO_NET_F_MQ));
 
-    assert!(control.execute(ctrl::Command::SetPairs(2)));
+    assert!(control.execute(ctrl::Command::Pairs(2)));
     assert!(second.attached.load(Ordering::Relaxed));
-    assert!(!control.execute(ctrl::Command::SetPairs(0)));
-    assert!(!control.execute(ctrl::Command::SetPairs(3)));
-    assert!(control.execute(ctrl::Command::SetPairs(1)));
+    assert!(!control.execute(ctrl::Command::Pairs(0)));
+    assert!(!control.execute(ctrl::Command::Pairs(3)));
+    assert!(control.execute(ctrl::Command::Pairs(1)));
     assert!(!second.attached.load(Ordering::Relaxed));
     assert!(first.attached.load(Ordering::Relaxed));
 }
@@ -406,10 +419,64 @@ fn guest_offloads_that_were_not_negotiated_are_refused() {
     let (port, _wire) = port();
     let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap() }];
     let features = bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) | bit(VIRTIO_NET_F_GUEST_CSUM);
-    let mut control = Control { pairs, active: 1, features };
+    let mut control = control(pairs, features);
 
-    assert!(control.execute(ctrl::Command::SetGuestOffloads(bit(VIRTIO_NET_F_GUEST_CSUM))));
-    assert!(control.execute(ctrl::Command::SetGuestOffloads(0)));
-    assert!(!control.execute(ctrl::Command::SetGuestOffloads(bit(VIRTIO_NET_F_GUEST_TSO4))));
-    assert!(!control.execute(ctrl::Command::SetGuestOffloads(bit(VIRTIO_NET_F_MQ))));
+    assert!(control.execute(ctrl::Command::GuestOffloads(bit(VIRTIO_NET_F_GUEST_CSUM))));
+    assert!(control.execute(ctrl::Command::GuestOffloads(0)));
+    assert!(!control.execute(ctrl::Command::GuestOffloads(bit(VIRTIO_NET_F_GUEST_TSO4))));
+    assert!(!control.execute(ctrl::Command::GuestOffloads(bit(VIRTIO_NET_F_MQ))));
+}
+
+#[test]
+fn frame_to_another_address_is_filtered_and_its_buffers_take_the_next() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    mock.build_multiple_desc_chains(&chains(4, 20, VRING_DESC_F_WRITE)).unwrap();
+    let filter = open();
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), filter.clone(), frames(true));
+    filter.change(|filter| filter.set_mode(filter::Mode::Promiscuous, filter::Switch::Off));
+
+    let to = |mac: [u8; 6]| [&[0; 12], &mac[..], &[7; 12]].concat();
+    wire.send(&to([2, 0, 0, 0, 0, 2])).unwrap();
+    wire.send(&to([2, 0, 0, 0, 0, 1])).unwrap();
+    rx.receive().unwrap();
+
+    assert_eq!(used(&mock), [20, 10]);
+    assert_eq!(driver.bytes(BUFFERS + 12, 6), [2, 0, 0, 0, 0, 1]);
+    assert_eq!((driver.count("rx_filtered"), driver.count("rx_frames")), (1, 1));
+}
+
+#[test]
+fn new_address_is_seen_in_the_configuration_and_gone_after_reset() {
+    let (port, _wire) = port();
+    let config = NetConfig { name: "net0".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
+    let mut net = Net::new(config, vec![port]).unwrap();
+    let read = |net: &Net| {
+        let mut mac = [0; 6];
+        net.read_config(0, &mut mac);
+        mac
+    };
+    let mut control = control(Vec::new(), bit(VIRTIO_NET_F_CTRL_MAC_ADDR));
+    control.mac = net.mac.clone();
+
+    assert!(control.execute(ctrl::Command::Mac([2, 0, 0, 0, 0, 9])));
+    assert_eq!(read(&net), [2, 0, 0, 0, 0, 9]);
+    assert!(!control.execute(ctrl::Command::Mac([3, 0, 0, 0, 0, 9])));
+    net.stop();
+    assert_eq!(read(&net), [2, 0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn commands_whose_feature_was_not_negotiated_are_refused() {
+    use filter::{Mode, Switch};
+    let mut control = control(Vec::new(), 0);
+    for command in [
+        ctrl::Command::Mode(Mode::Promiscuous, Switch::Off),
+        ctrl::Command::Mode(Mode::NoBroadcast, Switch::On),
+        ctrl::Command::Tables(Vec::new(), Vec::new()),
+        ctrl::Command::Mac([2, 0, 0, 0, 0, 9]),
+        ctrl::Command::Vlan(1, Switch::On),
+    ] {
+        assert!(!control.execute(command.clone()), "{command:?}");
+    }
 }
