@@ -13,7 +13,7 @@ use crate::tools;
 
 /// What a guest of minivmm needs under any of the kernels offered: bus, card, disk, entropy, power button and its input
 /// device, the root file system, the packet socket of the DHCP client, the panic report. What a kernel has built in is skipped.
-pub const DEFAULT: [&str; 11] = [
+pub const DEFAULT: [&str; 12] = [
     "virtio_pci",
     "virtio_net",
     "virtio_blk",
@@ -22,6 +22,7 @@ pub const DEFAULT: [&str; 11] = [
     "evdev",
     "ext4",
     "af_packet",
+    "8021q",
     "pvpanic_mmio",
     "pvpanic_pci",
     "rtc_cmos",
