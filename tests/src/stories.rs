@@ -8,6 +8,7 @@
 mod bad_input;
 mod boot;
 mod bridge;
+mod card;
 mod disk;
 mod memory;
 mod stop;
@@ -25,7 +26,7 @@ pub struct Story {
 
 /// All stories, in the order of the files.
 pub fn all() -> impl Iterator<Item = &'static Story> {
-    [boot::STORIES, bridge::STORIES, disk::STORIES, memory::STORIES, stop::STORIES, bad_input::STORIES]
+    [boot::STORIES, bridge::STORIES, card::STORIES, disk::STORIES, memory::STORIES, stop::STORIES, bad_input::STORIES]
         .into_iter()
         .flatten()
 }

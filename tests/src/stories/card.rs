@@ -1,0 +1,113 @@
+//! What a stock driver does with the card besides sending and receiving.
+
+use std::net::TcpListener;
+
+use super::Story;
+use crate::lan::{Lan, sh};
+use crate::stage::Stage;
+
+pub(super) const STORIES: &[Story] = &[
+    Story { name: "card::a_guest_receives_only_what_its_modes_and_addresses_let_in", tell: addresses },
+    Story { name: "card::a_guest_receives_only_the_vlans_it_has_added", tell: vlans },
+];
+
+/// Frames that the host sends for each question.
+const FRAMES: u32 = 100;
+/// Other traffic that a guest may see meanwhile: its own TCP connection, ARP, neighbour discovery.
+const NOISE: u32 = 40;
+
+/// Prelude of the guests' scripts: `rx` prints the frames received, `turn PORT` waits until the host has had its turn.
+fn words(host: &str) -> String {
+    format!(
+        "rx() {{ cat /sys/class/net/eth0/statistics/rx_packets; }}
+         turn() {{ nc {host} $1 </dev/null >/dev/null; }}\n"
+    )
+}
+
+fn addresses(stage: &Stage) {
+    let lan = Lan::new();
+    let (host, bridge) = (lan.address(), lan.bridge());
+    let stranger = format!("{}250", host.trim_end_matches('1'));
+    let (closed, open) = (listener(&lan), listener(&lan));
+    let vm = stage
+        .vm()
+        .net(lan.net())
+        .script(&format!(
+            "{} n=$(rx); turn {}; echo closed=$(($(rx) - n))
+             ip link set eth0 promisc on; n=$(rx); turn {}; echo open=$(($(rx) - n)); ip link set eth0 promisc off
+             ip link set eth0 address 02:00:00:00:00:55; ip neigh flush dev eth0
+             ping -c 3 {host} >/dev/null; echo ping=$?; echo mac=$(cat /sys/class/net/eth0/address)",
+            words(&host),
+            port(&closed),
+            port(&open)
+        ))
+        .start();
+
+    sh(&format!("ip neigh add {stranger} lladdr 02:00:00:00:00:99 dev {bridge} nud permanent"));
+    for listener in [closed, open] {
+        let connection = listener.accept();
+        flood(&stranger);
+        drop(connection);
+    }
+
+    let (closed, open): (u32, u32) = (number(&vm.value("closed")), number(&vm.value("open")));
+    println!("{FRAMES} frames to another address: {closed} received, {open} in promiscuous mode (with other traffic)");
+    assert!(closed < NOISE, "frames to another address were received: {closed}");
+    assert!(open >= FRAMES, "promiscuous mode did not let frames in: {open}");
+    assert_eq!(vm.value("ping"), "0", "ping from the new address");
+    assert_eq!(vm.value("mac"), "02:00:00:00:00:55");
+    assert_eq!(vm.wait_exit(), 0);
+}
+
+fn vlans(stage: &Stage) {
+    let lan = Lan::new();
+    let (host, bridge) = (lan.address(), lan.bridge());
+    for vlan in [5, 6] {
+        sh(&format!(
+            "ip link add v{vlan} link {bridge} type vlan id {vlan} && ip addr add 10.78.{vlan}.1/24 dev v{vlan} &&
+             ip link set v{vlan} up"
+        ));
+    }
+    let foreign = listener(&lan);
+    let vm = stage
+        .vm()
+        .net(lan.net())
+        .script(&format!(
+            "{} ip link add link eth0 name v5 type vlan id 5; ip addr add 10.78.5.2/24 dev v5; ip link set v5 up
+             ping -c 3 10.78.5.1 >/dev/null; echo ping=$?; echo mac=$(cat /sys/class/net/eth0/address)
+             n=$(rx); turn {}; echo foreign=$(($(rx) - n))",
+            words(&host),
+            port(&foreign)
+        ))
+        .start();
+
+    assert_eq!(vm.value("ping"), "0", "ping in the guest's VLAN");
+    let mac = vm.value("mac");
+    sh(&format!("ip neigh add 10.78.6.2 lladdr {mac} dev v6 nud permanent"));
+    let connection = foreign.accept();
+    flood("10.78.6.2");
+    drop(connection);
+
+    let received = number(&vm.value("foreign"));
+    println!("ping in VLAN 5 answered; {FRAMES} frames of VLAN 6: {received} received (with other traffic)");
+    assert!(received < NOISE, "frames of another VLAN were received: {received}");
+    assert_eq!(vm.wait_exit(), 0);
+    sh("ip link del v5; ip link del v6");
+}
+
+/// Sends [`FRAMES`] frames that nobody answers.
+fn flood(to: &str) {
+    sh(&format!("ping -q -c {FRAMES} -i 0.002 -W 1 {to} || true"));
+}
+
+fn listener(lan: &Lan) -> TcpListener {
+    TcpListener::bind((lan.address(), 0)).expect("a port on the bridge's address")
+}
+
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().expect("the address of a bound socket").port()
+}
+
+fn number(text: &str) -> u32 {
+    text.parse().expect("a number from the guest's shell")
+}
