@@ -38,8 +38,8 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 const ANSWER_GRACE: Duration = Duration::from_secs(60);
 /// How long powering off may take before QEMU is killed.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(30);
-/// How often the host VM's processor is woken. QEMU's emulation can lose the timer interrupt of a processor that idles
-/// while it has guests of its own (seen with two of them); it then sleeps until something else interrupts it.
+/// How often the host VM's processor is woken. One with two guests of its own stood still once until the next command came in;
+/// a lost timer interrupt would explain that, which nobody has shown.
 const BEAT: Duration = Duration::from_millis(200);
 /// Input goes in in pieces of at most this size.
 const INPUT_PIECE_BYTES: usize = 4096;

@@ -38,7 +38,7 @@ pub(crate) struct Cli {
     pub(crate) cmdline_replace: Option<String>,
 
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = vcpus)]
     pub(crate) cpus: u32,
 
     /// Memory of the guest: a number with K, M, G or T
@@ -67,7 +67,7 @@ pub(crate) struct Cli {
     pub(crate) on_reboot: OnReboot,
 
     /// How long the guest may take to power off after SIGTERM, SIGINT or SIGHUP
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
     pub(crate) stop_timeout: u32,
 
     /// Log level on stderr
@@ -140,6 +140,18 @@ impl From<LogLevel> for log::LevelFilter {
     }
 }
 
+fn vcpus(text: &str) -> Result<u32, &'static str> {
+    match text.parse() {
+        Ok(0) => Err("A guest has at least 1 vCPU"),
+        Ok(count) => Ok(count),
+        Err(_) => Err("The number of vCPUs is a whole number, such as 2"),
+    }
+}
+
+fn seconds(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "A time is a whole number of seconds, such as 10")
+}
+
 /// What a command line turned out to be.
 pub(crate) enum Parsed {
     /// A machine to run.
@@ -181,7 +193,7 @@ fn refusal(text: &str) -> Parsed {
     Parsed::Refused { sentence, hint }
 }
 
-fn capitalised(text: &str) -> String {
+pub(crate) fn capitalised(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
@@ -217,7 +229,9 @@ mod tests {
     #[test]
     fn wrong_values_are_refused_in_one_line_that_names_them() {
         for (args, part) in [
-            (&["--cpus", "0"][..], "--cpus"),
+            (&["--cpus", "0"][..], "at least 1 vCPU"),
+            (&["--cpus", "two"], "whole number"),
+            (&["--stop-timeout", "soon"], "whole number of seconds"),
             (&["--mem", "12"], "--mem"),
             (&["--mem", "1M"], "64 MiB"),
             (&["--console", "tty"], "stdio, pty"),

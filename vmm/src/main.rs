@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         Err(err) => {
             logger::tell(&format!("minivmm: {}", err.chain()));
             if let Some(hint) = err.hint() {
-                logger::tell(&format!("hint: {hint}"));
+                logger::tell(&format!("hint: {}", cli::capitalised(&hint)));
             }
             ExitCode::from(err.code())
         }
