@@ -21,7 +21,7 @@ const NET_HELP: &str = "Network card: bridge=NAME[,create=on|off], tap=NAME or f
 #[derive(Debug, Parser)]
 #[command(name = "minivmm", version, after_help = exit::TABLE)]
 pub(crate) struct Cli {
-    /// Kernel: a bzImage, or an ELF vmlinux [default: the guest of `images`, if it has been made]
+    /// Kernel: a bzImage, or an ELF vmlinux [default: the guest that `./run guest` has made]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 
