@@ -27,6 +27,7 @@
 pub mod facts;
 pub mod keeper;
 pub mod mac;
+pub mod own_code;
 pub mod plan;
 pub mod refusal;
 pub mod spec;

@@ -42,7 +42,6 @@ mod logger;
 mod machine;
 mod name;
 mod signals;
-mod trim;
 
 use cli::{Cli, Parsed};
 use console::terminal;

@@ -122,7 +122,8 @@ impl Net {
             VIRTIO_NET_F_CTRL_MAC_ADDR,
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
         ];
-        let mut features = always.iter().fold(0, |bits, feature| bits | bit(*feature)) | ports[0].offloads().features();
+        let mut features =
+            always.iter().fold(0, |bits, feature| bits | bit(*feature)) | ports[0].probe_offloads().features();
         if pairs > 1 {
             features |= bit(VIRTIO_NET_F_MQ);
         }

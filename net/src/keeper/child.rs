@@ -22,6 +22,7 @@ use super::watch::Watch;
 use super::wire::{PortHeader, Reply, Timing};
 use crate::error::{Error, Report};
 use crate::lock::NamespaceLock;
+use crate::own_code;
 use crate::plan::{Plan, plan};
 use crate::refusal::Refusal;
 use crate::rtnl::{Events, Rtnl};
@@ -161,7 +162,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &Host) {
         Ok(mut events) => {
             // What happened before the subscription.
             watch.look(host).await;
-            process::release_code();
+            own_code::release();
             while let Either::Right((message, _)) = select(closed.as_mut(), pin!(events.next())).await {
                 let Some(message) = message else {
                     log::error!("The kernel's link notifications ended: a detached tap will stay detached");

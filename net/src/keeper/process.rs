@@ -14,9 +14,6 @@ use crate::error::Error;
 /// What `ps` and `top` show (prctl(2) PR_SET_NAME).
 const NAME: &std::ffi::CStr = c"keeper";
 
-/// A page of x86-64.
-const PAGE_BYTES: usize = 4096;
-
 /// First descriptor after the standard streams.
 const FIRST_FD: RawFd = 3;
 
@@ -86,30 +83,6 @@ pub(super) fn detach(keep: &OwnedFd, numbers: &[RawFd]) -> BTreeMap<RawFd, Owned
     kept.sort_unstable();
     close_all_but(&kept);
     inherited
-}
-
-/// Gives back the memory of the program's code, most of which the keeper never needs again.
-///
-/// The pages are read from the file's cache when they are needed after all. Without this the code of the set-up, which
-/// nobody else uses, would stay in memory for as long as the VM runs.
-pub(super) fn release_code() {
-    unsafe extern "C" {
-        /// First byte of the program's file in memory (ld(1)).
-        static __executable_start: u8;
-        /// First byte behind its code.
-        static etext: u8;
-    }
-    let first = (&raw const __executable_start).addr().next_multiple_of(PAGE_BYTES);
-    let end = (&raw const etext).addr() / PAGE_BYTES * PAGE_BYTES;
-    if first >= end {
-        return;
-    }
-    let start = std::ptr::without_provenance_mut(first);
-    // SAFETY: the range is the program's own code and the tables before it, mapped from its file and never written
-    // (it is not writable), so that every page comes back with the same content at its next use.
-    if unsafe { libc::madvise(start, end - first, libc::MADV_DONTNEED) } != 0 {
-        log::debug!("The network keeper keeps its code in memory: {}", io::Error::last_os_error());
-    }
 }
 
 /// stdin and stdout become /dev/null: a reader of the VMM's output must see its end when the VMM ends.

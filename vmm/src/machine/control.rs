@@ -16,8 +16,8 @@ use crate::console::input::Read;
 use crate::error::Error;
 use crate::event;
 use crate::exit::Outcome;
-use crate::trim;
 use devices::legacy::power::PowerButton;
+use net::own_code;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -181,7 +181,7 @@ impl<'a> Control<'a> {
 
     fn check_trim(&mut self) {
         if matches!(self.trim, Trim::At(at) if Instant::now() >= at) {
-            trim::release_code_pages();
+            own_code::release();
             self.trim = Trim::Done;
         }
     }

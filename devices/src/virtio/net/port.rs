@@ -25,8 +25,8 @@ pub trait FramePort: Send + Sync {
     /// `WouldBlock` if there is no room; anything else means that this frame is lost.
     fn transmit(&self, frame: &IoVecs) -> io::Result<usize>;
 
-    /// What the interface can do.
-    fn offloads(&self) -> Offloads;
+    /// Finds out what the interface can do, and may leave it set; one answer for all queues of an interface.
+    fn probe_offloads(&self) -> Offloads;
 
     /// Which frames the interface may hand out from now on. One setting for all queues of an interface.
     ///

@@ -12,14 +12,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 /// One queue of a tap with 12-byte virtio headers.
 pub struct Tap {
     fd: OwnedFd,
-    offloads: Offloads,
     /// A tap made with one queue only has nothing to attach or detach.
     multi_queue: bool,
 }
 
 impl Tap {
-    /// Takes over a queue that was opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, and finds out what the kernel can do for it.
-    /// The offloads stay as they were found; the card that takes the queue sets them.
+    /// Takes over a queue that was opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, has 12-byte headers and does not block.
     ///
     /// # Errors
     /// If the descriptor is not such a queue.
@@ -30,15 +28,7 @@ impl Tap {
         {
             return Err(io::Error::other("it is not a tap with virtio headers (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR)"));
         }
-        set_nonblocking(&fd)?;
-        let header_len: libc::c_int = 12;
-        // SAFETY: TUNSETVNETHDRSZ reads one int.
-        check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &header_len) })?;
-        let offloads = Offloads::CANDIDATES
-            .into_iter()
-            .find(|candidate| set_offloads(&fd, *candidate).is_ok())
-            .unwrap_or(Offloads::NONE);
-        Ok(Self { fd, offloads, multi_queue: flags & libc::IFF_MULTI_QUEUE != 0 })
+        Ok(Self { fd, multi_queue: flags & libc::IFF_MULTI_QUEUE != 0 })
     }
 }
 
@@ -55,8 +45,9 @@ impl FramePort for Tap {
         frame.writev(self.fd.as_fd())
     }
 
-    fn offloads(&self) -> Offloads {
-        self.offloads
+    /// The kernel does not tell what it can do; it refuses what it cannot.
+    fn probe_offloads(&self) -> Offloads {
+        Offloads::CANDIDATES.into_iter().find(|able| self.set_offloads(*able).is_ok()).unwrap_or(Offloads::NONE)
     }
 
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
@@ -91,14 +82,6 @@ fn interface_flags(fd: &OwnedFd) -> io::Result<libc::c_int> {
     // SAFETY: TUNGETIFF fills in the flags member of the union.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     Ok(libc::c_int::from(flags) & 0xffff)
-}
-
-fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
-    // SAFETY: F_GETFL takes no argument.
-    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-    check(flags)?;
-    // SAFETY: F_SETFL takes its flags by value.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })
 }
 
 fn empty_request() -> libc::ifreq {

@@ -34,7 +34,7 @@ impl FramePort for SocketPort {
     fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
         frame.writev(self.socket.as_fd())
     }
-    fn offloads(&self) -> Offloads {
+    fn probe_offloads(&self) -> Offloads {
         Offloads::CANDIDATES[0]
     }
     fn set_offloads(&self, _offloads: Offloads) -> io::Result<()> {
@@ -326,7 +326,7 @@ impl FramePort for FullOncePort {
             Err(io::ErrorKind::WouldBlock.into())
         }
     }
-    fn offloads(&self) -> Offloads {
+    fn probe_offloads(&self) -> Offloads {
         Offloads::NONE
     }
     fn set_offloads(&self, _offloads: Offloads) -> io::Result<()> {

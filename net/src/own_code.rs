@@ -1,7 +1,8 @@
-//! Gives the pages of start-up code back to the host once the machine runs.
+//! The program's own code in memory: given back once a process has started.
 //!
-//! Most of the program runs once: command line, set-up, tables for the guest. Its pages stay mapped, and count, for as long as the
-//! VM lives, unless they are let go. What is needed again comes back from the page cache with a minor fault.
+//! Most of the program runs once: command line, set-up, tables for the guest, the network plan. Its pages stay mapped, and count, for
+//! as long as the VM lives, unless they are let go. What is needed again comes back from the page cache with a minor fault. It is
+//! here, and not in the VMM, because the keeper does it too and knows nothing of the VMM.
 #![expect(unsafe_code, reason = "madvise on the program's own code")]
 
 use libc::{PF_W, PT_LOAD, c_int, c_void, dl_phdr_info, size_t};
@@ -10,7 +11,7 @@ use libc::{PF_W, PT_LOAD, c_int, c_void, dl_phdr_info, size_t};
 const PAGE_BYTES: usize = 4096;
 
 /// Unmaps the pages of all segments that are never written.
-pub(crate) fn release_code_pages() {
+pub fn release() {
     // SAFETY: the callback is called with valid descriptions of loaded objects while this call lasts, and takes no data.
     unsafe { libc::dl_iterate_phdr(Some(release_program), std::ptr::null_mut()) };
 }
@@ -26,14 +27,14 @@ unsafe extern "C" fn release_program(info: *mut dl_phdr_info, _: size_t, _: *mut
         let header = unsafe { &*header };
         if header.p_type == PT_LOAD && header.p_flags & PF_W == 0 {
             let (addr, size) = (info.dlpi_addr.wrapping_add(header.p_vaddr), header.p_memsz);
-            release(addr, size);
+            release_range(addr, size);
         }
     }
     1
 }
 
 /// Unmaps the whole pages of `size` bytes at `addr`, which belong to a segment that is not writable.
-fn release(addr: u64, size: u64) {
+fn release_range(addr: u64, size: u64) {
     let (Ok(addr), Ok(size)) = (usize::try_from(addr), usize::try_from(size)) else { return };
     let start = addr.next_multiple_of(PAGE_BYTES);
     let Some(len) = (addr + size).checked_sub(start).map(|len| len - len % PAGE_BYTES) else { return };
