@@ -11,7 +11,7 @@ mod process;
 mod watch;
 mod wire;
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 
 use crate::error::Error;
 use crate::mac::MacAddr;
-use crate::spec::NetSpec;
+use crate::request::Request;
 pub use wire::{PATIENCE_S, Timing};
 use wire::{PortHeader, Reply};
 
@@ -36,15 +36,6 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(3);
 /// Pauses between two looks whether it has ended. It usually takes less than the first.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
-
-/// The cards of a VM.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// The VM's name. Addresses that are not given are derived from it.
-    pub vm_name: String,
-    /// One spec for each card.
-    pub cards: Vec<NetSpec>,
-}
 
 /// A card's way to the host's network, ready for frames.
 #[derive(Debug)]
@@ -206,17 +197,6 @@ fn reaped(pid: Pid, patience: Duration) -> bool {
         pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
     }
     true
-}
-
-impl Request {
-    /// The descriptors that the cards name.
-    fn inherited_fds(&self) -> Vec<RawFd> {
-        let fds = self.cards.iter().filter_map(|card| match card {
-            NetSpec::Fd(spec) => Some(spec.fd.as_slice()),
-            _ => None,
-        });
-        fds.flatten().copied().collect()
-    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub mod mac;
 pub mod own_code;
 pub mod plan;
 pub mod refusal;
+pub mod request;
 pub mod spec;
 pub mod step;
 
@@ -40,7 +41,8 @@ mod survey;
 mod tun;
 
 pub use error::{Error, Report};
-pub use keeper::{Keeper, Port, Request, Timing};
+pub use keeper::{Keeper, Port, Timing};
 pub use mac::MacAddr;
 pub use plan::{Plan, plan};
+pub use request::Request;
 pub use spec::{NetSpec, SpecError};

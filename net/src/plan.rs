@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::facts::{Facts, FdKind, Link, RawMac};
 use crate::mac::MacAddr;
 use crate::refusal::Refusal;
-use crate::spec::{BridgeSpec, FdSpec, IfName, Mtu, NetSpec, Switch, TapSpec};
+use crate::request::Request;
+use crate::spec::{BridgeSpec, FdSpec, IfName, Mtu, NetSpec, Queues, Switch, TapSpec};
 use crate::step::Step;
 
 /// The MTU of a new tap and of a new bridge, in bytes (`ETH_DATA_LEN`).
@@ -36,21 +37,22 @@ pub struct Card {
     pub queues: u16,
 }
 
-/// Plans the cards of the VM called `vm_name`.
+/// Plans the cards of a VM.
 ///
 /// # Errors
 /// The first thing that speaks against a card.
-pub fn plan(vm_name: &str, specs: &[NetSpec], facts: &Facts) -> Result<Plan, Refusal> {
-    let mut draft = Draft { facts, cards: Vec::new(), steps: Vec::new() };
-    for (card_idx, spec) in specs.iter().enumerate() {
-        let mac = spec.mac().unwrap_or_else(|| MacAddr::for_vm(vm_name, card_idx));
+pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
+    let default_queues = Queues::for_vcpus(request.vcpus);
+    let mut draft = Draft { facts, default_queues, cards: Vec::new(), steps: Vec::new() };
+    for (card_idx, spec) in request.cards.iter().enumerate() {
+        let mac = spec.card().mac.unwrap_or_else(|| MacAddr::for_vm(&request.vm_name, card_idx));
         draft.check_mac(mac, spec)?;
-        let mtu = match spec {
+        let (mtu, queues) = match spec {
             NetSpec::Bridge(spec) => draft.bridge(card_idx, mac, spec)?,
             NetSpec::Tap(spec) => draft.tap(card_idx, spec)?,
             NetSpec::Fd(spec) => draft.fd(card_idx, spec)?,
         };
-        draft.cards.push(Card { mac, mtu, queues: spec.queues() });
+        draft.cards.push(Card { mac, mtu, queues: queues.get() });
     }
     Ok(Plan { cards: draft.cards, steps: draft.steps })
 }
@@ -80,12 +82,14 @@ impl fmt::Display for Plan {
 /// A plan in the making.
 struct Draft<'a> {
     facts: &'a Facts,
+    /// Of a card whose spec does not say.
+    default_queues: Queues,
     cards: Vec<Card>,
     steps: Vec<Step>,
 }
 
 impl Draft<'_> {
-    fn bridge(&mut self, card: usize, mac: MacAddr, spec: &BridgeSpec) -> Result<u16, Refusal> {
+    fn bridge(&mut self, card: usize, mac: MacAddr, spec: &BridgeSpec) -> Result<(u16, Queues), Refusal> {
         let name = &spec.bridge;
         let bridge_mtu = match self.facts.link(name.as_str()) {
             Some(link) if !link.is_bridge() => {
@@ -94,11 +98,11 @@ impl Draft<'_> {
             Some(link) => self.join(link, name),
             None => self.create(spec)?,
         };
-        let mtu = guest_mtu(spec.mtu, bridge_mtu, name.as_str())?;
-        let queues = spec.queues.get();
-        self.steps.push(Step::CreateTap { card, queues });
+        let mtu = guest_mtu(spec.card.mtu, bridge_mtu, name.as_str())?;
+        let queues = spec.card.queues.unwrap_or(self.default_queues);
+        self.steps.push(Step::CreateTap { card, queues: queues.get() });
         self.steps.push(Step::AttachTap { card, bridge: name.clone(), mac: mac.host_side(), mtu: bridge_mtu });
-        Ok(mtu)
+        Ok((mtu, queues))
     }
 
     /// Steps for a bridge that exists, at its first card. Returns the bridge's MTU.
@@ -140,41 +144,38 @@ impl Draft<'_> {
         if spec.create == Switch::Off {
             return Err(Refusal::NoBridge { name: name.clone(), bridges: self.bridges() });
         }
-        let mtu = spec.mtu.map_or(ETHERNET_MTU, Mtu::get);
+        let mtu = spec.card.mtu.map_or(ETHERNET_MTU, Mtu::get);
         let created = self.steps.iter().filter(|step| matches!(step, Step::CreateBridge { .. })).count();
         let mac = self.facts.spare_macs.get(created).copied().ok_or(Refusal::NoSpareMac)?;
         self.steps.push(Step::CreateBridge { bridge: name.clone(), mac, mtu });
         Ok(mtu)
     }
 
-    fn tap(&mut self, card: usize, spec: &TapSpec) -> Result<u16, Refusal> {
+    fn tap(&mut self, card: usize, spec: &TapSpec) -> Result<(u16, Queues), Refusal> {
         let name = &spec.tap;
         let link = self.facts.link(name.as_str()).ok_or_else(|| Refusal::NoTap { name: name.clone() })?;
         let Some(tun) = link.tun.filter(|tun| tun.tap) else {
             return Err(Refusal::NotATap { name: name.clone(), kind: link.kind_text() });
         };
-        if spec.queues.get() > 1 && !tun.multi_queue {
-            return Err(Refusal::SingleQueueTap { name: name.clone(), queues: spec.queues.get() });
+        let most = if tun.multi_queue { self.default_queues } else { Queues::ONE };
+        let queues = spec.card.queues.unwrap_or(most);
+        if queues > Queues::ONE && !tun.multi_queue {
+            return Err(Refusal::SingleQueueTap { name: name.clone(), queues: queues.get() });
         }
         let taken_here = self.steps.iter().any(|step| matches!(step, Step::OpenTap { tap, .. } if tap == name));
         if taken_here || tun.queues_open > 0 {
             return Err(Refusal::TapBusy { name: name.clone() });
         }
         let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
-        let mtu = guest_mtu(spec.mtu, mtu, name.as_str())?;
-        self.steps.push(Step::OpenTap {
-            card,
-            tap: name.clone(),
-            queues: spec.queues.get(),
-            multi_queue: tun.multi_queue,
-        });
+        let mtu = guest_mtu(spec.card.mtu, mtu, name.as_str())?;
+        self.steps.push(Step::OpenTap { card, tap: name.clone(), queues: queues.get(), multi_queue: tun.multi_queue });
         if !link.up {
             self.steps.push(Step::Raise { link: name.clone() });
         }
-        Ok(mtu)
+        Ok((mtu, queues))
     }
 
-    fn fd(&mut self, card: usize, spec: &FdSpec) -> Result<u16, Refusal> {
+    fn fd(&mut self, card: usize, spec: &FdSpec) -> Result<(u16, Queues), Refusal> {
         let mut tap: Option<&str> = None;
         for &fd in spec.fd.as_slice() {
             if self.steps.iter().any(|step| matches!(step, Step::AdoptTap { fds, .. } if fds.contains(&fd))) {
@@ -196,9 +197,9 @@ impl Draft<'_> {
         let name = tap.unwrap_or_default().to_owned();
         // The tap may live in another namespace, where this survey cannot see its MTU.
         let mtu = self.facts.link(&name).and_then(|link| u16::try_from(link.mtu).ok()).unwrap_or(ETHERNET_MTU);
-        let mtu = guest_mtu(spec.mtu, mtu, &name)?;
+        let mtu = guest_mtu(spec.card.mtu, mtu, &name)?;
         self.steps.push(Step::AdoptTap { card, tap: name, fds: spec.fd.as_slice().to_vec() });
-        Ok(mtu)
+        Ok((mtu, spec.fd.queues()))
     }
 
     /// Refuses an address that the host knows to be somebody else's.

@@ -1,17 +1,21 @@
 //! The grammar of `--net`: `MODE=ARG[,key=value...]`.
 //!
 //! ```text
-//! bridge=NAME[,create=on|off][,mac=MAC][,mtu=BYTES][,queues=N]   a new tap on this bridge
-//! tap=NAME[,mac=MAC][,mtu=BYTES][,queues=N]                      a tap that exists
-//! fd=N[:N...][,mac=MAC][,mtu=BYTES][,queues=N]                   an open tap, inherited
+//! bridge=NAME[,create=on|off]   a new tap on this bridge
+//! tap=NAME                      a tap that exists
+//! fd=N[:N...]                   an open tap, inherited
+//!
+//! and with each: [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|csum:tso:ecn:ufo:uso]
 //! ```
 //!
-//! Each mode is one struct, and the struct's fields are the keys: the flag, a table of a configuration file and an
+//! Each mode is one struct with [`CardSpec`] in it, and the fields are the keys: the flag, a table of a configuration file and an
 //! API body with the same keys give the same value. A flag is split into key and text here and then deserialized like
 //! the others. The crate serde-aco does the same for other VMMs, but its errors are `Ignored("quues")` or
 //! `ExpectedBool` without the key, and it takes a duplicate key in silence.
 
+mod card;
 mod fields;
+mod offload;
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,9 +24,9 @@ use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use fields::{FdList, FieldError, IfName, MTU_MIN, Mtu, QUEUES_MAX, Queues, Switch};
-
-use crate::mac::MacAddr;
+pub use card::CardSpec;
+pub use fields::{FdList, FieldError, IfName, MTU_MIN, Mtu, QUEUES_MAX, Queues, RingSize, Switch};
+pub use offload::{Offload, OffloadList};
 
 /// Longest distance, in edits, at which a known key is offered for an unknown one.
 const SUGGEST_DISTANCE: usize = 2;
@@ -41,59 +45,38 @@ pub enum NetSpec {
 
 /// `bridge=`: a new tap that is a port of the bridge for as long as the VM runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct BridgeSpec {
     /// The bridge.
     pub bridge: IfName,
     /// Whether to make the bridge if it is missing.
     #[serde(default)]
     pub create: Switch,
-    /// The guest's address; one derived from the VM's name if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<MacAddr>,
-    /// The MTU the guest is told, in bytes; the bridge's if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mtu: Option<Mtu>,
-    /// Queue pairs.
-    #[serde(default)]
-    pub queues: Queues,
+    /// The card.
+    #[serde(flatten)]
+    pub card: CardSpec,
 }
 
 /// `tap=`: a tap that somebody else made and keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TapSpec {
     /// The tap.
     pub tap: IfName,
-    /// The guest's address; one derived from the VM's name if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<MacAddr>,
-    /// The MTU the guest is told, in bytes; the tap's if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mtu: Option<Mtu>,
-    /// Queue pairs.
-    #[serde(default)]
-    pub queues: Queues,
+    /// The card.
+    #[serde(flatten)]
+    pub card: CardSpec,
 }
 
 /// `fd=`: descriptors of one open tap, inherited from the parent process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct FdSpec {
     /// The descriptors in queue order.
     pub fd: FdList,
-    /// The guest's address; one derived from the VM's name if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<MacAddr>,
-    /// The MTU the guest is told, in bytes; the tap's if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mtu: Option<Mtu>,
-    /// Queue pairs; the number of descriptors if absent, and never another number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub queues: Option<Queues>,
+    /// The card.
+    #[serde(flatten)]
+    pub card: CardSpec,
 }
 
-/// A mode: the key that opens a spec, and the keys that may follow.
+/// A mode: the key that opens a spec, and the keys of its own that may follow.
 struct Mode {
     key: &'static str,
     options: &'static [&'static str],
@@ -101,22 +84,17 @@ struct Mode {
 }
 
 const MODES: &[Mode] = &[
-    Mode {
-        key: "bridge",
-        options: &["create", "mac", "mtu", "queues"],
-        read: |value| serde_json::from_value(value).map(NetSpec::Bridge),
-    },
-    Mode {
-        key: "tap",
-        options: &["mac", "mtu", "queues"],
-        read: |value| serde_json::from_value(value).map(NetSpec::Tap),
-    },
-    Mode {
-        key: "fd",
-        options: &["mac", "mtu", "queues"],
-        read: |value| serde_json::from_value(value).map(NetSpec::Fd),
-    },
+    Mode { key: "bridge", options: &["create"], read: |value| serde_json::from_value(value).map(NetSpec::Bridge) },
+    Mode { key: "tap", options: &[], read: |value| serde_json::from_value(value).map(NetSpec::Tap) },
+    Mode { key: "fd", options: &[], read: |value| serde_json::from_value(value).map(NetSpec::Fd) },
 ];
+
+impl Mode {
+    /// All keys that may follow.
+    fn known(&self) -> Vec<&'static str> {
+        [self.options, CardSpec::KEYS].concat()
+    }
+}
 
 /// Why a text or a table is not a card. The message says what to do, because it is printed as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -152,7 +130,7 @@ pub enum SpecError {
         /// What was given.
         key: String,
         /// What there is.
-        known: &'static [&'static str],
+        known: Vec<&'static str>,
     },
     /// A value that its key does not take.
     #[error("{0}")]
@@ -168,21 +146,12 @@ pub enum SpecError {
 }
 
 impl NetSpec {
-    /// The address the user chose for the guest.
-    pub fn mac(&self) -> Option<MacAddr> {
+    /// What the card itself is to be.
+    pub fn card(&self) -> &CardSpec {
         match self {
-            Self::Bridge(spec) => spec.mac,
-            Self::Tap(spec) => spec.mac,
-            Self::Fd(spec) => spec.mac,
-        }
-    }
-
-    /// Queue pairs of the card.
-    pub fn queues(&self) -> u16 {
-        match self {
-            Self::Bridge(spec) => spec.queues.get(),
-            Self::Tap(spec) => spec.queues.get(),
-            Self::Fd(spec) => spec.fd.queues().get(),
+            Self::Bridge(spec) => &spec.card,
+            Self::Tap(spec) => &spec.card,
+            Self::Fd(spec) => &spec.card,
         }
     }
 
@@ -198,11 +167,12 @@ impl NetSpec {
         if let Some(second) = modes.next() {
             return Err(SpecError::TwoModes { first: mode.key, second: second.key });
         }
-        if let Some(key) = table.keys().find(|key| *key != mode.key && !mode.options.contains(&key.as_str())) {
-            return Err(SpecError::UnknownKey { mode: mode.key, key: key.clone(), known: mode.options });
+        let known = mode.known();
+        if let Some(key) = table.keys().find(|key| *key != mode.key && !known.contains(&key.as_str())) {
+            return Err(SpecError::UnknownKey { mode: mode.key, key: key.clone(), known });
         }
         let spec = (mode.read)(Value::Object(table)).map_err(|error| SpecError::Value(error.to_string()))?;
-        if let Self::Fd(FdSpec { fd, queues: Some(queues), .. }) = &spec
+        if let Self::Fd(FdSpec { fd, card: CardSpec { queues: Some(queues), .. } }) = &spec
             && *queues != fd.queues()
         {
             return Err(SpecError::QueuesOfFds { queues: queues.get(), fds: fd.clone() });
@@ -251,33 +221,17 @@ impl<'de> Deserialize<'de> for NetSpec {
 impl fmt::Display for NetSpec {
     /// The flag that gives this spec, without the keys that have their default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (mac, mtu, queues) = match self {
+        match self {
             Self::Bridge(spec) => {
                 write!(f, "bridge={}", spec.bridge)?;
                 if spec.create == Switch::On {
                     f.write_str(",create=on")?;
                 }
-                (spec.mac, spec.mtu, spec.queues)
             }
-            Self::Tap(spec) => {
-                write!(f, "tap={}", spec.tap)?;
-                (spec.mac, spec.mtu, spec.queues)
-            }
-            Self::Fd(spec) => {
-                write!(f, "fd={}", spec.fd)?;
-                (spec.mac, spec.mtu, Queues::ONE)
-            }
-        };
-        if let Some(mac) = mac {
-            write!(f, ",mac={mac}")?;
+            Self::Tap(spec) => write!(f, "tap={}", spec.tap)?,
+            Self::Fd(spec) => write!(f, "fd={}", spec.fd)?,
         }
-        if let Some(mtu) = mtu {
-            write!(f, ",mtu={}", mtu.get())?;
-        }
-        if queues != Queues::ONE {
-            write!(f, ",queues={}", queues.get())?;
-        }
-        Ok(())
+        write!(f, "{}", self.card())
     }
 }
 

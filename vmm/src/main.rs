@@ -87,7 +87,7 @@ fn run(cli: &Cli) -> Result<Outcome, Error> {
     let files = Files::open(cli, guest::open(cli)?)?;
     let name = cli.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
     let _name_lock = name.lock()?;
-    let request = net::Request { vm_name: name.as_str().to_owned(), cards: cli.net.clone() };
+    let request = net::Request { vm_name: name.as_str().to_owned(), vcpus: cli.cpus, cards: cli.net.clone() };
     let keeper = Keeper::start(&request)?;
     log::debug!("{name}: files are open, the network keeper is at work");
     let mut host = Host::open(cli, files, keeper)?;

@@ -3,7 +3,8 @@
 //! Bytes move between guest memory and a descriptor in one copy, made by the kernel. No reference or slice into guest memory is
 //! ever formed. The array is kept between requests, so the data path allocates only until the longest request so far has been
 //! seen. A call moves at most what the kernel takes at once ([`MAX_PER_CALL`] pieces); callers that need all of it call
-//! [`skip`](IoVecs::skip) and go on.
+//! [`skip`](IoVecs::skip) and go on. Where all of it has to move in one call, because it is one frame, a list of more pieces costs a
+//! copy: only a driver that cuts frames into shreds pays for it.
 
 // The reason for `unsafe` here: the system calls take raw host addresses of guest memory.
 #![expect(unsafe_code, reason = "readv and its relatives are called on guest memory")]
@@ -97,19 +98,36 @@ impl IoVecs {
         retry(|| unsafe { libc::readv(fd.as_raw_fd(), pieces, count) })
     }
 
-    /// Reads from `fd` into the list, and what does not fit into `spill`. Returns the bytes read, with those in `spill`.
+    /// Reads from `fd` into the list up to byte [`spill_offset`](Self::spill_offset), and what comes after it into `spill`. Returns
+    /// the bytes read, with those in `spill`.
     ///
     /// # Errors
     /// As `readv(2)`; an interrupted call is repeated.
     pub fn readv_spilling(&mut self, fd: BorrowedFd, spill: &mut [u8]) -> io::Result<usize> {
-        let room = self.first + MAX_PER_CALL - 1;
-        debug_assert!(self.vec.len() <= room, "the caller bounds the pieces of one frame");
-        self.vec.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
+        let last = (self.first + MAX_PER_CALL - 1).min(self.vec.len());
+        let spill = libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() };
+        // If the list has more pieces than the call takes, the spill stands in for the first that is too many.
+        let displaced = self.vec.get_mut(last).map(|piece| std::mem::replace(piece, spill));
+        if displaced.is_none() {
+            self.vec.push(spill);
+        }
         let (pieces, count) = self.pieces();
-        // SAFETY: as in `readv`; the last piece is `spill`, which is borrowed for the length of the call.
+        // SAFETY: as in `readv`; the last piece is the spill, which is borrowed for the length of the call.
         let result = retry(|| unsafe { libc::readv(fd.as_raw_fd(), pieces, count) });
-        self.vec.pop();
+        match displaced {
+            Some(piece) => self.vec[last] = piece,
+            None => self.vec.truncate(last),
+        }
         result
+    }
+
+    /// The byte of the list at which [`readv_spilling`](Self::readv_spilling) goes over to the spill: the list's length, unless it
+    /// has more pieces than one call takes.
+    pub fn spill_offset(&self) -> usize {
+        if self.count() < MAX_PER_CALL {
+            return usize::try_from(self.len_bytes).unwrap_or(usize::MAX);
+        }
+        self.vec[self.first..].iter().take(MAX_PER_CALL - 1).map(|piece| piece.iov_len).sum()
     }
 
     /// Copies `bytes` into the list, `skip` bytes from its start on. What does not fit is left out.
@@ -154,6 +172,21 @@ impl IoVecs {
         let (pieces, count) = self.pieces();
         // SAFETY: as in `readv`; the kernel only reads here.
         retry(|| unsafe { libc::writev(fd.as_raw_fd(), pieces, count) })
+    }
+
+    /// Writes the list to `fd` in one call, as one frame. Returns the bytes written. The caller bounds the list's length: what the
+    /// kernel does not take as pieces is copied.
+    ///
+    /// # Errors
+    /// As `writev(2)`; an interrupted call is repeated.
+    pub fn write_whole(&self, fd: BorrowedFd) -> io::Result<usize> {
+        if self.count() <= MAX_PER_CALL {
+            return self.writev(fd);
+        }
+        let mut bytes = vec![0; usize::try_from(self.len_bytes).map_err(io::Error::other)?];
+        self.copy_out(0, &mut bytes);
+        // SAFETY: `bytes` is that long, and the kernel only reads it.
+        retry(|| unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
     }
 
     /// Reads from `fd` at byte `offset` into the list. Returns the bytes read; 0 at the end of the file.
@@ -292,6 +325,50 @@ mod tests {
         assert_eq!(vecs.pwritev(file.as_fd(), 0).unwrap(), MAX_PER_CALL);
         vecs.skip(1024);
         assert_eq!(vecs.pwritev(file.as_fd(), 1024).unwrap(), 2000 - 1024);
+    }
+
+    #[test]
+    fn frame_of_more_pieces_than_the_kernel_takes_is_written_whole() {
+        let mem = memory();
+        mem.write_slice(b"abc", GuestAddress(1998)).unwrap();
+        let mut vecs = IoVecs::new(mem);
+        let (socket, wire) = std::os::unix::net::UnixDatagram::pair().unwrap();
+
+        for addr in 0..2000 {
+            vecs.push(buffer(addr, 1)).unwrap();
+        }
+
+        assert_eq!(vecs.write_whole(socket.as_fd()).unwrap(), 2000);
+        let mut frame = [0; 3000];
+        assert_eq!(wire.recv(&mut frame).unwrap(), 2000);
+        assert_eq!(&frame[1996..2000], b"\0\0ab");
+    }
+
+    #[test]
+    fn read_into_more_pieces_than_the_kernel_takes_goes_over_to_the_spill() {
+        for (pieces, offset) in [(MAX_PER_CALL - 1, 1023), (MAX_PER_CALL, 1023), (2000, 1023), (3, 3)] {
+            let mem = memory();
+            let mut vecs = IoVecs::new(mem.clone());
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&[7; 1500]).unwrap();
+            file.rewind().unwrap();
+            for addr in 0..u64::try_from(pieces).unwrap() {
+                vecs.push(buffer(addr, 1)).unwrap();
+            }
+            let mut spill = [0; 4000];
+
+            assert_eq!(vecs.spill_offset(), offset);
+            assert_eq!(vecs.readv_spilling(file.as_fd(), &mut spill).unwrap(), 1500);
+
+            assert_eq!(spill.iter().filter(|byte| **byte == 7).count(), 1500 - offset);
+            assert_eq!((vecs.count(), vecs.len_bytes()), (pieces, u64::try_from(pieces).unwrap()));
+            let mut bytes = vec![0; pieces];
+            mem.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+            assert_eq!(bytes.iter().filter(|byte| **byte == 7).count(), offset);
+            vecs.copy_in(offset, &spill[..1500 - offset]);
+            mem.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+            assert_eq!(bytes.iter().filter(|byte| **byte == 7).count(), pieces.min(1500));
+        }
     }
 
     #[test]

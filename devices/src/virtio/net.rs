@@ -35,6 +35,7 @@ use pair::{Ctrl, Pair};
 use rx::{Frames, Rx};
 use std::collections::VecDeque;
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use tx::Tx;
 use virtio_bindings::virtio_net::{
@@ -59,9 +60,11 @@ const BUDGET: u32 = 256;
 /// Frames after which the driver is shown what is done, so that one that polls need not wait for the end of a burst.
 const PUBLISH_EVERY: u32 = 16;
 
-/// Descriptors of a receive or transmit queue, and of the control queue.
-const QUEUE_SIZE: u16 = 256;
+/// Descriptors of the control queue.
 const CTRL_QUEUE_SIZE: u16 = 64;
+
+/// Descriptors that a receive or transmit queue can have. Fewer could not hold the pieces of one frame of a stock driver.
+pub const RING_SIZES: RangeInclusive<u16> = 64..=4096;
 
 /// Most queue pairs of a card.
 pub const MAX_PAIRS: u16 = 64;
@@ -84,6 +87,11 @@ pub struct NetConfig {
     pub mac: [u8; 6],
     /// The MTU in bytes that the guest is told to use.
     pub mtu: u16,
+    /// Descriptors of each receive and transmit queue: a power of two in [`RING_SIZES`].
+    pub ring: u16,
+    /// What is offered at most of that which the ports can do. To be closed under the needs of its members, for example no TSO4
+    /// without CSUM.
+    pub offloads: Offloads,
 }
 
 /// A network card.
@@ -105,11 +113,15 @@ impl Net {
     /// A card with one queue pair for each of `ports`, which are queues of one interface.
     ///
     /// # Errors
-    /// If there are no ports or too many, or the kernel refuses to detach all but the first.
+    /// If there are no ports or too many, the size of the queues is not possible, or the kernel refuses to detach all but the
+    /// first port.
     pub fn new(config: NetConfig, ports: Vec<Arc<dyn FramePort>>) -> io::Result<Self> {
         let pairs = u16::try_from(ports.len()).ok().filter(|pairs| (1..=MAX_PAIRS).contains(pairs));
         let pairs = pairs.ok_or_else(|| io::Error::other(format!("a card has 1 to {MAX_PAIRS} queue pairs")))?;
-        let mut queue_sizes = vec![QUEUE_SIZE; usize::from(pairs) * 2];
+        if !RING_SIZES.contains(&config.ring) || !config.ring.is_power_of_two() {
+            return Err(io::Error::other("a queue has 64 to 4096 descriptors, a power of two"));
+        }
+        let mut queue_sizes = vec![config.ring; usize::from(pairs) * 2];
         queue_sizes.push(CTRL_QUEUE_SIZE);
         let always = [
             VIRTIO_NET_F_MAC,
@@ -122,8 +134,8 @@ impl Net {
             VIRTIO_NET_F_CTRL_MAC_ADDR,
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
         ];
-        let mut features =
-            always.iter().fold(0, |bits, feature| bits | bit(*feature)) | ports[0].probe_offloads().features();
+        let offloads = ports[0].probe_offloads() & config.offloads;
+        let mut features = always.iter().fold(0, |bits, feature| bits | bit(*feature)) | offloads.features();
         if pairs > 1 {
             features |= bit(VIRTIO_NET_F_MQ);
         }

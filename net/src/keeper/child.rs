@@ -16,7 +16,6 @@ use std::time::Instant;
 use futures_util::future::{Either, select};
 use tokio::net::UnixStream;
 
-use super::Request;
 use super::process;
 use super::watch::Watch;
 use super::wire::{PortHeader, Reply, Timing};
@@ -25,6 +24,7 @@ use crate::lock::NamespaceLock;
 use crate::own_code;
 use crate::plan::{Plan, plan};
 use crate::refusal::Refusal;
+use crate::request::Request;
 use crate::rtnl::{Events, Rtnl};
 use crate::spec::NetSpec;
 use crate::step::{Host, Step};
@@ -106,10 +106,10 @@ async fn try_set_up(host: &mut Host, request: &Request, clock: &mut Clock) -> Re
     let _lock = lock_if_bridged(&request.cards).await;
     let mut facts = survey(&host.rtnl, &request.cards, &host.inherited).await.map_err(Error::Survey)?;
     clock.lap(|timing| &mut timing.survey_us);
-    let plan = match plan(&request.vm_name, &request.cards, &facts) {
+    let plan = match plan(request, &facts) {
         Err(Refusal::MacUsed { .. }) => {
             facts.neighbours = neighbours(&host.rtnl).await.map_err(Error::Survey)?;
-            plan(&request.vm_name, &request.cards, &facts)?
+            plan(request, &facts)?
         }
         plan => plan?,
     };

@@ -5,6 +5,11 @@ fn specs(flags: &[&str]) -> Vec<NetSpec> {
     flags.iter().map(|flag| flag.parse().unwrap()).collect()
 }
 
+/// The plan of a VM with one vCPU.
+fn plan(vm_name: &str, cards: &[NetSpec], facts: &Facts) -> Result<Plan, Refusal> {
+    super::plan(&Request { vm_name: vm_name.to_owned(), vcpus: 1, cards: cards.to_vec() }, facts)
+}
+
 /// The plan of a VM called "vm" as text.
 fn text(flags: &[&str], facts: &Facts) -> String {
     plan("vm", &specs(flags), facts).unwrap().to_string()
@@ -219,6 +224,31 @@ fn a_tap_has_one_user_and_its_own_number_of_queues() {
     assert_eq!(refusal(&["tap=tap0", "tap=tap0"], &facts), "Tap tap0 is held by another process or card");
     facts.links[4].tun = Some(TunFact { tap: true, multi_queue: true, queues_open: 1 });
     assert_eq!(refusal(&["tap=tap0"], &facts), "Tap tap0 is held by another process or card");
+}
+
+#[test]
+fn a_card_has_a_queue_pair_for_each_vcpu_as_far_as_its_tap_has_them() {
+    let mut facts = with(with(host(), tap(8, "single")), tap(9, "multi"));
+    facts.links[5].tun = Some(TunFact { tap: true, multi_queue: true, queues_open: 0 });
+    for (vcpus, flag, queues) in [
+        (2, "bridge=br0", 2),
+        (64, "bridge=br0", 8),
+        (64, "bridge=br0,queues=64", 64),
+        (4, "bridge=br0,queues=1", 1),
+        (4, "tap=single", 1),
+        (4, "tap=single,queues=1", 1),
+        (4, "tap=multi", 4),
+        (4, "tap=multi,queues=2", 2),
+    ] {
+        let request = Request { vm_name: "vm".to_owned(), vcpus, cards: specs(&[flag]) };
+        let plan = super::plan(&request, &facts).unwrap();
+        assert_eq!(plan.cards[0].queues, queues, "{vcpus} {flag}");
+        let steps = plan.steps.iter().find_map(|step| match step {
+            Step::CreateTap { queues, .. } | Step::OpenTap { queues, .. } => Some(*queues),
+            _ => None,
+        });
+        assert_eq!(steps, Some(queues), "{vcpus} {flag}");
+    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ use std::str::FromStr;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use super::offload::OffloadList;
+
 /// Longest interface name: `IFNAMSIZ` less the closing zero (linux/if.h).
 const NAME_MAX: usize = 15;
 
@@ -18,6 +20,15 @@ pub const MTU_MIN: u16 = 68;
 
 /// Most queue pairs of one card. A tap can have 256, but a guest has no use for more pairs than CPUs.
 pub const QUEUES_MAX: u16 = 64;
+
+/// Most queue pairs of a card for which `queues=` was not given: a guest with more vCPUs rarely has traffic for all of
+/// them, and each pair costs a thread and two interrupts.
+const DEFAULT_QUEUES_MAX: u16 = 8;
+
+/// Sizes of a queue: the kernel's driver wants room for the pieces of one frame, and a split ring in steps of two
+/// (virtio 1.3 2.7). Above 4096 nothing gets faster.
+const RING_MIN: u16 = 64;
+const RING_MAX: u16 = 4096;
 
 /// Descriptors 0, 1 and 2 are the standard streams.
 const FIRST_FREE_FD: RawFd = 3;
@@ -106,15 +117,14 @@ impl Queues {
     /// A card with one queue pair.
     pub const ONE: Self = Self(1);
 
+    /// The default of a VM: a pair for each vCPU, at most 8.
+    pub fn for_vcpus(vcpus: u32) -> Self {
+        Self(u16::try_from(vcpus).unwrap_or(u16::MAX).clamp(1, DEFAULT_QUEUES_MAX))
+    }
+
     /// The number of pairs.
     pub fn get(self) -> u16 {
         self.0
-    }
-}
-
-impl Default for Queues {
-    fn default() -> Self {
-        Self::ONE
     }
 }
 
@@ -125,6 +135,35 @@ impl FromStr for Queues {
         match whole_number(text).and_then(|value| u16::try_from(value).ok()) {
             Some(pairs @ 1..=QUEUES_MAX) => Ok(Self(pairs)),
             _ => Err(FieldError::Queues(text.to_owned())),
+        }
+    }
+}
+
+/// Descriptors of a queue: a power of two from 64 to 4096.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct RingSize(u16);
+
+impl RingSize {
+    /// The number of descriptors.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl Default for RingSize {
+    /// What most cards have.
+    fn default() -> Self {
+        Self(256)
+    }
+}
+
+impl FromStr for RingSize {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        match whole_number(text).and_then(|value| u16::try_from(value).ok()) {
+            Some(size @ RING_MIN..=RING_MAX) if size.is_power_of_two() => Ok(Self(size)),
+            _ => Err(FieldError::Ring(text.to_owned())),
         }
     }
 }
@@ -216,6 +255,20 @@ pub enum FieldError {
     /// Not a number of queue pairs.
     #[error("queues={0} is not possible: give a whole number from 1 to {QUEUES_MAX}")]
     Queues(String),
+    /// Not a size of a queue.
+    #[error("ring={0} is not possible: give a power of two from {RING_MIN} to {RING_MAX}")]
+    Ring(String),
+    /// Not a list of offloads.
+    #[error("offload={0} is not possible: give on, off, or some of csum:tso:ecn:ufo:uso")]
+    Offload(String),
+    /// An offload without the one that it rests on.
+    #[error("offload= with {offload} needs {needed} as well: write {needed}:{offload}")]
+    OffloadNeeds {
+        /// What was given.
+        offload: &'static str,
+        /// What it rests on.
+        needed: &'static str,
+    },
     /// Neither on nor off.
     #[error("\"{0}\" is not possible: give on or off")]
     Switch(String),
@@ -287,4 +340,4 @@ macro_rules! deserialize_as_flag_text {
     )+};
 }
 
-deserialize_as_flag_text!(Mtu, Queues, Switch, FdList);
+deserialize_as_flag_text!(Mtu, Queues, RingSize, Switch, FdList, OffloadList);

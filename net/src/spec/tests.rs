@@ -14,15 +14,15 @@ fn a_bridge_needs_nothing_but_its_name() {
     let NetSpec::Bridge(spec) = parse("bridge=br0") else { panic!("another mode") };
     assert_eq!(spec.bridge.as_str(), "br0");
     assert_eq!(spec.create, Switch::Off);
-    assert_eq!((spec.mac, spec.mtu, spec.queues), (None, None, Queues::ONE));
+    assert_eq!(spec.card, CardSpec::default());
 }
 
 #[test]
 fn every_key_of_every_mode_is_read_in_any_order() {
     for text in [
-        "bridge=br0,create=on,mac=52:54:00:00:00:01,mtu=9000,queues=4",
-        "tap=tap7,mac=52:54:00:00:00:01,mtu=1400,queues=2",
-        "fd=3:4:5,mac=52:54:00:00:00:01,mtu=1400",
+        "bridge=br0,create=on,mac=52:54:00:00:00:01,mtu=9000,queues=4,ring=1024,offload=csum:tso",
+        "tap=tap7,mac=52:54:00:00:00:01,mtu=1400,queues=1,ring=64,offload=off",
+        "fd=3:4:5,mac=52:54:00:00:00:01,mtu=1400,queues=3,ring=4096,offload=csum:tso:ecn:uso",
     ] {
         let mut items: Vec<&str> = text.split(',').collect();
         items.reverse();
@@ -33,9 +33,15 @@ fn every_key_of_every_mode_is_read_in_any_order() {
 
 #[test]
 fn limits_themselves_are_taken() {
-    for text in
-        ["bridge=b,mtu=68", "bridge=b,mtu=65535", "bridge=b,queues=1", "bridge=b,queues=64", "bridge=abcdefghijklmno"]
-    {
+    for text in [
+        "bridge=b,mtu=68",
+        "bridge=b,mtu=65535",
+        "bridge=b,queues=1",
+        "bridge=b,queues=64",
+        "bridge=b,ring=64",
+        "bridge=b,ring=4096",
+        "bridge=abcdefghijklmno",
+    ] {
         parse(text);
     }
 }
@@ -47,6 +53,7 @@ fn a_table_with_native_values_gives_the_same_as_the_flag() {
         ("tap=t0,mac=52:54:00:00:00:01", r#"{"mac": "52:54:00:00:00:01", "tap": "t0"}"#),
         ("fd=3:4", r#"{"fd": [3, 4]}"#),
         ("fd=3", r#"{"fd": 3}"#),
+        ("tap=t0,queues=2,ring=512,offload=off", r#"{"tap": "t0", "queues": 2, "ring": 512, "offload": false}"#),
     ] {
         assert_eq!(serde_json::from_str::<NetSpec>(table).unwrap(), parse(flag));
     }
@@ -54,7 +61,9 @@ fn a_table_with_native_values_gives_the_same_as_the_flag() {
 
 #[test]
 fn a_spec_survives_json() {
-    for flag in ["bridge=br0,create=on,mtu=9000,queues=3", "tap=t0,mac=52:54:00:00:00:01", "fd=3:4"] {
+    for flag in
+        ["bridge=br0,create=on,mtu=9000,queues=3,ring=512,offload=csum:ufo", "tap=t0,mac=52:54:00:00:00:01", "fd=3:4"]
+    {
         let json = serde_json::to_string(&parse(flag)).unwrap();
         assert_eq!(serde_json::from_str::<NetSpec>(&json).unwrap(), parse(flag));
     }
@@ -62,13 +71,22 @@ fn a_spec_survives_json() {
 
 #[test]
 fn the_lists_of_keys_are_the_fields_of_the_structs() {
-    for mode in MODES {
-        let all = [&[mode.key], mode.options].concat();
-        let mut unknown = Map::new();
-        unknown.insert("?".to_owned(), Value::Null);
-        let error = (mode.read)(Value::Object(unknown)).unwrap_err().to_string();
-        let fields: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
-        assert_eq!(fields, all, "{error}");
+    let card = CardSpec {
+        mac: Some("52:54:00:00:00:01".parse().unwrap()),
+        mtu: Some("1500".parse().unwrap()),
+        queues: Some(Queues::ONE),
+        ring: RingSize::default(),
+        offload: OffloadList::default(),
+    };
+    let name: IfName = "x".parse().unwrap();
+    let bridge = BridgeSpec { bridge: name.clone(), create: Switch::On, card: card.clone() };
+    let tap = TapSpec { tap: name, card: card.clone() };
+    let fd = FdSpec { fd: "3".parse().unwrap(), card };
+    for (mode, spec) in MODES.iter().zip([NetSpec::Bridge(bridge), NetSpec::Tap(tap), NetSpec::Fd(fd)]) {
+        let Value::Object(table) = serde_json::to_value(&spec).unwrap() else { panic!("no table") };
+        let mut all = [vec![mode.key], mode.known()].concat();
+        all.sort_unstable();
+        assert_eq!(table.keys().collect::<Vec<_>>(), all);
     }
 }
 
@@ -92,8 +110,11 @@ fn the_mode_has_to_be_there_once() {
 #[test]
 fn keys_are_known_given_once_and_have_a_value() {
     assert_eq!(refusal("bridge=br0,quues=2"), "bridge= takes no key \"quues\": did you mean queues=?");
-    assert_eq!(refusal("bridge=br0,vlan=100"), "bridge= takes no key \"vlan\": it takes create, mac, mtu, queues");
-    assert_eq!(refusal("tap=t0,create=on"), "tap= takes no key \"create\": it takes mac, mtu, queues");
+    assert_eq!(
+        refusal("bridge=br0,vlan=100"),
+        "bridge= takes no key \"vlan\": it takes create, mac, mtu, queues, ring, offload"
+    );
+    assert_eq!(refusal("tap=t0,create=on"), "tap= takes no key \"create\": it takes mac, mtu, queues, ring, offload");
     assert_eq!(refusal("bridge=br0,bridge=br1"), "bridge= is given twice: keep one of them");
     assert_eq!(refusal("bridge=br0,mtu=1500,mtu=1500"), "mtu= is given twice: keep one of them");
     assert_eq!(refusal("bridge=br0,create"), "create has no value: write create=VALUE");
@@ -115,6 +136,11 @@ fn values_are_in_range() {
         ("bridge=br0,queues=0", "queues=0 is not possible: give a whole number from 1 to 64"),
         ("bridge=br0,queues=65", "queues=65 is not possible: give a whole number from 1 to 64"),
         ("bridge=br0,queues=-1", "queues=-1 is not possible: give a whole number from 1 to 64"),
+        ("bridge=br0,ring=32", "ring=32 is not possible: give a power of two from 64 to 4096"),
+        ("bridge=br0,ring=1000", "ring=1000 is not possible: give a power of two from 64 to 4096"),
+        ("bridge=br0,ring=8192", "ring=8192 is not possible: give a power of two from 64 to 4096"),
+        ("bridge=br0,offload=tcp", "offload=tcp is not possible: give on, off, or some of csum:tso:ecn:ufo:uso"),
+        ("bridge=br0,offload=csum:", "offload=csum: is not possible: give on, off, or some of csum:tso:ecn:ufo:uso"),
         ("fd=x", "fd=x is not possible: give the numbers of inherited descriptors, such as fd=3 or fd=3:4"),
         ("fd=3:", "fd= is not possible: give the numbers of inherited descriptors, such as fd=3 or fd=3:4"),
         ("fd=0", "fd=0 is a standard stream and cannot be a tap: give a descriptor from 3 up"),
@@ -131,6 +157,23 @@ fn values_are_in_range() {
         refusal(&format!("fd={}", many.join(":"))),
         "fd= lists 65 descriptors, and a card has at most 64 queue pairs: give fewer"
     );
+}
+
+#[test]
+fn an_offload_is_listed_with_what_it_needs() {
+    assert_eq!(refusal("bridge=br0,offload=tso"), "offload= with tso needs csum as well: write csum:tso");
+    assert_eq!(refusal("bridge=br0,offload=csum:ecn"), "offload= with ecn needs tso as well: write tso:ecn");
+    let listed = |text: &str| parse(text).card().offload.iter().collect::<Vec<_>>();
+    assert_eq!(listed("bridge=br0"), Offload::ALL);
+    assert_eq!(listed("bridge=br0,offload=on"), Offload::ALL);
+    assert_eq!(listed("bridge=br0,offload=off"), []);
+    assert_eq!(listed("bridge=br0,offload=uso:csum"), [Offload::Csum, Offload::Uso]);
+}
+
+#[test]
+fn default_queues_are_one_for_each_vcpu_up_to_eight() {
+    let defaults = [0, 1, 3, 8, 9, u32::MAX].map(|vcpus| Queues::for_vcpus(vcpus).get());
+    assert_eq!(defaults, [1, 1, 3, 8, 8, 8]);
 }
 
 #[test]

@@ -17,9 +17,10 @@ use devices::legacy::serial::Serial;
 use devices::pci::root::{PciRoot, Windows};
 use devices::virtio::blk::{Blk, disk};
 use devices::virtio::device::{Device, Memory};
-use devices::virtio::net::{FramePort, Net, NetConfig, Tap};
+use devices::virtio::net::{FramePort, Net, NetConfig, Offloads, Tap};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
+use net::spec::{CardSpec, Offload, OffloadList};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -155,9 +156,9 @@ struct Slots<'a> {
 
 impl Slots<'_> {
     fn fill(&mut self, host: &mut Host) -> Result<(), Error> {
-        for (index, port) in host.ports()?.iter().enumerate() {
+        for (index, (spec, port)) in host.cards()?.into_iter().enumerate() {
             let name = format!("net{index}");
-            let card = card(&name, port).map_err(added(&name))?;
+            let card = card(&name, spec, port).map_err(added(&name))?;
             self.add(&name, Box::new(card))?;
         }
         for (index, disk) in host.disks.iter().enumerate() {
@@ -182,11 +183,30 @@ impl Slots<'_> {
 }
 
 /// A card on the queues of `port`, which stay open for the next card after a reboot.
-fn card(name: &str, port: &net::Port) -> io::Result<Net> {
+fn card(name: &str, spec: &CardSpec, port: &net::Port) -> io::Result<Net> {
     let tap = |fd: &OwnedFd| Ok(Arc::new(Tap::new(fd.try_clone()?)?) as Arc<dyn FramePort>);
     let taps = port.fds.iter().map(tap).collect::<io::Result<_>>()?;
-    let config = NetConfig { name: name.to_owned(), mac: port.mac.octets(), mtu: port.mtu };
+    let config = NetConfig {
+        name: name.to_owned(),
+        mac: port.mac.octets(),
+        mtu: port.mtu,
+        ring: spec.ring.get(),
+        offloads: offloads(spec.offload),
+    };
     Net::new(config, taps)
+}
+
+/// What the user leaves to the tap, as the card calls it.
+fn offloads(list: OffloadList) -> Offloads {
+    list.iter().fold(Offloads::NONE, |set, offload| {
+        set | match offload {
+            Offload::Csum => Offloads::CSUM,
+            Offload::Tso => Offloads::TSO4 | Offloads::TSO6,
+            Offload::Ecn => Offloads::ECN,
+            Offload::Ufo => Offloads::UFO,
+            Offload::Uso => Offloads::USO4 | Offloads::USO6,
+        }
+    })
 }
 
 /// For `map_err`: `device` cannot be part of the machine.
@@ -196,4 +216,21 @@ where
 {
     let device = device.to_owned();
     move |source| Error::AddDevice { device, source: Box::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_offloads_become_what_the_card_calls_them() {
+        for (text, set) in [
+            ("on", Offloads::ALL),
+            ("off", Offloads::NONE),
+            ("csum:tso", Offloads::CSUM | Offloads::TSO4 | Offloads::TSO6),
+            ("csum:uso", Offloads::CSUM | Offloads::USO4 | Offloads::USO6),
+        ] {
+            assert_eq!(offloads(text.parse().unwrap()), set, "{text}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use crate::{confine, disk, guest, kvm};
 
 use boot::BootSpec;
 use net::keeper::PATIENCE_S;
+use net::spec::CardSpec;
 use net::{Keeper, Port};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -77,6 +78,8 @@ pub(crate) struct Host {
     pub(super) signals: Signals,
     pub(super) stop_timeout: Duration,
     pub(super) stop: Stop,
+    /// The cards that the user wants, in the order of the flags.
+    cards: Vec<CardSpec>,
     on_reboot: OnReboot,
     network: Network,
     keeper: Keeper,
@@ -106,6 +109,7 @@ impl Host {
             console: Console::open(&cli.console)?,
             stop_timeout: Duration::from_secs(cli.stop_timeout.into()),
             stop: Stop::NotAsked,
+            cards: cli.net.iter().map(|spec| spec.card().clone()).collect(),
             on_reboot: cli.on_reboot,
             network: Network::Pending,
             watches_keeper: true,
@@ -114,11 +118,11 @@ impl Host {
         })
     }
 
-    /// The cards' ports. The first call waits for the keeper.
+    /// The cards and their ports. The first call waits for the keeper.
     ///
     /// # Errors
     /// What the keeper refuses or fails at, or a signal that has arrived before the guest runs.
-    pub(super) fn ports(&mut self) -> Result<&[Port], Error> {
+    pub(super) fn cards(&mut self) -> Result<Vec<(&CardSpec, &Port)>, Error> {
         if matches!(self.network, Network::Pending) {
             self.await_keeper()?;
             let (ports, timing) = self.keeper.ports_timed()?;
@@ -126,8 +130,8 @@ impl Host {
             self.network = Network::Ready(ports);
         }
         match &self.network {
-            Network::Ready(ports) => Ok(ports),
-            Network::Pending => Ok(&[]),
+            Network::Ready(ports) => Ok(self.cards.iter().zip(ports).collect()),
+            Network::Pending => Ok(Vec::new()),
         }
     }
 

@@ -33,6 +33,9 @@ impl Offloads {
     /// UDP over IPv6 to be segmented. The kernel wants it set together with USO4.
     pub const USO6: Self = Self(0x40);
 
+    /// Everything.
+    pub const ALL: Self = Self(0x7f);
+
     /// What taps offer, most able first: USO came with Linux 6.2, UFO left and came back.
     pub const CANDIDATES: [Self; 4] = {
         let tcp = 0x0f;

@@ -19,7 +19,7 @@ pub trait FramePort: Send + Sync {
     /// `WouldBlock` if there is none; anything else as the kernel says.
     fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize>;
 
-    /// Sends one frame.
+    /// Sends one frame whole, in however many pieces it is.
     ///
     /// # Errors
     /// `WouldBlock` if there is no room; anything else means that this frame is lost.

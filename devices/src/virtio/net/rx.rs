@@ -21,7 +21,8 @@ use vm_memory::{Bytes, GuestAddress};
 /// Offset of `num_buffers` in the header (virtio 1.3 5.1.6).
 const NUM_BUFFERS: u32 = 10;
 
-/// Pieces that are gathered at most for one frame: what `readv` takes, less one ring of pieces for the last chain and the spill.
+/// Pieces that are offered to the kernel for one frame before it is known how long it is, give or take a chain: half of what `readv`
+/// takes. A frame for which they are too few goes on in the spill and gets the others afterwards.
 const MAX_PIECES: usize = 512;
 
 /// A chain that is ready to be filled.
@@ -151,13 +152,14 @@ impl Rx {
 
     /// Receives a frame into posted buffers.
     fn next_frame(&mut self) -> Result<Received, Fault> {
-        self.post_until(self.longest)?;
+        self.post_until(self.longest, MAX_PIECES)?;
         if self.posted.is_empty() {
             return self.ask_for_buffers();
         }
+        let direct = self.pieces.spill_offset();
         match self.port.receive(&mut self.pieces, &mut self.spill) {
-            Ok(len) if len > self.room => {
-                self.waiting = Some(Waiting { len, in_buffers: self.room });
+            Ok(len) if len > direct => {
+                self.waiting = Some(Waiting { len, in_buffers: direct });
                 Ok(Received::Lost)
             }
             Ok(len) if len >= HEADER_LEN => Ok(Received::Frame(len)),
@@ -177,7 +179,8 @@ impl Rx {
 
     /// Tries to finish a frame that found too few buffers.
     fn complete(&mut self, waiting: Waiting) -> Result<Received, Fault> {
-        self.post_until(waiting.len)?;
+        // As many pieces as it takes: each has a byte at least, so a frame's length bounds them.
+        self.post_until(waiting.len, usize::MAX)?;
         if waiting.len <= self.room {
             self.pieces.copy_in(waiting.in_buffers, &self.spill[..waiting.len - waiting.in_buffers]);
             return Ok(Received::Frame(waiting.len));
@@ -202,12 +205,12 @@ impl Rx {
         Ok(if more { Received::Lost } else { Received::Nothing })
     }
 
-    /// Takes buffers from the ring until `bytes` fit, or there are no more.
-    fn post_until(&mut self, bytes: usize) -> Result<(), Fault> {
+    /// Takes buffers from the ring until `bytes` fit, there are `pieces`, or there are no more.
+    fn post_until(&mut self, bytes: usize, pieces: usize) -> Result<(), Fault> {
         // Bounded by the ring: a driver on another vCPU can refill it for ever.
         for _ in 0..self.ring.size() {
             let one_is_enough = !self.mergeable && !self.posted.is_empty();
-            if self.room >= bytes || self.pieces.count() >= MAX_PIECES || one_is_enough || !self.post()? {
+            if self.room >= bytes || self.pieces.count() >= pieces || one_is_enough || !self.post()? {
                 break;
             }
         }

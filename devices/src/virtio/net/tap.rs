@@ -42,7 +42,7 @@ impl FramePort for Tap {
     }
 
     fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
-        frame.writev(self.fd.as_fd())
+        frame.write_whole(self.fd.as_fd())
     }
 
     /// The kernel does not tell what it can do; it refuses what it cannot.

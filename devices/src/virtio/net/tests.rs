@@ -32,7 +32,7 @@ impl FramePort for SocketPort {
         into.readv_spilling(self.socket.as_fd(), spill)
     }
     fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
-        frame.writev(self.socket.as_fd())
+        frame.write_whole(self.socket.as_fd())
     }
     fn probe_offloads(&self) -> Offloads {
         Offloads::CANDIDATES[0]
@@ -52,6 +52,10 @@ fn port() -> (Arc<SocketPort>, UnixDatagram) {
     socket.set_nonblocking(true).unwrap();
     wire.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     (Arc::new(SocketPort { socket, attached: AtomicBool::new(true) }), wire)
+}
+
+fn config() -> NetConfig {
+    NetConfig { name: "net0".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500, ring: 256, offloads: Offloads::ALL }
 }
 
 /// A filter that lets everything in.
@@ -181,6 +185,67 @@ fn frame_that_two_buffer_chains_cannot_take_does_not_block_the_next() {
     assert_eq!(driver.count("rx_too_long"), 1);
 }
 
+/// The used ring of a [`large_ring`].
+const LARGE_USED: GuestAddress = GuestAddress(0x2_0000);
+
+/// A ring of 4096 with these one-buffer chains available; the mock's rings overlap at that size.
+fn large_ring(driver: &Driver, descriptors: &[RawDescriptor]) -> Ring {
+    let (table, avail) = (GuestAddress(0), GuestAddress(0x1_8000));
+    let mut queue = Queue::new(4096).unwrap();
+    queue.try_set_desc_table_address(table).unwrap();
+    queue.try_set_avail_ring_address(avail).unwrap();
+    queue.try_set_used_ring_address(LARGE_USED).unwrap();
+    queue.set_ready(true);
+    let count = u16::try_from(descriptors.len()).unwrap();
+    for (i, descriptor) in (0..count).zip(descriptors) {
+        driver.mem.write_obj(*descriptor, table.unchecked_add(u64::from(i) * 16)).unwrap();
+        driver.mem.write_obj(i, avail.unchecked_add(4 + u64::from(i) * 2)).unwrap();
+    }
+    driver.mem.write_obj(count, avail.unchecked_add(2)).unwrap();
+    let active = ActiveQueue { idx: 0, queue, doorbell: EventFd::new(0).unwrap() };
+    Ring::new(active, driver.mem.clone(), driver.interrupts.clone()).0
+}
+
+/// One-buffer chains of `len` bytes, one behind the other.
+fn shreds(count: u16, len: u32) -> Vec<RawDescriptor> {
+    let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
+    let shred = |i| Descriptor::new(BUFFERS + i * u64::from(len), len, flags, 0);
+    (0..u64::from(count)).map(|i| RawDescriptor::from(shred(i))).collect()
+}
+
+#[test]
+fn long_frame_spans_more_buffers_than_one_read_takes() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let ring = large_ring(&driver, &shreds(4096, 20));
+    let mut rx = Rx::new(ring, port, driver.counters.clone(), open(), frames(true));
+    let long: Vec<u8> = (0..60_000_u32).map(|i| i.to_le_bytes()[0]).collect();
+
+    wire.send(&long).unwrap();
+    wire.send(&FRAME[..18]).unwrap();
+    assert_eq!(rx.receive().unwrap(), Turn::Done);
+
+    let used: u16 = driver.mem.read_obj(LARGE_USED.unchecked_add(2)).unwrap();
+    assert_eq!(used, 3001);
+    assert_eq!(driver.bytes(BUFFERS + 10, 2), 3000_u16.to_le_bytes());
+    assert!(driver.bytes(BUFFERS + 12, 60_000 - 12) == long[12..]);
+    assert_eq!(driver.bytes(BUFFERS + 60_000 + 10, 2), [1, 0]);
+}
+
+#[test]
+fn frame_that_a_large_ring_of_small_buffers_cannot_take_does_not_block_the_next() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let ring = large_ring(&driver, &shreds(4096, 12));
+    let mut rx = Rx::new(ring, port, driver.counters.clone(), open(), frames(true));
+
+    wire.send(&[0; 65_000]).unwrap();
+    wire.send(&FRAME[..24]).unwrap();
+    rx.receive().unwrap();
+
+    let used: u16 = driver.mem.read_obj(LARGE_USED.unchecked_add(2)).unwrap();
+    assert_eq!(used, 2);
+    assert_eq!(driver.count("rx_too_long"), 1);
+}
+
 #[test]
 fn buffers_that_cannot_take_a_header_or_be_written_come_back_empty() {
     for descriptors in [chains(1, 11, VRING_DESC_F_WRITE), chains(1, 100, 0)] {
@@ -254,6 +319,47 @@ fn sent_frame_arrives_with_its_header() {
 }
 
 #[test]
+fn frame_in_more_pieces_than_one_write_takes_is_sent_whole() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 2048);
+    let piece = |i: u16| {
+        let flags = if i < 1999 { u16::try_from(VRING_DESC_F_NEXT).unwrap() } else { 0 };
+        RawDescriptor::from(Descriptor::new(BUFFERS + u64::from(i) * 3, 3, flags, i + 1))
+    };
+    mock.build_desc_chain(&(0..2000).map(piece).collect::<Vec<_>>()).unwrap();
+    let sent: Vec<u8> = (0..6000_u32).map(|i| i.to_le_bytes()[0]).collect();
+    driver.mem.write_slice(&sent, GuestAddress(BUFFERS)).unwrap();
+    let mut tx = Tx::new(driver.ring(&mock), port, driver.counters.clone());
+
+    tx.transmit().unwrap();
+
+    let mut frame = vec![0; 7000];
+    assert_eq!(wire.recv(&mut frame).unwrap(), 6000);
+    assert!(frame[..6000] == sent);
+    assert_eq!(driver.count("tx_bytes"), 6000 - 12);
+}
+
+#[test]
+fn card_offers_no_more_than_it_was_configured_to() {
+    let tso = Offloads::CSUM | Offloads::TSO4 | Offloads::TSO6;
+    for (offloads, offered) in [(Offloads::NONE, Offloads::NONE), (tso, tso), (Offloads::ALL, Offloads::CANDIDATES[0])]
+    {
+        let net = Net::new(NetConfig { offloads, ..config() }, vec![port().0]).unwrap();
+        assert_eq!(net.features() & Offloads::ALL.features(), offered.features());
+    }
+}
+
+#[test]
+fn queues_have_the_configured_size_if_it_is_possible() {
+    let sizes =
+        |ring| Net::new(NetConfig { ring, ..config() }, vec![port().0]).map(|net| net.queue_max_sizes().to_vec());
+    assert_eq!(sizes(4096).unwrap(), [4096, 4096, CTRL_QUEUE_SIZE]);
+    for ring in [0, 32, 100, 8192] {
+        assert!(sizes(ring).is_err(), "{ring}");
+    }
+}
+
+#[test]
 fn chains_that_are_no_frame_are_counted_and_given_back() {
     for descriptors in [chains(1, 25, 0), chains(1, 0x1_0100, 0), chains(1, 64, VRING_DESC_F_WRITE), chains(1, 0, 0)] {
         let (driver, (port, wire)) = (Driver::new(), port());
@@ -290,8 +396,7 @@ fn active_pair(mem: &Memory, idx: u16) -> [(ActiveQueue, EventFd); 2] {
 fn card_sends_what_was_there_before_driver_ok_and_survives_resets() {
     let driver = Driver::new();
     let (port, wire) = port();
-    let config = NetConfig { name: "net0".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
-    let mut net = Net::new(config, vec![port]).unwrap();
+    let mut net = Net::new(config(), vec![port]).unwrap();
 
     for _ in 0..3 {
         let queues = active_pair(&driver.mem, 0).map(|(queue, _)| queue).into();
@@ -349,8 +454,7 @@ fn frame_that_found_no_room_is_sent_when_there_is_room() {
         refused: AtomicBool::new(true),
     };
     let port = Arc::new(port);
-    let config = NetConfig { name: "net0".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
-    let mut net = Net::new(config, vec![port.clone()]).unwrap();
+    let mut net = Net::new(config(), vec![port.clone()]).unwrap();
     let [(rx, _), (tx, tx_doorbell)] = active_pair(&driver.mem, 0);
     let interrupts = driver.interrupts.clone();
     let features = net.features() & !bit(VIRTIO_NET_F_CTRL_VQ);
@@ -386,8 +490,7 @@ fn control_queue_asks_for_the_doorbell_after_a_ring_full_of_commands() {
 #[test]
 fn only_the_first_pair_is_attached_after_reset() {
     let ((first, _a), (second, _b)) = (port(), port());
-    let config = NetConfig { name: "net0".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
-    let net = Net::new(config, vec![first.clone(), second.clone()]).unwrap();
+    let net = Net::new(config(), vec![first.clone(), second.clone()]).unwrap();
     assert!(first.attached.load(Ordering::Relaxed));
     assert!(!second.attached.load(Ordering::Relaxed));
     assert_ne!(net.features() & bit(VIRTIO_NET_F_MQ), 0);
@@ -449,8 +552,7 @@ fn frame_to_another_address_is_filtered_and_its_buffers_take_the_next() {
 #[test]
 fn new_address_is_seen_in_the_configuration_and_gone_after_reset() {
     let (port, _wire) = port();
-    let config = NetConfig { name: "net0".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
-    let mut net = Net::new(config, vec![port]).unwrap();
+    let mut net = Net::new(config(), vec![port]).unwrap();
     let read = |net: &Net| {
         let mut mac = [0; 6];
         net.read_config(0, &mut mac);

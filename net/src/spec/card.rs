@@ -1,0 +1,56 @@
+//! The keys that every mode of `--net` takes: what the card itself is, wherever its frames go.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::fields::{Mtu, Queues, RingSize};
+use super::offload::OffloadList;
+use crate::mac::MacAddr;
+
+/// One card as the user wants it. Its fields are the keys that come after the mode's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardSpec {
+    /// The guest's address; one derived from the VM's name if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// The MTU the guest is told, in bytes; that of the bridge or tap if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<Mtu>,
+    /// Queue pairs; [`Queues::for_vcpus`] if absent, as far as the tap has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<Queues>,
+    /// Descriptors of every receive and transmit queue.
+    #[serde(default)]
+    pub ring: RingSize,
+    /// What is left to the tap that the guest would otherwise do for every frame.
+    #[serde(default)]
+    pub offload: OffloadList,
+}
+
+impl CardSpec {
+    /// The keys.
+    pub(super) const KEYS: &[&str] = &["mac", "mtu", "queues", "ring", "offload"];
+}
+
+impl fmt::Display for CardSpec {
+    /// The end of a flag that gives this spec, with a comma before each key, without those that have their default.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(mac) = self.mac {
+            write!(f, ",mac={mac}")?;
+        }
+        if let Some(mtu) = self.mtu {
+            write!(f, ",mtu={}", mtu.get())?;
+        }
+        if let Some(queues) = self.queues {
+            write!(f, ",queues={}", queues.get())?;
+        }
+        if self.ring != RingSize::default() {
+            write!(f, ",ring={}", self.ring.get())?;
+        }
+        if self.offload != OffloadList::default() {
+            write!(f, ",offload={}", self.offload)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! `offload=`: which work on frames is left to the tap.
+//!
+//! ```text
+//! offload=on                 all that the tap can do
+//! offload=off                nothing: whole frames with complete checksums
+//! offload=csum:tso           these, as far as the tap can do them
+//! ```
+//!
+//! An offload that rests on another has to be listed with it. To take the other in silence would give a card that does
+//! what its owner did not write, and to drop the one that lacks it would be worse.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+use super::fields::FieldError;
+
+/// One kind of work, in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// Checksums of TCP and UDP.
+    Csum,
+    /// Segmentation of TCP.
+    Tso,
+    /// Segmentation of TCP with congestion notification.
+    Ecn,
+    /// Fragmentation of UDP.
+    Ufo,
+    /// Segmentation of UDP.
+    Uso,
+}
+
+impl Offload {
+    /// All, in the order in which they are written.
+    pub const ALL: [Self; 5] = [Self::Csum, Self::Tso, Self::Ecn, Self::Ufo, Self::Uso];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Csum => "csum",
+            Self::Tso => "tso",
+            Self::Ecn => "ecn",
+            Self::Ufo => "ufo",
+            Self::Uso => "uso",
+        }
+    }
+
+    /// What this one rests on (virtio 1.3 5.1.3.1).
+    fn needs(self) -> Option<Self> {
+        match self {
+            Self::Csum => None,
+            Self::Ecn => Some(Self::Tso),
+            Self::Tso | Self::Ufo | Self::Uso => Some(Self::Csum),
+        }
+    }
+
+    fn bit(self) -> u8 {
+        match self {
+            Self::Csum => 1,
+            Self::Tso => 2,
+            Self::Ecn => 4,
+            Self::Ufo => 8,
+            Self::Uso => 16,
+        }
+    }
+}
+
+/// A set of offloads in which each has what it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OffloadList(u8);
+
+impl OffloadList {
+    /// Whether `offload` is in it.
+    pub fn has(self, offload: Offload) -> bool {
+        self.0 & offload.bit() != 0
+    }
+
+    /// Those that are in it.
+    pub fn iter(self) -> impl Iterator<Item = Offload> {
+        Offload::ALL.into_iter().filter(move |offload| self.has(*offload))
+    }
+}
+
+impl Default for OffloadList {
+    /// All.
+    fn default() -> Self {
+        Self(Offload::ALL.iter().fold(0, |bits, offload| bits | offload.bit()))
+    }
+}
+
+impl FromStr for OffloadList {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        match text {
+            "on" | "true" => return Ok(Self::default()),
+            "off" | "false" => return Ok(Self(0)),
+            _ => {}
+        }
+        let mut list = Self(0);
+        for part in text.split(':') {
+            let offload = Offload::ALL.into_iter().find(|offload| offload.name() == part);
+            list.0 |= offload.ok_or_else(|| FieldError::Offload(text.to_owned()))?.bit();
+        }
+        for offload in list.iter() {
+            if let Some(needed) = offload.needs().filter(|needed| !list.has(*needed)) {
+                return Err(FieldError::OffloadNeeds { offload: offload.name(), needed: needed.name() });
+            }
+        }
+        Ok(list)
+    }
+}
+
+impl fmt::Display for OffloadList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 {
+            return f.write_str("off");
+        }
+        if *self == Self::default() {
+            return f.write_str("on");
+        }
+        let names: Vec<&str> = self.iter().map(Offload::name).collect();
+        f.write_str(&names.join(":"))
+    }
+}
+
+impl Serialize for OffloadList {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
