@@ -123,7 +123,7 @@ impl Device for Blk {
             mem: mem.clone(),
             counts: self.counts.clone(),
         };
-        let service = BlkService { queue: RequestQueue::new(active, mem, interrupts.clone()), engine };
+        let service = BlkService { queue: RequestQueue::new(active, mem, interrupts.clone())?, engine };
         self.state = State::Running(Worker::spawn(&self.name, service, interrupts)?);
         Ok(())
     }

@@ -1,13 +1,9 @@
 //! Descriptor chains as workers want them: all of it, checked, or a refusal.
 //!
-//! The chain iterator of virtio-queue ends silently where a driver broke the chain. Serving half of a chain would be worse than
-//! refusing it, so a chain is read whole first: it must have at least one descriptor, end with one that has no successor, put
+//! Serving half of a chain would be worse than refusing it, so a chain is read whole first: it must have at least one descriptor, end with one that has no successor, put
 //! what the device reads before what it writes (virtio 1.3 2.7.4.2), and lie in guest memory.
 
-use crate::virtio::device::Memory;
-use virtio_queue::DescriptorChain;
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{GuestAddress, GuestMemory, Permissions};
+use vm_memory::GuestAddress;
 
 /// One buffer of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,59 +46,15 @@ impl BadChain {
 }
 
 impl Chain {
-    /// Reads `chain` whole, replacing what was here. Empty buffers are dropped.
-    ///
-    /// # Errors
-    /// If the chain breaks a rule; `self` is then of no use.
-    pub fn read(&mut self, mem: &Memory, chain: DescriptorChain<&Memory>) -> Result<(), BadChain> {
+    /// Empties both parts; keeps their allocations.
+    pub(super) fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
-        let mut last: Option<Descriptor> = None;
-        for desc in chain {
-            self.push(mem, desc)?;
-            last = Some(desc);
-        }
-        match last {
-            Some(desc) if !desc.has_next() => Ok(()),
-            _ => Err(BadChain::Broken),
-        }
-    }
-
-    fn push(&mut self, mem: &Memory, desc: Descriptor) -> Result<(), BadChain> {
-        let buffer = Buffer { addr: desc.addr(), len: desc.len() };
-        if !desc.is_write_only() && !self.writable.is_empty() {
-            return Err(BadChain::ReadableAfterWritable);
-        }
-        if buffer.len == 0 {
-            return Ok(());
-        }
-        let (len, access) = (buffer.len as usize, Permissions::ReadWrite);
-        if !GuestMemory::check_range(mem, buffer.addr, len, access) {
-            return Err(BadChain::OutsideMemory);
-        }
-        if desc.is_write_only() {
-            self.writable.push(buffer)
-        } else {
-            self.readable.push(buffer)
-        }
-        Ok(())
     }
 
     /// Bytes that the device may read.
     pub fn readable_len(&self) -> u64 {
         self.readable.iter().map(|b| u64::from(b.len)).sum()
-    }
-
-    /// Where byte `offset` of the writable part is; `None` past its end.
-    pub fn writable_at(&self, offset: u32) -> Option<GuestAddress> {
-        let mut skip = offset;
-        for buffer in &self.writable {
-            if skip < buffer.len {
-                return Some(GuestAddress(buffer.addr.0 + u64::from(skip)));
-            }
-            skip -= buffer.len;
-        }
-        None
     }
 
     /// Bytes that the device may write.

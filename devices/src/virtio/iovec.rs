@@ -11,9 +11,9 @@
 
 use crate::virtio::chain::{BadChain, Buffer};
 use crate::virtio::device::Memory;
+use crate::virtio::host_map::HostMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use vm_memory::{GuestMemory, Permissions};
 
 /// Pieces that one system call takes: the kernel's `UIO_MAXIOV`.
 pub const MAX_PER_CALL: usize = 1024;
@@ -23,20 +23,20 @@ pub const MAX_PER_CALL: usize = 1024;
 /// Holds guest memory itself, so the pieces stay mapped for as long as the list exists.
 pub struct IoVecs {
     /// Keeps every address in `vec` mapped. Never replaced while `vec` holds anything.
-    mem: Memory,
+    map: HostMap,
     vec: Vec<libc::iovec>,
     /// Pieces before this index have been skipped.
     first: usize,
     len_bytes: u64,
 }
 
-// SAFETY: the raw addresses in `vec` belong to `mem`, which is Send, and are dereferenced only by the kernel.
+// SAFETY: the raw addresses in `vec` belong to `map`, which is Send, and are dereferenced only by the kernel.
 unsafe impl Send for IoVecs {}
 
 impl IoVecs {
     /// An empty list of pieces of `mem`.
     pub fn new(mem: Memory) -> Self {
-        Self { mem, vec: Vec::new(), first: 0, len_bytes: 0 }
+        Self { map: HostMap::new(mem), vec: Vec::new(), first: 0, len_bytes: 0 }
     }
 
     /// Forgets all pieces; keeps the allocation.
@@ -94,7 +94,7 @@ impl IoVecs {
     /// As `readv(2)`; an interrupted call is repeated.
     pub fn readv(&self, fd: BorrowedFd) -> io::Result<usize> {
         let (pieces, count) = self.pieces();
-        // SAFETY: `pieces` is `count` iovecs, each within memory that `self.mem` keeps mapped and that Rust never refers to.
+        // SAFETY: `pieces` is `count` iovecs, each within memory that `self.map` keeps mapped and that Rust never refers to.
         retry(|| unsafe { libc::readv(fd.as_raw_fd(), pieces, count) })
     }
 
@@ -134,10 +134,13 @@ impl IoVecs {
     pub fn copy_in(&self, skip: usize, mut bytes: &[u8]) {
         let mut skip = skip;
         for piece in self.vec.get(self.first..).unwrap_or_default() {
+            if bytes.is_empty() {
+                break;
+            }
             let at = skip.min(piece.iov_len);
             let len = bytes.len().min(piece.iov_len - at);
             let (now, later) = bytes.split_at(len);
-            // SAFETY: `at + len` is within the piece, which `self.mem` keeps mapped; `now` is host memory and cannot overlap it.
+            // SAFETY: `at + len` is within the piece, which `self.map` keeps mapped; `now` is host memory and cannot overlap it.
             unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), piece.iov_base.cast::<u8>().wrapping_add(at), len) };
             skip -= at;
             bytes = later;
@@ -148,11 +151,14 @@ impl IoVecs {
     pub fn copy_out(&self, skip: usize, mut bytes: &mut [u8]) {
         let mut skip = skip;
         for piece in self.vec.get(self.first..).unwrap_or_default() {
+            if bytes.is_empty() {
+                break;
+            }
             let at = skip.min(piece.iov_len);
             let len = bytes.len().min(piece.iov_len - at);
             let (now, later) = bytes.split_at_mut(len);
             let from = piece.iov_base.cast::<u8>().wrapping_add(at);
-            // SAFETY: `at + len` is within the piece, which `self.mem` keeps mapped; `now` is host memory and cannot overlap it.
+            // SAFETY: `at + len` is within the piece, which `self.map` keeps mapped; `now` is host memory and cannot overlap it.
             unsafe { std::ptr::copy_nonoverlapping(from, now.as_mut_ptr(), len) };
             skip -= at;
             bytes = later;
@@ -212,13 +218,14 @@ impl IoVecs {
     }
 
     fn push_pieces(&mut self, buffer: Buffer) -> Result<(), BadChain> {
-        let len = usize::try_from(buffer.len).map_err(|_| BadChain::OutsideMemory)?;
-        let slices =
-            self.mem.get_slices(buffer.addr, len, Permissions::ReadWrite).map_err(|_| BadChain::OutsideMemory)?;
-        for slice in slices {
-            let slice = slice.map_err(|_| BadChain::OutsideMemory)?;
-            // The guard has nothing to release: without Xen, regions stay mapped as long as `mem` lives.
-            self.vec.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
+        let mut left = usize::try_from(buffer.len).map_err(|_| BadChain::OutsideMemory)?;
+        let mut addr = buffer.addr.0;
+        while left > 0 {
+            let (host, reach) = self.map.at(addr).ok_or(BadChain::OutsideMemory)?;
+            let len = left.min(reach);
+            self.vec.push(libc::iovec { iov_base: host.cast(), iov_len: len });
+            addr = addr.wrapping_add(u64::try_from(len).unwrap_or(u64::MAX));
+            left -= len;
         }
         self.len_bytes += u64::from(buffer.len);
         Ok(())

@@ -4,6 +4,7 @@
 pub mod blk;
 pub mod chain;
 pub mod device;
+mod host_map;
 pub mod interrupt;
 pub mod iovec;
 pub mod net;
@@ -11,6 +12,7 @@ pub mod pci;
 pub mod request_queue;
 pub mod ring;
 pub mod rng;
+mod split;
 #[cfg(test)]
 pub(crate) mod test_driver;
 pub mod transport;

@@ -177,7 +177,7 @@ impl Net {
         let mut pairs = Vec::new();
         for ((idx, port), counters) in (0..).step_by(2).zip(&self.ports).zip(&self.counters).take(most) {
             let (Some(rx), Some(tx)) = (take(&mut queues, idx), take(&mut queues, idx + 1)) else { break };
-            let ((rx, rx_doorbell), (tx, tx_doorbell)) = (ring(rx), ring(tx));
+            let ((rx, rx_doorbell), (tx, tx_doorbell)) = (ring(rx)?, ring(tx)?);
             pairs.push(Pair {
                 rx: Rx::new(rx, port.clone(), counters.clone(), filter.clone(), frames),
                 rx_doorbell,
@@ -190,7 +190,7 @@ impl Net {
         }
         let wants_ctrl = features & bit(VIRTIO_NET_F_CTRL_VQ) != 0;
         let ctrl = take(&mut queues, ctrl_idx).filter(|_| wants_ctrl);
-        if let Some(ctrl) = ctrl.map(ring) {
+        if let Some(ctrl) = ctrl.map(ring).transpose()? {
             let control = Control { pairs: switches(&pairs)?, active: 1, features, filter, mac: self.mac.clone() };
             let queue = CtrlQueue::new(ctrl.0, control, self.counters[0].clone());
             let first = pairs.first_mut().ok_or(StartError::MissingQueue(0))?;

@@ -9,7 +9,7 @@
 //! never stops asking, or asks for much, keeps the worker from being stopped for no longer than one request takes.
 
 use crate::virtio::chain::Chain;
-use crate::virtio::device::{ActiveQueue, Memory};
+use crate::virtio::device::{ActiveQueue, Memory, StartError};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::{Fault, Source};
@@ -35,9 +35,12 @@ pub struct RequestQueue {
 
 impl RequestQueue {
     /// Takes over an activated queue.
-    pub fn new(active: ActiveQueue, mem: Memory, interrupts: Arc<Interrupts>) -> Self {
-        let (ring, doorbell) = Ring::new(active, mem, interrupts);
-        Self { ring, doorbell, chain: Chain::default() }
+    ///
+    /// # Errors
+    /// If its rings are not in guest memory, which the transport has checked.
+    pub fn new(active: ActiveQueue, mem: Memory, interrupts: Arc<Interrupts>) -> Result<Self, StartError> {
+        let (ring, doorbell) = Ring::new(active, mem, interrupts)?;
+        Ok(Self { ring, doorbell, chain: Chain::default() })
     }
 
     /// What a service waits for, under the name `token`.
@@ -57,18 +60,18 @@ impl RequestQueue {
         let is_over = |served| served >= BUDGET || (served > 0 && begun.elapsed() >= TURN);
         let mut served = 0;
         loop {
-            self.ring.disable_doorbell()?;
+            self.ring.disable_doorbell();
             while !is_over(served)
                 && let Some(head) = self.ring.pop(&mut self.chain)?
             {
                 let len = answer(&mut self.chain)?;
-                self.ring.push_used(head, len)?;
+                self.ring.push_used(head, len);
                 served += 1;
                 if served.is_multiple_of(NOTIFY_EVERY) {
-                    self.ring.notify()?;
+                    self.ring.notify();
                 }
             }
-            self.ring.notify()?;
+            self.ring.notify();
             if is_over(served) {
                 let ring_again = |source| Fault::Host { operation: "ring a doorbell", source };
                 return self.doorbell.write(1).map_err(ring_again);
@@ -90,7 +93,7 @@ mod tests {
         let mut driver = TestDriver::new();
         let heads = [driver.add(&[Desc::writable(0x8000, 1)]), driver.add(&[Desc::writable(0x8001, 2)])];
         let (active, mem, interrupts) = driver.activate();
-        let mut queue = RequestQueue::new(active, mem, interrupts);
+        let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
 
         queue.serve(|chain| Ok(chain.writable[0].len)).unwrap();
 
@@ -106,7 +109,7 @@ mod tests {
         }
         let (active, mem, interrupts) = driver.activate();
         let doorbell = active.doorbell.try_clone().unwrap();
-        let mut queue = RequestQueue::new(active, mem, interrupts);
+        let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
 
         queue.serve(|_| Ok(0)).unwrap();
         let after_first = driver.used().len();
@@ -124,7 +127,7 @@ mod tests {
         }
         let (active, mem, interrupts) = driver.activate();
         let doorbell = active.doorbell.try_clone().unwrap();
-        let mut queue = RequestQueue::new(active, mem, interrupts);
+        let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
         let slowly = |_: &mut Chain| {
             let begun = Instant::now();
             while begun.elapsed() < TURN {
@@ -146,7 +149,7 @@ mod tests {
         let mut driver = TestDriver::new();
         driver.add(&[Desc::writable(0x8000, 1)]);
         let (active, mem, interrupts) = driver.activate();
-        let mut queue = RequestQueue::new(active, mem, interrupts);
+        let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
 
         let result = queue.serve(|_| Err(Fault::Guest { queue: 0, reason: "a test" }));
 

@@ -74,7 +74,7 @@ impl Device for Rng {
         let active = queues.into_iter().find(|queue| queue.idx == QUEUE).ok_or(StartError::MissingQueue(QUEUE))?;
         let service = RngService {
             filler: Filler { vecs: IoVecs::new(mem.clone()), source: self.source.clone(), counts: self.counts.clone() },
-            queue: RequestQueue::new(active, mem, interrupts.clone()),
+            queue: RequestQueue::new(active, mem, interrupts.clone())?,
         };
         self.state = State::Running(Worker::spawn(&self.name, service, interrupts)?);
         Ok(())
@@ -170,7 +170,7 @@ mod tests {
         let (active, mem, interrupts) = driver.activate();
         let counts = Arc::<Counts>::default();
         let mut filler = Filler { vecs: IoVecs::new(mem.clone()), source: Arc::new(source), counts: counts.clone() };
-        (RequestQueue::new(active, mem, interrupts).serve(|chain| filler.fill(chain)), counts)
+        (RequestQueue::new(active, mem, interrupts).unwrap().serve(|chain| filler.fill(chain)), counts)
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Bench {
             mem: mem.clone(),
             counts: self.counts.clone(),
         };
-        let mut queue = RequestQueue::new(active, mem, interrupts);
+        let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
         queue.serve(|chain| engine.answer(chain).map_err(|reason| Fault::Guest { queue: QUEUE, reason }))
     }
 

@@ -197,7 +197,7 @@ impl CtrlQueue {
     /// If the ring is broken, or a command has no room for its acknowledgement.
     pub(super) fn serve(&mut self) -> Result<Turn, Fault> {
         let turn = self.answer()?;
-        self.ring.notify()?;
+        self.ring.notify();
         Ok(turn)
     }
 
@@ -219,7 +219,7 @@ impl CtrlQueue {
             if !matches!(written, Some(Ok(()))) {
                 return Err(Fault::Guest { queue: CTRL, reason: "a control command has no room for its answer" });
             }
-            self.ring.push_used(head, 1)?;
+            self.ring.push_used(head, 1);
         }
         Ok(Turn::More)
     }

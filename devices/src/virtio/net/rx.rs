@@ -1,7 +1,7 @@
 //! Receive: frames from the port into the guest's buffers.
 //!
-//! The kernel copies each frame straight into guest memory. Buffers are taken from the ring ahead of the frame, as many as the
-//! largest possible frame needs and no more. With MRG_RXBUF a frame spans as many of them as it has to; without, it must fit into
+//! The kernel copies each frame straight into guest memory. Buffers are taken from the ring ahead of the frame, as many as frames
+//! have needed lately and never more than the largest possible one does. With MRG_RXBUF a frame spans as many of them as it has to; without, it must fit into
 //! one. A frame that finds fewer buffers than it needs ends in a spill buffer of ours and waits there until the guest has posted
 //! the rest, so nothing is lost when the guest is slow to refill; only a frame that all of the ring cannot take is dropped.
 
@@ -16,10 +16,9 @@ use crate::virtio::worker::Fault;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::sync::Arc;
-use vm_memory::{Bytes, GuestAddress};
 
 /// Offset of `num_buffers` in the header (virtio 1.3 5.1.6).
-const NUM_BUFFERS: u32 = 10;
+const NUM_BUFFERS: usize = 10;
 
 /// Pieces that are offered to the kernel for one frame before it is known how long it is, give or take a chain: half of what `readv`
 /// takes. A frame for which they are too few goes on in the spill and gets the others afterwards.
@@ -29,8 +28,6 @@ const MAX_PIECES: usize = 512;
 struct Posted {
     head: u16,
     len: usize,
-    /// Where the two bytes of `num_buffers` go if the chain is the first of its frame.
-    num_buffers: [GuestAddress; 2],
 }
 
 /// A frame that waits for buffers: the posted ones hold its first `in_buffers` bytes, the spill the rest.
@@ -60,8 +57,10 @@ pub(super) struct Rx {
     /// Sum of the lengths in `posted`.
     room: usize,
     mergeable: bool,
-    /// Longest frame that the port hands out now, with its header.
+    /// Longest frame that the port can hand out, with its header.
     longest: usize,
+    /// How long frames have been lately.
+    recent: RecentLength,
     spill: Vec<u8>,
     waiting: Option<Waiting>,
     /// Whether the driver was asked to notify.
@@ -93,6 +92,7 @@ impl Rx {
             room: 0,
             mergeable: frames.mergeable,
             longest: frames.longest,
+            recent: RecentLength::default(),
             spill: vec![0; MAX_FRAME],
             waiting: None,
             armed: true,
@@ -108,10 +108,10 @@ impl Rx {
     /// If the guest broke the ring.
     pub(super) fn receive(&mut self) -> Result<Turn, Fault> {
         if std::mem::take(&mut self.armed) {
-            self.ring.disable_doorbell()?;
+            self.ring.disable_doorbell();
         }
         let turn = self.burst()?;
-        self.ring.notify()?;
+        self.ring.notify();
         Ok(turn)
     }
 
@@ -122,14 +122,14 @@ impl Rx {
                 None => self.next_frame()?,
             };
             match received {
-                Received::Frame(len) if self.accepts() => self.place(len)?,
+                Received::Frame(len) if self.accepts() => self.place(len),
                 // Its buffers take the next one.
                 Received::Frame(_) => self.counters.rx_filtered.add(1),
                 Received::Nothing => return Ok(Turn::Done),
                 Received::Lost => {}
             }
             if frames % PUBLISH_EVERY == 0 {
-                self.ring.publish()?;
+                self.ring.publish();
             }
         }
         self.counters.budget_exhausted.add(1);
@@ -152,13 +152,14 @@ impl Rx {
 
     /// Receives a frame into posted buffers.
     fn next_frame(&mut self) -> Result<Received, Fault> {
-        self.post_until(self.longest, MAX_PIECES)?;
+        self.post_until(self.recent.expected().min(self.longest), MAX_PIECES)?;
         if self.posted.is_empty() {
             return self.ask_for_buffers();
         }
         let direct = self.pieces.spill_offset();
         match self.port.receive(&mut self.pieces, &mut self.spill) {
             Ok(len) if len > direct => {
+                self.recent.saw(len);
                 self.waiting = Some(Waiting { len, in_buffers: direct });
                 Ok(Received::Lost)
             }
@@ -199,7 +200,7 @@ impl Rx {
     /// Asks the driver to notify when it has posted more buffers.
     fn ask_for_buffers(&mut self) -> Result<Received, Fault> {
         // What was received so far has to be seen first, or the driver may never post more.
-        self.ring.notify()?;
+        self.ring.notify();
         let more = self.ring.enable_doorbell()?;
         self.armed = true;
         Ok(if more { Received::Lost } else { Received::Nothing })
@@ -220,43 +221,76 @@ impl Rx {
     /// Takes one chain from the ring. Returns whether there was one.
     fn post(&mut self) -> Result<bool, Fault> {
         let Some(head) = self.ring.pop(&mut self.chain)? else { return Ok(false) };
-        let num_buffers = [self.chain.writable_at(NUM_BUFFERS), self.chain.writable_at(NUM_BUFFERS + 1)];
-        let ([Some(low), Some(high)], true) = (num_buffers, self.chain.readable.is_empty()) else {
+        let len = usize::try_from(self.chain.writable_len()).unwrap_or(usize::MAX);
+        if len < HEADER_LEN || !self.chain.readable.is_empty() {
             self.counters.rx_bad_buffers.add(1);
-            self.ring.push_used(head, 0)?;
+            self.ring.push_used(head, 0);
             return Ok(true);
-        };
+        }
         for buffer in &self.chain.writable {
             let pushed = self.pieces.push(*buffer);
             debug_assert!(pushed.is_ok(), "the chain was checked to be in guest memory");
         }
-        let len = usize::try_from(self.chain.writable_len()).unwrap_or(usize::MAX);
         self.room += len;
-        self.posted.push_back(Posted { head, len, num_buffers: [low, high] });
+        self.posted.push_back(Posted { head, len });
         Ok(true)
     }
 
     /// Gives a frame of `len` bytes that is in the posted buffers to the driver.
-    fn place(&mut self, len: usize) -> Result<(), Fault> {
-        let (mut left, mut count, mut first) = (len, 0_u16, None);
-        while left > 0
-            && let Some(chain) = self.posted.pop_front()
-        {
+    fn place(&mut self, len: usize) {
+        self.recent.saw(len);
+        let (mut left, mut count) = (len, 0_u16);
+        for chain in &self.posted {
+            if left == 0 {
+                break;
+            }
+            left -= left.min(chain.len);
+            count += 1;
+        }
+        self.pieces.copy_in(NUM_BUFFERS, &count.to_le_bytes());
+        left = len;
+        for chain in self.posted.drain(..usize::from(count)) {
             let used = left.min(chain.len);
-            self.ring.push_used(chain.head, u32::try_from(used).unwrap_or(u32::MAX))?;
+            self.ring.push_used(chain.head, u32::try_from(used).unwrap_or(u32::MAX));
             self.pieces.skip(u64::try_from(chain.len).unwrap_or(u64::MAX));
             self.room -= chain.len;
             left -= used;
-            count += 1;
-            first.get_or_insert(chain.num_buffers);
-        }
-        let lost = |_| Fault::Guest { queue: self.ring.idx(), reason: "a receive buffer is not in guest memory" };
-        for (addr, byte) in first.into_iter().flatten().zip(count.to_le_bytes()) {
-            self.ring.mem().write_obj(byte, addr).map_err(lost)?;
         }
         self.counters.rx_frames.add(1);
         self.counters.rx_bytes.add(u64::try_from(len - HEADER_LEN).unwrap_or(0));
-        Ok(())
+    }
+}
+
+/// How much room the next frame is given. The kernel looks at every piece that a read brings along, so a stream of small frames
+/// should not bring those of a large one; a frame that turns out longer ends in the spill buffer and is copied once more.
+#[derive(Default)]
+struct RecentLength {
+    longest: usize,
+    /// Frames in a row that were shorter than half of `longest`.
+    short: u8,
+}
+
+impl RecentLength {
+    /// Short frames after which less room is made.
+    const PATIENCE: u8 = 64;
+
+    fn saw(&mut self, len: usize) {
+        if len > self.longest {
+            self.longest = len;
+        } else if len >= self.longest / 2 {
+            self.short = 0;
+        } else {
+            self.short += 1;
+            if self.short == Self::PATIENCE {
+                self.longest /= 2;
+                self.short = 0;
+            }
+        }
+    }
+
+    /// Bytes that the next frame most likely has at most.
+    fn expected(&self) -> usize {
+        self.longest.max(1)
     }
 }
 

@@ -87,7 +87,7 @@ impl Driver {
 
     fn ring(&self, mock: &MockSplitQueue<'_, Memory>) -> Ring {
         let active = ActiveQueue { idx: 0, queue: mock.create_queue().unwrap(), doorbell: EventFd::new(0).unwrap() };
-        Ring::new(active, self.mem.clone(), self.interrupts.clone()).0
+        Ring::new(active, self.mem.clone(), self.interrupts.clone()).unwrap().0
     }
 
     fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
@@ -203,7 +203,7 @@ fn large_ring(driver: &Driver, descriptors: &[RawDescriptor]) -> Ring {
     }
     driver.mem.write_obj(count, avail.unchecked_add(2)).unwrap();
     let active = ActiveQueue { idx: 0, queue, doorbell: EventFd::new(0).unwrap() };
-    Ring::new(active, driver.mem.clone(), driver.interrupts.clone()).0
+    Ring::new(active, driver.mem.clone(), driver.interrupts.clone()).unwrap().0
 }
 
 /// One-buffer chains of `len` bytes, one behind the other.
@@ -283,7 +283,7 @@ fn flood_ends_with_the_budget() {
     }
     driver.mem.write_obj(512_u16, GuestAddress(0x2002)).unwrap();
     let active = ActiveQueue { idx: 1, queue, doorbell: EventFd::new(0).unwrap() };
-    let ring = Ring::new(active, driver.mem.clone(), driver.interrupts.clone()).0;
+    let ring = Ring::new(active, driver.mem.clone(), driver.interrupts.clone()).unwrap().0;
     let mut tx = Tx::new(ring, port, driver.counters.clone());
 
     let mut rounds = 0;

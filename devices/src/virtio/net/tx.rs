@@ -45,9 +45,9 @@ impl Tx {
     /// # Errors
     /// If the guest broke the ring.
     pub(super) fn transmit(&mut self) -> Result<Turn, Fault> {
-        self.ring.disable_doorbell()?;
+        self.ring.disable_doorbell();
         let turn = self.burst()?;
-        self.ring.notify()?;
+        self.ring.notify();
         Ok(turn)
     }
 
@@ -58,9 +58,9 @@ impl Tx {
                 self.waiting = Some(head);
                 return Ok(Turn::Done);
             }
-            self.ring.push_used(head, 0)?;
+            self.ring.push_used(head, 0);
             if frames % PUBLISH_EVERY == 0 {
-                self.ring.publish()?;
+                self.ring.publish();
             }
         }
         self.counters.budget_exhausted.add(1);
@@ -83,11 +83,11 @@ impl Tx {
                 return Ok(Some(head));
             }
             // Used buffers first: a driver that waits for them would not make more available.
-            self.ring.notify()?;
+            self.ring.notify();
             if !self.ring.enable_doorbell()? {
                 return Ok(None);
             }
-            self.ring.disable_doorbell()?;
+            self.ring.disable_doorbell();
         }
     }
 
