@@ -10,6 +10,9 @@ use images::{place, vmlinux};
 
 use crate::guest::Guest;
 
+/// Programs of this machine that the stories' guests have beside the usual ones.
+const PROGRAMS: [&str; 1] = ["ethtool"];
+
 /// Why the project's parts are not there.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -65,7 +68,7 @@ impl Parts {
                 out: guests.clone(),
                 cache: place::cache_dir(&guests),
                 agent: binaries.join("minivmm-agent"),
-                programs: Vec::new(),
+                programs: PROGRAMS.map(str::to_owned).to_vec(),
                 modules: Vec::new(),
             })?;
             let guest = Guest::at(&guests, series);

@@ -7,6 +7,7 @@ use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
 pub(super) const STORIES: &[Story] = &[
+    Story { name: "card::a_guest_has_the_queues_rings_and_offloads_that_were_asked_for", tell: keys },
     Story { name: "card::a_guest_receives_only_what_its_modes_and_addresses_let_in", tell: addresses },
     Story { name: "card::a_guest_receives_only_the_vlans_it_has_added", tell: vlans },
 ];
@@ -22,6 +23,43 @@ fn words(host: &str) -> String {
         "rx() {{ cat /sys/class/net/eth0/statistics/rx_packets; }}
          turn() {{ nc {host} $1 </dev/null >/dev/null; }}\n"
     )
+}
+
+fn keys(stage: &Stage) {
+    let lan = Lan::new();
+    let host = lan.address();
+    let offloads = "tx-checksumming|tcp-segmentation-offload";
+    let vm = stage
+        .vm()
+        .cpus(2)
+        .net(lan.net())
+        .net(format!("{},queues=3,ring=1024,offload=csum", lan.net()))
+        .net(format!("{},queues=1,ring=64,offload=off", lan.net()))
+        .script(&format!(
+            "for card in eth0 eth1 eth2; do
+                 echo $card-pairs=$(ethtool -l $card | awk '/^Combined/ {{ printf $2 \" \" }}')
+                 echo $card-ring=$(ethtool -g $card | awk '/^(RX|TX):/ {{ printf $2 \" \" }}')
+                 echo $card-offloads=$(ethtool -k $card | awk -F'[: ]+' '/^({offloads}):/ {{ printf $1 \"=\" $2 \" \" }}')
+                 ping -c 1 -I $card {host} >/dev/null; echo $card-ping=$?
+             done"
+        ))
+        .start();
+
+    for (card, pairs, ring, checksum, segmentation) in [
+        ("eth0", "2 2", "256 256 256 256", "on", "on"),
+        ("eth1", "3 2", "1024 1024 1024 1024", "on", "off"),
+        ("eth2", "1 1", "64 64 64 64", "off", "off"),
+    ] {
+        let value = |name: &str| vm.value(&format!("{card}-{name}")).trim().to_owned();
+        let offloads = value("offloads");
+        println!("{card}: pairs {}, rings {}, {offloads}", value("pairs"), value("ring"));
+        assert_eq!((value("pairs").as_str(), value("ring").as_str()), (pairs, ring), "{card}");
+        for (name, state) in [("tx-checksumming", checksum), ("tcp-segmentation-offload", segmentation)] {
+            assert!(offloads.contains(&format!("{name}={state}")), "{card}: {name} is not {state}");
+        }
+        assert_eq!(value("ping"), "0", "{card}: ping");
+    }
+    assert_eq!(vm.wait_exit(), 0);
 }
 
 fn addresses(stage: &Stage) {
