@@ -12,6 +12,7 @@ mod config;
 mod counters;
 mod ctrl;
 mod filter;
+mod lane;
 mod offload;
 mod pair;
 mod port;
@@ -30,14 +31,16 @@ use config::{Config, MacRegister};
 use counters::Counters;
 use ctrl::{Control, CtrlQueue, PairSwitch};
 use filter::Filter;
+use lane::Lane;
 use offload::bit;
-use pair::{Ctrl, Pair};
+use pair::Pair;
 use rx::{Frames, Rx};
 use std::collections::VecDeque;
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use tx::Tx;
+use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
     VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
@@ -124,6 +127,7 @@ impl Net {
         let mut queue_sizes = vec![config.ring; usize::from(pairs) * 2];
         queue_sizes.push(CTRL_QUEUE_SIZE);
         let always = [
+            VIRTIO_F_RING_RESET,
             VIRTIO_NET_F_MAC,
             VIRTIO_NET_F_MTU,
             VIRTIO_NET_F_MRG_RXBUF,
@@ -178,11 +182,11 @@ impl Net {
         for ((idx, port), counters) in (0..).step_by(2).zip(&self.ports).zip(&self.counters).take(most) {
             let (Some(rx), Some(tx)) = (take(&mut queues, idx), take(&mut queues, idx + 1)) else { break };
             let ((rx, rx_doorbell), (tx, tx_doorbell)) = (ring(rx)?, ring(tx)?);
+            let rx = Rx::new(rx, port.clone(), counters.clone(), filter.clone(), frames);
+            let tx = Tx::new(tx, port.clone(), counters.clone());
             pairs.push(Pair {
-                rx: Rx::new(rx, port.clone(), counters.clone(), filter.clone(), frames),
-                rx_doorbell,
-                tx: Tx::new(tx, port.clone(), counters.clone()),
-                tx_doorbell,
+                rx: Lane::new(idx, rx, rx_doorbell),
+                tx: Lane::new(idx + 1, tx, tx_doorbell),
                 port: port.clone(),
                 switched: event()?,
                 ctrl: None,
@@ -194,9 +198,14 @@ impl Net {
             let control = Control { pairs: switches(&pairs)?, active: 1, features, filter, mac: self.mac.clone() };
             let queue = CtrlQueue::new(ctrl.0, control, self.counters[0].clone());
             let first = pairs.first_mut().ok_or(StartError::MissingQueue(0))?;
-            first.ctrl = Some(Ctrl { queue, doorbell: ctrl.1 });
+            first.ctrl = Some(Lane::new(ctrl_idx, queue, ctrl.1));
         }
         if pairs.is_empty() { Err(StartError::MissingQueue(0)) } else { Ok(pairs) }
+    }
+
+    /// The worker that serves queue `idx`: the pair's own, the first for the control queue.
+    fn worker(&self, idx: u16) -> Option<&Worker<Pair>> {
+        self.workers.get(usize::from(idx / 2)).or(self.workers.first())
     }
 
     /// The longest frame, with its header, that the tap may hand out under `features`.
@@ -245,6 +254,24 @@ impl Device for Net {
             }
         }
         Ok(())
+    }
+
+    fn stop_queue(&mut self, idx: u16) {
+        if let Some(worker) = self.worker(idx) {
+            // Without an answer the worker has met a fault, and rests.
+            let _ = worker.visit(move |pair, _| {
+                pair.stop_queue(idx);
+                Ok(())
+            });
+        }
+    }
+
+    fn restart_queue(&mut self, activation: Activation) {
+        let idx = activation.queues.first().map(|queue| queue.idx);
+        if let Some(worker) = idx.and_then(|idx| self.worker(idx)) {
+            // As above.
+            let _ = worker.visit(move |pair, events| pair.restart_queue(activation, events));
+        }
     }
 
     fn stop(&mut self) {

@@ -9,14 +9,22 @@
 //!
 //! A status write that skips a step or clears a bit changes nothing. What the driver sets up for a queue is fixed once the queue
 //! is enabled, and checked at that moment: a queue whose rings are not in guest memory does not become enabled.
+//!
+//! With VIRTIO_F_RING_RESET, which a device offers if it can do it, a single queue goes back and forth while the device runs:
+//!
+//! ```text
+//!   enabled ---- 1 written to queue_reset: device.stop_queue, set-up and vector forgotten ----> reset
+//!      ^                                                                                         |
+//!      +---- set up anew, 1 written to queue_enable: device.restart_queue -----------------------+
+//! ```
 
 use crate::virtio::device::{Activation, ActiveQueue, Device, Memory, StartError};
-use crate::virtio::interrupt::Interrupts;
+use crate::virtio::interrupt::{Interrupts, NO_VECTOR};
 use std::io;
 use std::sync::Arc;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
-    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
@@ -36,6 +44,7 @@ mod status {
 /// Every modern driver must accept this one.
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
 
 /// What the rings themselves offer, whatever the device.
 const RING_FEATURES: u64 = VERSION_1 | EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
@@ -51,12 +60,23 @@ pub enum RingPart {
     Used,
 }
 
+/// Where a queue is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Never enabled since the device was reset.
+    Fresh,
+    /// Enabled; its set-up is fixed.
+    Enabled,
+    /// Reset by itself: it may be enabled again while the device runs.
+    Reset,
+}
+
 /// What the driver has set up for one queue.
 #[derive(Debug, Clone, Copy)]
 struct QueueSetup {
     max_size: u16,
     size: u16,
-    enabled: bool,
+    stage: Stage,
     descriptors: u64,
     available: u64,
     used: u64,
@@ -64,7 +84,7 @@ struct QueueSetup {
 
 impl QueueSetup {
     fn new(max_size: u16) -> Self {
-        Self { max_size, size: max_size, enabled: false, descriptors: 0, available: 0, used: 0 }
+        Self { max_size, size: max_size, stage: Stage::Fresh, descriptors: 0, available: 0, used: 0 }
     }
 
     fn part(&mut self, part: RingPart) -> &mut u64 {
@@ -295,19 +315,45 @@ impl Transport {
 
     /// Whether the selected queue is enabled.
     pub fn queue_enabled(&self) -> bool {
-        self.selected().is_some_and(|q| q.enabled)
+        self.selected().is_some_and(|q| q.stage == Stage::Enabled)
     }
 
     /// Enables the selected queue if its rings lie in guest memory and are aligned (virtio 1.3 2.7).
     pub fn enable_queue(&mut self) {
         let (mem, event_idx) = (self.mem.clone(), self.accepted & EVENT_IDX != 0);
         let idx = self.queue_select;
-        if let Some(queue) = self.selected_for_setup() {
-            queue.enabled = queue.build(&mem, event_idx).is_some();
-            if !queue.enabled {
-                log::debug!("Refused to enable queue {idx}: its rings are not in guest memory");
+        let Some(setup) = self.selected_for_setup() else { return };
+        let Some(queue) = setup.build(&mem, event_idx) else {
+            log::debug!("Refused to enable queue {idx}: its rings are not in guest memory");
+            return;
+        };
+        setup.stage = Stage::Enabled;
+        if self.running {
+            match self.doorbell(idx) {
+                Ok(doorbell) => {
+                    self.device.restart_queue(self.activation_of(vec![ActiveQueue { idx, queue, doorbell }]))
+                }
+                Err(err) => self.refuse(&err),
             }
         }
+    }
+
+    /// Resets the selected queue (virtio 1.3 2.6.1), so that it can be enabled again. It is done when this returns: a driver that
+    /// waits for queue_reset to become 0 has never to wait.
+    pub fn reset_queue(&mut self) {
+        let idx = self.queue_select;
+        let negotiated = self.status() & status::FEATURES_OK != 0 && self.accepted & RING_RESET != 0;
+        let Some(setup) = self.queues.get_mut(usize::from(idx)).filter(|_| negotiated) else { return };
+        let stage = match setup.stage {
+            Stage::Enabled if self.running => {
+                self.device.stop_queue(idx);
+                Stage::Reset
+            }
+            Stage::Reset => Stage::Reset,
+            Stage::Enabled | Stage::Fresh => Stage::Fresh,
+        };
+        *setup = QueueSetup { stage, ..QueueSetup::new(setup.max_size) };
+        self.interrupts.set_queue_vector(idx, NO_VECTOR);
     }
 
     /// Guest-physical address of a part of the selected queue.
@@ -338,8 +384,12 @@ impl Transport {
 
     /// The selected queue, if the driver may still change it.
     fn selected_for_setup(&mut self) -> Option<&mut QueueSetup> {
-        let setting_up = !self.running;
-        self.queues.get_mut(usize::from(self.queue_select)).filter(|q| setting_up && !q.enabled)
+        let running = self.running;
+        self.queues.get_mut(usize::from(self.queue_select)).filter(|q| match q.stage {
+            Stage::Fresh => !running,
+            Stage::Enabled => false,
+            Stage::Reset => true,
+        })
     }
 
     fn features_are_legal(&self) -> bool {
@@ -350,31 +400,42 @@ impl Transport {
         let result = self.activation().and_then(|activation| self.device.start(activation));
         match result {
             Ok(()) => self.running = true,
-            Err(err) => {
-                let kind = self.device.kind();
-                match &err {
-                    StartError::MissingQueue(_) => log::warn!("{kind:?} device cannot start: {err}"),
-                    StartError::Host { source, .. } => log::error!("{kind:?} device cannot start: {err}: {source}"),
-                }
-                self.interrupts.set_needs_reset();
-            }
+            Err(err) => self.refuse(&err),
         }
+    }
+
+    /// Has the driver reset a device that cannot start.
+    fn refuse(&self, err: &StartError) {
+        let kind = self.device.kind();
+        match err {
+            StartError::MissingQueue(_) => log::warn!("{kind:?} device cannot start: {err}"),
+            StartError::Host { source, .. } => log::error!("{kind:?} device cannot start: {err}: {source}"),
+        }
+        self.interrupts.set_needs_reset();
     }
 
     fn activation(&self) -> Result<Activation, StartError> {
         let event_idx = self.accepted & EVENT_IDX != 0;
         let mut queues = Vec::with_capacity(self.queues.len());
-        for ((idx, setup), doorbell) in (0..).zip(&self.queues).zip(&self.doorbells) {
-            if !setup.enabled {
+        for (idx, setup) in (0..).zip(&self.queues) {
+            if setup.stage != Stage::Enabled {
                 continue;
             }
-            let doorbell = doorbell
-                .try_clone()
-                .map_err(|source| StartError::Host { operation: "duplicate a doorbell", source })?;
+            let doorbell = self.doorbell(idx)?;
             let queue = setup.build(&self.mem, event_idx).ok_or(StartError::MissingQueue(idx))?;
             queues.push(ActiveQueue { idx, queue, doorbell });
         }
-        Ok(Activation { mem: self.mem.clone(), features: self.accepted, queues, interrupts: self.interrupts.clone() })
+        Ok(self.activation_of(queues))
+    }
+
+    fn activation_of(&self, queues: Vec<ActiveQueue>) -> Activation {
+        Activation { mem: self.mem.clone(), features: self.accepted, queues, interrupts: self.interrupts.clone() }
+    }
+
+    /// The doorbell of queue `idx`, for the device.
+    fn doorbell(&self, idx: u16) -> Result<EventFd, StartError> {
+        let doorbell = self.doorbells.get(usize::from(idx)).ok_or(StartError::MissingQueue(idx))?;
+        doorbell.try_clone().map_err(|source| StartError::Host { operation: "duplicate a doorbell", source })
     }
 }
 

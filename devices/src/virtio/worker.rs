@@ -8,6 +8,7 @@ use crate::virtio::interrupt::Interrupts;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread::{self, JoinHandle};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -37,7 +38,7 @@ pub enum Fault {
 pub struct Source {
     /// The descriptor; it lives as long as the service.
     pub fd: RawFd,
-    /// What the service calls it; any value but [`STOP`].
+    /// What the service calls it; any value but [`WAKE`].
     pub token: u32,
     /// What to wait for.
     pub events: EventSet,
@@ -74,12 +75,18 @@ pub trait Service: Send + 'static {
 }
 
 /// The token that the worker itself uses.
-pub const STOP: u32 = u32::MAX;
+pub const WAKE: u32 = u32::MAX;
+
+/// What somebody else has to do with the service, on the worker's thread.
+type Visit<S> = Box<dyn FnOnce(&mut S, &mut EventOps) -> Result<(), Fault> + Send>;
 
 /// A running worker.
 pub struct Worker<S> {
     thread: JoinHandle<S>,
-    stop: EventFd,
+    /// Closed to stop the worker.
+    visits: Sender<Visit<S>>,
+    /// Signalled after `visits` was changed.
+    wake: EventFd,
 }
 
 impl<S: Service> Worker<S> {
@@ -89,8 +96,9 @@ impl<S: Service> Worker<S> {
     /// If the host has no thread, epoll or event left.
     pub fn spawn(name: &str, service: S, interrupts: Arc<Interrupts>) -> Result<Self, StartError> {
         let host = |operation| move |source| StartError::Host { operation, source };
-        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
-        let own_stop = stop.try_clone().map_err(host("duplicate an eventfd"))?;
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
+        let own_wake = wake.try_clone().map_err(host("duplicate an eventfd"))?;
+        let (visits, own_visits) = mpsc::channel();
         let mut manager = EventManager::new()
             .map_err(|err| StartError::Host { operation: "create an epoll", source: std::io::Error::other(err) })?;
         let thread_name = name.to_owned();
@@ -101,7 +109,8 @@ impl<S: Service> Worker<S> {
                     sources: service.sources(),
                     service,
                     name: thread_name,
-                    stop: own_stop,
+                    visits: own_visits,
+                    wake: own_wake,
                     interrupts,
                     state: State::Serving,
                 });
@@ -121,13 +130,34 @@ impl<S: Service> Worker<S> {
                 }
             })
             .map_err(host("start a worker thread"))?;
-        Ok(Self { thread, stop })
+        Ok(Self { thread, visits, wake })
+    }
+
+    /// Runs `action` on the worker's thread, between two events, and waits for what it returns: as long as the event lasts that is
+    /// being served. `None` if the worker has met a fault, or `action` gives one: then the service rests until it is stopped.
+    pub fn visit<R: Send + 'static>(
+        &self,
+        action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,
+    ) -> Option<R> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let visit: Visit<S> = Box::new(move |service, events| {
+            // The other end waits below.
+            let _ = answer.send(action(service, events)?);
+            Ok(())
+        });
+        self.visits.send(visit).ok()?;
+        if let Err(err) = self.wake.write(1) {
+            log::error!("Failed to wake a worker: {err}");
+            return None;
+        }
+        answered.recv().ok()
     }
 
     /// Stops the worker, waits for its thread and returns the service; `None` if the thread panicked, which is a bug and has
     /// been reported by the panic hook.
     pub fn stop(self) -> Option<S> {
-        if let Err(err) = self.stop.write(1) {
+        drop(self.visits);
+        if let Err(err) = self.wake.write(1) {
             log::error!("Failed to stop a worker: {err}");
         }
         self.thread.join().ok()
@@ -144,12 +174,35 @@ struct Loop<S> {
     service: S,
     name: String,
     sources: Vec<Source>,
-    stop: EventFd,
+    visits: Receiver<Visit<S>>,
+    wake: EventFd,
     interrupts: Arc<Interrupts>,
     state: State,
 }
 
 impl<S: Service> Loop<S> {
+    /// Lets visitors in, and stops when there will be no more. After a fault they are sent away.
+    fn admit(&mut self, ops: &mut EventOps) {
+        // Empty when it was read together with an earlier visit.
+        let _ = self.wake.read();
+        loop {
+            match self.visits.try_recv() {
+                Ok(visit) => {
+                    if matches!(self.state, State::Serving)
+                        && let Err(fault) = visit(&mut self.service, ops)
+                    {
+                        self.fail(&fault, ops);
+                    }
+                }
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.state = State::Stopped;
+                    return;
+                }
+            }
+        }
+    }
+
     fn fail(&mut self, fault: &Fault, ops: &mut EventOps) {
         if self.interrupts.set_needs_reset() {
             match fault {
@@ -171,12 +224,12 @@ impl<S: Service> Loop<S> {
 
 impl<S: Service> MutEventSubscriber for Loop<S> {
     fn init(&mut self, ops: &mut EventOps) {
-        let stop = Events::with_data(&self.stop, STOP, EventSet::IN);
+        let wake = Events::with_data(&self.wake, WAKE, EventSet::IN);
         let watched = self
             .sources
             .iter()
             .map(|s| Events::with_data_raw(s.fd, s.token, s.events))
-            .chain([stop])
+            .chain([wake])
             .try_for_each(|events| ops.add(events));
         let begun = match watched {
             Ok(()) => self.service.begin(ops),
@@ -188,12 +241,75 @@ impl<S: Service> MutEventSubscriber for Loop<S> {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.data() == STOP {
-            self.state = State::Stopped;
+        if events.data() == WAKE {
+            self.admit(ops);
         } else if matches!(self.state, State::Serving)
             && let Err(fault) = self.service.serve(events.data(), ops)
         {
             self.fail(&fault, ops);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when its event is signalled; counts its visitors.
+    struct Fragile {
+        event: EventFd,
+        visitors: u32,
+    }
+
+    impl Service for Fragile {
+        fn sources(&self) -> Vec<Source> {
+            vec![Source::readable(&self.event, 0)]
+        }
+        fn begin(&mut self, _events: &mut EventOps) -> Result<(), Fault> {
+            Ok(())
+        }
+        fn serve(&mut self, _token: u32, _events: &mut EventOps) -> Result<(), Fault> {
+            Err(BROKEN)
+        }
+    }
+
+    const BROKEN: Fault = Fault::Guest { queue: 0, reason: "a test" };
+
+    fn spawn() -> (Worker<Fragile>, EventFd, Arc<Interrupts>) {
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let interrupts = Arc::new(Interrupts::new(Vec::new(), 1));
+        let service = Fragile { event: event.try_clone().unwrap(), visitors: 0 };
+        (Worker::spawn("test", service, interrupts.clone()).unwrap(), event, interrupts)
+    }
+
+    fn come(fragile: &mut Fragile, _: &mut EventOps) -> Result<u32, Fault> {
+        fragile.visitors += 1;
+        Ok(fragile.visitors)
+    }
+
+    #[test]
+    fn visitors_see_the_service_one_after_the_other() {
+        let (worker, ..) = spawn();
+        assert_eq!((worker.visit(come), worker.visit(come)), (Some(1), Some(2)));
+        assert_eq!(worker.stop().unwrap().visitors, 2);
+    }
+
+    #[test]
+    fn after_a_fault_there_are_no_visits() {
+        let (worker, event, interrupts) = spawn();
+        event.write(1).unwrap();
+        while !interrupts.needs_reset() {
+            thread::yield_now();
+        }
+        assert_eq!(worker.visit(come), None);
+        assert_eq!(worker.stop().unwrap().visitors, 0);
+    }
+
+    #[test]
+    fn visit_that_fails_is_a_fault() {
+        let (worker, _event, interrupts) = spawn();
+        assert_eq!(worker.visit(|_, _| Err::<(), _>(BROKEN)), None);
+        assert!(interrupts.needs_reset());
+        worker.stop().unwrap();
     }
 }

@@ -13,6 +13,7 @@ mod live;
 mod messages;
 mod net;
 mod platform;
+mod queue_reset;
 mod status;
 
 use core::fmt;
@@ -105,6 +106,9 @@ pub(crate) fn run(start: &StartInfo) -> Report {
         };
         if selected("device") || selected(device.kind.name()) {
             run_all(&mut report, &subject, own);
+            if device.kind == Kind::Net {
+                run_all(&mut report, &subject, queue_reset::CHECKS);
+            }
         }
     }
     if found == 0 {

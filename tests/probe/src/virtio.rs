@@ -34,6 +34,7 @@ pub(crate) mod common {
     pub(crate) const QUEUE_DESC: u64 = 0x20;
     pub(crate) const QUEUE_DRIVER: u64 = 0x28;
     pub(crate) const QUEUE_DEVICE: u64 = 0x30;
+    pub(crate) const QUEUE_RESET: u64 = 0x3a;
     /// Bytes up to the end of `queue_device`, the part every device has.
     pub(crate) const BYTES: u64 = 0x38;
 }
@@ -52,6 +53,7 @@ pub(crate) mod status {
 pub(crate) mod feature {
     pub(crate) const INDIRECT_DESC: u64 = 1 << 28;
     pub(crate) const VERSION_1: u64 = 1 << 32;
+    pub(crate) const RING_RESET: u64 = 1 << 40;
 }
 
 /// `VIRTIO_MSI_NO_VECTOR`.
@@ -304,6 +306,15 @@ impl Device {
         self.set64(common::QUEUE_DRIVER, ring.avail);
         self.set64(common::QUEUE_DEVICE, ring.used);
         self.set16(common::QUEUE_ENABLE, 1);
+    }
+
+    /// Resets a queue by itself and waits until the device says that it is done (4.1.4.3.2).
+    pub(crate) fn reset_queue(&self, queue: u16) -> Check {
+        self.set16(common::QUEUE_SELECT, queue);
+        self.set16(common::QUEUE_RESET, 1);
+        let done = || self.get16(common::QUEUE_RESET) == 0 && self.get16(common::QUEUE_ENABLE) == 0;
+        require!(cpu::wait(cpu::PATIENCE_TICKS, done), "the reset of queue {queue} does not end");
+        Ok(())
     }
 
     /// The notification address of a queue (4.1.4.4).

@@ -6,6 +6,7 @@ use crate::virtio::net::Turn;
 use crate::virtio::net::config::MacRegister;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::filter::{self, Mode, Switch};
+use crate::virtio::net::lane::Side;
 use crate::virtio::net::offload::{self, Offloads, bit};
 use crate::virtio::net::port::FramePort;
 use crate::virtio::ring::Ring;
@@ -222,6 +223,15 @@ impl CtrlQueue {
             self.ring.push_used(head, 1);
         }
         Ok(Turn::More)
+    }
+}
+
+impl Side for CtrlQueue {
+    /// What was commanded stays in force.
+    fn stop(&mut self) {}
+
+    fn restart(&mut self, ring: Ring) {
+        self.ring = ring;
     }
 }
 

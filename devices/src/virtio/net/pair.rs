@@ -4,8 +4,9 @@
 //! be switched off and on again. After every edge the port is read until it is empty. The kernel's taps tell that there is room
 //! again only to those who asked after they had met a full queue, so after such a write the port is asked.
 
-use crate::virtio::net::Turn;
+use crate::virtio::device::Activation;
 use crate::virtio::net::ctrl::CtrlQueue;
+use crate::virtio::net::lane::Lane;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::rx::Rx;
 use crate::virtio::net::tx::Tx;
@@ -21,50 +22,75 @@ const PORT: u32 = 2;
 const SWITCH: u32 = 3;
 const CTRL_DOORBELL: u32 = 4;
 
-/// The control queue and its doorbell; served by the first pair.
-pub(super) struct Ctrl {
-    /// The queue.
-    pub(super) queue: CtrlQueue,
-    /// Its doorbell.
-    pub(super) doorbell: EventFd,
-}
-
 /// A queue pair and its port.
 pub(super) struct Pair {
     /// Receive side.
-    pub(super) rx: Rx,
-    /// Its doorbell.
-    pub(super) rx_doorbell: EventFd,
+    pub(super) rx: Lane<Rx>,
     /// Transmit side.
-    pub(super) tx: Tx,
-    /// Its doorbell.
-    pub(super) tx_doorbell: EventFd,
+    pub(super) tx: Lane<Tx>,
     /// Where frames go.
     pub(super) port: Arc<dyn FramePort>,
     /// Signalled when the port was attached or detached.
     pub(super) switched: EventFd,
     /// The control queue, if this pair serves it.
-    pub(super) ctrl: Option<Ctrl>,
+    pub(super) ctrl: Option<Lane<CtrlQueue>>,
 }
 
 impl Pair {
+    /// Stops serving queue `idx`. Frames for it wait in the port meanwhile: detaching the port would hand its flows to the other
+    /// queues, as virtio 1.3 5.1.6.5.5 would have it, but lose what already waits.
+    pub(super) fn stop_queue(&mut self, idx: u16) {
+        match &mut self.ctrl {
+            _ if idx == self.rx.idx() => self.rx.stop(),
+            _ if idx == self.tx.idx() => self.tx.stop(),
+            Some(ctrl) if idx == ctrl.idx() => ctrl.stop(),
+            _ => {}
+        }
+    }
+
+    /// Serves the queue of `activation` again, beginning with what waited meanwhile.
+    ///
+    /// # Errors
+    /// If the guest broke the ring.
+    pub(super) fn restart_queue(&mut self, activation: Activation, events: &mut EventOps) -> Result<(), Fault> {
+        let idx = activation.queues.first().map(|queue| queue.idx);
+        match &mut self.ctrl {
+            _ if idx == Some(self.rx.idx()) => self.rx.restart(activation)?,
+            _ if idx == Some(self.tx.idx()) => self.tx.restart(activation)?,
+            Some(ctrl) if idx == Some(ctrl.idx()) => ctrl.restart(activation)?,
+            _ => {}
+        }
+        self.control()?;
+        self.receive()?;
+        self.transmit(events)
+    }
+
     fn receive(&mut self) -> Result<(), Fault> {
-        let turn = self.rx.receive()?;
-        come_again(turn, &self.rx_doorbell)
+        let Some(rx) = self.rx.serving() else { return Ok(()) };
+        let turn = rx.receive()?;
+        self.rx.come_again(turn)
     }
 
     fn transmit(&mut self, events: &EventOps) -> Result<(), Fault> {
-        let turn = self.tx.transmit()?;
-        if self.tx.waits() {
+        let Some(tx) = self.tx.serving() else { return Ok(()) };
+        let turn = tx.transmit()?;
+        if tx.waits() {
             events.modify(self.port_events()).map_err(unwatched)?;
         }
-        come_again(turn, &self.tx_doorbell)
+        self.tx.come_again(turn)
+    }
+
+    /// Goes on with a frame that found no room in the port.
+    fn transmit_waiting(&mut self, events: &EventOps) -> Result<(), Fault> {
+        let waits = self.tx.serving().is_some_and(|tx| tx.waits());
+        if waits { self.transmit(events) } else { Ok(()) }
     }
 
     fn control(&mut self) -> Result<(), Fault> {
-        let Some(ctrl) = &mut self.ctrl else { return Ok(()) };
-        let turn = ctrl.queue.serve()?;
-        come_again(turn, &ctrl.doorbell)
+        let Some(lane) = &mut self.ctrl else { return Ok(()) };
+        let Some(queue) = lane.serving() else { return Ok(()) };
+        let turn = queue.serve()?;
+        lane.come_again(turn)
     }
 
     fn port_events(&self) -> Events {
@@ -84,11 +110,11 @@ impl Pair {
 impl Service for Pair {
     fn sources(&self) -> Vec<Source> {
         let mut sources = vec![
-            Source::readable(&self.rx_doorbell, RX_DOORBELL),
-            Source::readable(&self.tx_doorbell, TX_DOORBELL),
+            Source::readable(self.rx.doorbell(), RX_DOORBELL),
+            Source::readable(self.tx.doorbell(), TX_DOORBELL),
             Source::readable(&self.switched, SWITCH),
         ];
-        sources.extend(self.ctrl.as_ref().map(|ctrl| Source::readable(&ctrl.doorbell, CTRL_DOORBELL)));
+        sources.extend(self.ctrl.as_ref().map(|ctrl| Source::readable(ctrl.doorbell(), CTRL_DOORBELL)));
         sources
     }
 
@@ -106,26 +132,27 @@ impl Service for Pair {
     fn serve(&mut self, token: u32, events: &mut EventOps) -> Result<(), Fault> {
         match token {
             RX_DOORBELL => {
-                drain(&self.rx_doorbell);
+                self.rx.answer_doorbell();
                 self.receive()
             }
             TX_DOORBELL => {
-                drain(&self.tx_doorbell);
+                self.tx.answer_doorbell();
                 self.transmit(events)
             }
             PORT => {
                 self.receive()?;
-                if self.tx.waits() { self.transmit(events) } else { Ok(()) }
+                self.transmit_waiting(events)
             }
             SWITCH => {
-                drain(&self.switched);
+                // Empty when another wake-up took it along.
+                let _ = self.switched.read();
                 self.watch_port(events)?;
                 self.receive()?;
                 self.transmit(events)
             }
             CTRL_DOORBELL => {
                 if let Some(ctrl) = &self.ctrl {
-                    drain(&ctrl.doorbell);
+                    ctrl.answer_doorbell();
                 }
                 self.control()
             }
@@ -136,19 +163,4 @@ impl Service for Pair {
 
 fn unwatched(err: event_manager::Error) -> Fault {
     Fault::Host { operation: "watch the tap", source: std::io::Error::other(err) }
-}
-
-fn drain(event: &EventFd) {
-    // Empty when another wake-up took it along.
-    let _ = event.read();
-}
-
-/// After a burst that was cut short, rings the queue's own doorbell so that it comes again after the other sources.
-fn come_again(turn: Turn, doorbell: &EventFd) -> Result<(), Fault> {
-    match turn {
-        Turn::Done => Ok(()),
-        Turn::More => {
-            doorbell.write(1).map_err(|source| Fault::Host { operation: "ring a doorbell of our own", source })
-        }
-    }
 }

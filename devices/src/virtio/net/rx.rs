@@ -9,6 +9,7 @@ use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::filter::{self, Filter, HEAD_LEN};
+use crate::virtio::net::lane::Side;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::{BUDGET, HEADER_LEN, MAX_FRAME, PUBLISH_EVERY, Turn};
 use crate::virtio::ring::Ring;
@@ -291,6 +292,25 @@ impl RecentLength {
     /// Bytes that the next frame most likely has at most.
     fn expected(&self) -> usize {
         self.longest.max(1)
+    }
+}
+
+impl Side for Rx {
+    /// A frame of which a part is in buffers already waits for others, as it would for more.
+    fn stop(&mut self) {
+        self.waiting = self.waiting.take().filter(|waiting| waiting.len <= self.spill.len()).map(|waiting| {
+            self.spill.copy_within(..waiting.len - waiting.in_buffers, waiting.in_buffers);
+            self.pieces.copy_out(0, &mut self.spill[..waiting.in_buffers]);
+            Waiting { len: waiting.len, in_buffers: 0 }
+        });
+        self.pieces.clear();
+        self.posted.clear();
+        self.room = 0;
+    }
+
+    fn restart(&mut self, ring: Ring) {
+        self.ring = ring;
+        self.armed = true;
     }
 }
 

@@ -582,3 +582,135 @@ fn commands_whose_feature_was_not_negotiated_are_refused() {
         assert!(!control.execute(command.clone()), "{command:?}");
     }
 }
+
+/// A running card of one pair on [`active_pair`]'s queues and the doorbell of each.
+fn running(driver: &Driver, port: Arc<SocketPort>) -> (Net, [EventFd; 2]) {
+    let mut net = Net::new(config(), vec![port]).unwrap();
+    let [(rx, rx_doorbell), (tx, tx_doorbell)] = active_pair(&driver.mem, 0);
+    let features = net.features() & !bit(VIRTIO_NET_F_CTRL_VQ);
+    net.start(activation(driver, features, vec![rx, tx])).unwrap();
+    (net, [rx_doorbell, tx_doorbell])
+}
+
+fn activation(driver: &Driver, features: u64, queues: Vec<ActiveQueue>) -> Activation {
+    Activation { mem: driver.mem.clone(), features, queues, interrupts: driver.interrupts.clone() }
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "The worker did not get there in time");
+        std::thread::yield_now();
+    }
+}
+
+fn count(net: &Net, name: &str) -> u64 {
+    net.counters().into_iter().find(|c| c.name == name).unwrap().value
+}
+
+#[test]
+fn receive_queue_that_is_reset_takes_nothing_and_the_next_one_gets_what_waited() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let (mut net, _doorbells) = running(&driver, port);
+    let mut frame = [0; 100];
+    assert_eq!(wire.recv(&mut frame).unwrap(), FRAME.len());
+
+    net.stop_queue(0);
+    wire.send(FRAME).unwrap();
+    // The other direction goes on.
+    net.stop_queue(1);
+    let [_, (tx, _)] = active_pair(&driver.mem, 0);
+    net.restart_queue(activation(&driver, 0, vec![tx]));
+    assert_eq!(wire.recv(&mut frame).unwrap(), FRAME.len());
+    assert_eq!(count(&net, "rx_frames"), 0);
+
+    let [(rx, _), _] = active_pair(&driver.mem, 2);
+    net.restart_queue(activation(&driver, 0, vec![ActiveQueue { idx: 0, ..rx }]));
+    wait_until(|| count(&net, "rx_frames") == 1);
+    assert_eq!(driver.bytes(BUFFERS + 2 * 0x1_0000 + 12, FRAME.len() - 12), FRAME[12..]);
+    net.stop();
+}
+
+#[test]
+fn frame_that_waits_for_buffers_survives_the_reset_of_its_queue() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    mock.build_multiple_desc_chains(&chains(1, 20, VRING_DESC_F_WRITE)).unwrap();
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(true));
+    wire.send(FRAME).unwrap();
+    rx.receive().unwrap();
+
+    lane::Side::stop(&mut rx);
+    driver.mem.write_slice(&[0; 20], GuestAddress(BUFFERS)).unwrap();
+    let mock = MockSplitQueue::create(&driver.mem, GuestAddress(0x2_0000), 16);
+    mock.build_multiple_desc_chains(&chains(4, 20, VRING_DESC_F_WRITE)[1..]).unwrap();
+    lane::Side::restart(&mut rx, driver.ring(&mock));
+    rx.receive().unwrap();
+
+    assert_eq!(used(&mock), [20, 20, 4]);
+    assert_eq!(driver.bytes(BUFFERS + 0x1000 + 12, 8), FRAME[12..20]);
+    assert_eq!(driver.bytes(BUFFERS + 0x2000, 20), FRAME[20..40]);
+}
+
+#[test]
+fn frame_that_waits_for_room_is_not_sent_after_the_reset_of_its_queue() {
+    let (driver, (socket, wire)) = (Driver::new(), port());
+    let port = FullOncePort {
+        fd: EventFd::new(EFD_NONBLOCK).unwrap(),
+        wire: SocketPort { socket: socket.socket.try_clone().unwrap(), attached: AtomicBool::new(true) },
+        refused: AtomicBool::new(false),
+    };
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    mock.build_multiple_desc_chains(&chains(1, 60, 0)).unwrap();
+    let mut tx = Tx::new(driver.ring(&mock), Arc::new(port), driver.counters.clone());
+    tx.transmit().unwrap();
+    assert!(tx.waits());
+
+    lane::Side::stop(&mut tx);
+    let mock = MockSplitQueue::create(&driver.mem, GuestAddress(0x2_0000), 16);
+    lane::Side::restart(&mut tx, driver.ring(&mock));
+    tx.transmit().unwrap();
+
+    wire.set_nonblocking(true).unwrap();
+    assert!(wire.recv(&mut [0; 1]).is_err());
+    assert_eq!(driver.count("tx_frames"), 0);
+}
+
+#[test]
+fn queues_of_a_card_that_met_a_fault_rest() {
+    let (driver, (port, _wire)) = (Driver::new(), port());
+    let (mut net, [_, tx_doorbell]) = running(&driver, port);
+    let tx_available = GuestAddress(0x8000 + 16 * 16 + 2);
+    driver.mem.write_obj(0x7000_u16, tx_available).unwrap();
+    tx_doorbell.write(1).unwrap();
+    wait_until(|| driver.interrupts.needs_reset());
+
+    net.stop_queue(0);
+    net.stop_queue(2);
+    net.stop_queue(0xffff);
+    let [(rx, _), _] = active_pair(&driver.mem, 0);
+    net.restart_queue(activation(&driver, 0, vec![rx]));
+    net.stop();
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    #[test]
+    fn queues_come_and_go_in_any_order(steps in proptest::collection::vec((0..4_u16, proptest::bool::ANY), 0..40)) {
+        let (driver, (port, wire)) = (Driver::new(), port());
+        wire.set_nonblocking(true).unwrap();
+        let (mut net, doorbells) = running(&driver, port);
+        for (queue, again) in steps {
+            let _ = wire.send(FRAME);
+            doorbells[usize::from(queue % 2)].write(1).unwrap();
+            if again {
+                let [(rx, _), (tx, _)] = active_pair(&driver.mem, 0);
+                let active = if queue % 2 == 0 { rx } else { tx };
+                net.restart_queue(activation(&driver, 0, vec![ActiveQueue { idx: queue, ..active }]));
+            } else {
+                net.stop_queue(queue);
+            }
+        }
+        net.stop();
+    }
+}

@@ -6,6 +6,7 @@
 use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::net::counters::Counters;
+use crate::virtio::net::lane::Side;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::{BUDGET, HEADER_LEN, MAX_FRAME, PUBLISH_EVERY, Turn};
 use crate::virtio::ring::Ring;
@@ -114,5 +115,17 @@ impl Tx {
                 true
             }
         }
+    }
+}
+
+impl Side for Tx {
+    /// A frame that waits for room is not sent any more.
+    fn stop(&mut self) {
+        self.waiting = None;
+        self.frame.clear();
+    }
+
+    fn restart(&mut self, ring: Ring) {
+        self.ring = ring;
     }
 }

@@ -6,8 +6,8 @@
 use crate::virtio::interrupt::{Interrupts, NO_VECTOR};
 use crate::virtio::transport::{RingPart, Transport};
 
-/// Bytes of the structure: up to queue_notif_config_data, queue_reset and the admin queue fields, which read as zero since the
-/// features they belong to are not offered.
+/// Bytes of the structure, up to the admin queue fields. These and queue_notif_config_data read as zero since the features they
+/// belong to are not offered, queue_reset since a reset is over when its write is.
 pub(super) const LEN: u64 = 64;
 
 const DEVICE_FEATURE_SELECT: u64 = 0x00;
@@ -26,6 +26,7 @@ const QUEUE_NOTIFY_OFF: u64 = 0x1e;
 const QUEUE_DESC: u64 = 0x20;
 const QUEUE_DRIVER: u64 = 0x28;
 const QUEUE_DEVICE: u64 = 0x30;
+const QUEUE_RESET: u64 = 0x3a;
 
 /// Reads any bytes of the structure.
 pub(super) fn read(transport: &Transport, interrupts: &Interrupts, offset: u64, data: &mut [u8]) {
@@ -57,6 +58,7 @@ fn write_u16(transport: &mut Transport, interrupts: &Interrupts, offset: u64, va
         QUEUE_SIZE => transport.set_queue_size(value),
         QUEUE_VECTOR => interrupts.set_queue_vector(transport.queue_select(), value),
         QUEUE_ENABLE if value == 1 => transport.enable_queue(),
+        QUEUE_RESET if value == 1 => transport.reset_queue(),
         _ => {}
     }
 }

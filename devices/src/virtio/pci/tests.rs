@@ -4,11 +4,13 @@ use super::*;
 use crate::irq::fake::FakeVector;
 use crate::virtio::device::{Activation, StartError};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use virtio_queue::QueueT;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 const BAR: u64 = 0xc000_0000;
 const FEATURE: u64 = 1 << 5;
+const RING_RESET: u64 = 1 << 40;
 
 #[derive(Default)]
 struct Log {
@@ -16,6 +18,9 @@ struct Log {
     stops: AtomicUsize,
     queues: AtomicUsize,
     rung: AtomicUsize,
+    /// Queue indices stopped, and restarted with their sizes.
+    stopped: Mutex<Vec<u16>>,
+    restarted: Mutex<Vec<(u16, u16)>>,
 }
 
 struct FakeDevice {
@@ -28,7 +33,7 @@ impl Device for FakeDevice {
         Kind::Net
     }
     fn features(&self) -> u64 {
-        FEATURE
+        FEATURE | RING_RESET
     }
     fn queue_max_sizes(&self) -> &[u16] {
         &[256, 64]
@@ -43,6 +48,13 @@ impl Device for FakeDevice {
         self.doorbells = activation.queues.into_iter().map(|q| q.doorbell).collect();
         activation.interrupts.signal_queue(0);
         Ok(())
+    }
+    fn stop_queue(&mut self, idx: u16) {
+        self.log.stopped.lock().unwrap().push(idx);
+    }
+    fn restart_queue(&mut self, activation: Activation) {
+        let queues = activation.queues.iter().map(|queue| (queue.idx, queue.queue.size()));
+        self.log.restarted.lock().unwrap().extend(queues);
     }
     fn stop(&mut self) {
         let rung = self.doorbells.iter().filter(|d| d.read().is_ok()).count();
@@ -119,9 +131,13 @@ impl Slot {
     }
 
     fn run(&self) {
+        self.run_with(FEATURE);
+    }
+
+    fn run_with(&self, features: u64) {
         self.set_status(1);
         self.set_status(3);
-        self.accept(1 << 32 | FEATURE);
+        self.accept(1 << 32 | features);
         self.set_status(0xb);
         self.set_up_queue(0);
         self.set_status(0xf);
@@ -327,6 +343,71 @@ fn configuration_window_reaches_the_bar() {
         slot.pci.write_config(window + 16, &[0xff; 4]);
     }
     assert_eq!(slot.status(), 1);
+}
+
+#[test]
+fn queue_is_reset_and_enabled_again_with_another_size_while_the_device_runs() {
+    let slot = Slot::new();
+    slot.run_with(RING_RESET);
+    slot.pci.write_bar(0x1a, &1_u16.to_le_bytes());
+    slot.pci.write_bar(0x3a, &[1, 0]);
+    assert_eq!(*slot.log.stopped.lock().unwrap(), [0]);
+    // queue_reset, queue_enable, address, size and vector as after a reset of the device.
+    assert_eq!((slot.read::<2>(0x3a), slot.read::<2>(0x1c), slot.read::<8>(0x20)), ([0; 2], [0; 2], [0; 8]));
+    assert_eq!((slot.read::<2>(0x18), slot.read::<2>(0x1a)), (256_u16.to_le_bytes(), [0xff; 2]));
+
+    slot.pci.write_bar(0x18, &16_u16.to_le_bytes());
+    slot.set_up_queue(0);
+    assert_eq!((slot.read::<2>(0x1c), slot.read::<2>(0x18)), ([1, 0], [16, 0]));
+    assert_eq!(*slot.log.restarted.lock().unwrap(), [(0, 16)]);
+    assert_eq!(slot.status(), 0xf);
+}
+
+#[test]
+fn queue_that_is_not_enabled_can_be_reset_without_effect() {
+    let slot = Slot::new();
+    slot.run_with(RING_RESET);
+    for queue in [1_u16, 2, 0xffff] {
+        slot.pci.write_bar(0x16, &queue.to_le_bytes());
+        slot.pci.write_bar(0x3a, &[1, 0]);
+    }
+    // Never enabled before DRIVER_OK: too late.
+    slot.set_up_queue(1);
+    assert_eq!(slot.read::<2>(0x1c), [0, 0]);
+    slot.pci.write_bar(0x16, &[0, 0]);
+    for _ in 0..3 {
+        slot.pci.write_bar(0x3a, &[1, 0]);
+    }
+    assert_eq!(*slot.log.stopped.lock().unwrap(), [0]);
+    // Without addresses.
+    slot.pci.write_bar(0x1c, &[1, 0]);
+    assert_eq!((slot.read::<2>(0x1c), slot.status()), ([0, 0], 0xf));
+    assert!(slot.log.restarted.lock().unwrap().is_empty());
+}
+
+#[test]
+fn queue_reset_before_driver_ok_only_forgets_the_set_up() {
+    let slot = Slot::new();
+    slot.set_status(1);
+    slot.set_status(3);
+    slot.accept(1 << 32 | RING_RESET);
+    slot.set_status(0xb);
+    slot.set_up_queue(0);
+    slot.pci.write_bar(0x3a, &[1, 0]);
+    assert_eq!((slot.read::<2>(0x1c), slot.read::<8>(0x20)), ([0; 2], [0; 8]));
+    slot.set_up_queue(0);
+    slot.set_status(0xf);
+    assert_eq!((slot.log.starts.load(Ordering::Relaxed), slot.log.queues.load(Ordering::Relaxed)), (1, 1));
+    assert!(slot.log.stopped.lock().unwrap().is_empty());
+}
+
+#[test]
+fn queue_reset_without_the_feature_is_ignored() {
+    let slot = Slot::new();
+    slot.run();
+    slot.pci.write_bar(0x3a, &[1, 0]);
+    assert_eq!(slot.read::<2>(0x1c), [1, 0]);
+    assert!(slot.log.stopped.lock().unwrap().is_empty());
 }
 
 proptest::proptest! {

@@ -20,8 +20,8 @@ const F_MRG_RXBUF: u64 = 1 << 15;
 const F_STATUS: u64 = 1 << 16;
 const F_MQ: u64 = 1 << 22;
 
-const RX: u16 = 0;
-const TX: u16 = 1;
+pub(super) const RX: u16 = 0;
+pub(super) const TX: u16 = 1;
 const ETHERNET: u64 = 14;
 const RING_SIZE: u16 = 64;
 const TX_BUFFER: u64 = 2048;
@@ -45,12 +45,12 @@ pub(super) const CHECKS: &[(&str, DeviceCheck)] = &[
 ];
 
 /// A started card with its first queue pair.
-struct Card {
-    rx: Ring,
-    tx: Ring,
-    features: u64,
+pub(super) struct Card {
+    pub(super) rx: Ring,
+    pub(super) tx: Ring,
+    pub(super) features: u64,
     mac: [u8; 6],
-    tx_buffer: u64,
+    pub(super) tx_buffer: u64,
     rx_buffers: u64,
     rx_bytes: u32,
     number: u64,
@@ -58,7 +58,7 @@ struct Card {
 
 impl Card {
     /// Starts with `buffers` receive buffers of `rx_bytes` bytes posted.
-    fn start(device: &Device, wanted: u64, rx_bytes: u32, buffers: u16) -> Check<Self> {
+    pub(super) fn start(device: &Device, wanted: u64, rx_bytes: u32, buffers: u16) -> Check<Self> {
         Self::start_with(device, wanted, rx_bytes, buffers, |_| Ok(()))
     }
 
@@ -88,7 +88,8 @@ impl Card {
         self.rx_buffers + u64::from(idx) * u64::from(self.rx_bytes)
     }
 
-    fn post(&mut self, idx: u16) {
+    /// Posts receive buffer `idx`.
+    pub(super) fn post(&mut self, idx: u16) {
         let desc =
             crate::virtio::ring::Desc { address: self.rx_buffer(idx), len: self.rx_bytes, flags: flag::WRITE, next: 0 };
         self.rx.describe(idx, desc);
@@ -96,7 +97,7 @@ impl Card {
     }
 
     /// Writes header and frame of `len` bytes (Ethernet header included) to the transmit buffer.
-    fn write_frame(&mut self, len: u64, seed: u8) {
+    pub(super) fn write_frame(&mut self, len: u64, seed: u8) {
         let frame = self.tx_buffer + NET_HEADER;
         arena::fill(self.tx_buffer, NET_HEADER, 0);
         arena::fill(frame, 6, 0xff);
@@ -119,7 +120,8 @@ impl Card {
         Ok(())
     }
 
-    fn send_frame(&mut self, len: u32, seed: u8) -> Check {
+    /// Sends a frame and waits for its buffer.
+    pub(super) fn send_frame(&mut self, len: u32, seed: u8) -> Check {
         self.write_frame(len.into(), seed);
         self.send(&[(self.tx_buffer, 12 + len, 0)])
     }
@@ -130,7 +132,7 @@ impl Card {
     }
 
     /// Waits for the frame sent last to come back in one buffer.
-    fn receive(&mut self, s: Terms, len: u32, seed: u8) -> Check {
+    pub(super) fn receive(&mut self, s: Terms, len: u32, seed: u8) -> Check {
         for _ in 0..STRANGERS_MAX {
             let Some(used) = self.rx.wait_used(cpu::PATIENCE_TICKS) else {
                 fail!("frame of {len} bytes does not come back")
@@ -166,7 +168,7 @@ fn mac(device: &Device) -> [u8; 6] {
     [0, 1, 2, 3, 4, 5].map(|i| cpu::read8(device.config.address + i))
 }
 
-fn need_echo(s: &Subject) -> Check {
+pub(super) fn need_echo(s: &Subject) -> Check {
     if !s.terms.echo {
         skip!("no peer (`echo` is not on the command line)");
     }

@@ -90,6 +90,11 @@ impl Ring {
         cpu::fence();
     }
 
+    /// Begins anew in the same memory, whose indices are zero again.
+    pub(crate) fn rewind(&mut self) {
+        (self.published, self.seen) = (0, 0);
+    }
+
     /// Notifies the device.
     pub(crate) fn kick(&self) {
         cpu::write16(self.doorbell, self.queue);
