@@ -162,8 +162,9 @@ impl Net {
 
     /// The interface as after reset: one queue, no offloads.
     fn use_first_port_only(&self) -> io::Result<()> {
-        self.ports[1..].iter().try_for_each(|port| port.set_attached(false))?;
-        self.ports[0].set_offloads(Offloads::NONE)
+        let offloads = self.ports[0].set_offloads(Offloads::NONE);
+        // All of them, also when one fails: a flow on a queue that nobody serves would be lost.
+        self.ports[1..].iter().map(|port| port.set_attached(false)).fold(offloads, io::Result::and)
     }
 
     /// Builds the workers' services: the pairs whose both queues are enabled, up to the first that is not.
@@ -299,9 +300,11 @@ fn take(queues: &mut VecDeque<ActiveQueue>, idx: u16) -> Option<ActiveQueue> {
 
 fn switches(pairs: &[Pair]) -> Result<Vec<PairSwitch>, StartError> {
     let host = |source| StartError::Host { operation: "duplicate an eventfd", source };
-    let switch =
-        |pair: &Pair| Ok(PairSwitch { port: pair.port.clone(), changed: pair.switched.try_clone().map_err(host)? });
-    pairs.iter().map(switch).collect()
+    let switch = |(idx, pair): (usize, &Pair)| {
+        let changed = pair.switched.try_clone().map_err(host)?;
+        Ok(PairSwitch { port: pair.port.clone(), changed, attached: idx == 0 })
+    };
+    pairs.iter().enumerate().map(switch).collect()
 }
 
 fn event() -> Result<EventFd, StartError> {

@@ -99,6 +99,23 @@ pub(super) struct PairSwitch {
     pub(super) port: Arc<dyn FramePort>,
     /// Signalled after the queue was attached or detached.
     pub(super) changed: EventFd,
+    /// Whether the interface uses it.
+    pub(super) attached: bool,
+}
+
+impl PairSwitch {
+    /// Attaches or detaches the queue. Returns whether that was done.
+    fn set(&mut self, attached: bool) -> bool {
+        if let Err(err) = self.port.set_attached(attached) {
+            log::warn!("Failed to {} a queue: {err}", if attached { "attach" } else { "detach" });
+            return false;
+        }
+        self.attached = attached;
+        if let Err(err) = self.changed.write(1) {
+            log::warn!("Failed to wake a worker: {err}");
+        }
+        true
+    }
 }
 
 /// What commands act on.
@@ -145,19 +162,21 @@ impl Control {
         if !(1..=self.pairs.len()).contains(&usize::from(pairs)) {
             return false;
         }
-        let changed = self.active.min(pairs)..self.active.max(pairs);
-        let attach = pairs > self.active;
-        for switch in &self.pairs[usize::from(changed.start)..usize::from(changed.end)] {
-            if let Err(err) = switch.port.set_attached(attach) {
-                log::warn!("Failed to {} a queue: {err}", if attach { "attach" } else { "detach" });
-                return false;
-            }
-            if let Err(err) = switch.changed.write(1) {
-                log::warn!("Failed to wake a worker: {err}");
-            }
+        let done = self.attach_first(pairs);
+        if done {
+            self.active = pairs;
+        } else {
+            // The driver goes on with what it had: a flow on a queue that it does not use would be lost.
+            self.attach_first(self.active);
         }
-        self.active = pairs;
-        true
+        done
+    }
+
+    /// Attaches the first `count` queues and detaches the others. Returns whether all are as wanted.
+    fn attach_first(&mut self, count: u16) -> bool {
+        let wanted = (0..).map(|idx: u16| idx < count);
+        let changes = self.pairs.iter_mut().zip(wanted).filter(|(switch, wanted)| switch.attached != *wanted);
+        changes.fold(true, |all, (switch, wanted)| switch.set(wanted) && all)
     }
 
     fn set_guest_offloads(&self, features: u64) -> bool {

@@ -477,7 +477,7 @@ fn control_queue_asks_for_the_doorbell_after_a_ring_full_of_commands() {
     let (driver, (port, _wire)) = (Driver::new(), port());
     let mock = MockSplitQueue::new(&driver.mem, 4);
     mock.build_multiple_desc_chains(&chains(4, 1, VRING_DESC_F_WRITE)).unwrap();
-    let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap() }];
+    let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap(), attached: true }];
     let mut queue = CtrlQueue::new(driver.ring(&mock), control(pairs, 0), driver.counters.clone());
 
     assert_eq!(queue.serve().unwrap(), Turn::More);
@@ -500,6 +500,7 @@ fn only_the_first_pair_is_attached_after_reset() {
 fn set_pairs_attaches_and_detaches_and_refuses_what_it_has_not() {
     let ((first, _a), (second, _b)) = (port(), port());
     let switch = |port: &Arc<SocketPort>| PairSwitch {
+        attached: port.attached.load(Ordering::Relaxed),
         port: port.clone() as Arc<dyn FramePort>,
         changed: EventFd::new(EFD_NONBLOCK).unwrap(),
     };
@@ -516,11 +517,51 @@ fn set_pairs_attaches_and_detaches_and_refuses_what_it_has_not() {
     assert!(first.attached.load(Ordering::Relaxed));
 }
 
+/// A port of an interface that takes no more queues.
+struct DetachedPort(SocketPort);
+
+impl FramePort for DetachedPort {
+    fn fd(&self) -> RawFd {
+        self.0.fd()
+    }
+    fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize> {
+        self.0.receive(into, spill)
+    }
+    fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
+        self.0.transmit(frame)
+    }
+    fn probe_offloads(&self) -> Offloads {
+        Offloads::NONE
+    }
+    fn set_offloads(&self, _offloads: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        if attached { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn set_pairs_that_the_host_refuses_half_way_changes_nothing() {
+    let ((first, _a), (second, _b), (third, _c)) = (port(), port(), port());
+    second.set_attached(false).unwrap();
+    let third = Arc::try_unwrap(third).unwrap_or_else(|_| unreachable!());
+    let ports: [(Arc<dyn FramePort>, bool); 3] =
+        [(first, true), (second.clone(), false), (Arc::new(DetachedPort(third)), false)];
+    let switch = |(port, attached)| PairSwitch { port, attached, changed: EventFd::new(EFD_NONBLOCK).unwrap() };
+    let mut control = control(ports.map(switch).into(), bit(VIRTIO_NET_F_MQ));
+
+    assert!(!control.execute(ctrl::Command::Pairs(3)));
+    assert!(!second.attached.load(Ordering::Relaxed));
+    assert!(control.execute(ctrl::Command::Pairs(2)));
+    assert!(second.attached.load(Ordering::Relaxed));
+}
+
 #[test]
 fn guest_offloads_that_were_not_negotiated_are_refused() {
     use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4};
     let (port, _wire) = port();
-    let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap() }];
+    let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap(), attached: true }];
     let features = bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) | bit(VIRTIO_NET_F_GUEST_CSUM);
     let mut control = control(pairs, features);
 
