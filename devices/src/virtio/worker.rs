@@ -2,15 +2,26 @@
 //!
 //! A worker that fails raises DEVICE_NEEDS_RESET, logs one line and then waits to be stopped. It never takes the VM down and
 //! never dies silently. Whoever spawned it joins it and gets the service back.
+//!
+//! The feature `inline-workers` is for fuzz targets: there workers have no threads and run when they are told to, so that the same
+//! input always does the same.
 
-use crate::virtio::device::StartError;
+#[cfg(feature = "inline-workers")]
+pub mod inline;
+#[cfg(not(feature = "inline-workers"))]
+mod threaded;
+
+#[cfg(feature = "inline-workers")]
+pub use inline::Worker;
+#[cfg(not(feature = "inline-workers"))]
+pub use threaded::Worker;
+
 use crate::virtio::interrupt::Interrupts;
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
-use std::thread::{self, JoinHandle};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Why a worker cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -79,90 +90,6 @@ pub const WAKE: u32 = u32::MAX;
 
 /// What somebody else has to do with the service, on the worker's thread.
 type Visit<S> = Box<dyn FnOnce(&mut S, &mut EventOps) -> Result<(), Fault> + Send>;
-
-/// A running worker.
-pub struct Worker<S> {
-    thread: JoinHandle<S>,
-    /// Closed to stop the worker.
-    visits: Sender<Visit<S>>,
-    /// Signalled after `visits` was changed.
-    wake: EventFd,
-}
-
-impl<S: Service> Worker<S> {
-    /// Starts a thread called `name` (at most 15 bytes are visible) that serves `service` until [`stop`](Self::stop).
-    ///
-    /// # Errors
-    /// If the host has no thread, epoll or event left.
-    pub fn spawn(name: &str, service: S, interrupts: Arc<Interrupts>) -> Result<Self, StartError> {
-        let host = |operation| move |source| StartError::Host { operation, source };
-        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
-        let own_wake = wake.try_clone().map_err(host("duplicate an eventfd"))?;
-        let (visits, own_visits) = mpsc::channel();
-        let mut manager = EventManager::new()
-            .map_err(|err| StartError::Host { operation: "create an epoll", source: std::io::Error::other(err) })?;
-        let thread_name = name.to_owned();
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                let id = manager.add_subscriber(Loop {
-                    sources: service.sources(),
-                    service,
-                    name: thread_name,
-                    visits: own_visits,
-                    wake: own_wake,
-                    interrupts,
-                    state: State::Serving,
-                });
-                loop {
-                    if let Err(err) = manager.run() {
-                        log::error!("Event loop failed: {err}");
-                    }
-                    if manager.subscriber_mut(id).is_ok_and(|l| matches!(l.state, State::Stopped)) {
-                        break;
-                    }
-                }
-                match manager.remove_subscriber(id) {
-                    Ok(ended) => ended.service,
-                    Err(err) => {
-                        unreachable!("the subscriber was added above and never removed: {err}")
-                    }
-                }
-            })
-            .map_err(host("start a worker thread"))?;
-        Ok(Self { thread, visits, wake })
-    }
-
-    /// Runs `action` on the worker's thread, between two events, and waits for what it returns: as long as the event lasts that is
-    /// being served. `None` if the worker has met a fault, or `action` gives one: then the service rests until it is stopped.
-    pub fn visit<R: Send + 'static>(
-        &self,
-        action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,
-    ) -> Option<R> {
-        let (answer, answered) = mpsc::sync_channel(1);
-        let visit: Visit<S> = Box::new(move |service, events| {
-            // The other end waits below.
-            let _ = answer.send(action(service, events)?);
-            Ok(())
-        });
-        self.visits.send(visit).ok()?;
-        if let Err(err) = self.wake.write(1) {
-            log::error!("Failed to wake a worker: {err}");
-            return None;
-        }
-        answered.recv().ok()
-    }
-
-    /// Stops the worker, waits for its thread and returns the service; `None` if the thread panicked, which is a bug and has
-    /// been reported by the panic hook.
-    pub fn stop(self) -> Option<S> {
-        drop(self.visits);
-        if let Err(err) = self.wake.write(1) {
-            log::error!("Failed to stop a worker: {err}");
-        }
-        self.thread.join().ok()
-    }
-}
 
 enum State {
     Serving,
@@ -254,6 +181,8 @@ impl<S: Service> MutEventSubscriber for Loop<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::thread;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     /// Fails when its event is signalled; counts its visitors.
     struct Fragile {

@@ -1,0 +1,96 @@
+//! Workers without threads, for fuzz targets: they serve what is ready when [`turn`] is called, on the caller's thread.
+
+use super::{Fault, Loop, Service, State, Visit};
+use crate::virtio::device::StartError;
+use crate::virtio::interrupt::Interrupts;
+use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
+use std::cell::RefCell;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// Events of one turn, at most: what a queue pair waits for.
+const EVENTS: usize = 8;
+
+thread_local! {
+    static RUNNING: RefCell<Vec<Weak<Mutex<dyn Turn>>>> = RefCell::default();
+}
+
+/// Lets every worker that this thread has spawned, and not stopped, handle the events that are ready. Returns how many there were:
+/// at 0 nothing happens any more until somebody acts.
+pub fn turn() -> usize {
+    let workers: Vec<_> = RUNNING.with_borrow_mut(|running| {
+        running.retain(|worker| worker.strong_count() > 0);
+        running.iter().filter_map(Weak::upgrade).collect()
+    });
+    workers.iter().map(|worker| worker.lock().unwrap_or_else(PoisonError::into_inner).turn()).sum()
+}
+
+trait Turn {
+    fn turn(&mut self) -> usize;
+}
+
+impl<S: Service> Turn for EventManager<Loop<S>> {
+    fn turn(&mut self) -> usize {
+        self.run_with_timeout(0).unwrap_or(0)
+    }
+}
+
+/// A worker that runs in [`turn`].
+pub struct Worker<S> {
+    manager: Arc<Mutex<EventManager<Loop<S>>>>,
+    id: SubscriberId,
+    visits: Sender<Visit<S>>,
+    wake: EventFd,
+}
+
+impl<S: Service> Worker<S> {
+    /// Begins to serve `service`.
+    ///
+    /// # Errors
+    /// If the host has no epoll or event left.
+    pub fn spawn(name: &str, service: S, interrupts: Arc<Interrupts>) -> Result<Self, StartError> {
+        let host = |operation| move |source| StartError::Host { operation, source };
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
+        let own_wake = wake.try_clone().map_err(host("duplicate an eventfd"))?;
+        let (visits, own_visits) = mpsc::channel();
+        let mut manager = EventManager::new_with_capacity(EVENTS)
+            .map_err(|err| StartError::Host { operation: "create an epoll", source: std::io::Error::other(err) })?;
+        let id = manager.add_subscriber(Loop {
+            sources: service.sources(),
+            service,
+            name: name.to_owned(),
+            visits: own_visits,
+            wake: own_wake,
+            interrupts,
+            state: State::Serving,
+        });
+        let manager = Arc::new(Mutex::new(manager));
+        let running: Arc<Mutex<dyn Turn>> = manager.clone();
+        RUNNING.with_borrow_mut(|all| all.push(Arc::downgrade(&running)));
+        Ok(Self { manager, id, visits, wake })
+    }
+
+    /// Runs `action` between two events and returns what it returns; `None` if the worker has met a fault, or `action` gives one.
+    pub fn visit<R: Send + 'static>(
+        &self,
+        action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,
+    ) -> Option<R> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let visit: Visit<S> = Box::new(move |service, events| {
+            // The other end waits below.
+            let _ = answer.send(action(service, events)?);
+            Ok(())
+        });
+        self.visits.send(visit).ok()?;
+        self.wake.write(1).ok()?;
+        self.manager.lock().unwrap_or_else(PoisonError::into_inner).turn();
+        answered.try_recv().ok()
+    }
+
+    /// Stops the worker and returns the service.
+    pub fn stop(self) -> Option<S> {
+        let mut manager = self.manager.lock().unwrap_or_else(PoisonError::into_inner);
+        manager.remove_subscriber(self.id).ok().map(|ended| ended.service)
+    }
+}
