@@ -11,6 +11,7 @@ mod bridge;
 mod card;
 mod disk;
 mod memory;
+mod queues;
 mod stop;
 
 use crate::stage::Stage;
@@ -26,7 +27,16 @@ pub struct Story {
 
 /// All stories, in the order of the files.
 pub fn all() -> impl Iterator<Item = &'static Story> {
-    [boot::STORIES, bridge::STORIES, card::STORIES, disk::STORIES, memory::STORIES, stop::STORIES, bad_input::STORIES]
-        .into_iter()
-        .flatten()
+    [
+        boot::STORIES,
+        bridge::STORIES,
+        card::STORIES,
+        disk::STORIES,
+        memory::STORIES,
+        queues::STORIES,
+        stop::STORIES,
+        bad_input::STORIES,
+    ]
+    .into_iter()
+    .flatten()
 }
