@@ -8,11 +8,14 @@
 //!   pair i   receiveq 2i  transmitq 2i+1
 //! ```
 
+mod alarm;
+mod coalesce;
 mod config;
 mod counters;
 mod ctrl;
 mod filter;
 mod lane;
+mod limiter;
 mod offload;
 mod pair;
 mod port;
@@ -27,24 +30,28 @@ pub use tap::Tap;
 use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, StartError};
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
+use alarm::Alarm;
+use coalesce::{Coalescer, Settings};
 use config::{Config, MacRegister};
 use counters::Counters;
 use ctrl::{Control, CtrlQueue, PairSwitch};
 use filter::Filter;
 use lane::Lane;
+use limiter::Limiter;
 use offload::bit;
 use pair::Pair;
 use rx::{Frames, Rx};
 use std::collections::VecDeque;
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use tx::Tx;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
     VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -109,6 +116,8 @@ pub struct Net {
     counters: Vec<Arc<Counters>>,
     queue_sizes: Vec<u16>,
     features: u64,
+    /// For commands that take locks of the host.
+    limiter: Arc<Mutex<Limiter>>,
     workers: Vec<Worker<Pair>>,
 }
 
@@ -137,6 +146,8 @@ impl Net {
             VIRTIO_NET_F_CTRL_VLAN,
             VIRTIO_NET_F_CTRL_MAC_ADDR,
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+            VIRTIO_NET_F_NOTF_COAL,
+            VIRTIO_NET_F_VQ_NOTF_COAL,
         ];
         let offloads = ports[0].probe_offloads() & config.offloads;
         let mut features = always.iter().fold(0, |bits, feature| bits | bit(*feature)) | offloads.features();
@@ -154,6 +165,7 @@ impl Net {
             ports,
             queue_sizes,
             features,
+            limiter: Arc::new(Mutex::new(Limiter::new(Instant::now()))),
             workers: Vec::new(),
         };
         net.use_first_port_only()?;
@@ -179,24 +191,37 @@ impl Net {
         let frames = Frames { mergeable, longest: self.longest_frame(features) };
         let filter = Filter::new(self.own_mac, features & bit(VIRTIO_NET_F_CTRL_VLAN) != 0);
         let filter = Arc::new(filter::Shared::new(filter));
+        let coalescing = Arc::new(Settings::new(self.ports.len() * 2));
         let mut pairs = Vec::new();
         for ((idx, port), counters) in (0..).step_by(2).zip(&self.ports).zip(&self.counters).take(most) {
             let (Some(rx), Some(tx)) = (take(&mut queues, idx), take(&mut queues, idx + 1)) else { break };
             let ((rx, rx_doorbell), (tx, tx_doorbell)) = (ring(rx)?, ring(tx)?);
             let rx = Rx::new(rx, port.clone(), counters.clone(), filter.clone(), frames);
             let tx = Tx::new(tx, port.clone(), counters.clone());
+            let rx = rx.coalesced_by(Coalescer::new(coalescing.clone(), idx));
+            let tx = tx.coalesced_by(Coalescer::new(coalescing.clone(), idx + 1));
             pairs.push(Pair {
                 rx: Lane::new(idx, rx, rx_doorbell),
                 tx: Lane::new(idx + 1, tx, tx_doorbell),
                 port: port.clone(),
-                switched: event()?,
+                changed: event()?,
+                alarm: alarm()?,
                 ctrl: None,
             });
         }
         let wants_ctrl = features & bit(VIRTIO_NET_F_CTRL_VQ) != 0;
         let ctrl = take(&mut queues, ctrl_idx).filter(|_| wants_ctrl);
         if let Some(ctrl) = ctrl.map(ring).transpose()? {
-            let control = Control { pairs: switches(&pairs)?, active: 1, features, filter, mac: self.mac.clone() };
+            let control = Control {
+                pairs: switches(&pairs)?,
+                active: 1,
+                features,
+                filter,
+                mac: self.mac.clone(),
+                offloads: Offloads::for_guest(features),
+                coalescing,
+                limiter: self.limiter.clone(),
+            };
             let queue = CtrlQueue::new(ctrl.0, control, self.counters[0].clone());
             let first = pairs.first_mut().ok_or(StartError::MissingQueue(0))?;
             first.ctrl = Some(Lane::new(ctrl_idx, queue, ctrl.1));
@@ -301,10 +326,14 @@ fn take(queues: &mut VecDeque<ActiveQueue>, idx: u16) -> Option<ActiveQueue> {
 fn switches(pairs: &[Pair]) -> Result<Vec<PairSwitch>, StartError> {
     let host = |source| StartError::Host { operation: "duplicate an eventfd", source };
     let switch = |(idx, pair): (usize, &Pair)| {
-        let changed = pair.switched.try_clone().map_err(host)?;
+        let changed = pair.changed.try_clone().map_err(host)?;
         Ok(PairSwitch { port: pair.port.clone(), changed, attached: idx == 0 })
     };
     pairs.iter().enumerate().map(switch).collect()
+}
+
+fn alarm() -> Result<Alarm, StartError> {
+    Alarm::new().map_err(|source| StartError::Host { operation: "create a timer", source })
 }
 
 fn event() -> Result<EventFd, StartError> {

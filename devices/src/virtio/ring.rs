@@ -118,21 +118,40 @@ impl Ring {
     /// Publishes, and interrupts the driver if it asked for that (virtio 1.3 2.7.7).
     pub fn notify(&mut self) {
         self.publish();
+        if self.interrupt_is_wanted() {
+            self.interrupt();
+        }
+    }
+
+    /// Whether the driver wants to be interrupted for what was published since it was last considered. If not, this counts as
+    /// considered.
+    pub fn interrupt_is_wanted(&mut self) -> bool {
         let (old, new) = (self.notified, self.published);
         if old == new {
-            return;
+            return false;
         }
         // The used index must be visible before the driver's wish is read, or both sides could go to sleep.
         fence(Ordering::SeqCst);
-        self.notified = new;
         let wanted = if self.event_idx {
             new - Wrapping(self.queue.used_event()) - Wrapping(1) < new - old
         } else {
             u32::from(self.queue.avail_flags()) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
-        if wanted {
-            self.interrupts.signal_queue(self.idx);
+        if !wanted {
+            self.notified = new;
         }
+        wanted
+    }
+
+    /// Interrupts the driver.
+    pub fn interrupt(&mut self) {
+        self.notified = self.published;
+        self.interrupts.signal_queue(self.idx);
+    }
+
+    /// Used buffers that are published and for which the driver has not been considered yet.
+    pub fn unannounced(&self) -> u16 {
+        (self.published - self.notified).0
     }
 
     /// Asks the driver not to notify. Only a hint: it may still do so. With EVENT_IDX nothing has to be done: the driver notifies

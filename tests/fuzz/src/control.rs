@@ -159,7 +159,7 @@ impl Ctrl {
 
 /// Every command once, and those that lie.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let commands: [&[u8]; 14] = [
+    let commands: [&[u8]; 18] = [
         &[0, 0, 1],
         &[0, 1, 1],
         &[0, 2, 1],
@@ -174,6 +174,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         &[4, 0, 2, 0],
         &[4, 0, 4, 0],
         &[5, 0, 0x82, 0x5, 0, 0, 0, 0, 0, 0],
+        &[6, 0, 64, 0, 0, 0, 0xf4, 1, 0, 0],
+        &[6, 1, 64, 0, 0, 0, 0xf4, 1, 0, 0],
+        &[6, 2, 0, 0, 0, 0, 2, 0, 0, 0, 100, 0, 0, 0],
+        &[6, 3, 0, 0, 0, 0],
     ];
     let one = |command: &[u8], cut: u8, failures: u8| {
         let len = u16::try_from(command.len()).expect("short").to_le_bytes();

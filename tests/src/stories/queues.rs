@@ -1,4 +1,4 @@
-//! What a stock driver does to single queues of a running card: it resizes their rings.
+//! What a stock driver does to single queues of a running card: it resizes their rings, and has their interrupts held back.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
@@ -8,8 +8,10 @@ use super::Story;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] =
-    &[Story { name: "queues::rings_change_their_sizes_under_a_transfer_both_ways", tell: resized }];
+pub(super) const STORIES: &[Story] = &[
+    Story { name: "queues::rings_change_their_sizes_under_a_transfer_both_ways", tell: resized },
+    Story { name: "queues::interrupts_are_held_back_as_the_guest_wishes", tell: coalesced },
+];
 
 /// What goes to the guest and back while the rings change.
 const TRANSFER_MIB: usize = 16;
@@ -59,6 +61,58 @@ fn resized(stage: &Stage) {
     assert_eq!((small.as_str(), after.as_str()), ("512 512 128 64", "512 512 512 256"));
     assert!(changes >= CHANGES_MIN, "only {changes} changes during the transfer");
     assert_eq!(vm.value("ping"), "0", "ping after it all");
+    assert_eq!(vm.wait_exit(), 0);
+}
+
+/// Frames that the host sends for each way to interrupt, and the milliseconds between them.
+const FRAMES: u32 = 300;
+const INTERVAL_MS: u32 = 4;
+/// How many frames the guest wants to come together, and the longest wait: so long that the number of frames decides.
+const TOGETHER: u32 = 16;
+const WAIT_USECS: u32 = 500_000;
+
+fn coalesced(stage: &Stage) {
+    let lan = Lan::new();
+    let host = lan.address();
+    let [every, together, adaptive] = [(); 3].map(|()| listener(&lan));
+    let vm = stage
+        .vm()
+        .net(lan.net())
+        .script(&format!(
+            "irqs() {{ awk '/virtio.*input.0/ {{ print $2 }}' /proc/interrupts; }}
+             shown() {{ ethtool $1 eth0 $2 $3 $4 | awk '/^rx-(usecs|frames):/ {{ printf $2 \" \" }}'; }}
+             turn() {{ n=$(irqs); nc {host} $2 </dev/null >/dev/null; echo $1=$(($(irqs) - n)); }}
+             echo address=$(ip -4 -o addr show dev eth0 | sed 's/.*inet //; s,/.*,,')
+             echo before=$(shown -c); turn every {}
+             ethtool -C eth0 rx-usecs {WAIT_USECS} rx-frames {TOGETHER}; echo set=$? $(shown -c); turn together {}
+             ethtool -C eth0 rx-usecs 1000001; echo refused=$?
+             ethtool -C eth0 rx-usecs 0 rx-frames 0 && ethtool -C eth0 adaptive-rx on; echo adaptive=$?
+             turn adaptively {}; echo queue=$(shown -Q queue_mask 1 --show-coalesce)",
+            port(&every),
+            port(&together),
+            port(&adaptive)
+        ))
+        .start();
+
+    let address = vm.value("address");
+    for listener in [every, together, adaptive] {
+        let connection = listener.accept().expect("the guest connects").0;
+        let seconds = f64::from(INTERVAL_MS) / 1000.0;
+        sh(&format!("ping -q -c {FRAMES} -i {seconds} {address} >/dev/null || true"));
+        drop(connection);
+    }
+
+    let interrupts = |name: &str| vm.value(name).parse::<u32>().expect("a number of interrupts");
+    let (every, together, adaptively) = (interrupts("every"), interrupts("together"), interrupts("adaptively"));
+    println!(
+        "{FRAMES} frames: {every} interrupts, {together} with rx-frames {TOGETHER}, {adaptively} with adaptive-rx"
+    );
+    println!("adaptive-rx has set rx-usecs, rx-frames of queue 0 to {}", vm.value("queue"));
+    assert_eq!((vm.value("before").trim(), vm.value("set").trim()), ("0 0", "0 500000 16"));
+    assert_ne!(vm.value("refused"), "0", "a wait of more than a second");
+    assert!(every > 4 * together, "held back {together} interrupts of {every}");
+    assert_eq!(vm.value("adaptive"), "0", "exit code of ethtool -C eth0 adaptive-rx on");
+    assert_ne!(vm.value("queue").trim(), "0 0", "adaptive-rx changed nothing");
     assert_eq!(vm.wait_exit(), 0);
 }
 

@@ -3,23 +3,26 @@
 use crate::virtio::chain::Chain;
 use crate::virtio::device::Memory;
 use crate::virtio::net::Turn;
+use crate::virtio::net::coalesce::{Request, Settings};
 use crate::virtio::net::config::MacRegister;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::filter::{self, Mode, Switch};
 use crate::virtio::net::lane::Side;
+use crate::virtio::net::limiter::Limiter;
 use crate::virtio::net::offload::{self, Offloads, bit};
 use crate::virtio::net::port::FramePort;
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Fault;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MAC,
     VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
-    VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD, VIRTIO_NET_CTRL_VLAN_DEL, VIRTIO_NET_ERR,
-    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
-    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MQ, VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD,
+    VIRTIO_NET_CTRL_VLAN_DEL, VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
+    VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MQ, VIRTIO_NET_OK,
 };
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Longest command that is understood: class, command and two address tables of this many addresses together.
@@ -40,6 +43,8 @@ pub(super) enum Command {
     Pairs(u16),
     /// Give the guest only these offloads, as feature bits, 5.1.6.5.6.
     GuestOffloads(u64),
+    /// Hold interrupts back, or say how they are held back, 5.1.6.5.7.
+    Coalescing(Request),
 }
 
 impl Command {
@@ -64,7 +69,16 @@ impl Command {
             (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
                 Some(Self::GuestOffloads(u64::from_le_bytes(data.try_into().ok()?)))
             }
+            (VIRTIO_NET_CTRL_NOTF_COAL, _) => Request::parse(command.into(), data).map(Self::Coalescing),
             _ => None,
+        }
+    }
+
+    /// Bytes of the result that stands before the acknowledgement.
+    fn result_len(&self) -> u32 {
+        match self {
+            Self::Coalescing(Request::Get(_)) => 8,
+            _ => 0,
         }
     }
 
@@ -77,6 +91,7 @@ impl Command {
             Self::Vlan(..) => VIRTIO_NET_F_CTRL_VLAN,
             Self::Pairs(_) => VIRTIO_NET_F_MQ,
             Self::GuestOffloads(_) => VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+            Self::Coalescing(request) => request.feature(),
         }
     }
 }
@@ -93,11 +108,11 @@ fn read_table(data: &[u8]) -> Option<(Vec<[u8; 6]>, &[u8])> {
     Some((addresses.as_chunks().0.to_vec(), rest))
 }
 
-/// One queue of the interface, and how to tell its worker that it was attached or detached.
+/// One queue of the interface, and how to tell its worker that something about it was changed.
 pub(super) struct PairSwitch {
     /// The queue.
     pub(super) port: Arc<dyn FramePort>,
-    /// Signalled after the queue was attached or detached.
+    /// Signalled after that.
     pub(super) changed: EventFd,
     /// Whether the interface uses it.
     pub(super) attached: bool,
@@ -111,10 +126,15 @@ impl PairSwitch {
             return false;
         }
         self.attached = attached;
+        self.tell();
+        true
+    }
+
+    /// Has the worker look.
+    fn tell(&self) {
         if let Err(err) = self.changed.write(1) {
             log::warn!("Failed to wake a worker: {err}");
         }
-        true
     }
 }
 
@@ -130,6 +150,12 @@ pub(super) struct Control {
     pub(super) filter: Arc<filter::Shared>,
     /// Where the driver reads the card's address.
     pub(super) mac: Arc<MacRegister>,
+    /// What the guest is given.
+    pub(super) offloads: Offloads,
+    /// How interrupts are held back.
+    pub(super) coalescing: Arc<Settings>,
+    /// How often the host is asked for changes; the same one after a reset, so that a reset does not help.
+    pub(super) limiter: Arc<Mutex<Limiter>>,
 }
 
 impl Control {
@@ -145,7 +171,49 @@ impl Control {
             Command::Vlan(vlan, on) => self.filter.change(|filter| filter.set_vlan(vlan, on)),
             Command::Pairs(pairs) => self.set_pairs(pairs),
             Command::GuestOffloads(features) => self.set_guest_offloads(features),
+            Command::Coalescing(request) => self.coalesce(request),
         }
+    }
+
+    /// Whether `command` may be executed.
+    ///
+    /// # Errors
+    /// When it may, if not now.
+    fn admit(&self, command: &Command) -> Result<(), Instant> {
+        let calls = match command {
+            _ if self.features & bit(command.feature()) == 0 => 0,
+            Command::Pairs(pairs) if self.has_pairs(*pairs) => pairs.abs_diff(self.active).into(),
+            Command::GuestOffloads(features) => u32::from(Offloads::for_guest(*features) != self.offloads),
+            _ => 0,
+        };
+        if calls == 0 {
+            return Ok(());
+        }
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner).take(calls, Instant::now())
+    }
+
+    /// What the driver asked for with `command`, which was executed.
+    fn result(&self, command: &Command) -> Vec<u8> {
+        match command {
+            Command::Coalescing(Request::Get(queue)) => {
+                self.coalescing.get(*queue).unwrap_or_default().to_bytes().to_vec()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn coalesce(&self, request: Request) -> bool {
+        let done = self.coalescing.obey(request);
+        let queues = (0_u16..).step_by(2);
+        for (_, pair) in queues.zip(&self.pairs).filter(|(idx, _)| request.changes(*idx) || request.changes(*idx + 1)) {
+            // What is held back may be due by the new rule.
+            pair.tell();
+        }
+        done
+    }
+
+    fn has_pairs(&self, pairs: u16) -> bool {
+        (1..=self.pairs.len()).contains(&usize::from(pairs))
     }
 
     fn set_mac(&self, mac: [u8; 6]) -> bool {
@@ -159,7 +227,7 @@ impl Control {
     }
 
     fn set_pairs(&mut self, pairs: u16) -> bool {
-        if !(1..=self.pairs.len()).contains(&usize::from(pairs)) {
+        if !self.has_pairs(pairs) {
             return false;
         }
         let done = self.attach_first(pairs);
@@ -179,13 +247,20 @@ impl Control {
         changes.fold(true, |all, (switch, wanted)| switch.set(wanted) && all)
     }
 
-    fn set_guest_offloads(&self, features: u64) -> bool {
+    fn set_guest_offloads(&mut self, features: u64) -> bool {
         if features & !(self.features & offload::GUEST_FEATURES) != 0 {
             return false;
         }
+        let offloads = Offloads::for_guest(features);
+        if offloads == self.offloads {
+            return true;
+        }
         let port = self.pairs.first().map(|switch| &switch.port);
-        match port.map(|port| port.set_offloads(Offloads::for_guest(features))) {
-            Some(Ok(())) => true,
+        match port.map(|port| port.set_offloads(offloads)) {
+            Some(Ok(())) => {
+                self.offloads = offloads;
+                true
+            }
             Some(Err(err)) => {
                 log::warn!("Failed to change the offloads: {err}");
                 false
@@ -203,15 +278,29 @@ pub(super) struct CtrlQueue {
     counters: Arc<Counters>,
     /// The command that is being read.
     command: Vec<u8>,
+    waiting: Option<Waiting>,
+}
+
+/// A command that must not be executed yet; its chain is the queue's `chain`.
+struct Waiting {
+    head: u16,
+    command: Command,
+    due: Instant,
 }
 
 impl CtrlQueue {
     /// A control queue.
     pub(super) fn new(ring: Ring, control: Control, counters: Arc<Counters>) -> Self {
-        Self { ring, chain: Chain::default(), control, counters, command: Vec::new() }
+        Self { ring, chain: Chain::default(), control, counters, command: Vec::new(), waiting: None }
     }
 
-    /// Answers every command that is there; at most a ring full, so that a driver that never stops cannot keep the worker.
+    /// When a command is due that has to wait.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.waiting.as_ref().map(|waiting| waiting.due)
+    }
+
+    /// Answers every command that is there, up to one that has to wait; at most a ring full, so that a driver that never stops
+    /// cannot keep the worker.
     ///
     /// # Errors
     /// If the ring is broken, or a command has no room for its acknowledgement.
@@ -223,31 +312,81 @@ impl CtrlQueue {
 
     fn answer(&mut self) -> Result<Turn, Fault> {
         for _ in 0..self.ring.size() {
-            let Some(head) = self.ring.pop(&mut self.chain)? else {
-                if self.ring.enable_doorbell()? {
-                    continue;
+            let Some((head, command)) = self.next_command()? else { return Ok(Turn::Done) };
+            if let Some(command) = command {
+                if let Err(due) = self.control.admit(&command) {
+                    self.waiting = Some(Waiting { head, command, due });
+                    return Ok(Turn::Done);
                 }
-                return Ok(Turn::Done);
-            };
-            let command = read_command(self.ring.mem(), &self.chain, &mut self.command);
-            let done = command.is_some_and(|command| self.control.execute(command));
-            let count = if done { &self.counters.ctrl_ok } else { &self.counters.ctrl_refused };
-            count.add(1);
-            let ack = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
-            let room = self.chain.writable.first();
-            let written = room.map(|room| self.ring.mem().write_obj(ack.to_le_bytes()[0], room.addr));
-            if !matches!(written, Some(Ok(()))) {
-                return Err(Fault::Guest { queue: CTRL, reason: "a control command has no room for its answer" });
+                self.finish(head, command)?;
+            } else {
+                // Nobody knows where a result would have ended, except that nothing follows it.
+                let end = u32::try_from(self.chain.writable_len()).unwrap_or(u32::MAX);
+                self.refuse(head, end.saturating_sub(1))?;
             }
-            self.ring.push_used(head, 1);
         }
         Ok(Turn::More)
+    }
+
+    /// The command that waited, or the next one and the head of its chain; `None` in its place if it makes no sense.
+    fn next_command(&mut self) -> Result<Option<(u16, Option<Command>)>, Fault> {
+        if let Some(waiting) = self.waiting.take() {
+            return Ok(Some((waiting.head, Some(waiting.command))));
+        }
+        loop {
+            if let Some(head) = self.ring.pop(&mut self.chain)? {
+                let command = read_command(self.ring.mem(), &self.chain, &mut self.command);
+                let room = self.chain.writable_len();
+                return Ok(Some((head, command.filter(|command| room > u64::from(command.result_len())))));
+            }
+            if !self.ring.enable_doorbell()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn finish(&mut self, head: u16, command: Command) -> Result<(), Fault> {
+        let ack_at = command.result_len();
+        if !self.control.execute(command.clone()) {
+            return self.refuse(head, ack_at);
+        }
+        self.counters.ctrl_ok.add(1);
+        let mut answer = self.control.result(&command);
+        answer.push(VIRTIO_NET_OK.to_le_bytes()[0]);
+        self.write(0, &answer)?;
+        self.ring.push_used(head, ack_at + 1);
+        Ok(())
+    }
+
+    fn refuse(&mut self, head: u16, ack_at: u32) -> Result<(), Fault> {
+        self.counters.ctrl_refused.add(1);
+        self.write(ack_at, &VIRTIO_NET_ERR.to_le_bytes()[..1])?;
+        self.ring.push_used(head, ack_at.saturating_add(1));
+        Ok(())
+    }
+
+    /// Writes to the writable part of the chain from `at` on, however it is cut into buffers.
+    fn write(&self, at: u32, bytes: &[u8]) -> Result<(), Fault> {
+        let (mut skip, mut left) = (at, bytes);
+        for buffer in &self.chain.writable {
+            let here = skip.min(buffer.len);
+            let room = usize::try_from(buffer.len - here).unwrap_or(usize::MAX);
+            let (now, later) = left.split_at(left.len().min(room));
+            if self.ring.mem().write_slice(now, GuestAddress(buffer.addr.0 + u64::from(here))).is_err() {
+                break;
+            }
+            (skip, left) = (skip - here, later);
+        }
+        let no_room = Fault::Guest { queue: CTRL, reason: "a control command has no room for its answer" };
+        if left.is_empty() { Ok(()) } else { Err(no_room) }
     }
 }
 
 impl Side for CtrlQueue {
-    /// What was commanded stays in force.
-    fn stop(&mut self) {}
+    /// What was commanded stays in force; a command that waits is not executed any more.
+    fn stop(&mut self) {
+        self.waiting = None;
+    }
 
     fn restart(&mut self, ring: Ring) {
         self.ring = ring;

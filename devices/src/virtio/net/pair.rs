@@ -5,6 +5,7 @@
 //! again only to those who asked after they had met a full queue, so after such a write the port is asked.
 
 use crate::virtio::device::Activation;
+use crate::virtio::net::alarm::Alarm;
 use crate::virtio::net::ctrl::CtrlQueue;
 use crate::virtio::net::lane::Lane;
 use crate::virtio::net::port::FramePort;
@@ -19,8 +20,9 @@ use vmm_sys_util::eventfd::EventFd;
 const RX_DOORBELL: u32 = 0;
 const TX_DOORBELL: u32 = 1;
 const PORT: u32 = 2;
-const SWITCH: u32 = 3;
+const CHANGED: u32 = 3;
 const CTRL_DOORBELL: u32 = 4;
+const ALARM: u32 = 5;
 
 /// A queue pair and its port.
 pub(super) struct Pair {
@@ -30,8 +32,10 @@ pub(super) struct Pair {
     pub(super) tx: Lane<Tx>,
     /// Where frames go.
     pub(super) port: Arc<dyn FramePort>,
-    /// Signalled when the port was attached or detached.
-    pub(super) switched: EventFd,
+    /// Signalled when the port was attached or detached, or interrupts are held back in another way.
+    pub(super) changed: EventFd,
+    /// Goes off when something is due that was put off.
+    pub(super) alarm: Alarm,
     /// The control queue, if this pair serves it.
     pub(super) ctrl: Option<Lane<CtrlQueue>>,
 }
@@ -62,7 +66,8 @@ impl Pair {
         }
         self.control()?;
         self.receive()?;
-        self.transmit(events)
+        self.transmit(events)?;
+        self.set_alarm()
     }
 
     fn receive(&mut self) -> Result<(), Fault> {
@@ -93,6 +98,58 @@ impl Pair {
         lane.come_again(turn)
     }
 
+    fn serve_source(&mut self, token: u32, events: &mut EventOps) -> Result<(), Fault> {
+        match token {
+            RX_DOORBELL => {
+                self.rx.answer_doorbell();
+                self.receive()
+            }
+            TX_DOORBELL => {
+                self.tx.answer_doorbell();
+                self.transmit(events)
+            }
+            PORT => {
+                self.receive()?;
+                self.transmit_waiting(events)
+            }
+            CHANGED => {
+                // Empty when another wake-up took it along.
+                let _ = self.changed.read();
+                self.watch_port(events)?;
+                self.receive()?;
+                self.transmit(events)
+            }
+            CTRL_DOORBELL => {
+                if let Some(ctrl) = &self.ctrl {
+                    ctrl.answer_doorbell();
+                }
+                self.control()
+            }
+            ALARM => self.catch_up(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does what has been put off and is due.
+    fn catch_up(&mut self) -> Result<(), Fault> {
+        self.alarm.acknowledge().map_err(no_timer)?;
+        if let Some(rx) = self.rx.serving() {
+            rx.interrupt_in_time();
+        }
+        if let Some(tx) = self.tx.serving() {
+            tx.interrupt_in_time();
+        }
+        self.control()
+    }
+
+    /// Sees to it that what is put off is not forgotten.
+    fn set_alarm(&mut self) -> Result<(), Fault> {
+        let rx = self.rx.serving().and_then(|rx| rx.deadline());
+        let tx = self.tx.serving().and_then(|tx| tx.deadline());
+        let ctrl = self.ctrl.as_mut().and_then(Lane::serving).and_then(|ctrl| ctrl.deadline());
+        self.alarm.set([rx, tx, ctrl].into_iter().flatten().min()).map_err(no_timer)
+    }
+
     fn port_events(&self) -> Events {
         let wanted = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
         Events::with_data_raw(self.port.fd(), PORT, wanted)
@@ -112,7 +169,8 @@ impl Service for Pair {
         let mut sources = vec![
             Source::readable(self.rx.doorbell(), RX_DOORBELL),
             Source::readable(self.tx.doorbell(), TX_DOORBELL),
-            Source::readable(&self.switched, SWITCH),
+            Source::readable(&self.changed, CHANGED),
+            Source::readable(&self.alarm, ALARM),
         ];
         sources.extend(self.ctrl.as_ref().map(|ctrl| Source::readable(ctrl.doorbell(), CTRL_DOORBELL)));
         sources
@@ -126,39 +184,18 @@ impl Service for Pair {
         self.watch_port(events)?;
         self.control()?;
         self.receive()?;
-        self.transmit(events)
+        self.transmit(events)?;
+        self.set_alarm()
     }
 
     fn serve(&mut self, token: u32, events: &mut EventOps) -> Result<(), Fault> {
-        match token {
-            RX_DOORBELL => {
-                self.rx.answer_doorbell();
-                self.receive()
-            }
-            TX_DOORBELL => {
-                self.tx.answer_doorbell();
-                self.transmit(events)
-            }
-            PORT => {
-                self.receive()?;
-                self.transmit_waiting(events)
-            }
-            SWITCH => {
-                // Empty when another wake-up took it along.
-                let _ = self.switched.read();
-                self.watch_port(events)?;
-                self.receive()?;
-                self.transmit(events)
-            }
-            CTRL_DOORBELL => {
-                if let Some(ctrl) = &self.ctrl {
-                    ctrl.answer_doorbell();
-                }
-                self.control()
-            }
-            _ => Ok(()),
-        }
+        self.serve_source(token, events)?;
+        self.set_alarm()
     }
+}
+
+fn no_timer(source: std::io::Error) -> Fault {
+    Fault::Host { operation: "set a timer", source }
 }
 
 fn unwatched(err: event_manager::Error) -> Fault {

@@ -7,6 +7,7 @@
 
 use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
+use crate::virtio::net::coalesce::Coalescer;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::filter::{self, Filter, HEAD_LEN};
 use crate::virtio::net::lane::Side;
@@ -17,6 +18,7 @@ use crate::virtio::worker::Fault;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Offset of `num_buffers` in the header (virtio 1.3 5.1.6).
 const NUM_BUFFERS: usize = 10;
@@ -49,6 +51,7 @@ pub(super) struct Frames {
 /// The receive side of one queue pair.
 pub(super) struct Rx {
     ring: Ring,
+    coalescer: Coalescer,
     port: Arc<dyn FramePort>,
     counters: Arc<Counters>,
     chain: Chain,
@@ -85,6 +88,7 @@ impl Rx {
         let pieces = IoVecs::new(ring.mem().clone());
         Self {
             ring,
+            coalescer: Coalescer::default(),
             port,
             counters,
             chain: Chain::default(),
@@ -103,6 +107,11 @@ impl Rx {
         }
     }
 
+    /// The same, with interrupts held back as `coalescer` says.
+    pub(super) fn coalesced_by(self, coalescer: Coalescer) -> Self {
+        Self { coalescer, ..self }
+    }
+
     /// Receives until the port is empty, the guest has no buffers left, or the budget is used up.
     ///
     /// # Errors
@@ -112,8 +121,18 @@ impl Rx {
             self.ring.disable_doorbell();
         }
         let turn = self.burst()?;
-        self.ring.notify();
+        self.coalescer.notify(&mut self.ring);
         Ok(turn)
+    }
+
+    /// When an interrupt that is held back is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.coalescer.deadline()
+    }
+
+    /// Sends an interrupt that was held back, if it is due.
+    pub(super) fn interrupt_in_time(&mut self) {
+        self.coalescer.notify(&mut self.ring);
     }
 
     fn burst(&mut self) -> Result<Turn, Fault> {
@@ -201,7 +220,7 @@ impl Rx {
     /// Asks the driver to notify when it has posted more buffers.
     fn ask_for_buffers(&mut self) -> Result<Received, Fault> {
         // What was received so far has to be seen first, or the driver may never post more.
-        self.ring.notify();
+        self.coalescer.notify_now(&mut self.ring);
         let more = self.ring.enable_doorbell()?;
         self.armed = true;
         Ok(if more { Received::Lost } else { Received::Nothing })
@@ -257,6 +276,7 @@ impl Rx {
             self.room -= chain.len;
             left -= used;
         }
+        self.coalescer.count();
         self.counters.rx_frames.add(1);
         self.counters.rx_bytes.add(u64::try_from(len - HEADER_LEN).unwrap_or(0));
     }
@@ -306,11 +326,13 @@ impl Side for Rx {
         self.pieces.clear();
         self.posted.clear();
         self.room = 0;
+        self.coalescer.stop();
     }
 
     fn restart(&mut self, ring: Ring) {
         self.ring = ring;
         self.armed = true;
+        self.coalescer.restart();
     }
 }
 

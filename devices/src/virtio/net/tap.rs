@@ -8,12 +8,15 @@ use crate::virtio::net::offload::Offloads;
 use crate::virtio::net::port::FramePort;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
 /// One queue of a tap with 12-byte virtio headers.
 pub struct Tap {
     fd: OwnedFd,
     /// A tap made with one queue only has nothing to attach or detach.
     multi_queue: bool,
+    /// What was last asked for and done; the kernel takes a lock of the whole host to find out that nothing is to be done.
+    attached: Mutex<Option<bool>>,
 }
 
 impl Tap {
@@ -28,7 +31,7 @@ impl Tap {
         {
             return Err(io::Error::other("it is not a tap with virtio headers (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR)"));
         }
-        Ok(Self { fd, multi_queue: flags & libc::IFF_MULTI_QUEUE != 0 })
+        Ok(Self { fd, multi_queue: flags & libc::IFF_MULTI_QUEUE != 0, attached: Mutex::default() })
     }
 }
 
@@ -58,15 +61,21 @@ impl FramePort for Tap {
         if !self.multi_queue {
             return if attached { Ok(()) } else { Err(io::Error::other("the tap has only one queue")) };
         }
+        let mut before = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        if *before == Some(attached) {
+            return Ok(());
+        }
         let mut request = empty_request();
         let flag = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
         request.ifr_ifru.ifru_flags = to_short(flag);
         // SAFETY: TUNSETQUEUE reads one ifreq.
         match check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &request) }) {
             // The queue already is as wanted.
-            Err(err) if err.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-            result => result,
+            Err(err) if err.raw_os_error() == Some(libc::EINVAL) => {}
+            result => result?,
         }
+        *before = Some(attached);
+        Ok(())
     }
 }
 

@@ -69,7 +69,9 @@ fn frames(mergeable: bool) -> Frames {
 
 fn control(pairs: Vec<PairSwitch>, features: u64) -> Control {
     let mac = Arc::new(MacRegister::new([2, 0, 0, 0, 0, 1]));
-    Control { pairs, active: 1, features, filter: open(), mac }
+    let limiter = Arc::new(Mutex::new(Limiter::new(Instant::now())));
+    let (offloads, coalescing) = (Offloads::for_guest(features), Arc::default());
+    Control { pairs, active: 1, features, filter: open(), mac, offloads, coalescing, limiter }
 }
 
 struct Driver {
@@ -754,4 +756,116 @@ proptest::proptest! {
         }
         net.stop();
     }
+}
+
+/// Sets up a control queue at 0xa_0000 with one chain for each of `commands`, whose answers of `room` bytes lie 0x100 apart at
+/// [`ANSWERS`].
+fn commands(mem: &Memory, commands: &[&[u8]], room: u32) -> Queue {
+    let mock = MockSplitQueue::create(mem, GuestAddress(0xa_0000), 16);
+    let mut descriptors = Vec::new();
+    for (i, command) in (0_u16..).zip(commands) {
+        let (addr, len) = (ANSWERS + 0x1_0000 + u64::from(i) * 0x100, u32::try_from(command.len()).unwrap());
+        mem.write_slice(command, GuestAddress(addr)).unwrap();
+        let (next, write) = (u16::try_from(VRING_DESC_F_NEXT).unwrap(), u16::try_from(VRING_DESC_F_WRITE).unwrap());
+        descriptors.push(Descriptor::new(addr, len, next, 3 * i + 1));
+        let answer = ANSWERS + u64::from(i) * 0x100;
+        mem.write_obj(0xff_u8, GuestAddress(answer + u64::from(room) - 1)).unwrap();
+        // In two buffers, to be cut somewhere.
+        let first = room / 2;
+        descriptors.push(Descriptor::new(answer, first, next | write, 3 * i + 2));
+        descriptors.push(Descriptor::new(answer + u64::from(first), room - first, write, 0));
+    }
+    let raw: Vec<_> = descriptors.into_iter().map(RawDescriptor::from).collect();
+    mock.build_multiple_desc_chains(&raw).unwrap();
+    mock.create_queue().unwrap()
+}
+
+const ANSWERS: u64 = 0xc_0000;
+
+fn ctrl_queue(driver: &Driver, queue: Queue, control: Control) -> CtrlQueue {
+    let active = ActiveQueue { idx: 2, queue, doorbell: EventFd::new(0).unwrap() };
+    let ring = Ring::new(active, driver.mem.clone(), driver.interrupts.clone()).unwrap().0;
+    CtrlQueue::new(ring, control, driver.counters.clone())
+}
+
+#[test]
+fn parameters_of_a_queue_are_read_back_before_the_acknowledgement() {
+    let driver = Driver::new();
+    let set: &[u8] = &[6, 2, 0, 0, 0, 0, 64, 0, 0, 0, 0xf4, 1, 0, 0];
+    let (get, get_disabled) = ([6_u8, 3, 0, 0, 0xff, 0xff], [6_u8, 3, 1, 0, 0, 0]);
+    let queue = commands(&driver.mem, &[set, &get, &get_disabled], 9);
+    let mut control = control(Vec::new(), bit(VIRTIO_NET_F_VQ_NOTF_COAL));
+    control.coalescing = Arc::new(Settings::new(2));
+    let _rx = Coalescer::new(control.coalescing.clone(), 0);
+    let mut ctrl = ctrl_queue(&driver, queue, control);
+
+    assert_eq!(ctrl.serve().unwrap(), Turn::Done);
+
+    assert_eq!(driver.bytes(ANSWERS, 1), [0]);
+    assert_eq!(driver.bytes(ANSWERS + 0x100, 9), [64, 0, 0, 0, 0xf4, 1, 0, 0, 0]);
+    assert_eq!(driver.bytes(ANSWERS + 0x200 + 8, 1), [1]);
+    assert_eq!((driver.count("ctrl_ok"), driver.count("ctrl_refused")), (2, 1));
+}
+
+#[test]
+fn command_without_room_for_its_result_is_refused() {
+    let driver = Driver::new();
+    let queue = commands(&driver.mem, &[&[6, 3, 0, 0, 0, 0]], 8);
+    let mut ctrl = ctrl_queue(&driver, queue, control(Vec::new(), bit(VIRTIO_NET_F_VQ_NOTF_COAL)));
+    ctrl.serve().unwrap();
+    assert_eq!(driver.bytes(ANSWERS + 7, 1), [1]);
+}
+
+#[test]
+fn changes_that_take_locks_of_the_host_wait_and_are_then_made() {
+    let (driver, (port, _wire)) = (Driver::new(), port());
+    let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap(), attached: true }];
+    let features = bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) | bit(1);
+    let control = control(pairs, features);
+    let limiter = control.limiter.clone();
+    let (none, same) = ([5_u8, 0, 0, 0, 0, 0, 0, 0, 0, 0], [5_u8, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+    let queue = commands(&driver.mem, &[&same, &none, &none], 2);
+    let mut ctrl = ctrl_queue(&driver, queue, control);
+    // Nothing is left; the next call may be made in 10 ms.
+    limiter.lock().unwrap().take(128, Instant::now()).unwrap();
+
+    assert_eq!(ctrl.serve().unwrap(), Turn::Done);
+    assert_eq!(driver.count("ctrl_ok"), 1, "the one that changes nothing");
+    let due = ctrl.deadline().unwrap();
+    while Instant::now() < due {
+        std::thread::yield_now();
+    }
+    ctrl.serve().unwrap();
+    assert_eq!((driver.count("ctrl_ok"), ctrl.deadline()), (3, None));
+}
+
+#[test]
+fn interrupt_that_is_held_back_comes_in_time() {
+    use crate::irq::{MsiMessage, MsiVector};
+    const HELD: Duration = Duration::from_millis(30);
+    let (mut driver, (port, wire)) = (Driver::new(), port());
+    let vector = Arc::new(FakeVector::default());
+    vector.route(Some(MsiMessage { address: 0, data: 0 })).unwrap();
+    driver.interrupts = Arc::new(Interrupts::new(vec![vector.clone()], 3));
+    driver.interrupts.set_enabled(true);
+    driver.interrupts.set_queue_vector(0, 0);
+    let usecs = u32::try_from(HELD.as_micros()).unwrap().to_le_bytes();
+    let set = [&[6, 1, 64, 0, 0, 0], &usecs[..]].concat();
+    let queue = commands(&driver.mem, &[&set], 2);
+    let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
+    let [(rx, _), (tx, _)] = active_pair(&driver.mem, 0);
+    // A driver that has run out of buffers is told at once.
+    let mock = MockSplitQueue::create(&driver.mem, GuestAddress(0x9_0000), 16);
+    mock.build_multiple_desc_chains(&chains(4, 64, VRING_DESC_F_WRITE)).unwrap();
+    let rx = ActiveQueue { queue: mock.create_queue().unwrap(), ..rx };
+    let mut net = Net::new(config(), vec![port]).unwrap();
+    let queues = vec![rx, tx, ActiveQueue { idx: 2, queue, doorbell }];
+    net.start(activation(&driver, net.features(), queues)).unwrap();
+    wait_until(|| count(&net, "ctrl_ok") == 1);
+
+    let sent = Instant::now();
+    wire.send(FRAME).unwrap();
+    wait_until(|| vector.delivered() == 1);
+    assert!(sent.elapsed() >= HELD, "after {:?}", sent.elapsed());
+    net.stop();
 }

@@ -5,6 +5,7 @@
 
 use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
+use crate::virtio::net::coalesce::Coalescer;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::lane::Side;
 use crate::virtio::net::port::FramePort;
@@ -13,6 +14,7 @@ use crate::virtio::ring::Ring;
 use crate::virtio::worker::Fault;
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Shortest frame: an Ethernet header.
 const MIN_FRAME: usize = HEADER_LEN + 14;
@@ -20,6 +22,7 @@ const MIN_FRAME: usize = HEADER_LEN + 14;
 /// The transmit side of one queue pair.
 pub(super) struct Tx {
     ring: Ring,
+    coalescer: Coalescer,
     port: Arc<dyn FramePort>,
     counters: Arc<Counters>,
     chain: Chain,
@@ -33,7 +36,13 @@ impl Tx {
     /// The transmit side on `ring`.
     pub(super) fn new(ring: Ring, port: Arc<dyn FramePort>, counters: Arc<Counters>) -> Self {
         let frame = IoVecs::new(ring.mem().clone());
-        Self { ring, port, counters, chain: Chain::default(), frame, waiting: None }
+        let coalescer = Coalescer::default();
+        Self { ring, coalescer, port, counters, chain: Chain::default(), frame, waiting: None }
+    }
+
+    /// The same, with interrupts held back as `coalescer` says.
+    pub(super) fn coalesced_by(self, coalescer: Coalescer) -> Self {
+        Self { coalescer, ..self }
     }
 
     /// Whether a frame waits for room in the port.
@@ -48,8 +57,18 @@ impl Tx {
     pub(super) fn transmit(&mut self) -> Result<Turn, Fault> {
         self.ring.disable_doorbell();
         let turn = self.burst()?;
-        self.ring.notify();
+        self.coalescer.notify(&mut self.ring);
         Ok(turn)
+    }
+
+    /// When an interrupt that is held back is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.coalescer.deadline()
+    }
+
+    /// Sends an interrupt that was held back, if it is due.
+    pub(super) fn interrupt_in_time(&mut self) {
+        self.coalescer.notify(&mut self.ring);
     }
 
     fn burst(&mut self) -> Result<Turn, Fault> {
@@ -60,6 +79,7 @@ impl Tx {
                 return Ok(Turn::Done);
             }
             self.ring.push_used(head, 0);
+            self.coalescer.count();
             if frames % PUBLISH_EVERY == 0 {
                 self.ring.publish();
             }
@@ -84,7 +104,7 @@ impl Tx {
                 return Ok(Some(head));
             }
             // Used buffers first: a driver that waits for them would not make more available.
-            self.ring.notify();
+            self.coalescer.notify(&mut self.ring);
             if !self.ring.enable_doorbell()? {
                 return Ok(None);
             }
@@ -123,9 +143,11 @@ impl Side for Tx {
     fn stop(&mut self) {
         self.waiting = None;
         self.frame.clear();
+        self.coalescer.stop();
     }
 
     fn restart(&mut self, ring: Ring) {
         self.ring = ring;
+        self.coalescer.restart();
     }
 }
