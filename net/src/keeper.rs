@@ -2,7 +2,7 @@
 //!
 //! [`Keeper::start`] forks it and returns at once, so that KVM and the network are set up side by side.
 //! [`Keeper::ports`] waits for the descriptors. From then on the keeper holds no descriptor of a tap and reads nothing
-//! that a guest can write; it sleeps until a tap loses its bridge or the VMM ends. However the VMM ends, the kernel
+//! that a guest can write; it sleeps until something happens to a tap or the VMM ends. However the VMM ends, the kernel
 //! closes its end of the socket, and the keeper undoes every step. If the keeper is killed, the taps still go with the
 //! VMM; a bridge that minivmm made stays, and goes with the next VM on it.
 
@@ -21,6 +21,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::Error;
+use crate::link::LinkState;
 use crate::mac::MacAddr;
 use crate::request::Request;
 pub use wire::{PATIENCE_S, Timing};
@@ -52,6 +53,20 @@ pub struct Port {
     pub mac: MacAddr,
     /// The MTU to tell the guest, in bytes.
     pub mtu: u16,
+}
+
+/// What the keeper says while the VM runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A card's link is like this from now on.
+    Link {
+        /// The card, by its place in the request.
+        card: usize,
+        /// The link.
+        state: LinkState,
+    },
+    /// The keeper has ended, or cannot be understood: nothing is attached again, and no link is reported.
+    Ended,
 }
 
 /// The VMM's side of the keeper.
@@ -114,15 +129,25 @@ impl Keeper {
                 }
                 Reply::Ready(timing) => return Ok((ports, timing)),
                 Reply::Failed(report) => return Err(Error::Keeper(report)),
-                Reply::Stopped(_) => return Err(Error::Protocol),
+                Reply::Link { .. } | Reply::Stopped(_) => return Err(Error::Protocol),
             }
         }
     }
 
-    /// The keeper's end: becomes readable when it has died, which is worth a warning and nothing else. None without
-    /// cards.
+    /// The keeper's end: becomes readable when there are [`news`](Self::news). None without cards.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.process.as_ref().map(|process| process.socket.as_fd())
+    }
+
+    /// What the keeper has said, if it has. To be called after [`ports`](Self::ports), when the socket is readable.
+    ///
+    /// The first word about a card comes soon after its port; until then a link is best taken to be up.
+    pub fn news(&self) -> Option<News> {
+        match Reply::try_receive(self.socket()?) {
+            Ok(Some((Reply::Link { card, state }, _))) => Some(News::Link { card, state }),
+            Err(Error::Silent { .. }) => None,
+            Ok(_) | Err(_) => Some(News::Ended),
+        }
     }
 
     /// Has everything undone and waits for it. Close the ports first: a tap that is still open is removed under its
@@ -177,7 +202,7 @@ impl Process {
                 // The set-up failed, and the one who asked for the ports knows.
                 Some((Reply::Failed(_), _)) => return Ok(()),
                 // Ports that nobody asked for are closed here.
-                Some((Reply::Port(_) | Reply::Ready(_), _)) => {}
+                Some((Reply::Port(_) | Reply::Ready(_) | Reply::Link { .. }, _)) => {}
                 None => return Ok(()),
             }
         }

@@ -21,11 +21,13 @@
 //! # Not supported
 //!
 //! NAT, host-only networks, VLANs, filters, macvtap and Open vSwitch. Interfaces of other network namespaces, except
-//! through `fd=`. A card's settings do not change while the VM runs.
+//! through `fd=`; what becomes of their links is not known, nor of any `fd=` without CAP_NET_ADMIN. A card's settings do
+//! not change while the VM runs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]
 
 pub mod facts;
 pub mod keeper;
+pub mod link;
 pub mod mac;
 pub mod own_code;
 pub mod plan;
@@ -35,13 +37,15 @@ pub mod spec;
 pub mod step;
 
 mod error;
+mod ethtool;
 mod lock;
 mod rtnl;
 mod survey;
 mod tun;
 
 pub use error::{Error, Report};
-pub use keeper::{Keeper, Port, Timing};
+pub use keeper::{Keeper, News, Port, Timing};
+pub use link::LinkState;
 pub use mac::MacAddr;
 pub use plan::{Plan, plan};
 pub use request::Request;

@@ -214,7 +214,9 @@ impl Host {
             );
             queues.push(queue.map_err(|source| Error::AdoptTap { tap: tap.to_owned(), source })?);
         }
-        Ok(Tap { name: tap.to_owned(), index: None, fds: queues })
+        let here = queues.first().is_some_and(tun::is_in_our_namespace);
+        let index = if here { index_of(tap).ok() } else { None };
+        Ok(Tap { name: tap.to_owned(), index, fds: queues })
     }
 }
 
@@ -263,7 +265,7 @@ fn open_tap(tap: &IfName, queues: u16, mode: QueueMode) -> Result<Tap, Error> {
         })?;
     }
     let fds = files.into_iter().map(OwnedFd::from).collect();
-    Ok(Tap { name: tap.to_string(), index: None, fds })
+    Ok(Tap { name: tap.to_string(), index: index_of(tap.as_str()).ok(), fds })
 }
 
 fn open_queues(queues: u16) -> Result<Vec<File>, Error> {

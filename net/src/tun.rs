@@ -6,10 +6,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref};
 
 use crate::facts::FdKind;
 
@@ -18,6 +18,9 @@ const TAP_PATTERN: &str = "vmtap%d";
 
 /// Bytes before every frame: `struct virtio_net_hdr_v1` (virtio 1.3 5.1.6.1).
 const VNET_HEADER_BYTES: libc::c_int = 12;
+
+/// `TUNGETDEVNETNS` (linux/if_tun.h).
+const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 
 /// What every tap of a card must be opened with.
 const FRAME_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
@@ -124,6 +127,20 @@ pub(crate) fn inspect(fd: &OwnedFd) -> FdKind {
         name: req.name(),
         frames: flags & frame_flags == frame_flags,
         vnet_header: flags & libc::IFF_VNET_HDR != 0,
+    }
+}
+
+/// Whether the tap of an open queue is an interface of this process's network namespace. Not if that cannot be known: the
+/// kernel tells only those who may configure the tap's namespace.
+pub(crate) fn is_in_our_namespace(queue: &OwnedFd) -> bool {
+    // SAFETY: TUNGETDEVNETNS takes no argument and gives a new descriptor.
+    let Ok(fd) = check(unsafe { ioctl(queue, TUNGETDEVNETNS) }) else { return false };
+    // SAFETY: the kernel has just put this descriptor into our table and nobody else knows its number.
+    let theirs = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let identity = |file: File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+    match (identity(theirs), File::open("/proc/self/ns/net").and_then(identity)) {
+        (Ok(theirs), Ok(ours)) => theirs == ours,
+        _ => false,
     }
 }
 

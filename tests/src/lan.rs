@@ -70,8 +70,14 @@ impl Lan {
 
     /// How many ports the bridge has besides its uplink.
     pub fn guest_ports(&self) -> usize {
+        self.guest_taps().len()
+    }
+
+    /// The names of those ports.
+    pub fn guest_taps(&self) -> Vec<String> {
         let ports = sh(&format!("ip -o link show master {}", self.bridge));
-        ports.lines().filter(|line| !line.contains(&self.uplink)).count()
+        let names = ports.lines().filter_map(|line| line.split(": ").nth(1));
+        names.filter(|name| *name != self.uplink).map(str::to_owned).collect()
     }
 }
 

@@ -16,6 +16,7 @@ mod ctrl;
 mod filter;
 mod lane;
 mod limiter;
+mod link;
 mod offload;
 mod pair;
 mod port;
@@ -23,6 +24,7 @@ mod rx;
 mod tap;
 mod tx;
 
+pub use link::{Carrier, Duplex, Link, LinkState};
 pub use offload::Offloads;
 pub use port::FramePort;
 pub use tap::Tap;
@@ -38,9 +40,10 @@ use ctrl::{Control, CtrlQueue, PairSwitch};
 use filter::Filter;
 use lane::Lane;
 use limiter::Limiter;
+use link::Driver;
 use offload::bit;
 use pair::Pair;
-use rx::{Frames, Rx};
+use rx::{Frames, Gate, Rx};
 use std::collections::VecDeque;
 use std::io;
 use std::ops::RangeInclusive;
@@ -50,8 +53,9 @@ use tx::Tx;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
-    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU, VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_VQ_NOTF_COAL,
+    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -89,7 +93,7 @@ enum Turn {
 }
 
 /// What a card is besides its ports.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NetConfig {
     /// What its threads are called, for example `net0`.
     pub name: String,
@@ -102,6 +106,8 @@ pub struct NetConfig {
     /// What is offered at most of that which the ports can do. To be closed under the needs of its members, for example no TSO4
     /// without CSUM.
     pub offloads: Offloads,
+    /// The link, which is set from elsewhere.
+    pub link: Link,
 }
 
 /// A network card.
@@ -111,6 +117,7 @@ pub struct Net {
     /// The card's address after reset, and as the driver has changed it.
     own_mac: [u8; 6],
     mac: Arc<MacRegister>,
+    link: Link,
     mtu: u16,
     ports: Vec<Arc<dyn FramePort>>,
     counters: Vec<Arc<Counters>>,
@@ -148,6 +155,9 @@ impl Net {
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
             VIRTIO_NET_F_NOTF_COAL,
             VIRTIO_NET_F_VQ_NOTF_COAL,
+            VIRTIO_NET_F_STATUS,
+            VIRTIO_NET_F_SPEED_DUPLEX,
+            VIRTIO_NET_F_GUEST_ANNOUNCE,
         ];
         let offloads = ports[0].probe_offloads() & config.offloads;
         let mut features = always.iter().fold(0, |bits, feature| bits | bit(*feature)) | offloads.features();
@@ -157,9 +167,10 @@ impl Net {
         let mac = Arc::new(MacRegister::new(config.mac));
         let net = Self {
             name: config.name,
-            config: Config::new(mac.clone(), pairs, config.mtu),
+            config: Config::new(mac.clone(), config.link.clone(), pairs, config.mtu),
             own_mac: config.mac,
             mac,
+            link: config.link,
             mtu: config.mtu,
             counters: ports.iter().map(|_| Arc::default()).collect(),
             ports,
@@ -196,8 +207,9 @@ impl Net {
         for ((idx, port), counters) in (0..).step_by(2).zip(&self.ports).zip(&self.counters).take(most) {
             let (Some(rx), Some(tx)) = (take(&mut queues, idx), take(&mut queues, idx + 1)) else { break };
             let ((rx, rx_doorbell), (tx, tx_doorbell)) = (ring(rx)?, ring(tx)?);
-            let rx = Rx::new(rx, port.clone(), counters.clone(), filter.clone(), frames);
-            let tx = Tx::new(tx, port.clone(), counters.clone());
+            let gate = Gate { link: self.link.clone(), filter: filter.clone() };
+            let rx = Rx::new(rx, port.clone(), counters.clone(), gate, frames);
+            let tx = Tx::new(tx, port.clone(), counters.clone(), self.link.clone());
             let rx = rx.coalesced_by(Coalescer::new(coalescing.clone(), idx));
             let tx = tx.coalesced_by(Coalescer::new(coalescing.clone(), idx + 1));
             pairs.push(Pair {
@@ -218,6 +230,7 @@ impl Net {
                 features,
                 filter,
                 mac: self.mac.clone(),
+                link: self.link.clone(),
                 offloads: Offloads::for_guest(features),
                 coalescing,
                 limiter: self.limiter.clone(),
@@ -269,6 +282,8 @@ impl Device for Net {
         self.ports[0]
             .set_offloads(Offloads::for_guest(features))
             .map_err(|source| StartError::Host { operation: "set the offloads of the tap", source })?;
+        let workers = pairs.iter().map(|pair| clone(&pair.changed)).collect::<Result<_, _>>()?;
+        self.link.start(Driver { interrupts: interrupts.clone(), features, workers });
         for (idx, pair) in pairs.into_iter().enumerate() {
             let name = format!("{}-{idx}", self.name);
             match Worker::spawn(&name, pair, interrupts.clone()) {
@@ -301,6 +316,7 @@ impl Device for Net {
     }
 
     fn stop(&mut self) {
+        self.link.stop();
         for worker in self.workers.drain(..) {
             worker.stop();
         }
@@ -324,9 +340,8 @@ fn take(queues: &mut VecDeque<ActiveQueue>, idx: u16) -> Option<ActiveQueue> {
 }
 
 fn switches(pairs: &[Pair]) -> Result<Vec<PairSwitch>, StartError> {
-    let host = |source| StartError::Host { operation: "duplicate an eventfd", source };
     let switch = |(idx, pair): (usize, &Pair)| {
-        let changed = pair.changed.try_clone().map_err(host)?;
+        let changed = clone(&pair.changed)?;
         Ok(PairSwitch { port: pair.port.clone(), changed, attached: idx == 0 })
     };
     pairs.iter().enumerate().map(switch).collect()
@@ -334,6 +349,10 @@ fn switches(pairs: &[Pair]) -> Result<Vec<PairSwitch>, StartError> {
 
 fn alarm() -> Result<Alarm, StartError> {
     Alarm::new().map_err(|source| StartError::Host { operation: "create a timer", source })
+}
+
+fn clone(event: &EventFd) -> Result<EventFd, StartError> {
+    event.try_clone().map_err(|source| StartError::Host { operation: "duplicate an eventfd", source })
 }
 
 fn event() -> Result<EventFd, StartError> {

@@ -3,7 +3,7 @@
 //! ```text
 //!            survey, plan, apply            socket closed
 //! [start] ------------------------> [watch] -------------> [undo] --> [end]
-//!    |  stale plan: undo, again        |  tap detached: attach again
+//!    |  stale plan: undo, again        |  tap detached: attach again; link changed: tell the VMM
 //!    +--> refused or failed: undo, say why --> [end]
 //! ```
 
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::pin::pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
 use tokio::net::UnixStream;
@@ -33,6 +33,9 @@ use crate::survey::{neighbours, survey};
 /// How often a plan is made anew because the host changed between survey and step. Keepers keep out of each other's
 /// way with a lock, so this takes somebody else who makes and removes bridges in the same millisecond.
 const ATTEMPTS: usize = 4;
+
+/// How long to wait for a VMM that does not read. Its end of the socket has room for hundreds of messages.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the keeper to its end. Returns the exit code of its process.
 pub(super) fn run(socket: OwnedFd, request: &Request) -> i32 {
@@ -145,7 +148,7 @@ fn hand_over(socket: &OwnedFd, plan: &Plan, host: &mut Host, timing: Timing) -> 
     Reply::Ready(timing).send(socket.as_fd(), &[])
 }
 
-/// Keeps taps attached until the VMM closes its end, or dies.
+/// Looks after the taps until the VMM closes its end, or dies.
 async fn watch(socket: &OwnedFd, plan: &Plan, host: &Host) {
     let end = match pollable(socket) {
         Ok(end) => end,
@@ -157,23 +160,37 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &Host) {
     };
     // The VMM never sends anything, so readable means closed.
     let mut closed = pin!(end.readable());
-    let mut watch = Watch::new(plan);
+    let mut watch = Watch::new(plan, host, socket);
     match Events::subscribe() {
         Ok(mut events) => {
             // What happened before the subscription.
             watch.look(host).await;
             own_code::release();
-            while let Either::Right((message, _)) = select(closed.as_mut(), pin!(events.next())).await {
-                let Some(message) = message else {
-                    log::error!("The kernel's link notifications ended: a detached tap will stay detached");
-                    break;
-                };
-                watch.note(&message, host).await;
+            loop {
+                let (event, retry) = (pin!(events.next()), pin!(pause(watch.is_behind())));
+                match select(closed.as_mut(), select(event, retry)).await {
+                    Either::Left(_) => return,
+                    Either::Right((Either::Left((Some(message), _)), _)) => watch.note(&message, host).await,
+                    Either::Right((Either::Left((None, _)), _)) => {
+                        log::error!("The kernel's link notifications ended: a detached tap will stay detached");
+                        break;
+                    }
+                    Either::Right((Either::Right(_), _)) => watch.catch_up(),
+                }
             }
         }
         Err(error) => log::error!("No link notifications, a detached tap will stay detached: {error}"),
     }
     let _ = end.readable().await;
+}
+
+/// Passes when it is time to tell the VMM again what it had no room for; never if it has been told everything.
+async fn pause(behind: bool) {
+    if behind {
+        tokio::time::sleep(TELL_AGAIN).await;
+    } else {
+        std::future::pending().await
+    }
 }
 
 /// The socket as something tokio can wait for. It only asks for readiness, which does not differ by socket type.

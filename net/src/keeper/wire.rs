@@ -5,7 +5,7 @@
 //! end: that it is over.
 #![allow(unsafe_code)] // Received descriptors come as numbers.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Report};
+use crate::link::LinkState;
 use crate::mac::MacAddr;
 use crate::spec::QUEUES_MAX;
 
@@ -33,6 +34,13 @@ pub(crate) enum Reply {
     Port(PortHeader),
     /// All cards are ready.
     Ready(Timing),
+    /// A card's link has changed.
+    Link {
+        /// The card.
+        card: usize,
+        /// What it is like.
+        state: LinkState,
+    },
     /// They cannot be had; all is undone.
     Failed(Report),
     /// Teardown is over, and this went wrong.
@@ -64,21 +72,42 @@ pub struct Timing {
 impl Reply {
     /// Sends this message with its descriptors.
     pub(crate) fn send(&self, socket: BorrowedFd<'_>, fds: &[OwnedFd]) -> Result<(), Error> {
+        self.send_with(socket, fds, MsgFlags::empty())
+    }
+
+    /// Sends this message without waiting for room. Returns whether there was some.
+    pub(crate) fn try_send(&self, socket: BorrowedFd<'_>) -> Result<bool, Error> {
+        match self.send_with(socket, &[], MsgFlags::MSG_DONTWAIT) {
+            Err(Error::Talk(error)) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            result => result.map(|()| true),
+        }
+    }
+
+    fn send_with(&self, socket: BorrowedFd<'_>, fds: &[OwnedFd], flags: MsgFlags) -> Result<(), Error> {
         let text = serde_json::to_vec(self).map_err(|_| Error::Protocol)?;
         let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&numbers)];
         let control = if numbers.is_empty() { &[][..] } else { &rights[..] };
-        sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&text)], control, MsgFlags::MSG_NOSIGNAL, None)
+        sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&text)], control, flags | MsgFlags::MSG_NOSIGNAL, None)
             .map_err(|errno| Error::Talk(errno.into()))?;
         Ok(())
     }
 
     /// Waits for the next message and its descriptors; none if the other end is closed.
     pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
+        Self::receive_with(socket, MsgFlags::empty())
+    }
+
+    /// The same without waiting, which is [`Error::Silent`] if there is no message.
+    pub(crate) fn try_receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
+        Self::receive_with(socket, MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn receive_with(socket: BorrowedFd<'_>, flags: MsgFlags) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
         let mut text = vec![0; MESSAGE_BYTES];
         let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
         let mut slices = [IoSliceMut::new(&mut text)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
         let message = loop {
             match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
                 Err(Errno::EINTR) => slices = [IoSliceMut::new(&mut text)],

@@ -14,6 +14,7 @@ mod bridges;
 mod descriptors;
 mod endings;
 mod lan;
+mod links;
 mod refusals;
 mod vmm;
 
@@ -26,7 +27,7 @@ use nix::sched::{CloneFlags, unshare};
 type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
-    [bridges::CASES, descriptors::CASES, endings::CASES, refusals::CASES].concat()
+    [bridges::CASES, descriptors::CASES, endings::CASES, links::CASES, refusals::CASES].concat()
 }
 
 fn main() -> ExitCode {

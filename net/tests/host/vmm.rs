@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
-use net::{Keeper, NetSpec, Request};
+use net::{Keeper, NetSpec, News, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How long anything may take before a case fails. Far beyond what it takes on a busy machine.
@@ -77,10 +77,16 @@ fn next_order(keeper: &Keeper) -> String {
     let stdin = std::io::stdin();
     let mut order = String::new();
     let socket = keeper.socket().expect("a keeper process");
-    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(socket, PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::NONE).expect("poll");
-    if fds[1].any() == Some(true) {
-        println!("keeper gone");
+    loop {
+        let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(socket, PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::NONE).expect("poll");
+        if fds[0].any() == Some(true) {
+            break;
+        }
+        if keeper.news() == Some(News::Ended) {
+            println!("keeper gone");
+            break;
+        }
     }
     stdin.lock().read_line(&mut order).expect("an order");
     order

@@ -9,7 +9,7 @@ use devices::pci::bdf::Bdf;
 use devices::pci::function::PciFunction;
 use devices::pci::root::{PciRoot, Windows};
 use devices::virtio::device::{Device, Memory};
-use devices::virtio::net::{FramePort, Net, NetConfig, Offloads};
+use devices::virtio::net::{FramePort, Link, Net, NetConfig, Offloads};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use devices::virtio::worker::inline;
@@ -137,8 +137,14 @@ impl Drop for Machine {
 
 /// A card on `ports`.
 pub fn card(ports: &[Arc<Port>]) -> Net {
-    let config =
-        NetConfig { name: "net0".to_owned(), mac: MAC, mtu: 1500, ring: 256, offloads: Offloads::CANDIDATES[0] };
+    let config = NetConfig {
+        name: "net0".to_owned(),
+        mac: MAC,
+        mtu: 1500,
+        ring: 256,
+        offloads: Offloads::CANDIDATES[0],
+        link: Link::default(),
+    };
     let ports = ports.iter().map(|port| port.clone() as Arc<dyn FramePort>).collect();
     Net::new(config, ports).expect("the ports can be detached")
 }

@@ -7,6 +7,7 @@ use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
 pub(super) const STORIES: &[Story] = &[
+    Story { name: "card::a_guest_sees_its_link_go_and_announces_itself_when_it_is_back", tell: link },
     Story { name: "card::a_guest_has_the_queues_rings_and_offloads_that_were_asked_for", tell: keys },
     Story { name: "card::a_guest_receives_only_what_its_modes_and_addresses_let_in", tell: addresses },
     Story { name: "card::a_guest_receives_only_the_vlans_it_has_added", tell: vlans },
@@ -59,6 +60,47 @@ fn keys(stage: &Stage) {
         }
         assert_eq!(value("ping"), "0", "{card}: ping");
     }
+    assert_eq!(vm.wait_exit(), 0);
+}
+
+fn link(stage: &Stage) {
+    let lan = Lan::new();
+    let (host, bridge) = (lan.address(), lan.bridge());
+    let vm = stage
+        .vm()
+        .net(lan.net())
+        .script(&format!(
+            "await() {{ until [ $(cat /sys/class/net/eth0/carrier) = $1 ]; do sleep 0.05; done; }}
+             about() {{ ethtool eth0 | sed -n \"s/.*$1: //p\"; }}
+             echo mac=$(cat /sys/class/net/eth0/address)
+             echo link=$(about Speed) $(about Duplex) $(about 'Link detected')
+             await 0; echo down=$(about Speed) $(about 'Link detected')
+             await 1; echo up=$(about Speed) $(about 'Link detected')
+             await 0; echo bridge-down=$(about 'Link detected')
+             await 1; ping -c 3 {host} >/dev/null; echo ping=$?"
+        ))
+        .start();
+    let mac = vm.value("mac");
+    assert_eq!(vm.value("link"), "10000Mb/s Full yes");
+    let tap = lan.guest_taps().pop().expect("the guest's tap");
+    let neighbours = || sh(&format!("ip neigh show dev {bridge}"));
+
+    sh(&format!("ip link set {tap} down"));
+    println!("{tap} down: {}", vm.value("down"));
+    assert!(vm.value("down").ends_with("no"), "the guest's link is still up");
+    // With arp_accept, announcements of addresses that nobody asked for become entries.
+    sh(&format!("echo 1 >/proc/sys/net/ipv4/conf/{bridge}/arp_accept; ip neigh flush dev {bridge}"));
+    assert!(!neighbours().contains(&mac), "an entry that was flushed");
+    sh(&format!("ip link set {tap} up"));
+    println!("{tap} up: {}", vm.value("up"));
+    assert_eq!(vm.value("up"), "10000Mb/s yes");
+    sh(&format!("timeout 20 sh -c 'until ip neigh show dev {bridge} | grep -q {mac}; do sleep 0.05; done'"));
+    println!("announced: {}", neighbours().lines().find(|line| line.contains(&mac)).unwrap_or_default());
+
+    sh(&format!("ip link set {bridge} down"));
+    assert_eq!(vm.value("bridge-down"), "no");
+    sh(&format!("ip link set {bridge} up"));
+    assert_eq!(vm.value("ping"), "0", "ping over the link that is back");
     assert_eq!(vm.wait_exit(), 0);
 }
 

@@ -84,6 +84,7 @@ impl<'a> Control<'a> {
             self.offer_input();
             self.check_deadline();
             self.check_trim();
+            self.host.announce(Instant::now());
             if let Some(end) = self.ending.take() {
                 return Ok(end);
             }
@@ -125,7 +126,8 @@ impl<'a> Control<'a> {
             Trim::At(at) => Some(left(at)),
             Trim::Done => None,
         };
-        [busy, stop, trim].into_iter().flatten().min()
+        let announcement = self.host.next_announcement().map(left);
+        [busy, stop, trim, announcement].into_iter().flatten().min()
     }
 
     fn act(&mut self, source: Source) {
@@ -145,10 +147,7 @@ impl<'a> Control<'a> {
                 }
             }
             Source::InputDrained => drain(self.drained),
-            Source::Keeper => {
-                log::warn!("The network keeper has ended: a tap that loses its bridge is not attached again");
-                self.host.forget_keeper_socket();
-            }
+            Source::Keeper => self.host.hear_keeper(),
         }
     }
 

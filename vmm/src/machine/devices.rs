@@ -1,7 +1,7 @@
 //! The devices of the machine, and the two address spaces in which the guest finds them.
 
 use super::ending::Ending;
-use super::host::Host;
+use super::host::{Card, Host};
 use super::serial::Port;
 use crate::error::Error;
 use crate::kvm::Vm;
@@ -20,7 +20,7 @@ use devices::virtio::device::{Device, Memory};
 use devices::virtio::net::{FramePort, Net, NetConfig, Offloads, Tap};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
-use net::spec::{CardSpec, Offload, OffloadList};
+use net::spec::{Offload, OffloadList};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -156,9 +156,9 @@ struct Slots<'a> {
 
 impl Slots<'_> {
     fn fill(&mut self, host: &mut Host) -> Result<(), Error> {
-        for (index, (spec, port)) in host.cards()?.into_iter().enumerate() {
+        for (index, (wanted, port)) in host.cards()?.into_iter().enumerate() {
             let name = format!("net{index}");
-            let card = card(&name, spec, port).map_err(added(&name))?;
+            let card = card(&name, wanted, port).map_err(added(&name))?;
             self.add(&name, Box::new(card))?;
         }
         for (index, disk) in host.disks.iter().enumerate() {
@@ -183,15 +183,16 @@ impl Slots<'_> {
 }
 
 /// A card on the queues of `port`, which stay open for the next card after a reboot.
-fn card(name: &str, spec: &CardSpec, port: &net::Port) -> io::Result<Net> {
+fn card(name: &str, wanted: &Card, port: &net::Port) -> io::Result<Net> {
     let tap = |fd: &OwnedFd| Ok(Arc::new(Tap::new(fd.try_clone()?)?) as Arc<dyn FramePort>);
     let taps = port.fds.iter().map(tap).collect::<io::Result<_>>()?;
     let config = NetConfig {
         name: name.to_owned(),
         mac: port.mac.octets(),
         mtu: port.mtu,
-        ring: spec.ring.get(),
-        offloads: offloads(spec.offload),
+        ring: wanted.spec.ring.get(),
+        offloads: offloads(wanted.spec.offload),
+        link: wanted.link.clone(),
     };
     Net::new(config, taps)
 }

@@ -9,13 +9,14 @@ use crate::signals::{Signals, Woken};
 use crate::{confine, disk, guest, kvm};
 
 use boot::BootSpec;
+use devices::virtio::net::{Carrier, Duplex, Link, LinkState};
 use net::keeper::PATIENCE_S;
 use net::spec::CardSpec;
-use net::{Keeper, Port};
+use net::{Keeper, News, Port};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the guest's random bytes come from.
 const ENTROPY: &str = "/dev/urandom";
@@ -51,6 +52,14 @@ impl Files {
     }
 }
 
+/// A card as far as it outlives a reboot.
+pub(super) struct Card {
+    /// What the user asked for.
+    pub(super) spec: CardSpec,
+    /// Its link, as the keeper reports it.
+    pub(super) link: Link,
+}
+
 /// Whether the process has given up its privileges.
 enum Confinement {
     Open,
@@ -78,8 +87,7 @@ pub(crate) struct Host {
     pub(super) signals: Signals,
     pub(super) stop_timeout: Duration,
     pub(super) stop: Stop,
-    /// The cards that the user wants, in the order of the flags.
-    cards: Vec<CardSpec>,
+    cards: Vec<Card>,
     on_reboot: OnReboot,
     network: Network,
     keeper: Keeper,
@@ -109,7 +117,7 @@ impl Host {
             console: Console::open(&cli.console)?,
             stop_timeout: Duration::from_secs(cli.stop_timeout.into()),
             stop: Stop::NotAsked,
-            cards: cli.net.iter().map(|spec| spec.card().clone()).collect(),
+            cards: cli.net.iter().map(|spec| Card { spec: spec.card().clone(), link: Link::default() }).collect(),
             on_reboot: cli.on_reboot,
             network: Network::Pending,
             watches_keeper: true,
@@ -118,11 +126,11 @@ impl Host {
         })
     }
 
-    /// The cards and their ports. The first call waits for the keeper.
+    /// The cards and their ports, in the order of the flags. The first call waits for the keeper.
     ///
     /// # Errors
     /// What the keeper refuses or fails at, or a signal that has arrived before the guest runs.
-    pub(super) fn cards(&mut self) -> Result<Vec<(&CardSpec, &Port)>, Error> {
+    pub(super) fn cards(&mut self) -> Result<Vec<(&Card, &Port)>, Error> {
         if matches!(self.network, Network::Pending) {
             self.await_keeper()?;
             let (ports, timing) = self.keeper.ports_timed()?;
@@ -159,9 +167,19 @@ impl Host {
         Ok(())
     }
 
-    /// Readable when the keeper has died.
+    /// Readable when the keeper has something to say, or has died.
     pub(super) fn keeper_socket(&self) -> Option<BorrowedFd<'_>> {
         self.keeper.socket().filter(|_| self.watches_keeper)
+    }
+
+    /// When a guest is to announce itself on a link that has come back, if ever.
+    pub(super) fn next_announcement(&self) -> Option<Instant> {
+        self.cards.iter().filter_map(|card| card.link.next_announcement()).min()
+    }
+
+    /// Asks the guest for the announcements that are due.
+    pub(super) fn announce(&self, now: Instant) {
+        self.cards.iter().for_each(|card| card.link.announce(now));
     }
 
     /// Whether a guest that resets itself runs again: not if it was asked to power off.
@@ -169,9 +187,23 @@ impl Host {
         self.on_reboot == OnReboot::Restart && !self.stop.is_asked()
     }
 
-    /// Stops watching the keeper.
-    pub(super) fn forget_keeper_socket(&mut self) {
-        self.watches_keeper = false;
+    /// Hears what the keeper has to say.
+    pub(super) fn hear_keeper(&mut self) {
+        match self.keeper.news() {
+            Some(News::Link { card, state }) => {
+                log::debug!("The link of net{card} is {state:?}");
+                if let Some(card) = self.cards.get(card) {
+                    card.link.follow(link_state(state));
+                }
+            }
+            Some(News::Ended) => {
+                log::warn!(
+                    "The network keeper has ended: a tap that loses its bridge is not attached again, and links stay as they are"
+                );
+                self.watches_keeper = false;
+            }
+            None => {}
+        }
     }
 
     /// Closes everything and has the network undone.
@@ -183,5 +215,17 @@ impl Host {
         drop(self.network);
         self.keeper.stop()?;
         Ok(())
+    }
+}
+
+/// The keeper's words as the card has them.
+fn link_state(state: net::LinkState) -> LinkState {
+    LinkState {
+        carrier: if state.up { Carrier::Up } else { Carrier::Down },
+        speed: state.speed,
+        duplex: state.duplex.map(|duplex| match duplex {
+            net::link::Duplex::Half => Duplex::Half,
+            net::link::Duplex::Full => Duplex::Full,
+        }),
     }
 }

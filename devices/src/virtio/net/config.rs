@@ -1,10 +1,11 @@
 //! The card's configuration space: `struct virtio_net_config` (virtio 1.3 5.1.4).
 
+use crate::virtio::net::link::Link;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of the structure up to and with `mtu`; the fields behind it belong to features that are not offered and read as zero.
-const LEN: usize = 12;
+/// Bytes of the structure up to and with `duplex`; the fields behind it belong to features that are not offered and read as zero.
+const LEN: usize = 17;
 
 /// The card's address, which the driver can change through the control queue.
 pub(super) struct MacRegister(AtomicU64);
@@ -33,22 +34,26 @@ fn pack([a, b, c, d, e, f]: [u8; 6]) -> u64 {
 /// What the driver can read about the card. Nothing in it can be written by a modern driver.
 pub(super) struct Config {
     mac: Arc<MacRegister>,
+    link: Link,
     pairs: u16,
     mtu: u16,
 }
 
 impl Config {
-    /// For a card with this address, number of queue pairs and MTU in bytes.
-    pub(super) fn new(mac: Arc<MacRegister>, pairs: u16, mtu: u16) -> Self {
-        Self { mac, pairs, mtu }
+    /// For a card with this address, link, number of queue pairs and MTU in bytes.
+    pub(super) fn new(mac: Arc<MacRegister>, link: Link, pairs: u16, mtu: u16) -> Self {
+        Self { mac, link, pairs, mtu }
     }
 
     /// Reads at any offset with any width.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
         let mut bytes = [0; LEN];
         bytes[..6].copy_from_slice(&self.mac.get());
+        bytes[6..8].copy_from_slice(&self.link.status().to_le_bytes());
         bytes[8..10].copy_from_slice(&self.pairs.to_le_bytes());
-        bytes[10..].copy_from_slice(&self.mtu.to_le_bytes());
+        bytes[10..12].copy_from_slice(&self.mtu.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.link.speed().to_le_bytes());
+        bytes[16] = self.link.duplex();
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         for (i, byte) in data.iter_mut().enumerate() {
             *byte = start.checked_add(i).and_then(|at| bytes.get(at)).copied().unwrap_or(0);

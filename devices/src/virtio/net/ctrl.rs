@@ -9,6 +9,7 @@ use crate::virtio::net::counters::Counters;
 use crate::virtio::net::filter::{self, Mode, Switch};
 use crate::virtio::net::lane::Side;
 use crate::virtio::net::limiter::Limiter;
+use crate::virtio::net::link::Link;
 use crate::virtio::net::offload::{self, Offloads, bit};
 use crate::virtio::net::port::FramePort;
 use crate::virtio::ring::Ring;
@@ -16,11 +17,12 @@ use crate::virtio::worker::Fault;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MAC,
-    VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
-    VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD,
-    VIRTIO_NET_CTRL_VLAN_DEL, VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
-    VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MQ, VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_CTRL_GUEST_OFFLOADS,
+    VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET,
+    VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_CTRL_NOTF_COAL,
+    VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD, VIRTIO_NET_CTRL_VLAN_DEL, VIRTIO_NET_ERR,
+    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
+    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MQ, VIRTIO_NET_OK,
 };
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -41,6 +43,8 @@ pub(super) enum Command {
     Vlan(u16, Switch),
     /// Use this many queue pairs from now on, 5.1.6.5.5.
     Pairs(u16),
+    /// The guest has announced itself, 5.1.6.5.4.
+    Announced,
     /// Give the guest only these offloads, as feature bits, 5.1.6.5.6.
     GuestOffloads(u64),
     /// Hold interrupts back, or say how they are held back, 5.1.6.5.7.
@@ -65,6 +69,7 @@ impl Command {
             (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => Some(Self::Mac(data.try_into().ok()?)),
             (VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD) => Some(Self::Vlan(read_u16(data)?, Switch::On)),
             (VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_DEL) => Some(Self::Vlan(read_u16(data)?, Switch::Off)),
+            (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK) => data.is_empty().then_some(Self::Announced),
             (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => Some(Self::Pairs(read_u16(data)?)),
             (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
                 Some(Self::GuestOffloads(u64::from_le_bytes(data.try_into().ok()?)))
@@ -89,6 +94,7 @@ impl Command {
             Self::Mode(..) => VIRTIO_NET_F_CTRL_RX_EXTRA,
             Self::Mac(_) => VIRTIO_NET_F_CTRL_MAC_ADDR,
             Self::Vlan(..) => VIRTIO_NET_F_CTRL_VLAN,
+            Self::Announced => VIRTIO_NET_F_GUEST_ANNOUNCE,
             Self::Pairs(_) => VIRTIO_NET_F_MQ,
             Self::GuestOffloads(_) => VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
             Self::Coalescing(request) => request.feature(),
@@ -156,6 +162,8 @@ pub(super) struct Control {
     pub(super) coalescing: Arc<Settings>,
     /// How often the host is asked for changes; the same one after a reset, so that a reset does not help.
     pub(super) limiter: Arc<Mutex<Limiter>>,
+    /// Where the driver reads whether it is to announce the guest.
+    pub(super) link: Link,
 }
 
 impl Control {
@@ -169,6 +177,10 @@ impl Control {
             Command::Tables(unicast, multicast) => self.filter.change(|filter| filter.set_tables(&unicast, &multicast)),
             Command::Mac(mac) => self.set_mac(mac),
             Command::Vlan(vlan, on) => self.filter.change(|filter| filter.set_vlan(vlan, on)),
+            Command::Announced => {
+                self.link.announced();
+                true
+            }
             Command::Pairs(pairs) => self.set_pairs(pairs),
             Command::GuestOffloads(features) => self.set_guest_offloads(features),
             Command::Coalescing(request) => self.coalesce(request),
@@ -423,6 +435,7 @@ mod tests {
     #[test]
     fn filter_commands_are_read() {
         assert_eq!(Command::parse(&[0, 1, 1]), Some(Command::Mode(Mode::AllMulticast, Switch::On)));
+        assert_eq!(Command::parse(&[3, 0]), Some(Command::Announced));
         assert_eq!(Command::parse(&[2, 1, 100, 0]), Some(Command::Vlan(100, Switch::Off)));
         assert_eq!(Command::parse(&[1, 1, 2, 0, 0, 0, 0, 9]), Some(Command::Mac([2, 0, 0, 0, 0, 9])));
         let tables = [1, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 9, 0, 0, 0, 0];
@@ -438,9 +451,19 @@ mod tests {
 
     #[test]
     fn short_long_and_unknown_commands_are_refused() {
-        for bytes in
-            [&[][..], &[4], &[4, 0], &[4, 0, 1], &[4, 0, 1, 0, 0], &[4, 1, 1, 0], &[9, 0, 1, 0], &[0, 0, 2], &[0, 6, 1]]
-        {
+        for bytes in [
+            &[][..],
+            &[4],
+            &[4, 0],
+            &[4, 0, 1],
+            &[4, 0, 1, 0, 0],
+            &[4, 1, 1, 0],
+            &[9, 0, 1, 0],
+            &[0, 0, 2],
+            &[0, 6, 1],
+            &[3, 1],
+            &[3, 0, 0],
+        ] {
             assert_eq!(Command::parse(bytes), None, "{bytes:?}");
         }
     }

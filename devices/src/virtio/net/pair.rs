@@ -32,7 +32,7 @@ pub(super) struct Pair {
     pub(super) tx: Lane<Tx>,
     /// Where frames go.
     pub(super) port: Arc<dyn FramePort>,
-    /// Signalled when the port was attached or detached, or interrupts are held back in another way.
+    /// Signalled when the port was attached or detached, interrupts are held back in another way, or the link went or came back.
     pub(super) changed: EventFd,
     /// Goes off when something is due that was put off.
     pub(super) alarm: Alarm,

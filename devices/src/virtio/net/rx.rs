@@ -11,6 +11,7 @@ use crate::virtio::net::coalesce::Coalescer;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::filter::{self, Filter, HEAD_LEN};
 use crate::virtio::net::lane::Side;
+use crate::virtio::net::link::Link;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::{BUDGET, HEADER_LEN, MAX_FRAME, PUBLISH_EVERY, Turn};
 use crate::virtio::ring::Ring;
@@ -48,12 +49,21 @@ pub(super) struct Frames {
     pub(super) longest: usize,
 }
 
+/// What lets frames in.
+pub(super) struct Gate {
+    /// Whether any can come.
+    pub(super) link: Link,
+    /// Which of them the guest wants.
+    pub(super) filter: Arc<filter::Shared>,
+}
+
 /// The receive side of one queue pair.
 pub(super) struct Rx {
     ring: Ring,
     coalescer: Coalescer,
     port: Arc<dyn FramePort>,
     counters: Arc<Counters>,
+    link: Link,
     chain: Chain,
     /// The pieces of `posted`, in the same order.
     pieces: IoVecs,
@@ -81,9 +91,10 @@ impl Rx {
         ring: Ring,
         port: Arc<dyn FramePort>,
         counters: Arc<Counters>,
-        filter: Arc<filter::Shared>,
+        gate: Gate,
         frames: Frames,
     ) -> Self {
+        let Gate { link, filter } = gate;
         let (seen, wanted) = (filter.version(), filter.copy());
         let pieces = IoVecs::new(ring.mem().clone());
         Self {
@@ -91,6 +102,7 @@ impl Rx {
             coalescer: Coalescer::default(),
             port,
             counters,
+            link,
             chain: Chain::default(),
             pieces,
             posted: VecDeque::new(),
@@ -142,6 +154,8 @@ impl Rx {
                 None => self.next_frame()?,
             };
             match received {
+                // Without the cable nothing comes in; the port is read all the same, so that nothing old comes in later.
+                Received::Frame(_) if !self.link.is_up() => self.counters.rx_link_down.add(1),
                 Received::Frame(len) if self.accepts() => self.place(len),
                 // Its buffers take the next one.
                 Received::Frame(_) => self.counters.rx_filtered.add(1),

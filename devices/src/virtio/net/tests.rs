@@ -55,12 +55,24 @@ fn port() -> (Arc<SocketPort>, UnixDatagram) {
 }
 
 fn config() -> NetConfig {
-    NetConfig { name: "net0".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500, ring: 256, offloads: Offloads::ALL }
+    NetConfig {
+        name: "net0".into(),
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        ring: 256,
+        offloads: Offloads::ALL,
+        link: Link::default(),
+    }
 }
 
 /// A filter that lets everything in.
 fn open() -> Arc<filter::Shared> {
     Arc::new(filter::Shared::new(Filter::new([2, 0, 0, 0, 0, 1], false)))
+}
+
+/// A gate that lets everything in.
+fn gate() -> Gate {
+    Gate { link: Link::default(), filter: open() }
 }
 
 fn frames(mergeable: bool) -> Frames {
@@ -71,7 +83,7 @@ fn control(pairs: Vec<PairSwitch>, features: u64) -> Control {
     let mac = Arc::new(MacRegister::new([2, 0, 0, 0, 0, 1]));
     let limiter = Arc::new(Mutex::new(Limiter::new(Instant::now())));
     let (offloads, coalescing) = (Offloads::for_guest(features), Arc::default());
-    Control { pairs, active: 1, features, filter: open(), mac, offloads, coalescing, limiter }
+    Control { pairs, active: 1, features, filter: open(), mac, link: Link::default(), offloads, coalescing, limiter }
 }
 
 struct Driver {
@@ -118,7 +130,7 @@ fn frame_spans_as_many_buffers_as_it_needs() {
     let (driver, (port, wire)) = (Driver::new(), port());
     let mock = MockSplitQueue::new(&driver.mem, 16);
     mock.build_multiple_desc_chains(&chains(4, 20, VRING_DESC_F_WRITE)).unwrap();
-    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(true));
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), gate(), frames(true));
 
     wire.send(FRAME).unwrap();
     wire.send(&FRAME[..18]).unwrap();
@@ -137,7 +149,7 @@ fn frame_waits_for_buffers_and_nothing_is_lost() {
     let (driver, (port, wire)) = (Driver::new(), port());
     let mock = MockSplitQueue::new(&driver.mem, 16);
     mock.add_desc_chains(&chains(1, 20, VRING_DESC_F_WRITE), 0).unwrap();
-    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(true));
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), gate(), frames(true));
 
     wire.send(FRAME).unwrap();
     rx.receive().unwrap();
@@ -157,7 +169,7 @@ fn frame_that_the_whole_ring_cannot_take_is_dropped() {
         let (driver, (port, wire)) = (Driver::new(), port());
         let mock = MockSplitQueue::new(&driver.mem, 2 * half);
         mock.build_multiple_desc_chains(&chains(2 * half, 20, VRING_DESC_F_WRITE)).unwrap();
-        let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(mergeable));
+        let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), gate(), frames(mergeable));
 
         wire.send(&[0; 200]).unwrap();
         wire.send(&FRAME[..18]).unwrap();
@@ -177,7 +189,7 @@ fn frame_that_two_buffer_chains_cannot_take_does_not_block_the_next() {
     let descriptor = |i: u16, flags| Descriptor::new(BUFFERS + u64::from(i) * 0x1000, 20, flags, i + 1);
     let descriptors = [descriptor(0, linked), descriptor(1, last), descriptor(2, linked), descriptor(3, last)];
     mock.build_multiple_desc_chains(&descriptors.map(RawDescriptor::from)).unwrap();
-    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(true));
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), gate(), frames(true));
 
     wire.send(&[0; 200]).unwrap();
     wire.send(&FRAME[..18]).unwrap();
@@ -219,7 +231,7 @@ fn shreds(count: u16, len: u32) -> Vec<RawDescriptor> {
 fn long_frame_spans_more_buffers_than_one_read_takes() {
     let (driver, (port, wire)) = (Driver::new(), port());
     let ring = large_ring(&driver, &shreds(4096, 20));
-    let mut rx = Rx::new(ring, port, driver.counters.clone(), open(), frames(true));
+    let mut rx = Rx::new(ring, port, driver.counters.clone(), gate(), frames(true));
     let long: Vec<u8> = (0..60_000_u32).map(|i| i.to_le_bytes()[0]).collect();
 
     wire.send(&long).unwrap();
@@ -237,7 +249,7 @@ fn long_frame_spans_more_buffers_than_one_read_takes() {
 fn frame_that_a_large_ring_of_small_buffers_cannot_take_does_not_block_the_next() {
     let (driver, (port, wire)) = (Driver::new(), port());
     let ring = large_ring(&driver, &shreds(4096, 12));
-    let mut rx = Rx::new(ring, port, driver.counters.clone(), open(), frames(true));
+    let mut rx = Rx::new(ring, port, driver.counters.clone(), gate(), frames(true));
 
     wire.send(&[0; 65_000]).unwrap();
     wire.send(&FRAME[..24]).unwrap();
@@ -254,7 +266,7 @@ fn buffers_that_cannot_take_a_header_or_be_written_come_back_empty() {
         let (driver, (port, wire)) = (Driver::new(), port());
         let mock = MockSplitQueue::new(&driver.mem, 16);
         mock.build_multiple_desc_chains(&descriptors).unwrap();
-        let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(true));
+        let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), gate(), frames(true));
 
         wire.send(FRAME).unwrap();
         rx.receive().unwrap();
@@ -286,7 +298,7 @@ fn flood_ends_with_the_budget() {
     driver.mem.write_obj(512_u16, GuestAddress(0x2002)).unwrap();
     let active = ActiveQueue { idx: 1, queue, doorbell: EventFd::new(0).unwrap() };
     let ring = Ring::new(active, driver.mem.clone(), driver.interrupts.clone()).unwrap().0;
-    let mut tx = Tx::new(ring, port, driver.counters.clone());
+    let mut tx = Tx::new(ring, port, driver.counters.clone(), Link::default());
 
     let mut rounds = 0;
     let mut received = 0;
@@ -309,7 +321,7 @@ fn sent_frame_arrives_with_its_header() {
     let len = u32::try_from(FRAME.len()).unwrap();
     mock.build_multiple_desc_chains(&chains(1, len, 0)).unwrap();
     driver.mem.write_slice(FRAME, GuestAddress(BUFFERS)).unwrap();
-    let mut tx = Tx::new(driver.ring(&mock), port, driver.counters.clone());
+    let mut tx = Tx::new(driver.ring(&mock), port, driver.counters.clone(), Link::default());
 
     assert_eq!(tx.transmit().unwrap(), Turn::Done);
 
@@ -331,7 +343,7 @@ fn frame_in_more_pieces_than_one_write_takes_is_sent_whole() {
     mock.build_desc_chain(&(0..2000).map(piece).collect::<Vec<_>>()).unwrap();
     let sent: Vec<u8> = (0..6000_u32).map(|i| i.to_le_bytes()[0]).collect();
     driver.mem.write_slice(&sent, GuestAddress(BUFFERS)).unwrap();
-    let mut tx = Tx::new(driver.ring(&mock), port, driver.counters.clone());
+    let mut tx = Tx::new(driver.ring(&mock), port, driver.counters.clone(), Link::default());
 
     tx.transmit().unwrap();
 
@@ -367,7 +379,7 @@ fn chains_that_are_no_frame_are_counted_and_given_back() {
         let (driver, (port, wire)) = (Driver::new(), port());
         let mock = MockSplitQueue::new(&driver.mem, 16);
         mock.build_multiple_desc_chains(&descriptors).unwrap();
-        let mut tx = Tx::new(driver.ring(&mock), port, driver.counters.clone());
+        let mut tx = Tx::new(driver.ring(&mock), port, driver.counters.clone(), Link::default());
 
         tx.transmit().unwrap();
 
@@ -376,6 +388,90 @@ fn chains_that_are_no_frame_are_counted_and_given_back() {
         assert_eq!(used(&mock), [0]);
         assert_eq!(driver.count("tx_malformed"), 1);
     }
+}
+
+/// A link that is down.
+fn unplugged() -> Link {
+    let link = Link::default();
+    link.switch(Carrier::Down);
+    link
+}
+
+#[test]
+fn frame_that_comes_while_the_link_is_down_is_dropped_and_not_kept() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    mock.build_multiple_desc_chains(&chains(4, 100, VRING_DESC_F_WRITE)).unwrap();
+    let link = unplugged();
+    let gate = Gate { link: link.clone(), ..gate() };
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), gate, frames(true));
+
+    wire.send(FRAME).unwrap();
+    rx.receive().unwrap();
+    assert!(used(&mock).is_empty());
+
+    link.switch(Carrier::Up);
+    wire.send(&FRAME[..18]).unwrap();
+    rx.receive().unwrap();
+    assert_eq!(used(&mock), [18]);
+    assert_eq!((driver.count("rx_link_down"), driver.count("rx_frames")), (1, 1));
+}
+
+#[test]
+fn frame_that_is_sent_while_the_link_is_down_is_completed_and_counted() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    mock.build_multiple_desc_chains(&chains(2, 64, 0)).unwrap();
+    let mut tx = Tx::new(driver.ring(&mock), port, driver.counters.clone(), unplugged());
+
+    tx.transmit().unwrap();
+
+    wire.set_nonblocking(true).unwrap();
+    assert!(wire.recv(&mut [0; 1]).is_err());
+    assert_eq!(used(&mock), [0, 0]);
+    assert_eq!((driver.count("tx_link_down"), driver.count("tx_frames")), (2, 0));
+}
+
+#[test]
+fn running_driver_reads_link_speed_and_the_wish_for_an_announcement() {
+    let (driver, (port, _wire)) = (Driver::new(), port());
+    let link = Link::default();
+    let mut net = Net::new(NetConfig { link: link.clone(), ..config() }, vec![port]).unwrap();
+    let queues = active_pair(&driver.mem, 0).map(|(queue, _)| queue).into();
+    let features = net.features();
+    net.start(Activation { mem: driver.mem.clone(), features, queues, interrupts: driver.interrupts.clone() }).unwrap();
+    let read = |net: &Net| {
+        let mut fields = [0; 17];
+        net.read_config(0, &mut fields);
+        (fields[6], u32::from_le_bytes([fields[12], fields[13], fields[14], fields[15]]), fields[16])
+    };
+
+    assert_eq!(read(&net), (1, u32::MAX, 0xff));
+    let state = LinkState { carrier: Carrier::Down, speed: Some(10_000), duplex: Some(Duplex::Full) };
+    link.follow(state);
+    assert_eq!(read(&net), (0, 10_000, 1));
+    link.follow(LinkState { carrier: Carrier::Up, ..state });
+    assert_eq!(read(&net), (1, 10_000, 1));
+    link.announce(link.next_announcement().unwrap());
+    assert_eq!(read(&net), (3, 10_000, 1));
+    net.stop();
+    assert_eq!(read(&net), (1, 10_000, 1));
+    assert_eq!(driver.interrupts.config_generation(), 3);
+}
+
+#[test]
+fn acknowledged_announcement_is_over() {
+    let (link, features) = (Link::default(), bit(VIRTIO_NET_F_STATUS) | bit(VIRTIO_NET_F_GUEST_ANNOUNCE));
+    let interrupts = Driver::new().interrupts;
+    link.start(link::Driver { interrupts, features, workers: Vec::new() });
+    link.switch(Carrier::Down);
+    link.switch(Carrier::Up);
+    link.announce(link.next_announcement().unwrap());
+    let mut control = Control { link: link.clone(), ..control(Vec::new(), features) };
+
+    assert_eq!(link.status(), 3);
+    assert!(control.execute(ctrl::Command::Announced));
+    assert_eq!(link.status(), 1);
 }
 
 /// Sets up queue pair `idx` with one receive and one transmit buffer and returns its two queues.
@@ -579,7 +675,8 @@ fn frame_to_another_address_is_filtered_and_its_buffers_take_the_next() {
     let mock = MockSplitQueue::new(&driver.mem, 16);
     mock.build_multiple_desc_chains(&chains(4, 20, VRING_DESC_F_WRITE)).unwrap();
     let filter = open();
-    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), filter.clone(), frames(true));
+    let gate = Gate { filter: filter.clone(), ..gate() };
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), gate, frames(true));
     filter.change(|filter| filter.set_mode(filter::Mode::Promiscuous, filter::Switch::Off));
 
     let to = |mac: [u8; 6]| [&[0; 12], &mac[..], &[7; 12]].concat();
@@ -679,7 +776,7 @@ fn frame_that_waits_for_buffers_survives_the_reset_of_its_queue() {
     let (driver, (port, wire)) = (Driver::new(), port());
     let mock = MockSplitQueue::new(&driver.mem, 16);
     mock.build_multiple_desc_chains(&chains(1, 20, VRING_DESC_F_WRITE)).unwrap();
-    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), open(), frames(true));
+    let mut rx = Rx::new(driver.ring(&mock), port, driver.counters.clone(), gate(), frames(true));
     wire.send(FRAME).unwrap();
     rx.receive().unwrap();
 
@@ -705,7 +802,7 @@ fn frame_that_waits_for_room_is_not_sent_after_the_reset_of_its_queue() {
     };
     let mock = MockSplitQueue::new(&driver.mem, 16);
     mock.build_multiple_desc_chains(&chains(1, 60, 0)).unwrap();
-    let mut tx = Tx::new(driver.ring(&mock), Arc::new(port), driver.counters.clone());
+    let mut tx = Tx::new(driver.ring(&mock), Arc::new(port), driver.counters.clone(), Link::default());
     tx.transmit().unwrap();
     assert!(tx.waits());
 

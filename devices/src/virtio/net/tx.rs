@@ -8,6 +8,7 @@ use crate::virtio::iovec::IoVecs;
 use crate::virtio::net::coalesce::Coalescer;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::lane::Side;
+use crate::virtio::net::link::Link;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::{BUDGET, HEADER_LEN, MAX_FRAME, PUBLISH_EVERY, Turn};
 use crate::virtio::ring::Ring;
@@ -25,6 +26,7 @@ pub(super) struct Tx {
     coalescer: Coalescer,
     port: Arc<dyn FramePort>,
     counters: Arc<Counters>,
+    link: Link,
     chain: Chain,
     /// The frame that is being sent.
     frame: IoVecs,
@@ -34,10 +36,10 @@ pub(super) struct Tx {
 
 impl Tx {
     /// The transmit side on `ring`.
-    pub(super) fn new(ring: Ring, port: Arc<dyn FramePort>, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(ring: Ring, port: Arc<dyn FramePort>, counters: Arc<Counters>, link: Link) -> Self {
         let frame = IoVecs::new(ring.mem().clone());
         let coalescer = Coalescer::default();
-        Self { ring, coalescer, port, counters, chain: Chain::default(), frame, waiting: None }
+        Self { ring, coalescer, port, counters, link, chain: Chain::default(), frame, waiting: None }
     }
 
     /// The same, with interrupts held back as `coalescer` says.
@@ -117,6 +119,10 @@ impl Tx {
         let len = usize::try_from(self.frame.len_bytes()).unwrap_or(usize::MAX);
         if !(MIN_FRAME..=MAX_FRAME).contains(&len) || !self.chain.writable.is_empty() {
             self.counters.tx_malformed.add(1);
+            return true;
+        }
+        if !self.link.is_up() {
+            self.counters.tx_link_down.add(1);
             return true;
         }
         match self.port.transmit(&self.frame) {
