@@ -5,6 +5,7 @@
 
 mod block;
 mod bus;
+mod coalescing;
 mod common;
 mod config_space;
 mod entropy;
@@ -108,6 +109,7 @@ pub(crate) fn run(start: &StartInfo) -> Report {
             run_all(&mut report, &subject, own);
             if device.kind == Kind::Net {
                 run_all(&mut report, &subject, queue_reset::CHECKS);
+                run_all(&mut report, &subject, coalescing::CHECKS);
             }
         }
     }

@@ -62,7 +62,8 @@ impl Card {
         Self::start_with(device, wanted, rx_bytes, buffers, |_| Ok(()))
     }
 
-    fn start_with(
+    /// As `start`, with a step before DRIVER_OK.
+    pub(super) fn start_with(
         device: &Device,
         wanted: u64,
         rx_bytes: u32,
