@@ -1,5 +1,13 @@
 //! A thread that serves queues: an epoll loop around one [`Service`], and what happens when it fails.
 //!
+//! ```text
+//!   serve what is announced -> poll for what is not, as long as that has paid lately -> ask for announcements -> sleep
+//!          ^                           | found something                                       | woken
+//!          +---------------------------+-------------------------------------------------------+
+//! ```
+//! A doorbell costs the guest an exit and the worker a wake-up, so a service may leave doorbells off while it is polled. Between two
+//! looks the processor is offered to others: where the vCPU shares it, it goes on and fills the ring.
+//!
 //! A worker that fails raises DEVICE_NEEDS_RESET, logs one line and then waits to be stopped. It never takes the VM down and
 //! never dies silently. Whoever spawned it joins it and gets the service back.
 //!
@@ -17,7 +25,7 @@ pub use inline::Worker;
 pub use threaded::Worker;
 
 use crate::virtio::interrupt::Interrupts;
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -83,6 +91,24 @@ pub trait Service: Send + 'static {
     /// # Errors
     /// If the service cannot go on.
     fn serve(&mut self, token: u32, events: &mut EventOps) -> Result<(), Fault>;
+
+    /// Looks for work whose announcement the service has switched off, and announces it by the service's own means. Returns whether
+    /// there was some.
+    ///
+    /// # Errors
+    /// If the service cannot go on.
+    fn poll(&mut self) -> Result<bool, Fault> {
+        Ok(false)
+    }
+
+    /// Switches all announcements on, because the worker is going to sleep. Returns whether work came up before that, which it then
+    /// has announced itself.
+    ///
+    /// # Errors
+    /// If the service cannot go on.
+    fn before_sleep(&mut self) -> Result<bool, Fault> {
+        Ok(false)
+    }
 }
 
 /// The token that the worker itself uses.
@@ -118,7 +144,7 @@ impl<S: Service> Loop<S> {
                     if matches!(self.state, State::Serving)
                         && let Err(fault) = visit(&mut self.service, ops)
                     {
-                        self.fail(&fault, ops);
+                        forget(self.fail(&fault), ops);
                     }
                 }
                 Err(TryRecvError::Empty) => return,
@@ -130,7 +156,8 @@ impl<S: Service> Loop<S> {
         }
     }
 
-    fn fail(&mut self, fault: &Fault, ops: &mut EventOps) {
+    /// Reports the fault and stops serving. Returns the descriptors that the service does not watch any more.
+    fn fail(&mut self, fault: &Fault) -> Vec<RawFd> {
         if self.interrupts.set_needs_reset() {
             match fault {
                 Fault::Guest { .. } => {
@@ -141,11 +168,51 @@ impl<S: Service> Loop<S> {
                 }
             }
         }
-        for fd in self.sources.iter().map(|source| source.fd).chain(self.service.watched_later()) {
-            // A service may have removed it itself; then there is nothing left to do.
-            let _ = ops.remove(Events::empty_raw(fd));
-        }
         self.state = State::Faulted;
+        self.sources.iter().map(|source| source.fd).chain(self.service.watched_later()).collect()
+    }
+}
+
+fn forget(fds: Vec<RawFd>, ops: &mut EventOps) {
+    for fd in fds {
+        // A service may have removed it itself; then there is nothing left to do.
+        let _ = ops.remove(Events::empty_raw(fd));
+    }
+}
+
+/// What a look for work that nobody announced has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// There is some, and it is announced now.
+    Found,
+    /// There is none.
+    Nothing,
+    /// The worker is to end.
+    Stopped,
+}
+
+/// Has the service look for work by way of `find`.
+fn look<S: Service>(
+    manager: &mut EventManager<Loop<S>>,
+    id: SubscriberId,
+    find: fn(&mut S) -> Result<bool, Fault>,
+) -> Look {
+    let Ok(own) = manager.subscriber_mut(id) else { return Look::Stopped };
+    let found = match own.state {
+        State::Serving => find(&mut own.service),
+        State::Faulted => Ok(false),
+        State::Stopped => return Look::Stopped,
+    };
+    match found {
+        Ok(true) => Look::Found,
+        Ok(false) => Look::Nothing,
+        Err(fault) => {
+            let fds = own.fail(&fault);
+            if let Ok(mut ops) = manager.event_ops(id) {
+                forget(fds, &mut ops);
+            }
+            Look::Nothing
+        }
     }
 }
 
@@ -163,7 +230,7 @@ impl<S: Service> MutEventSubscriber for Loop<S> {
             Err(err) => Err(Fault::Host { operation: "watch a descriptor", source: std::io::Error::other(err) }),
         };
         if let Err(fault) = begun {
-            self.fail(&fault, ops);
+            forget(self.fail(&fault), ops);
         }
     }
 
@@ -173,7 +240,7 @@ impl<S: Service> MutEventSubscriber for Loop<S> {
         } else if matches!(self.state, State::Serving)
             && let Err(fault) = self.service.serve(events.data(), ops)
         {
-            self.fail(&fault, ops);
+            forget(self.fail(&fault), ops);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! again only to those who asked after they had met a full queue, so after such a write the port is asked.
 
 use crate::virtio::device::Activation;
+use crate::virtio::net::Turn;
 use crate::virtio::net::alarm::Alarm;
 use crate::virtio::net::ctrl::CtrlQueue;
 use crate::virtio::net::lane::Lane;
@@ -150,6 +151,13 @@ impl Pair {
         self.alarm.set([rx, tx, ctrl].into_iter().flatten().min()).map_err(no_timer)
     }
 
+    /// Looks for frames to send by way of `find`, and announces them.
+    fn look(&mut self, find: fn(&mut Tx) -> Result<bool, Fault>) -> Result<bool, Fault> {
+        let found = self.tx.serving().map_or(Ok(false), find)?;
+        self.tx.come_again(if found { Turn::More } else { Turn::Done })?;
+        Ok(found)
+    }
+
     fn port_events(&self) -> Events {
         let wanted = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
         Events::with_data_raw(self.port.fd(), PORT, wanted)
@@ -191,6 +199,14 @@ impl Service for Pair {
     fn serve(&mut self, token: u32, events: &mut EventOps) -> Result<(), Fault> {
         self.serve_source(token, events)?;
         self.set_alarm()
+    }
+
+    fn poll(&mut self) -> Result<bool, Fault> {
+        self.look(Tx::has_frame)
+    }
+
+    fn before_sleep(&mut self) -> Result<bool, Fault> {
+        self.look(Tx::ask_for_frames)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Transmit: frames from the guest's buffers to the port.
 //!
 //! The kernel copies each frame straight out of guest memory, virtio header included; it checks what the header says. The driver
-//! is asked to notify again only when the ring was found empty. A frame for which the port has no room waits for it.
+//! is asked to notify only before the worker sleeps. A frame for which the port has no room waits for it.
 
 use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
@@ -73,6 +73,22 @@ impl Tx {
         self.coalescer.notify(&mut self.ring);
     }
 
+    /// Whether a frame can be sent that nobody has announced.
+    ///
+    /// # Errors
+    /// If the guest broke the ring.
+    pub(super) fn has_frame(&mut self) -> Result<bool, Fault> {
+        Ok(!self.waits() && self.ring.has_available()?)
+    }
+
+    /// Asks the driver to notify. Returns whether there is a frame that it did not announce.
+    ///
+    /// # Errors
+    /// If the guest broke the ring.
+    pub(super) fn ask_for_frames(&mut self) -> Result<bool, Fault> {
+        Ok(self.ring.enable_doorbell()? && !self.waits())
+    }
+
     fn burst(&mut self) -> Result<Turn, Fault> {
         for frames in 1..=BUDGET {
             let Some(head) = self.next_frame()? else { return Ok(Turn::Done) };
@@ -90,28 +106,18 @@ impl Tx {
         Ok(Turn::More)
     }
 
-    /// Puts the next frame into `self.frame` and returns the head of its chain. `None` if there is none; the driver has then been
-    /// asked to notify.
+    /// Puts the next frame into `self.frame` and returns the head of its chain; `None` if there is none.
     fn next_frame(&mut self) -> Result<Option<u16>, Fault> {
         if let Some(head) = self.waiting.take() {
             return Ok(Some(head));
         }
-        loop {
-            if let Some(head) = self.ring.pop(&mut self.chain)? {
-                self.frame.clear();
-                for buffer in &self.chain.readable {
-                    let pushed = self.frame.push(*buffer);
-                    debug_assert!(pushed.is_ok(), "the chain was checked to be in guest memory");
-                }
-                return Ok(Some(head));
-            }
-            // Used buffers first: a driver that waits for them would not make more available.
-            self.coalescer.notify(&mut self.ring);
-            if !self.ring.enable_doorbell()? {
-                return Ok(None);
-            }
-            self.ring.disable_doorbell();
+        let Some(head) = self.ring.pop(&mut self.chain)? else { return Ok(None) };
+        self.frame.clear();
+        for buffer in &self.chain.readable {
+            let pushed = self.frame.push(*buffer);
+            debug_assert!(pushed.is_ok(), "the chain was checked to be in guest memory");
         }
+        Ok(Some(head))
     }
 
     /// Sends the frame. Returns whether its chain is done with: sent, or not sendable at all.

@@ -1,6 +1,6 @@
 //! Workers without threads, for fuzz targets: they serve what is ready when [`turn`] is called, on the caller's thread.
 
-use super::{Fault, Loop, Service, State, Visit};
+use super::{Fault, Look, Loop, Service, State, Visit, look};
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
 use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
@@ -30,16 +30,24 @@ trait Turn {
     fn turn(&mut self) -> usize;
 }
 
-impl<S: Service> Turn for EventManager<Loop<S>> {
+/// An event loop and the worker in it.
+struct Seat<S> {
+    manager: EventManager<Loop<S>>,
+    id: SubscriberId,
+}
+
+impl<S: Service> Turn for Seat<S> {
     fn turn(&mut self) -> usize {
-        self.run_with_timeout(0).unwrap_or(0)
+        match self.manager.run_with_timeout(0).unwrap_or(0) {
+            0 => usize::from(look(&mut self.manager, self.id, S::before_sleep) == Look::Found),
+            events => events,
+        }
     }
 }
 
 /// A worker that runs in [`turn`].
 pub struct Worker<S> {
-    manager: Arc<Mutex<EventManager<Loop<S>>>>,
-    id: SubscriberId,
+    seat: Arc<Mutex<Seat<S>>>,
     visits: Sender<Visit<S>>,
     wake: EventFd,
 }
@@ -65,10 +73,10 @@ impl<S: Service> Worker<S> {
             interrupts,
             state: State::Serving,
         });
-        let manager = Arc::new(Mutex::new(manager));
-        let running: Arc<Mutex<dyn Turn>> = manager.clone();
+        let seat = Arc::new(Mutex::new(Seat { manager, id }));
+        let running: Arc<Mutex<dyn Turn>> = seat.clone();
         RUNNING.with_borrow_mut(|all| all.push(Arc::downgrade(&running)));
-        Ok(Self { manager, id, visits, wake })
+        Ok(Self { seat, visits, wake })
     }
 
     /// Runs `action` between two events and returns what it returns; `None` if the worker has met a fault, or `action` gives one.
@@ -84,13 +92,14 @@ impl<S: Service> Worker<S> {
         });
         self.visits.send(visit).ok()?;
         self.wake.write(1).ok()?;
-        self.manager.lock().unwrap_or_else(PoisonError::into_inner).turn();
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner).turn();
         answered.try_recv().ok()
     }
 
     /// Stops the worker and returns the service.
     pub fn stop(self) -> Option<S> {
-        let mut manager = self.manager.lock().unwrap_or_else(PoisonError::into_inner);
-        manager.remove_subscriber(self.id).ok().map(|ended| ended.service)
+        let mut seat = self.seat.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = seat.id;
+        seat.manager.remove_subscriber(id).ok().map(|ended| ended.service)
     }
 }

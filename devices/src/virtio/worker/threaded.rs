@@ -1,12 +1,13 @@
 //! A worker on a thread of its own.
 
-use super::{Fault, Loop, Service, State, Visit};
+use super::{Fault, Look, Loop, Service, State, Visit, look};
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
-use event_manager::{EventManager, EventOps, SubscriberOps};
+use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A running worker.
@@ -43,14 +44,7 @@ impl<S: Service> Worker<S> {
                     interrupts,
                     state: State::Serving,
                 });
-                loop {
-                    if let Err(err) = manager.run() {
-                        log::error!("Event loop failed: {err}");
-                    }
-                    if manager.subscriber_mut(id).is_ok_and(|l| matches!(l.state, State::Stopped)) {
-                        break;
-                    }
-                }
+                run(&mut manager, id);
                 match manager.remove_subscriber(id) {
                     Ok(ended) => ended.service,
                     Err(err) => {
@@ -90,5 +84,72 @@ impl<S: Service> Worker<S> {
             log::error!("Failed to stop a worker: {err}");
         }
         self.thread.join().ok()
+    }
+}
+
+/// Serves until the worker is stopped.
+fn run<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId) {
+    let mut polling = Polling::default();
+    loop {
+        let asleep = Instant::now();
+        serve(manager, -1);
+        polling.woken_after(asleep.elapsed());
+        let mut last_work = Instant::now();
+        loop {
+            let patient = last_work.elapsed() < polling.window;
+            match look(manager, id, if patient { S::poll } else { S::before_sleep }) {
+                Look::Found => last_work = Instant::now(),
+                Look::Nothing if patient => thread::yield_now(),
+                Look::Nothing => break,
+                Look::Stopped => return,
+            }
+            if serve(manager, 0) {
+                last_work = Instant::now();
+            }
+        }
+    }
+}
+
+/// Serves what is announced within `milliseconds`, or ever if that is -1. Returns whether there was something.
+fn serve<S: Service>(manager: &mut EventManager<Loop<S>>, milliseconds: i32) -> bool {
+    manager.run_with_timeout(milliseconds).map(|events| events > 0).unwrap_or_else(|err| {
+        log::error!("Event loop failed: {err}");
+        false
+    })
+}
+
+/// How long to poll before a sleep: longer when sleeps have turned out short, not at all when they are long.
+#[derive(Debug, Default)]
+struct Polling {
+    window: Duration,
+}
+
+impl Polling {
+    const SHORTEST: Duration = Duration::from_micros(4);
+    const LONGEST: Duration = Duration::from_micros(64);
+
+    /// Learns from a sleep.
+    fn woken_after(&mut self, sleep: Duration) {
+        self.window = if sleep <= Self::LONGEST {
+            (self.window * 2).clamp(Self::SHORTEST, Self::LONGEST)
+        } else {
+            Some(self.window / 2).filter(|window| *window >= Self::SHORTEST).unwrap_or_default()
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polling_follows_the_length_of_sleeps() {
+        let mut polling = Polling::default();
+        let mut windows = Vec::new();
+        for sleep in [10, 64, 10, 10, 10, 10, 1000, 65, 65, 65, 65, 10] {
+            polling.woken_after(Duration::from_micros(sleep));
+            windows.push(polling.window.as_micros());
+        }
+        assert_eq!(windows, [4, 8, 16, 32, 64, 64, 32, 16, 8, 4, 0, 4]);
     }
 }
