@@ -1,6 +1,7 @@
 //! The role *device*: what one kind of virtio device does, independent of the transport that carries it.
 
 use crate::virtio::interrupt::Interrupts;
+use std::borrow::Cow;
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
@@ -62,8 +63,8 @@ pub enum StartError {
 /// A named, monotonic count for metrics and logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counter {
-    /// For example `tx_frames`.
-    pub name: &'static str,
+    /// For example `tx.0.frames`.
+    pub name: Cow<'static, str>,
     /// Its value since the device was built.
     pub value: u64,
 }

@@ -5,7 +5,7 @@
 
 use crate::irq::MsiVector;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 
 /// virtio 1.3 4.1.4.3: no MSI-X vector is mapped.
@@ -16,6 +16,29 @@ pub const ISR_QUEUE: u8 = 1;
 /// ISR status bit 1: a configuration change.
 pub const ISR_CONFIG: u8 = 2;
 
+/// What became of the notifications of used buffers of one queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Notifications {
+    /// Interrupts sent.
+    pub sent: u64,
+    /// Batches of which the driver did not want to be told.
+    pub suppressed: u64,
+}
+
+/// Interrupts of one queue, on cache lines of their own: the counts are written for every batch.
+#[repr(align(128))]
+struct QueueSide {
+    vector: AtomicU16,
+    sent: AtomicU64,
+    suppressed: AtomicU64,
+}
+
+impl Default for QueueSide {
+    fn default() -> Self {
+        Self { vector: AtomicU16::new(NO_VECTOR), sent: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
+    }
+}
+
 /// The device side of interrupt delivery.
 pub struct Interrupts {
     vectors: Vec<Arc<dyn MsiVector>>,
@@ -23,7 +46,7 @@ pub struct Interrupts {
     /// orders its own MSI-X enable against DRIVER_OK.
     enabled: AtomicBool,
     config_vector: AtomicU16,
-    queue_vectors: Vec<AtomicU16>,
+    queues: Vec<QueueSide>,
     isr: AtomicU8,
     /// Changes with the device configuration (virtio 1.3 4.1.4.3.1). Wraps.
     generation: AtomicU8,
@@ -38,19 +61,36 @@ impl Interrupts {
             vectors,
             enabled: AtomicBool::new(false),
             config_vector: AtomicU16::new(NO_VECTOR),
-            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            queues: (0..queues).map(|_| QueueSide::default()).collect(),
             isr: AtomicU8::new(0),
             generation: AtomicU8::new(0),
             status: AtomicU8::new(0),
         }
     }
 
-    /// Tells the driver that `queue` has used buffers. Workers call it once per batch, after EVENT_IDX has been consulted.
+    /// Tells the driver that `queue` has used buffers. The worker of the queue, and nobody else, calls it once per batch, after
+    /// EVENT_IDX has been consulted.
     pub fn signal_queue(&self, queue: u16) {
         self.isr.fetch_or(ISR_QUEUE, Ordering::Relaxed);
-        if let Some(vector) = self.queue_vectors.get(usize::from(queue)) {
-            self.signal(vector.load(Ordering::Relaxed));
+        if let Some(side) = self.queues.get(usize::from(queue)) {
+            increment(&side.sent);
+            self.signal(side.vector.load(Ordering::Relaxed));
         }
+    }
+
+    /// Takes note that the driver did not want to be told of a batch of `queue`. From the same thread.
+    pub fn spare_queue(&self, queue: u16) {
+        if let Some(side) = self.queues.get(usize::from(queue)) {
+            increment(&side.suppressed);
+        }
+    }
+
+    /// What became of the notifications of `queue`.
+    pub fn of_queue(&self, queue: u16) -> Notifications {
+        self.queues.get(usize::from(queue)).map_or(Notifications::default(), |side| Notifications {
+            sent: side.sent.load(Ordering::Relaxed),
+            suppressed: side.suppressed.load(Ordering::Relaxed),
+        })
     }
 
     /// Tells the driver that the device configuration changed.
@@ -92,8 +132,8 @@ impl Interrupts {
     /// Everything back to the state after reset. The caller has stopped the workers.
     pub(crate) fn reset(&self) {
         self.config_vector.store(NO_VECTOR, Ordering::Relaxed);
-        for vector in &self.queue_vectors {
-            vector.store(NO_VECTOR, Ordering::Relaxed);
+        for side in &self.queues {
+            side.vector.store(NO_VECTOR, Ordering::Relaxed);
         }
         self.isr.store(0, Ordering::Relaxed);
         self.status.store(0, Ordering::Release);
@@ -121,12 +161,12 @@ impl Interrupts {
     }
 
     pub(crate) fn queue_vector(&self, queue: u16) -> u16 {
-        self.queue_vectors.get(usize::from(queue)).map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed))
+        self.queues.get(usize::from(queue)).map_or(NO_VECTOR, |side| side.vector.load(Ordering::Relaxed))
     }
 
     pub(crate) fn set_queue_vector(&self, queue: u16, vector: u16) {
-        if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
-            slot.store(self.checked(vector), Ordering::Relaxed);
+        if let Some(side) = self.queues.get(usize::from(queue)) {
+            side.vector.store(self.checked(vector), Ordering::Relaxed);
         }
     }
 
@@ -145,6 +185,11 @@ impl Interrupts {
             log::debug!("Lost an interrupt: {err}");
         }
     }
+}
+
+/// Adds one to a count that only the calling thread writes.
+fn increment(count: &AtomicU64) {
+    count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
 /// The status bit as the byte it is in.

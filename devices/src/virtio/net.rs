@@ -30,6 +30,7 @@ pub use port::FramePort;
 pub use tap::Tap;
 
 use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, StartError};
+use crate::virtio::interrupt::Interrupts;
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
 use alarm::Alarm;
@@ -121,6 +122,8 @@ pub struct Net {
     mtu: u16,
     ports: Vec<Arc<dyn FramePort>>,
     counters: Vec<Arc<Counters>>,
+    /// Those of the latest start, which count for themselves.
+    interrupts: Option<Arc<Interrupts>>,
     queue_sizes: Vec<u16>,
     features: u64,
     /// For commands that take locks of the host.
@@ -173,6 +176,7 @@ impl Net {
             link: config.link,
             mtu: config.mtu,
             counters: ports.iter().map(|_| Arc::default()).collect(),
+            interrupts: None,
             ports,
             queue_sizes,
             features,
@@ -215,6 +219,7 @@ impl Net {
             pairs.push(Pair {
                 rx: Lane::new(idx, rx, rx_doorbell),
                 tx: Lane::new(idx + 1, tx, tx_doorbell),
+                counters: counters.clone(),
                 port: port.clone(),
                 changed: event()?,
                 alarm: alarm()?,
@@ -283,6 +288,7 @@ impl Device for Net {
             .set_offloads(Offloads::for_guest(features))
             .map_err(|source| StartError::Host { operation: "set the offloads of the tap", source })?;
         let workers = pairs.iter().map(|pair| clone(&pair.changed)).collect::<Result<_, _>>()?;
+        self.interrupts = Some(interrupts.clone());
         self.link.start(Driver { interrupts: interrupts.clone(), features, workers });
         for (idx, pair) in pairs.into_iter().enumerate() {
             let name = format!("{}-{idx}", self.name);
@@ -327,7 +333,8 @@ impl Device for Net {
     }
 
     fn counters(&self) -> Vec<Counter> {
-        Counters::sum(self.counters.iter().map(AsRef::as_ref))
+        let interrupts = self.interrupts.as_deref();
+        (0..).zip(&self.counters).flat_map(|(idx, counters)| counters.report(idx, interrupts)).collect()
     }
 }
 

@@ -139,6 +139,7 @@ impl Ring {
         };
         if !wanted {
             self.notified = new;
+            self.interrupts.spare_queue(self.idx);
         }
         wanted
     }

@@ -89,7 +89,7 @@ impl Device for Rng {
 
     fn counters(&self) -> Vec<Counter> {
         [("bytes", &self.counts.bytes), ("refused_requests", &self.counts.refused)]
-            .map(|(name, count)| Counter { name, value: count.load(Ordering::Relaxed) })
+            .map(|(name, count)| Counter { name: name.into(), value: count.load(Ordering::Relaxed) })
             .into()
     }
 }

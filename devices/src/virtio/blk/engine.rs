@@ -61,7 +61,7 @@ impl Counts {
             ("unsupported_requests", &self.unsupported),
             ("host_errors", &self.host_errors),
         ]
-        .map(|(name, count)| Counter { name, value: count.load(Ordering::Relaxed) })
+        .map(|(name, count)| Counter { name: name.into(), value: count.load(Ordering::Relaxed) })
         .into()
     }
 }

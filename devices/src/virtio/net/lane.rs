@@ -28,13 +28,15 @@ pub(super) struct Lane<S> {
     idx: u16,
     side: S,
     doorbell: EventFd,
+    /// How often we have rung it ourselves since it was answered.
+    own_rings: u64,
     state: State,
 }
 
 impl<S: Side> Lane<S> {
     /// Queue `idx` of the device, which the driver has enabled.
     pub(super) fn new(idx: u16, side: S, doorbell: EventFd) -> Self {
-        Self { idx, side, doorbell, state: State::Serving }
+        Self { idx, side, doorbell, own_rings: 0, state: State::Serving }
     }
 
     /// The device's index of the queue.
@@ -55,17 +57,18 @@ impl<S: Side> Lane<S> {
         &self.doorbell
     }
 
-    /// Takes note of the doorbell.
-    pub(super) fn answer_doorbell(&self) {
-        // Empty when another wake-up took it along.
-        let _ = self.doorbell.read();
+    /// Takes note of the doorbell. Returns how often the driver has rung it; 0 too when another wake-up took it along.
+    pub(super) fn answer_doorbell(&mut self) -> u64 {
+        let rings = self.doorbell.read().unwrap_or(0);
+        rings.saturating_sub(std::mem::take(&mut self.own_rings))
     }
 
     /// After a burst that was cut short, rings the doorbell so that the queue comes again after the other sources.
-    pub(super) fn come_again(&self, turn: Turn) -> Result<(), Fault> {
+    pub(super) fn come_again(&mut self, turn: Turn) -> Result<(), Fault> {
         match turn {
             Turn::Done => Ok(()),
             Turn::More => {
+                self.own_rings += 1;
                 self.doorbell.write(1).map_err(|source| Fault::Host { operation: "ring a doorbell of our own", source })
             }
         }

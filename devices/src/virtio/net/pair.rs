@@ -7,6 +7,7 @@
 use crate::virtio::device::Activation;
 use crate::virtio::net::Turn;
 use crate::virtio::net::alarm::Alarm;
+use crate::virtio::net::counters::Counters;
 use crate::virtio::net::ctrl::CtrlQueue;
 use crate::virtio::net::lane::Lane;
 use crate::virtio::net::port::FramePort;
@@ -31,6 +32,8 @@ pub(super) struct Pair {
     pub(super) rx: Lane<Rx>,
     /// Transmit side.
     pub(super) tx: Lane<Tx>,
+    /// What it counts.
+    pub(super) counters: Arc<Counters>,
     /// Where frames go.
     pub(super) port: Arc<dyn FramePort>,
     /// Signalled when the port was attached or detached, interrupts are held back in another way, or the link went or came back.
@@ -102,11 +105,11 @@ impl Pair {
     fn serve_source(&mut self, token: u32, events: &mut EventOps) -> Result<(), Fault> {
         match token {
             RX_DOORBELL => {
-                self.rx.answer_doorbell();
+                self.counters.rx_doorbells.add(self.rx.answer_doorbell());
                 self.receive()
             }
             TX_DOORBELL => {
-                self.tx.answer_doorbell();
+                self.counters.tx_doorbells.add(self.tx.answer_doorbell());
                 self.transmit(events)
             }
             PORT => {
@@ -121,8 +124,8 @@ impl Pair {
                 self.transmit(events)
             }
             CTRL_DOORBELL => {
-                if let Some(ctrl) = &self.ctrl {
-                    ctrl.answer_doorbell();
+                if let Some(ctrl) = &mut self.ctrl {
+                    self.counters.ctrl_doorbells.add(ctrl.answer_doorbell());
                 }
                 self.control()
             }

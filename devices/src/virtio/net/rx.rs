@@ -166,7 +166,7 @@ impl Rx {
                 self.ring.publish();
             }
         }
-        self.counters.budget_exhausted.add(1);
+        self.counters.rx_budget_exhausted.add(1);
         Ok(Turn::More)
     }
 
@@ -205,7 +205,7 @@ impl Rx {
             Err(err) if err.kind() == ErrorKind::WouldBlock => Ok(Received::Nothing),
             Err(err) => {
                 // A queue that is detached, an interface that is gone: nothing to receive until that changes.
-                self.counters.rx_host_errors.add(1);
+                self.counters.rx_error(&err).add(1);
                 log::debug!("Failed to receive: {err}");
                 Ok(Received::Nothing)
             }

@@ -95,7 +95,7 @@ struct Driver {
 impl Driver {
     fn new() -> Self {
         let mem = Memory::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
-        let interrupts = Arc::new(Interrupts::new(vec![Arc::new(FakeVector::default())], 1));
+        let interrupts = Arc::new(Interrupts::new(vec![Arc::new(FakeVector::default())], 3));
         Self { mem, interrupts, counters: Arc::default() }
     }
 
@@ -111,7 +111,7 @@ impl Driver {
     }
 
     fn count(&self, name: &str) -> u64 {
-        Counters::sum([self.counters.as_ref()].into_iter()).into_iter().find(|c| c.name == name).unwrap().value
+        self.counters.report(0, None).into_iter().find(|c| c.name == name).unwrap().value
     }
 }
 
@@ -141,7 +141,7 @@ fn frame_spans_as_many_buffers_as_it_needs() {
     assert_eq!(driver.bytes(BUFFERS + 12, 8), FRAME[12..20]);
     assert_eq!(driver.bytes(BUFFERS + 0x2000, 4), FRAME[40..]);
     assert_eq!(driver.bytes(BUFFERS + 0x3000 + 10, 2), [1, 0]);
-    assert_eq!(driver.count("rx_bytes"), 32 + 6);
+    assert_eq!(driver.count("rx.0.bytes"), 32 + 6);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn frame_that_the_whole_ring_cannot_take_is_dropped() {
         rx.receive().unwrap();
 
         assert_eq!(used(&mock), [18], "mergeable {mergeable}");
-        assert_eq!(driver.count("rx_too_long"), 1);
+        assert_eq!(driver.count("rx.0.too_long"), 1);
     }
 }
 
@@ -196,7 +196,7 @@ fn frame_that_two_buffer_chains_cannot_take_does_not_block_the_next() {
     rx.receive().unwrap();
 
     assert_eq!(used(&mock), [18]);
-    assert_eq!(driver.count("rx_too_long"), 1);
+    assert_eq!(driver.count("rx.0.too_long"), 1);
 }
 
 /// The used ring of a [`large_ring`].
@@ -257,7 +257,7 @@ fn frame_that_a_large_ring_of_small_buffers_cannot_take_does_not_block_the_next(
 
     let used: u16 = driver.mem.read_obj(LARGE_USED.unchecked_add(2)).unwrap();
     assert_eq!(used, 2);
-    assert_eq!(driver.count("rx_too_long"), 1);
+    assert_eq!(driver.count("rx.0.too_long"), 1);
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn buffers_that_cannot_take_a_header_or_be_written_come_back_empty() {
         rx.receive().unwrap();
 
         assert_eq!(used(&mock), [0]);
-        assert_eq!(driver.count("rx_bad_buffers"), 1);
+        assert_eq!(driver.count("rx.0.bad_buffers"), 1);
     }
 }
 
@@ -310,8 +310,8 @@ fn flood_ends_with_the_budget() {
             received += 1;
         }
     }
-    assert_eq!(driver.count("tx_frames"), 512);
-    assert!(driver.count("tx_waits") > 0 || rounds > 0);
+    assert_eq!(driver.count("tx.0.frames"), 512);
+    assert!(driver.count("tx.0.waits") > 0 || rounds > 0);
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn sent_frame_arrives_with_its_header() {
     let len = wire.recv(&mut frame).unwrap();
     assert_eq!(&frame[..len], FRAME);
     assert_eq!(used(&mock), [0]);
-    assert_eq!(driver.count("tx_bytes"), 32);
+    assert_eq!(driver.count("tx.0.bytes"), 32);
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn frame_in_more_pieces_than_one_write_takes_is_sent_whole() {
     let mut frame = vec![0; 7000];
     assert_eq!(wire.recv(&mut frame).unwrap(), 6000);
     assert!(frame[..6000] == sent);
-    assert_eq!(driver.count("tx_bytes"), 6000 - 12);
+    assert_eq!(driver.count("tx.0.bytes"), 6000 - 12);
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn chains_that_are_no_frame_are_counted_and_given_back() {
         wire.set_nonblocking(true).unwrap();
         assert!(wire.recv(&mut [0; 1]).is_err());
         assert_eq!(used(&mock), [0]);
-        assert_eq!(driver.count("tx_malformed"), 1);
+        assert_eq!(driver.count("tx.0.malformed"), 1);
     }
 }
 
@@ -414,7 +414,7 @@ fn frame_that_comes_while_the_link_is_down_is_dropped_and_not_kept() {
     wire.send(&FRAME[..18]).unwrap();
     rx.receive().unwrap();
     assert_eq!(used(&mock), [18]);
-    assert_eq!((driver.count("rx_link_down"), driver.count("rx_frames")), (1, 1));
+    assert_eq!((driver.count("rx.0.link_down"), driver.count("rx.0.frames")), (1, 1));
 }
 
 #[test]
@@ -429,7 +429,7 @@ fn frame_that_is_sent_while_the_link_is_down_is_completed_and_counted() {
     wire.set_nonblocking(true).unwrap();
     assert!(wire.recv(&mut [0; 1]).is_err());
     assert_eq!(used(&mock), [0, 0]);
-    assert_eq!((driver.count("tx_link_down"), driver.count("tx_frames")), (2, 0));
+    assert_eq!((driver.count("tx.0.link_down"), driver.count("tx.0.frames")), (2, 0));
 }
 
 #[test]
@@ -582,7 +582,7 @@ fn control_queue_asks_for_the_doorbell_after_a_ring_full_of_commands() {
     assert_eq!(queue.serve().unwrap(), Turn::Done);
 
     assert_eq!(used(&mock), [1; 4]);
-    assert_eq!(driver.count("ctrl_refused"), 4);
+    assert_eq!(driver.count("ctrl.refused"), 4);
 }
 
 #[test]
@@ -686,7 +686,7 @@ fn frame_to_another_address_is_filtered_and_its_buffers_take_the_next() {
 
     assert_eq!(used(&mock), [20, 10]);
     assert_eq!(driver.bytes(BUFFERS + 12, 6), [2, 0, 0, 0, 0, 1]);
-    assert_eq!((driver.count("rx_filtered"), driver.count("rx_frames")), (1, 1));
+    assert_eq!((driver.count("rx.0.filtered"), driver.count("rx.0.frames")), (1, 1));
 }
 
 #[test]
@@ -762,11 +762,11 @@ fn receive_queue_that_is_reset_takes_nothing_and_the_next_one_gets_what_waited()
     let [_, (tx, _)] = active_pair(&driver.mem, 0);
     net.restart_queue(activation(&driver, 0, vec![tx]));
     assert_eq!(wire.recv(&mut frame).unwrap(), FRAME.len());
-    assert_eq!(count(&net, "rx_frames"), 0);
+    assert_eq!(count(&net, "rx.0.frames"), 0);
 
     let [(rx, _), _] = active_pair(&driver.mem, 2);
     net.restart_queue(activation(&driver, 0, vec![ActiveQueue { idx: 0, ..rx }]));
-    wait_until(|| count(&net, "rx_frames") == 1);
+    wait_until(|| count(&net, "rx.0.frames") == 1);
     assert_eq!(driver.bytes(BUFFERS + 2 * 0x1_0000 + 12, FRAME.len() - 12), FRAME[12..]);
     net.stop();
 }
@@ -813,7 +813,7 @@ fn frame_that_waits_for_room_is_not_sent_after_the_reset_of_its_queue() {
 
     wire.set_nonblocking(true).unwrap();
     assert!(wire.recv(&mut [0; 1]).is_err());
-    assert_eq!(driver.count("tx_frames"), 0);
+    assert_eq!(driver.count("tx.0.frames"), 0);
 }
 
 #[test]
@@ -901,7 +901,7 @@ fn parameters_of_a_queue_are_read_back_before_the_acknowledgement() {
     assert_eq!(driver.bytes(ANSWERS, 1), [0]);
     assert_eq!(driver.bytes(ANSWERS + 0x100, 9), [64, 0, 0, 0, 0xf4, 1, 0, 0, 0]);
     assert_eq!(driver.bytes(ANSWERS + 0x200 + 8, 1), [1]);
-    assert_eq!((driver.count("ctrl_ok"), driver.count("ctrl_refused")), (2, 1));
+    assert_eq!((driver.count("ctrl.ok"), driver.count("ctrl.refused")), (2, 1));
 }
 
 #[test]
@@ -927,13 +927,13 @@ fn changes_that_take_locks_of_the_host_wait_and_are_then_made() {
     limiter.lock().unwrap().take(128, Instant::now()).unwrap();
 
     assert_eq!(ctrl.serve().unwrap(), Turn::Done);
-    assert_eq!(driver.count("ctrl_ok"), 1, "the one that changes nothing");
+    assert_eq!(driver.count("ctrl.ok"), 1, "the one that changes nothing");
     let due = ctrl.deadline().unwrap();
     while Instant::now() < due {
         std::thread::yield_now();
     }
     ctrl.serve().unwrap();
-    assert_eq!((driver.count("ctrl_ok"), ctrl.deadline()), (3, None));
+    assert_eq!((driver.count("ctrl.ok"), ctrl.deadline()), (3, None));
 }
 
 #[test]
@@ -958,11 +958,30 @@ fn interrupt_that_is_held_back_comes_in_time() {
     let mut net = Net::new(config(), vec![port]).unwrap();
     let queues = vec![rx, tx, ActiveQueue { idx: 2, queue, doorbell }];
     net.start(activation(&driver, net.features(), queues)).unwrap();
-    wait_until(|| count(&net, "ctrl_ok") == 1);
+    wait_until(|| count(&net, "ctrl.ok") == 1);
 
     let sent = Instant::now();
     wire.send(FRAME).unwrap();
     wait_until(|| vector.delivered() == 1);
     assert!(sent.elapsed() >= HELD, "after {:?}", sent.elapsed());
     net.stop();
+}
+
+#[test]
+fn doorbells_are_counted_without_our_own_rings() {
+    let driver = Driver::new();
+    let (port, wire) = port();
+    let mut net = Net::new(config(), vec![port]).unwrap();
+    let [(rx, rx_doorbell), (tx, tx_doorbell)] = active_pair(&driver.mem, 0);
+    let interrupts = driver.interrupts.clone();
+    let features = net.features() & !bit(VIRTIO_NET_F_CTRL_VQ);
+    rx_doorbell.write(1).unwrap();
+    tx_doorbell.write(3).unwrap();
+    net.start(Activation { mem: driver.mem.clone(), features, queues: vec![rx, tx], interrupts }).unwrap();
+    wire.recv(&mut [0; 100]).unwrap();
+
+    wait_until(|| count(&net, "tx.0.doorbells") == 3);
+    wait_until(|| count(&net, "rx.0.doorbells") == 1);
+    net.stop();
+    assert_eq!((count(&net, "tx.0.frames"), count(&net, "tx.0.interrupts")), (1, 1));
 }

@@ -102,7 +102,7 @@ impl Tx {
                 self.ring.publish();
             }
         }
-        self.counters.budget_exhausted.add(1);
+        self.counters.tx_budget_exhausted.add(1);
         Ok(Turn::More)
     }
 
@@ -142,7 +142,7 @@ impl Tx {
                 false
             }
             Err(err) => {
-                self.counters.tx_host_errors.add(1);
+                self.counters.tx_error(&err).add(1);
                 log::debug!("Failed to send a frame: {err}");
                 true
             }
