@@ -7,6 +7,9 @@
 //!   pair 0   receiveq 0   transmitq 1   controlq 2N (2 if MQ was not negotiated)
 //!   pair i   receiveq 2i  transmitq 2i+1
 //! ```
+//!
+//! Each queue can be reset and enabled again by itself (virtio 1.3 2.6.1); whoever does that visits the worker that holds it, so no
+//! queue is shared and nothing on the data path is locked.
 
 mod alarm;
 mod coalesce;
