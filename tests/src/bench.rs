@@ -1,7 +1,12 @@
 //! Benchmarks: interleaved runs of minivmm and a peer, medians, a JSON result and a table.
 
+pub mod card;
 pub mod start;
 pub mod usage;
+
+use std::fs;
+use std::io;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -26,6 +31,18 @@ impl Spread {
         let median = if values.len() % 2 == 1 { at(middle) } else { (at(middle.saturating_sub(1)) + at(middle)) / 2.0 };
         Self { min: at(0), median, max: values.last().copied().unwrap_or(0.0) }
     }
+}
+
+/// Writes a report as JSON.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_json(report: &impl Serialize, path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let text = serde_json::to_string_pretty(report).map_err(io::Error::other)?;
+    fs::write(path, text + "\n")
 }
 
 #[cfg(test)]

@@ -53,6 +53,8 @@ enum Word {
 enum Bench {
     /// From exec to the guest's first byte, against QEMU microvm
     Start(BenchStartArgs),
+    /// The card with a polling guest, against QEMU and a loop without a VM
+    Card(BenchCardArgs),
 }
 
 #[derive(Args)]
@@ -61,6 +63,22 @@ struct BenchStartArgs {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Where the result goes [default: bench/start.json in cargo's target folder]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct BenchCardArgs {
+    /// Runs of each
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Counted seconds of a run
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    seconds: f64,
+    /// Only cases with this in their names: tx-64-1, rx-1500-2, tx-64K-gso-4, .., pong, idle
+    #[arg(default_value = "")]
+    filter: String,
+    /// Where the result goes [default: bench/card.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -183,6 +201,7 @@ fn main() -> ExitCode {
         Word::Exec(args) => exec(&args).map_err(Into::into),
         Word::Agent => agent::serve().map(|()| ExitCode::SUCCESS).map_err(Into::into),
         Word::Bench(Bench::Start(args)) => bench_start(&args),
+        Word::Bench(Bench::Card(args)) => bench_card(&args),
         Word::Place => {
             println!("{}", Place::ask());
             Ok(ExitCode::SUCCESS)
@@ -228,7 +247,26 @@ fn bench_start(args: &BenchStartArgs) -> Result<ExitCode, Box<dyn Error>> {
     let report = bench::start::run(&plan)?;
     print!("{}", report.table());
     let json = args.json.clone().unwrap_or_else(|| target.join("bench/start.json"));
-    bench::start::write_json(&report, &json)?;
+    bench::write_json(&report, &json)?;
+    println!("{}", json.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn bench_card(args: &BenchCardArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let target = workspace::target_folder();
+    // Before the namespaces, where cargo may still need the network; inside, everything is up to date.
+    let plan = bench::card::Plan {
+        minivmm: probe::build_minivmm(&target)?,
+        probe: probe::build(&target)?,
+        runs: args.runs,
+        seconds: args.seconds,
+        filter: args.filter.clone(),
+    };
+    namespace::isolate()?;
+    let report = bench::card::run(&plan)?;
+    print!("{}", report.table());
+    let json = args.json.clone().unwrap_or_else(|| target.join("bench/card.json"));
+    bench::write_json(&report, &json)?;
     println!("{}", json.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -3,9 +3,9 @@
 //! It is a PVH kernel for any VMM: started with `--kernel probe`, it checks what the command line names and ends the VM.
 //!
 //! Command line words: `probe=SUITE[,SUITE..]` with `platform`, `pci`, `common`, `status`, `msix`, `device` (or one kind: `net`,
-//! `blk`, `rng`), `hostile`, `all` (the default); `probe=idle` does nothing at all, for start-time measurements; `strict` also checks
-//! what only minivmm promises; `echo` says that a peer sends test frames back; `end=reset|panic|triple-fault` ends a clean run so instead of
-//! through the debug-exit port.
+//! `blk`, `rng`), `hostile`, `all` (the default); `probe=idle` does nothing at all, for start-time measurements; `probe=bench` puts the
+//! card under load (`bench`); `strict` also checks what only minivmm promises; `echo` says that a peer sends test frames back;
+//! `end=reset|panic|triple-fault` ends a clean run so instead of through the debug-exit port.
 //!
 //! It promises to touch nothing but the devices of bus 0, the legacy ports it names, and its own 32 MiB of memory; to bound
 //! every wait; and to report an exception instead of hanging. It does not promise to leave a device configured, and writes to the
@@ -18,6 +18,7 @@
 
 mod acpi;
 mod arena;
+mod bench;
 mod checks;
 mod cpu;
 mod entry;
@@ -42,6 +43,9 @@ extern "C" fn ring3_main(start_info: u64) -> ! {
     let start = StartInfo::read(start_info);
     if start.value("probe") == Some("idle") {
         interrupts::sleep();
+    }
+    if start.value("probe") == Some("bench") {
+        bench::run(&start);
     }
     let end = match start.value("end") {
         Some("reset") => End::Reset,

@@ -10,6 +10,7 @@ use crate::{cpu, interrupts};
 const COM1: u16 = 0x3f8;
 const FIFO_CONTROL: u16 = COM1 + 2;
 const LINE_STATUS: u16 = COM1 + 5;
+const DATA_READY: u8 = 0x01;
 const TRANSMITTER_EMPTY: u8 = 0x20;
 const EXIT_PORT: u16 = 0xf4;
 const KEYBOARD_COMMAND: u16 = 0x64;
@@ -55,6 +56,11 @@ impl Serial {
     /// Turns the FIFOs on.
     pub(crate) fn prepare() {
         cpu::out8(FIFO_CONTROL, 1);
+    }
+
+    /// The next byte that has come in, if there is one.
+    pub(crate) fn read(&self) -> Option<u8> {
+        (cpu::in8(LINE_STATUS) & DATA_READY != 0).then(|| cpu::in8(COM1))
     }
 }
 
@@ -156,6 +162,11 @@ impl Outcome {
     /// Something that this VM does not have, so that nothing could be checked.
     pub(crate) fn skip(reason: fmt::Arguments<'_>) -> Self {
         Self::new(reason, true)
+    }
+
+    /// Why.
+    pub(crate) fn reason(&self) -> &str {
+        self.reason.as_str()
     }
 
     fn new(reason: fmt::Arguments<'_>, skipped: bool) -> Self {

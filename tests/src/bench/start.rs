@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -321,16 +321,4 @@ fn in_path(name: &str) -> PathBuf {
         .map(|folder| folder.join(name))
         .find(|file| file.is_file())
         .unwrap_or_else(|| name.into())
-}
-
-/// Writes the report as JSON.
-///
-/// # Errors
-/// If the file cannot be written.
-pub fn write_json(report: &Report, path: &Path) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let text = serde_json::to_string_pretty(report).map_err(io::Error::other)?;
-    fs::write(path, text + "\n")
 }
