@@ -10,6 +10,8 @@ mod common;
 mod config_space;
 mod entropy;
 mod hostile;
+mod hostile_card;
+mod hostile_commands;
 mod live;
 mod messages;
 mod net;
@@ -98,6 +100,10 @@ pub(crate) fn run(start: &StartInfo) -> Report {
             if selected(suite) {
                 run_all(&mut report, &subject, checks);
             }
+        }
+        if selected("hostile") && device.kind == Kind::Net {
+            run_all(&mut report, &subject, hostile_card::CHECKS);
+            run_all(&mut report, &subject, hostile_commands::CHECKS);
         }
         let own = match device.kind {
             Kind::Net => net::CHECKS,

@@ -103,7 +103,7 @@ impl Vmm {
             Self::Minivmm(program) => {
                 push(&[&program.display().to_string(), "--kernel", &probe, "--cmdline-replace", config.cmdline]);
                 push(&["--mem", &format!("{MEM_MIB}M"), "--cpus", "1", "--console", "stdio"]);
-                push(&["--net", &format!("bridge={}", config.bridge)]);
+                push(&["--net", &format!("bridge={},queues=2", config.bridge)]);
                 for (idx, (path, readonly)) in config.disks.iter().enumerate() {
                     let mode = if *readonly { "on" } else { "off" };
                     push(&["--disk", &format!("path={},readonly={mode},serial=probe{idx}", path.display())]);

@@ -75,6 +75,11 @@ impl Card {
         let tx = device.enable_queue(TX, RING_SIZE)?;
         before_live(device)?;
         device.go_live()?;
+        Ok(Self::on(device, [rx, tx], features, rx_bytes, buffers))
+    }
+
+    /// On a device that runs, with these queues and `buffers` receive buffers of `rx_bytes` bytes posted.
+    pub(super) fn on(device: &Device, [rx, tx]: [Ring; 2], features: u64, rx_bytes: u32, buffers: u16) -> Self {
         let rx_buffers = arena::take(u64::from(rx_bytes) * u64::from(buffers), 64);
         let tx_buffer = arena::take(TX_BUFFER, 64);
         let mut card = Self { rx, tx, features, mac: mac(device), tx_buffer, rx_buffers, rx_bytes, number: 0 };
@@ -82,7 +87,7 @@ impl Card {
             card.post(idx);
         }
         card.rx.kick();
-        Ok(card)
+        card
     }
 
     fn rx_buffer(&self, idx: u16) -> u64 {

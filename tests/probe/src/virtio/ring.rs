@@ -60,6 +60,11 @@ impl Ring {
         Self { size, queue, desc, avail, used, doorbell, published: 0, seen: 0 }
     }
 
+    /// The same queue in the memory of another.
+    pub(crate) fn on(self, other: &Self) -> Self {
+        Self { desc: other.desc, avail: other.avail, used: other.used, ..self }
+    }
+
     /// Writes a descriptor of the table.
     pub(crate) fn describe(&self, idx: u16, desc: Desc) {
         write_desc(self.desc + 16 * u64::from(idx), desc);
