@@ -249,6 +249,7 @@ impl<S: Service> MutEventSubscriber for Loop<S> {
 mod tests {
     use super::*;
     use std::thread;
+    use std::time::{Duration, Instant};
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     /// Fails when its event is signalled; counts its visitors.
@@ -278,6 +279,14 @@ mod tests {
         (Worker::spawn("test", service, interrupts.clone()).unwrap(), event, interrupts)
     }
 
+    fn wait_for_fault(interrupts: &Interrupts) {
+        let begun = Instant::now();
+        while !interrupts.needs_reset() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "There is no fault");
+            thread::yield_now();
+        }
+    }
+
     fn come(fragile: &mut Fragile, _: &mut EventOps) -> Result<u32, Fault> {
         fragile.visitors += 1;
         Ok(fragile.visitors)
@@ -294,9 +303,7 @@ mod tests {
     fn after_a_fault_there_are_no_visits() {
         let (worker, event, interrupts) = spawn();
         event.write(1).unwrap();
-        while !interrupts.needs_reset() {
-            thread::yield_now();
-        }
+        wait_for_fault(&interrupts);
         assert_eq!(worker.visit(come), None);
         assert_eq!(worker.stop().unwrap().visitors, 0);
     }
@@ -305,7 +312,7 @@ mod tests {
     fn visit_that_fails_is_a_fault() {
         let (worker, _event, interrupts) = spawn();
         assert_eq!(worker.visit(|_, _| Err::<(), _>(BROKEN)), None);
-        assert!(interrupts.needs_reset());
+        wait_for_fault(&interrupts);
         worker.stop().unwrap();
     }
 }
