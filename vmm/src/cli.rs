@@ -5,8 +5,9 @@ mod size;
 
 use crate::exit;
 use crate::name::VmName;
+use crate::request::{CardName, LinkWish, Request};
 use clap::error::ErrorKind;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -19,8 +20,18 @@ const NET_HELP: &str = "Network card: bridge=NAME[,create=on|off], tap=NAME or f
 
 /// Boot a Linux kernel in a small virtual machine whose network cards are already on your bridge.
 #[derive(Debug, Parser)]
-#[command(name = "minivmm", version, after_help = exit::TABLE)]
+#[command(
+    name = "minivmm",
+    version,
+    after_help = exit::TABLE,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
 pub(crate) struct Cli {
+    /// What to ask of a VM that runs, instead of running one.
+    #[command(subcommand)]
+    word: Option<Word>,
+
     /// Kernel: a bzImage, or an ELF vmlinux [default: the guest that `./run guest` has made]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
@@ -73,6 +84,28 @@ pub(crate) struct Cli {
     /// Log level on stderr
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub(crate) log: LogLevel,
+}
+
+/// What can be asked of a VM that runs, by the user who started it and by root.
+#[derive(Debug, Subcommand)]
+enum Word {
+    /// Print what the devices of a running VM have counted, as JSON
+    Counters {
+        /// The VM's name
+        #[arg(value_name = "VM")]
+        name: VmName,
+    },
+    /// Take the cable of a card of a running VM out, or put it back
+    Link {
+        /// The VM's name
+        #[arg(value_name = "VM")]
+        name: VmName,
+        /// The card: net0 is that of the first --net
+        #[arg(value_name = "CARD")]
+        card: CardName,
+        /// `down`: no frames pass; `up`: as the host's interface has it
+        state: LinkWish,
+    },
 }
 
 /// What a guest's reset does.
@@ -156,6 +189,8 @@ fn seconds(text: &str) -> Result<u32, &'static str> {
 pub(crate) enum Parsed {
     /// A machine to run.
     Run(Box<Cli>),
+    /// A request for a machine that runs.
+    Ask(VmName, Request),
     /// A question that this text answers.
     Answer(String),
     /// Wrong: a sentence, and what to do.
@@ -170,7 +205,11 @@ pub(crate) enum Parsed {
 /// Parses the process's arguments.
 pub(crate) fn parse() -> Parsed {
     match Cli::try_parse() {
-        Ok(cli) => Parsed::Run(Box::new(cli)),
+        Ok(mut cli) => match cli.word.take() {
+            None => Parsed::Run(Box::new(cli)),
+            Some(Word::Counters { name }) => Parsed::Ask(name, Request::Counters),
+            Some(Word::Link { name, card, state }) => Parsed::Ask(name, Request::Link { card, state }),
+        },
         Err(err) => match err.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Answer(err.to_string()),
             _ => refusal(&err.to_string()),
@@ -240,6 +279,11 @@ mod tests {
             (&["--disk", "path=a,path=b"], "path"),
             (&["--on-reboot", "halt"], "--on-reboot"),
             (&["--frobnicate"], "--frobnicate"),
+            (&["frobnicate"], "frobnicate"),
+            (&["counters"], "required"),
+            (&["counters", "A B"], "A B"),
+            (&["link", "web", "eth0", "down"], "net0, net1"),
+            (&["link", "web", "net0", "sideways"], "sideways"),
         ] {
             let (sentence, hint) = refused(args);
             assert!(sentence.contains(part), "{args:?}: {sentence}");

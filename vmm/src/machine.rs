@@ -10,6 +10,7 @@
 //! anew for each run, so a guest that was reset finds what it found at its first start.
 
 mod control;
+mod desk;
 mod devices;
 mod ending;
 mod host;
@@ -21,6 +22,7 @@ mod stop;
 mod vcpus;
 mod watchdog;
 
+pub(crate) use desk::Desk;
 pub(crate) use host::{Files, Host};
 pub(crate) use panic_mark::{PanicMark, REBOOT_PARAMETER};
 pub(crate) use restart::Restarts;

@@ -14,6 +14,8 @@
 //! | guest | write to the console for ever | `--console file=` grows with it: it needs a disk quota, or a reader that cuts it (`stdio` into a pipe) |
 //! | whoever reads the console | not read it | the guest waits, the control loop does not: signals work |
 //! | whoever reads stderr | not read it | lines are dropped and counted |
+//! | other users | ask the VM for its counters, or take its cables out | who connects is told by the kernel; only the VM's user and root are heard |
+//! | whoever asks the VM | ask without end, say nothing, not read the answer | one caller at a time, with a deadline; nothing waits for them |
 //! | the host's disks | not answer | a stop waits for 5 s, then the process ends without them |
 //! | the user | a file or bridge that is not what it should be | refused with a sentence, a hint and a code before anything runs |
 //!
@@ -28,6 +30,7 @@
 //! Confinement beyond capabilities: filters for system calls (seccomp) and paths (Landlock), and a user of its own. Whoever does
 //! not trust the guest should not start minivmm as root where the network (`tap=` or `fd=`) and `/dev/kvm` allow it.
 
+mod call;
 mod cli;
 mod confine;
 mod console;
@@ -41,13 +44,14 @@ mod limits;
 mod logger;
 mod machine;
 mod name;
+mod request;
 mod signals;
 
 use cli::{Cli, Parsed};
 use console::terminal;
 use error::Error;
 use exit::Outcome;
-use machine::{Files, Host, Machine, Restarts};
+use machine::{Desk, Files, Host, Machine, Restarts};
 use name::VmName;
 use net::Keeper;
 use std::io::Write;
@@ -57,16 +61,13 @@ use std::time::Instant;
 fn main() -> ExitCode {
     install_panic_hook();
     let result = match cli::parse() {
-        Parsed::Run(cli) => run(&cli),
-        Parsed::Answer(text) => {
-            // A reader that has left, such as `head`, has read what it wanted.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            return ExitCode::SUCCESS;
-        }
+        Parsed::Run(cli) => run(&cli).map(ExitCode::from),
+        Parsed::Ask(name, request) => call::ask(&name, &request).map(|text| say(&text)),
+        Parsed::Answer(text) => Ok(say(&text)),
         Parsed::Refused { sentence, hint } => Err(Error::Usage { sentence, hint }),
     };
     match result {
-        Ok(outcome) => outcome.into(),
+        Ok(code) => code,
         Err(err) => {
             logger::tell(&format!("minivmm: {}", err.chain()));
             if let Some(hint) = err.hint() {
@@ -75,6 +76,13 @@ fn main() -> ExitCode {
             ExitCode::from(err.code())
         }
     }
+}
+
+/// Prints an answer.
+fn say(text: &str) -> ExitCode {
+    // A reader that has left, such as `head`, has read what it wanted.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
 }
 
 /// From the command line to the last exit of the guest.
@@ -86,11 +94,11 @@ fn run(cli: &Cli) -> Result<Outcome, Error> {
     }
     let files = Files::open(cli, guest::open(cli)?)?;
     let name = cli.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
-    let _name_lock = name.lock()?;
+    let desk = Desk::new(name.lock()?);
     let request = net::Request { vm_name: name.as_str().to_owned(), vcpus: cli.cpus, cards: cli.net.clone() };
     let keeper = Keeper::start(&request)?;
     log::debug!("{name}: files are open, the network keeper is at work");
-    let mut host = Host::open(cli, files, keeper)?;
+    let mut host = Host::open(cli, files, keeper, desk)?;
     let outcome = run_machines(&mut host);
     let closed = host.close();
     let outcome = outcome?;

@@ -1,12 +1,12 @@
 //! The name of a VM: a checked word, and a lock on it.
 //!
-//! The lock is an abstract Unix socket: the kernel owns it, so it is gone with the process, however that ends. Abstract names
+//! The lock is an abstract Unix socket, at which the VM can be asked: the kernel owns it, so it is gone with the process, however that ends. Abstract names
 //! belong to the network namespace, which is also the scope in which two VMs would disturb each other's interfaces.
 
 use std::fmt;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::str::FromStr;
 
 /// The longest name: it must fit a host name label.
@@ -39,7 +39,14 @@ pub(crate) enum LockError {
 
 /// A name that no other VM of this network namespace can have while this lives.
 #[derive(Debug)]
-pub(crate) struct NameLock(#[expect(dead_code, reason = "held, never used")] UnixDatagram);
+pub(crate) struct NameLock(UnixListener);
+
+impl NameLock {
+    /// The socket that holds the name, in non-blocking mode: where the VM is called.
+    pub(crate) fn listener(&self) -> &UnixListener {
+        &self.0
+    }
+}
 
 impl VmName {
     /// The name of a VM that was given none.
@@ -52,15 +59,23 @@ impl VmName {
         &self.0
     }
 
+    /// Where a VM of this name is called.
+    ///
+    /// # Errors
+    /// None for a name, which is short and has no zero.
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        SocketAddr::from_abstract_name(format!("minivmm/{self}"))
+    }
+
     /// Takes the name.
     ///
     /// # Errors
     /// If another VM has it.
     pub(crate) fn lock(&self) -> Result<NameLock, LockError> {
         let host = |source| LockError::Host { name: self.clone(), source };
-        let addr = SocketAddr::from_abstract_name(format!("minivmm/{self}")).map_err(host)?;
-        match UnixDatagram::bind_addr(&addr) {
-            Ok(socket) => Ok(NameLock(socket)),
+        let addr = self.address().map_err(host)?;
+        match UnixListener::bind_addr(&addr) {
+            Ok(socket) => socket.set_nonblocking(true).map(|()| NameLock(socket)).map_err(host),
             Err(err) if err.kind() == io::ErrorKind::AddrInUse => Err(LockError::Taken(self.clone())),
             Err(err) => Err(host(err)),
         }

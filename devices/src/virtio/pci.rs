@@ -20,7 +20,13 @@ use crate::virtio::device::{Counter, Device, Kind, Memory};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::transport::Transport;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long to wait for a device's counters, and between two looks. A vCPU holds the lock for microseconds, unless the device is reset.
+const COUNTERS_PATIENCE: Duration = Duration::from_millis(20);
+const COUNTERS_PAUSE: Duration = Duration::from_millis(1);
 
 const BAR_SIZE: u64 = 0x1_0000;
 const COMMON: Region = Region { start: 0x0000, len: common_cfg::LEN };
@@ -119,9 +125,18 @@ impl VirtioPci {
         self.lock().transport.reset();
     }
 
-    /// What the device has counted.
-    pub fn counters(&self) -> Vec<Counter> {
-        self.lock().transport.device().counters()
+    /// What the device has counted. `None` if it stays busy for 20 ms: a driver that resets it waits for its workers,
+    /// and the caller need not.
+    pub fn counters(&self) -> Option<Vec<Counter>> {
+        let end = Instant::now() + COUNTERS_PATIENCE;
+        loop {
+            match self.state.try_lock() {
+                Ok(state) => return Some(state.transport.device().counters()),
+                Err(TryLockError::Poisoned(state)) => return Some(state.into_inner().transport.device().counters()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
+                Err(TryLockError::WouldBlock) => thread::sleep(COUNTERS_PAUSE),
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -7,6 +7,7 @@ use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
 pub(super) const STORIES: &[Story] = &[
+    Story { name: "card::a_running_vm_is_asked_for_its_counters_and_to_take_a_cable_out", tell: asked },
     Story { name: "card::a_guest_sees_its_link_go_and_announces_itself_when_it_is_back", tell: link },
     Story { name: "card::a_guest_has_the_queues_rings_and_offloads_that_were_asked_for", tell: keys },
     Story { name: "card::a_guest_receives_only_what_its_modes_and_addresses_let_in", tell: addresses },
@@ -101,6 +102,61 @@ fn link(stage: &Stage) {
     assert_eq!(vm.value("bridge-down"), "no");
     sh(&format!("ip link set {bridge} up"));
     assert_eq!(vm.value("ping"), "0", "ping over the link that is back");
+    assert_eq!(vm.wait_exit(), 0);
+}
+
+fn asked(stage: &Stage) {
+    let lan = Lan::new();
+    let host = lan.address();
+    let minivmm = stage.minivmm().display().to_string();
+    let counters = || -> serde_json::Value {
+        serde_json::from_str(&sh(&format!("{minivmm} counters asked"))).expect("JSON from minivmm counters")
+    };
+    let refused = |command: &str| sh(&format!("{command} 2>&1 && echo obeyed || true"));
+    let vm = stage
+        .vm()
+        .cpus(2)
+        .name("asked")
+        .net(lan.net())
+        .script(&format!(
+            "await() {{ until [ $(cat /sys/class/net/eth0/carrier) = $1 ]; do sleep 0.05; done; }}
+             ping -c 20 -i 0.1 {host} >/dev/null; echo pinged=$?
+             await 0; echo down=0; await 1; ping -c 3 {host} >/dev/null; echo ping=$?"
+        ))
+        .start();
+    assert_eq!(vm.value("pinged"), "0");
+
+    let counted = counters();
+    let card = counted["net0"].as_object().expect("the counters of the card");
+    for (name, value) in card.iter().filter(|(_, value)| **value != 0) {
+        println!("net0 {name}: {value}");
+    }
+    let sum = |queue: &str, name: &str| -> u64 {
+        (0..2).map(|pair| counted["net0"][format!("{queue}.{pair}.{name}")].as_u64().expect("a count")).sum()
+    };
+    for (queue, name) in [("rx", "frames"), ("tx", "frames"), ("tx", "doorbells"), ("rx", "interrupts")] {
+        assert!(sum(queue, name) >= 20, "{queue} {name}: {}", sum(queue, name));
+    }
+    assert!(sum("rx", "bytes") >= 20 * 98 && counted["rng0"].is_object());
+
+    sh(&format!("{minivmm} link asked net0 down"));
+    assert_eq!(vm.value("down"), "0");
+    sh(&format!("ping -c 3 -W 1 -I {} 255.255.255.255 -b >/dev/null 2>&1 || true", lan.bridge()));
+    let dropped = counters()["net0"].as_object().map(|card| {
+        card.iter().filter(|(name, _)| name.ends_with("link_down")).filter_map(|(_, value)| value.as_u64()).sum::<u64>()
+    });
+    println!("dropped while the cable is out: {dropped:?}");
+    assert!(dropped > Some(0), "frames of the host came in without a cable");
+    for (command, says) in [
+        (format!("{minivmm} link asked net1 down"), "no card net1"),
+        (format!("{minivmm} counters nobody"), "No VM with the name nobody"),
+        (format!("setpriv --reuid 65534 --clear-groups {minivmm} counters asked"), "Only root"),
+    ] {
+        let said = refused(&command);
+        assert!(said.contains(says) && !said.contains("obeyed"), "{command}: {said}");
+    }
+    sh(&format!("{minivmm} link asked net0 up"));
+    assert_eq!(vm.value("ping"), "0", "ping with the cable back in");
     assert_eq!(vm.wait_exit(), 0);
 }
 

@@ -39,11 +39,13 @@ enum Source {
     InputReadable,
     InputDrained,
     Keeper,
+    Desk,
 }
 
 /// The loop and what it works on.
 pub(super) struct Control<'a> {
     host: &'a mut Host,
+    devices: &'a Devices,
     serial: &'a Port,
     drained: &'a EventFd,
     power_button: &'a PowerButton,
@@ -62,6 +64,7 @@ impl<'a> Control<'a> {
     pub(super) fn new(host: &'a mut Host, devices: &'a Devices, ending: &'a Ending) -> Self {
         Self {
             host,
+            devices,
             serial: devices.serial(),
             drained: devices.serial_drained(),
             power_button: devices.power_button(),
@@ -85,6 +88,7 @@ impl<'a> Control<'a> {
             self.check_deadline();
             self.check_trim();
             self.host.announce(Instant::now());
+            self.host.desk.check_deadline(Instant::now());
             if let Some(end) = self.ending.take() {
                 return Ok(end);
             }
@@ -115,6 +119,8 @@ impl<'a> Control<'a> {
         sources.extend(console.output.wants_to_write().map(|fd| (Source::OutputWritable, fd, PollFlags::OUT)));
         sources.extend(console.input.wants_to_read().map(|fd| (Source::InputReadable, fd, PollFlags::IN)));
         sources.extend(self.host.keeper_socket().map(|fd| (Source::Keeper, fd, PollFlags::IN)));
+        let (desk, flags) = self.host.desk.source();
+        sources.push((Source::Desk, desk, flags));
         sources
     }
 
@@ -127,7 +133,8 @@ impl<'a> Control<'a> {
             Trim::Done => None,
         };
         let announcement = self.host.next_announcement().map(left);
-        [busy, stop, trim, announcement].into_iter().flatten().min()
+        let caller = self.host.desk.deadline().map(left);
+        [busy, stop, trim, announcement, caller].into_iter().flatten().min()
     }
 
     fn act(&mut self, source: Source) {
@@ -148,6 +155,7 @@ impl<'a> Control<'a> {
             }
             Source::InputDrained => drain(self.drained),
             Source::Keeper => self.host.hear_keeper(),
+            Source::Desk => self.host.serve_desk(self.devices),
         }
     }
 

@@ -21,6 +21,7 @@ use devices::virtio::net::{FramePort, Net, NetConfig, Offloads, Tap};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use net::spec::{Offload, OffloadList};
+use serde_json::{Map, Value};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -37,7 +38,8 @@ pub(super) struct Buses {
 /// All devices.
 pub(super) struct Devices {
     buses: Arc<Buses>,
-    virtio: Vec<Arc<VirtioPci>>,
+    /// By name, in the order of their slots.
+    virtio: Vec<(String, Arc<VirtioPci>)>,
     serial: Arc<Port>,
     serial_drained: EventFd,
     power_button: PowerButton,
@@ -88,12 +90,22 @@ impl Devices {
         &self.power_button
     }
 
+    /// What every device has counted, by its name and that of the count; nothing for a device that is busy, most likely because it waits
+    /// for the host while the guest resets it.
+    pub(super) fn counters(&self) -> Value {
+        let counters = |device: &VirtioPci| {
+            let counters = device.counters().into_iter().flatten();
+            counters.map(|counter| (counter.name.into_owned(), counter.value.into())).collect::<Map<_, _>>()
+        };
+        self.virtio.iter().map(|(name, device)| (name.clone(), Value::from(counters(device)))).collect()
+    }
+
     /// Stops the devices' workers and joins them. The vCPUs have been stopped.
     pub(super) fn shutdown(self) {
-        for device in &self.virtio {
+        for (name, device) in &self.virtio {
             device.shutdown();
-            for counter in device.counters() {
-                log::debug!("Counted {}: {}", counter.name, counter.value);
+            for counter in device.counters().unwrap_or_default() {
+                log::debug!("{name} counted {}: {}", counter.name, counter.value);
             }
         }
     }
@@ -150,7 +162,7 @@ fn add_pci(buses: &mut Buses, root: Arc<PciRoot>, mmio64: Option<layout::Window>
 struct Slots<'a> {
     vm: &'a Vm,
     mem: &'a Memory,
-    virtio: Vec<Arc<VirtioPci>>,
+    virtio: Vec<(String, Arc<VirtioPci>)>,
     root: PciRoot,
 }
 
@@ -177,7 +189,7 @@ impl Slots<'_> {
         let device = VirtioPci::new(device, self.mem.clone(), vectors, self.vm.doorbells()).map_err(added(name))?;
         let bdf = self.root.add(device.clone()).map_err(added(name))?;
         log::debug!("{name} is at {bdf:?}");
-        self.virtio.push(device);
+        self.virtio.push((name.to_owned(), device));
         Ok(())
     }
 }

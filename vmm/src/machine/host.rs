@@ -1,10 +1,13 @@
 //! What the machine uses of the host, opened once and kept over reboots of the guest.
 
+use super::desk::Desk;
+use super::devices::Devices;
 use super::panic_mark::PanicMark;
 use super::stop::Stop;
 use crate::cli::{Cli, DiskSpec, MemSize, OnReboot};
 use crate::console::Console;
 use crate::error::Error;
+use crate::request::{LinkWish, Reply, Request};
 use crate::signals::{Signals, Woken};
 use crate::{confine, disk, guest, kvm};
 
@@ -87,6 +90,7 @@ pub(crate) struct Host {
     pub(super) signals: Signals,
     pub(super) stop_timeout: Duration,
     pub(super) stop: Stop,
+    pub(super) desk: Desk,
     cards: Vec<Card>,
     on_reboot: OnReboot,
     network: Network,
@@ -100,7 +104,7 @@ impl Host {
     ///
     /// # Errors
     /// If one cannot be opened, or KVM cannot have that many vCPUs.
-    pub(crate) fn open(cli: &Cli, files: Files, keeper: Keeper) -> Result<Self, Error> {
+    pub(crate) fn open(cli: &Cli, files: Files, keeper: Keeper, desk: Desk) -> Result<Self, Error> {
         let kvm = kvm::Host::open()?;
         log::debug!("KVM is open");
         kvm.check_cpus(cli.cpus)?;
@@ -117,6 +121,7 @@ impl Host {
             console: Console::open(&cli.console)?,
             stop_timeout: Duration::from_secs(cli.stop_timeout.into()),
             stop: Stop::NotAsked,
+            desk,
             cards: cli.net.iter().map(|spec| Card { spec: spec.card().clone(), link: Link::default() }).collect(),
             on_reboot: cli.on_reboot,
             network: Network::Pending,
@@ -170,6 +175,25 @@ impl Host {
     /// Readable when the keeper has something to say, or has died.
     pub(super) fn keeper_socket(&self) -> Option<BorrowedFd<'_>> {
         self.keeper.socket().filter(|_| self.watches_keeper)
+    }
+
+    /// Goes on with whoever asks this VM something; `devices` are those of the machine that runs.
+    pub(super) fn serve_desk(&mut self, devices: &Devices) {
+        let Self { desk, cards, .. } = self;
+        desk.serve(|request| match request {
+            Request::Counters => Reply::Counters(devices.counters()),
+            Request::Link { card: name, state } => match cards.get(name.0) {
+                Some(card) => {
+                    log::info!("The link of {name} is to be {state:?}");
+                    card.link.switch(match state {
+                        LinkWish::Up => Carrier::Up,
+                        LinkWish::Down => Carrier::Down,
+                    });
+                    Reply::Done
+                }
+                None => Reply::Refused(format!("This VM has no card {name}: it has {}", cards.len())),
+            },
+        });
     }
 
     /// When a guest is to announce itself on a link that has come back, if ever.

@@ -1,0 +1,58 @@
+//! The caller's side of a request to a VM that runs: `minivmm counters` and `minivmm link`.
+
+use crate::error::Error;
+use crate::name::VmName;
+use crate::request::{Reply, Request};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// How long a VM may take to answer. One that starts, or is being restarted, answers when it runs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest reply in bytes: the counters of a few thousand queues.
+const LONGEST_REPLY: u64 = 16 << 20;
+
+/// Asks the VM called `name`. Returns what is to be printed.
+///
+/// # Errors
+/// There is no such VM, it refuses, or does not answer.
+pub(crate) fn ask(name: &VmName, request: &Request) -> Result<String, Error> {
+    let stream = connect(name)?;
+    match exchange(&stream, request).map_err(Error::host("ask the VM"))? {
+        Reply::Done => Ok(String::new()),
+        Reply::Counters(counters) => Ok(format!("{counters:#}\n")),
+        Reply::Refused(sentence) => {
+            Err(Error::Usage { sentence, hint: "See minivmm --help for what a VM can be asked".to_owned() })
+        }
+    }
+}
+
+fn connect(name: &VmName) -> Result<UnixStream, Error> {
+    let stream = name.address().and_then(|address| UnixStream::connect_addr(&address));
+    stream.map_err(|err| match err.kind() {
+        io::ErrorKind::ConnectionRefused => Error::Usage {
+            sentence: format!("No VM with the name {name} is running in this network namespace"),
+            hint: "Give the name that the VM was started with: --name".to_owned(),
+        },
+        _ => Error::Host { operation: "connect to the VM", source: err },
+    })
+}
+
+fn exchange(mut stream: &UnixStream, request: &Request) -> io::Result<Reply> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = serde_json::to_string(request)?;
+    line.push('\n');
+    match stream.write_all(line.as_bytes()) {
+        // A VM that refuses the caller does so without listening.
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => {}
+        result => result?,
+    }
+    let mut reply = String::new();
+    BufReader::new(stream.take(LONGEST_REPLY)).read_line(&mut reply)?;
+    if reply.is_empty() {
+        return Err(io::Error::other("it has hung up without an answer"));
+    }
+    Ok(serde_json::from_str(&reply)?)
+}

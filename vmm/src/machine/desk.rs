@@ -1,0 +1,276 @@
+//! Where callers are answered: whoever runs `minivmm counters` or `minivmm link`.
+//!
+//! ```text
+//! [waiting] --caller of our user, or root--> [reading] --a line--> [answering] --sent--> [waiting]
+//!     ^                                          |                      |
+//!     '------------- hung up, too long, or too late: forgotten ---------'
+//! ```
+//!
+//! Served by the control loop, which it never makes wait: every call is made without blocking, there is one caller at a time, with a
+//! deadline, and the next waits in the socket's queue.
+
+use crate::name::NameLock;
+use crate::request::{LONGEST, Reply, Request};
+use rustix::event::PollFlags;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// How long a caller may take for a request and its reply.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The desk of one VM, over reboots of its guest.
+pub(crate) struct Desk {
+    lock: NameLock,
+    caller: Option<Caller>,
+}
+
+struct Caller {
+    stream: UnixStream,
+    deadline: Instant,
+    state: State,
+}
+
+enum State {
+    /// What has come of the request.
+    Reading(Vec<u8>),
+    /// What is left of the reply.
+    Answering(Vec<u8>),
+}
+
+impl Desk {
+    /// A desk where callers of the name that `lock` holds are answered.
+    pub(crate) fn new(lock: NameLock) -> Self {
+        Self { lock, caller: None }
+    }
+
+    /// What to wait for.
+    pub(super) fn source(&self) -> (BorrowedFd<'_>, PollFlags) {
+        match &self.caller {
+            None => (self.lock.listener().as_fd(), PollFlags::IN),
+            Some(Caller { stream, state: State::Reading(_), .. }) => (stream.as_fd(), PollFlags::IN),
+            Some(Caller { stream, state: State::Answering(_), .. }) => (stream.as_fd(), PollFlags::OUT),
+        }
+    }
+
+    /// When the caller is forgotten.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.caller.as_ref().map(|caller| caller.deadline)
+    }
+
+    /// Forgets a caller who has taken too long.
+    pub(super) fn check_deadline(&mut self, now: Instant) {
+        self.caller.take_if(|caller| caller.deadline <= now);
+    }
+
+    /// Goes on as far as possible. `answer` is called for a whole request.
+    pub(super) fn serve(&mut self, answer: impl FnOnce(Request) -> Reply) {
+        let result = match &mut self.caller {
+            None => self.welcome(),
+            Some(caller) => caller.go_on(answer),
+        };
+        match result {
+            Ok(Progress::Waiting) => {}
+            Ok(Progress::Finished) => self.caller = None,
+            Err(err) => {
+                log::debug!("A caller is forgotten: {err}");
+                self.caller = None;
+            }
+        }
+    }
+
+    fn welcome(&mut self) -> io::Result<Progress> {
+        let (stream, _) = match self.lock.listener().accept() {
+            Err(err) if err.kind() == ErrorKind::WouldBlock => return Ok(Progress::Waiting),
+            accepted => accepted?,
+        };
+        stream.set_nonblocking(true)?;
+        let user = socket_peercred(&stream)?.uid;
+        let may_ask = user.is_root() || user == geteuid();
+        let state = if may_ask { State::Reading(Vec::new()) } else { reply(&stranger()) };
+        self.caller = Some(Caller { stream, deadline: Instant::now() + PATIENCE, state });
+        Ok(Progress::Waiting)
+    }
+}
+
+/// How far a call has come.
+enum Progress {
+    Waiting,
+    Finished,
+}
+
+impl Caller {
+    fn go_on(&mut self, answer: impl FnOnce(Request) -> Reply) -> io::Result<Progress> {
+        if let State::Reading(line) = &mut self.state {
+            let Some(request) = read_line(&self.stream, line)? else { return Ok(Progress::Waiting) };
+            let request = serde_json::from_slice(&request);
+            self.state = reply(&request.map_or_else(|err| Reply::Refused(format!("Not a request: {err}")), answer));
+        }
+        let State::Answering(left) = &mut self.state else { return Ok(Progress::Waiting) };
+        match (&self.stream).write(left) {
+            Ok(sent) => drop(left.drain(..sent)),
+            Err(err) if err.kind() == ErrorKind::WouldBlock => {}
+            Err(err) => return Err(err),
+        }
+        Ok(if left.is_empty() { Progress::Finished } else { Progress::Waiting })
+    }
+}
+
+/// Reads what has come of a line into `line`. Returns it once it is whole.
+fn read_line(mut stream: &UnixStream, line: &mut Vec<u8>) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = [0; LONGEST];
+    let read = match stream.read(&mut bytes[..LONGEST - line.len()]) {
+        Err(err) if err.kind() == ErrorKind::WouldBlock => return Ok(None),
+        read => read?,
+    };
+    line.extend_from_slice(&bytes[..read]);
+    if line.last() == Some(&b'\n') {
+        return Ok(Some(std::mem::take(line)));
+    }
+    // A read of nothing is the end.
+    if read == 0 || line.len() == LONGEST { Err(ErrorKind::InvalidData.into()) } else { Ok(None) }
+}
+
+fn reply(reply: &Reply) -> State {
+    // Maps with text keys and numbers: nothing in a reply can fail.
+    let mut line = serde_json::to_vec(reply).unwrap_or_default();
+    line.push(b'\n');
+    State::Answering(line)
+}
+
+fn stranger() -> Reply {
+    Reply::Refused("Only root and the user who started this VM may ask it".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::VmName;
+    use rustix::event::{PollFd, Timespec, poll};
+    use std::io::{BufRead, BufReader};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+
+    fn desk() -> (Desk, VmName) {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name: VmName = format!("desk-{}-{number}", std::process::id()).parse().unwrap();
+        (Desk::new(name.lock().unwrap()), name)
+    }
+
+    fn call(name: &VmName) -> UnixStream {
+        let stream = UnixStream::connect_addr(&name.address().unwrap()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream
+    }
+
+    /// Serves until nothing has happened for 20 ms.
+    fn serve(desk: &mut Desk) -> Vec<Request> {
+        let mut requests = Vec::new();
+        loop {
+            let (fd, flags) = desk.source();
+            let pause = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            if poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&pause)).unwrap() == 0 {
+                return requests;
+            }
+            desk.serve(|request| {
+                requests.push(request);
+                Reply::Done
+            });
+        }
+    }
+
+    fn heard(stream: &UnixStream) -> String {
+        let mut line = String::new();
+        let _ = BufReader::new(stream).read_line(&mut line);
+        line
+    }
+
+    #[test]
+    fn request_is_answered_however_it_is_cut() {
+        let (mut desk, name) = desk();
+        let mut caller = call(&name);
+
+        for piece in ["\"coun", "ters\"", "\n"] {
+            caller.write_all(piece.as_bytes()).unwrap();
+            serve(&mut desk);
+        }
+
+        assert_eq!(heard(&caller), "\"done\"\n");
+    }
+
+    #[test]
+    fn callers_are_served_one_after_the_other() {
+        let (mut desk, name) = desk();
+        let callers: Vec<_> = (0..3).map(|_| call(&name)).collect();
+        callers.iter().for_each(|mut caller| caller.write_all(b"\"counters\"\n").unwrap());
+
+        assert_eq!(serve(&mut desk), [Request::Counters, Request::Counters, Request::Counters]);
+
+        assert!(callers.iter().all(|caller| heard(caller) == "\"done\"\n"));
+    }
+
+    #[test]
+    fn text_that_is_no_request_is_refused() {
+        for text in ["\n", "{}\n", "\"reboot\"\n", "{\"link\":{\"card\":\"eth0\",\"state\":\"up\"}}\n", "\u{fffd}\n"] {
+            let (mut desk, name) = desk();
+            let mut caller = call(&name);
+            caller.write_all(text.as_bytes()).unwrap();
+
+            assert_eq!(serve(&mut desk), []);
+
+            assert!(heard(&caller).starts_with("{\"refused\":"), "{text}");
+        }
+    }
+
+    #[test]
+    fn caller_who_says_too_much_or_hangs_up_is_forgotten() {
+        let (mut desk, name) = desk();
+        let mut talker = call(&name);
+        talker.write_all(&[b'x'; LONGEST]).unwrap();
+        assert_eq!(serve(&mut desk), []);
+        drop(call(&name));
+        serve(&mut desk);
+        assert!(desk.caller.is_none());
+        assert_eq!(heard(&talker), "");
+    }
+
+    #[test]
+    fn silent_caller_is_forgotten_after_a_second() {
+        let (mut desk, name) = desk();
+        let silent = call(&name);
+        let mut next = call(&name);
+        next.write_all(b"\"counters\"\n").unwrap();
+        serve(&mut desk);
+        let deadline = desk.deadline().unwrap();
+
+        desk.check_deadline(deadline - Duration::from_millis(1));
+        assert!(desk.caller.is_some());
+        desk.check_deadline(deadline);
+        serve(&mut desk);
+
+        assert_eq!((heard(&silent), heard(&next)), (String::new(), "\"done\"\n".to_owned()));
+    }
+
+    #[test]
+    fn reply_that_the_socket_cannot_hold_is_sent_piece_by_piece() {
+        let (mut desk, name) = desk();
+        let mut caller = call(&name);
+        caller.write_all(b"\"counters\"\n").unwrap();
+        let long = "x".repeat(3 << 20);
+        let reader = std::thread::spawn(move || heard(&caller).len());
+
+        while desk.caller.is_some() || !reader.is_finished() {
+            let (fd, flags) = desk.source();
+            let pause = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            if poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&pause)).unwrap() != 0 {
+                desk.serve(|_| Reply::Refused(long.clone()));
+            }
+        }
+
+        assert!(reader.join().unwrap() > 3 << 20);
+    }
+}
