@@ -51,7 +51,8 @@ use rx::{Frames, Gate, Rx};
 use std::collections::VecDeque;
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 use tx::Tx;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
@@ -197,6 +198,14 @@ impl Net {
         self.ports[1..].iter().map(|port| port.set_attached(false)).fold(offloads, io::Result::and)
     }
 
+    /// Slows a driver down that starts and resets the card in a loop: a start sets offloads, and the reset takes them back.
+    fn wait_for_a_turn(&self) {
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Err(due) = limiter.take(2, Instant::now()) {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+    }
+
     /// Builds the workers' services: the pairs whose both queues are enabled, up to the first that is not.
     fn pairs(&self, activation: Activation) -> Result<Vec<Pair>, StartError> {
         let Activation { mem, features, queues, interrupts } = activation;
@@ -287,8 +296,12 @@ impl Device for Net {
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
         let (features, interrupts) = (activation.features, activation.interrupts.clone());
         let pairs = self.pairs(activation)?;
+        let offloads = Offloads::for_guest(features);
+        if offloads != Offloads::NONE {
+            self.wait_for_a_turn();
+        }
         self.ports[0]
-            .set_offloads(Offloads::for_guest(features))
+            .set_offloads(offloads)
             .map_err(|source| StartError::Host { operation: "set the offloads of the tap", source })?;
         let workers = pairs.iter().map(|pair| clone(&pair.changed)).collect::<Result<_, _>>()?;
         self.interrupts = Some(interrupts.clone());

@@ -17,6 +17,8 @@ pub struct Tap {
     multi_queue: bool,
     /// What was last asked for and done; the kernel takes a lock of the whole host to find out that nothing is to be done.
     attached: Mutex<Option<bool>>,
+    /// The same for the interface's offloads, which all set through one queue.
+    offloads: Mutex<Option<Offloads>>,
 }
 
 impl Tap {
@@ -31,7 +33,8 @@ impl Tap {
         {
             return Err(io::Error::other("it is not a tap with virtio headers (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR)"));
         }
-        Ok(Self { fd, multi_queue: flags & libc::IFF_MULTI_QUEUE != 0, attached: Mutex::default() })
+        let multi_queue = flags & libc::IFF_MULTI_QUEUE != 0;
+        Ok(Self { fd, multi_queue, attached: Mutex::default(), offloads: Mutex::default() })
     }
 }
 
@@ -54,7 +57,14 @@ impl FramePort for Tap {
     }
 
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        set_offloads(&self.fd, offloads)
+        let mut before = self.offloads.lock().unwrap_or_else(PoisonError::into_inner);
+        if *before != Some(offloads) {
+            // Until it is done, nobody knows.
+            *before = None;
+            set_offloads(&self.fd, offloads)?;
+            *before = Some(offloads);
+        }
+        Ok(())
     }
 
     fn set_attached(&self, attached: bool) -> io::Result<()> {

@@ -985,3 +985,23 @@ fn doorbells_are_counted_without_our_own_rings() {
     net.stop();
     assert_eq!((count(&net, "tx.0.frames"), count(&net, "tx.0.interrupts")), (1, 1));
 }
+
+#[test]
+fn driver_that_resets_in_a_loop_waits_for_the_offloads() {
+    let driver = Driver::new();
+    let mut net = Net::new(config(), vec![port().0]).unwrap();
+    let start = |net: &mut Net, features| {
+        let begun = Instant::now();
+        let queues = active_pair(&driver.mem, 0).map(|(queue, _)| queue).into();
+        net.start(activation(&driver, features, queues)).unwrap();
+        net.stop();
+        begun.elapsed()
+    };
+    // Nothing is left: two calls may be made in 20 ms.
+    let now = Instant::now();
+    net.limiter.lock().unwrap().take(128, now).unwrap();
+    start(&mut net, 0);
+    assert!(net.limiter.lock().unwrap().take(1, now).is_err());
+    start(&mut net, bit(1));
+    assert!(now.elapsed() >= Duration::from_millis(20), "after {:?}", now.elapsed());
+}
