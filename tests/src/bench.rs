@@ -1,6 +1,8 @@
 //! Benchmarks: interleaved runs of minivmm and a peer, medians, a JSON result and a table.
 
 pub mod card;
+mod clock;
+pub mod guest;
 pub mod start;
 pub mod usage;
 

@@ -42,6 +42,9 @@ enum Word {
     /// Measure minivmm against a peer, in turns
     #[command(subcommand)]
     Bench(Bench),
+    /// Measure Linux guests right here, in namespaces of its own
+    #[command(hide = true)]
+    BenchGuest(BenchGuestHereArgs),
     /// Say what this machine's KVM is good for
     Place,
     /// Serve the control channel (runs inside the host VM)
@@ -55,6 +58,8 @@ enum Bench {
     Start(BenchStartArgs),
     /// The card with a polling guest, against QEMU and a loop without a VM
     Card(BenchCardArgs),
+    /// A Linux guest's TCP, UDP and requests, against QEMU without and with vhost-net
+    Guest(BenchGuestArgs),
 }
 
 #[derive(Args)]
@@ -81,6 +86,46 @@ struct BenchCardArgs {
     /// Where the result goes [default: bench/card.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct BenchGuestArgs {
+    #[command(flatten)]
+    terms: BenchGuestTerms,
+    /// Where the result goes [default: bench/guest.json in cargo's target folder]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct BenchGuestTerms {
+    /// Counted rounds
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Seconds of each test
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    /// Only tests with this in their names: tcp to guest, tcp to host x4, udp to guest, .., requests
+    #[arg(default_value = "")]
+    filter: String,
+}
+
+#[derive(Args)]
+struct BenchGuestHereArgs {
+    #[command(flatten)]
+    terms: BenchGuestTerms,
+    /// The program under test
+    #[arg(long)]
+    minivmm: PathBuf,
+    /// The guest's kernel
+    #[arg(long)]
+    kernel: PathBuf,
+    /// Its initramfs
+    #[arg(long)]
+    initramfs: PathBuf,
+    /// Where the result goes
+    #[arg(long)]
+    json: PathBuf,
 }
 
 #[derive(Args)]
@@ -202,6 +247,8 @@ fn main() -> ExitCode {
         Word::Agent => agent::serve().map(|()| ExitCode::SUCCESS).map_err(Into::into),
         Word::Bench(Bench::Start(args)) => bench_start(&args),
         Word::Bench(Bench::Card(args)) => bench_card(&args),
+        Word::Bench(Bench::Guest(args)) => bench_guest(&args),
+        Word::BenchGuest(args) => bench_guest_here(&args),
         Word::Place => {
             println!("{}", Place::ask());
             Ok(ExitCode::SUCCESS)
@@ -268,6 +315,61 @@ fn bench_card(args: &BenchCardArgs) -> Result<ExitCode, Box<dyn Error>> {
     let json = args.json.clone().unwrap_or_else(|| target.join("bench/card.json"));
     bench::write_json(&report, &json)?;
     println!("{}", json.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds everything and measures where Linux guests run.
+fn bench_guest(args: &BenchGuestArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let target = workspace::target_folder();
+    let (minivmm, guest) = workspace::provide_bench_guest()?;
+    let results = target.join("hostvm");
+    let fresh = results.join("guest.json");
+    let mut words = vec![std::env::current_exe()?.into_os_string(), "bench-guest".into()];
+    for (flag, path) in
+        [("--minivmm", &minivmm), ("--kernel", &guest.kernel), ("--initramfs", &guest.initramfs), ("--json", &fresh)]
+    {
+        words.extend([flag.into(), path.into()]);
+    }
+    let BenchGuestTerms { runs, seconds, filter } = &args.terms;
+    words.extend(["--runs".into(), runs.to_string().into(), "--seconds".into(), seconds.to_string().into()]);
+    words.push(filter.into());
+    let place = Place::ask();
+    let code = if place.boots_linux() {
+        std::process::Command::new(&words[0]).args(&words[1..]).status()?.code().unwrap_or(125)
+    } else {
+        println!("This machine has {place}: measured in the host VM, a Linux host emulated by QEMU");
+        let vm = HostVm::boot(&Config::new(&results))?;
+        let command = Command::new(words.iter().map(|word| word.to_string_lossy()));
+        let status = vm.stream(command, Duration::from_secs(3600), &mut demo::print)?;
+        vm.shutdown()?;
+        status.shell_code().into()
+    };
+    if code != 0 {
+        return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
+    }
+    let json = args.json.clone().unwrap_or_else(|| target.join("bench/guest.json"));
+    if let Some(folder) = json.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::copy(&fresh, &json)?;
+    println!("{}", json.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn bench_guest_here(args: &BenchGuestHereArgs) -> Result<ExitCode, Box<dyn Error>> {
+    namespace::isolate()?;
+    let BenchGuestTerms { runs, seconds, filter } = &args.terms;
+    let plan = bench::guest::Plan {
+        minivmm: args.minivmm.clone(),
+        kernel: args.kernel.clone(),
+        initramfs: args.initramfs.clone(),
+        runs: *runs,
+        seconds: *seconds,
+        filter: filter.clone(),
+    };
+    let report = bench::guest::run(&plan)?;
+    print!("{}", report.table());
+    bench::write_json(&report, &args.json)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,7 +8,7 @@ use images::guest::{self, Wish};
 use images::kernel::{Freshness, Series};
 use images::{place, vmlinux};
 
-use crate::guest::Guest;
+use crate::guest::{Guest, SERIES};
 
 /// Programs of this machine that the stories' guests have beside the usual ones.
 const PROGRAMS: [&str; 1] = ["ethtool"];
@@ -56,10 +56,7 @@ impl Parts {
     /// # Errors
     /// If cargo fails.
     pub fn provide(series: &[Series]) -> Result<Self, Error> {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let build = ["build", "--release", "--quiet", "--package", "minivmm", "--package", "images"];
-        run(Command::new(cargo).args(build).current_dir(root()))?;
-        let binaries = release_folder();
+        let binaries = build()?;
         let guests = target_folder().join("guests");
         for &series in series {
             guest::provide(&Wish {
@@ -82,6 +79,34 @@ impl Parts {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         ["--minivmm".to_owned(), text(&self.minivmm), "--guests".to_owned(), text(&self.guests)]
     }
+}
+
+/// Builds minivmm and makes the guest of benchmarks. Returns minivmm and the guest.
+///
+/// # Errors
+/// If cargo fails or the guest cannot be made.
+pub fn provide_bench_guest() -> Result<(PathBuf, guest::Guest), Error> {
+    let binaries = build()?;
+    let folder = target_folder();
+    let guest = guest::provide(&Wish {
+        series: SERIES[0],
+        freshness: Freshness::Cached,
+        out: folder.join("bench-guest"),
+        // Shared with the stories' guests: kernels are large.
+        cache: place::cache_dir(&folder.join("guests")),
+        agent: binaries.join("minivmm-agent"),
+        programs: vec!["iperf3".to_owned()],
+        modules: Vec::new(),
+    })?;
+    Ok((binaries.join("minivmm"), guest))
+}
+
+/// Builds the release binaries. Returns their folder.
+fn build() -> Result<PathBuf, Error> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let build = ["build", "--release", "--quiet", "--package", "minivmm", "--package", "images"];
+    run(Command::new(cargo).args(build).current_dir(root()))?;
+    Ok(release_folder())
 }
 
 /// Cargo's target folder.

@@ -11,7 +11,7 @@
 //! suffers least. QEMU is a q35 with virtio-net-pci and vhost off. Run it inside `namespace::isolate`.
 
 mod case;
-mod clock;
+
 mod frame;
 mod peer;
 mod report;
@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 pub use report::{Goals, Idle, Report, Stream, Trip};
 
+use crate::bench::clock;
 use crate::lan::sh;
 use case::{Case, Contestant, Direction, Moved, Sample, Times, cases};
 use frame::{CARD_MAC, PEER_MAC, SINK_MAC, Shape};

@@ -7,9 +7,9 @@ use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::clock;
 use super::frame::{HEADERS_BYTES, PAYLOAD_AT, PEER_MAC, Shape, headers};
 use super::tap::{HEADER_BYTES, Tap};
+use crate::bench::clock;
 
 /// Flows of a writer: enough to give every one of 4 queues some.
 const FLOWS: u16 = 64;

@@ -7,8 +7,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use super::clock;
 use super::frame::CARD_MAC;
+use crate::bench::clock;
 use crate::lan::sh;
 
 /// The bridge of all runs.

@@ -1,0 +1,105 @@
+//! A stock Linux guest on minivmm, on QEMU and on QEMU with vhost-net, in turns: TCP, small UDP packets, requests and responses.
+//!
+//! All machines are up at once on one bridge and every test goes round them, so that they share whatever else the host does. iperf3
+//! runs on the host and in the guests; requests are single bytes to an echo of busybox. Processor time is that of the VMM's process with
+//! its virtual processors, and of vhost's thread, which belongs to it.
+//!
+//! Where KVM boots no Linux all of this happens in the host VM, whose one emulated processor the guest, the VMM and iperf3 share: there
+//! the figures are ratios and nothing else. Run it inside `namespace::isolate`.
+
+mod report;
+mod traffic;
+mod vm;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use report::{Goals, Report, Row};
+
+use super::Spread;
+use crate::bench::clock;
+use crate::lan::sh;
+use traffic::{Moved, Test};
+use vm::{Contestant, Vm};
+
+/// The bridge, and the first three numbers of its network.
+const BRIDGE: &str = "br0";
+const NETWORK: &str = "10.77.0";
+
+/// What to start, and how often.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The program under test.
+    pub minivmm: PathBuf,
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// Its initramfs, with iperf3.
+    pub initramfs: PathBuf,
+    /// Rounds; the first one is not counted.
+    pub runs: u32,
+    /// Seconds of each test.
+    pub seconds: u32,
+    /// Only tests with this in their names.
+    pub filter: String,
+}
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} on {contestant} failed")]
+pub struct Error {
+    what: &'static str,
+    contestant: &'static str,
+    source: io::Error,
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// If a machine does not come up or a test fails.
+pub fn run(plan: &Plan) -> Result<Report, Error> {
+    sh(&format!(
+        "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do ! test -e $f || echo 1 >$f; done;
+         ip link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0 &&
+         ip addr add {NETWORK}.1/24 dev {BRIDGE} && ip link set {BRIDGE} up"
+    ));
+    let mut vms = Vec::new();
+    for contestant in Contestant::all(plan) {
+        eprintln!("starting {}", contestant.name());
+        let failed = |source| Error { what: "the start", contestant: contestant.name(), source };
+        let vm = Vm::start(contestant, plan, u8::try_from(vms.len()).unwrap_or(u8::MAX)).map_err(failed)?;
+        vms.push((contestant, vm));
+    }
+    let tests: Vec<Test> = Test::ALL.into_iter().filter(|test| test.name().contains(&plan.filter)).collect();
+    let mut samples: Vec<Vec<Moved>> = tests.iter().flat_map(|_| vms.iter().map(|_| Vec::new())).collect();
+    for round in 0..=plan.runs {
+        eprintln!("round {round} of {}", plan.runs);
+        let turns = tests.iter().flat_map(|test| vms.iter().map(move |(contestant, vm)| (test, contestant, vm)));
+        for ((test, contestant, vm), samples) in turns.zip(&mut samples) {
+            let failed = |source| Error { what: test.name(), contestant: contestant.name(), source };
+            let moved = once(*test, vm, plan.seconds).map_err(failed)?;
+            if round > 0 {
+                samples.push(moved);
+            }
+        }
+    }
+    let turns = tests.iter().flat_map(|test| vms.iter().map(move |(contestant, _)| (test, contestant)));
+    let rows = turns.zip(&samples).map(|((test, contestant), samples)| Row {
+        test: test.name(),
+        unit: test.unit(),
+        contestant: contestant.name(),
+        rate: Spread::of(samples.iter().map(|moved| moved.amount / moved.seconds)),
+        cpu_us_per_unit: Spread::of(samples.iter().map(|moved| moved.cpu * 1e6 / moved.amount)),
+        vmm_cpu_us_per_unit: Spread::of(samples.iter().map(|moved| moved.vmm_cpu * 1e6 / moved.amount)),
+    });
+    Ok(Report { runs: plan.runs, seconds: plan.seconds, rows: rows.collect(), goals: report::GOALS })
+}
+
+fn once(test: Test, vm: &Vm, seconds: u32) -> io::Result<Moved> {
+    let before = clock::thread_times(vm.pid())?;
+    let mut moved = test.run(&vm.address(), Duration::from_secs(seconds.into()))?;
+    let after = clock::thread_times(vm.pid())?;
+    moved.vmm_cpu = after.other.saturating_sub(before.other).as_secs_f64();
+    moved.cpu = moved.vmm_cpu + after.vcpu.saturating_sub(before.vcpu).as_secs_f64();
+    Ok(moved)
+}

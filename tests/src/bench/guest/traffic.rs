@@ -1,0 +1,155 @@
+//! The tests: iperf3's client for streams and datagrams, one connection of our own for requests and responses.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Where the guest echoes.
+pub(super) const ECHO_PORT: u16 = 7;
+/// Where its iperf3 listens.
+pub(super) const IPERF_PORT: u16 = 5201;
+/// Payload of a small datagram in bytes: with all headers it makes the smallest frame, and iperf3 wants this much.
+const SMALL_BYTES: u32 = 16;
+/// Beyond the test's own time.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What is sent where the kernel would send a stream of GB.
+const GB: f64 = 1e9;
+
+/// What a test moved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moved {
+    /// In the test's unit.
+    pub(super) amount: f64,
+    /// What it took.
+    pub(super) seconds: f64,
+    /// Processor time of the VMM with its virtual processors, in seconds.
+    pub(super) cpu: f64,
+    /// Without them.
+    pub(super) vmm_cpu: f64,
+}
+
+/// One test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Test {
+    /// TCP in some connections.
+    Tcp(Way, u8),
+    /// Small UDP datagrams, counted where they arrive.
+    Udp(Way),
+    /// One byte there and one back, one at a time.
+    Requests,
+}
+
+/// Who sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    ToGuest,
+    ToHost,
+}
+
+impl Test {
+    /// All of them.
+    pub(super) const ALL: [Self; 7] = [
+        Self::Tcp(Way::ToGuest, 1),
+        Self::Tcp(Way::ToGuest, 4),
+        Self::Tcp(Way::ToHost, 1),
+        Self::Tcp(Way::ToHost, 4),
+        Self::Udp(Way::ToGuest),
+        Self::Udp(Way::ToHost),
+        Self::Requests,
+    ];
+
+    /// Its name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp(Way::ToGuest, 1) => "tcp to guest",
+            Self::Tcp(Way::ToGuest, _) => "tcp to guest x4",
+            Self::Tcp(Way::ToHost, 1) => "tcp to host",
+            Self::Tcp(Way::ToHost, _) => "tcp to host x4",
+            Self::Udp(Way::ToGuest) => "udp to guest",
+            Self::Udp(Way::ToHost) => "udp to host",
+            Self::Requests => "requests",
+        }
+    }
+
+    /// What it counts.
+    pub(super) fn unit(self) -> &'static str {
+        match self {
+            Self::Tcp(..) => "GB",
+            Self::Udp(_) => "datagrams",
+            Self::Requests => "trips",
+        }
+    }
+
+    /// Runs it against the guest at `address`.
+    ///
+    /// # Errors
+    /// If iperf3 fails or says something unexpected, or the echo does not answer.
+    pub(super) fn run(self, address: &str, time: Duration) -> io::Result<Moved> {
+        let (amount, seconds) = match self {
+            Self::Tcp(way, connections) => {
+                let sum = iperf(address, time, way, &["-P", &connections.to_string()])?["sum_received"].take();
+                (figure(&sum, "bytes")? / GB, figure(&sum, "seconds")?)
+            }
+            Self::Udp(way) => {
+                let sum = iperf(address, time, way, &["-u", "-b", "0", "-l", &SMALL_BYTES.to_string()])?["sum"].take();
+                (figure(&sum, "packets")? - figure(&sum, "lost_packets")?, figure(&sum, "seconds")?)
+            }
+            Self::Requests => request(address, time)?,
+        };
+        Ok(Moved { amount, seconds, cpu: 0.0, vmm_cpu: 0.0 })
+    }
+}
+
+/// Connects to a port of the guest, once it is there.
+///
+/// # Errors
+/// If it is not there in time.
+pub(super) fn connect(address: &str, port: u16) -> io::Result<TcpStream> {
+    let address: SocketAddr = format!("{address}:{port}").parse().map_err(io::Error::other)?;
+    let begin = Instant::now();
+    loop {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if begin.elapsed() > PATIENCE => return Err(error),
+            // Refused at once while nobody listens.
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// The `end` of iperf3's report.
+fn iperf(address: &str, time: Duration, way: Way, words: &[&str]) -> io::Result<Value> {
+    let mut command = Command::new("timeout");
+    command.args([&(time + PATIENCE).as_secs().to_string(), "iperf3", "-c", address, "-J"]);
+    command.args(["-t", &time.as_secs().to_string()]).args(words);
+    if way == Way::ToHost {
+        command.arg("-R");
+    }
+    let output = command.stdin(Stdio::null()).output()?;
+    let mut report: Value = serde_json::from_slice(&output.stdout).map_err(io::Error::other)?;
+    match report.get("error") {
+        Some(error) => Err(io::Error::other(format!("iperf3: {error}"))),
+        None => Ok(report["end"].take()),
+    }
+}
+
+fn figure(sum: &Value, key: &str) -> io::Result<f64> {
+    sum[key].as_f64().ok_or_else(|| io::Error::other(format!("iperf3 reports no {key}")))
+}
+
+/// Trips and seconds.
+fn request(address: &str, time: Duration) -> io::Result<(f64, f64)> {
+    let mut stream = connect(address, ECHO_PORT)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let (begin, mut trips, mut byte) = (Instant::now(), 0_u32, [b'x']);
+    while begin.elapsed() < time {
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        trips += 1;
+    }
+    Ok((trips.into(), begin.elapsed().as_secs_f64()))
+}

@@ -1,0 +1,150 @@
+//! A machine of the benchmark: the same guest, memory and address on each VMM.
+
+use std::io::{self, BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use super::traffic::{ECHO_PORT, IPERF_PORT, connect};
+use super::{BRIDGE, NETWORK, Plan};
+use crate::guest::{READY, script_parameter};
+use crate::lan::sh;
+
+const MEM_MIB: u32 = 512;
+/// A guest may take this long to be ready: an emulated host is slow, and others are up already.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+/// Addresses of guests begin here.
+const FIRST_ADDRESS: u8 = 11;
+
+/// Whose machine, with which data path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Contestant {
+    Minivmm,
+    MinivmmVhost,
+    Qemu,
+    QemuVhost,
+}
+
+impl Contestant {
+    /// Those that there are here.
+    pub(super) fn all(plan: &Plan) -> Vec<Self> {
+        let help = Command::new(&plan.minivmm).arg("--help").stdin(Stdio::null()).output();
+        let knows_vhost = help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("vhost="));
+        let has_vhost = std::path::Path::new("/dev/vhost-net").exists();
+        [Self::Minivmm, Self::Qemu, Self::QemuVhost, Self::MinivmmVhost]
+            .into_iter()
+            .filter(|contestant| match contestant {
+                Self::Minivmm | Self::Qemu => true,
+                Self::QemuVhost => has_vhost,
+                Self::MinivmmVhost => has_vhost && knows_vhost,
+            })
+            .collect()
+    }
+
+    /// Its name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Minivmm => "minivmm",
+            Self::MinivmmVhost => "minivmm vhost",
+            Self::Qemu => "QEMU",
+            Self::QemuVhost => "QEMU vhost",
+        }
+    }
+
+    fn command(self, plan: &Plan, number: u8, appended: &str) -> Command {
+        let mac = format!("02:00:00:00:00:{:02x}", FIRST_ADDRESS + number);
+        let (kernel, initramfs) = (plan.kernel.as_os_str(), plan.initramfs.as_os_str());
+        match self {
+            Self::Minivmm | Self::MinivmmVhost => {
+                let vhost = if self == Self::MinivmmVhost { ",vhost=on" } else { "" };
+                let mut command = Command::new(&plan.minivmm);
+                command.args(["--mem", &format!("{MEM_MIB}M"), "--cmdline", appended]);
+                command.args(["--net", &format!("bridge={BRIDGE},mac={mac}{vhost}")]);
+                command.arg("--kernel").arg(kernel).arg("--initrd").arg(initramfs);
+                command
+            }
+            Self::Qemu | Self::QemuVhost => {
+                let vhost = if self == Self::QemuVhost { "on" } else { "off" };
+                let tap = format!("qemu{number}");
+                sh(&format!("ip tuntap add {tap} mode tap vnet_hdr && ip link set {tap} master {BRIDGE} up"));
+                let mut command = Command::new("qemu-system-x86_64");
+                command
+                    .args(["-M", "q35", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &MEM_MIB.to_string()])
+                    .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])
+                    .args(["-name", "bench,debug-threads=on"])
+                    .args(["-netdev", &format!("tap,id=n,ifname={tap},script=no,downscript=no,vhost={vhost}")])
+                    .args(["-device", &format!("virtio-net-pci,netdev=n,mac={mac},disable-legacy=on,romfile=")])
+                    .args(["-append", &format!("console=ttyS0 panic=-1 {appended}")]);
+                command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+                command
+            }
+        }
+    }
+}
+
+/// A machine that is up; it is killed when this is dropped.
+pub(super) struct Vm {
+    child: Child,
+    number: u8,
+    // Kept so that the guest's later lines have somewhere to go.
+    _console: Receiver<String>,
+}
+
+impl Vm {
+    /// Starts it and waits until its servers answer.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub(super) fn start(contestant: Contestant, plan: &Plan, number: u8) -> io::Result<Self> {
+        let script = format!("nc -ll -p {ECHO_PORT} -e cat & iperf3 -s -p {IPERF_PORT} >/dev/null");
+        let address = format!("{NETWORK}.{}", FIRST_ADDRESS + number);
+        let appended = format!("quiet minivmm.ip=eth0:{address}/24 {}", script_parameter(&script));
+        let mut command = contestant.command(plan, number, &appended);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let stdout = child.stdout.take().ok_or_else(|| io::Error::other("no standard output"))?;
+        let (sender, console) = mpsc::channel();
+        thread::Builder::new().name("console".to_owned()).spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        })?;
+        let mut said = String::new();
+        loop {
+            let Ok(line) = console.recv_timeout(BOOT_TIMEOUT) else {
+                // It may have ended by itself.
+                let _gone = child.kill();
+                let _status = child.wait();
+                return Err(io::Error::other(format!("the guest does not get ready: {said}")));
+            };
+            if line.contains(READY) {
+                break;
+            }
+            said = said + &line + "\n";
+        }
+        let vm = Self { child, number, _console: console };
+        connect(&address, IPERF_PORT)?;
+        connect(&address, ECHO_PORT)?;
+        Ok(vm)
+    }
+
+    /// The guest's address.
+    pub(super) fn address(&self) -> String {
+        format!("{NETWORK}.{}", FIRST_ADDRESS + self.number)
+    }
+
+    /// Process of the VMM.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
