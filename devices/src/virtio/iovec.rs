@@ -28,6 +28,8 @@ pub struct IoVecs {
     /// Pieces before this index have been skipped.
     first: usize,
     len_bytes: u64,
+    /// Bytes of ours that a piece is about.
+    front: Vec<u8>,
 }
 
 // SAFETY: the raw addresses in `vec` belong to `map`, which is Send, and are dereferenced only by the kernel.
@@ -36,7 +38,7 @@ unsafe impl Send for IoVecs {}
 impl IoVecs {
     /// An empty list of pieces of `mem`.
     pub fn new(mem: Memory) -> Self {
-        Self { map: HostMap::new(mem), vec: Vec::new(), first: 0, len_bytes: 0 }
+        Self { map: HostMap::new(mem), vec: Vec::new(), first: 0, len_bytes: 0, front: Vec::new() }
     }
 
     /// Forgets all pieces; keeps the allocation.
@@ -193,6 +195,23 @@ impl IoVecs {
         self.copy_out(0, &mut bytes);
         // SAFETY: `bytes` is that long, and the kernel only reads it.
         retry(|| unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
+    }
+
+    /// Puts a copy of `bytes` in front of the list. Once only, until the list is emptied.
+    pub fn put_in_front(&mut self, bytes: &[u8]) {
+        self.front.clear();
+        self.front.extend_from_slice(bytes);
+        // `front` is not changed again before the list is emptied, so its bytes stay where they are.
+        let piece = libc::iovec { iov_base: self.front.as_mut_ptr().cast(), iov_len: self.front.len() };
+        self.vec.insert(self.first, piece);
+        self.len_bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    }
+
+    /// Moves all pieces of `other`, which is of the same memory, to the end of the list.
+    pub fn append(&mut self, other: &mut Self) {
+        self.vec.extend_from_slice(other.vec.get(other.first..).unwrap_or_default());
+        self.len_bytes += other.len_bytes;
+        other.clear();
     }
 
     /// Reads from `fd` at byte `offset` into the list. Returns the bytes read; 0 at the end of the file.

@@ -17,6 +17,7 @@ mod config;
 mod counters;
 mod ctrl;
 mod filter;
+mod gro;
 mod lane;
 mod limiter;
 mod link;
@@ -58,9 +59,9 @@ use tx::Tx;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
-    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
-    VIRTIO_NET_F_VQ_NOTF_COAL,
+    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_SPEED_DUPLEX,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -227,7 +228,7 @@ impl Net {
             let rx = Rx::new(rx, port.clone(), counters.clone(), gate, frames);
             let tx = Tx::new(tx, port.clone(), counters.clone(), self.link.clone());
             let rx = rx.coalesced_by(Coalescer::new(coalescing.clone(), idx));
-            let tx = tx.coalesced_by(Coalescer::new(coalescing.clone(), idx + 1));
+            let tx = tx.coalesced_by(Coalescer::new(coalescing.clone(), idx + 1)).joining(self.joins_datagrams());
             pairs.push(Pair {
                 rx: Lane::new(idx, rx, rx_doorbell),
                 tx: Lane::new(idx + 1, tx, tx_doorbell),
@@ -262,6 +263,11 @@ impl Net {
     /// The worker that serves queue `idx`: the pair's own, the first for the control queue.
     fn worker(&self, idx: u16) -> Option<&Worker<Pair>> {
         self.workers.get(usize::from(idx / 2)).or(self.workers.first())
+    }
+
+    /// Whether datagrams may be joined: if the tap takes UDP to be segmented. Whether the driver knows of that does not matter.
+    fn joins_datagrams(&self) -> bool {
+        self.features & bit(VIRTIO_NET_F_HOST_USO) != 0
     }
 
     /// The longest frame, with its header, that the tap may hand out under `features`.

@@ -100,6 +100,11 @@ impl Ring {
         }
     }
 
+    /// Puts the chain that was popped last back, to be popped again.
+    pub fn put_back(&mut self) {
+        self.next_avail -= 1;
+    }
+
     /// Puts the chain with `head` into the used ring, with `len` bytes written to it. The driver sees it after
     /// [`publish`](Self::publish).
     pub fn push_used(&mut self, head: u16, len: u32) {

@@ -52,6 +52,8 @@ pub(super) struct Counters {
     pub(super) tx_frames: Count,
     /// Their bytes, without the virtio header.
     pub(super) tx_bytes: Count,
+    /// Frames among them that left in one frame with others of their flow.
+    pub(super) tx_joined: Count,
     /// Notifications of the driver that frames are there.
     pub(super) tx_doorbells: Count,
     /// Times a burst was cut so that others get their turn.
@@ -95,9 +97,10 @@ const RX: [(&str, Get); 10] = [
     ("host_errors", |c| &c.rx_host_errors),
 ];
 
-const TX: [(&str, Get); 12] = [
+const TX: [(&str, Get); 13] = [
     ("frames", |c| &c.tx_frames),
     ("bytes", |c| &c.tx_bytes),
+    ("joined", |c| &c.tx_joined),
     ("doorbells", |c| &c.tx_doorbells),
     ("budget_exhausted", |c| &c.tx_budget_exhausted),
     ("waits", |c| &c.tx_waits),

@@ -1005,3 +1005,40 @@ fn driver_that_resets_in_a_loop_waits_for_the_offloads() {
     start(&mut net, bit(1));
     assert!(now.elapsed() >= Duration::from_millis(20), "after {:?}", now.elapsed());
 }
+
+#[test]
+fn datagrams_of_one_flow_leave_together_and_in_order_even_if_they_had_to_wait() {
+    use gro::tests::{PLAIN, Shape, frame};
+    let (driver, (socket, wire)) = (Driver::new(), port());
+    let port = FullOncePort {
+        fd: EventFd::new(EFD_NONBLOCK).unwrap(),
+        wire: SocketPort { socket: socket.socket.try_clone().unwrap(), attached: AtomicBool::new(true) },
+        refused: AtomicBool::new(false),
+    };
+    let datagram = |port, payload| frame(Shape { port, payload, ..PLAIN });
+    let frames = [datagram(1, 30), datagram(1, 30), datagram(1, 10), FRAME.to_vec(), datagram(2, 5), datagram(2, 5)];
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    let descriptors = (0..).zip(&frames).map(|(i, frame)| {
+        driver.mem.write_slice(frame, GuestAddress(BUFFERS + i * 0x1000)).unwrap();
+        RawDescriptor::from(Descriptor::new(BUFFERS + i * 0x1000, u32::try_from(frame.len()).unwrap(), 0, 0))
+    });
+    mock.build_multiple_desc_chains(&descriptors.collect::<Vec<_>>()).unwrap();
+    let tx = Tx::new(driver.ring(&mock), Arc::new(port), driver.counters.clone(), Link::default());
+    let mut tx = tx.joining(true);
+
+    tx.transmit().unwrap();
+    assert!(tx.waits() && used(&mock).is_empty());
+    tx.transmit().unwrap();
+
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let mut frame = [0; 500];
+        let len = wire.recv(&mut frame).unwrap();
+        // GSO type, segment size, payload behind Ethernet, IPv4 and UDP headers.
+        seen.push((frame[1], frame[4], len.saturating_sub(54), frame[54], frame[84]));
+    }
+    assert_eq!(seen, [(5, 30, 70, 0, 0), (0, 0, 0, 0, 0), (5, 5, 10, 0, 0)]);
+    assert_eq!(used(&mock), [0; 6]);
+    assert_eq!((driver.count("tx.0.frames"), driver.count("tx.0.joined"), driver.count("tx.0.waits")), (6, 5, 1));
+    assert_eq!(driver.count("tx.0.bytes"), 42 * 5 + 80 + 32);
+}

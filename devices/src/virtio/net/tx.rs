@@ -1,24 +1,29 @@
 //! Transmit: frames from the guest's buffers to the port.
 //!
 //! The kernel copies each frame straight out of guest memory, virtio header included; it checks what the header says. The driver
-//! is asked to notify only before the worker sleeps. A frame for which the port has no room waits for it.
+//! is asked to notify only before the worker sleeps. A frame for which the port has no room waits for it. Datagrams of one flow that are
+//! in the ring together leave together.
 
 use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::net::coalesce::Coalescer;
 use crate::virtio::net::counters::Counters;
+use crate::virtio::net::gro::{Datagram, Joined};
 use crate::virtio::net::lane::Side;
 use crate::virtio::net::link::Link;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::{BUDGET, HEADER_LEN, MAX_FRAME, PUBLISH_EVERY, Turn};
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Fault;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// Shortest frame: an Ethernet header.
 const MIN_FRAME: usize = HEADER_LEN + 14;
+
+/// The same as bytes of a list.
+const HEADER_LEN_U64: u64 = HEADER_LEN as u64;
 
 /// The transmit side of one queue pair.
 pub(super) struct Tx {
@@ -28,18 +33,31 @@ pub(super) struct Tx {
     counters: Arc<Counters>,
     link: Link,
     chain: Chain,
-    /// The frame that is being sent.
-    frame: IoVecs,
-    /// The head of a chain whose frame waits in `frame` for room in the port.
-    waiting: Option<u16>,
+    /// The frame that was taken from the ring last.
+    next: IoVecs,
+    /// What goes to the port next.
+    train: Train,
+    /// Whether that waits for room in the port.
+    waits: bool,
+    /// Whether the port takes datagrams that are joined.
+    joins: bool,
+    /// Used buffers that the driver has not been shown.
+    unpublished: u32,
 }
 
 impl Tx {
     /// The transmit side on `ring`.
     pub(super) fn new(ring: Ring, port: Arc<dyn FramePort>, counters: Arc<Counters>, link: Link) -> Self {
-        let frame = IoVecs::new(ring.mem().clone());
+        let frame = || IoVecs::new(ring.mem().clone());
+        let (next, train) = (frame(), Train::new(frame()));
         let coalescer = Coalescer::default();
-        Self { ring, coalescer, port, counters, link, chain: Chain::default(), frame, waiting: None }
+        let chain = Chain::default();
+        Self { ring, coalescer, port, counters, link, chain, next, train, waits: false, joins: false, unpublished: 0 }
+    }
+
+    /// The same, with datagrams of one flow joined: for a port that takes UDP to be segmented.
+    pub(super) fn joining(self, joins: bool) -> Self {
+        Self { joins, ..self }
     }
 
     /// The same, with interrupts held back as `coalescer` says.
@@ -49,7 +67,7 @@ impl Tx {
 
     /// Whether a frame waits for room in the port.
     pub(super) fn waits(&self) -> bool {
-        self.waiting.is_some()
+        self.waits
     }
 
     /// Sends until the ring is empty, the port is full, or the budget is used up.
@@ -78,7 +96,7 @@ impl Tx {
     /// # Errors
     /// If the guest broke the ring.
     pub(super) fn has_frame(&mut self) -> Result<bool, Fault> {
-        Ok(!self.waits() && self.ring.has_available()?)
+        Ok(!self.waits && self.ring.has_available()?)
     }
 
     /// Asks the driver to notify. Returns whether there is a frame that it did not announce.
@@ -86,75 +104,161 @@ impl Tx {
     /// # Errors
     /// If the guest broke the ring.
     pub(super) fn ask_for_frames(&mut self) -> Result<bool, Fault> {
-        Ok(self.ring.enable_doorbell()? && !self.waits())
+        Ok(self.ring.enable_doorbell()? && !self.waits)
     }
 
     fn burst(&mut self) -> Result<Turn, Fault> {
-        for frames in 1..=BUDGET {
-            let Some(head) = self.next_frame()? else { return Ok(Turn::Done) };
-            if !self.send() {
-                self.waiting = Some(head);
+        if self.waits && !self.depart() {
+            return Ok(Turn::Done);
+        }
+        for _ in 0..BUDGET {
+            let Some(head) = self.ring.pop(&mut self.chain)? else {
+                self.depart();
+                return Ok(Turn::Done);
+            };
+            if !self.take_frame() {
+                self.counters.tx_malformed.add(1);
+                self.give_back(head);
+                continue;
+            }
+            let datagram = Some(&self.next).filter(|_| self.joins).and_then(|frame| Datagram::read(frame, HEADER_LEN));
+            if datagram.is_some_and(|datagram| self.train.join(head, &datagram, &mut self.next)) {
+                continue;
+            }
+            if !self.depart() {
+                self.ring.put_back();
                 return Ok(Turn::Done);
             }
-            self.ring.push_used(head, 0);
-            self.coalescer.count();
-            if frames % PUBLISH_EVERY == 0 {
-                self.ring.publish();
+            self.train.begin(head, &mut self.next, datagram);
+            // A frame that none can join need not wait for the next.
+            if datagram.is_none() && !self.depart() {
+                return Ok(Turn::Done);
             }
         }
         self.counters.tx_budget_exhausted.add(1);
-        Ok(Turn::More)
+        Ok(if self.depart() { Turn::More } else { Turn::Done })
     }
 
-    /// Puts the next frame into `self.frame` and returns the head of its chain; `None` if there is none.
-    fn next_frame(&mut self) -> Result<Option<u16>, Fault> {
-        if let Some(head) = self.waiting.take() {
-            return Ok(Some(head));
-        }
-        let Some(head) = self.ring.pop(&mut self.chain)? else { return Ok(None) };
-        self.frame.clear();
+    /// Puts the frame that was popped into `self.next`. Returns whether it is one.
+    fn take_frame(&mut self) -> bool {
+        self.next.clear();
         for buffer in &self.chain.readable {
-            let pushed = self.frame.push(*buffer);
+            let pushed = self.next.push(*buffer);
             debug_assert!(pushed.is_ok(), "the chain was checked to be in guest memory");
         }
-        Ok(Some(head))
+        let len = usize::try_from(self.next.len_bytes()).unwrap_or(usize::MAX);
+        (MIN_FRAME..=MAX_FRAME).contains(&len) && self.chain.writable.is_empty()
     }
 
-    /// Sends the frame. Returns whether its chain is done with: sent, or not sendable at all.
-    fn send(&mut self) -> bool {
-        let len = usize::try_from(self.frame.len_bytes()).unwrap_or(usize::MAX);
-        if !(MIN_FRAME..=MAX_FRAME).contains(&len) || !self.chain.writable.is_empty() {
-            self.counters.tx_malformed.add(1);
+    /// Sends what has been gathered. Returns whether it is done with, sent or not sendable at all; otherwise it waits for room.
+    fn depart(&mut self) -> bool {
+        self.waits = false;
+        let count = self.train.heads.len();
+        if count == 0 {
             return true;
         }
-        if !self.link.is_up() {
-            self.counters.tx_link_down.add(1);
-            return true;
-        }
-        match self.port.transmit(&self.frame) {
-            Ok(_) => {
-                self.counters.tx_frames.add(1);
-                self.counters.tx_bytes.add(u64::try_from(len - HEADER_LEN).unwrap_or(0));
-                true
+        let frames = u64::try_from(count).unwrap_or(0);
+        let sent = if self.link.is_up() { Some(self.train.send(self.port.as_ref())) } else { None };
+        match sent {
+            None => self.counters.tx_link_down.add(frames),
+            Some(Ok(_)) => {
+                self.counters.tx_frames.add(frames);
+                self.counters.tx_bytes.add(self.train.bytes);
+                if count > 1 {
+                    self.counters.tx_joined.add(frames);
+                }
             }
-            Err(err) if err.kind() == ErrorKind::WouldBlock => {
+            Some(Err(err)) if err.kind() == ErrorKind::WouldBlock => {
                 self.counters.tx_waits.add(1);
-                false
+                self.waits = true;
+                return false;
             }
-            Err(err) => {
-                self.counters.tx_error(&err).add(1);
+            Some(Err(err)) => {
+                self.counters.tx_error(&err).add(frames);
                 log::debug!("Failed to send a frame: {err}");
-                true
             }
         }
+        for idx in 0..count {
+            self.give_back(self.train.heads[idx]);
+        }
+        self.train.clear();
+        true
+    }
+
+    /// Returns a chain to the driver.
+    fn give_back(&mut self, head: u16) {
+        self.ring.push_used(head, 0);
+        self.coalescer.count();
+        self.unpublished += 1;
+        if self.unpublished >= PUBLISH_EVERY {
+            self.ring.publish();
+            self.unpublished = 0;
+        }
+    }
+}
+
+/// Frames that go to the port together: one, or the datagrams of one flow.
+struct Train {
+    /// The chains they are in.
+    heads: Vec<u16>,
+    /// The first frame, and of those that joined it what is behind their headers.
+    frame: IoVecs,
+    joined: Option<Joined>,
+    /// Bytes of all of them, without virtio headers.
+    bytes: u64,
+    /// What replaces the first frame's headers.
+    head: Vec<u8>,
+}
+
+impl Train {
+    fn new(frame: IoVecs) -> Self {
+        Self { heads: Vec::new(), frame, joined: None, bytes: 0, head: Vec::new() }
+    }
+
+    /// Begins with the frame in `next`, which is left empty.
+    fn begin(&mut self, head: u16, next: &mut IoVecs, datagram: Option<Datagram>) {
+        std::mem::swap(&mut self.frame, next);
+        self.heads.push(head);
+        self.joined = datagram.map(Joined::new);
+        self.bytes = self.frame.len_bytes() - HEADER_LEN_U64;
+    }
+
+    /// Lets the frame in `next` follow those before it. Returns whether it can.
+    fn join(&mut self, head: u16, datagram: &Datagram, next: &mut IoVecs) -> bool {
+        let Some(joined) = &mut self.joined else { return false };
+        let Some(headers) = joined.follow(datagram, self.frame.count() + next.count()) else { return false };
+        self.bytes += next.len_bytes() - HEADER_LEN_U64;
+        let headers = HEADER_LEN_U64 + u64::try_from(headers).unwrap_or(0);
+        if self.heads.len() == 1 {
+            self.frame.skip(headers);
+        }
+        next.skip(headers);
+        self.frame.append(next);
+        self.heads.push(head);
+        true
+    }
+
+    fn send(&mut self, port: &dyn FramePort) -> io::Result<usize> {
+        // Nothing joins any more; what waits for room is not sent another way the next time.
+        if let Some(joined) = self.joined.take().filter(|_| self.heads.len() > 1) {
+            joined.head(HEADER_LEN, &mut self.head);
+            self.frame.put_in_front(&self.head);
+        }
+        port.transmit(&self.frame)
+    }
+
+    fn clear(&mut self) {
+        self.heads.clear();
+        self.frame.clear();
+        self.joined = None;
     }
 }
 
 impl Side for Tx {
     /// A frame that waits for room is not sent any more.
     fn stop(&mut self) {
-        self.waiting = None;
-        self.frame.clear();
+        self.waits = false;
+        self.train.clear();
         self.coalescer.stop();
     }
 
