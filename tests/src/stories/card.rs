@@ -30,15 +30,16 @@ fn words(host: &str) -> String {
 fn keys(stage: &Stage) {
     let lan = Lan::new();
     let host = lan.address();
-    let offloads = "tx-checksumming|tcp-segmentation-offload";
+    let offloads = "tx-checksumming|tcp-segmentation-offload|tx-udp-segmentation|rx-gro-hw";
     let vm = stage
         .vm()
         .cpus(2)
         .net(lan.net())
-        .net(format!("{},queues=3,ring=1024,offload=csum", lan.net()))
+        .net(format!("{},queues=3,ring=4096,offload=csum", lan.net()))
         .net(format!("{},queues=1,ring=64,offload=off", lan.net()))
         .script(&format!(
             "for card in eth0 eth1 eth2; do
+                 ethtool -K $card tx-udp-segmentation on 2>/dev/null
                  echo $card-pairs=$(ethtool -l $card | awk '/^Combined/ {{ printf $2 \" \" }}')
                  echo $card-ring=$(ethtool -g $card | awk '/^(RX|TX):/ {{ printf $2 \" \" }}')
                  echo $card-offloads=$(ethtool -k $card | awk -F'[: ]+' '/^({offloads}):/ {{ printf $1 \"=\" $2 \" \" }}')
@@ -49,14 +50,19 @@ fn keys(stage: &Stage) {
 
     for (card, pairs, ring, checksum, segmentation) in [
         ("eth0", "2 2", "256 256 256 256", "on", "on"),
-        ("eth1", "3 2", "1024 1024 1024 1024", "on", "off"),
+        ("eth1", "3 2", "4096 4096 4096 4096", "on", "off"),
         ("eth2", "1 1", "64 64 64 64", "off", "off"),
     ] {
         let value = |name: &str| vm.value(&format!("{card}-{name}")).trim().to_owned();
         let offloads = value("offloads");
         println!("{card}: pairs {}, rings {}, {offloads}", value("pairs"), value("ring"));
         assert_eq!((value("pairs").as_str(), value("ring").as_str()), (pairs, ring), "{card}");
-        for (name, state) in [("tx-checksumming", checksum), ("tcp-segmentation-offload", segmentation)] {
+        for (name, state) in [
+            ("tx-checksumming", checksum),
+            ("tcp-segmentation-offload", segmentation),
+            ("tx-udp-segmentation", segmentation),
+            ("rx-gro-hw", segmentation),
+        ] {
             assert!(offloads.contains(&format!("{name}={state}")), "{card}: {name} is not {state}");
         }
         assert_eq!(value("ping"), "0", "{card}: ping");
