@@ -1,5 +1,5 @@
 //! A driver's program against the whole network device: descriptors, rings, indexes, features, commands, doorbells, resets and
-//! status writes, with frames arriving from the port and the host failing meanwhile.
+//! status writes, with frames arriving from the port, the host failing and the cable coming out meanwhile.
 //!
 //! ```text
 //!   action = kind u8, a u8, b u16, c u32, d u64   and for some kinds bytes that follow
@@ -14,6 +14,7 @@ use crate::driver::{
 use crate::input::Input;
 use crate::machine::{Machine, PAIRS, Rest};
 use crate::port::Operation;
+use devices::virtio::net::{Carrier, Duplex, LinkState};
 use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -95,9 +96,11 @@ enum Kind {
     ResetQueue,
     /// Enable queue `a`, with the size 2^`b`.
     EnableQueue,
+    /// The cable of the host, or of the user, goes in or out, as `a` says; the speed becomes `c`.
+    Cable,
 }
 
-const KINDS: [Kind; 22] = [
+const KINDS: [Kind; 23] = [
     Kind::Start,
     Kind::Describe,
     Kind::Offer,
@@ -120,6 +123,7 @@ const KINDS: [Kind; 22] = [
     Kind::Recover,
     Kind::ResetQueue,
     Kind::EnableQueue,
+    Kind::Cable,
 ];
 
 /// One step of a program.
@@ -202,9 +206,16 @@ impl<'a> Session<'a> {
             Kind::Describe => self.describe(queue, b, c, d),
             Kind::Offer => self.offer(queue, b),
             Kind::Kick => {
+                self.work();
+                let overrun = self.overruns(queue);
                 self.net.kick(queue);
                 self.work();
                 self.all_was_served(queue);
+                let told = self.net.status() & NEEDS_RESET != 0;
+                assert!(
+                    told || !overrun,
+                    "queue {queue} has more available than it is long, and the driver is not told"
+                );
             }
             Kind::Ring => self.net.write(driver::NOTIFY + 4 * u64::from(b % 300), &d.to_le_bytes()[..width(a)]),
             Kind::Work => self.work(),
@@ -247,6 +258,16 @@ impl<'a> Session<'a> {
             Kind::Read => {
                 let mut data = [0; 8];
                 self.machine.mmio.read(self.net.home() + u64::from(c % 0x1_0000), &mut data[..width(a)]);
+            }
+            Kind::Cable => {
+                let carrier = if a & 1 == 0 { Carrier::Up } else { Carrier::Down };
+                match a & 2 {
+                    0 => self.machine.link.switch(carrier),
+                    _ => self.machine.link.follow(LinkState { carrier, speed: Some(c), duplex: Some(Duplex::Full) }),
+                }
+                if let Some(next) = self.machine.link.next_announcement() {
+                    self.machine.link.announce(next);
+                }
             }
             Kind::ResetQueue => self.reset_queue(queue),
             Kind::EnableQueue => self.enable_queue(queue, b),
@@ -446,6 +467,14 @@ impl<'a> Session<'a> {
             }
             known.used_seen = known.used_seen.wrapping_add(1);
         }
+    }
+
+    /// Whether the available index of a transmit queue that has nothing left to do is further ahead than the ring is long.
+    fn overruns(&self, queue: u16) -> bool {
+        let known = &self.queues[usize::from(queue)];
+        let at_rest = self.tame && queue == TX && self.net.status() == RUNNING && !self.machine.net_ports[0].full();
+        let ahead = self.read_u16(avail(queue) + 2).wrapping_sub(self.read_u16(used(queue) + 2));
+        at_rest && known.size != 0 && ahead > known.size
     }
 
     /// After a kick of a transmit or control queue: either everything is used, or the driver has been told that it broke something,

@@ -12,6 +12,7 @@ use crate::port::{Operation, Port};
 use devices::irq::MsiVector;
 use devices::virtio::device::{Activation, ActiveQueue, Device, Memory};
 use devices::virtio::interrupt::Interrupts;
+use devices::virtio::net::Link;
 use devices::virtio::worker::inline;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
@@ -43,7 +44,7 @@ pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let mem = memory::fresh();
     let (ports, _wires): (Vec<_>, Vec<_>) = (0..PAIRS).map(|_| Port::new()).unzip();
-    let mut net = card(&ports);
+    let mut net = card(&ports, Link::default());
     let features = input.u64() & net.features() | VERSION_1 | CTRL_VQ;
     let multi_queue = features & MQ != 0;
     let pairs = if multi_queue { usize::from(input.u8()) % PAIRS + 1 } else { 1 };

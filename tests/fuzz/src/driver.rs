@@ -2,6 +2,7 @@
 
 use crate::machine::{self, Machine, NET, RNG, Rest};
 use crate::memory;
+use devices::virtio::net::{Carrier, LinkState};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Registers of the common configuration structure, virtio 1.3 4.1.4.3.
@@ -249,6 +250,8 @@ pub fn entropy_still_works(machine: &Machine) {
 /// After anything: a reset brings the card back, with all it offers; it sends, receives and obeys.
 pub fn card_still_works(machine: &Machine) {
     machine.net_ports.iter().for_each(|port| port.heal());
+    machine.link.switch(Carrier::Up);
+    machine.link.follow(LinkState { carrier: Carrier::Up, speed: None, duplex: None });
     let net = Driver::of_card(machine);
     net.enable();
     net.write(common::STATUS, &[0]);

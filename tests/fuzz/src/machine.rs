@@ -67,6 +67,8 @@ pub struct Machine {
     pub wires: Vec<UnixDatagram>,
     /// The card.
     pub net: Arc<VirtioPci>,
+    /// Its link.
+    pub link: Link,
     /// The doorbells that are attached.
     pub doorbells: Arc<Bells>,
 }
@@ -84,7 +86,8 @@ impl Machine {
         let doorbells = Arc::new(Bells::default());
         let mut root = PciRoot::new(Windows { mem32: MEM32.0..=MEM32.1, mem64: MEM64.0..=MEM64.1 }).expect("windows");
         let (net_ports, wires): (Vec<_>, Vec<_>) = (0..PAIRS).map(|_| Port::new()).unzip();
-        let net = slot(Box::new(card(&net_ports)), &mem, &doorbells);
+        let link = Link::default();
+        let net = slot(Box::new(card(&net_ports, link.clone())), &mem, &doorbells);
         let zeros = File::open("/dev/zero").expect("/dev/zero");
         let rng = slot(Box::new(Rng::new("rng0", zeros)), &mem, &doorbells);
         for (function, device) in [(net.clone(), NET), (rng, RNG)] {
@@ -98,7 +101,7 @@ impl Machine {
             mmio.insert(start, last - start + 1, PciRoot::window(&root, start)).expect("free");
         }
         ports.insert(CONFIG_PORTS, 8, PciRoot::config_ports(&root)).expect("free");
-        Self { mmio, ports, mem, net_ports, wires, net, doorbells }
+        Self { mmio, ports, mem, net_ports, wires, net, link, doorbells }
     }
 
     /// Lets the workers work until there is nothing left to do.
@@ -135,16 +138,10 @@ impl Drop for Machine {
     }
 }
 
-/// A card on `ports`.
-pub fn card(ports: &[Arc<Port>]) -> Net {
-    let config = NetConfig {
-        name: "net0".to_owned(),
-        mac: MAC,
-        mtu: 1500,
-        ring: 256,
-        offloads: Offloads::CANDIDATES[0],
-        link: Link::default(),
-    };
+/// A card on `ports` with this link.
+pub fn card(ports: &[Arc<Port>], link: Link) -> Net {
+    let config =
+        NetConfig { name: "net0".to_owned(), mac: MAC, mtu: 1500, ring: 256, offloads: Offloads::CANDIDATES[0], link };
     let ports = ports.iter().map(|port| port.clone() as Arc<dyn FramePort>).collect();
     Net::new(config, ports).expect("the ports can be detached")
 }
