@@ -59,8 +59,8 @@ fn access(machine: &Machine, input: &mut Input<'_>) {
             None
         }
         // A structure of a device, wherever its BAR was moved.
-        3 => Some(machine.bar(slot) + offset % 0x40),
-        4 => Some(machine.bar(slot) + offset % 0x1_0010),
+        3 => Some(machine.bar(slot).wrapping_add(offset % 0x40)),
+        4 => Some(machine.bar(slot).wrapping_add(offset % 0x1_0010)),
         5 => Some(MEM32.0 + offset % (MEM32.1 - MEM32.0 + 8)),
         6 => Some(MEM64.0 + offset % (MEM64.1 - MEM64.0 + 8)),
         // What a driver would put into its rings.
