@@ -98,9 +98,11 @@ enum Kind {
     EnableQueue,
     /// The cable of the host, or of the user, goes in or out, as `a` says; the speed becomes `c`.
     Cable,
+    /// Send datagrams of one UDP flow through queue `a`; see [`Flow`].
+    Datagrams,
 }
 
-const KINDS: [Kind; 23] = [
+const KINDS: [Kind; 24] = [
     Kind::Start,
     Kind::Describe,
     Kind::Offer,
@@ -124,6 +126,7 @@ const KINDS: [Kind; 23] = [
     Kind::ResetQueue,
     Kind::EnableQueue,
     Kind::Cable,
+    Kind::Datagrams,
 ];
 
 /// One step of a program.
@@ -258,6 +261,18 @@ impl<'a> Session<'a> {
             Kind::Read => {
                 let mut data = [0; 8];
                 self.machine.mmio.read(self.net.home() + u64::from(c % 0x1_0000), &mut data[..width(a)]);
+            }
+            Kind::Datagrams => {
+                let flow = Flow::decode(b, c, d);
+                for nth in 0..flow.count {
+                    let at = 0x1_0000 + u64::from(nth) * 0x1000;
+                    let frame = flow.frame(nth);
+                    self.write(BUFFERS + at, &frame);
+                    let (len, cut) = (u32::try_from(frame.len()).expect("short"), u32::from(flow.cut));
+                    let cut = cut.min(len);
+                    let parts = [(at, cut, 0), (at + u64::from(cut), len - cut, 0)];
+                    self.chain(queue, if cut == len { &parts[..1] } else { &parts });
+                }
             }
             Kind::Cable => {
                 let carrier = if a & 1 == 0 { Carrier::Up } else { Carrier::Down };
@@ -497,6 +512,89 @@ impl<'a> Session<'a> {
 
 fn width(a: u8) -> usize {
     usize::from(a % 8) + 1
+}
+
+/// Datagrams of one flow, which a card may join; one byte of the last is changed.
+struct Flow {
+    ipv6: bool,
+    fragment: u16,
+    count: u8,
+    payload: usize,
+    last: usize,
+    port: u16,
+    id: u16,
+    cut: u16,
+    wrong_at: usize,
+    wrong: u8,
+}
+
+impl Flow {
+    fn decode(b: u16, c: u32, d: u64) -> Self {
+        let [flags, count, wrong_at, wrong, cut_low, cut_high, last_low, last_high] = d.to_le_bytes();
+        let [p0, p1, i0, i1] = c.to_le_bytes();
+        let payload = usize::from(b % 2000);
+        Self {
+            ipv6: flags & 1 != 0,
+            fragment: if flags & 2 == 0 { 0x4000 } else { 0 },
+            count: count % 12 + 1,
+            payload,
+            last: payload.saturating_sub(usize::from(u16::from_le_bytes([last_low, last_high]) % 64)),
+            port: u16::from_le_bytes([p0, p1]),
+            id: u16::from_le_bytes([i0, i1]),
+            cut: u16::from_le_bytes([cut_low, cut_high]),
+            wrong_at: wrong_at.into(),
+            wrong,
+        }
+    }
+
+    /// The `nth` of them, with a virtio header that leaves the checksum to the device.
+    fn frame(&self, nth: u8) -> Vec<u8> {
+        let is_last = nth + 1 == self.count;
+        let payload = if is_last { self.last } else { self.payload };
+        let network = if self.ipv6 { 40 } else { 20 };
+        let udp_len = u16::try_from(8 + payload).expect("short").to_be_bytes();
+        let mut packet = vec![0; network + 8 + payload];
+        if self.ipv6 {
+            packet[0] = 0x60;
+            packet[4..6].copy_from_slice(&udp_len);
+            packet[6..8].copy_from_slice(&[17, 64]);
+        } else {
+            packet[0] = 0x45;
+            let len = u16::try_from(packet.len()).expect("short");
+            packet[2..4].copy_from_slice(&len.to_be_bytes());
+            packet[4..6].copy_from_slice(&self.id.wrapping_add(nth.into()).to_be_bytes());
+            packet[6..8].copy_from_slice(&self.fragment.to_be_bytes());
+            packet[8..10].copy_from_slice(&[64, 17]);
+        }
+        packet[network - 8..network].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+        if !self.ipv6 {
+            let checksum = !sum(&packet[..network], 0);
+            packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        packet[network..network + 2].copy_from_slice(&self.port.to_be_bytes());
+        packet[network + 4..network + 6].copy_from_slice(&udp_len);
+        let addresses = if self.ipv6 { 8..40 } else { 12..20 };
+        let pseudo = sum(&packet[addresses], 17 + u32::from(u16::from_be_bytes(udp_len)));
+        packet[network + 6..network + 8].copy_from_slice(&pseudo.to_be_bytes());
+        let start = u8::try_from(14 + network).expect("short");
+        let mut frame = vec![1, 0, 0, 0, 0, 0, start, 0, 6, 0, 0, 0];
+        frame.extend([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
+        frame.extend(if self.ipv6 { [0x86, 0xdd] } else { [8, 0] });
+        frame.extend(packet);
+        if is_last && let Some(byte) = frame.get_mut(self.wrong_at) {
+            *byte ^= self.wrong;
+        }
+        frame
+    }
+}
+
+/// The ones' complement sum of 16-bit words (RFC 1071), from `start` on.
+fn sum(bytes: &[u8], start: u32) -> u16 {
+    let mut sum = bytes.chunks(2).fold(start, |sum, word| sum + u32::from(word[0]) * 256 + u32::from(word[1]));
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    u16::try_from(sum).expect("folded")
 }
 
 /// Programs that get everywhere a fuzzer would take long to find.
