@@ -677,6 +677,48 @@ pub fn seeds() -> Vec<Vec<u8>> {
             act(Kind::Bar, 7, 0, 0x3000, 1),
             act(Kind::Read, 3, 0, 0x14, 0),
         ],
+        vec![
+            start,
+            act(Kind::ResetQueue, 1, 0, 0, 0),
+            act(Kind::EnableQueue, 1, 3, 0, 0),
+            act(Kind::Send, 1, 100, 12, 0),
+            act(Kind::Kick, 1, 0, 0, 0),
+        ],
+        vec![
+            start,
+            act(Kind::Post, 0, 4, 20, 0),
+            act(Kind::Kick, 0, 0, 0, 0),
+            arrive(0, 500),
+            act(Kind::Work, 0, 0, 0, 0),
+            act(Kind::ResetQueue, 0, 0, 0, 0),
+            act(Kind::EnableQueue, 0, 4, 0, 0),
+            act(Kind::Post, 0, 4, 2000, 0),
+            act(Kind::Kick, 0, 0, 0, 0),
+        ],
+        vec![start, act(Kind::ResetQueue, 4, 0, 0, 0), act(Kind::EnableQueue, 4, 3, 0, 0), command(&[0, 0, 1])],
+        vec![
+            start,
+            act(Kind::Cable, 3, 0, 10_000, 0),
+            act(Kind::Send, 1, 100, 12, 0),
+            act(Kind::Kick, 1, 0, 0, 0),
+            act(Kind::Cable, 2, 0, 10_000, 0),
+            command(&[3, 0]),
+        ],
+        vec![
+            start,
+            command(&[6, 0, 64, 0, 0, 0, 0xf4, 1, 0, 0]),
+            act(Kind::Send, 1, 100, 12, 0),
+            act(Kind::Kick, 1, 0, 0, 0),
+        ],
+        vec![start, act(Kind::Datagrams, 1, 18, 0x7_0035, 0x0400), act(Kind::Kick, 1, 0, 0, 0)],
+        vec![start, act(Kind::Datagrams, 1, 1200, 0x7_0035, 0x0007_0036_0000_0702), act(Kind::Kick, 1, 0, 0, 0)],
+        vec![
+            start,
+            act(Kind::Fail, 0, 1, 1, 7),
+            act(Kind::Datagrams, 1, 100, 0x35, 0x0501),
+            act(Kind::Kick, 1, 0, 0, 0),
+            act(Kind::Work, 0, 0, 0, 0),
+        ],
     ];
     let encode = |program: &Vec<Action<'_>>| {
         let mut bytes = Vec::new();
