@@ -13,7 +13,7 @@
 //! | guest driver | have the host take locks in a loop, by commands | what changes nothing makes no call, the rest is limited per second |
 //! | guest driver | have interrupts held back for ever | a second at most, half a ring at most |
 //! | guest driver | lie in the headers of datagrams that are joined | they are copied first, and only right ones are joined |
-//! | the LAN | send any frame | frames are opaque bytes; nothing on the host side parses them |
+//! | the LAN | send any frame | only addresses, tags and ports are looked at, by parsers that are total and bounded, and only if the guest asks for filters or hashes |
 //! | the host | full disk, a tap that goes down | counted and reported to the guest, the VM keeps running |
 //!
 //! # Not supported

@@ -14,13 +14,13 @@ use libtest_mimic::{Arguments, Trial};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_HASH_REPORT, VIRTIO_NET_F_MRG_RXBUF};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -175,7 +175,9 @@ impl Rig {
             ActiveQueue { idx, queue, doorbell: self.doorbells[usize::from(idx)].try_clone().unwrap() }
         };
         let queues = vec![active(0, 0), active(1, STRIDE)];
-        let features = self.net.features() & !(1 << VIRTIO_NET_F_CTRL_VQ) & !without;
+        // The short header.
+        let without = without | 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_HASH_REPORT;
+        let features = self.net.features() & !without;
         let (mem, interrupts) = (self.mem.clone(), self.interrupts.clone());
         self.net.start(Activation { mem, features, queues, interrupts }).unwrap();
     }
@@ -353,6 +355,12 @@ impl FramePort for Poor {
     }
     fn set_attached(&self, attached: bool) -> io::Result<()> {
         self.tap.set_attached(attached)
+    }
+    fn set_header_len(&self, bytes: usize) -> io::Result<()> {
+        self.tap.set_header_len(bytes)
+    }
+    fn set_steering(&self, program: Option<BorrowedFd>) -> io::Result<()> {
+        self.tap.set_steering(program)
     }
 }
 

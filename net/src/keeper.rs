@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::link::LinkState;
 use crate::mac::MacAddr;
 use crate::request::Request;
+use crate::steer::Steering;
 pub use wire::{PATIENCE_S, Timing};
 use wire::{PortHeader, Reply};
 
@@ -53,6 +54,8 @@ pub struct Port {
     pub mac: MacAddr,
     /// The MTU to tell the guest, in bytes.
     pub mtu: u16,
+    /// What can choose between the queues, loaded for this card alone; none with one queue, or if the kernel refused it.
+    pub steering: Option<Steering>,
 }
 
 /// What the keeper says while the VM runs.
@@ -124,9 +127,7 @@ impl Keeper {
         loop {
             let (reply, fds) = Reply::receive(process.socket.as_fd())?.ok_or(Error::Gone)?;
             match reply {
-                Reply::Port(PortHeader { tap_name, bridge, mac, mtu }) => {
-                    ports.push(Port { tap_name, bridge, fds, mac, mtu });
-                }
+                Reply::Port(header) => ports.push(port(header, fds)?),
                 Reply::Ready(timing) => return Ok((ports, timing)),
                 Reply::Failed(report) => return Err(Error::Keeper(report)),
                 Reply::Link { .. } | Reply::Stopped(_) => return Err(Error::Protocol),
@@ -161,6 +162,18 @@ impl Keeper {
             None => Ok(()),
         }
     }
+}
+
+/// A port from what the keeper said of it and the descriptors that came along.
+fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
+    let PortHeader { tap_name, bridge, mac, mtu, queues } = header;
+    let rest = if queues > fds.len() { return Err(Error::Protocol) } else { fds.split_off(queues) };
+    let steering = match <[OwnedFd; 2]>::try_from(rest) {
+        Ok([program, map]) => Some(Steering { program, map }),
+        Err(rest) if rest.is_empty() => None,
+        Err(_) => return Err(Error::Protocol),
+    };
+    Ok(Port { tap_name, bridge, fds, mac, mtu, steering })
 }
 
 impl Drop for Keeper {

@@ -13,6 +13,7 @@
 //! | guest | frames | never read here: descriptors are handed over before the guest exists |
 //! | guest | an address of another machine on the bridge | the card's address is checked before the start; frames are not filtered |
 //! | VMM taken over by its guest | the keeper's privileges | the keeper reads nothing from the socket but its end |
+//! | guest | what the kernel's steering program reads | the program is made and loaded before the guest exists and is checked by the kernel; the guest's numbers are data in its map |
 //! | command line | names, numbers, descriptors | parsed once into types that cannot hold a wrong one; a descriptor is asked what it is |
 //! | other processes | links that come, go and change during a plan | a lock between keepers, a new plan when a step meets a changed host |
 //! | local users | the lock of the namespace held for ever | a deadline, then on without it |
@@ -34,6 +35,7 @@ pub mod plan;
 pub mod refusal;
 pub mod request;
 pub mod spec;
+pub mod steer;
 pub mod step;
 
 mod error;
@@ -50,3 +52,4 @@ pub use mac::MacAddr;
 pub use plan::{Plan, plan};
 pub use request::Request;
 pub use spec::{NetSpec, SpecError};
+pub use steer::{Steering, SteeringProgram};

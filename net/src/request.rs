@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 
 use crate::spec::NetSpec;
+use crate::steer::SteeringProgram;
 
 /// The cards of a VM.
 #[derive(Clone, Debug)]
@@ -13,6 +14,8 @@ pub struct Request {
     pub vcpus: u32,
     /// One spec for each card.
     pub cards: Vec<NetSpec>,
+    /// What chooses between the queues of a card that has several, if the kernel lets it.
+    pub steering: Option<SteeringProgram>,
 }
 
 impl Request {

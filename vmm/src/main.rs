@@ -49,6 +49,7 @@ mod signals;
 
 use cli::{Cli, Parsed};
 use console::terminal;
+use devices::virtio::net::{Program, steering_program};
 use error::Error;
 use exit::Outcome;
 use machine::{Desk, Files, Host, Machine, Restarts};
@@ -95,7 +96,12 @@ fn run(cli: &Cli) -> Result<Outcome, Error> {
     let files = Files::open(cli, guest::open(cli)?)?;
     let name = cli.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
     let desk = Desk::new(name.lock()?);
-    let request = net::Request { vm_name: name.as_str().to_owned(), vcpus: cli.cpus, cards: cli.net.clone() };
+    let request = net::Request {
+        vm_name: name.as_str().to_owned(),
+        vcpus: cli.cpus,
+        cards: cli.net.clone(),
+        steering: Some(steering()),
+    };
     let keeper = Keeper::start(&request)?;
     log::debug!("{name}: files are open, the network keeper is at work");
     let mut host = Host::open(cli, files, keeper, desk)?;
@@ -104,6 +110,12 @@ fn run(cli: &Cli) -> Result<Outcome, Error> {
     let outcome = outcome?;
     closed?;
     Ok(outcome)
+}
+
+/// The card's program for the kernel, as the keeper loads it.
+fn steering() -> net::SteeringProgram {
+    let Program { instructions, map_fd_at, map_bytes } = steering_program();
+    net::SteeringProgram { instructions, map_fd_at, map_bytes }
 }
 
 /// Runs the machine until it ends for good.

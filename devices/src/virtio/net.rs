@@ -24,6 +24,7 @@ mod link;
 mod offload;
 mod pair;
 mod port;
+mod rss;
 mod rx;
 mod tap;
 mod tx;
@@ -31,6 +32,7 @@ mod tx;
 pub use link::{Carrier, Duplex, Link, LinkState};
 pub use offload::Offloads;
 pub use port::FramePort;
+pub use rss::{Program, Steering, program as steering_program};
 pub use tap::Tap;
 
 use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, StartError};
@@ -48,6 +50,7 @@ use limiter::Limiter;
 use link::Driver;
 use offload::bit;
 use pair::Pair;
+use rss::{Hasher, Shared};
 use rx::{Frames, Gate, Rx};
 use std::collections::VecDeque;
 use std::io;
@@ -59,20 +62,24 @@ use tx::Tx;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
-    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_SPEED_DUPLEX,
-    VIRTIO_NET_F_STATUS, VIRTIO_NET_F_VQ_NOTF_COAL,
+    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_HASH_REPORT,
+    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_RSS, VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Bytes of `struct virtio_net_hdr` with `num_buffers`, which every modern driver uses (virtio 1.3 5.1.6).
 const HEADER_LEN: usize = 12;
 
+/// The same with the fields of VIRTIO_NET_F_HASH_REPORT.
+const MAX_HEADER_LEN: usize = 20;
+
 /// Ethernet header and one VLAN tag.
 const LINK_LEN: usize = 18;
 
-/// The longest frame with its header: 64 KiB of IP in front of which stand the link and the virtio header.
-const MAX_FRAME: usize = HEADER_LEN + LINK_LEN + 65535;
+/// The longest frame without the virtio header: 64 KiB of IP in front of which stands the link header.
+const MAX_FRAME: usize = LINK_LEN + 65535;
 
 /// Frames that a queue moves before the other sources of its worker get their turn: one ring full.
 const BUDGET: u32 = 256;
@@ -133,6 +140,7 @@ pub struct Net {
     features: u64,
     /// For commands that take locks of the host.
     limiter: Arc<Mutex<Limiter>>,
+    steering: Option<Arc<Steering>>,
     workers: Vec<Worker<Pair>>,
 }
 
@@ -166,11 +174,12 @@ impl Net {
             VIRTIO_NET_F_STATUS,
             VIRTIO_NET_F_SPEED_DUPLEX,
             VIRTIO_NET_F_GUEST_ANNOUNCE,
+            VIRTIO_NET_F_HASH_REPORT,
         ];
         let offloads = ports[0].probe_offloads() & config.offloads;
         let mut features = always.iter().fold(0, |bits, feature| bits | bit(*feature)) | offloads.features();
         if pairs > 1 {
-            features |= bit(VIRTIO_NET_F_MQ);
+            features |= bit(VIRTIO_NET_F_MQ) | bit(VIRTIO_NET_F_RSS);
         }
         let mac = Arc::new(MacRegister::new(config.mac));
         let net = Self {
@@ -186,20 +195,28 @@ impl Net {
             queue_sizes,
             features,
             limiter: Arc::new(Mutex::new(Limiter::new(Instant::now()))),
+            steering: None,
             workers: Vec::new(),
         };
         net.use_first_port_only()?;
         Ok(net)
     }
 
-    /// The interface as after reset: one queue, no offloads.
-    fn use_first_port_only(&self) -> io::Result<()> {
-        let offloads = self.ports[0].set_offloads(Offloads::NONE);
-        // All of them, also when one fails: a flow on a queue that nobody serves would be lost.
-        self.ports[1..].iter().map(|port| port.set_attached(false)).fold(offloads, io::Result::and)
+    /// The same with a program for the kernel to choose receive queues by; without, the queues' workers do.
+    pub fn with_steering(self, steering: Steering) -> Self {
+        Self { steering: Some(Arc::new(steering)), ..self }
     }
 
-    /// Slows a driver down that starts and resets the card in a loop: a start sets offloads, and the reset takes them back.
+    /// The interface as after reset: one queue, no offloads, no steering, the short header.
+    fn use_first_port_only(&self) -> io::Result<()> {
+        let first = &self.ports[0];
+        let steering = if self.steering.is_some() { first.set_steering(None) } else { Ok(()) };
+        let settings = steering.and(first.set_header_len(HEADER_LEN)).and(first.set_offloads(Offloads::NONE));
+        // All of them, also when one fails: a flow on a queue that nobody serves would be lost.
+        self.ports[1..].iter().map(|port| port.set_attached(false)).fold(settings, io::Result::and)
+    }
+
+    /// Slows a driver down that starts and resets the card in a loop: a start sets offloads or the header, and the reset takes them back.
     fn wait_for_a_turn(&self) {
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
         while let Err(due) = limiter.take(2, Instant::now()) {
@@ -211,25 +228,32 @@ impl Net {
     fn pairs(&self, activation: Activation) -> Result<Vec<Pair>, StartError> {
         let Activation { mem, features, queues, interrupts } = activation;
         let mut queues = VecDeque::from(queues);
-        let multi_queue = features & bit(VIRTIO_NET_F_MQ) != 0;
+        let multi_queue = features & (bit(VIRTIO_NET_F_MQ) | bit(VIRTIO_NET_F_RSS)) != 0;
         let most = if multi_queue { self.ports.len() } else { 1 };
         let ctrl_idx = u16::try_from(most * 2).unwrap_or(u16::MAX);
         let ring = |active: ActiveQueue| Ring::new(active, mem.clone(), interrupts.clone());
         let mergeable = features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0;
-        let frames = Frames { mergeable, longest: self.longest_frame(features) };
+        let header_len = header_len(features);
+        let frames = Frames { mergeable, longest: header_len + self.longest_frame(features), header_len };
         let filter = Filter::new(self.own_mac, features & bit(VIRTIO_NET_F_CTRL_VLAN) != 0);
         let filter = Arc::new(filter::Shared::new(filter));
         let coalescing = Arc::new(Settings::new(self.ports.len() * 2));
+        let receiving = Arc::new(Shared::default());
+        let mut hashers = self.hashers(&receiving, features, most)?.into_iter();
         let mut pairs = Vec::new();
         for ((idx, port), counters) in (0..).step_by(2).zip(&self.ports).zip(&self.counters).take(most) {
             let (Some(rx), Some(tx)) = (take(&mut queues, idx), take(&mut queues, idx + 1)) else { break };
             let ((rx, rx_doorbell), (tx, tx_doorbell)) = (ring(rx)?, ring(tx)?);
+            let hasher = hashers.next();
+            let inbox = hasher.as_ref().and_then(Hasher::inbox_filled);
             let gate = Gate { link: self.link.clone(), filter: filter.clone() };
             let rx = Rx::new(rx, port.clone(), counters.clone(), gate, frames);
             let tx = Tx::new(tx, port.clone(), counters.clone(), self.link.clone());
-            let rx = rx.coalesced_by(Coalescer::new(coalescing.clone(), idx));
+            let rx = rx.coalesced_by(Coalescer::new(coalescing.clone(), idx)).with_hasher(hasher);
             let tx = tx.coalesced_by(Coalescer::new(coalescing.clone(), idx + 1)).joining(self.joins_datagrams());
+            let tx = tx.with_header(header_len);
             pairs.push(Pair {
+                inbox,
                 rx: Lane::new(idx, rx, rx_doorbell),
                 tx: Lane::new(idx + 1, tx, tx_doorbell),
                 counters: counters.clone(),
@@ -252,12 +276,27 @@ impl Net {
                 offloads: Offloads::for_guest(features),
                 coalescing,
                 limiter: self.limiter.clone(),
+                receiving,
+                steering: self.steering.clone(),
+                program: filter::Switch::Off,
             };
             let queue = CtrlQueue::new(ctrl.0, control, self.counters[0].clone());
             let first = pairs.first_mut().ok_or(StartError::MissingQueue(0))?;
             first.ctrl = Some(Lane::new(ctrl_idx, queue, ctrl.1));
         }
         if pairs.is_empty() { Err(StartError::MissingQueue(0)) } else { Ok(pairs) }
+    }
+
+    /// What receive queues need for hashes and steering under `features`: one for each of `queues`, or none.
+    fn hashers(&self, receiving: &Arc<Shared>, features: u64, queues: usize) -> Result<Vec<Hasher>, StartError> {
+        let [steers, reports] = [VIRTIO_NET_F_RSS, VIRTIO_NET_F_HASH_REPORT].map(|f| features & bit(f) != 0);
+        let header_len = header_len(features);
+        match (steers, reports) {
+            (true, _) => Hasher::steering(receiving, header_len, queues)
+                .map_err(|source| StartError::Host { operation: "create an eventfd", source }),
+            (false, true) => Ok((0..queues).map(|_| Hasher::reporting(receiving.clone(), header_len)).collect()),
+            (false, false) => Ok(Vec::new()),
+        }
     }
 
     /// The worker that serves queue `idx`: the pair's own, the first for the control queue.
@@ -270,13 +309,9 @@ impl Net {
         self.features & bit(VIRTIO_NET_F_HOST_USO) != 0
     }
 
-    /// The longest frame, with its header, that the tap may hand out under `features`.
+    /// The longest frame, without its header, that the tap may hand out under `features`.
     fn longest_frame(&self, features: u64) -> usize {
-        if Offloads::for_guest(features).large_frames() {
-            MAX_FRAME
-        } else {
-            HEADER_LEN + LINK_LEN + usize::from(self.mtu)
-        }
+        if Offloads::for_guest(features).large_frames() { MAX_FRAME } else { LINK_LEN + usize::from(self.mtu) }
     }
 }
 
@@ -306,9 +341,15 @@ impl Device for Net {
         if offloads != Offloads::NONE {
             self.wait_for_a_turn();
         }
+        if header_len(features) != HEADER_LEN {
+            self.wait_for_a_turn();
+        }
         self.ports[0]
             .set_offloads(offloads)
             .map_err(|source| StartError::Host { operation: "set the offloads of the tap", source })?;
+        self.ports[0]
+            .set_header_len(header_len(features))
+            .map_err(|source| StartError::Host { operation: "set the header length of the tap", source })?;
         let workers = pairs.iter().map(|pair| clone(&pair.changed)).collect::<Result<_, _>>()?;
         self.interrupts = Some(interrupts.clone());
         self.link.start(Driver { interrupts: interrupts.clone(), features, workers });
@@ -358,6 +399,11 @@ impl Device for Net {
         let interrupts = self.interrupts.as_deref();
         (0..).zip(&self.counters).flat_map(|(idx, counters)| counters.report(idx, interrupts)).collect()
     }
+}
+
+/// Bytes of the header in front of each frame under `features`.
+fn header_len(features: u64) -> usize {
+    if features & bit(VIRTIO_NET_F_HASH_REPORT) == 0 { HEADER_LEN } else { MAX_HEADER_LEN }
 }
 
 /// Takes the queue `idx` out of `queues`, which are sorted, and drops those before it.

@@ -27,6 +27,7 @@ use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::rtnl::{Events, Rtnl};
 use crate::spec::NetSpec;
+use crate::steer::{Steering, SteeringProgram};
 use crate::step::{Host, Step};
 use crate::survey::{neighbours, survey};
 
@@ -73,7 +74,7 @@ async fn serve(
         Ok(plan) => plan,
         Err(error) => return fail(socket, &error),
     };
-    let answer = hand_over(socket, &plan, &mut host, clock.timing);
+    let answer = hand_over(socket, &plan, &mut host, request.steering.as_ref(), clock.timing);
     if answer.is_ok() {
         watch(socket, &plan, &host).await;
     }
@@ -132,7 +133,13 @@ async fn try_set_up(host: &mut Host, request: &Request, clock: &mut Clock) -> Re
 }
 
 /// Sends the ports and lets go of their descriptors, so that the taps live exactly as long as the VMM has them open.
-fn hand_over(socket: &OwnedFd, plan: &Plan, host: &mut Host, timing: Timing) -> Result<(), Error> {
+fn hand_over(
+    socket: &OwnedFd,
+    plan: &Plan,
+    host: &mut Host,
+    steering: Option<&SteeringProgram>,
+    timing: Timing,
+) -> Result<(), Error> {
     for (card_idx, card) in plan.cards.iter().enumerate() {
         let Some(tap) = host.taps.get_mut(&card_idx) else { return Err(Error::Protocol) };
         let header = PortHeader {
@@ -140,12 +147,22 @@ fn hand_over(socket: &OwnedFd, plan: &Plan, host: &mut Host, timing: Timing) -> 
             bridge: plan.bridge_of(card_idx).map(ToString::to_string),
             mac: card.mac,
             mtu: card.mtu,
+            queues: tap.fds.len(),
         };
-        let fds = std::mem::take(&mut tap.fds);
+        let mut fds = std::mem::take(&mut tap.fds);
+        if let Some(Steering { program, map }) = steering.filter(|_| fds.len() > 1).and_then(load) {
+            fds.extend([program, map]);
+        }
         Reply::Port(header).send(socket.as_fd(), &fds)?;
     }
     host.inherited.clear();
     Reply::Ready(timing).send(socket.as_fd(), &[])
+}
+
+/// A card's steering program; none if the kernel refuses it, which costs the card speed when its guest asks for steering.
+fn load(steering: &SteeringProgram) -> Option<Steering> {
+    let loaded = steering.load();
+    loaded.inspect_err(|error| log::info!("The kernel does not take a steering program for taps: {error}")).ok()
 }
 
 /// Looks after the taps until the VMM closes its end, or dies.

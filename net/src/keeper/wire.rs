@@ -1,7 +1,7 @@
 //! What the keeper tells the VMM, and how descriptors travel with it.
 //!
 //! One message is one packet of a `SOCK_SEQPACKET` pair: JSON, and for a card its descriptors as `SCM_RIGHTS`
-//! (unix(7)). A card has at most 64, the kernel passes up to 253 at once. The VMM says one thing only, by closing its
+//! (unix(7)). A card has at most 66, the kernel passes up to 253 at once. The VMM says one thing only, by closing its
 //! end: that it is over.
 #![allow(unsafe_code)] // Received descriptors come as numbers.
 
@@ -24,8 +24,8 @@ pub const PATIENCE_S: i64 = 30;
 /// Largest message. The longest is a teardown report: a line for each step that failed.
 const MESSAGE_BYTES: usize = 64 * 1024;
 
-/// Descriptors a receiver has room for.
-const FDS_MAX: usize = QUEUES_MAX as usize;
+/// Descriptors a receiver has room for: a queue's each, a program and its map.
+const FDS_MAX: usize = QUEUES_MAX as usize + 2;
 
 /// What the keeper says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -54,6 +54,8 @@ pub(crate) struct PortHeader {
     pub(crate) bridge: Option<String>,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: u16,
+    /// How many of the descriptors are queues. The others are a steering program and its map.
+    pub(crate) queues: usize,
 }
 
 /// How long the keeper took, in microseconds since its birth; each phase ends where the next begins.

@@ -42,7 +42,8 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     log::set_logger(&Stderr).expect("the first logger");
     log::set_max_level(log::LevelFilter::Info);
     let cards: Vec<NetSpec> = args[1..].iter().map(|spec| spec.parse().expect("a spec")).collect();
-    let mut keeper = Keeper::start(&Request { vm_name: args[0].clone(), vcpus: 1, cards }).expect("a keeper");
+    let mut keeper =
+        Keeper::start(&Request { vm_name: args[0].clone(), vcpus: 1, cards, steering: None }).expect("a keeper");
     let ports = match keeper.ports() {
         Ok(ports) => ports,
         Err(error) => {

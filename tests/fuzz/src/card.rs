@@ -23,7 +23,8 @@ const ACTIONS: usize = 200;
 const QUEUES: u16 = 5;
 const TX: u16 = 1;
 const NET_F_CTRL_VQ: u64 = 1 << 17;
-const NET_F_MQ: u64 = 1 << 22;
+/// Those with which a card has more than one queue pair: MQ and RSS.
+const NET_F_MULTI: u64 = 1 << 22 | 1 << 60;
 const F_RING_RESET: u64 = 1 << 40;
 
 /// Runs the program in `bytes`.
@@ -417,7 +418,7 @@ impl<'a> Session<'a> {
     }
 
     fn command(&mut self, cut: u8, command: &[u8]) {
-        let queue = if self.features & NET_F_MQ == 0 { 2 } else { QUEUES - 1 };
+        let queue = if self.features & NET_F_MULTI == 0 { 2 } else { QUEUES - 1 };
         let at = 0x1_8000;
         self.write(BUFFERS + at, command);
         let len = u32::try_from(command.len()).expect("short");
@@ -496,7 +497,7 @@ impl<'a> Session<'a> {
     /// or a frame waits for room.
     fn all_was_served(&self, queue: u16) {
         let known = &self.queues[usize::from(queue)];
-        let ctrl = if self.features & NET_F_MQ == 0 { 2 } else { QUEUES - 1 };
+        let ctrl = if self.features & NET_F_MULTI == 0 { 2 } else { QUEUES - 1 };
         let served = queue == TX || queue == ctrl && self.features & NET_F_CTRL_VQ != 0;
         if !self.tame || !served || known.size == 0 || self.net.status() != RUNNING {
             return;

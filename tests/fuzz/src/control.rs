@@ -23,6 +23,7 @@ const COMMANDS: u16 = 64;
 const PAIRS: usize = 4;
 const CTRL_VQ: u64 = 1 << 17;
 const MQ: u64 = 1 << 22;
+const RSS: u64 = 1 << 60;
 const GUEST_CSUM: u64 = 1 << 1;
 /// Where the command and its answer are. The longest command passes what the device understands.
 const COMMAND: u64 = 0x8000;
@@ -46,7 +47,7 @@ pub fn run(bytes: &[u8]) {
     let (ports, _wires): (Vec<_>, Vec<_>) = (0..PAIRS).map(|_| Port::new()).unzip();
     let mut net = card(&ports, Link::default());
     let features = input.u64() & net.features() | VERSION_1 | CTRL_VQ;
-    let multi_queue = features & MQ != 0;
+    let multi_queue = features & (MQ | RSS) != 0;
     let pairs = if multi_queue { usize::from(input.u8()) % PAIRS + 1 } else { 1 };
     let mut ctrl = start(&mut net, mem, features, pairs);
     for _ in 0..COMMANDS {
@@ -64,8 +65,11 @@ pub fn run(bytes: &[u8]) {
         let done = ctrl.give(command, cut);
         if let (true, Some(&[low, high])) = (done, command.strip_prefix(&[4, 0]).and_then(|rest| rest.first_chunk())) {
             let attached = usize::from(u16::from_le_bytes([low, high]));
-            assert!(multi_queue && (1..=pairs).contains(&attached));
+            assert!(features & MQ != 0 && (1..=pairs).contains(&attached));
             assert!(ports.iter().zip(0..).all(|(port, idx)| port.attached() == (idx < attached)), "not as commanded");
+        } else if done && command.starts_with(&[4, 1]) {
+            let attached = ports.iter().take_while(|port| port.attached()).count();
+            assert!(features & RSS != 0 && (1..=pairs).contains(&attached));
         } else if failures & 0x80 == 0 {
             assert_eq!(
                 before,
@@ -84,6 +88,7 @@ pub fn run(bytes: &[u8]) {
     }
     net.stop();
     assert!(ports[0].attached());
+    assert_eq!(ports[0].header_len(), 12, "the header is back after a reset");
     let mut mac = [0; 6];
     net.read_config(0, &mut mac);
     assert_eq!(mac, MAC, "the address is back after a reset");
@@ -92,7 +97,7 @@ pub fn run(bytes: &[u8]) {
 fn start(net: &mut impl Device, mem: Memory, features: u64, pairs: usize) -> Ctrl {
     let interrupts = Arc::new(Interrupts::new(Vec::<Arc<dyn MsiVector>>::new(), PAIRS * 2 + 1));
     let all = u16::try_from(pairs * 2).expect("a few");
-    let ctrl_idx = if features & MQ != 0 { u16::try_from(PAIRS * 2).expect("a few") } else { 2 };
+    let ctrl_idx = if features & (MQ | RSS) != 0 { u16::try_from(PAIRS * 2).expect("a few") } else { 2 };
     let doorbell = EventFd::new(EFD_NONBLOCK).expect("there are descriptors left");
     let active = |idx: u16| ActiveQueue {
         idx,
@@ -160,7 +165,10 @@ impl Ctrl {
 
 /// Every command once, and those that lie.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let commands: [&[u8]; 18] = [
+    let key = [0x5a; 40];
+    let rss = [&[4, 1, 0x3f, 0, 0, 0, 1, 0, 0, 0, 1, 0, 2, 0, 3, 0, 40][..], &key].concat();
+    let hash = [&[4, 2, 0x3f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 40][..], &key].concat();
+    let commands: [&[u8]; 20] = [
         &[0, 0, 1],
         &[0, 1, 1],
         &[0, 2, 1],
@@ -174,6 +182,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         &[2, 1, 100, 0],
         &[4, 0, 2, 0],
         &[4, 0, 4, 0],
+        &rss,
+        &hash,
         &[5, 0, 0x82, 0x5, 0, 0, 0, 0, 0, 0],
         &[6, 0, 64, 0, 0, 0, 0xf4, 1, 0, 0],
         &[6, 1, 64, 0, 0, 0, 0xf4, 1, 0, 0],
@@ -184,10 +194,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         let len = u16::try_from(command.len()).expect("short").to_le_bytes();
         [&len[..], &[cut, failures], command].concat()
     };
-    let head = |features: u64| [&features.to_le_bytes()[..], if features & MQ != 0 { &[3] } else { &[] }].concat();
+    let head = |features: u64| [&features.to_le_bytes()[..], if features & (MQ | RSS) != 0 { &[3] } else { &[] }].concat();
     let mut seeds: Vec<_> = commands.iter().map(|command| [head(u64::MAX), one(command, 2, 0)].concat()).collect();
     let all: Vec<u8> = commands.iter().flat_map(|command| one(command, 255, 0)).collect();
-    seeds.extend([u64::MAX, CTRL_VQ, !MQ].map(|features| [head(features), all.clone()].concat()));
+    seeds.extend([u64::MAX, CTRL_VQ, !MQ, !(MQ | RSS)].map(|features| [head(features), all.clone()].concat()));
     seeds.push(
         [head(u64::MAX), one(&[4, 0, 4, 0], 1, 0x82), one(&[4, 0, 1, 0], 1, 0), one(&[5, 0, 2], 0, 0xc0)].concat(),
     );

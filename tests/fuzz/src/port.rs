@@ -4,7 +4,7 @@ use devices::virtio::iovec::IoVecs;
 use devices::virtio::net::{FramePort, Offloads};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,11 +19,13 @@ pub enum Operation {
     Offloads,
     /// Attach or detach.
     Attach,
+    /// Change the length of the header.
+    Header,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Receive, Self::Transmit, Self::Offloads, Self::Attach];
+    pub const ALL: [Self; 5] = [Self::Receive, Self::Transmit, Self::Offloads, Self::Attach, Self::Header];
 }
 
 /// What a host can answer, besides success.
@@ -42,8 +44,9 @@ const ERRORS: [i32; 8] = [
 struct State {
     attached: bool,
     offloads: Offloads,
+    header_len: usize,
     /// The next failures of each operation.
-    failures: [VecDeque<i32>; 4],
+    failures: [VecDeque<i32>; Operation::ALL.len()],
     /// The last frame found no room.
     full: bool,
 }
@@ -61,7 +64,7 @@ impl Port {
         for end in [&socket, &wire] {
             end.set_nonblocking(true).expect("a socket can be told not to block");
         }
-        let state = State { attached: true, offloads: Offloads::NONE, failures: Default::default(), full: false };
+        let state = State { attached: true, offloads: Offloads::NONE, header_len: 0, failures: Default::default(), full: false };
         (Arc::new(Self { socket, state: Mutex::new(state) }), wire)
     }
 
@@ -90,6 +93,11 @@ impl Port {
     /// Which frames it may hand out.
     pub fn offloads(&self) -> Offloads {
         self.lock().offloads
+    }
+
+    /// Bytes of the header in front of each frame.
+    pub fn header_len(&self) -> usize {
+        self.lock().header_len
     }
 
     /// Whether the last frame found no room.
@@ -155,5 +163,15 @@ impl FramePort for Port {
         self.failure(Operation::Attach)?;
         self.lock().attached = attached;
         Ok(())
+    }
+
+    fn set_header_len(&self, bytes: usize) -> io::Result<()> {
+        self.failure(Operation::Header)?;
+        self.lock().header_len = bytes;
+        Ok(())
+    }
+
+    fn set_steering(&self, _program: Option<BorrowedFd>) -> io::Result<()> {
+        unreachable!("a card without a program attaches and detaches none");
     }
 }

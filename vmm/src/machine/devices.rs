@@ -17,7 +17,7 @@ use devices::legacy::serial::Serial;
 use devices::pci::root::{PciRoot, Windows};
 use devices::virtio::blk::{Blk, disk};
 use devices::virtio::device::{Device, Memory};
-use devices::virtio::net::{FramePort, Net, NetConfig, Offloads, Tap};
+use devices::virtio::net::{FramePort, Net, NetConfig, Offloads, Steering, Tap};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use net::spec::{Offload, OffloadList};
@@ -206,7 +206,11 @@ fn card(name: &str, wanted: &Card, port: &net::Port) -> io::Result<Net> {
         offloads: offloads(wanted.spec.offload),
         link: wanted.link.clone(),
     };
-    Net::new(config, taps)
+    let card = Net::new(config, taps)?;
+    match &port.steering {
+        Some(net::Steering { program, map }) => Ok(card.with_steering(Steering::new(program.try_clone()?, map)?)),
+        None => Ok(card),
+    }
 }
 
 /// What the user leaves to the tap, as the card calls it.

@@ -1,11 +1,12 @@
 //! The card's configuration space: `struct virtio_net_config` (virtio 1.3 5.1.4).
 
 use crate::virtio::net::link::Link;
+use crate::virtio::net::rss::{MAX_KEY_LEN, MAX_TABLE_LEN, supported_hash_types};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of the structure up to and with `duplex`; the fields behind it belong to features that are not offered and read as zero.
-const LEN: usize = 17;
+/// Bytes of the structure up to and with `supported_hash_types`; fields of features that are not offered read as zero.
+const LEN: usize = 24;
 
 /// The card's address, which the driver can change through the control queue.
 pub(super) struct MacRegister(AtomicU64);
@@ -54,6 +55,9 @@ impl Config {
         bytes[10..12].copy_from_slice(&self.mtu.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.link.speed().to_le_bytes());
         bytes[16] = self.link.duplex();
+        bytes[17] = MAX_KEY_LEN;
+        bytes[18..20].copy_from_slice(&MAX_TABLE_LEN.to_le_bytes());
+        bytes[20..].copy_from_slice(&supported_hash_types().to_le_bytes());
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         for (i, byte) in data.iter_mut().enumerate() {
             *byte = start.checked_add(i).and_then(|at| bytes.get(at)).copied().unwrap_or(0);

@@ -44,6 +44,10 @@ pub(super) struct Counters {
     pub(super) rx_link_down: Count,
     /// Receive buffers that cannot take a frame: too small for a header, or not writable.
     pub(super) rx_bad_buffers: Count,
+    /// Frames passed to the queue that the driver's indirection table names.
+    pub(super) rx_steered: Count,
+    /// Frames for which that queue had no room.
+    pub(super) rx_steered_lost: Count,
     /// Attempts to receive from a port that has gone or is detached.
     pub(super) rx_port_gone: Count,
     /// Other errors of the host when receiving.
@@ -84,7 +88,7 @@ pub(super) struct Counters {
 
 type Get = fn(&Counters) -> &Count;
 
-const RX: [(&str, Get); 10] = [
+const RX: [(&str, Get); 12] = [
     ("frames", |c| &c.rx_frames),
     ("bytes", |c| &c.rx_bytes),
     ("doorbells", |c| &c.rx_doorbells),
@@ -93,6 +97,8 @@ const RX: [(&str, Get); 10] = [
     ("filtered", |c| &c.rx_filtered),
     ("link_down", |c| &c.rx_link_down),
     ("bad_buffers", |c| &c.rx_bad_buffers),
+    ("steered", |c| &c.rx_steered),
+    ("steered_lost", |c| &c.rx_steered_lost),
     ("port_gone", |c| &c.rx_port_gone),
     ("host_errors", |c| &c.rx_host_errors),
 ];

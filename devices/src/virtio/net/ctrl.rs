@@ -12,6 +12,7 @@ use crate::virtio::net::limiter::Limiter;
 use crate::virtio::net::link::Link;
 use crate::virtio::net::offload::{self, Offloads, bit};
 use crate::virtio::net::port::FramePort;
+use crate::virtio::net::rss::{HashSettings, Receiving, RssSettings, Shared, Steering};
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Fault;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,10 +20,11 @@ use std::time::Instant;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_CTRL_GUEST_OFFLOADS,
     VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET,
-    VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_CTRL_NOTF_COAL,
-    VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD, VIRTIO_NET_CTRL_VLAN_DEL, VIRTIO_NET_ERR,
-    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
-    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MQ, VIRTIO_NET_OK,
+    VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_HASH_CONFIG, VIRTIO_NET_CTRL_MQ_RSS_CONFIG,
+    VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_VLAN,
+    VIRTIO_NET_CTRL_VLAN_ADD, VIRTIO_NET_CTRL_VLAN_DEL, VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+    VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN,
+    VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_HASH_REPORT, VIRTIO_NET_F_MQ, VIRTIO_NET_F_RSS, VIRTIO_NET_OK,
 };
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -45,6 +47,10 @@ pub(super) enum Command {
     Pairs(u16),
     /// The guest has announced itself, 5.1.6.5.4.
     Announced,
+    /// Choose receive queues by hash, 5.1.6.5.7.1.
+    Rss(RssSettings),
+    /// Choose receive queues automatically and report this hash, 5.1.6.5.6.4.
+    Hash(HashSettings),
     /// Give the guest only these offloads, as feature bits, 5.1.6.5.6.
     GuestOffloads(u64),
     /// Hold interrupts back, or say how they are held back, 5.1.6.5.7.
@@ -71,6 +77,8 @@ impl Command {
             (VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_DEL) => Some(Self::Vlan(read_u16(data)?, Switch::Off)),
             (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK) => data.is_empty().then_some(Self::Announced),
             (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => Some(Self::Pairs(read_u16(data)?)),
+            (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_RSS_CONFIG) => Some(Self::Rss(RssSettings::parse(data)?)),
+            (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_HASH_CONFIG) => Some(Self::Hash(HashSettings::parse(data)?)),
             (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
                 Some(Self::GuestOffloads(u64::from_le_bytes(data.try_into().ok()?)))
             }
@@ -96,6 +104,8 @@ impl Command {
             Self::Vlan(..) => VIRTIO_NET_F_CTRL_VLAN,
             Self::Announced => VIRTIO_NET_F_GUEST_ANNOUNCE,
             Self::Pairs(_) => VIRTIO_NET_F_MQ,
+            Self::Rss(_) => VIRTIO_NET_F_RSS,
+            Self::Hash(_) => VIRTIO_NET_F_HASH_REPORT,
             Self::GuestOffloads(_) => VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
             Self::Coalescing(request) => request.feature(),
         }
@@ -164,6 +174,12 @@ pub(super) struct Control {
     pub(super) limiter: Arc<Mutex<Limiter>>,
     /// Where the driver reads whether it is to announce the guest.
     pub(super) link: Link,
+    /// What the receive queues do about hashes.
+    pub(super) receiving: Arc<Shared>,
+    /// The program that lets the kernel choose receive queues, if there is one.
+    pub(super) steering: Option<Arc<Steering>>,
+    /// Whether the kernel does.
+    pub(super) program: Switch,
 }
 
 impl Control {
@@ -181,7 +197,12 @@ impl Control {
                 self.link.announced();
                 true
             }
-            Command::Pairs(pairs) => self.set_pairs(pairs),
+            Command::Pairs(pairs) => self.set_pairs(pairs) && self.steer_automatically(),
+            Command::Rss(settings) => self.set_rss(settings),
+            Command::Hash(settings) => {
+                self.receiving.change(|_| Receiving::reporting(settings));
+                self.steer_automatically()
+            }
             Command::GuestOffloads(features) => self.set_guest_offloads(features),
             Command::Coalescing(request) => self.coalesce(request),
         }
@@ -194,7 +215,14 @@ impl Control {
     fn admit(&self, command: &Command) -> Result<(), Instant> {
         let calls = match command {
             _ if self.features & bit(command.feature()) == 0 => 0,
-            Command::Pairs(pairs) if self.has_pairs(*pairs) => pairs.abs_diff(self.active).into(),
+            Command::Pairs(pairs) if self.has_pairs(*pairs) => {
+                u32::from(pairs.abs_diff(self.active)) + u32::from(self.program == Switch::On)
+            }
+            Command::Rss(settings) if self.has_pairs(settings.pairs()) => {
+                let wanted = Switch::from(self.steering.as_ref().is_some_and(|steering| steering.serves(settings)));
+                u32::from(settings.pairs().abs_diff(self.active)) + u32::from(self.program != wanted)
+            }
+            Command::Hash(_) => u32::from(self.program == Switch::On),
             Command::GuestOffloads(features) => u32::from(Offloads::for_guest(*features) != self.offloads),
             _ => 0,
         };
@@ -257,6 +285,61 @@ impl Control {
         let wanted = (0..).map(|idx: u16| idx < count);
         let changes = self.pairs.iter_mut().zip(wanted).filter(|(switch, wanted)| switch.attached != *wanted);
         changes.fold(true, |all, (switch, wanted)| switch.set(wanted) && all)
+    }
+
+    /// Attaches the pairs that are to be used before frames are steered to them, and detaches others afterwards.
+    fn set_rss(&mut self, settings: RssSettings) -> bool {
+        let pairs = settings.pairs();
+        if !self.set_pairs(pairs.max(self.active)) {
+            return false;
+        }
+        if self.let_kernel_steer(&settings) {
+            let reports = self.features & bit(VIRTIO_NET_F_HASH_REPORT) != 0;
+            let hash = settings.hash;
+            self.receiving.change(|_| if reports { Receiving::reporting(hash) } else { Receiving::default() });
+        } else {
+            self.receiving.change(|_| Receiving::steering(settings));
+        }
+        self.set_pairs(pairs)
+    }
+
+    /// Whether the kernel steers by `settings` from now on. If not, it steers as it likes.
+    fn let_kernel_steer(&mut self, settings: &RssSettings) -> bool {
+        match &self.steering {
+            Some(steering) if steering.serves(settings) => {
+                steering.set(settings);
+                self.set_program(Switch::On)
+            }
+            _ => {
+                self.set_program(Switch::Off);
+                false
+            }
+        }
+    }
+
+    /// Leaves the choice of queues to the kernel. Returns whether that was done.
+    fn steer_automatically(&mut self) -> bool {
+        self.receiving.change(Receiving::unsteered);
+        self.set_program(Switch::Off)
+    }
+
+    /// Attaches the program to the interface, or detaches it. Returns whether it is as wanted.
+    fn set_program(&mut self, wanted: Switch) -> bool {
+        let (Some(pair), Some(steering)) = (self.pairs.first(), &self.steering) else { return wanted == Switch::Off };
+        if wanted == self.program {
+            return true;
+        }
+        let program = if wanted == Switch::On { Some(steering.program()) } else { None };
+        match pair.port.set_steering(program) {
+            Ok(()) => {
+                self.program = wanted;
+                true
+            }
+            Err(err) => {
+                log::warn!("Failed to change what chooses receive queues: {err}");
+                false
+            }
+        }
     }
 
     fn set_guest_offloads(&mut self, features: u64) -> bool {

@@ -25,6 +25,7 @@ const PORT: u32 = 2;
 const CHANGED: u32 = 3;
 const CTRL_DOORBELL: u32 = 4;
 const ALARM: u32 = 5;
+const INBOX: u32 = 6;
 
 /// A queue pair and its port.
 pub(super) struct Pair {
@@ -40,6 +41,8 @@ pub(super) struct Pair {
     pub(super) changed: EventFd,
     /// Goes off when something is due that was put off.
     pub(super) alarm: Alarm,
+    /// Signalled when another pair has received a frame for this one, if pairs steer.
+    pub(super) inbox: Option<Arc<EventFd>>,
     /// The control queue, if this pair serves it.
     pub(super) ctrl: Option<Lane<CtrlQueue>>,
 }
@@ -129,6 +132,11 @@ impl Pair {
                 }
                 self.control()
             }
+            INBOX => {
+                // Empty when another wake-up took it along.
+                let _ = self.inbox.as_ref().map(|filled| filled.read());
+                self.receive()
+            }
             ALARM => self.catch_up(),
             _ => Ok(()),
         }
@@ -183,6 +191,7 @@ impl Service for Pair {
             Source::readable(&self.changed, CHANGED),
             Source::readable(&self.alarm, ALARM),
         ];
+        sources.extend(self.inbox.as_ref().map(|filled| Source::readable(filled.as_ref(), INBOX)));
         sources.extend(self.ctrl.as_ref().map(|ctrl| Source::readable(ctrl.doorbell(), CTRL_DOORBELL)));
         sources
     }

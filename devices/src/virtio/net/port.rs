@@ -3,11 +3,11 @@
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::net::offload::Offloads;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 
-/// One queue of a network interface. Frames carry the 12-byte header of virtio 1.3 5.1.6 in front, in both directions.
+/// One queue of a network interface. Frames carry the header of virtio 1.3 5.1.6 in front, in both directions.
 ///
-/// Used by the worker of one queue pair, and by the worker of the first pair for the last two methods; so all take `&self`.
+/// Used by the worker of one queue pair, and by the worker of the first pair for the settings; so all take `&self`.
 pub trait FramePort: Send + Sync {
     /// The descriptor to wait on. It is in non-blocking mode.
     fn fd(&self) -> RawFd;
@@ -39,4 +39,17 @@ pub trait FramePort: Send + Sync {
     /// # Errors
     /// As the kernel says.
     fn set_attached(&self, attached: bool) -> io::Result<()>;
+
+    /// Bytes of the header from now on: 12, or 20 with room for a hash, which the port leaves as it was. One setting for all queues
+    /// of an interface.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn set_header_len(&self, bytes: usize) -> io::Result<()>;
+
+    /// The program that chooses the queue for a frame; `None` leaves it to the kernel. One setting for all queues of an interface.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn set_steering(&self, program: Option<BorrowedFd>) -> io::Result<()>;
 }

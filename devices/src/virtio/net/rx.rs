@@ -13,7 +13,8 @@ use crate::virtio::net::filter::{self, Filter, HEAD_LEN};
 use crate::virtio::net::lane::Side;
 use crate::virtio::net::link::Link;
 use crate::virtio::net::port::FramePort;
-use crate::virtio::net::{BUDGET, HEADER_LEN, MAX_FRAME, PUBLISH_EVERY, Turn};
+use crate::virtio::net::rss::{Hasher, Verdict};
+use crate::virtio::net::{BUDGET, MAX_FRAME, MAX_HEADER_LEN, PUBLISH_EVERY, Turn};
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Fault;
 use std::collections::VecDeque;
@@ -38,6 +39,16 @@ struct Posted {
 struct Waiting {
     len: usize,
     in_buffers: usize,
+    origin: Origin,
+}
+
+/// Where a frame comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The port.
+    Port,
+    /// The inbox: another queue has received it and found that it belongs here.
+    Inbox,
 }
 
 /// What the negotiated features make of frames.
@@ -47,6 +58,8 @@ pub(super) struct Frames {
     pub(super) mergeable: bool,
     /// The longest frame that the port can hand out, header included.
     pub(super) longest: usize,
+    /// Bytes of the header in front of each frame.
+    pub(super) header_len: usize,
 }
 
 /// What lets frames in.
@@ -70,9 +83,7 @@ pub(super) struct Rx {
     posted: VecDeque<Posted>,
     /// Sum of the lengths in `posted`.
     room: usize,
-    mergeable: bool,
-    /// Longest frame that the port can hand out, with its header.
-    longest: usize,
+    frames: Frames,
     /// How long frames have been lately.
     recent: RecentLength,
     spill: Vec<u8>,
@@ -83,6 +94,8 @@ pub(super) struct Rx {
     /// The filter of version `seen`.
     wanted: Filter,
     seen: u32,
+    /// `None` if neither hashes nor steering were negotiated.
+    hasher: Option<Hasher>,
 }
 
 impl Rx {
@@ -107,21 +120,26 @@ impl Rx {
             pieces,
             posted: VecDeque::new(),
             room: 0,
-            mergeable: frames.mergeable,
-            longest: frames.longest,
+            frames,
             recent: RecentLength::default(),
-            spill: vec![0; MAX_FRAME],
+            spill: vec![0; MAX_HEADER_LEN + MAX_FRAME],
             waiting: None,
             armed: true,
             filter,
             wanted,
             seen,
+            hasher: None,
         }
     }
 
     /// The same, with interrupts held back as `coalescer` says.
     pub(super) fn coalesced_by(self, coalescer: Coalescer) -> Self {
         Self { coalescer, ..self }
+    }
+
+    /// The same with hashes or steering.
+    pub(super) fn with_hasher(self, hasher: Option<Hasher>) -> Self {
+        Self { hasher, ..self }
     }
 
     /// Receives until the port is empty, the guest has no buffers left, or the budget is used up.
@@ -155,10 +173,11 @@ impl Rx {
             };
             match received {
                 // Without the cable nothing comes in; the port is read all the same, so that nothing old comes in later.
-                Received::Frame(_) if !self.link.is_up() => self.counters.rx_link_down.add(1),
-                Received::Frame(len) if self.accepts() => self.place(len),
+                Received::Frame(..) if !self.link.is_up() => self.counters.rx_link_down.add(1),
+                Received::Frame(len, Origin::Inbox) => self.take_over(len),
+                Received::Frame(len, Origin::Port) if self.accepts() => self.deliver(len),
                 // Its buffers take the next one.
-                Received::Frame(_) => self.counters.rx_filtered.add(1),
+                Received::Frame(..) => self.counters.rx_filtered.add(1),
                 Received::Nothing => return Ok(Turn::Done),
                 Received::Lost => {}
             }
@@ -180,13 +199,36 @@ impl Rx {
             return true;
         }
         let mut head = [0; HEAD_LEN];
-        self.pieces.copy_out(HEADER_LEN, &mut head);
+        self.pieces.copy_out(self.frames.header_len, &mut head);
         self.wanted.accepts(&head)
+    }
+
+    /// Gives a frame that the port handed out to the queue it belongs to.
+    fn deliver(&mut self, len: usize) {
+        let verdict = self.hasher.as_mut().map_or(Verdict::Here, |hasher| hasher.judge(&self.pieces, len));
+        match verdict {
+            Verdict::Here => self.place(len),
+            // Its buffers take the next one.
+            Verdict::Passed => self.counters.rx_steered.add(1),
+            Verdict::Lost => self.counters.rx_steered_lost.add(1),
+        }
+    }
+
+    /// Gives a frame that another queue has received to the driver.
+    fn take_over(&mut self, len: usize) {
+        if let Some(hasher) = &mut self.hasher {
+            hasher.accept(&self.pieces, len);
+        }
+        self.place(len);
     }
 
     /// Receives a frame into posted buffers.
     fn next_frame(&mut self) -> Result<Received, Fault> {
-        self.post_until(self.recent.expected().min(self.longest), MAX_PIECES)?;
+        if let Some(len) = self.take_from_inbox() {
+            self.waiting = Some(Waiting { len, in_buffers: 0, origin: Origin::Inbox });
+            return Ok(Received::Lost);
+        }
+        self.post_until(self.recent.expected().min(self.frames.longest), MAX_PIECES)?;
         if self.posted.is_empty() {
             return self.ask_for_buffers();
         }
@@ -194,10 +236,10 @@ impl Rx {
         match self.port.receive(&mut self.pieces, &mut self.spill) {
             Ok(len) if len > direct => {
                 self.recent.saw(len);
-                self.waiting = Some(Waiting { len, in_buffers: direct });
+                self.waiting = Some(Waiting { len, in_buffers: direct, origin: Origin::Port });
                 Ok(Received::Lost)
             }
-            Ok(len) if len >= HEADER_LEN => Ok(Received::Frame(len)),
+            Ok(len) if len >= self.frames.header_len => Ok(Received::Frame(len, Origin::Port)),
             Ok(_) => {
                 self.counters.rx_host_errors.add(1);
                 Ok(Received::Lost)
@@ -212,18 +254,25 @@ impl Rx {
         }
     }
 
+    /// Moves the next frame of the inbox to the spill buffer. Returns its length.
+    fn take_from_inbox(&mut self) -> Option<usize> {
+        let frame = self.hasher.as_ref()?.take_from_inbox()?;
+        self.spill.get_mut(..frame.len())?.copy_from_slice(&frame);
+        Some(frame.len())
+    }
+
     /// Tries to finish a frame that found too few buffers.
     fn complete(&mut self, waiting: Waiting) -> Result<Received, Fault> {
         // As many pieces as it takes: each has a byte at least, so a frame's length bounds them.
         self.post_until(waiting.len, usize::MAX)?;
         if waiting.len <= self.room {
             self.pieces.copy_in(waiting.in_buffers, &self.spill[..waiting.len - waiting.in_buffers]);
-            return Ok(Received::Frame(waiting.len));
+            return Ok(Received::Frame(waiting.len, waiting.origin));
         }
         // A chain takes a descriptor for each of its pieces, unless it is indirect: then this may be too early, which loses a frame
         // where waiting for buffers that cannot come would lose all.
         let all_posted = self.pieces.count() >= usize::from(self.ring.size());
-        if all_posted || !self.mergeable {
+        if all_posted || !self.frames.mergeable {
             self.counters.rx_too_long.add(1);
             return Ok(Received::Lost);
         }
@@ -244,7 +293,7 @@ impl Rx {
     fn post_until(&mut self, bytes: usize, pieces: usize) -> Result<(), Fault> {
         // Bounded by the ring: a driver on another vCPU can refill it for ever.
         for _ in 0..self.ring.size() {
-            let one_is_enough = !self.mergeable && !self.posted.is_empty();
+            let one_is_enough = !self.frames.mergeable && !self.posted.is_empty();
             if self.room >= bytes || self.pieces.count() >= pieces || one_is_enough || !self.post()? {
                 break;
             }
@@ -256,7 +305,7 @@ impl Rx {
     fn post(&mut self) -> Result<bool, Fault> {
         let Some(head) = self.ring.pop(&mut self.chain)? else { return Ok(false) };
         let len = usize::try_from(self.chain.writable_len()).unwrap_or(usize::MAX);
-        if len < HEADER_LEN || !self.chain.readable.is_empty() {
+        if len < self.frames.header_len || !self.chain.readable.is_empty() {
             self.counters.rx_bad_buffers.add(1);
             self.ring.push_used(head, 0);
             return Ok(true);
@@ -292,7 +341,7 @@ impl Rx {
         }
         self.coalescer.count();
         self.counters.rx_frames.add(1);
-        self.counters.rx_bytes.add(u64::try_from(len - HEADER_LEN).unwrap_or(0));
+        self.counters.rx_bytes.add(u64::try_from(len - self.frames.header_len).unwrap_or(0));
     }
 }
 
@@ -335,7 +384,7 @@ impl Side for Rx {
         self.waiting = self.waiting.take().filter(|waiting| waiting.len <= self.spill.len()).map(|waiting| {
             self.spill.copy_within(..waiting.len - waiting.in_buffers, waiting.in_buffers);
             self.pieces.copy_out(0, &mut self.spill[..waiting.in_buffers]);
-            Waiting { len: waiting.len, in_buffers: 0 }
+            Waiting { in_buffers: 0, ..waiting }
         });
         self.pieces.clear();
         self.posted.clear();
@@ -353,7 +402,7 @@ impl Side for Rx {
 /// What came of trying to receive.
 enum Received {
     /// A frame of this length is in the posted buffers.
-    Frame(usize),
+    Frame(usize, Origin),
     /// No frame this time; try again.
     Lost,
     /// Nothing more until something happens.

@@ -7,10 +7,10 @@ use crate::virtio::iovec::IoVecs;
 use crate::virtio::net::offload::Offloads;
 use crate::virtio::net::port::FramePort;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
-/// One queue of a tap with 12-byte virtio headers.
+/// One queue of a tap with virtio headers.
 pub struct Tap {
     fd: OwnedFd,
     /// A tap made with one queue only has nothing to attach or detach.
@@ -19,6 +19,10 @@ pub struct Tap {
     attached: Mutex<Option<bool>>,
     /// The same for the interface's offloads, which all set through one queue.
     offloads: Mutex<Option<Offloads>>,
+    /// The same for the length of its header.
+    header_len: Mutex<Option<usize>>,
+    /// Whether it may have a program.
+    steered: Mutex<bool>,
 }
 
 impl Tap {
@@ -34,7 +38,8 @@ impl Tap {
             return Err(io::Error::other("it is not a tap with virtio headers (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR)"));
         }
         let multi_queue = flags & libc::IFF_MULTI_QUEUE != 0;
-        Ok(Self { fd, multi_queue, attached: Mutex::default(), offloads: Mutex::default() })
+        let (attached, offloads, header_len) = Default::default();
+        Ok(Self { fd, multi_queue, attached, offloads, header_len, steered: Mutex::new(true) })
     }
 }
 
@@ -85,6 +90,30 @@ impl FramePort for Tap {
             result => result?,
         }
         *before = Some(attached);
+        Ok(())
+    }
+
+    fn set_header_len(&self, bytes: usize) -> io::Result<()> {
+        let mut before = self.header_len.lock().unwrap_or_else(PoisonError::into_inner);
+        if *before != Some(bytes) {
+            *before = None;
+            let number = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
+            // SAFETY: TUNSETVNETHDRSZ reads one int.
+            check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &number) })?;
+            *before = Some(bytes);
+        }
+        Ok(())
+    }
+
+    fn set_steering(&self, program: Option<BorrowedFd>) -> io::Result<()> {
+        let mut steered = self.steered.lock().unwrap_or_else(PoisonError::into_inner);
+        if program.is_none() && !*steered {
+            return Ok(());
+        }
+        let number = program.map_or(-1, |program| program.as_raw_fd());
+        // SAFETY: TUNSETSTEERINGEBPF reads one int.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &number) })?;
+        *steered = program.is_some();
         Ok(())
     }
 }

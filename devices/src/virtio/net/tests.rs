@@ -1,13 +1,15 @@
 //! A card whose port is a socket pair, driven by a driver on plain memory.
 
+mod scaling;
+
 use super::*;
 use crate::irq::fake::FakeVector;
 use crate::virtio::device::Memory;
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::iovec::IoVecs;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
@@ -22,6 +24,7 @@ const FRAME: &[u8] = b"\0\0\0\0\0\0\0\0\0\0\0\0ethernet header and some payload"
 struct SocketPort {
     socket: UnixDatagram,
     attached: AtomicBool,
+    header_len: AtomicUsize,
 }
 
 impl FramePort for SocketPort {
@@ -44,6 +47,13 @@ impl FramePort for SocketPort {
         self.attached.store(attached, Ordering::Relaxed);
         Ok(())
     }
+    fn set_header_len(&self, bytes: usize) -> io::Result<()> {
+        self.header_len.store(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+    fn set_steering(&self, _program: Option<BorrowedFd>) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A port and the wire at its other end, which gives up after 5 s.
@@ -51,7 +61,7 @@ fn port() -> (Arc<SocketPort>, UnixDatagram) {
     let (socket, wire) = UnixDatagram::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
     wire.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    (Arc::new(SocketPort { socket, attached: AtomicBool::new(true) }), wire)
+    (Arc::new(SocketPort { socket, attached: AtomicBool::new(true), header_len: AtomicUsize::new(0) }), wire)
 }
 
 fn config() -> NetConfig {
@@ -76,14 +86,28 @@ fn gate() -> Gate {
 }
 
 fn frames(mergeable: bool) -> Frames {
-    Frames { mergeable, longest: MAX_FRAME }
+    Frames { mergeable, longest: HEADER_LEN + MAX_FRAME, header_len: HEADER_LEN }
 }
 
 fn control(pairs: Vec<PairSwitch>, features: u64) -> Control {
     let mac = Arc::new(MacRegister::new([2, 0, 0, 0, 0, 1]));
     let limiter = Arc::new(Mutex::new(Limiter::new(Instant::now())));
     let (offloads, coalescing) = (Offloads::for_guest(features), Arc::default());
-    Control { pairs, active: 1, features, filter: open(), mac, link: Link::default(), offloads, coalescing, limiter }
+    let (receiving, steering, program) = (Arc::default(), None, filter::Switch::Off);
+    Control {
+        pairs,
+        active: 1,
+        features,
+        filter: open(),
+        mac,
+        link: Link::default(),
+        offloads,
+        coalescing,
+        limiter,
+        receiving,
+        steering,
+        program,
+    }
 }
 
 struct Driver {
@@ -499,7 +523,7 @@ fn card_sends_what_was_there_before_driver_ok_and_survives_resets() {
     for _ in 0..3 {
         let queues = active_pair(&driver.mem, 0).map(|(queue, _)| queue).into();
         let interrupts = driver.interrupts.clone();
-        let features = net.features() & !bit(VIRTIO_NET_F_CTRL_VQ);
+        let features = net.features() & !(bit(VIRTIO_NET_F_CTRL_VQ) | bit(VIRTIO_NET_F_HASH_REPORT));
         net.start(Activation { mem: driver.mem.clone(), features, queues, interrupts }).unwrap();
         let mut frame = [0; 100];
         let len = wire.recv(&mut frame).unwrap();
@@ -538,6 +562,12 @@ impl FramePort for FullOncePort {
     fn set_attached(&self, _attached: bool) -> io::Result<()> {
         Ok(())
     }
+    fn set_header_len(&self, _bytes: usize) -> io::Result<()> {
+        Ok(())
+    }
+    fn set_steering(&self, _program: Option<BorrowedFd>) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]
@@ -547,7 +577,7 @@ fn frame_that_found_no_room_is_sent_when_there_is_room() {
     wire.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let port = FullOncePort {
         fd: EventFd::new(EFD_NONBLOCK).unwrap(),
-        wire: SocketPort { socket, attached: AtomicBool::new(true) },
+        wire: SocketPort { socket, attached: AtomicBool::new(true), header_len: AtomicUsize::new(0) },
         // The first time the port is full is after the descriptor has told that there is room.
         refused: AtomicBool::new(true),
     };
@@ -555,7 +585,7 @@ fn frame_that_found_no_room_is_sent_when_there_is_room() {
     let mut net = Net::new(config(), vec![port.clone()]).unwrap();
     let [(rx, _), (tx, tx_doorbell)] = active_pair(&driver.mem, 0);
     let interrupts = driver.interrupts.clone();
-    let features = net.features() & !bit(VIRTIO_NET_F_CTRL_VQ);
+    let features = net.features() & !(bit(VIRTIO_NET_F_CTRL_VQ) | bit(VIRTIO_NET_F_HASH_REPORT));
     net.start(Activation { mem: driver.mem.clone(), features, queues: vec![rx, tx], interrupts }).unwrap();
     let mut frame = [0; 100];
     assert_eq!(wire.recv(&mut frame).unwrap(), FRAME.len());
@@ -636,6 +666,12 @@ impl FramePort for DetachedPort {
     }
     fn set_attached(&self, attached: bool) -> io::Result<()> {
         if attached { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
+    }
+    fn set_header_len(&self, bytes: usize) -> io::Result<()> {
+        self.0.set_header_len(bytes)
+    }
+    fn set_steering(&self, program: Option<BorrowedFd>) -> io::Result<()> {
+        self.0.set_steering(program)
     }
 }
 
@@ -727,7 +763,7 @@ fn commands_whose_feature_was_not_negotiated_are_refused() {
 fn running(driver: &Driver, port: Arc<SocketPort>) -> (Net, [EventFd; 2]) {
     let mut net = Net::new(config(), vec![port]).unwrap();
     let [(rx, rx_doorbell), (tx, tx_doorbell)] = active_pair(&driver.mem, 0);
-    let features = net.features() & !bit(VIRTIO_NET_F_CTRL_VQ);
+    let features = net.features() & !(bit(VIRTIO_NET_F_CTRL_VQ) | bit(VIRTIO_NET_F_HASH_REPORT));
     net.start(activation(driver, features, vec![rx, tx])).unwrap();
     (net, [rx_doorbell, tx_doorbell])
 }
@@ -797,7 +833,11 @@ fn frame_that_waits_for_room_is_not_sent_after_the_reset_of_its_queue() {
     let (driver, (socket, wire)) = (Driver::new(), port());
     let port = FullOncePort {
         fd: EventFd::new(EFD_NONBLOCK).unwrap(),
-        wire: SocketPort { socket: socket.socket.try_clone().unwrap(), attached: AtomicBool::new(true) },
+        wire: SocketPort {
+            socket: socket.socket.try_clone().unwrap(),
+            attached: AtomicBool::new(true),
+            header_len: AtomicUsize::new(0),
+        },
         refused: AtomicBool::new(false),
     };
     let mock = MockSplitQueue::new(&driver.mem, 16);
@@ -1012,7 +1052,11 @@ fn datagrams_of_one_flow_leave_together_and_in_order_even_if_they_had_to_wait() 
     let (driver, (socket, wire)) = (Driver::new(), port());
     let port = FullOncePort {
         fd: EventFd::new(EFD_NONBLOCK).unwrap(),
-        wire: SocketPort { socket: socket.socket.try_clone().unwrap(), attached: AtomicBool::new(true) },
+        wire: SocketPort {
+            socket: socket.socket.try_clone().unwrap(),
+            attached: AtomicBool::new(true),
+            header_len: AtomicUsize::new(0),
+        },
         refused: AtomicBool::new(false),
     };
     let datagram = |port, payload| frame(Shape { port, payload, ..PLAIN });

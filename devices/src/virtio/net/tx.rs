@@ -20,10 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Shortest frame: an Ethernet header.
-const MIN_FRAME: usize = HEADER_LEN + 14;
-
-/// The same as bytes of a list.
-const HEADER_LEN_U64: u64 = HEADER_LEN as u64;
+const MIN_FRAME: usize = 14;
 
 /// The transmit side of one queue pair.
 pub(super) struct Tx {
@@ -58,6 +55,11 @@ impl Tx {
     /// The same, with datagrams of one flow joined: for a port that takes UDP to be segmented.
     pub(super) fn joining(self, joins: bool) -> Self {
         Self { joins, ..self }
+    }
+
+    /// The same for frames with `header_len` bytes of header.
+    pub(super) fn with_header(self, header_len: usize) -> Self {
+        Self { train: Train { header_len, ..self.train }, ..self }
     }
 
     /// The same, with interrupts held back as `coalescer` says.
@@ -121,7 +123,8 @@ impl Tx {
                 self.give_back(head);
                 continue;
             }
-            let datagram = Some(&self.next).filter(|_| self.joins).and_then(|frame| Datagram::read(frame, HEADER_LEN));
+            let datagram =
+                Some(&self.next).filter(|_| self.joins).and_then(|frame| Datagram::read(frame, self.train.header_len));
             if datagram.is_some_and(|datagram| self.train.join(head, &datagram, &mut self.next)) {
                 continue;
             }
@@ -147,7 +150,8 @@ impl Tx {
             debug_assert!(pushed.is_ok(), "the chain was checked to be in guest memory");
         }
         let len = usize::try_from(self.next.len_bytes()).unwrap_or(usize::MAX);
-        (MIN_FRAME..=MAX_FRAME).contains(&len) && self.chain.writable.is_empty()
+        let len = len.checked_sub(self.train.header_len);
+        len.is_some_and(|len| (MIN_FRAME..=MAX_FRAME).contains(&len)) && self.chain.writable.is_empty()
     }
 
     /// Sends what has been gathered. Returns whether it is done with, sent or not sendable at all; otherwise it waits for room.
@@ -199,6 +203,8 @@ impl Tx {
 
 /// Frames that go to the port together: one, or the datagrams of one flow.
 struct Train {
+    /// Bytes of the virtio header in front of each frame.
+    header_len: usize,
     /// The chains they are in.
     heads: Vec<u16>,
     /// The first frame, and of those that joined it what is behind their headers.
@@ -212,7 +218,7 @@ struct Train {
 
 impl Train {
     fn new(frame: IoVecs) -> Self {
-        Self { heads: Vec::new(), frame, joined: None, bytes: 0, head: Vec::new() }
+        Self { header_len: HEADER_LEN, heads: Vec::new(), frame, joined: None, bytes: 0, head: Vec::new() }
     }
 
     /// Begins with the frame in `next`, which is left empty.
@@ -220,15 +226,16 @@ impl Train {
         std::mem::swap(&mut self.frame, next);
         self.heads.push(head);
         self.joined = datagram.map(Joined::new);
-        self.bytes = self.frame.len_bytes() - HEADER_LEN_U64;
+        self.bytes = self.frame.len_bytes() - self.header_bytes();
     }
 
     /// Lets the frame in `next` follow those before it. Returns whether it can.
     fn join(&mut self, head: u16, datagram: &Datagram, next: &mut IoVecs) -> bool {
+        let header_bytes = self.header_bytes();
         let Some(joined) = &mut self.joined else { return false };
         let Some(headers) = joined.follow(datagram, self.frame.count() + next.count()) else { return false };
-        self.bytes += next.len_bytes() - HEADER_LEN_U64;
-        let headers = HEADER_LEN_U64 + u64::try_from(headers).unwrap_or(0);
+        self.bytes += next.len_bytes() - header_bytes;
+        let headers = header_bytes + u64::try_from(headers).unwrap_or(0);
         if self.heads.len() == 1 {
             self.frame.skip(headers);
         }
@@ -241,10 +248,15 @@ impl Train {
     fn send(&mut self, port: &dyn FramePort) -> io::Result<usize> {
         // Nothing joins any more; what waits for room is not sent another way the next time.
         if let Some(joined) = self.joined.take().filter(|_| self.heads.len() > 1) {
-            joined.head(HEADER_LEN, &mut self.head);
+            joined.head(self.header_len, &mut self.head);
             self.frame.put_in_front(&self.head);
         }
         port.transmit(&self.frame)
+    }
+
+    /// The header's length as bytes of a list.
+    fn header_bytes(&self) -> u64 {
+        u64::try_from(self.header_len).unwrap_or(u64::MAX)
     }
 
     fn clear(&mut self) {
