@@ -12,6 +12,7 @@ mod card;
 mod disk;
 mod memory;
 mod queues;
+mod rss;
 mod stop;
 
 use crate::stage::Stage;
@@ -34,6 +35,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         disk::STORIES,
         memory::STORIES,
         queues::STORIES,
+        rss::STORIES,
         stop::STORIES,
         bad_input::STORIES,
     ]
