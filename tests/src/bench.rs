@@ -3,6 +3,7 @@
 pub mod card;
 mod clock;
 pub mod guest;
+pub mod instructions;
 pub mod start;
 pub mod usage;
 

@@ -60,6 +60,8 @@ enum Bench {
     Card(BenchCardArgs),
     /// A Linux guest's TCP, UDP and requests, against QEMU without and with vhost-net
     Guest(BenchGuestArgs),
+    /// Instructions that the card's own code takes for a frame, against the recorded figures; more than 10 % above them is a failure
+    Instructions(BenchInstructionsArgs),
 }
 
 #[derive(Args)]
@@ -95,6 +97,13 @@ struct BenchGuestArgs {
     /// Where the result goes [default: bench/guest.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct BenchInstructionsArgs {
+    /// Record the figures instead of comparing them
+    #[arg(long)]
+    record: bool,
 }
 
 #[derive(Args)]
@@ -248,6 +257,7 @@ fn main() -> ExitCode {
         Word::Bench(Bench::Start(args)) => bench_start(&args),
         Word::Bench(Bench::Card(args)) => bench_card(&args),
         Word::Bench(Bench::Guest(args)) => bench_guest(&args),
+        Word::Bench(Bench::Instructions(args)) => bench_instructions(&args),
         Word::BenchGuest(args) => bench_guest_here(&args),
         Word::Place => {
             println!("{}", Place::ask());
@@ -316,6 +326,16 @@ fn bench_card(args: &BenchCardArgs) -> Result<ExitCode, Box<dyn Error>> {
     bench::write_json(&report, &json)?;
     println!("{}", json.display());
     Ok(ExitCode::SUCCESS)
+}
+
+fn bench_instructions(args: &BenchInstructionsArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let counts = bench::instructions::count(&workspace::target_folder())?;
+    if args.record {
+        bench::instructions::record(&counts)?;
+    }
+    let (table, good) = bench::instructions::compare(&counts, &bench::instructions::recorded()?);
+    print!("{table}");
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Builds everything and measures where Linux guests run.
