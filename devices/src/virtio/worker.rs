@@ -5,8 +5,8 @@
 //!          ^                           | found something                                       | woken
 //!          +---------------------------+-------------------------------------------------------+
 //! ```
-//! A doorbell costs the guest an exit and the worker a wake-up, so a service may leave doorbells off while it is polled. Between two
-//! looks the processor is offered to others: where the vCPU shares it, it goes on and fills the ring.
+//! A doorbell costs the guest an exit and the worker a wake-up, so a service may leave doorbells off while it is polled. Where there is
+//! only one processor the vCPU gets it between two looks, and goes on to fill the ring.
 //!
 //! A worker that fails raises DEVICE_NEEDS_RESET, logs one line and then waits to be stopped. It never takes the VM down and
 //! never dies silently. Whoever spawned it joins it and gets the service back.

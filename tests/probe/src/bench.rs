@@ -1,7 +1,7 @@
 //! The card under full load, with the probe as a polling driver: `probe=bench`.
 //!
 //! Words of the command line: `dir=tx|rx|pong|idle`; `size=BYTES` of a frame without its check sequence; `mss=BYTES`, which makes
-//! every sent frame a TCP super-frame of such segments; `pairs=N`; `buffer=BYTES` of a receive buffer; `warm=TICKS` before and
+//! every sent frame a TCP super-frame of such segments; `partial=1`, which leaves the checksum of datagrams to the device; `pairs=N`; `buffer=BYTES` of a receive buffer; `warm=TICKS` before and
 //! `ticks=TICKS` during which is counted; `depth=FRAMES` and `drains=N` for receiving.
 //!
 //! Interrupts are off and the one processor serves all pairs in turns. Every ring is kept full; a doorbell is rung only where the
@@ -33,6 +33,8 @@ pub(crate) struct Terms {
     pub(crate) size: u32,
     /// Bytes of a TCP segment, 0 for single frames.
     pub(crate) mss: u16,
+    /// Whether the checksum of datagrams is left to the device.
+    pub(crate) partial: bool,
     /// Queue pairs.
     pub(crate) pairs: u16,
     /// Bytes of a receive buffer.
@@ -64,6 +66,7 @@ fn measure(start: &StartInfo) -> Check {
     let terms = Terms {
         size: u32::try_from(number("size", 60)).unwrap_or(u32::MAX),
         mss: u16::try_from(number("mss", 0)).unwrap_or(u16::MAX),
+        partial: number("partial", 0) == 1,
         pairs: u16::try_from(number("pairs", 1)).unwrap_or(u16::MAX),
         buffer: u32::try_from(number("buffer", 2048)).unwrap_or(u32::MAX),
         warm: number("warm", cpu::SECOND_TICKS / 4),

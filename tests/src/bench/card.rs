@@ -274,7 +274,7 @@ fn number(line: &Line, key: &str) -> io::Result<f64> {
 /// What the guest has to know of a shape.
 fn words(shape: Shape) -> String {
     let buffer = if shape.mss == 0 { 2048 } else { 4096 };
-    format!("size={} mss={} buffer={buffer}", shape.bytes, shape.mss)
+    format!("size={} mss={} partial={} buffer={buffer}", shape.bytes, shape.mss, u8::from(shape.partial))
 }
 
 /// The port of the bridge that is none of `ours`: the VM's.

@@ -89,22 +89,22 @@ impl<S: Service> Worker<S> {
 
 /// Serves until the worker is stopped.
 fn run<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId) {
-    let mut polling = Polling::default();
+    let mut polling = Polling::new();
     loop {
         let asleep = Instant::now();
         serve(manager, -1);
         polling.woken_after(asleep.elapsed());
-        let mut last_work = Instant::now();
+        let mut idle = Idle::begin();
         loop {
-            let patient = last_work.elapsed() < polling.window;
+            let patient = polling.is_patient(&idle);
             match look(manager, id, if patient { S::poll } else { S::before_sleep }) {
-                Look::Found => last_work = Instant::now(),
-                Look::Nothing if patient => thread::yield_now(),
+                Look::Found => idle = Idle::begin(),
+                Look::Nothing if patient => polling.pause(&mut idle),
                 Look::Nothing => break,
                 Look::Stopped => return,
             }
             if serve(manager, 0) {
-                last_work = Instant::now();
+                idle = Idle::begin();
             }
         }
     }
@@ -118,23 +118,63 @@ fn serve<S: Service>(manager: &mut EventManager<Loop<S>>, milliseconds: i32) -> 
     })
 }
 
-/// How long to poll before a sleep: longer when sleeps have turned out short, not at all when they are long.
-#[derive(Debug, Default)]
-struct Polling {
-    window: Duration,
+/// Time without work.
+struct Idle {
+    since: Instant,
+    pauses: u32,
+}
+
+impl Idle {
+    fn begin() -> Self {
+        Self { since: Instant::now(), pauses: 0 }
+    }
+}
+
+/// How long to poll before a sleep.
+#[derive(Debug)]
+enum Polling {
+    /// With a processor to spare: for this long. Longer when sleeps have turned out short, not at all when they are long.
+    For(Duration),
+    /// On the only processor: as long as there is something after the others had their turn.
+    InTurns,
 }
 
 impl Polling {
     const SHORTEST: Duration = Duration::from_micros(4);
     const LONGEST: Duration = Duration::from_micros(64);
 
+    fn new() -> Self {
+        match thread::available_parallelism() {
+            Ok(processors) if processors.get() == 1 => Self::InTurns,
+            _ => Self::For(Duration::ZERO),
+        }
+    }
+
+    fn is_patient(&self, idle: &Idle) -> bool {
+        match self {
+            Self::For(window) => !window.is_zero() && idle.since.elapsed() < *window,
+            Self::InTurns => idle.pauses == 0,
+        }
+    }
+
+    fn pause(&self, idle: &mut Idle) {
+        idle.pauses += 1;
+        match self {
+            // Not by giving way: whoever gets the processor then may keep it for milliseconds, and a sleeper is woken sooner.
+            Self::For(_) => std::hint::spin_loop(),
+            Self::InTurns => thread::yield_now(),
+        }
+    }
+
     /// Learns from a sleep.
     fn woken_after(&mut self, sleep: Duration) {
-        self.window = if sleep <= Self::LONGEST {
-            (self.window * 2).clamp(Self::SHORTEST, Self::LONGEST)
-        } else {
-            Some(self.window / 2).filter(|window| *window >= Self::SHORTEST).unwrap_or_default()
-        };
+        if let Self::For(window) = self {
+            *window = if sleep <= Self::LONGEST {
+                (*window * 2).clamp(Self::SHORTEST, Self::LONGEST)
+            } else {
+                Some(*window / 2).filter(|window| *window >= Self::SHORTEST).unwrap_or_default()
+            };
+        }
     }
 }
 
@@ -144,12 +184,22 @@ mod tests {
 
     #[test]
     fn polling_follows_the_length_of_sleeps() {
-        let mut polling = Polling::default();
+        let mut polling = Polling::For(Duration::ZERO);
         let mut windows = Vec::new();
         for sleep in [10, 64, 10, 10, 10, 10, 1000, 65, 65, 65, 65, 10] {
             polling.woken_after(Duration::from_micros(sleep));
-            windows.push(polling.window.as_micros());
+            let Polling::For(window) = polling else { unreachable!() };
+            windows.push(window.as_micros());
         }
         assert_eq!(windows, [4, 8, 16, 32, 64, 64, 32, 16, 8, 4, 0, 4]);
+    }
+
+    #[test]
+    fn on_the_only_processor_others_have_one_turn() {
+        let mut idle = Idle::begin();
+        let polling = Polling::InTurns;
+        assert!(polling.is_patient(&idle));
+        polling.pause(&mut idle);
+        assert!(!polling.is_patient(&idle));
     }
 }

@@ -62,7 +62,7 @@ impl Card {
         for (idx, slot) in (0..terms.pairs).zip(&mut pairs) {
             let (rx, tx) = (queue(2 * idx)?, queue(2 * idx + 1)?);
             let route = Route { from: mac, to: SINK_MAC, flow: idx };
-            let frame = frame::make(&route, terms.size, terms.mss);
+            let frame = frame::make(&route, terms);
             let buffers = arena::take(u64::from(terms.buffer) * u64::from(rx.ring().size), 4096);
             *slot = Some(Pair { rx, tx, frame, buffers, buffer_bytes: terms.buffer.into(), rest: 0 });
         }

@@ -23,6 +23,8 @@ pub(super) struct Shape {
     pub(super) bytes: usize,
     /// Bytes of a TCP segment, 0 for single frames.
     pub(super) mss: u16,
+    /// Whether a datagram's checksum is left to the device, as Linux leaves it: then the card may join datagrams.
+    pub(super) partial: bool,
     /// Frames that are queued at once: enough to take some milliseconds, and not too much memory.
     pub(super) depth: u64,
     /// Name for people.
@@ -31,11 +33,13 @@ pub(super) struct Shape {
 
 impl Shape {
     /// The smallest frame of Ethernet, 64 bytes with its check sequence.
-    pub(super) const SMALL: Self = Self { bytes: 60, mss: 0, depth: 8192, name: "64" };
+    pub(super) const SMALL: Self = Self { bytes: 60, mss: 0, partial: true, depth: 8192, name: "64" };
+    /// The same, of which each has to travel alone.
+    pub(super) const ALONE: Self = Self { partial: false, name: "64-alone", ..Self::SMALL };
     /// The largest frame of an ordinary network.
-    pub(super) const FULL: Self = Self { bytes: 1514, mss: 0, depth: 8192, name: "1500" };
+    pub(super) const FULL: Self = Self { bytes: 1514, mss: 0, partial: true, depth: 8192, name: "1500" };
     /// As many whole segments as fit into one IPv4 packet.
-    pub(super) const GSO: Self = Self { bytes: 54 + 45 * 1448, mss: 1448, depth: 1024, name: "64K-gso" };
+    pub(super) const GSO: Self = Self { bytes: 54 + 45 * 1448, mss: 1448, partial: true, depth: 1024, name: "64K-gso" };
 }
 
 /// Virtio, Ethernet, IP and TCP or UDP header of a frame from one peer to another.
