@@ -5,7 +5,6 @@
 //! again only to those who asked after they had met a full queue, so after such a write the port is asked.
 
 use crate::virtio::device::Activation;
-use crate::virtio::net::Turn;
 use crate::virtio::net::alarm::Alarm;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::ctrl::CtrlQueue;
@@ -162,13 +161,6 @@ impl Pair {
         self.alarm.set([rx, tx, ctrl].into_iter().flatten().min()).map_err(no_timer)
     }
 
-    /// Looks for frames to send by way of `find`, and announces them.
-    fn look(&mut self, find: fn(&mut Tx) -> Result<bool, Fault>) -> Result<bool, Fault> {
-        let found = self.tx.serving().map_or(Ok(false), find)?;
-        self.tx.come_again(if found { Turn::More } else { Turn::Done })?;
-        Ok(found)
-    }
-
     fn port_events(&self) -> Events {
         let wanted = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
         Events::with_data_raw(self.port.fd(), PORT, wanted)
@@ -214,11 +206,11 @@ impl Service for Pair {
     }
 
     fn poll(&mut self) -> Result<bool, Fault> {
-        self.look(Tx::has_frame)
+        Ok(self.rx.look(Rx::has_buffers)? | self.tx.look(Tx::has_frame)?)
     }
 
     fn before_sleep(&mut self) -> Result<bool, Fault> {
-        self.look(Tx::ask_for_frames)
+        Ok(self.rx.look(Rx::ask_for_buffers)? | self.tx.look(Tx::ask_for_frames)?)
     }
 }
 

@@ -88,8 +88,8 @@ pub(super) struct Rx {
     recent: RecentLength,
     spill: Vec<u8>,
     waiting: Option<Waiting>,
-    /// Whether the driver was asked to notify.
-    armed: bool,
+    /// Whether there is nothing to do before the driver posts more buffers.
+    starved: bool,
     filter: Arc<filter::Shared>,
     /// The filter of version `seen`.
     wanted: Filter,
@@ -124,7 +124,7 @@ impl Rx {
             recent: RecentLength::default(),
             spill: vec![0; MAX_HEADER_LEN + MAX_FRAME],
             waiting: None,
-            armed: true,
+            starved: true,
             filter,
             wanted,
             seen,
@@ -147,12 +147,28 @@ impl Rx {
     /// # Errors
     /// If the guest broke the ring.
     pub(super) fn receive(&mut self) -> Result<Turn, Fault> {
-        if std::mem::take(&mut self.armed) {
+        if std::mem::take(&mut self.starved) {
             self.ring.disable_doorbell();
         }
         let turn = self.burst()?;
         self.coalescer.notify(&mut self.ring);
         Ok(turn)
+    }
+
+    /// Whether buffers have come that were waited for, and that nobody has announced.
+    ///
+    /// # Errors
+    /// If the guest broke the ring.
+    pub(super) fn has_buffers(&mut self) -> Result<bool, Fault> {
+        Ok(self.starved && self.ring.has_available()?)
+    }
+
+    /// Asks the driver to notify of buffers, if they are waited for. Returns whether there are some that it did not announce.
+    ///
+    /// # Errors
+    /// If the guest broke the ring.
+    pub(super) fn ask_for_buffers(&mut self) -> Result<bool, Fault> {
+        Ok(self.starved && self.ring.enable_doorbell()?)
     }
 
     /// When an interrupt that is held back is due.
@@ -230,7 +246,7 @@ impl Rx {
         }
         self.post_until(self.recent.expected().min(self.frames.longest), MAX_PIECES)?;
         if self.posted.is_empty() {
-            return self.ask_for_buffers();
+            return Ok(self.wait_for_buffers());
         }
         let direct = self.pieces.spill_offset();
         match self.port.receive(&mut self.pieces, &mut self.spill) {
@@ -277,16 +293,15 @@ impl Rx {
             return Ok(Received::Lost);
         }
         self.waiting = Some(waiting);
-        self.ask_for_buffers()
+        Ok(self.wait_for_buffers())
     }
 
-    /// Asks the driver to notify when it has posted more buffers.
-    fn ask_for_buffers(&mut self) -> Result<Received, Fault> {
+    /// Waits until the driver has posted more buffers.
+    fn wait_for_buffers(&mut self) -> Received {
         // What was received so far has to be seen first, or the driver may never post more.
         self.coalescer.notify_now(&mut self.ring);
-        let more = self.ring.enable_doorbell()?;
-        self.armed = true;
-        Ok(if more { Received::Lost } else { Received::Nothing })
+        self.starved = true;
+        Received::Nothing
     }
 
     /// Takes buffers from the ring until `bytes` fit, there are `pieces`, or there are no more.
@@ -394,7 +409,7 @@ impl Side for Rx {
 
     fn restart(&mut self, ring: Ring) {
         self.ring = ring;
-        self.armed = true;
+        self.starved = true;
         self.coalescer.restart();
     }
 }
