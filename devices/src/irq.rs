@@ -1,6 +1,7 @@
 //! How a device interrupts the guest: two traits that the VMM implements with irqfd.
 
 use std::io;
+use vmm_sys_util::eventfd::EventFd;
 
 /// An edge-triggered interrupt line of the I/O APIC.
 ///
@@ -46,6 +47,12 @@ pub trait MsiVector: Send + Sync {
 
     /// Forgets a signal that is being held (the device was reset).
     fn clear(&self);
+
+    /// The event that stands for [`signal`](Self::signal), for a backend in the kernel that signals by itself. It stays the same,
+    /// routed or not. `None` if a signal takes more than writing to an event.
+    fn event(&self) -> Option<&EventFd> {
+        None
+    }
 }
 
 #[cfg(test)]

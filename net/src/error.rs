@@ -58,6 +58,9 @@ pub enum Error {
     /// `/dev/net/tun`.
     #[error("Open /dev/net/tun")]
     OpenTun(#[source] io::Error),
+    /// `/dev/vhost-net`.
+    #[error("Open /dev/vhost-net")]
+    OpenVhost(#[source] io::Error),
     /// `TUNSETIFF` for a new tap.
     #[error("Create a tap")]
     CreateTap(#[source] io::Error),
@@ -143,6 +146,7 @@ impl Error {
             Self::Keeper(report) => report.hint.clone(),
             Self::Teardown(reports) => reports.iter().find_map(|report| report.hint.clone()),
             Self::OpenTun(source) => open_tun_hint(source),
+            Self::OpenVhost(source) => open_vhost_hint(source),
             Self::OpenTap { tap, source } => open_tap_hint(tap, source),
             _ => self.source_errno().and_then(privilege_hint),
         }
@@ -191,6 +195,19 @@ fn open_tun_hint(source: &io::Error) -> Option<String> {
         }
         Some(libc::EACCES | libc::EPERM) => {
             Some("run as root, or let this user open it: setfacl -m u:$USER:rw /dev/net/tun".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn open_vhost_hint(source: &io::Error) -> Option<String> {
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Some(
+            "load the driver: modprobe vhost_net (in a container, pass the device /dev/vhost-net in); or leave vhost=on out"
+                .to_owned(),
+        ),
+        Some(libc::EACCES | libc::EPERM) => {
+            Some("run as root, or let this user open it: setfacl -m u:$USER:rw /dev/vhost-net".to_owned())
         }
         _ => None,
     }

@@ -50,6 +50,8 @@ pub struct Port {
     /// One tap descriptor for each queue pair: non-blocking, with 12-byte virtio-net headers. With one queue pair the
     /// tap is a single-queue device, on which `TUNSETQUEUE` fails.
     pub fds: Vec<OwnedFd>,
+    /// With `vhost=on` an instance of the kernel's vhost-net for each queue pair, not yet owned by anybody; else none.
+    pub vhost: Vec<OwnedFd>,
     /// The guest's address.
     pub mac: MacAddr,
     /// The MTU to tell the guest, in bytes.
@@ -166,14 +168,18 @@ impl Keeper {
 
 /// A port from what the keeper said of it and the descriptors that came along.
 fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
-    let PortHeader { tap_name, bridge, mac, mtu, queues } = header;
-    let rest = if queues > fds.len() { return Err(Error::Protocol) } else { fds.split_off(queues) };
+    let PortHeader { tap_name, bridge, mac, mtu, queues, vhosts } = header;
+    if queues.saturating_add(vhosts) > fds.len() {
+        return Err(Error::Protocol);
+    }
+    let mut vhost = fds.split_off(queues);
+    let rest = vhost.split_off(vhosts);
     let steering = match <[OwnedFd; 2]>::try_from(rest) {
         Ok([program, map]) => Some(Steering { program, map }),
         Err(rest) if rest.is_empty() => None,
         Err(_) => return Err(Error::Protocol),
     };
-    Ok(Port { tap_name, bridge, fds, mac, mtu, steering })
+    Ok(Port { tap_name, bridge, fds, vhost, mac, mtu, steering })
 }
 
 impl Drop for Keeper {

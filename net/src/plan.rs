@@ -52,6 +52,9 @@ pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
             NetSpec::Tap(spec) => draft.tap(card_idx, spec)?,
             NetSpec::Fd(spec) => draft.fd(card_idx, spec)?,
         };
+        if spec.card().vhost == Switch::On {
+            draft.steps.push(Step::OpenVhost { card: card_idx, queues: queues.get() });
+        }
         draft.cards.push(Card { mac, mtu, queues: queues.get() });
     }
     Ok(Plan { cards: draft.cards, steps: draft.steps })

@@ -6,6 +6,7 @@
 //! fd=N[:N...]                   an open tap, inherited
 //!
 //! and with each: [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|csum:tso:ecn:ufo:uso]
+//!                     [,vhost=on|off]
 //! ```
 //!
 //! Each mode is one struct with [`CardSpec`] in it, and the fields are the keys: the flag, a table of a configuration file and an

@@ -19,6 +19,9 @@ use crate::spec::IfName;
 use crate::survey;
 use crate::tun::{self, QueueMode};
 
+/// The kernel's vhost-net: each opening is an instance, which serves one queue pair.
+const VHOST: &str = "/dev/vhost-net";
+
 /// One change of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
@@ -49,6 +52,13 @@ pub enum Step {
         /// The card it is for.
         card: usize,
         /// Queue pairs.
+        queues: u16,
+    },
+    /// Open the kernel's vhost-net.
+    OpenVhost {
+        /// The card it is for.
+        card: usize,
+        /// Queue pairs, each of which takes an instance of its own.
         queues: u16,
     },
     /// Make the card's new tap a port of a bridge and raise it.
@@ -95,6 +105,8 @@ pub(crate) struct Host {
     pub(crate) rtnl: Rtnl,
     /// Taps by card.
     pub(crate) taps: BTreeMap<usize, Tap>,
+    /// Descriptors of vhost-net by card, until they are handed over.
+    pub(crate) vhosts: BTreeMap<usize, Vec<OwnedFd>>,
     /// Descriptors that the VMM inherited for `fd=`, by number.
     pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
 }
@@ -129,7 +141,7 @@ impl Step {
             Self::PinAddress { .. } => "nothing, the address is the same".to_owned(),
             Self::CreateTap { .. } => "remove the tap".to_owned(),
             Self::AttachTap { .. } => "nothing, it goes with the tap".to_owned(),
-            Self::OpenTap { .. } | Self::AdoptTap { .. } => "close it".to_owned(),
+            Self::OpenTap { .. } | Self::AdoptTap { .. } | Self::OpenVhost { .. } => "close it".to_owned(),
             Self::Raise { link } => format!("lower {link}"),
         }
     }
@@ -148,6 +160,12 @@ impl Step {
                     // A kernel without traffic control; the tap works, and costs more.
                     log::debug!("The tap of card {card} keeps its queueing discipline: {error}");
                 }
+                Ok(())
+            }
+            Self::OpenVhost { card, queues } => {
+                let open = || Ok(OwnedFd::from(File::options().read(true).write(true).open(VHOST)?));
+                let fds = (0..*queues).map(|_| open()).collect::<io::Result<_>>().map_err(Error::OpenVhost)?;
+                host.vhosts.insert(*card, fds);
                 Ok(())
             }
             Self::AttachTap { card, bridge, mac, mtu } => host.attach(*card, bridge, *mac, *mtu).await,
@@ -183,6 +201,10 @@ impl Step {
             }
             Self::OpenTap { card, .. } | Self::AdoptTap { card, .. } => {
                 host.taps.remove(card);
+                Ok(())
+            }
+            Self::OpenVhost { card, .. } => {
+                host.vhosts.remove(card);
                 Ok(())
             }
             Self::Raise { link } => match host.rtnl.lower(link.as_str()).await {
@@ -229,6 +251,9 @@ impl fmt::Display for Step {
             Self::ShareBridge { bridge } => write!(f, "share bridge {bridge}, which minivmm made"),
             Self::PinAddress { bridge, mac } => write!(f, "keep the address of bridge {bridge} at {mac}"),
             Self::CreateTap { card, queues } => write!(f, "create a tap with {queues} queue pairs for card {card}"),
+            Self::OpenVhost { card, queues } => {
+                write!(f, "open {VHOST} for {queues} queue pairs of card {card}")
+            }
             Self::AttachTap { card, bridge, mac, mtu } => {
                 write!(
                     f,

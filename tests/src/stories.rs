@@ -14,6 +14,7 @@ mod memory;
 mod queues;
 mod rss;
 mod stop;
+mod vhost;
 
 use crate::stage::Stage;
 
@@ -37,6 +38,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         queues::STORIES,
         rss::STORIES,
         stop::STORIES,
+        vhost::STORIES,
         bad_input::STORIES,
     ]
     .into_iter()

@@ -235,6 +235,15 @@ impl Vm {
         self.wait_exit()
     }
 
+    /// The names of minivmm's threads.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = format!("/proc/{}/task", self.pid.as_raw_nonzero());
+        let tasks = std::fs::read_dir(&tasks).unwrap_or_else(|error| panic!("{tasks} cannot be read: {error}"));
+        // A thread that ends meanwhile has no name.
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.map(|name| name.trim_end().to_owned()).collect()
+    }
+
     /// Sends minivmm a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).unwrap_or_else(|error| panic!("minivmm cannot be signalled: {error}"));

@@ -16,7 +16,7 @@ pub(crate) use size::{MIB, MemSize};
 
 const DISK_HELP: &str = "Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT]; can be repeated";
 const NET_HELP: &str = "Network card: bridge=NAME[,create=on|off], tap=NAME or fd=N[:N...], then \
-                        [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|LIST]; can be repeated";
+                        [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|LIST][,vhost=on|off]; can be repeated";
 
 /// Boot a Linux kernel in a small virtual machine whose network cards are already on your bridge.
 #[derive(Debug, Parser)]

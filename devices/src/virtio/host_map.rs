@@ -46,6 +46,11 @@ impl HostMap {
         &self.mem
     }
 
+    /// The regions: guest address, bytes, host address.
+    pub(super) fn regions(&self) -> impl ExactSizeIterator<Item = (u64, usize, *mut u8)> {
+        self.spans.iter().map(|span| (span.start, span.len, span.host))
+    }
+
     /// The host address of `addr`, and how many bytes can be reached from there on.
     #[inline]
     pub(super) fn at(&self, addr: u64) -> Option<(*mut u8, usize)> {

@@ -7,6 +7,7 @@ use crate::irq::MsiVector;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+use vmm_sys_util::eventfd::EventFd;
 
 /// virtio 1.3 4.1.4.3: no MSI-X vector is mapped.
 pub const NO_VECTOR: u16 = 0xffff;
@@ -83,6 +84,13 @@ impl Interrupts {
         if let Some(side) = self.queues.get(usize::from(queue)) {
             increment(&side.suppressed);
         }
+    }
+
+    /// The event by which a backend in the kernel interrupts for `queue`, until the driver gives the queue another vector. `None` if the
+    /// queue has no vector, or a vector without an event. What it signals is not counted, and leaves the ISR status alone, which only a
+    /// driver without MSI-X would read.
+    pub fn event_of_queue(&self, queue: u16) -> Option<&EventFd> {
+        self.vectors.get(usize::from(self.queue_vector(queue)))?.event()
     }
 
     /// What became of the notifications of `queue`.

@@ -28,12 +28,14 @@ mod rss;
 mod rx;
 mod tap;
 mod tx;
+mod vhost;
 
 pub use link::{Carrier, Duplex, Link, LinkState};
 pub use offload::Offloads;
 pub use port::FramePort;
 pub use rss::{Program, Steering, program as steering_program};
 pub use tap::Tap;
+pub use vhost::{Instance, Vhost};
 
 use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, StartError};
 use crate::virtio::interrupt::Interrupts;
@@ -55,8 +57,7 @@ use rx::{Frames, Gate, Rx};
 use std::collections::VecDeque;
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tx::Tx;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
@@ -151,13 +152,7 @@ impl Net {
     /// If there are no ports or too many, the size of the queues is not possible, or the kernel refuses to detach all but the
     /// first port.
     pub fn new(config: NetConfig, ports: Vec<Arc<dyn FramePort>>) -> io::Result<Self> {
-        let pairs = u16::try_from(ports.len()).ok().filter(|pairs| (1..=MAX_PAIRS).contains(pairs));
-        let pairs = pairs.ok_or_else(|| io::Error::other(format!("a card has 1 to {MAX_PAIRS} queue pairs")))?;
-        if !RING_SIZES.contains(&config.ring) || !config.ring.is_power_of_two() {
-            return Err(io::Error::other("a queue has 64 to 4096 descriptors, a power of two"));
-        }
-        let mut queue_sizes = vec![config.ring; usize::from(pairs) * 2];
-        queue_sizes.push(CTRL_QUEUE_SIZE);
+        let (pairs, queue_sizes) = queues(&config, ports.len())?;
         let always = [
             VIRTIO_F_RING_RESET,
             VIRTIO_NET_F_MAC,
@@ -198,7 +193,7 @@ impl Net {
             steering: None,
             workers: Vec::new(),
         };
-        net.use_first_port_only()?;
+        net.reset_interface()?;
         Ok(net)
     }
 
@@ -207,21 +202,10 @@ impl Net {
         Self { steering: Some(Arc::new(steering)), ..self }
     }
 
-    /// The interface as after reset: one queue, no offloads, no steering, the short header.
-    fn use_first_port_only(&self) -> io::Result<()> {
-        let first = &self.ports[0];
-        let steering = if self.steering.is_some() { first.set_steering(None) } else { Ok(()) };
-        let settings = steering.and(first.set_header_len(HEADER_LEN)).and(first.set_offloads(Offloads::NONE));
-        // All of them, also when one fails: a flow on a queue that nobody serves would be lost.
-        self.ports[1..].iter().map(|port| port.set_attached(false)).fold(settings, io::Result::and)
-    }
-
-    /// Slows a driver down that starts and resets the card in a loop: a start sets offloads or the header, and the reset takes them back.
-    fn wait_for_a_turn(&self) {
-        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Err(due) = limiter.take(2, Instant::now()) {
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-        }
+    /// The interface as after reset, without steering too.
+    fn reset_interface(&self) -> io::Result<()> {
+        let steering = if self.steering.is_some() { self.ports[0].set_steering(None) } else { Ok(()) };
+        steering.and(use_first_port_only(&self.ports))
     }
 
     /// Builds the workers' services: the pairs whose both queues are enabled, up to the first that is not.
@@ -338,11 +322,12 @@ impl Device for Net {
         let (features, interrupts) = (activation.features, activation.interrupts.clone());
         let pairs = self.pairs(activation)?;
         let offloads = Offloads::for_guest(features);
+        // A start sets offloads or the header, and the reset takes them back.
         if offloads != Offloads::NONE {
-            self.wait_for_a_turn();
+            limiter::wait_for(2, &self.limiter);
         }
         if header_len(features) != HEADER_LEN {
-            self.wait_for_a_turn();
+            limiter::wait_for(2, &self.limiter);
         }
         self.ports[0]
             .set_offloads(offloads)
@@ -390,7 +375,7 @@ impl Device for Net {
             worker.stop();
         }
         self.mac.set(self.own_mac);
-        if let Err(err) = self.use_first_port_only() {
+        if let Err(err) = self.reset_interface() {
             log::warn!("{}: failed to reset the tap: {err}", self.name);
         }
     }
@@ -404,6 +389,25 @@ impl Device for Net {
 /// Bytes of the header in front of each frame under `features`.
 fn header_len(features: u64) -> usize {
     if features & bit(VIRTIO_NET_F_HASH_REPORT) == 0 { HEADER_LEN } else { MAX_HEADER_LEN }
+}
+
+/// The number of queue pairs of a card on that many ports, and the sizes of its queues, the control queue's last.
+fn queues(config: &NetConfig, ports: usize) -> io::Result<(u16, Vec<u16>)> {
+    let pairs = u16::try_from(ports).ok().filter(|pairs| (1..=MAX_PAIRS).contains(pairs));
+    let pairs = pairs.ok_or_else(|| io::Error::other(format!("a card has 1 to {MAX_PAIRS} queue pairs")))?;
+    if !RING_SIZES.contains(&config.ring) || !config.ring.is_power_of_two() {
+        return Err(io::Error::other("a queue has 64 to 4096 descriptors, a power of two"));
+    }
+    let mut sizes = vec![config.ring; usize::from(pairs) * 2];
+    sizes.push(CTRL_QUEUE_SIZE);
+    Ok((pairs, sizes))
+}
+
+/// The interface as after reset: one queue, no offloads, the short header.
+fn use_first_port_only(ports: &[Arc<dyn FramePort>]) -> io::Result<()> {
+    let settings = ports[0].set_header_len(HEADER_LEN).and(ports[0].set_offloads(Offloads::NONE));
+    // All of them, also when one fails: a flow on a queue that nobody serves would be lost.
+    ports[1..].iter().map(|port| port.set_attached(false)).fold(settings, io::Result::and)
 }
 
 /// Takes the queue `idx` out of `queues`, which are sorted, and drops those before it.

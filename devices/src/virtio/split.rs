@@ -81,6 +81,11 @@ impl SplitQueue {
         size.is_power_of_two().then_some(Self { map, size, descriptors, available, used })
     }
 
+    /// The host addresses of the descriptor table, the available ring and the used ring.
+    pub(super) fn parts(&self) -> [*mut u8; 3] {
+        [self.descriptors, self.available, self.used]
+    }
+
     /// Number of descriptors, a power of two.
     pub(super) fn size(&self) -> u16 {
         self.size

@@ -356,6 +356,14 @@ impl Transport {
         self.interrupts.set_queue_vector(idx, NO_VECTOR);
     }
 
+    /// Gives the selected queue an interrupt vector.
+    pub fn set_queue_vector(&mut self, vector: u16) {
+        self.interrupts.set_queue_vector(self.queue_select, vector);
+        if self.running {
+            self.device.vector_changed(self.queue_select);
+        }
+    }
+
     /// Guest-physical address of a part of the selected queue.
     pub fn ring_address(&self, part: RingPart) -> u64 {
         self.selected().map_or(0, |mut q| *q.part(part))

@@ -67,7 +67,7 @@ async fn serve(
         Ok(rtnl) => rtnl,
         Err(source) => return fail(socket, &Error::Connect(source)),
     };
-    let mut host = Host { rtnl, taps: BTreeMap::new(), inherited };
+    let mut host = Host { rtnl, taps: BTreeMap::new(), vhosts: BTreeMap::new(), inherited };
     let mut clock = Clock { last: birth, timing: Timing::default() };
     clock.lap(|timing| &mut timing.connect_us);
     let plan = match set_up(&mut host, request, &mut clock).await {
@@ -142,15 +142,20 @@ fn hand_over(
 ) -> Result<(), Error> {
     for (card_idx, card) in plan.cards.iter().enumerate() {
         let Some(tap) = host.taps.get_mut(&card_idx) else { return Err(Error::Protocol) };
+        let mut vhosts = host.vhosts.remove(&card_idx).unwrap_or_default();
+        // A card on vhost-net does not offer what a program is for.
+        let steering = steering.filter(|_| vhosts.is_empty() && tap.fds.len() > 1);
         let header = PortHeader {
             tap_name: tap.name.clone(),
             bridge: plan.bridge_of(card_idx).map(ToString::to_string),
             mac: card.mac,
             mtu: card.mtu,
             queues: tap.fds.len(),
+            vhosts: vhosts.len(),
         };
         let mut fds = std::mem::take(&mut tap.fds);
-        if let Some(Steering { program, map }) = steering.filter(|_| fds.len() > 1).and_then(load) {
+        fds.append(&mut vhosts);
+        if let Some(Steering { program, map }) = steering.and_then(load) {
             fds.extend([program, map]);
         }
         Reply::Port(header).send(socket.as_fd(), &fds)?;

@@ -1,7 +1,7 @@
 //! What the keeper tells the VMM, and how descriptors travel with it.
 //!
 //! One message is one packet of a `SOCK_SEQPACKET` pair: JSON, and for a card its descriptors as `SCM_RIGHTS`
-//! (unix(7)). A card has at most 66, the kernel passes up to 253 at once. The VMM says one thing only, by closing its
+//! (unix(7)). A card has at most 130, the kernel passes up to 253 at once. The VMM says one thing only, by closing its
 //! end: that it is over.
 #![allow(unsafe_code)] // Received descriptors come as numbers.
 
@@ -24,8 +24,8 @@ pub const PATIENCE_S: i64 = 30;
 /// Largest message. The longest is a teardown report: a line for each step that failed.
 const MESSAGE_BYTES: usize = 64 * 1024;
 
-/// Descriptors a receiver has room for: a queue's each, a program and its map.
-const FDS_MAX: usize = QUEUES_MAX as usize + 2;
+/// Descriptors a receiver has room for: a queue's two each, a program and its map.
+const FDS_MAX: usize = 2 * QUEUES_MAX as usize + 2;
 
 /// What the keeper says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,15 +47,17 @@ pub(crate) enum Reply {
     Stopped(Vec<Report>),
 }
 
-/// A port without its descriptors.
+/// A port without its descriptors: those of the tap, those of vhost-net, a steering program and its map.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PortHeader {
     pub(crate) tap_name: String,
     pub(crate) bridge: Option<String>,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: u16,
-    /// How many of the descriptors are queues. The others are a steering program and its map.
+    /// How many of the descriptors are queues of the tap.
     pub(crate) queues: usize,
+    /// How many of the following ones are instances of vhost-net: as many, or none.
+    pub(crate) vhosts: usize,
 }
 
 /// How long the keeper took, in microseconds since its birth; each phase ends where the next begins.

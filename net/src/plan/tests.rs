@@ -252,6 +252,19 @@ fn a_card_has_a_queue_pair_for_each_vcpu_as_far_as_its_tap_has_them() {
 }
 
 #[test]
+fn vhost_is_opened_once_for_each_queue_pair_in_every_mode() {
+    let mut facts = with(host(), tap(8, "tap0"));
+    let kind = FdKind::Tun { name: "vmtap0".to_owned(), frames: true, vnet_header: true };
+    facts.fds = [3, 4].map(|fd| FdFact { fd, kind: kind.clone() }).to_vec();
+    for (flag, queues) in [("bridge=br0,queues=3,vhost=on", 3), ("tap=tap0,vhost=on", 1), ("fd=3:4,vhost=on", 2)] {
+        let steps = plan("vm", &specs(&[flag]), &facts).unwrap().steps;
+        assert!(steps.contains(&Step::OpenVhost { card: 0, queues }), "{flag}");
+    }
+    let steps = plan("vm", &specs(&["bridge=br0,vhost=off"]), &facts).unwrap().steps;
+    assert!(!steps.iter().any(|step| matches!(step, Step::OpenVhost { .. })));
+}
+
+#[test]
 fn an_address_of_this_host_is_refused() {
     assert_eq!(
         refusal(&["bridge=br0,mac=1a:00:00:00:00:02"], &host()),

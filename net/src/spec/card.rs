@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::fields::{Mtu, Queues, RingSize};
+use super::fields::{Mtu, Queues, RingSize, Switch};
 use super::offload::OffloadList;
 use crate::mac::MacAddr;
 
@@ -26,11 +26,14 @@ pub struct CardSpec {
     /// What is left to the tap that the guest would otherwise do for every frame.
     #[serde(default)]
     pub offload: OffloadList,
+    /// Whether the kernel's vhost-net moves the frames, instead of threads of the VMM.
+    #[serde(default)]
+    pub vhost: Switch,
 }
 
 impl CardSpec {
     /// The keys.
-    pub(super) const KEYS: &[&str] = &["mac", "mtu", "queues", "ring", "offload"];
+    pub(super) const KEYS: &[&str] = &["mac", "mtu", "queues", "ring", "offload", "vhost"];
 }
 
 impl fmt::Display for CardSpec {
@@ -50,6 +53,9 @@ impl fmt::Display for CardSpec {
         }
         if self.offload != OffloadList::default() {
             write!(f, ",offload={}", self.offload)?;
+        }
+        if self.vhost == Switch::On {
+            f.write_str(",vhost=on")?;
         }
         Ok(())
     }

@@ -20,8 +20,8 @@ fn a_bridge_needs_nothing_but_its_name() {
 #[test]
 fn every_key_of_every_mode_is_read_in_any_order() {
     for text in [
-        "bridge=br0,create=on,mac=52:54:00:00:00:01,mtu=9000,queues=4,ring=1024,offload=csum:tso",
-        "tap=tap7,mac=52:54:00:00:00:01,mtu=1400,queues=1,ring=64,offload=off",
+        "bridge=br0,create=on,mac=52:54:00:00:00:01,mtu=9000,queues=4,ring=1024,offload=csum:tso,vhost=on",
+        "tap=tap7,mac=52:54:00:00:00:01,mtu=1400,queues=1,ring=64,offload=off,vhost=on",
         "fd=3:4:5,mac=52:54:00:00:00:01,mtu=1400,queues=3,ring=4096,offload=csum:tso:ecn:uso",
     ] {
         let mut items: Vec<&str> = text.split(',').collect();
@@ -53,6 +53,8 @@ fn a_table_with_native_values_gives_the_same_as_the_flag() {
         ("tap=t0,mac=52:54:00:00:00:01", r#"{"mac": "52:54:00:00:00:01", "tap": "t0"}"#),
         ("fd=3:4", r#"{"fd": [3, 4]}"#),
         ("fd=3", r#"{"fd": 3}"#),
+        ("fd=3,vhost=on", r#"{"fd": 3, "vhost": true}"#),
+        ("fd=3,vhost=off", r#"{"fd": 3}"#),
         ("tap=t0,queues=2,ring=512,offload=off", r#"{"tap": "t0", "queues": 2, "ring": 512, "offload": false}"#),
     ] {
         assert_eq!(serde_json::from_str::<NetSpec>(table).unwrap(), parse(flag));
@@ -77,6 +79,7 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
         queues: Some(Queues::ONE),
         ring: RingSize::default(),
         offload: OffloadList::default(),
+        vhost: Switch::On,
     };
     let name: IfName = "x".parse().unwrap();
     let bridge = BridgeSpec { bridge: name.clone(), create: Switch::On, card: card.clone() };
@@ -112,9 +115,12 @@ fn keys_are_known_given_once_and_have_a_value() {
     assert_eq!(refusal("bridge=br0,quues=2"), "bridge= takes no key \"quues\": did you mean queues=?");
     assert_eq!(
         refusal("bridge=br0,vlan=100"),
-        "bridge= takes no key \"vlan\": it takes create, mac, mtu, queues, ring, offload"
+        "bridge= takes no key \"vlan\": it takes create, mac, mtu, queues, ring, offload, vhost"
     );
-    assert_eq!(refusal("tap=t0,create=on"), "tap= takes no key \"create\": it takes mac, mtu, queues, ring, offload");
+    assert_eq!(
+        refusal("tap=t0,create=on"),
+        "tap= takes no key \"create\": it takes mac, mtu, queues, ring, offload, vhost"
+    );
     assert_eq!(refusal("bridge=br0,bridge=br1"), "bridge= is given twice: keep one of them");
     assert_eq!(refusal("bridge=br0,mtu=1500,mtu=1500"), "mtu= is given twice: keep one of them");
     assert_eq!(refusal("bridge=br0,create"), "create has no value: write create=VALUE");

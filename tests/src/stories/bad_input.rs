@@ -75,6 +75,7 @@ const NETWORKS: &[Case] = &[
     case("--kernel $K --net bridge=$B,queues=65", &["queues=65", "1 to 64"], USAGE),
     case("--kernel $K --net bridge=$B,offload=lro", &["offload=lro", "csum:tso:ecn:ufo:uso"], USAGE),
     case("--kernel $K --net bridge=$B,offload=tso", &["tso needs csum"], USAGE),
+    case("--kernel $K --net bridge=$B,vhost=maybe", &["\"maybe\" is not possible", "on or off"], USAGE),
     case("--kernel $K --net bridge=nosuchbridge", &["nosuchbridge"], USAGE),
     case("--kernel $K --net bridge=lo", &["lo", "bridge"], USAGE),
     case("--kernel $K --net tap=nosuchtap", &["nosuchtap"], USAGE),
@@ -114,6 +115,13 @@ const HOSTS: &[Case] = &[
                  set -- setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\";",
         flags: "--kernel $K --net bridge=$B",
         says: &["/dev/net/tun", "permission"],
+        code: HOST,
+    },
+    Case {
+        before: "mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9; mknod -m 666 /dev/kvm c 10 232;
+                 mkdir -m 755 /dev/net; mknod -m 666 /dev/net/tun c 10 200;",
+        flags: "--kernel $K --net bridge=$B,vhost=on",
+        says: &["/dev/vhost-net", "modprobe vhost_net"],
         code: HOST,
     },
 ];

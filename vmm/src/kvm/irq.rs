@@ -155,6 +155,10 @@ impl MsiVector for Vector {
     fn clear(&self) {
         self.drain();
     }
+
+    fn event(&self) -> Option<&EventFd> {
+        Some(&self.event)
+    }
 }
 
 impl Drop for Vector {

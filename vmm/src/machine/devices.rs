@@ -17,7 +17,7 @@ use devices::legacy::serial::Serial;
 use devices::pci::root::{PciRoot, Windows};
 use devices::virtio::blk::{Blk, disk};
 use devices::virtio::device::{Device, Memory};
-use devices::virtio::net::{FramePort, Net, NetConfig, Offloads, Steering, Tap};
+use devices::virtio::net::{FramePort, Instance, Net, NetConfig, Offloads, Steering, Tap, Vhost};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use net::spec::{Offload, OffloadList};
@@ -171,7 +171,7 @@ impl Slots<'_> {
         for (index, (wanted, port)) in host.cards()?.into_iter().enumerate() {
             let name = format!("net{index}");
             let card = card(&name, wanted, port).map_err(added(&name))?;
-            self.add(&name, Box::new(card))?;
+            self.add(&name, card)?;
         }
         for (index, disk) in host.disks.iter().enumerate() {
             let name = format!("blk{index}");
@@ -194,8 +194,8 @@ impl Slots<'_> {
     }
 }
 
-/// A card on the queues of `port`, which stay open for the next card after a reboot.
-fn card(name: &str, wanted: &Card, port: &net::Port) -> io::Result<Net> {
+/// A card on the queues of `port`, which stay open for the next card after a reboot; on vhost-net if the port has that.
+fn card(name: &str, wanted: &Card, port: &net::Port) -> io::Result<Box<dyn Device>> {
     let tap = |fd: &OwnedFd| Ok(Arc::new(Tap::new(fd.try_clone()?)?) as Arc<dyn FramePort>);
     let taps = port.fds.iter().map(tap).collect::<io::Result<_>>()?;
     let config = NetConfig {
@@ -206,11 +206,15 @@ fn card(name: &str, wanted: &Card, port: &net::Port) -> io::Result<Net> {
         offloads: offloads(wanted.spec.offload),
         link: wanted.link.clone(),
     };
-    let card = Net::new(config, taps)?;
-    match &port.steering {
-        Some(net::Steering { program, map }) => Ok(card.with_steering(Steering::new(program.try_clone()?, map)?)),
-        None => Ok(card),
+    if !port.vhost.is_empty() {
+        let instances = port.vhost.iter().map(|fd| Instance::new(fd.try_clone()?)).collect::<io::Result<_>>()?;
+        return Ok(Box::new(Vhost::new(config, taps, instances)?));
     }
+    let card = Net::new(config, taps)?;
+    Ok(Box::new(match &port.steering {
+        Some(net::Steering { program, map }) => card.with_steering(Steering::new(program.try_clone()?, map)?),
+        None => card,
+    }))
 }
 
 /// What the user leaves to the tap, as the card calls it.

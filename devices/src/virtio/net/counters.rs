@@ -135,11 +135,14 @@ impl Counters {
             report.push(named("interrupts_suppressed", interrupts.suppressed));
         }
         if idx == 0 {
-            let ctrl =
-                |(name, get): &(&str, Get)| Counter { name: format!("ctrl.{name}").into(), value: get(self).get() };
-            report.extend(CTRL.iter().map(ctrl));
+            report.extend(self.report_ctrl());
         }
         report
+    }
+
+    /// The counts of the control queue by name, such as `ctrl.ok`.
+    pub(super) fn report_ctrl(&self) -> impl Iterator<Item = Counter> {
+        CTRL.iter().map(|(name, get)| Counter { name: format!("ctrl.{name}").into(), value: get(self).get() })
     }
 
     /// Where a frame goes that could not be sent because of `error` (tun_get_user of the kernel).

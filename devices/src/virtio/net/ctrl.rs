@@ -389,6 +389,11 @@ impl CtrlQueue {
         Self { ring, chain: Chain::default(), control, counters, command: Vec::new(), waiting: None }
     }
 
+    /// Whether the interface uses each of the pairs.
+    pub(super) fn attached(&self) -> Vec<bool> {
+        self.control.pairs.iter().map(|switch| switch.attached).collect()
+    }
+
     /// When a command is due that has to wait.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.waiting.as_ref().map(|waiting| waiting.due)

@@ -4,6 +4,8 @@
 //! a driver that did so in a loop would slow them all down. A bucket of tokens, one for each such system call: it is full enough for
 //! all that a driver does at its start, and fills slowly.
 
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Calls that are made at once: attaching or detaching all queues of the largest card, twice over. A fuzz target's driver never has to
@@ -36,6 +38,14 @@ impl Limiter {
         }
         self.full_at = now + missing + PERIOD * calls;
         Ok(())
+    }
+}
+
+/// Slows a driver down that starts and resets the card in a loop: waits until `calls` may be made.
+pub(super) fn wait_for(calls: u32, limiter: &Mutex<Limiter>) {
+    let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+    while let Err(due) = limiter.take(calls, Instant::now()) {
+        thread::sleep(due.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -56,7 +56,7 @@ fn write_u16(transport: &mut Transport, interrupts: &Interrupts, offset: u64, va
         CONFIG_VECTOR => interrupts.set_config_vector(value),
         QUEUE_SELECT => transport.select_queue(value),
         QUEUE_SIZE => transport.set_queue_size(value),
-        QUEUE_VECTOR => interrupts.set_queue_vector(transport.queue_select(), value),
+        QUEUE_VECTOR => transport.set_queue_vector(value),
         QUEUE_ENABLE if value == 1 => transport.enable_queue(),
         QUEUE_RESET if value == 1 => transport.reset_queue(),
         _ => {}

@@ -1,0 +1,142 @@
+//! Cards on the kernel's vhost-net: the same network for the guest, moved by other threads.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+
+use super::Story;
+use crate::lan::{Lan, sh};
+use crate::stage::Stage;
+
+pub(super) const STORIES: &[Story] = &[
+    Story { name: "vhost::a_guest_moves_data_both_ways_by_threads_of_the_kernel", tell: data_both_ways },
+    Story { name: "vhost::a_card_survives_resets_pairs_and_links_that_change_under_load", tell: changes },
+];
+
+/// What goes to the guest and back.
+const TRANSFER_MIB: usize = 64;
+
+/// Feature bits that nobody serves on vhost-net: receive modes, VLANs, coalescing of two kinds, resets of single queues, hash reports,
+/// receive-side scaling.
+const NOT_OFFERED: [usize; 8] = [18, 19, 20, 52, 53, 40, 57, 60];
+/// And some that it has: partial checksums, segmentation, mergeable buffers, status, control queue, multiqueue, indirect
+/// descriptors, event index.
+const OFFERED: [usize; 8] = [0, 11, 15, 16, 17, 22, 28, 29];
+
+fn data_both_ways(stage: &Stage) {
+    let lan = Lan::new();
+    let host = lan.address();
+    let links_before = lan.links();
+    let (down, up) = (listener(&lan), listener(&lan));
+    let minivmm = stage.minivmm().display().to_string();
+    let vm = stage
+        .vm()
+        .cpus(2)
+        .name("vhost")
+        .net(format!("{},queues=2,vhost=on", lan.net()))
+        .script(&format!(
+            "echo address=$(ip -4 -o addr show dev eth0 | sed 's/.*inet //; s,/.*,,')
+             echo features=$(cat /sys/class/net/eth0/device/features)
+             echo pairs=$(ethtool -l eth0 | awk '/^Combined/ {{ printf $2 \" \" }}')
+             ping -c 3 {host} >/dev/null; echo ping=$?
+             nc {host} {} </dev/null >/tmp/data; echo sum=$(sha256sum </tmp/data); nc {host} {} </tmp/data >/dev/null",
+            port(&down),
+            port(&up)
+        ))
+        .start();
+
+    let (address, features, pairs) = (vm.value("address"), vm.value("features"), vm.value("pairs"));
+    assert_eq!((pairs.trim(), vm.value("ping").as_str()), ("2 2", "0"), "queue pairs, exit code of the ping");
+    assert!(!address.is_empty(), "the guest has no address");
+    let has = |bit: &usize| features.as_bytes().get(*bit) == Some(&b'1');
+    assert!(OFFERED.iter().all(has) && !NOT_OFFERED.iter().any(has), "features {features}");
+    let (own, kernel) = (vm.threads(), kernel_threads());
+    println!("{address}, threads of minivmm: {}; vhost-net has {kernel} threads", own.join(" "));
+    assert!(!own.iter().any(|name| name == "net0-0" || name == "net0-1"), "workers of queue pairs");
+    assert_eq!(kernel, 2, "threads of vhost-net");
+
+    let data =
+        sh(&format!("head -c {TRANSFER_MIB}M /dev/urandom | base64 -w 0 | head -c {TRANSFER_MIB}M")).into_bytes();
+    let sent = stage.file("sent");
+    std::fs::write(&sent, &data).expect("a file to compare with");
+    down.accept().expect("the guest connects").0.write_all(&data).expect("sending to the guest");
+    let sum = vm.value("sum");
+    let mut returned = Vec::new();
+    let mut connection = up.accept().expect("the guest connects back").0;
+    let counters: serde_json::Value =
+        serde_json::from_str(&sh(&format!("{minivmm} counters vhost"))).expect("JSON from minivmm counters");
+    connection.read_to_end(&mut returned).expect("receiving from the guest");
+    drop(connection);
+    println!("{TRANSFER_MIB} MiB each way, SHA-256 {sum}; counters {}", counters["net0"]);
+    assert_eq!(sum.split_whitespace().next(), sh(&format!("sha256sum {}", sent.display())).split_whitespace().next());
+    assert!(returned == data, "{} bytes came back, not those that were sent", returned.len());
+    assert!(counters["net0"]["ctrl.ok"].as_u64() > Some(0), "commands of the guest");
+    assert!(counters["net0"].get("rx.0.frames").is_none(), "a count that nobody keeps");
+
+    assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
+    assert_eq!(kernel_threads(), 0, "threads of vhost-net after the guest");
+    assert_eq!(lan.links(), links_before, "the host's links after the guest");
+}
+
+/// How often the guest resets its card.
+const RESETS: u32 = 5;
+
+fn changes(stage: &Stage) {
+    let lan = Lan::new();
+    let (host, bridge) = (lan.address(), lan.bridge());
+    let minivmm = stage.minivmm().display().to_string();
+    let flooded = listener(&lan);
+    let vm = stage
+        .vm()
+        .cpus(2)
+        .name("changes")
+        .net(format!("{},queues=2,vhost=on", lan.net()))
+        .script(&format!(
+            "await() {{ until [ $(cat /sys/class/net/eth0/carrier) = $1 ]; do sleep 0.05; done; }}
+             reach() {{ ping -c 3 -W 5 {host} >/dev/null; echo $1=$?; }}
+             a=$(ip -4 -o addr show dev eth0 | sed 's/.*inet //; s, .*,,'); echo address=${{a%/*}}
+             d=$(basename $(readlink /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net
+             nc {host} {} </dev/null >/dev/null
+             for n in $(seq {RESETS}); do
+                 echo $d >unbind; echo $d >bind; ip link set eth0 up; ip addr add $a dev eth0; sleep 0.3
+             done; reach resets
+             for n in 1 2 1 2 1 2; do ethtool -L eth0 combined $n || break; sleep 0.2; done; echo last=$n; reach pairs
+             ethtool -K eth0 gro off lro off 2>/dev/null; ethtool -K eth0 tso off; reach offloads
+             echo ready=1; await 0; echo down=0; await 1; reach link",
+            port(&flooded)
+        ))
+        .start();
+    let address = vm.value("address");
+    let connection = flooded.accept().expect("the guest connects").0;
+    let mut flood =
+        Command::new("ping").args(["-q", "-f", &address]).stdout(Stdio::null()).spawn().expect("ping starts");
+    drop(connection);
+    for name in ["resets", "pairs", "offloads"] {
+        assert_eq!(vm.value(name), "0", "ping after {name}");
+    }
+    assert_eq!(vm.value("last"), "2", "the last number of queue pairs");
+    vm.value("ready");
+    flood.kill().and_then(|()| flood.wait()).expect("ping is still running");
+    assert_eq!(kernel_threads(), 2, "threads of vhost-net");
+    sh(&format!("{minivmm} link changes net0 down"));
+    assert_eq!(vm.value("down"), "0");
+    sh(&format!("ping -c 3 -W 1 -I {bridge} {address} >/dev/null && exit 1 || true"));
+    sh(&format!("{minivmm} link changes net0 up"));
+    assert_eq!(vm.value("link"), "0", "ping over the link that is back");
+    println!("{RESETS} resets under load, 1 and 2 pairs in turns, a link that went and came back");
+    assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
+    assert_eq!(kernel_threads(), 0, "threads of vhost-net after the guest");
+}
+
+/// Threads of vhost-net on this host; Linux calls each `vhost-` and the number of the thread that made it.
+fn kernel_threads() -> usize {
+    sh("ps -eLo comm=").lines().filter(|name| name.starts_with("vhost-")).count()
+}
+
+fn listener(lan: &Lan) -> TcpListener {
+    TcpListener::bind((lan.address(), 0)).expect("a port on the bridge's address")
+}
+
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().expect("the address of a bound socket").port()
+}
