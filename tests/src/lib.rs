@@ -14,5 +14,6 @@ pub mod place;
 pub mod probe;
 pub mod stage;
 pub mod stories;
+pub mod traffic;
 pub mod vm;
 pub mod workspace;

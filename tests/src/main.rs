@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io::IsTerminal;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use tests::hostvm::wire::Command;
 use tests::hostvm::{Config, HostVm, agent, keep};
 use tests::place::Place;
 use tests::stage::{SKIPPED, Stage};
+use tests::traffic::datagrams::{self, Cut, Plan};
+use tests::traffic::flows;
 use tests::workspace::Parts;
 use tests::{bench, demo, namespace, probe, stories, vm, workspace};
 
@@ -47,6 +50,9 @@ enum Word {
     BenchGuest(BenchGuestHereArgs),
     /// Say what this machine's KVM is good for
     Place,
+    /// Send or receive what checks itself (runs in guests)
+    #[command(subcommand, hide = true)]
+    Traffic(Traffic),
     /// Serve the control channel (runs inside the host VM)
     #[command(hide = true)]
     Agent,
@@ -62,6 +68,42 @@ enum Bench {
     Guest(BenchGuestArgs),
     /// Instructions that the card's own code takes for a frame, against the recorded figures; more than 10 % above them is a failure
     Instructions(BenchInstructionsArgs),
+}
+
+/// The ends of `tests::traffic`. Each prints its report in a line of JSON.
+#[derive(Subcommand)]
+enum Traffic {
+    /// Open flows and keep them busy until standard input ends
+    Flows { address: SocketAddr, count: usize },
+    /// Send numbered datagrams
+    Send {
+        address: SocketAddr,
+        #[command(flatten)]
+        plan: DatagramArgs,
+        /// Have them cut by the kernel or the card
+        #[arg(long)]
+        uncut: bool,
+    },
+    /// Receive them
+    Receive {
+        address: SocketAddr,
+        #[command(flatten)]
+        plan: DatagramArgs,
+    },
+}
+
+#[derive(Args)]
+struct DatagramArgs {
+    count: usize,
+    /// Bytes of the first, the second, ..; then again
+    #[arg(value_delimiter = ',', required = true)]
+    sizes: Vec<u16>,
+}
+
+impl From<DatagramArgs> for Plan {
+    fn from(DatagramArgs { count, sizes }: DatagramArgs) -> Self {
+        Self { count, sizes }
+    }
 }
 
 #[derive(Args)]
@@ -254,6 +296,7 @@ fn main() -> ExitCode {
         Word::Hostvm(args) => host_vm(&args).map_err(Into::into),
         Word::Exec(args) => exec(&args).map_err(Into::into),
         Word::Agent => agent::serve().map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Word::Traffic(traffic) => self::traffic(traffic),
         Word::Bench(Bench::Start(args)) => bench_start(&args),
         Word::Bench(Bench::Card(args)) => bench_card(&args),
         Word::Bench(Bench::Guest(args)) => bench_guest(&args),
@@ -292,6 +335,21 @@ fn on_stage(args: &StageArgs, play: impl FnOnce(&Stage)) -> std::io::Result<Exit
         eprintln!("{}", vm::last_words());
     }));
     play(&Stage::new(parts, scratch.path()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn traffic(word: Traffic) -> Result<ExitCode, Box<dyn Error>> {
+    let report = match word {
+        Traffic::Flows { address, count } => serde_json::to_string(&flows::connect(address, count, std::io::stdin())?)?,
+        Traffic::Send { address, plan, uncut } => {
+            let cut = if uncut { Cut::Kernel } else { Cut::Sender };
+            datagrams::send(address, &plan.into(), cut)?.to_string()
+        }
+        Traffic::Receive { address, plan } => {
+            serde_json::to_string(&datagrams::receive(&UdpSocket::bind(address)?, &plan.into())?)?
+        }
+    };
+    println!("{report}");
     Ok(ExitCode::SUCCESS)
 }
 

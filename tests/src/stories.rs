@@ -9,7 +9,10 @@ mod bad_input;
 mod boot;
 mod bridge;
 mod card;
+mod datagrams;
 mod disk;
+mod flows;
+mod large;
 mod memory;
 mod queues;
 mod rss;
@@ -33,7 +36,10 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         boot::STORIES,
         bridge::STORIES,
         card::STORIES,
+        datagrams::STORIES,
         disk::STORIES,
+        flows::STORIES,
+        large::STORIES,
         memory::STORIES,
         queues::STORIES,
         rss::STORIES,

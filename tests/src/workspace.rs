@@ -10,7 +10,8 @@ use images::{place, vmlinux};
 
 use crate::guest::{Guest, SERIES};
 
-/// Programs of this machine that the stories' guests have beside the usual ones.
+/// Programs of this machine that the stories' guests have beside the usual ones and this very program, which is the other end of
+/// [`crate::traffic`].
 const PROGRAMS: [&str; 1] = ["ethtool"];
 
 /// Why the project's parts are not there.
@@ -65,7 +66,7 @@ impl Parts {
                 out: guests.clone(),
                 cache: place::cache_dir(&guests),
                 agent: binaries.join("minivmm-agent"),
-                programs: PROGRAMS.map(str::to_owned).to_vec(),
+                programs: PROGRAMS.into_iter().map(str::to_owned).chain(own_program()).collect(),
                 modules: Vec::new(),
             })?;
             let guest = Guest::at(&guests, series);
@@ -107,6 +108,11 @@ fn build() -> Result<PathBuf, Error> {
     let build = ["build", "--release", "--quiet", "--package", "minivmm", "--package", "images"];
     run(Command::new(cargo).args(build).current_dir(root()))?;
     Ok(release_folder())
+}
+
+fn own_program() -> Option<String> {
+    let program = std::env::current_exe().ok()?;
+    program.to_str().map(str::to_owned)
 }
 
 /// Cargo's target folder.
