@@ -235,7 +235,7 @@ impl Net {
             let tx = Tx::new(tx, port.clone(), counters.clone(), self.link.clone());
             let rx = rx.coalesced_by(Coalescer::new(coalescing.clone(), idx)).with_hasher(hasher);
             let tx = tx.coalesced_by(Coalescer::new(coalescing.clone(), idx + 1)).joining(self.joins_datagrams());
-            let tx = tx.with_header(header_len);
+            let tx = tx.with_header(header_len).with_first_port(&self.ports[0]);
             pairs.push(Pair {
                 inbox,
                 rx: Lane::new(idx, rx, rx_doorbell),

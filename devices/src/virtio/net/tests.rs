@@ -645,18 +645,18 @@ fn set_pairs_attaches_and_detaches_and_refuses_what_it_has_not() {
     assert!(first.attached.load(Ordering::Relaxed));
 }
 
-/// A port of an interface that takes no more queues.
+/// A detached port of an interface that takes no more queues.
 struct DetachedPort(SocketPort);
 
 impl FramePort for DetachedPort {
     fn fd(&self) -> RawFd {
         self.0.fd()
     }
-    fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize> {
-        self.0.receive(into, spill)
+    fn receive(&self, _into: &mut IoVecs, _spill: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(libc::EBADFD))
     }
-    fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
-        self.0.transmit(frame)
+    fn transmit(&self, _frame: &IoVecs) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(libc::EBADFD))
     }
     fn probe_offloads(&self) -> Offloads {
         Offloads::NONE
@@ -1085,4 +1085,22 @@ fn datagrams_of_one_flow_leave_together_and_in_order_even_if_they_had_to_wait() 
     assert_eq!(used(&mock), [0; 6]);
     assert_eq!((driver.count("tx.0.frames"), driver.count("tx.0.joined"), driver.count("tx.0.waits")), (6, 5, 1));
     assert_eq!(driver.count("tx.0.bytes"), 42 * 5 + 80 + 32);
+}
+
+#[test]
+fn frame_of_a_queue_that_was_detached_meanwhile_leaves_by_the_first() {
+    let (driver, (first, wire)) = (Driver::new(), port());
+    let mock = MockSplitQueue::new(&driver.mem, 16);
+    mock.build_multiple_desc_chains(&chains(1, u32::try_from(FRAME.len()).unwrap(), 0)).unwrap();
+    driver.mem.write_slice(FRAME, GuestAddress(BUFFERS)).unwrap();
+    let detached = Arc::new(DetachedPort(Arc::try_unwrap(port().0).unwrap_or_else(|_| unreachable!())));
+    let first: Arc<dyn FramePort> = first;
+    let tx = Tx::new(driver.ring(&mock), detached, driver.counters.clone(), Link::default());
+
+    tx.with_first_port(&first).transmit().unwrap();
+
+    let mut frame = [0; 100];
+    let len = wire.recv(&mut frame).unwrap();
+    assert_eq!((&frame[..len], used(&mock)), (FRAME, vec![0]));
+    assert_eq!((driver.count("tx.0.frames"), driver.count("tx.0.port_gone")), (1, 0));
 }

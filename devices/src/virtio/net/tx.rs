@@ -27,6 +27,8 @@ pub(super) struct Tx {
     ring: Ring,
     coalescer: Coalescer,
     port: Arc<dyn FramePort>,
+    /// The one port that is never detached, if that is another.
+    first_port: Option<Arc<dyn FramePort>>,
     counters: Arc<Counters>,
     link: Link,
     chain: Chain,
@@ -48,8 +50,25 @@ impl Tx {
         let frame = || IoVecs::new(ring.mem().clone());
         let (next, train) = (frame(), Train::new(frame()));
         let coalescer = Coalescer::default();
-        let chain = Chain::default();
-        Self { ring, coalescer, port, counters, link, chain, next, train, waits: false, joins: false, unpublished: 0 }
+        Self {
+            ring,
+            coalescer,
+            port,
+            first_port: None,
+            counters,
+            link,
+            chain: Chain::default(),
+            next,
+            train,
+            waits: false,
+            joins: false,
+            unpublished: 0,
+        }
+    }
+
+    /// The same with a port for what is still to be sent when its own has been detached.
+    pub(super) fn with_first_port(self, first: &Arc<dyn FramePort>) -> Self {
+        Self { first_port: Some(first.clone()), ..self }
     }
 
     /// The same, with datagrams of one flow joined: for a port that takes UDP to be segmented.
@@ -162,7 +181,7 @@ impl Tx {
             return true;
         }
         let frames = u64::try_from(count).unwrap_or(0);
-        let sent = if self.link.is_up() { Some(self.train.send(self.port.as_ref())) } else { None };
+        let sent = self.link.is_up().then(|| self.send());
         match sent {
             None => self.counters.tx_link_down.add(frames),
             Some(Ok(_)) => {
@@ -187,6 +206,22 @@ impl Tx {
         }
         self.train.clear();
         true
+    }
+
+    /// Gives what has been gathered to the port. What the driver sent before it gave up the queue (virtio 1.3 5.1.6.5.5) may find the
+    /// port detached; then another port takes it.
+    fn send(&mut self) -> io::Result<usize> {
+        let sent = self.train.send(self.port.as_ref());
+        match (&self.first_port, &sent) {
+            (Some(first), Err(err)) if err.raw_os_error() == Some(libc::EBADFD) => {
+                // A full port tells only its own worker when there is room, so nothing can wait for it here.
+                let gone = || io::Error::from_raw_os_error(libc::EBADFD);
+                self.train
+                    .send(first.as_ref())
+                    .map_err(|err| if err.kind() == ErrorKind::WouldBlock { gone() } else { err })
+            }
+            _ => sent,
+        }
     }
 
     /// Returns a chain to the driver.
