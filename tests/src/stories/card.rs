@@ -171,12 +171,13 @@ fn addresses(stage: &Stage) {
     let (host, bridge) = (lan.address(), lan.bridge());
     let stranger = format!("{}250", host.trim_end_matches('1'));
     let (closed, open) = (listener(&lan), listener(&lan));
+    // Linux switches receive modes in a work item, some time after the command.
     let vm = stage
         .vm()
         .net(lan.net())
         .script(&format!(
             "{} n=$(rx); turn {}; echo closed=$(($(rx) - n))
-             ip link set eth0 promisc on; n=$(rx); turn {}; echo open=$(($(rx) - n)); ip link set eth0 promisc off
+             ip link set eth0 promisc on; sleep 2; n=$(rx); turn {}; echo open=$(($(rx) - n)); ip link set eth0 promisc off
              ip link set eth0 address 02:00:00:00:00:55; ip neigh flush dev eth0
              ping -c 3 {host} >/dev/null; echo ping=$?; echo mac=$(cat /sys/class/net/eth0/address)",
             words(&host),
@@ -239,7 +240,8 @@ fn vlans(stage: &Stage) {
 
 /// Sends [`FRAMES`] frames that nobody answers.
 fn flood(to: &str) {
-    sh(&format!("ping -q -c {FRAMES} -i 0.002 -W 1 {to} || true"));
+    // Nobody answers, so 1 is its exit code.
+    sh(&format!("ping -q -c {FRAMES} -i 0.002 -W 1 {to} || [ $? = 1 ]"));
 }
 
 fn listener(lan: &Lan) -> TcpListener {
