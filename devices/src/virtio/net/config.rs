@@ -5,7 +5,8 @@ use crate::virtio::net::rss::{MAX_KEY_LEN, MAX_TABLE_LEN, supported_hash_types};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of the structure up to and with `supported_hash_types`; fields of features that are not offered read as zero.
+/// Bytes of the structure up to and with `supported_hash_types`; what is behind them reads as zero. Drivers look only at fields
+/// whose feature is offered.
 const LEN: usize = 24;
 
 /// The card's address, which the driver can change through the control queue.

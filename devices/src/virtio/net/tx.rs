@@ -27,7 +27,7 @@ pub(super) struct Tx {
     ring: Ring,
     coalescer: Coalescer,
     port: Arc<dyn FramePort>,
-    /// The one port that is never detached, if that is another.
+    /// The one port that is never detached.
     first_port: Option<Arc<dyn FramePort>>,
     counters: Arc<Counters>,
     link: Link,
