@@ -104,8 +104,12 @@ fn tell_stories(filter: Option<&str>) -> Result<Tally, Error> {
     });
     let arguments = Arguments { test_threads: Some(teller.side_by_side()), ..Arguments::default() };
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    for (name, report) in teller.reports() {
+    for (name, report) in teller.reports.taken() {
         println!("--- {name}\n{}", report.trim_end());
+    }
+    // Last, where nobody has to look for it.
+    for (name, report) in teller.failures.taken() {
+        println!("--- failed: {name}\n{}", report.trim_end());
     }
     Ok(Tally::from(&conclusion))
 }
@@ -116,14 +120,36 @@ struct Teller {
     program: Result<PathBuf, std::io::Error>,
     place: Place,
     host_vms: Option<Pool>,
-    reports: Mutex<Vec<(&'static str, String)>>,
+    reports: Reports,
+    failures: Reports,
+}
+
+/// What stories have said, by name, in the order of their ends.
+#[derive(Default)]
+struct Reports(Mutex<Vec<(&'static str, String)>>);
+
+impl Reports {
+    fn add(&self, name: &'static str, report: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((name, report));
+    }
+
+    fn taken(&self) -> Vec<(&'static str, String)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Teller {
     fn choose(parts: Parts) -> Self {
         let place = Place::ask();
         let host_vms = (!place.boots_linux()).then(|| Pool::new(processors().min(HOST_VMS_MAX)));
-        Self { parts, program: std::env::current_exe(), place, host_vms, reports: Mutex::default() }
+        Self {
+            parts,
+            program: std::env::current_exe(),
+            place,
+            host_vms,
+            reports: Reports::default(),
+            failures: Reports::default(),
+        }
     }
 
     fn describe(&self) -> String {
@@ -148,23 +174,26 @@ impl Teller {
         words.extend(self.parts.flags());
         let output = match &self.host_vms {
             None => here(&words)?,
-            Some(pool) => pool.run(words, STORY_TIMEOUT).map_err(|error| Failed::from(chain(&error)))?,
+            Some(pool) => pool.run(words, STORY_TIMEOUT).map_err(|error| {
+                self.failures.add(story.name, chain(&error));
+                chain(&error)
+            })?,
         };
         let report = String::from_utf8_lossy(&output.stdout).into_owned();
         match output.status {
             Status::Code(0) => {
                 if !report.is_empty() {
-                    self.reports.lock().unwrap_or_else(PoisonError::into_inner).push((story.name, report));
+                    self.reports.add(story.name, report);
                 }
                 Ok(Completion::Completed)
             }
             Status::Code(code) if code == i32::from(SKIPPED) => Ok(Completion::ignored_with(report.trim())),
-            status => Err(Failed::from(format!("{report}{}{status:?}", String::from_utf8_lossy(&output.stderr)))),
+            status => {
+                let whole = format!("{report}{}{status:?}", String::from_utf8_lossy(&output.stderr));
+                self.failures.add(story.name, whole.clone());
+                Err(Failed::from(whole))
+            }
         }
-    }
-
-    fn reports(&self) -> Vec<(&'static str, String)> {
-        self.reports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
