@@ -50,16 +50,20 @@ pub(crate) fn line(text: fmt::Arguments<'_>) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
+/// Has the kernel print nothing but emergencies. Returns the level that it printed up to before.
+pub(crate) fn hold_kernel_back() -> Option<String> {
+    // Where the level cannot be had, lines are merely less well protected.
+    let levels = fs::read_to_string(PRINTK).ok()?;
+    let _ = fs::write(PRINTK, "1");
+    levels.split_ascii_whitespace().next().map(str::to_owned)
+}
+
 /// Writes a line for machines, at the start of a line whatever was written before, while the kernel holds back all but
 /// emergencies.
 pub(crate) fn machine_line(text: fmt::Arguments<'_>) {
-    // Where the level cannot be had the line is merely less well protected.
-    let before = fs::read_to_string(PRINTK).ok();
-    if before.is_some() {
-        let _ = fs::write(PRINTK, "1");
-    }
+    let before = hold_kernel_back();
     line(format_args!("\n{text}"));
-    if let Some(level) = before.as_deref().and_then(|levels| levels.split_ascii_whitespace().next()) {
+    if let Some(level) = before {
         let _ = fs::write(PRINTK, level);
     }
 }

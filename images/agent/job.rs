@@ -17,8 +17,10 @@ const SCRIPT: &str = "/run/minivmm.run";
 /// The code reported for a script that could not be started, as shells have it.
 const CANNOT_RUN: i32 = 126;
 
-/// Runs the script with its output on the console and reports its exit code.
+/// Runs the script with its output on the console, which the kernel leaves to it but for emergencies, and reports its exit code.
 pub(crate) fn run_script(script: &[u8], report: ExitReport, supervisor: &mut Supervisor) -> Stop {
+    // A script may turn it up again; the kernel's log has everything anyway.
+    console::hold_kernel_back();
     let started = fs::write(SCRIPT, script)
         .and_then(|()| start(applet(["sh", SCRIPT]).current_dir("/root").stdin(Stdio::null())));
     let code = match started {

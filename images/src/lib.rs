@@ -19,7 +19,7 @@
 //! | word | meaning |
 //! |---|---|
 //! | `root=DEVICE` | mount it and run its `/sbin/init` (`init=` names another); `ro` (default), `rw`, `rootfstype=`, `rootflags=` as the kernel has them |
-//! | `minivmm.run=BASE64` | a shell script to run instead of a shell on the console |
+//! | `minivmm.run=BASE64` | a shell script to run instead of a shell on the console; meanwhile the kernel prints emergencies only |
 //! | `minivmm.exit=port` | after the script, write its exit code to the debug-exit port 0xf4 |
 //! | `minivmm.ip=DEV:ADDR/LEN[,GATEWAY]` | this card has a fixed address; may be repeated |
 //! | `minivmm.net=off` | leave all cards alone |

@@ -19,6 +19,9 @@ use tests::traffic::flows;
 use tests::workspace::Parts;
 use tests::{bench, demo, namespace, probe, stories, vm, workspace};
 
+/// The exit code of a story that fails, the one that Rust's own panics have.
+const PANICKED: u8 = 101;
+
 /// End-to-end tests of minivmm, the host VM they run in, and the demo.
 #[derive(Parser)]
 struct Cli {
@@ -333,6 +336,8 @@ fn on_stage(args: &StageArgs, play: impl FnOnce(&Stage)) -> std::io::Result<Exit
     std::panic::set_hook(Box::new(move |panic| {
         default_hook(panic);
         eprintln!("{}", vm::last_words());
+        // An abort of the first process of a namespace, which ignores SIGABRT, would end as a crash.
+        std::process::exit(PANICKED.into());
     }));
     play(&Stage::new(parts, scratch.path()));
     Ok(ExitCode::SUCCESS)
