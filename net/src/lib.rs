@@ -26,6 +26,7 @@
 //! not change while the VM runs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]
 
+pub mod alias;
 pub mod facts;
 pub mod keeper;
 pub mod link;

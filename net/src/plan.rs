@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::alias::{Mode, TapAlias};
 use crate::facts::{Facts, FdKind, Link, RawMac};
 use crate::mac::MacAddr;
 use crate::refusal::Refusal;
@@ -43,7 +44,7 @@ pub struct Card {
 /// The first thing that speaks against a card.
 pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
     let default_queues = Queues::for_vcpus(request.vcpus);
-    let mut draft = Draft { facts, default_queues, cards: Vec::new(), steps: Vec::new() };
+    let mut draft = Draft { vm: &request.vm_name, facts, default_queues, cards: Vec::new(), steps: Vec::new() };
     for (card_idx, spec) in request.cards.iter().enumerate() {
         let mac = spec.card().mac.unwrap_or_else(|| MacAddr::for_vm(&request.vm_name, card_idx));
         draft.check_mac(mac, spec)?;
@@ -84,6 +85,7 @@ impl fmt::Display for Plan {
 
 /// A plan in the making.
 struct Draft<'a> {
+    vm: &'a str,
     facts: &'a Facts,
     /// Of a card whose spec does not say.
     default_queues: Queues,
@@ -104,7 +106,9 @@ impl Draft<'_> {
         let mtu = guest_mtu(spec.card.mtu, bridge_mtu, name.as_str())?;
         let queues = spec.card.queues.unwrap_or(self.default_queues);
         self.steps.push(Step::CreateTap { card, queues: queues.get() });
-        self.steps.push(Step::AttachTap { card, bridge: name.clone(), mac: mac.host_side(), mtu: bridge_mtu });
+        let (vm, net) = (self.vm.to_owned(), name.to_string());
+        let alias = TapAlias { vm, card, mode: Mode::Bridge, net, ip4: None, ip6: None };
+        self.steps.push(Step::AttachTap { card, bridge: name.clone(), mac: mac.host_side(), mtu: bridge_mtu, alias });
         Ok((mtu, queues))
     }
 

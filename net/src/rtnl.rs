@@ -19,6 +19,7 @@ use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, MulticastGroup};
 use tokio::task::JoinHandle;
 
+use crate::alias::TapAlias;
 use crate::facts::OUR_GROUP;
 use crate::mac::MacAddr;
 
@@ -32,6 +33,17 @@ const EVENT_BUFFER_BYTES: usize = 2 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Rtnl {
     handle: Handle,
+}
+
+/// What a tap gets with its bridge.
+#[derive(Clone, Debug)]
+pub(crate) struct Attachment {
+    /// Its own address.
+    pub(crate) mac: MacAddr,
+    /// Its MTU in bytes.
+    pub(crate) mtu: u16,
+    /// Whose it is.
+    pub(crate) alias: TapAlias,
 }
 
 /// Notifications of the kernel about links, from the moment of the subscription.
@@ -113,11 +125,12 @@ impl Rtnl {
         self.handle.link().change(alias).execute().await.map_err(io_error)
     }
 
-    /// Makes a link a port of `bridge` with this address and MTU, and raises it.
-    pub(crate) async fn attach(&self, index: u32, bridge: u32, mac: MacAddr, mtu: u16) -> io::Result<()> {
+    /// Makes a link a port of `bridge` and raises it.
+    pub(crate) async fn attach(&self, index: u32, bridge: u32, attachment: &Attachment) -> io::Result<()> {
         let message = LinkUnspec::new_with_index(index)
-            .address(mac.octets().to_vec())
-            .mtu(u32::from(mtu))
+            .address(attachment.mac.octets().to_vec())
+            .mtu(u32::from(attachment.mtu))
+            .alias(attachment.alias.to_string())
             .controller(bridge)
             .up()
             .build();

@@ -11,10 +11,11 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use serde::Serialize;
 
+use crate::alias::TapAlias;
 use crate::error::Error;
 use crate::mac::MacAddr;
 use crate::refusal::Refusal;
-use crate::rtnl::Rtnl;
+use crate::rtnl::{Attachment, Rtnl};
 use crate::spec::IfName;
 use crate::survey;
 use crate::tun::{self, QueueMode};
@@ -71,6 +72,8 @@ pub enum Step {
         mac: MacAddr,
         /// The tap's MTU in bytes.
         mtu: u16,
+        /// What is written on it.
+        alias: TapAlias,
     },
     /// Open a tap that exists.
     OpenTap {
@@ -168,7 +171,9 @@ impl Step {
                 host.vhosts.insert(*card, fds);
                 Ok(())
             }
-            Self::AttachTap { card, bridge, mac, mtu } => host.attach(*card, bridge, *mac, *mtu).await,
+            Self::AttachTap { card, bridge, mac, mtu, alias } => {
+                host.attach(*card, bridge, &Attachment { mac: *mac, mtu: *mtu, alias: alias.clone() }).await
+            }
             Self::OpenTap { card, tap, queues, multi_queue } => {
                 let mode = if *multi_queue { QueueMode::Multi } else { QueueMode::Single };
                 let tap = open_tap(tap, *queues, mode)?;
@@ -217,11 +222,11 @@ impl Step {
 
 impl Host {
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
-    pub(crate) async fn attach(&self, card: usize, bridge: &IfName, mac: MacAddr, mtu: u16) -> Result<(), Error> {
+    pub(crate) async fn attach(&self, card: usize, bridge: &IfName, attachment: &Attachment) -> Result<(), Error> {
         let Some(Tap { name, index: Some(index), .. }) = self.taps.get(&card) else { return Ok(()) };
         let attach = async {
             let bridge_index = index_of(bridge.as_str())?;
-            self.rtnl.attach(*index, bridge_index, mac, mtu).await
+            self.rtnl.attach(*index, bridge_index, attachment).await
         };
         let tap = name.clone();
         attach.await.map_err(|source| Error::AttachTap { tap, bridge: bridge.clone(), source })
@@ -254,7 +259,7 @@ impl fmt::Display for Step {
             Self::OpenVhost { card, queues } => {
                 write!(f, "open {VHOST} for {queues} queue pairs of card {card}")
             }
-            Self::AttachTap { card, bridge, mac, mtu } => {
+            Self::AttachTap { card, bridge, mac, mtu, .. } => {
                 write!(
                     f,
                     "attach the tap of card {card} to bridge {bridge} with address {mac} and mtu {mtu}, and raise it"

@@ -14,9 +14,8 @@ use rtnetlink::packet_route::link::LinkMessage;
 use super::wire::Reply;
 use crate::ethtool;
 use crate::link::{self, LinkState};
-use crate::mac::MacAddr;
 use crate::plan::Plan;
-use crate::rtnl;
+use crate::rtnl::{self, Attachment};
 use crate::spec::IfName;
 use crate::step::{Host, Step};
 
@@ -45,8 +44,7 @@ struct Watched {
 
 struct Attached {
     bridge: IfName,
-    mac: MacAddr,
-    mtu: u16,
+    attachment: Attachment,
     reattached: u32,
     place: Place,
 }
@@ -170,8 +168,9 @@ impl Attached {
     /// What `step` attaches, if it is the tap of `card`.
     fn by(step: &Step, card: usize) -> Option<Self> {
         match step {
-            Step::AttachTap { card: attached, bridge, mac, mtu } if *attached == card => {
-                Some(Self { bridge: bridge.clone(), mac: *mac, mtu: *mtu, reattached: 0, place: Place::OnBridge })
+            Step::AttachTap { card: attached, bridge, mac, mtu, alias } if *attached == card => {
+                let attachment = Attachment { mac: *mac, mtu: *mtu, alias: alias.clone() };
+                Some(Self { bridge: bridge.clone(), attachment, reattached: 0, place: Place::OnBridge })
             }
             _ => None,
         }
@@ -185,7 +184,7 @@ impl Attached {
             self.place = Place::GivenUp;
             return;
         }
-        match host.attach(card, &self.bridge, self.mac, self.mtu).await {
+        match host.attach(card, &self.bridge, &self.attachment).await {
             Ok(()) => {
                 self.reattached += 1;
                 self.place = Place::OnBridge;

@@ -171,7 +171,14 @@ fn a_plan_is_also_json() {
             "cards": [{ "mac": "52:54:00:12:34:56", "mtu": 1500, "queues": 2 }],
             "steps": [
                 { "step": "create-tap", "card": 0, "queues": 2 },
-                { "step": "attach-tap", "card": 0, "bridge": "br0", "mac": "fe:54:00:12:34:56", "mtu": 1500 },
+                {
+                    "step": "attach-tap",
+                    "card": 0,
+                    "bridge": "br0",
+                    "mac": "fe:54:00:12:34:56",
+                    "mtu": 1500,
+                    "alias": "minivmm vm=vm card=0 mode=bridge net=br0",
+                },
             ],
         })
     );

@@ -33,6 +33,7 @@ fn tap_is_attached() {
     assert_eq!(tap["address"], "fe:54:00:12:34:56");
     assert_eq!(tap["mtu"], 1500);
     assert_eq!(tap["qdisc"], "noqueue");
+    assert_eq!(tap["ifalias"], "minivmm vm=web card=0 mode=bridge net=br0");
     assert!(tap["flags"].as_array().unwrap().contains(&"UP".into()));
     let info = &tap["linkinfo"]["info_data"];
     assert_eq!(info["type"], "tap");

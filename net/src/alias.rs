@@ -1,0 +1,147 @@
+//! What is written on the links that minivmm makes (`IFLA_IFALIAS`, `alias` in `ip link`): whose they are.
+//!
+//! ```text
+//! tap        minivmm vm=web card=0 mode=nat net=default ip4=10.1.2.3
+//! ```
+//!
+//! It belongs to the link, so it goes with it, whoever dies first, and any user can read it: there is no file that
+//! could be left behind. The words are `key=value` in any order; unknown ones are skipped, so that another release can
+//! add some.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use serde::{Serialize, Serializer};
+
+/// The first word of every alias of ours.
+const MARK: &str = "minivmm";
+
+/// What connects a tap of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A bridge of the host.
+    Bridge,
+}
+
+impl Mode {
+    /// All of them.
+    const ALL: [Self; 1] = [Self::Bridge];
+
+    /// The key of `--net` that asks for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+        }
+    }
+}
+
+/// Whose a tap is. A VM's name has no blanks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapAlias {
+    /// The VM's name.
+    pub vm: String,
+    /// The card, by its place on the command line.
+    pub card: usize,
+    /// What connects it.
+    pub mode: Mode,
+    /// The bridge or network.
+    pub net: String,
+    /// The address that the guest is given, if it is given one.
+    pub ip4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub ip6: Option<Ipv6Addr>,
+}
+
+impl TapAlias {
+    /// Reads the alias of a link; none if it is not one of a tap of ours.
+    pub fn parse(text: &str) -> Option<Self> {
+        let words = Words::of(text)?;
+        Some(Self {
+            vm: words.get("vm")?.to_owned(),
+            card: words.get("card")?.parse().ok()?,
+            mode: words.get("mode").and_then(|name| Mode::ALL.into_iter().find(|mode| mode.name() == name))?,
+            net: words.get("net")?.to_owned(),
+            ip4: words.get("ip4").and_then(|ip| ip.parse().ok()),
+            ip6: words.get("ip6").and_then(|ip| ip.parse().ok()),
+        })
+    }
+}
+
+impl fmt::Display for TapAlias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vm, card, mode, net, .. } = self;
+        write!(f, "{MARK} vm={vm} card={card} mode={} net={net}", mode.name())?;
+        if let Some(ip) = self.ip4 {
+            write!(f, " ip4={ip}")?;
+        }
+        if let Some(ip) = self.ip6 {
+            write!(f, " ip6={ip}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for TapAlias {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The words of an alias of ours.
+struct Words<'a>(&'a str);
+
+impl<'a> Words<'a> {
+    fn of(text: &'a str) -> Option<Self> {
+        Some(Self(text.strip_prefix(MARK)?.strip_prefix(' ')?))
+    }
+
+    fn get(&self, key: &str) -> Option<&'a str> {
+        let mut pairs = self.0.split(' ').filter_map(|word| word.split_once('='));
+        pairs.find(|(found, _)| *found == key).map(|(_, value)| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Longest alias: `IFALIASZ` less the closing zero (linux/if.h).
+    const ALIAS_MAX: usize = 255;
+
+    fn web() -> TapAlias {
+        let (vm, net) = ("web".to_owned(), "br0".to_owned());
+        TapAlias { vm, card: 1, mode: Mode::Bridge, net, ip4: None, ip6: None }
+    }
+
+    #[test]
+    fn tap_alias_reads_back() {
+        assert_eq!(web().to_string(), "minivmm vm=web card=1 mode=bridge net=br0");
+        let full = TapAlias { ip4: Some([10, 1, 2, 3].into()), ip6: Some(Ipv6Addr::LOCALHOST), ..web() };
+        for alias in [web(), full] {
+            assert_eq!(TapAlias::parse(&alias.to_string()), Some(alias));
+        }
+    }
+
+    #[test]
+    fn longest_alias_fits() {
+        let ip4 = Some([255; 4].into());
+        let alias =
+            TapAlias { vm: "v".repeat(63), card: 999, net: "n".repeat(15), ip4, ip6: Some([0xff; 16].into()), ..web() };
+        assert!(alias.to_string().len() <= ALIAS_MAX);
+    }
+
+    #[test]
+    fn aliases_of_others_are_none() {
+        for text in [
+            "",
+            "minivmm",
+            "minivmm: goes with its last port",
+            "minivmm vm=web card=0 mode=bridge",
+            "minivmm vm=web card=x mode=bridge net=br0",
+            "minivmm vm=web card=0 mode=pigeon net=br0",
+            "libvirt vm=web card=0 mode=bridge net=br0",
+        ] {
+            assert_eq!(TapAlias::parse(text), None, "{text}");
+        }
+    }
+}
