@@ -33,6 +33,7 @@ pub mod link;
 pub mod mac;
 pub mod own_code;
 pub mod plan;
+pub mod preview;
 pub mod refusal;
 pub mod request;
 pub mod spec;
@@ -41,6 +42,7 @@ pub mod step;
 
 mod error;
 mod ethtool;
+mod inherited;
 mod lock;
 mod rtnl;
 mod survey;

@@ -10,8 +10,12 @@ use rtnetlink::packet_core::{DefaultNla, Nla};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoTun, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 
+use crate::error::Error;
 use crate::facts::{Facts, FdFact, FdKind, FdbEntry, Link, Neighbour, RawMac, TunFact};
 use crate::mac::MacAddr;
+use crate::plan::{Plan, plan};
+use crate::refusal::Refusal;
+use crate::request::Request;
 use crate::rtnl::{self, Rtnl};
 use crate::spec::{NetSpec, Switch};
 use crate::tun;
@@ -36,9 +40,16 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
     Ok(facts)
 }
 
-/// Reads the neighbour table, which can have thousands of entries and is only needed to explain a refusal.
-pub(crate) async fn neighbours(rtnl: &Rtnl) -> io::Result<Vec<Neighbour>> {
-    Ok(rtnl.neighbours().await?.iter().filter_map(neighbour).collect())
+/// Plans on `facts`. The neighbour table, which can have thousands of entries, is read only to explain a refusal.
+pub(crate) async fn plan_with_neighbours(rtnl: &Rtnl, request: &Request, facts: &mut Facts) -> Result<Plan, Error> {
+    match plan(request, facts) {
+        Err(Refusal::MacUsed { .. }) => {
+            let neighbours = rtnl.neighbours().await.map_err(Error::Survey)?;
+            facts.neighbours = neighbours.iter().filter_map(neighbour).collect();
+            Ok(plan(request, facts)?)
+        }
+        plan => Ok(plan?),
+    }
 }
 
 /// A random address for every card that may need a new bridge.

@@ -2,17 +2,20 @@
 
 mod disk;
 mod size;
+mod word;
 
 use crate::exit;
 use crate::name::VmName;
-use crate::request::{CardName, LinkWish, Request};
+use crate::request::Request;
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 pub(crate) use disk::DiskSpec;
 pub(crate) use size::{MIB, MemSize};
+pub(crate) use word::NetWord;
+use word::Word;
 
 const DISK_HELP: &str = "Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT]; can be repeated";
 const NET_HELP: &str = "Network card: bridge=NAME[,create=on|off], tap=NAME or fd=N[:N...], then \
@@ -28,7 +31,7 @@ const NET_HELP: &str = "Network card: bridge=NAME[,create=on|off], tap=NAME or f
     disable_help_subcommand = true
 )]
 pub(crate) struct Cli {
-    /// What to ask of a VM that runs, instead of running one.
+    /// What to do instead of running a VM.
     #[command(subcommand)]
     word: Option<Word>,
 
@@ -84,28 +87,6 @@ pub(crate) struct Cli {
     /// Log level on stderr
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub(crate) log: LogLevel,
-}
-
-/// What can be asked of a VM that runs, by the user who started it and by root.
-#[derive(Debug, Subcommand)]
-enum Word {
-    /// Print what the devices of a running VM have counted, as JSON
-    Counters {
-        /// The VM's name
-        #[arg(value_name = "VM")]
-        name: VmName,
-    },
-    /// Take the cable of a card of a running VM out, or put it back
-    Link {
-        /// The VM's name
-        #[arg(value_name = "VM")]
-        name: VmName,
-        /// The card: net0 is that of the first --net
-        #[arg(value_name = "CARD")]
-        card: CardName,
-        /// `down`: no frames pass; `up`: as the host's interface has it
-        state: LinkWish,
-    },
 }
 
 /// What a guest's reset does.
@@ -191,6 +172,8 @@ pub(crate) enum Parsed {
     Run(Box<Cli>),
     /// A request for a machine that runs.
     Ask(VmName, Request),
+    /// A question about the host.
+    Explain(NetWord),
     /// A question that this text answers.
     Answer(String),
     /// Wrong: a sentence, and what to do.
@@ -209,6 +192,7 @@ pub(crate) fn parse() -> Parsed {
             None => Parsed::Run(Box::new(cli)),
             Some(Word::Counters { name }) => Parsed::Ask(name, Request::Counters),
             Some(Word::Link { name, card, state }) => Parsed::Ask(name, Request::Link { card, state }),
+            Some(Word::Net(word)) => Parsed::Explain(word),
         },
         Err(err) => match err.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Answer(err.to_string()),
@@ -220,7 +204,12 @@ pub(crate) fn parse() -> Parsed {
 /// Makes one sentence and a hint of clap's paragraphs: `error: ...`, `tip: ...`, usage.
 fn refusal(text: &str) -> Parsed {
     let mut lines = text.lines().map(str::trim);
-    let sentence = capitalised(lines.next().unwrap_or_default().trim_start_matches("error: "));
+    let mut sentence = capitalised(lines.next().unwrap_or_default().trim_start_matches("error: "));
+    if sentence.ends_with(':') {
+        // What is listed comes on lines of its own.
+        let listed: Vec<&str> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+        sentence = format!("{sentence} {}", listed.join(", "));
+    }
     let hint = lines
         .find_map(|line| line.strip_prefix("tip: ").or_else(|| line.strip_prefix("[possible values: ")))
         .map(|line| line.trim_end_matches(']'));
@@ -284,6 +273,9 @@ mod tests {
             (&["counters", "A B"], "A B"),
             (&["link", "web", "eth0", "down"], "net0, net1"),
             (&["link", "web", "net0", "sideways"], "sideways"),
+            (&["net"], "subcommand"),
+            (&["net", "plan"], "not provided: --net <SPEC>"),
+            (&["net", "plan", "--net", "brige=x"], "bridge=NAME"),
         ] {
             let (sentence, hint) = refused(args);
             assert!(sentence.contains(part), "{args:?}: {sentence}");

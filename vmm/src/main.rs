@@ -38,6 +38,7 @@ mod disk;
 mod error;
 mod event;
 mod exit;
+mod explain;
 mod guest;
 mod kvm;
 mod limits;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
     let result = match cli::parse() {
         Parsed::Run(cli) => run(&cli).map(ExitCode::from),
         Parsed::Ask(name, request) => call::ask(&name, &request).map(|text| say(&text)),
+        Parsed::Explain(word) => explain::answer(&word).map(|text| say(&text)),
         Parsed::Answer(text) => Ok(say(&text)),
         Parsed::Refused { sentence, hint } => Err(Error::Usage { sentence, hint }),
     };

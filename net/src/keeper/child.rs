@@ -22,14 +22,13 @@ use super::wire::{PortHeader, Reply, Timing};
 use crate::error::{Error, Report};
 use crate::lock::NamespaceLock;
 use crate::own_code;
-use crate::plan::{Plan, plan};
-use crate::refusal::Refusal;
+use crate::plan::Plan;
 use crate::request::Request;
 use crate::rtnl::{Events, Rtnl};
 use crate::spec::NetSpec;
 use crate::steer::{Steering, SteeringProgram};
 use crate::step::{Host, Step};
-use crate::survey::{neighbours, survey};
+use crate::survey::{plan_with_neighbours, survey};
 
 /// How often a plan is made anew because the host changed between survey and step. Keepers keep out of each other's
 /// way with a lock, so this takes somebody else who makes and removes bridges in the same millisecond.
@@ -110,13 +109,7 @@ async fn try_set_up(host: &mut Host, request: &Request, clock: &mut Clock) -> Re
     let _lock = lock_if_bridged(&request.cards).await;
     let mut facts = survey(&host.rtnl, &request.cards, &host.inherited).await.map_err(Error::Survey)?;
     clock.lap(|timing| &mut timing.survey_us);
-    let plan = match plan(request, &facts) {
-        Err(Refusal::MacUsed { .. }) => {
-            facts.neighbours = neighbours(&host.rtnl).await.map_err(Error::Survey)?;
-            plan(request, &facts)?
-        }
-        plan => plan?,
-    };
+    let plan = plan_with_neighbours(&host.rtnl, request, &mut facts).await?;
     clock.lap(|timing| &mut timing.plan_us);
     for (done, step) in plan.steps.iter().enumerate() {
         log::debug!("{step}");

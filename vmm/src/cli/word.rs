@@ -1,0 +1,66 @@
+//! What minivmm can be told instead of running a VM.
+
+use super::vcpus;
+use crate::name::VmName;
+use crate::request::{CardName, LinkWish};
+use clap::{Args, Subcommand};
+
+/// The words. A VM that runs listens to the user who started it and to root.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Word {
+    /// Print what the devices of a running VM have counted, as JSON
+    Counters {
+        /// The VM's name
+        #[arg(value_name = "VM")]
+        name: VmName,
+    },
+    /// Take the cable of a card of a running VM out, or put it back
+    Link {
+        /// The VM's name
+        #[arg(value_name = "VM")]
+        name: VmName,
+        /// The card: net0 is that of the first --net
+        #[arg(value_name = "CARD")]
+        card: CardName,
+        /// `down`: no frames pass; `up`: as the host's interface has it
+        state: LinkWish,
+    },
+    /// Look at the networks of VMs on this host
+    #[command(subcommand, disable_help_subcommand = true, arg_required_else_help = false)]
+    Net(NetWord),
+}
+
+/// What can be asked about networks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetWord {
+    /// Print every step that a start with these cards would take, and what would undo it; nothing is changed
+    Plan(PlanArgs),
+}
+
+/// The cards that are planned for.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// Network card, as at a start; can be repeated
+    #[arg(long, value_name = "SPEC", required = true)]
+    pub(crate) net: Vec<net::NetSpec>,
+
+    /// Name of the VM, from which the cards' addresses are derived [default: minivmm-PID, which differs at the start]
+    #[arg(long, value_name = "NAME")]
+    name: Option<VmName>,
+
+    /// Number of vCPUs, from which the number of queue pairs follows
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = vcpus)]
+    cpus: u32,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl PlanArgs {
+    /// What a start would ask of the network.
+    pub(crate) fn request(&self) -> net::Request {
+        let name = self.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
+        net::Request { vm_name: name.as_str().to_owned(), vcpus: self.cpus, cards: self.net.clone(), steering: None }
+    }
+}

@@ -1,0 +1,57 @@
+//! What minivmm says of the host's networks, without a VM and around one, each case in a process and a network namespace of its own.
+//!
+//! Needs root and `ip`; skipped by name otherwise.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+#[path = "explain/host.rs"]
+mod host;
+#[path = "explain/plan.rs"]
+mod plan;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::process::{Command, ExitCode};
+
+/// A case: its name and what it does in its own namespace.
+type Case = (&'static str, fn());
+
+fn cases() -> Vec<Case> {
+    [plan::CASES].concat()
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [role, name] = &args[..]
+        && role == "case"
+    {
+        let (_, case) = cases().into_iter().find(|(case, _)| case == name).unwrap();
+        host::quiet();
+        case();
+        return ExitCode::SUCCESS;
+    }
+    let missing = what_is_missing();
+    if let Some(reason) = &missing {
+        cases().iter().for_each(|(name, _)| println!("skipped {name}: {reason}"));
+    }
+    let trial = |(name, _): Case| Trial::test(name, move || run(name)).with_ignored_flag(missing.is_some());
+    libtest_mimic::run(&Arguments::from_args(), cases().into_iter().map(trial).collect()).exit_code()
+}
+
+fn what_is_missing() -> Option<&'static str> {
+    let works = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+    if !works(Command::new("setpriv").args(["--reuid=65534", "--clear-groups", "unshare", "--version"])) {
+        return Some("needs root, to make network namespaces and to be somebody else");
+    }
+    if !works(Command::new("unshare").args(["--net", "ip", "-V"])) {
+        return Some("needs network namespaces and the command ip");
+    }
+    None
+}
+
+fn run(name: &str) -> Result<(), Failed> {
+    let output = Command::new("unshare").arg("--net").arg(std::env::current_exe()?).args(["case", name]).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = [output.stdout, output.stderr].concat();
+    Err(format!("{}\n{}", output.status, String::from_utf8_lossy(&text)).into())
+}
