@@ -16,6 +16,7 @@ mod coalesce;
 mod config;
 mod counters;
 mod ctrl;
+mod departure;
 mod filter;
 mod gro;
 mod lane;
@@ -223,7 +224,7 @@ impl Net {
         let filter = Arc::new(filter::Shared::new(filter));
         let coalescing = Arc::new(Settings::new(self.ports.len() * 2));
         let receiving = Arc::new(Shared::default());
-        let mut hashers = self.hashers(&receiving, features, most)?.into_iter();
+        let mut hashers = Self::hashers(&receiving, features, most)?.into_iter();
         let mut pairs = Vec::new();
         for ((idx, port), counters) in (0..).step_by(2).zip(&self.ports).zip(&self.counters).take(most) {
             let (Some(rx), Some(tx)) = (take(&mut queues, idx), take(&mut queues, idx + 1)) else { break };
@@ -243,6 +244,7 @@ impl Net {
                 counters: counters.clone(),
                 port: port.clone(),
                 changed: event()?,
+                departure: Arc::default(),
                 alarm: alarm()?,
                 ctrl: None,
             });
@@ -271,15 +273,15 @@ impl Net {
         if pairs.is_empty() { Err(StartError::MissingQueue(0)) } else { Ok(pairs) }
     }
 
-    /// What receive queues need for hashes and steering under `features`: one for each of `queues`, or none.
-    fn hashers(&self, receiving: &Arc<Shared>, features: u64, queues: usize) -> Result<Vec<Hasher>, StartError> {
-        let [steers, reports] = [VIRTIO_NET_F_RSS, VIRTIO_NET_F_HASH_REPORT].map(|f| features & bit(f) != 0);
+    /// What receive queues need for hashes and steering, or to pass frames to each other: one for each of `queues`, or none.
+    fn hashers(receiving: &Arc<Shared>, features: u64, queues: usize) -> Result<Vec<Hasher>, StartError> {
+        let reports = features & bit(VIRTIO_NET_F_HASH_REPORT) != 0;
         let header_len = header_len(features);
-        match (steers, reports) {
-            (true, _) => Hasher::steering(receiving, header_len, queues)
+        match (queues, reports) {
+            (2.., _) => Hasher::steering(receiving, header_len, queues)
                 .map_err(|source| StartError::Host { operation: "create an eventfd", source }),
-            (false, true) => Ok((0..queues).map(|_| Hasher::reporting(receiving.clone(), header_len)).collect()),
-            (false, false) => Ok(Vec::new()),
+            (_, true) => Ok((0..queues).map(|_| Hasher::reporting(receiving.clone(), header_len)).collect()),
+            (_, false) => Ok(Vec::new()),
         }
     }
 
@@ -421,7 +423,8 @@ fn take(queues: &mut VecDeque<ActiveQueue>, idx: u16) -> Option<ActiveQueue> {
 fn switches(pairs: &[Pair]) -> Result<Vec<PairSwitch>, StartError> {
     let switch = |(idx, pair): (usize, &Pair)| {
         let changed = clone(&pair.changed)?;
-        Ok(PairSwitch { port: pair.port.clone(), changed, attached: idx == 0 })
+        let departure = Some(pair.departure.clone());
+        Ok(PairSwitch { port: pair.port.clone(), changed, departure, attached: idx == 0 })
     };
     pairs.iter().enumerate().map(switch).collect()
 }

@@ -1,4 +1,4 @@
-//! Many flows over a card with more queue pairs than the guest uses: none is lost.
+//! Many flows over a card whose queue pairs come and go: none is lost.
 
 use std::net::TcpListener;
 
@@ -7,15 +7,19 @@ use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 use crate::traffic::flows::{self, Report};
 
-pub(super) const STORIES: &[Story] =
-    &[Story { name: "flows::two_hundred_flows_both_ways_go_on_over_two_of_eight_queue_pairs", tell: two_hundred }];
+pub(super) const STORIES: &[Story] = &[Story {
+    name: "flows::two_hundred_flows_go_on_while_queue_pairs_come_and_go_a_hundred_times",
+    tell: two_hundred,
+}];
 
 /// TCP connections that all send both ways at the same time.
 const FLOWS: usize = 200;
 /// Pairs that the card has, and those that a guest with as many processors uses.
 const PAIRS: u32 = 8;
 const USED: u32 = 2;
-/// Seconds of the flows.
+/// How often the guest changes the number of pairs while the flows are busy.
+const CHANGES: u32 = 100;
+/// Seconds of the flows without a change.
 const SECONDS: u32 = 5;
 /// A flow that receives nothing for so long has stalled: an emulated processor with 200 flows is slow, but not that slow.
 const STALL_MS: u128 = 10_000;
@@ -24,7 +28,6 @@ fn two_hundred(stage: &Stage) {
     let lan = Lan::new();
     let listener = TcpListener::bind((lan.address(), 0)).expect("a port on the bridge's address");
     let address = listener.local_addr().expect("the address of a bound socket");
-    let end = TcpListener::bind((lan.address(), 0)).expect("a port on the bridge's address");
     let minivmm = stage.minivmm().display().to_string();
     let vm = stage
         .vm()
@@ -35,17 +38,22 @@ fn two_hundred(stage: &Stage) {
             "pairs() {{ echo $(ethtool -l eth0 | awk '/^Combined/ {{ print $2 }}'); }}
              again() {{ awk '/^Tcp:/ {{ n = $13 }} END {{ print n }}' /proc/net/snmp; }}
              echo before=$(pairs)
-             echo report=$(sleep {SECONDS} | tests traffic flows {address} {FLOWS})
-             echo again=$(again); nc {} {} </dev/null >/dev/null",
-            lan.address(),
-            port(&end)
+             echo steady=$(sleep {SECONDS} | tests traffic flows {address} {FLOWS})
+             echo again1=$(again)
+             change() {{
+                 n=0
+                 until [ $n = {CHANGES} ]; do ethtool -L eth0 combined $((n % {USED} + 1)) || break; n=$((n+1)); done
+                 echo $n >/tmp/changes
+             }}
+             echo changing=$(change | tests traffic flows {address} {FLOWS})
+             echo again2=$(again); echo changes=$(cat /tmp/changes); echo after=$(pairs)"
         ))
         .start();
 
     assert_eq!(vm.value("before"), format!("{PAIRS} {USED}"), "pairs there are, pairs in use");
     let here = flows::listen(&listener, FLOWS).expect("the guest's flows");
-    hold(&here, &vm.value("report"));
-    println!("sent again: {} segments by the guest, {} by the host", vm.value("again"), again());
+    hold("steady", &here, &vm.value("steady"));
+    println!("sent again: {} segments by the guest, {} by the host", vm.value("again1"), again());
     let counted: serde_json::Value =
         serde_json::from_str(&sh(&format!("{minivmm} counters flows"))).expect("JSON from minivmm counters");
     for pair in 0..PAIRS {
@@ -54,7 +62,13 @@ fn two_hundred(stage: &Stage) {
         println!("pair {pair}: {} frames received, {} sent", frames[0], frames[1]);
         assert_eq!(frames.map(|frames| frames > 0), [pair < USED; 2], "pair {pair} carries frames");
     }
-    drop(end.accept().expect("the guest waits"));
+
+    let here = flows::listen(&listener, FLOWS).expect("the guest's flows");
+    hold("while pairs change", &here, &vm.value("changing"));
+    println!("sent again: {} segments by the guest, {} by the host", vm.value("again2"), again());
+    println!("{} changes of the number of pairs", vm.value("changes"));
+    assert_eq!(vm.value("changes"), CHANGES.to_string());
+    assert_eq!(vm.value("after"), format!("{PAIRS} {USED}"));
     assert_eq!(vm.wait_exit(), 0);
 }
 
@@ -64,21 +78,17 @@ fn again() -> String {
 }
 
 /// Holds that no flow broke or stalled, seen from both ends.
-fn hold(here: &Report, there: &str) {
+fn hold(when: &str, here: &Report, there: &str) {
     let there: Report = serde_json::from_str(there).expect("the guest's report");
     for (end, report) in [("host", here), ("guest", &there)] {
         println!(
-            "the {end} received {} MiB in {} flows, {} KiB in the one with least; longest pause of one {} ms",
+            "{when}: the {end} received {} MiB in {} flows, {} KiB in the one with least; longest pause of one {} ms",
             report.bytes >> 20,
             report.flows,
             report.least_bytes >> 10,
             report.longest_pause_ms
         );
-        assert_eq!((report.flows, report.broken, report.reason.as_deref()), (FLOWS, 0, None), "{end}");
-        assert!(report.least_bytes > 0 && report.longest_pause_ms < STALL_MS, "a flow stalled at the {end}");
+        assert_eq!((report.flows, report.broken, report.reason.as_deref()), (FLOWS, 0, None), "{when}, {end}");
+        assert!(report.least_bytes > 0 && report.longest_pause_ms < STALL_MS, "{when}: a flow stalled at the {end}");
     }
-}
-
-fn port(listener: &TcpListener) -> u16 {
-    listener.local_addr().expect("the address of a bound socket").port()
 }

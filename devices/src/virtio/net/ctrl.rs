@@ -6,6 +6,7 @@ use crate::virtio::net::Turn;
 use crate::virtio::net::coalesce::{Request, Settings};
 use crate::virtio::net::config::MacRegister;
 use crate::virtio::net::counters::Counters;
+use crate::virtio::net::departure::{self, Departure};
 use crate::virtio::net::filter::{self, Mode, Switch};
 use crate::virtio::net::lane::Side;
 use crate::virtio::net::limiter::Limiter;
@@ -130,6 +131,8 @@ pub(super) struct PairSwitch {
     pub(super) port: Arc<dyn FramePort>,
     /// Signalled after that.
     pub(super) changed: EventFd,
+    /// How its worker empties it before it is detached; `None` if it is not a worker of ours.
+    pub(super) departure: Option<Arc<Departure>>,
     /// Whether the interface uses it.
     pub(super) attached: bool,
 }
@@ -197,7 +200,7 @@ impl Control {
                 self.link.announced();
                 true
             }
-            Command::Pairs(pairs) => self.set_pairs(pairs) && self.steer_automatically(),
+            Command::Pairs(pairs) => self.change_pairs(pairs),
             Command::Rss(settings) => self.set_rss(settings),
             Command::Hash(settings) => {
                 self.receiving.change(|_| Receiving::reporting(settings));
@@ -216,7 +219,9 @@ impl Control {
         let calls = match command {
             _ if self.features & bit(command.feature()) == 0 => 0,
             Command::Pairs(pairs) if self.has_pairs(*pairs) => {
-                u32::from(pairs.abs_diff(self.active)) + u32::from(self.program == Switch::On)
+                let gathers = *pairs < self.active && self.steering.is_some();
+                let switches = u32::from(self.program == Switch::On).max(if gathers { 2 } else { 0 });
+                u32::from(pairs.abs_diff(self.active)) + switches
             }
             Command::Rss(settings) if self.has_pairs(settings.pairs()) => {
                 let wanted = Switch::from(self.steering.as_ref().is_some_and(|steering| steering.serves(settings)));
@@ -266,6 +271,28 @@ impl Control {
         own
     }
 
+    /// Uses the first `pairs`, among which the kernel chooses. Returns whether that was done; if not, it chooses among as many as before.
+    fn change_pairs(&mut self, pairs: u16) -> bool {
+        if !self.has_pairs(pairs) {
+            return false;
+        }
+        if pairs < self.active {
+            self.gather();
+        }
+        let done = self.set_pairs(pairs);
+        self.steer_automatically() && done
+    }
+
+    /// Leads all frames to the first queue, if the kernel can be told so, until another choice is made: a queue can then be emptied for
+    /// good.
+    fn gather(&mut self) {
+        self.receiving.change(Receiving::unsteered);
+        if let Some(steering) = &self.steering {
+            steering.gather();
+            self.set_program(Switch::On);
+        }
+    }
+
     fn set_pairs(&mut self, pairs: u16) -> bool {
         if !self.has_pairs(pairs) {
             return false;
@@ -280,11 +307,27 @@ impl Control {
         done
     }
 
-    /// Attaches the first `count` queues and detaches the others. Returns whether all are as wanted.
+    /// Attaches the first `count` queues, and empties and detaches the others. Returns whether all are as wanted.
     fn attach_first(&mut self, count: u16) -> bool {
+        self.empty_from(count);
         let wanted = (0..).map(|idx: u16| idx < count);
         let changes = self.pairs.iter_mut().zip(wanted).filter(|(switch, wanted)| switch.attached != *wanted);
         changes.fold(true, |all, (switch, wanted)| switch.set(wanted) && all)
+    }
+
+    /// Has the queues from `count` on emptied by their workers.
+    fn empty_from(&mut self, count: u16) {
+        let leaving = self.pairs.iter().skip(count.into()).filter(|pair| pair.attached);
+        let leaving: Vec<_> = leaving.filter_map(|pair| Some((pair.departure.clone()?, pair))).collect();
+        if leaving.is_empty() {
+            return;
+        }
+        for (departure, pair) in &leaving {
+            departure.ask();
+            pair.tell();
+        }
+        let deadline = Instant::now() + departure::PATIENCE;
+        leaving.iter().for_each(|(departure, _)| departure.wait(deadline));
     }
 
     /// Attaches the pairs that are to be used before frames are steered to them, and detaches others afterwards.

@@ -8,6 +8,7 @@ use crate::virtio::device::Activation;
 use crate::virtio::net::alarm::Alarm;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::ctrl::CtrlQueue;
+use crate::virtio::net::departure::Departure;
 use crate::virtio::net::lane::Lane;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::rx::Rx;
@@ -38,6 +39,8 @@ pub(super) struct Pair {
     pub(super) port: Arc<dyn FramePort>,
     /// Signalled when the port was attached or detached, interrupts are held back in another way, or the link went or came back.
     pub(super) changed: EventFd,
+    /// Whether the pair is to go out of use.
+    pub(super) departure: Arc<Departure>,
     /// Goes off when something is due that was put off.
     pub(super) alarm: Alarm,
     /// Signalled when another pair has received a frame for this one, if pairs steer.
@@ -82,6 +85,15 @@ impl Pair {
         self.rx.come_again(turn)
     }
 
+    /// Empties the port if the pair is to go out of use.
+    fn leave_if_asked(&mut self) -> Result<(), Fault> {
+        if self.departure.is_asked() {
+            self.rx.serving().map_or(Ok(()), Rx::vacate)?;
+            self.departure.leave();
+        }
+        Ok(())
+    }
+
     fn transmit(&mut self, events: &EventOps) -> Result<(), Fault> {
         let Some(tx) = self.tx.serving() else { return Ok(()) };
         let turn = tx.transmit()?;
@@ -121,6 +133,7 @@ impl Pair {
             CHANGED => {
                 // Empty when another wake-up took it along.
                 let _ = self.changed.read();
+                self.leave_if_asked()?;
                 self.watch_port(events)?;
                 self.receive()?;
                 self.transmit(events)

@@ -29,6 +29,9 @@ const NUM_BUFFERS: usize = 10;
 /// takes. A frame for which they are too few goes on in the spill and gets the others afterwards.
 const MAX_PIECES: usize = 512;
 
+/// Bursts after which a queue that goes out of use is left as it is: as many frames as a tap's queue holds (its `txqueuelen`).
+const VACATING_BURSTS: u32 = 4;
+
 /// A chain that is ready to be filled.
 struct Posted {
     head: u16,
@@ -153,6 +156,51 @@ impl Rx {
         let turn = self.burst()?;
         self.coalescer.notify(&mut self.ring);
         Ok(turn)
+    }
+
+    /// Empties the port because this queue goes out of use: into the ring as far as it has buffers, and into the first queue's inbox.
+    ///
+    /// # Errors
+    /// If the guest broke the ring.
+    pub(super) fn vacate(&mut self) -> Result<(), Fault> {
+        for _ in 0..VACATING_BURSTS {
+            if self.receive()? == Turn::Done {
+                break;
+            }
+        }
+        if let Some(waiting) = self.waiting.take() {
+            // Its first part is in buffers, which take another frame.
+            let mut frame = vec![0; waiting.len];
+            let (first, rest) = frame.split_at_mut(waiting.in_buffers);
+            self.pieces.copy_out(0, first);
+            rest.copy_from_slice(&self.spill[..waiting.len - waiting.in_buffers]);
+            self.hand_on(&frame);
+        }
+        // Where there are no buffers, all of a frame goes to the spill.
+        let mut nowhere = IoVecs::new(self.ring.mem().clone());
+        let mut frame = vec![0; self.spill.len()];
+        for _ in 0..VACATING_BURSTS * BUDGET {
+            match self.port.receive(&mut nowhere, &mut frame) {
+                Ok(len) if len >= self.frames.header_len => self.hand_on(&frame[..len]),
+                // An error too: a queue that is detached has nothing any more.
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a frame, with its header, to a queue that stays in use, if the guest wants it.
+    fn hand_on(&mut self, frame: &[u8]) {
+        let mut head = [0; HEAD_LEN];
+        let start = frame.get(self.frames.header_len..).unwrap_or_default();
+        start.iter().zip(&mut head).for_each(|(from, to)| *to = *from);
+        if !self.wanted.accepts(&head) {
+            self.counters.rx_filtered.add(1);
+        } else if self.hasher.as_mut().is_some_and(|hasher| hasher.hand_on(frame)) {
+            self.counters.rx_steered.add(1);
+        } else {
+            self.counters.rx_steered_lost.add(1);
+        }
     }
 
     /// Whether buffers have come that were waited for, and that nobody has announced.

@@ -152,7 +152,7 @@ impl Vhost {
 
     fn control(&self, pairs: &[Pair], features: u64, changed: &EventFd) -> Result<Control, StartError> {
         let switch = |(idx, pair): (usize, &Pair)| {
-            Ok(PairSwitch { port: pair.port.clone(), changed: clone(changed)?, attached: idx == 0 })
+            Ok(PairSwitch { port: pair.port.clone(), changed: clone(changed)?, departure: None, attached: idx == 0 })
         };
         Ok(Control {
             pairs: pairs.iter().enumerate().map(switch).collect::<Result<_, StartError>>()?,

@@ -86,7 +86,7 @@ pub(in crate::virtio::net) struct Hasher {
     /// Bytes of the header, which has room for a hash if the driver wants one.
     header_len: usize,
     queue: u16,
-    /// The ways to all queues, this one included; none if there is no steering.
+    /// The ways to all queues, this one included; none if there is only this one.
     peers: Arc<[Peer]>,
     inbox: Option<Inbox>,
 }
@@ -97,7 +97,7 @@ impl Hasher {
         Self::new(shared, header_len, 0, Arc::default(), None)
     }
 
-    /// For each of the `queues` receive queues of a card that steers, and reports hashes if headers have room for them.
+    /// For each of the `queues` receive queues of a card that has several, and reports hashes if headers have room for them.
     ///
     /// # Errors
     /// If the host has no eventfd left.
@@ -142,6 +142,18 @@ impl Hasher {
                 Verdict::Here
             }
         }
+    }
+
+    /// Passes a frame, with its header, to the queue that the table names, or the first if there is none, because this one goes out of
+    /// use. Returns whether there was room.
+    pub(in crate::virtio::net) fn hand_on(&mut self, frame: &[u8]) -> bool {
+        self.refresh();
+        let Receiving { hash, indirection } = &*self.current;
+        let start = frame.get(self.header_len..).unwrap_or_default();
+        let hash = hash.as_ref().and_then(|settings| settings.hash(&start[..start.len().min(HEAD_LEN)]));
+        let queue = indirection.as_ref().map_or(0, |to| to.queue(hash.map(|(value, _)| value)));
+        let peer = self.peers.get(usize::from(queue)).filter(|_| queue != self.queue);
+        peer.is_some_and(|peer| peer.pass(frame.to_vec()))
     }
 
     /// Reports the hash of a frame that another queue passed on.

@@ -1,26 +1,46 @@
-//! Frames on their way from the queue that received them to the queue they belong to, where the kernel does not steer.
+//! Frames on their way from the queue that received them to the queue they belong to: where the kernel does not steer, and what is
+//! left for a queue that goes out of use.
 //!
 //! One bounded inbox for each queue, filled by all the others' workers and emptied by its own. A frame that finds it full is lost, as
 //! on a card whose ring is full.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Frames that an inbox holds: what a driver's smallest useful ring does. At 64 KiB each they take 4 MiB.
-pub(super) const INBOX_FRAMES: usize = 64;
+/// Bytes that an inbox holds: what a driver's smallest useful ring does, 64 frames of 64 KiB.
+pub(super) const INBOX_BYTES: usize = 4 << 20;
+
+/// Frames that an inbox holds: as many as wait in a tap's queue (its `txqueuelen`).
+pub(super) const INBOX_FRAMES: usize = 1000;
+
+#[derive(Default)]
+struct Frames {
+    waiting: VecDeque<Vec<u8>>,
+    bytes: usize,
+}
+
+fn lock(frames: &Mutex<Frames>) -> MutexGuard<'_, Frames> {
+    frames.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The way to the queue of a pair.
 pub(in crate::virtio::net) struct Peer {
-    frames: SyncSender<Vec<u8>>,
+    frames: Arc<Mutex<Frames>>,
     filled: Arc<EventFd>,
 }
 
 impl Peer {
     /// Passes `frame`, with its header, on. Returns whether there was room.
     pub(super) fn pass(&self, frame: Vec<u8>) -> bool {
-        let fits = self.frames.try_send(frame).is_ok();
+        let mut frames = lock(&self.frames);
+        let fits = frames.waiting.len() < INBOX_FRAMES && frames.bytes + frame.len() <= INBOX_BYTES;
+        if fits {
+            frames.bytes += frame.len();
+            frames.waiting.push_back(frame);
+        }
+        drop(frames);
         // Refused only by a counter that is full, which wakes as well.
         let _ = self.filled.write(1);
         fits
@@ -29,14 +49,17 @@ impl Peer {
 
 /// Where a queue finds frames that others received for it.
 pub(in crate::virtio::net) struct Inbox {
-    frames: Receiver<Vec<u8>>,
+    frames: Arc<Mutex<Frames>>,
     filled: Arc<EventFd>,
 }
 
 impl Inbox {
     /// The next frame, with its header.
     pub(in crate::virtio::net) fn take(&self) -> Option<Vec<u8>> {
-        self.frames.try_recv().ok()
+        let mut frames = lock(&self.frames);
+        let frame = frames.waiting.pop_front()?;
+        frames.bytes -= frame.len();
+        Some(frame)
     }
 
     /// Signalled when a frame was put in.
@@ -51,9 +74,8 @@ impl Inbox {
 /// If the host has no eventfd left.
 pub(in crate::virtio::net) fn inboxes(queues: usize) -> io::Result<(Vec<Inbox>, Arc<[Peer]>)> {
     let make = || {
-        let ((sender, receiver), filled) = (sync_channel(INBOX_FRAMES), EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let filled = Arc::new(filled);
-        Ok((Inbox { frames: receiver, filled: filled.clone() }, Peer { frames: sender, filled }))
+        let (frames, filled) = (Arc::default(), Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?));
+        Ok((Inbox { frames: Arc::clone(&frames), filled: filled.clone() }, Peer { frames, filled }))
     };
     let ends = (0..queues).map(|_| make()).collect::<io::Result<Vec<_>>>()?;
     let (inboxes, peers): (Vec<_>, Vec<_>) = ends.into_iter().unzip();

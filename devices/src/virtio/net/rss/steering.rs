@@ -65,6 +65,13 @@ impl Steering {
         types.store(rss.hash.types.bits(), Ordering::SeqCst);
     }
 
+    /// Lets the program lead all frames to the first queue.
+    pub(in crate::virtio::net) fn gather(&self) {
+        let words = self.words();
+        words[layout::TYPES / 4].store(Types::NONE.bits(), Ordering::SeqCst);
+        words[layout::UNCLASSIFIED / 4].store(0, Ordering::SeqCst);
+    }
+
     fn words(&self) -> &[AtomicU32] {
         // SAFETY: `words` points to `WORDS` words that stay mapped for as long as `self` lives; the kernel only reads them.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), WORDS) }

@@ -75,11 +75,11 @@ fn frame_of_another_queue_is_passed_on_until_its_inbox_is_full() {
     };
     let (mut from, mut to) = (rx(&first, here), rx(&second, there));
 
-    for _ in 0..70 {
+    for _ in 0..1006 {
         wire.send(&with_header(12)).unwrap();
         from.receive().unwrap();
     }
-    assert_eq!((driver.count("rx.0.steered"), driver.count("rx.0.steered_lost")), (64, 6));
+    assert_eq!((driver.count("rx.0.steered"), driver.count("rx.0.steered_lost")), (1000, 6));
 
     // The first waits for a buffer, as one from the port would.
     to.receive().unwrap();
@@ -99,7 +99,8 @@ fn table_brings_its_queues_into_use_and_the_last_command_counts() {
     let (first, second) = (port().0, port().0);
     second.set_attached(false).unwrap();
     let ports: [(Arc<dyn FramePort>, bool); 2] = [(first, true), (second.clone(), false)];
-    let switch = |(port, attached)| PairSwitch { port, attached, changed: EventFd::new(EFD_NONBLOCK).unwrap() };
+    let switch =
+        |(port, attached)| PairSwitch { port, attached, departure: None, changed: EventFd::new(EFD_NONBLOCK).unwrap() };
     let features = [VIRTIO_NET_F_MQ, VIRTIO_NET_F_RSS, VIRTIO_NET_F_HASH_REPORT].iter().fold(0, |all, f| all | bit(*f));
     let mut control = control(ports.map(switch).into(), features);
 
