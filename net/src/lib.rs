@@ -31,6 +31,7 @@ pub mod facts;
 pub mod keeper;
 pub mod link;
 pub mod mac;
+pub mod nft;
 pub mod own_code;
 pub mod plan;
 pub mod preview;

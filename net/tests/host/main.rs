@@ -6,6 +6,7 @@
 //! ```text
 //! host            the harness: lists the cases, runs each as a process
 //! host case NAME  one case: new namespace, the links it needs, assertions
+//! host nft-owner  owns a table until it is killed
 //! host vmm SPEC.. a VMM without a VM: starts a keeper, holds the ports, obeys stdin (see `vmm`)
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
@@ -15,6 +16,7 @@ mod descriptors;
 mod endings;
 mod lan;
 mod links;
+mod nft;
 mod refusals;
 mod vmm;
 
@@ -27,7 +29,8 @@ use nix::sched::{CloneFlags, unshare};
 type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
-    [bridges::CASES, descriptors::CASES, endings::CASES, links::CASES, refusals::CASES].concat()
+    let nft = nft::cases();
+    [bridges::CASES, descriptors::CASES, endings::CASES, links::CASES, &nft, refusals::CASES].concat()
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,10 @@ fn main() -> ExitCode {
             }
             let (_, case) = cases().into_iter().find(|(name, _)| *name == args[1]).expect("a case of that name");
             case();
+            ExitCode::SUCCESS
+        }
+        Some("nft-owner") => {
+            nft::ownership::own();
             ExitCode::SUCCESS
         }
         Some("vmm") => vmm::run(&args[1..]),
@@ -67,7 +74,9 @@ fn what_is_missing() -> Option<String> {
     if let Err(error) = std::fs::File::open("/dev/net/tun") {
         return Some(format!("needs /dev/net/tun: {error}"));
     }
-    Command::new("ip").arg("-V").output().err().map(|error| format!("needs the command ip: {error}"))
+    ["ip", "nft"].into_iter().find_map(|command| {
+        Command::new(command).arg("-V").output().err().map(|error| format!("needs the command {command}: {error}"))
+    })
 }
 
 fn run(name: &str) -> Result<(), Failed> {

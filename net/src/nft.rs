@@ -1,0 +1,43 @@
+//! minivmm's own nftables over netlink: no `nft` program, no C library.
+//!
+//! ```text
+//! Table, Chain, Rule (plain data, Display is nft's syntax)
+//!        '-> Batch -> one transaction of netlink messages -> the kernel
+//!                            '<- an error names the object that was refused
+//! ```
+//!
+//! A [`Table`] that an [`NftSocket`] creates belongs to that socket (`NFT_TABLE_F_OWNER`, Linux 5.12): nobody else can change
+//! it, and it is gone when the socket is closed, also by SIGKILL. A [`Batch`] takes effect as a whole or not at all.
+//!
+//! In a table of the inet family the ingress hook lets everything but IPv4 and IPv6 pass unseen: what is to be said about ARP belongs into a
+//! netdev table. `dup to` and `fwd to` exist in netdev tables only, too.
+//!
+//! Not supported: tables with `dormant`, flowtables, verdict maps, concatenated keys, named objects other than counters, and reading rules
+//! back as anything but their counters.
+//!
+//! The formats follow linux/netfilter/nf_tables.h and net/netfilter/nf_tables_api.c.
+
+mod attr;
+mod batch;
+mod dump;
+mod expressions;
+mod kernel;
+mod matching;
+mod objects;
+mod socket;
+mod statement;
+mod table;
+mod test;
+mod value;
+
+pub use batch::{Batch, Command};
+pub use dump::{BaseChainSeen, Counts, Ending, NamedCounter, RuleCounter, TableSeen};
+pub use matching::{CtState, CtStatus, IpFields, Match, TcpFlag};
+pub use objects::{EncodeError, RuleError};
+pub use socket::{NftError, NftSocket};
+pub use statement::{Limit, Mss, NatPort, NatTarget, Per, Reject, Statement, Verdict};
+pub use table::{
+    Base, COMMENT_MAX, Chain, ChainType, Elements, Expr, Family, Hook, Policy, Rule, Set, Table, TableName,
+};
+pub use test::{Item, Test};
+pub use value::{AddrType, ArpOp, Datum, EtherAddr, EtherType, Icmp6Type, IcmpType, L4Proto, LinkKind, NfProto};

@@ -1,0 +1,100 @@
+//! Changes that take effect together.
+
+use std::fmt;
+
+use super::objects::{EncodeError, Object, Transaction};
+use super::table::{Chain, Elements, Rule, Table, TableName};
+
+/// Changes of tables that the socket owns, in order. They take effect at once and together, or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The changes.
+    pub commands: Vec<Command>,
+}
+
+/// A change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Creates a table, with all that is in it; one of that name must not be there.
+    AddTable(Table),
+    /// Deletes a table.
+    DeleteTable(TableName),
+    /// Creates a chain, with its rules.
+    AddChain(TableName, Chain),
+    /// Deletes a chain to which nothing jumps.
+    DeleteChain(TableName, String),
+    /// Puts rules in place of those of a chain.
+    ReplaceRules(TableName, String, Vec<Rule>),
+    /// Puts elements in place of those of a set with a name.
+    ReplaceElements(TableName, String, Elements),
+}
+
+impl Batch {
+    /// No changes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The batch with another change at its end.
+    #[must_use]
+    pub fn with(mut self, command: Command) -> Self {
+        self.commands.push(command);
+        self
+    }
+
+    /// The messages of the batch, numbered from `first_seq`, and what each is about.
+    pub(super) fn encode(&self, first_seq: u32) -> Result<(Vec<u8>, Vec<Object<'_>>), EncodeError> {
+        let mut transaction = Transaction::new(first_seq);
+        for command in &self.commands {
+            match command {
+                Command::AddTable(table) => transaction.add_table(table)?,
+                Command::DeleteTable(table) => transaction.delete_table(table),
+                Command::AddChain(table, chain) => {
+                    transaction.add_chain(table, chain);
+                    transaction.add_rules(table, &chain.name, &chain.rules)?;
+                }
+                Command::DeleteChain(table, chain) => transaction.delete_chain(table, chain),
+                Command::ReplaceRules(table, chain, rules) => {
+                    transaction.flush_chain(table, chain);
+                    transaction.add_rules(table, chain, rules)?;
+                }
+                Command::ReplaceElements(table, set, elements) => transaction.replace_elements(table, set, elements),
+            }
+        }
+        transaction.end()
+    }
+}
+
+impl From<Table> for Batch {
+    fn from(table: Table) -> Self {
+        Self { commands: vec![Command::AddTable(table)] }
+    }
+}
+
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (idx, command) in self.commands.iter().enumerate() {
+            write!(f, "{}{command}", if idx == 0 { "" } else { "\n" })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddTable(table) => table.fmt(f),
+            Self::DeleteTable(table) => write!(f, "delete table {table}"),
+            Self::AddChain(table, chain) => write!(f, "table {table} {{\n{chain}\n}}"),
+            Self::DeleteChain(table, chain) => write!(f, "delete chain {table} {chain}"),
+            Self::ReplaceRules(table, chain, rules) => {
+                write!(f, "flush chain {table} {chain}")?;
+                rules.iter().try_for_each(|rule| write!(f, "\nadd rule {table} {chain} {rule}"))
+            }
+            Self::ReplaceElements(table, set, elements) => {
+                write!(f, "flush set {table} {set}")?;
+                if elements.is_empty() { Ok(()) } else { write!(f, "\nadd element {table} {set} {elements}") }
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! What is in the kernel: counters of our tables, names of tables, and where others decide about packets.
+
+use super::attr::{Attrs, Writer};
+use super::kernel::msg::*;
+use super::kernel::*;
+use super::socket::{NftError, NftSocket};
+use super::table::{Policy, TableName};
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, with the header of IP but without that of Ethernet.
+    pub bytes: u64,
+}
+
+/// What a rule with a counter has counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleCounter {
+    /// The chain that the rule is in.
+    pub chain: String,
+    /// The rule's comment.
+    pub comment: Option<String>,
+    /// What was counted.
+    pub counts: Counts,
+}
+
+/// What a counter with a name has counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedCounter {
+    /// Its name in the table.
+    pub name: String,
+    /// What was counted.
+    pub counts: Counts,
+}
+
+/// A table that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableSeen {
+    /// Its family: `inet`, `ip`, `ip6`, `arp`, `bridge`, `netdev`.
+    pub family: &'static str,
+    /// Its name.
+    pub name: String,
+    /// The netlink port of its owner, if it has one.
+    pub owner: Option<u32>,
+}
+
+/// A base chain that is there, whoever made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseChainSeen {
+    /// The table's family.
+    pub family: &'static str,
+    /// The table's name.
+    pub table: String,
+    /// The chain's name.
+    pub chain: String,
+    /// On which way of packets it is: `forward`, `input`, ...
+    pub hook: &'static str,
+    /// When, among other chains of the hook.
+    pub priority: i32,
+    /// What becomes of packets about which no rule has decided.
+    pub policy: Policy,
+    /// What the last rule does with every packet that comes to it.
+    pub ending: Ending,
+}
+
+/// What the last rule of a chain does, if it has no condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It does not decide, or not about every packet: the policy holds.
+    Policy,
+    /// It drops.
+    Drop,
+    /// It rejects.
+    Reject,
+    /// It accepts.
+    Accept,
+}
+
+/// A rule as far as it is read.
+struct RuleSeen {
+    family: u8,
+    table: String,
+    chain: String,
+    ending: Ending,
+}
+
+impl NftSocket {
+    /// What the rules of a table with `counter` have counted, in their order.
+    ///
+    /// # Errors
+    /// Trouble with the kernel. A table that is not there has no rules.
+    pub fn rule_counters(&mut self, table: &TableName) -> Result<Vec<RuleCounter>, NftError> {
+        let name = |w: &mut Writer| w.text(NFTA_RULE_TABLE, &table.name);
+        self.dump(NFT_MSG_GETRULE, table.family.number(), name, |_, rule| {
+            // Kernels before 5.2 list the rules of all tables.
+            (rule.text(NFTA_RULE_TABLE)? == table.name).then_some(())?;
+            let counter = exprs(rule).find(|(name, _)| *name == "counter").map(|(_, data)| counts(data))?;
+            let comment = rule.find(NFTA_RULE_USERDATA).and_then(comment);
+            Some(RuleCounter { chain: rule.text(NFTA_RULE_CHAIN)?.to_owned(), comment, counts: counter })
+        })
+    }
+
+    /// What the counters with a name in a table have counted.
+    ///
+    /// # Errors
+    /// Trouble with the kernel. A table that is not there has no counters.
+    pub fn named_counters(&mut self, table: &TableName) -> Result<Vec<NamedCounter>, NftError> {
+        let filter = |w: &mut Writer| {
+            w.text(NFTA_OBJ_TABLE, &table.name);
+            w.be32(NFTA_OBJ_TYPE, NFT_OBJECT_COUNTER);
+        };
+        self.dump(NFT_MSG_GETOBJ, table.family.number(), filter, |_, object| {
+            let ours = object.text(NFTA_OBJ_TABLE)? == table.name;
+            (ours && object.be32(NFTA_OBJ_TYPE)? == NFT_OBJECT_COUNTER).then_some(())?;
+            let name = object.text(NFTA_OBJ_NAME)?.to_owned();
+            Some(NamedCounter { name, counts: counts(object.list(NFTA_OBJ_DATA)) })
+        })
+    }
+
+    /// The tables of the namespace whose names begin with `prefix`, of all families.
+    ///
+    /// # Errors
+    /// Trouble with the kernel.
+    pub fn tables(&mut self, prefix: &str) -> Result<Vec<TableSeen>, NftError> {
+        self.dump(
+            NFT_MSG_GETTABLE,
+            0,
+            |_| {},
+            |family, table| {
+                let name = table.text(NFTA_TABLE_NAME).filter(|name| name.starts_with(prefix))?.to_owned();
+                Some(TableSeen { family: family_name(family), name, owner: table.be32(NFTA_TABLE_OWNER) })
+            },
+        )
+    }
+
+    /// All base chains of the namespace but those in tables whose names begin with `but`. Rules of iptables are among them where it is
+    /// the one that works through nf_tables; those of its predecessor are not.
+    ///
+    /// # Errors
+    /// Trouble with the kernel.
+    pub fn base_chains(&mut self, but: &str) -> Result<Vec<BaseChainSeen>, NftError> {
+        let rules = self.dump(
+            NFT_MSG_GETRULE,
+            0,
+            |_| {},
+            |family, rule| {
+                let (table, chain) = (rule.text(NFTA_RULE_TABLE)?.to_owned(), rule.text(NFTA_RULE_CHAIN)?.to_owned());
+                Some(RuleSeen { family, table, chain, ending: ending(rule) })
+            },
+        )?;
+        self.dump(
+            NFT_MSG_GETCHAIN,
+            0,
+            |_| {},
+            |family, chain| {
+                let table = chain.text(NFTA_CHAIN_TABLE).filter(|table| !table.starts_with(but))?.to_owned();
+                let name = chain.text(NFTA_CHAIN_NAME)?.to_owned();
+                let hook = Attrs::from(chain.find(NFTA_CHAIN_HOOK)?);
+                let last =
+                    rules.iter().rfind(|rule| rule.family == family && rule.table == table && rule.chain == name);
+                let drops = chain.be32(NFTA_CHAIN_POLICY) == Some(NF_DROP.cast_unsigned());
+                Some(BaseChainSeen {
+                    family: family_name(family),
+                    table,
+                    chain: name,
+                    hook: hook_name(family, hook.be32(NFTA_HOOK_HOOKNUM)?),
+                    priority: hook.be32(NFTA_HOOK_PRIORITY)?.cast_signed(),
+                    policy: if drops { Policy::Drop } else { Policy::Accept },
+                    ending: last.map_or(Ending::Policy, |rule| rule.ending),
+                })
+            },
+        )
+    }
+}
+
+/// The expressions of a rule: name and data.
+fn exprs<'a>(rule: Attrs<'a>) -> impl Iterator<Item = (&'a str, Attrs<'a>)> {
+    let list = rule.list(NFTA_RULE_EXPRESSIONS).into_iter().map(|(_, expr)| Attrs::from(expr));
+    list.filter_map(|expr| Some((expr.text(NFTA_EXPR_NAME)?, expr.list(NFTA_EXPR_DATA))))
+}
+
+fn counts(data: Attrs<'_>) -> Counts {
+    let number = |attr| data.be64(attr).unwrap_or_default();
+    Counts { packets: number(NFTA_COUNTER_PACKETS), bytes: number(NFTA_COUNTER_BYTES) }
+}
+
+/// The comment in a rule's userdata: records of type, length and value.
+fn comment(mut userdata: &[u8]) -> Option<String> {
+    loop {
+        let ([kind, len], rest) = userdata.split_first_chunk()?;
+        let (value, rest) = rest.split_at_checked(usize::from(*len))?;
+        if *kind == NFTNL_UDATA_RULE_COMMENT {
+            let text = value.strip_suffix(&[0]).unwrap_or(value);
+            return Some(String::from_utf8_lossy(text).into_owned());
+        }
+        userdata = rest;
+    }
+}
+
+/// What a rule does with every packet. Only a rule that begins with what it does, counters and logs aside, has no condition.
+fn ending(rule: Attrs<'_>) -> Ending {
+    let mut rest = exprs(rule).skip_while(|(name, _)| matches!(*name, "counter" | "objref" | "log"));
+    match rest.next() {
+        Some(("reject", _)) => Ending::Reject,
+        Some(("target", data)) => match data.text(NFTA_TARGET_NAME) {
+            Some("REJECT") => Ending::Reject,
+            Some("DROP") => Ending::Drop,
+            _ => Ending::Policy,
+        },
+        Some(("immediate", data)) => {
+            match data.list(NFTA_IMMEDIATE_DATA).list(NFTA_DATA_VERDICT).be32(NFTA_VERDICT_CODE).map(u32::cast_signed) {
+                Some(NF_DROP) => Ending::Drop,
+                Some(NF_ACCEPT) => Ending::Accept,
+                _ => Ending::Policy,
+            }
+        }
+        _ => Ending::Policy,
+    }
+}
+
+/// `NFPROTO_*` in nft's words.
+fn family_name(number: u8) -> &'static str {
+    match number {
+        1 => "inet",
+        2 => "ip",
+        3 => "arp",
+        5 => "netdev",
+        7 => "bridge",
+        10 => "ip6",
+        _ => "unknown",
+    }
+}
+
+/// A hook of a family in nft's words. The hooks of ARP have other numbers, too.
+fn hook_name(family: u8, number: u32) -> &'static str {
+    match (family_name(family), number) {
+        ("netdev", 0) | (_, 5) => "ingress",
+        ("netdev", 1) => "egress",
+        ("arp", 0) => "input",
+        ("arp", 1) => "output",
+        (_, 1) => "input",
+        (_, 3) => "output",
+        (_, 0) => "prerouting",
+        (_, 2) => "forward",
+        (_, 4) => "postrouting",
+        _ => "unknown",
+    }
+}

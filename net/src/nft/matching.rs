@@ -1,0 +1,343 @@
+//! The fields of a packet, and of what the kernel knows about it, that a rule can test.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::kernel::*;
+use super::test::{RawItem, RawTest, Test};
+use super::value::{AddrType, ArpOp, EtherAddr, EtherType, Icmp6Type, IcmpType, L4Proto, LinkKind, NfProto};
+use crate::spec::IfName;
+
+/// A condition of a rule. One on the header of a protocol holds for packets of that protocol only; it need not be said before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Match {
+    /// `iifname`
+    Iif(Test<IfName>),
+    /// `oifname`
+    Oif(Test<IfName>),
+    /// `meta iifkind`
+    IifKind(Test<LinkKind>),
+    /// `meta oifkind`
+    OifKind(Test<LinkKind>),
+    /// `meta nfproto`
+    NfProto(Test<NfProto>),
+    /// `meta l4proto`
+    L4Proto(Test<L4Proto>),
+    /// `meta mark & MASK == VALUE`
+    Mark {
+        /// The bits that count.
+        mask: u32,
+        /// What they are.
+        value: u32,
+    },
+    /// `ether saddr`
+    EtherSaddr(Test<EtherAddr>),
+    /// `ether daddr`
+    EtherDaddr(Test<EtherAddr>),
+    /// `ether type`
+    EtherType(Test<EtherType>),
+    /// `ip saddr`, `ip daddr`
+    Ip4(IpFields<Ipv4Addr>),
+    /// `ip6 saddr`, `ip6 daddr`
+    Ip6(IpFields<Ipv6Addr>),
+    /// `tcp sport`
+    TcpSport(Test<u16>),
+    /// `tcp dport`
+    TcpDport(Test<u16>),
+    /// `tcp flags VALUE / MASK`: of the flags in the mask, those in the value are set.
+    TcpFlags {
+        /// The flags that are set.
+        value: Vec<TcpFlag>,
+        /// The flags that count.
+        mask: Vec<TcpFlag>,
+    },
+    /// `udp sport`
+    UdpSport(Test<u16>),
+    /// `udp dport`
+    UdpDport(Test<u16>),
+    /// `icmp type`
+    IcmpType(Test<IcmpType>),
+    /// `icmpv6 type`
+    Icmp6Type(Test<Icmp6Type>),
+    /// `icmpv6 taddr`: the target of a neighbour solicitation, advertisement or redirect, which has to be tested for before.
+    NdTarget(Test<Ipv6Addr>),
+    /// `arp operation`
+    ArpOp(Test<ArpOp>),
+    /// `arp saddr ether`
+    ArpSender(Test<EtherAddr>),
+    /// `arp saddr ip`
+    ArpSenderIp(Test<Ipv4Addr>),
+    /// `arp daddr ip`
+    ArpTargetIp(Test<Ipv4Addr>),
+    /// `ct state`: it is one of these.
+    CtState(Vec<CtState>),
+    /// `ct state !`: it is none of these.
+    CtStateNot(Vec<CtState>),
+    /// `ct status`: one of these holds.
+    CtStatus(Vec<CtStatus>),
+    /// `fib saddr type`
+    FibSaddrType(Test<AddrType>),
+    /// `fib daddr type`
+    FibDaddrType(Test<AddrType>),
+}
+
+/// The addresses in an IP header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IpFields<T> {
+    /// Where it comes from.
+    Saddr(Test<T>),
+    /// Where it goes.
+    Daddr(Test<T>),
+}
+
+/// Words that are bits.
+macro_rules! bits {
+    ($(#[$doc:meta])* $name:ident: $number:ty { $($word:ident = $bit:literal $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $(#[doc = concat!("`", $text, "`")] $word,)+
+        }
+
+        impl $name {
+            fn bit(self) -> $number {
+                match self {
+                    $(Self::$word => $bit,)+
+                }
+            }
+
+            fn all(words: &[Self]) -> $number {
+                words.iter().fold(0, |bits, word| bits | word.bit())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$word => $text,)+
+                })
+            }
+        }
+    };
+}
+
+bits! {
+    /// What connection tracking says of a packet (`NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h).
+    CtState: u32 { Invalid = 1 "invalid", Established = 2 "established", Related = 4 "related", New = 8 "new", Untracked = 64 "untracked" }
+}
+bits! {
+    /// What connection tracking says of a connection (`enum ip_conntrack_status`).
+    CtStatus: u32 { SeenReply = 2 "seen-reply", Assured = 4 "assured", Confirmed = 8 "confirmed", Snat = 16 "snat", Dnat = 32 "dnat" }
+}
+bits! {
+    /// A flag of a TCP header (RFC 9293 3.1).
+    TcpFlag: u8 { Fin = 1 "fin", Syn = 2 "syn", Rst = 4 "rst", Psh = 8 "psh", Ack = 16 "ack", Urg = 32 "urg" }
+}
+
+/// Words with commas between them.
+struct Words<'a, T>(&'a [T]);
+
+impl<T: fmt::Display> fmt::Display for Words<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (idx, word) in self.0.iter().enumerate() {
+            write!(f, "{}{word}", if idx == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl Match {
+    /// It came in through this interface.
+    pub fn iif(name: &IfName) -> Self {
+        Self::Iif(Test::is(name.clone()))
+    }
+
+    /// It goes out through this interface.
+    pub fn oif(name: &IfName) -> Self {
+        Self::Oif(Test::is(name.clone()))
+    }
+
+    /// A TCP segment that opens a connection, in either direction.
+    pub fn tcp_syn() -> Self {
+        Self::TcpFlags { value: vec![TcpFlag::Syn], mask: vec![TcpFlag::Syn, TcpFlag::Rst] }
+    }
+}
+
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Iif(test) => write!(f, "iifname {test}"),
+            Self::Oif(test) => write!(f, "oifname {test}"),
+            Self::IifKind(test) => write!(f, "meta iifkind {test}"),
+            Self::OifKind(test) => write!(f, "meta oifkind {test}"),
+            Self::NfProto(test) => write!(f, "meta nfproto {test}"),
+            Self::L4Proto(test) => write!(f, "meta l4proto {test}"),
+            Self::Mark { mask: u32::MAX, value } => write!(f, "meta mark {value:#010x}"),
+            Self::Mark { mask, value } => write!(f, "meta mark & {mask:#010x} == {value:#010x}"),
+            Self::EtherSaddr(test) => write!(f, "ether saddr {test}"),
+            Self::EtherDaddr(test) => write!(f, "ether daddr {test}"),
+            Self::EtherType(test) => write!(f, "ether type {test}"),
+            Self::Ip4(IpFields::Saddr(test)) => write!(f, "ip saddr {test}"),
+            Self::Ip4(IpFields::Daddr(test)) => write!(f, "ip daddr {test}"),
+            Self::Ip6(IpFields::Saddr(test)) => write!(f, "ip6 saddr {test}"),
+            Self::Ip6(IpFields::Daddr(test)) => write!(f, "ip6 daddr {test}"),
+            Self::TcpSport(test) => write!(f, "tcp sport {test}"),
+            Self::TcpDport(test) => write!(f, "tcp dport {test}"),
+            Self::TcpFlags { value, mask } => write!(f, "tcp flags {} / {}", Words(value), Words(mask)),
+            Self::UdpSport(test) => write!(f, "udp sport {test}"),
+            Self::UdpDport(test) => write!(f, "udp dport {test}"),
+            Self::IcmpType(test) => write!(f, "icmp type {test}"),
+            Self::Icmp6Type(test) => write!(f, "icmpv6 type {test}"),
+            Self::NdTarget(test) => write!(f, "icmpv6 taddr {test}"),
+            Self::ArpOp(test) => write!(f, "arp operation {test}"),
+            Self::ArpSender(test) => write!(f, "arp saddr ether {test}"),
+            Self::ArpSenderIp(test) => write!(f, "arp saddr ip {test}"),
+            Self::ArpTargetIp(test) => write!(f, "arp daddr ip {test}"),
+            Self::CtState(states) => write!(f, "ct state {}", Words(states)),
+            Self::CtStateNot(states) => write!(f, "ct state ! {}", Words(states)),
+            Self::CtStatus(status) => write!(f, "ct status {}", Words(status)),
+            Self::FibSaddrType(test) => write!(f, "fib saddr type {test}"),
+            Self::FibDaddrType(test) => write!(f, "fib daddr type {test}"),
+        }
+    }
+}
+
+/// Where a register is loaded from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Load {
+    /// A key of `enum nft_meta_keys`.
+    Meta(u32),
+    /// Base (`enum nft_payload_bases`), offset and length in bytes.
+    Payload(u32, u32, u32),
+    /// A key of `enum nft_ct_keys`.
+    Ct(u32),
+    /// The type of the address that a flag of `enum nft_fib_flags` names.
+    FibType(u32),
+}
+
+/// What a packet has to be before a field of it means anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Nothing.
+    Nothing,
+    /// An Ethernet header.
+    Ether,
+    /// A packet of this kind above Ethernet.
+    Network(EtherType),
+    /// A packet of this kind above IP.
+    Transport(L4Proto),
+}
+
+/// A test as the kernel does it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RawMatch {
+    pub(super) needs: Needs,
+    pub(super) load: Load,
+    pub(super) test: RawTest,
+}
+
+/// Fields of headers.
+const ETHER_DADDR: Load = Load::Payload(NFT_PAYLOAD_LL_HEADER, 0, 6);
+const ETHER_SADDR: Load = Load::Payload(NFT_PAYLOAD_LL_HEADER, 6, 6);
+const ETHER_TYPE: Load = Load::Payload(NFT_PAYLOAD_LL_HEADER, 12, 2);
+const IP4_SADDR: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 12, 4);
+const IP4_DADDR: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 16, 4);
+const IP6_SADDR: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 8, 16);
+const IP6_DADDR: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 24, 16);
+const ARP_OPERATION: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 6, 2);
+const ARP_SADDR_ETHER: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 8, 6);
+const ARP_SADDR_IP: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 14, 4);
+const ARP_DADDR_IP: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 24, 4);
+const SPORT: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2);
+pub(super) const DPORT: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
+const TCP_FLAGS: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1);
+const ICMP_TYPE: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1);
+const ND_TARGET: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16);
+
+impl Match {
+    /// How the kernel tests it.
+    pub(super) fn raw(&self) -> RawMatch {
+        let (needs, load) = self.field();
+        RawMatch { needs, load, test: self.test() }
+    }
+
+    fn field(&self) -> (Needs, Load) {
+        let (ip4, ip6) = (Needs::Network(EtherType::IP4), Needs::Network(EtherType::IP6));
+        let arp = Needs::Network(EtherType::ARP);
+        let transport = Needs::Transport;
+        match self {
+            Self::Iif(_) => (Needs::Nothing, Load::Meta(NFT_META_IIFNAME)),
+            Self::Oif(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFNAME)),
+            Self::IifKind(_) => (Needs::Nothing, Load::Meta(NFT_META_IIFKIND)),
+            Self::OifKind(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFKIND)),
+            Self::NfProto(_) => (Needs::Nothing, Load::Meta(NFT_META_NFPROTO)),
+            Self::L4Proto(_) => (Needs::Nothing, Load::Meta(NFT_META_L4PROTO)),
+            Self::Mark { .. } => (Needs::Nothing, Load::Meta(NFT_META_MARK)),
+            Self::EtherSaddr(_) => (Needs::Ether, ETHER_SADDR),
+            Self::EtherDaddr(_) => (Needs::Ether, ETHER_DADDR),
+            Self::EtherType(_) => (Needs::Ether, ETHER_TYPE),
+            Self::Ip4(IpFields::Saddr(_)) => (ip4, IP4_SADDR),
+            Self::Ip4(IpFields::Daddr(_)) => (ip4, IP4_DADDR),
+            Self::Ip6(IpFields::Saddr(_)) => (ip6, IP6_SADDR),
+            Self::Ip6(IpFields::Daddr(_)) => (ip6, IP6_DADDR),
+            Self::TcpSport(_) => (transport(L4Proto::TCP), SPORT),
+            Self::TcpDport(_) => (transport(L4Proto::TCP), DPORT),
+            Self::TcpFlags { .. } => (transport(L4Proto::TCP), TCP_FLAGS),
+            Self::UdpSport(_) => (transport(L4Proto::UDP), SPORT),
+            Self::UdpDport(_) => (transport(L4Proto::UDP), DPORT),
+            Self::IcmpType(_) => (transport(L4Proto::ICMP), ICMP_TYPE),
+            Self::Icmp6Type(_) => (transport(L4Proto::ICMP6), ICMP_TYPE),
+            Self::NdTarget(_) => (transport(L4Proto::ICMP6), ND_TARGET),
+            Self::ArpOp(_) => (arp, ARP_OPERATION),
+            Self::ArpSender(_) => (arp, ARP_SADDR_ETHER),
+            Self::ArpSenderIp(_) => (arp, ARP_SADDR_IP),
+            Self::ArpTargetIp(_) => (arp, ARP_DADDR_IP),
+            Self::CtState(_) | Self::CtStateNot(_) => (Needs::Nothing, Load::Ct(NFT_CT_STATE)),
+            Self::CtStatus(_) => (Needs::Nothing, Load::Ct(NFT_CT_STATUS)),
+            Self::FibSaddrType(_) => (Needs::Nothing, Load::FibType(NFTA_FIB_F_SADDR)),
+            Self::FibDaddrType(_) => (Needs::Nothing, Load::FibType(NFTA_FIB_F_DADDR)),
+        }
+    }
+
+    fn test(&self) -> RawTest {
+        match self {
+            Self::Iif(test) | Self::Oif(test) => test.raw(),
+            Self::IifKind(test) | Self::OifKind(test) => test.raw(),
+            Self::NfProto(test) => test.raw(),
+            Self::L4Proto(test) => test.raw(),
+            Self::Mark { mask: u32::MAX, value } => {
+                let value = value.to_ne_bytes().to_vec();
+                RawTest::Item { item: RawItem { first: value.clone(), last: value, mask: None }, negate: false }
+            }
+            Self::Mark { mask, value } => {
+                let (mask, value) = (mask.to_ne_bytes().to_vec(), value.to_ne_bytes().to_vec());
+                RawTest::Bits { mask, value, negate: false }
+            }
+            Self::EtherSaddr(test) | Self::EtherDaddr(test) | Self::ArpSender(test) => test.raw(),
+            Self::EtherType(test) => test.raw(),
+            Self::Ip4(IpFields::Saddr(test) | IpFields::Daddr(test)) => test.raw(),
+            Self::Ip6(IpFields::Saddr(test) | IpFields::Daddr(test)) | Self::NdTarget(test) => test.raw(),
+            Self::TcpSport(test) | Self::TcpDport(test) | Self::UdpSport(test) | Self::UdpDport(test) => test.raw(),
+            Self::TcpFlags { value, mask } => {
+                RawTest::Bits { mask: vec![TcpFlag::all(mask)], value: vec![TcpFlag::all(value)], negate: false }
+            }
+            Self::IcmpType(test) => test.raw(),
+            Self::Icmp6Type(test) => test.raw(),
+            Self::ArpOp(test) => test.raw(),
+            Self::ArpSenderIp(test) | Self::ArpTargetIp(test) => test.raw(),
+            Self::CtState(states) => any_bit(CtState::all(states)),
+            Self::CtStateNot(states) => {
+                let mask = CtState::all(states).to_ne_bytes().to_vec();
+                RawTest::Bits { value: vec![0; mask.len()], mask, negate: false }
+            }
+            Self::CtStatus(status) => any_bit(CtStatus::all(status)),
+            Self::FibSaddrType(test) | Self::FibDaddrType(test) => test.raw(),
+        }
+    }
+}
+
+/// At least one of these bits is set.
+fn any_bit(bits: u32) -> RawTest {
+    let mask = bits.to_ne_bytes().to_vec();
+    RawTest::Bits { value: vec![0; mask.len()], mask, negate: true }
+}

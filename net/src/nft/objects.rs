@@ -1,0 +1,380 @@
+//! Tables, chains, sets and rules as messages, each with the object that it is about.
+
+use std::fmt;
+use std::io;
+
+use super::attr::{Head, TooLong, Writer};
+use super::expressions::RuleEncoder;
+use super::kernel::msg::*;
+use super::kernel::*;
+use super::table::{Chain, Elements, Family, Rule, Set, Table, TableName};
+use super::test::{KeyKind, RawItem, edges};
+use super::value::Datum;
+use crate::spec::IfName;
+
+/// What cannot be said to the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// A rule.
+    #[error("There is no way to write {object}")]
+    Rule {
+        /// The rule and where it is.
+        object: String,
+        /// What of it.
+        source: RuleError,
+    },
+    /// An attribute with more than 65535 bytes.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+}
+
+/// What cannot be said in a rule.
+#[derive(Debug, thiserror::Error)]
+pub enum RuleError {
+    /// Chains of an inet table see no ARP, at no hook.
+    #[error("ARP can be tested for in tables of the families netdev and bridge only")]
+    ArpInInet,
+    /// The kernel takes an interface's number.
+    #[error("There is no interface {name}")]
+    Device {
+        /// The interface.
+        name: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// What a message is about.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Object<'a> {
+    /// The first message of a transaction, or the last.
+    Transaction,
+    Table(&'a TableName),
+    Counter(&'a TableName, &'a str),
+    Set(&'a TableName, &'a str),
+    Elements(&'a TableName, &'a str),
+    Chain(&'a TableName, &'a str),
+    Rule(&'a TableName, &'a str, &'a Rule),
+}
+
+impl fmt::Display for Object<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transaction => f.write_str("the transaction"),
+            Self::Table(table) => write!(f, "table {table}"),
+            Self::Counter(table, name) => write!(f, "counter {name} of table {table}"),
+            Self::Set(table, name) => write!(f, "set {name} of table {table}"),
+            Self::Elements(table, name) => write!(f, "the elements of set {name} of table {table}"),
+            Self::Chain(table, name) => write!(f, "chain {name} of table {table}"),
+            Self::Rule(table, chain, rule) => write!(f, "rule '{rule}' of chain {chain} of table {table}"),
+        }
+    }
+}
+
+/// A set without a name.
+#[derive(Debug)]
+pub(super) struct NewSet {
+    /// By which rules and elements of the same transaction know it.
+    pub(super) id: u32,
+    flags: u32,
+    key: KeyKind,
+    elements: Vec<Element>,
+}
+
+/// An element of a set as the kernel has it.
+#[derive(Clone, Debug)]
+struct Element {
+    key: Vec<u8>,
+    data: Option<Vec<u8>>,
+    end: bool,
+}
+
+/// How a rule finds a set.
+#[derive(Debug)]
+pub(super) struct Lookup {
+    pub(super) name: String,
+    pub(super) id: Option<u32>,
+}
+
+impl Lookup {
+    /// A set of the table.
+    pub(super) fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), id: None }
+    }
+}
+
+/// What sets and maps without names are called; the kernel puts a number in.
+const SET_NAME: &str = "__set%d";
+const MAP_NAME: &str = "__map%d";
+
+impl NewSet {
+    /// A set of these keys.
+    pub(super) fn keys(items: Vec<RawItem>, key: KeyKind) -> Self {
+        let has_intervals = items.iter().any(|item| item.first != item.last);
+        let flags = NFT_SET_ANONYMOUS | NFT_SET_CONSTANT | if has_intervals { NFT_SET_INTERVAL } else { 0 };
+        Self { id: 0, flags, key, elements: elements(&items, has_intervals) }
+    }
+
+    /// A map from ports to ports.
+    pub(super) fn ports(pairs: &[(u16, u16)], key: KeyKind) -> Self {
+        let element = |(from, to): &(u16, u16)| Element { key: from.bytes(), data: Some(to.bytes()), end: false };
+        let flags = NFT_SET_ANONYMOUS | NFT_SET_CONSTANT | NFT_SET_MAP;
+        Self { id: 0, flags, key, elements: pairs.iter().map(element).collect() }
+    }
+
+    /// How the rule that it was made for finds it.
+    pub(super) fn lookup(&self) -> Lookup {
+        Lookup { name: self.name().to_owned(), id: Some(self.id) }
+    }
+
+    fn name(&self) -> &'static str {
+        if self.flags & NFT_SET_MAP == 0 { SET_NAME } else { MAP_NAME }
+    }
+}
+
+fn elements(items: &[RawItem], has_intervals: bool) -> Vec<Element> {
+    if has_intervals {
+        return edges(items).into_iter().map(|edge| Element { key: edge.key, data: None, end: edge.end }).collect();
+    }
+    let mut keys: Vec<&Vec<u8>> = items.iter().map(|item| &item.first).collect();
+    keys.sort();
+    keys.dedup();
+    keys.into_iter().map(|key| Element { key: key.clone(), data: None, end: false }).collect()
+}
+
+/// Elements in one message: an attribute holds at most 64 KiB, and an element takes at most 56 bytes.
+const ELEMENTS_MAX: usize = 1000;
+
+/// A transaction being written: messages with numbers that follow each other, and what each is about.
+#[derive(Debug)]
+pub(super) struct Transaction<'a> {
+    writer: Writer,
+    objects: Vec<Object<'a>>,
+    first_seq: u32,
+    next_set_id: u32,
+}
+
+impl<'a> Transaction<'a> {
+    /// A transaction whose messages are numbered from `first_seq`.
+    pub(super) fn new(first_seq: u32) -> Self {
+        let mut this = Self { writer: Writer::default(), objects: Vec::new(), first_seq, next_set_id: 1 };
+        this.mark(NFNL_MSG_BATCH_BEGIN);
+        this
+    }
+
+    /// The messages of the transaction, and what each is about.
+    ///
+    /// # Errors
+    /// An attribute that is too long.
+    pub(super) fn end(mut self) -> Result<(Vec<u8>, Vec<Object<'a>>), EncodeError> {
+        self.mark(NFNL_MSG_BATCH_END);
+        self.writer.check()?;
+        Ok((self.writer.bytes().to_vec(), self.objects))
+    }
+
+    /// The number of the next message.
+    fn seq(&self) -> u32 {
+        self.first_seq.wrapping_add(u32::try_from(self.objects.len()).unwrap_or(u32::MAX))
+    }
+
+    fn mark(&mut self, kind: u16) {
+        let head = Head { kind, flags: 0, seq: self.seq(), family: 0, res_id: NFNL_SUBSYS_NFTABLES };
+        self.writer.message(head, |_| {});
+        self.objects.push(Object::Transaction);
+    }
+
+    /// A message. All ask for an acknowledgement: the kernel answers none but refusals unless asked, and silence would be no proof.
+    fn message(&mut self, object: Object<'a>, family: Family, kind: u16, flags: i32, body: impl FnOnce(&mut Writer)) {
+        let flags = u16::try_from(flags | libc::NLM_F_ACK).unwrap_or_default();
+        let kind = NFNL_SUBSYS_NFTABLES << 8 | kind;
+        let head = Head { kind, flags, seq: self.seq(), family: family.number(), res_id: 0 };
+        self.writer.message(head, body);
+        self.objects.push(object);
+    }
+
+    /// Creates a table that is owned, with all that is in it.
+    pub(super) fn add_table(&mut self, table: &'a Table) -> Result<(), EncodeError> {
+        let name = &table.name;
+        self.message(Object::Table(name), name.family, NFT_MSG_NEWTABLE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, |w| {
+            w.text(NFTA_TABLE_NAME, &name.name);
+            w.be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER);
+        });
+        for counter in &table.counters {
+            self.add_counter(name, counter);
+        }
+        for set in &table.sets {
+            self.add_set(name, set);
+        }
+        for chain in &table.chains {
+            self.add_chain(name, chain);
+        }
+        for chain in &table.chains {
+            self.add_rules(name, &chain.name, &chain.rules)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a table and all that is in it.
+    pub(super) fn delete_table(&mut self, name: &'a TableName) {
+        let object = Object::Table(name);
+        self.message(object, name.family, NFT_MSG_DELTABLE, 0, |w| w.text(NFTA_TABLE_NAME, &name.name));
+    }
+
+    fn add_counter(&mut self, table: &'a TableName, counter: &'a str) {
+        let object = Object::Counter(table, counter);
+        self.message(object, table.family, NFT_MSG_NEWOBJ, libc::NLM_F_CREATE | libc::NLM_F_EXCL, |w| {
+            w.text(NFTA_OBJ_TABLE, &table.name);
+            w.text(NFTA_OBJ_NAME, counter);
+            w.be32(NFTA_OBJ_TYPE, NFT_OBJECT_COUNTER);
+            w.nest(NFTA_OBJ_DATA, |_| {});
+        });
+    }
+
+    fn add_set(&mut self, table: &'a TableName, set: &'a Set) {
+        let flags = if set.elements.has_intervals() { NFT_SET_INTERVAL } else { 0 };
+        let new = NewSet { id: self.take_set_id(), flags, key: set.elements.key(), elements: Vec::new() };
+        self.new_set(Object::Set(table, &set.name), table, &set.name, &new);
+        self.add_elements(table, &set.name, &set.elements);
+    }
+
+    /// Puts elements in place of those in a set.
+    pub(super) fn replace_elements(&mut self, table: &'a TableName, set: &'a str, elements: &Elements) {
+        self.message(Object::Elements(table, set), table.family, NFT_MSG_DELSETELEM, 0, |w| {
+            w.text(NFTA_SET_ELEM_LIST_TABLE, &table.name);
+            w.text(NFTA_SET_ELEM_LIST_SET, set);
+        });
+        self.add_elements(table, set, elements);
+    }
+
+    fn add_elements(&mut self, table: &'a TableName, set: &'a str, new: &Elements) {
+        let list = elements(&new.raw(), new.has_intervals());
+        self.new_elements(Object::Elements(table, set), table, &Lookup::named(set), &list);
+    }
+
+    /// Creates a chain without rules.
+    pub(super) fn add_chain(&mut self, table: &'a TableName, chain: &'a Chain) {
+        let object = Object::Chain(table, &chain.name);
+        self.message(object, table.family, NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE | libc::NLM_F_EXCL, |w| {
+            w.text(NFTA_CHAIN_TABLE, &table.name);
+            w.text(NFTA_CHAIN_NAME, &chain.name);
+            let Some(base) = &chain.base else { return };
+            w.nest(NFTA_CHAIN_HOOK, |w| {
+                w.be32(NFTA_HOOK_HOOKNUM, base.hook.number(table.family));
+                w.attr(NFTA_HOOK_PRIORITY, &base.priority.to_be_bytes());
+                if let Some(device) = base.hook.device() {
+                    w.text(NFTA_HOOK_DEV, device.as_str());
+                }
+            });
+            w.attr(NFTA_CHAIN_POLICY, &base.policy.number().to_be_bytes());
+            w.text(NFTA_CHAIN_TYPE, &base.chain_type.to_string());
+        });
+    }
+
+    /// Deletes a chain and its rules.
+    pub(super) fn delete_chain(&mut self, table: &'a TableName, chain: &'a str) {
+        self.flush_chain(table, chain);
+        self.message(Object::Chain(table, chain), table.family, NFT_MSG_DELCHAIN, 0, |w| {
+            w.text(NFTA_CHAIN_TABLE, &table.name);
+            w.text(NFTA_CHAIN_NAME, chain);
+        });
+    }
+
+    /// Deletes the rules of a chain.
+    pub(super) fn flush_chain(&mut self, table: &'a TableName, chain: &'a str) {
+        self.message(Object::Chain(table, chain), table.family, NFT_MSG_DELRULE, 0, |w| {
+            w.text(NFTA_RULE_TABLE, &table.name);
+            w.text(NFTA_RULE_CHAIN, chain);
+        });
+    }
+
+    /// Appends rules to a chain, each after the sets that it takes.
+    pub(super) fn add_rules(
+        &mut self,
+        table: &'a TableName,
+        chain: &'a str,
+        rules: &'a [Rule],
+    ) -> Result<(), EncodeError> {
+        for rule in rules {
+            let object = Object::Rule(table, chain, rule);
+            let (exprs, sets) = RuleEncoder::encode(table.family, rule, self.next_set_id)
+                .map_err(|source| EncodeError::Rule { object: object.to_string(), source })?;
+            for set in &sets {
+                self.take_set_id();
+                self.new_set(object, table, set.name(), set);
+                self.new_elements(object, table, &set.lookup(), &set.elements);
+            }
+            self.message(object, table.family, NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, |w| {
+                w.text(NFTA_RULE_TABLE, &table.name);
+                w.text(NFTA_RULE_CHAIN, chain);
+                w.nest(NFTA_RULE_EXPRESSIONS, |w| w.append(&exprs));
+                if let Some(comment) = &rule.comment {
+                    let text = [comment.as_bytes(), &[0]].concat();
+                    w.attr(NFTA_RULE_USERDATA, &record(NFTNL_UDATA_RULE_COMMENT, &text));
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn take_set_id(&mut self) -> u32 {
+        let id = self.next_set_id;
+        self.next_set_id += 1;
+        id
+    }
+
+    fn new_set(&mut self, object: Object<'a>, table: &TableName, name: &str, set: &NewSet) {
+        let len = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.message(object, table.family, NFT_MSG_NEWSET, libc::NLM_F_CREATE | libc::NLM_F_EXCL, |w| {
+            w.text(NFTA_SET_TABLE, &table.name);
+            w.text(NFTA_SET_NAME, name);
+            w.be32(NFTA_SET_FLAGS, set.flags);
+            w.be32(NFTA_SET_KEY_TYPE, set.key.number);
+            w.be32(NFTA_SET_KEY_LEN, len(set.key.len));
+            if set.flags & NFT_SET_MAP != 0 {
+                w.be32(NFTA_SET_DATA_TYPE, set.key.number);
+                w.be32(NFTA_SET_DATA_LEN, len(set.key.len));
+            }
+            w.be32(NFTA_SET_ID, set.id);
+            let order = if set.key.host_order { BYTEORDER_HOST_ENDIAN } else { BYTEORDER_BIG_ENDIAN };
+            w.attr(NFTA_SET_USERDATA, &record(NFTNL_UDATA_SET_KEYBYTEORDER, &order.to_ne_bytes()));
+            if set.flags & NFT_SET_CONSTANT != 0 {
+                w.nest(NFTA_SET_DESC, |w| w.be32(NFTA_SET_DESC_SIZE, len(set.elements.len())));
+            }
+        });
+    }
+
+    fn new_elements(&mut self, object: Object<'a>, table: &TableName, set: &Lookup, elements: &[Element]) {
+        for some in elements.chunks(ELEMENTS_MAX) {
+            self.message(object, table.family, NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, |w| {
+                w.text(NFTA_SET_ELEM_LIST_TABLE, &table.name);
+                w.text(NFTA_SET_ELEM_LIST_SET, &set.name);
+                if let Some(id) = set.id {
+                    w.be32(NFTA_SET_ELEM_LIST_SET_ID, id);
+                }
+                w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
+                    for element in some {
+                        w.nest(NFTA_LIST_ELEM, |w| element.write(w));
+                    }
+                });
+            });
+        }
+    }
+}
+
+impl Element {
+    fn write(&self, w: &mut Writer) {
+        if self.end {
+            w.be32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
+        }
+        w.nest(NFTA_SET_ELEM_KEY, |w| w.attr(NFTA_DATA_VALUE, &self.key));
+        if let Some(data) = &self.data {
+            w.nest(NFTA_SET_ELEM_DATA, |w| w.attr(NFTA_DATA_VALUE, data));
+        }
+    }
+}
+
+/// A record of userdata: type, length and value, of which it takes at most 255 bytes.
+fn record(kind: u8, value: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(value.len()).unwrap_or(u8::MAX);
+    [&[kind, len], value.get(..usize::from(len)).unwrap_or(value)].concat()
+}

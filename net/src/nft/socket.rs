@@ -1,0 +1,212 @@
+//! The socket that owns tables, and its talk with the kernel.
+//!
+//! The kernel works through a request while it is being sent, and its answers wait in the socket when `sendto` returns. So nothing here
+//! blocks, and a missing answer is an error, not a wait.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, sendto, setsockopt, socket,
+    sockopt,
+};
+
+use super::attr::{Attrs, Head, Message, Writer, messages};
+use super::batch::Batch;
+use super::kernel::msg::NFNL_SUBSYS_NFTABLES;
+use super::objects::{EncodeError, Object};
+
+/// Why the kernel's packet filter could not be changed or read.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// No socket.
+    #[error("Open a connection to the kernel's packet filter (nf_tables)")]
+    Open(#[source] io::Error),
+    /// A batch says what cannot be said.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// Trouble on the socket.
+    #[error("Talk to the kernel's packet filter (nf_tables)")]
+    Talk(#[source] io::Error),
+    /// The kernel said no; nothing has changed.
+    #[error("The kernel refuses {object}")]
+    Refused {
+        /// What it refuses, as one would say it.
+        object: String,
+        /// What it says.
+        source: io::Error,
+    },
+    /// The kernel has no answer to a request.
+    #[error("The kernel's packet filter (nf_tables) has not answered")]
+    Silent,
+    /// Somebody changes the packet filter faster than it can be read.
+    #[error("The packet filter changes while it is being read")]
+    Changing,
+}
+
+/// A connection to nf_tables of the network namespace that it was opened in. The tables that are created through it live as long as it does.
+#[derive(Debug)]
+pub struct NftSocket {
+    fd: OwnedFd,
+    next_seq: u32,
+}
+
+/// Room for one answer: the kernel's own are at most 32 KiB, and of a refusal only the head is read.
+const RECEIVE_BYTES: usize = 64 * 1024;
+
+/// Answers that are read before the kernel is taken to be out of order: one to each message of the largest batch that it accepts.
+const ANSWERS_MAX: usize = 1 << 20;
+
+/// How often a list is read again because it has changed meanwhile.
+const DUMP_ATTEMPTS: usize = 10;
+
+/// Beyond the length of a batch, what the kernel wants to see free in the send buffer.
+const SEND_RESERVE: usize = 64 * 1024;
+
+/// Bytes of receive buffer for each message of a batch: the kernel accounts an acknowledgement with what it takes in memory.
+const ACK_BYTES: usize = 1024;
+
+/// An answer to a message of a batch.
+struct Answer {
+    seq: u32,
+    errno: i32,
+}
+
+impl NftSocket {
+    /// Opens the connection.
+    ///
+    /// # Errors
+    /// [`NftError::Open`]: a kernel without nf_tables, or no permission to open sockets. Without CAP_NET_ADMIN it opens, and all else fails.
+    pub fn open() -> Result<Self, NftError> {
+        let open = || -> nix::Result<OwnedFd> {
+            let (kind, flags) = (SockType::Raw, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK);
+            let fd = socket(AddressFamily::Netlink, kind, flags, SockProtocol::NetlinkNetFilter)?;
+            bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+            Ok(fd)
+        };
+        Ok(Self { fd: open().map_err(|errno| NftError::Open(errno.into()))?, next_seq: 1 })
+    }
+
+    /// Makes all changes of a batch, or none.
+    ///
+    /// # Errors
+    /// [`NftError::Refused`] with the first object that the kernel does not accept. Whatever the error, nothing has changed.
+    pub fn apply(&mut self, batch: &Batch) -> Result<(), NftError> {
+        if batch.commands.is_empty() {
+            return Ok(());
+        }
+        let first_seq = self.next_seq;
+        let (bytes, objects) = batch.encode(first_seq)?;
+        self.next_seq = self.next_seq.wrapping_add(u32::try_from(objects.len()).unwrap_or(u32::MAX));
+        // Too small a buffer shows as an error below.
+        let _ = setsockopt(&self.fd, sockopt::SndBufForce, &(bytes.len() + SEND_RESERVE));
+        let _ = setsockopt(&self.fd, sockopt::RcvBufForce, &(objects.len() * ACK_BYTES + RECEIVE_BYTES));
+        self.send(&bytes)?;
+        let answers = self.answers()?;
+        if let Some(refusal) = answers.iter().find(|answer| answer.errno != 0) {
+            let idx = usize::try_from(refusal.seq.wrapping_sub(first_seq)).unwrap_or(usize::MAX);
+            let object = objects.get(idx).unwrap_or(&Object::Transaction).to_string();
+            return Err(NftError::Refused { object, source: io::Error::from_raw_os_error(refusal.errno) });
+        }
+        // The last message but the end of the batch.
+        let last = first_seq.wrapping_add(u32::try_from(objects.len()).unwrap_or(u32::MAX)).wrapping_sub(2);
+        if answers.iter().any(|answer| answer.seq == last) { Ok(()) } else { Err(NftError::Silent) }
+    }
+
+    /// Asks for a list and gives `each` the family and the attributes of every entry. `body` writes what the list is to be about.
+    pub(super) fn dump<T>(
+        &mut self,
+        kind: u16,
+        family: u8,
+        body: impl Fn(&mut Writer),
+        each: impl Fn(u8, Attrs<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, NftError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            if let Some(list) = self.try_dump(kind, family, &body, &each)? {
+                return Ok(list);
+            }
+        }
+        Err(NftError::Changing)
+    }
+
+    /// A list, or nothing if it has changed meanwhile.
+    fn try_dump<T>(
+        &mut self,
+        kind: u16,
+        family: u8,
+        body: impl Fn(&mut Writer),
+        each: impl Fn(u8, Attrs<'_>) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, NftError> {
+        let seq = self.next_seq;
+        self.next_seq = self.next_seq.wrapping_add(1);
+        let flags = u16::try_from(libc::NLM_F_DUMP).unwrap_or_default();
+        let kind = NFNL_SUBSYS_NFTABLES << 8 | kind;
+        let mut writer = Writer::default();
+        writer.message(Head { kind, flags, seq, family, res_id: 0 }, body);
+        writer.check().map_err(EncodeError::from)?;
+        self.send(writer.bytes())?;
+        let (mut list, mut consistent) = (Vec::new(), true);
+        let mut buffer = vec![0; RECEIVE_BYTES];
+        for _ in 0..ANSWERS_MAX {
+            let Some(received) = self.receive(&mut buffer)? else { return Err(NftError::Silent) };
+            for message in messages(received).filter(|message| message.seq == seq) {
+                consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
+                match errno_of(&message) {
+                    Some(0) => return Ok(consistent.then_some(list)),
+                    Some(libc::EINTR) => consistent = false,
+                    Some(errno) => return Err(NftError::Talk(io::Error::from_raw_os_error(errno))),
+                    None => list.extend(each(message.family(), message.attrs())),
+                }
+            }
+        }
+        Err(NftError::Silent)
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<(), NftError> {
+        let sent = sendto(self.fd.as_raw_fd(), bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty());
+        sent.map(drop).map_err(|errno| NftError::Talk(errno.into()))
+    }
+
+    /// All answers that wait. Where the kernel could not keep some of them, those that it could.
+    fn answers(&self) -> Result<Vec<Answer>, NftError> {
+        let mut answers = Vec::new();
+        let mut buffer = vec![0; RECEIVE_BYTES];
+        for _ in 0..ANSWERS_MAX {
+            match self.receive(&mut buffer) {
+                Ok(Some(received)) => answers.extend(
+                    messages(received)
+                        .filter_map(|message| Some(Answer { seq: message.seq, errno: errno_of(&message)? })),
+                ),
+                Ok(None) => break,
+                Err(NftError::Talk(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(answers)
+    }
+
+    /// What waits from the kernel.
+    fn receive<'b>(&self, buffer: &'b mut [u8]) -> Result<Option<&'b [u8]>, NftError> {
+        loop {
+            match recvfrom::<NetlinkAddr>(self.fd.as_raw_fd(), buffer) {
+                // Whoever else sends here is no party to this.
+                Ok((_, Some(sender))) if sender.pid() != 0 => {}
+                Ok((len, _)) => return Ok(Some(buffer.get(..len).unwrap_or_default())),
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(NftError::Talk(errno.into())),
+            }
+        }
+    }
+}
+
+/// The code in an acknowledgement, a refusal or the end of a list, 0 for success; nothing for other messages.
+fn errno_of(message: &Message<'_>) -> Option<i32> {
+    let kind = i32::from(message.kind);
+    if kind != libc::NLMSG_ERROR && kind != libc::NLMSG_DONE {
+        return None;
+    }
+    let code = message.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+    Some(code.checked_neg().unwrap_or(libc::EIO))
+}

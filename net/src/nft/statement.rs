@@ -1,0 +1,244 @@
+//! What a rule does with a packet that its conditions hold for.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::value::L4Proto;
+use crate::spec::IfName;
+
+/// Something that a rule does, or a condition with a memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Statement {
+    /// `counter`: packets and bytes that got here, one for each rule.
+    Counter,
+    /// `counter name`: counted in the table's counter of that name.
+    CountIn(String),
+    /// `limit rate`
+    Limit(Limit),
+    /// `ct count over N`: connections that this rule has seen and that are still there, this one included, are more than N.
+    CtCountOver(u32),
+    /// `snat to`
+    Snat(NatTarget),
+    /// `dnat to`
+    Dnat(NatTarget),
+    /// `masquerade`, with source ports of this range if there is one, which takes a test of the protocol before.
+    Masquerade(Option<(u16, u16)>),
+    /// `redirect`: to this host itself, on this port, which takes a test of the protocol before.
+    Redirect(NatPort),
+    /// `tcp option maxseg size set`: in a segment that has the option; it is never made larger.
+    SetMss(Mss),
+    /// `meta mark set`
+    SetMark(u32),
+    /// `notrack`: connection tracking does not look at it. In chains before it only.
+    NoTrack,
+    /// `dup to`: a copy goes out through this interface. In netdev tables only.
+    Dup(IfName),
+    /// `fwd to`: it goes out through this interface and nowhere else. In netdev tables only.
+    Fwd(IfName),
+    /// `reject`
+    Reject(Reject),
+    /// What becomes of it.
+    Verdict(Verdict),
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Other base chains of the same hook go on with it.
+    Accept,
+    /// It is gone.
+    Drop,
+    /// Back to after the jump; in a base chain, the policy.
+    Return,
+    /// Through that chain, and then on after this rule.
+    Jump(String),
+    /// On in that chain, without a way back to this one.
+    Goto(String),
+    /// On with the next rule.
+    Continue,
+}
+
+/// A rate that packets stay below, or, with `over`, exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Whether the condition holds above the rate, not below.
+    pub over: bool,
+    /// Packets.
+    pub packets: u64,
+    /// In this time.
+    pub per: Per,
+    /// Packets that may come at once, beyond the rate. At 0 the kernel takes 5.
+    pub burst: u32,
+}
+
+/// A time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Per {
+    /// `/second`
+    Second,
+    /// `/minute`
+    Minute,
+    /// `/hour`
+    Hour,
+}
+
+impl Per {
+    /// The time in seconds.
+    pub(super) fn seconds(self) -> u64 {
+        match self {
+            Self::Second => 1,
+            Self::Minute => 60,
+            Self::Hour => 3600,
+        }
+    }
+}
+
+/// Where an address translation leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatTarget {
+    /// The new address. Packets of the other family are not translated.
+    pub addr: IpAddr,
+    /// The new port. Anything but [`NatPort::Keep`] takes a test of the protocol before.
+    pub port: NatPort,
+}
+
+/// What becomes of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NatPort {
+    /// It stays, if it can.
+    Keep,
+    /// It becomes this.
+    Is(u16),
+    /// It becomes one of these; it stays, if it is one of them.
+    OneOf(u16, u16),
+    /// Each destination port of this protocol becomes another.
+    Map(L4Proto, Vec<(u16, u16)>),
+}
+
+impl NatPort {
+    /// The `count` destination ports from `from` on become those from `to` on, one to one. Ports beyond 65535 are left out.
+    pub fn shift(proto: L4Proto, from: u16, to: u16, count: u16) -> Self {
+        if from == to {
+            return Self::Keep;
+        }
+        if count == 1 {
+            return Self::Is(to);
+        }
+        let pair = |idx| Some((from.checked_add(idx)?, to.checked_add(idx)?));
+        Self::Map(proto, (0..count).map_while(pair).collect())
+    }
+}
+
+/// The largest segment a peer is told to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mss {
+    /// What the MTU of the route takes. In forward, output and postrouting chains only.
+    RouteMtu,
+    /// So many bytes.
+    Bytes(u16),
+}
+
+/// How a packet is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// `with icmpx admin-prohibited`
+    AdminProhibited,
+    /// `with icmpx port-unreachable`
+    PortUnreachable,
+    /// `with icmpx host-unreachable`
+    HostUnreachable,
+    /// `with icmpx no-route`
+    NoRoute,
+    /// `with tcp reset`: TCP only.
+    TcpReset,
+}
+
+impl fmt::Display for Statement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Counter => f.write_str("counter"),
+            Self::CountIn(name) => write!(f, "counter name \"{name}\""),
+            Self::Limit(limit) => limit.fmt(f),
+            Self::CtCountOver(count) => write!(f, "ct count over {count}"),
+            Self::Snat(target) => write!(f, "snat {target}"),
+            Self::Dnat(target) => write!(f, "dnat {target}"),
+            Self::Masquerade(None) => f.write_str("masquerade"),
+            Self::Masquerade(Some((first, last))) => write!(f, "masquerade to :{first}-{last}"),
+            Self::Redirect(NatPort::Keep) => f.write_str("redirect"),
+            Self::Redirect(port) => write!(f, "redirect to {port}"),
+            Self::SetMss(Mss::RouteMtu) => f.write_str("tcp option maxseg size set rt mtu"),
+            Self::SetMss(Mss::Bytes(bytes)) => write!(f, "tcp option maxseg size set {bytes}"),
+            Self::SetMark(mark) => write!(f, "meta mark set {mark:#010x}"),
+            Self::NoTrack => f.write_str("notrack"),
+            Self::Dup(device) => write!(f, "dup to \"{device}\""),
+            Self::Fwd(device) => write!(f, "fwd to \"{device}\""),
+            Self::Reject(reject) => reject.fmt(f),
+            Self::Verdict(verdict) => verdict.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accept => f.write_str("accept"),
+            Self::Drop => f.write_str("drop"),
+            Self::Return => f.write_str("return"),
+            Self::Jump(chain) => write!(f, "jump {chain}"),
+            Self::Goto(chain) => write!(f, "goto {chain}"),
+            Self::Continue => f.write_str("continue"),
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let over = if self.over { "over " } else { "" };
+        let per = match self.per {
+            Per::Second => "second",
+            Per::Minute => "minute",
+            Per::Hour => "hour",
+        };
+        write!(f, "limit rate {over}{}/{per}", self.packets)?;
+        if self.burst == 0 { Ok(()) } else { write!(f, " burst {} packets", self.burst) }
+    }
+}
+
+impl fmt::Display for NatTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.addr, &self.port) {
+            (IpAddr::V4(addr), port) => write!(f, "ip to {addr}{port}"),
+            (IpAddr::V6(addr), NatPort::Keep) => write!(f, "ip6 to {addr}"),
+            (IpAddr::V6(addr), port) => write!(f, "ip6 to [{addr}]{port}"),
+        }
+    }
+}
+
+impl fmt::Display for NatPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keep => Ok(()),
+            Self::Is(port) => write!(f, ":{port}"),
+            Self::OneOf(first, last) => write!(f, ":{first}-{last}"),
+            Self::Map(proto, pairs) => {
+                write!(f, ":{proto} dport map ")?;
+                for (idx, (from, to)) in pairs.iter().enumerate() {
+                    write!(f, "{}{from} : {to}", if idx == 0 { "{ " } else { ", " })?;
+                }
+                f.write_str(" }")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AdminProhibited => "reject with icmpx admin-prohibited",
+            Self::PortUnreachable => "reject with icmpx port-unreachable",
+            Self::HostUnreachable => "reject with icmpx host-unreachable",
+            Self::NoRoute => "reject with icmpx no-route",
+            Self::TcpReset => "reject with tcp reset",
+        })
+    }
+}
