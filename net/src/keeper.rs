@@ -22,6 +22,7 @@ use nix::unistd::Pid;
 
 use crate::error::Error;
 use crate::link::LinkState;
+use crate::lookout::Lookout;
 use crate::mac::MacAddr;
 use crate::request::Request;
 use crate::steer::Steering;
@@ -52,6 +53,8 @@ pub struct Port {
     pub fds: Vec<OwnedFd>,
     /// With `vhost=on` an instance of the kernel's vhost-net for each queue pair, not yet owned by anybody; else none.
     pub vhost: Vec<OwnedFd>,
+    /// What hears the guest's address; none where the tap cannot be listened on: in another namespace, or without CAP_NET_RAW.
+    pub lookout: Option<Lookout>,
     /// The guest's address.
     pub mac: MacAddr,
     /// The MTU to tell the guest, in bytes.
@@ -168,18 +171,20 @@ impl Keeper {
 
 /// A port from what the keeper said of it and the descriptors that came along.
 fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
-    let PortHeader { tap_name, bridge, mac, mtu, queues, vhosts } = header;
-    if queues.saturating_add(vhosts) > fds.len() {
+    let PortHeader { tap_name, bridge, mac, mtu, queues, vhosts, lookouts } = header;
+    if queues.saturating_add(vhosts).saturating_add(lookouts) > fds.len() {
         return Err(Error::Protocol);
     }
     let mut vhost = fds.split_off(queues);
-    let rest = vhost.split_off(vhosts);
+    let mut lookout = vhost.split_off(vhosts);
+    let rest = lookout.split_off(lookouts);
+    let lookout = lookout.pop().map(Lookout::from_socket);
     let steering = match <[OwnedFd; 2]>::try_from(rest) {
         Ok([program, map]) => Some(Steering { program, map }),
         Err(rest) if rest.is_empty() => None,
         Err(_) => return Err(Error::Protocol),
     };
-    Ok(Port { tap_name, bridge, fds, vhost, mac, mtu, steering })
+    Ok(Port { tap_name, bridge, fds, vhost, lookout, mac, mtu, steering })
 }
 
 impl Drop for Keeper {

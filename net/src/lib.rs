@@ -17,6 +17,7 @@
 //! | command line | names, numbers, descriptors | parsed once into types that cannot hold a wrong one; a descriptor is asked what it is |
 //! | other processes | links that come, go and change during a plan | a lock between keepers, a new plan when a step meets a changed host |
 //! | local users | the lock of the namespace held for ever | a deadline, then on without it |
+//! | VMM taken over by its guest | the packet socket that hears the guest's address | its filter is locked, and it is closed as soon as the address is known; until then it could be bound to another interface |
 //! | death at any moment | leftovers | taps belong to the kernel and die with their descriptors; at most an empty bridge of ours stays, and the next VM on it takes it away |
 //!
 //! # Not supported
@@ -30,6 +31,7 @@ pub mod alias;
 pub mod facts;
 pub mod keeper;
 pub mod link;
+pub mod lookout;
 pub mod mac;
 pub mod nft;
 pub mod own_code;
@@ -52,6 +54,7 @@ mod tun;
 pub use error::{Error, Report};
 pub use keeper::{Keeper, News, Port, Timing};
 pub use link::LinkState;
+pub use lookout::Lookout;
 pub use mac::MacAddr;
 pub use plan::{Plan, plan};
 pub use request::Request;

@@ -156,6 +156,15 @@ impl NetSpec {
         }
     }
 
+    /// The key that opens it: what the card is connected to.
+    pub fn mode(&self) -> &'static str {
+        match self {
+            Self::Bridge(_) => "bridge",
+            Self::Tap(_) => "tap",
+            Self::Fd(_) => "fd",
+        }
+    }
+
     /// Reads a table of a configuration file or an API body, or a flag that was split into one.
     fn from_table(table: Map<String, Value>) -> Result<Self, SpecError> {
         let mut modes = MODES.iter().filter(|mode| table.contains_key(mode.key));

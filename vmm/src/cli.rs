@@ -9,6 +9,7 @@ use crate::name::VmName;
 use crate::request::Request;
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -83,6 +84,15 @@ pub(crate) struct Cli {
     /// How long the guest may take to power off after SIGTERM, SIGINT or SIGHUP
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
     pub(crate) stop_timeout: u32,
+
+    /// Where the line goes that says that every card has an address: the number of an open descriptor. It is an object of JSON
+    /// [default: stderr, where it is the only line that begins with {]
+    #[arg(long, value_name = "N", value_parser = descriptor)]
+    pub(crate) ready_fd: Option<RawFd>,
+
+    /// Stop the VM with code 97 if a card has no address so many seconds after the start
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) wait_net: Option<u32>,
 
     /// Log level on stderr
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
@@ -164,6 +174,13 @@ fn vcpus(text: &str) -> Result<u32, &'static str> {
 
 fn seconds(text: &str) -> Result<u32, &'static str> {
     text.parse().map_err(|_| "A time is a whole number of seconds, such as 10")
+}
+
+fn descriptor(text: &str) -> Result<RawFd, &'static str> {
+    match text.parse() {
+        Ok(number) if number > 2 => Ok(number),
+        _ => Err("A descriptor is the number of one that is open beside the standard streams, such as 3"),
+    }
 }
 
 /// What a command line turned out to be.
@@ -260,6 +277,8 @@ mod tests {
             (&["--cpus", "0"][..], "at least 1 vCPU"),
             (&["--cpus", "two"], "whole number"),
             (&["--stop-timeout", "soon"], "whole number of seconds"),
+            (&["--ready-fd", "1"], "beside the standard streams"),
+            (&["--wait-net", "soon"], "whole number of seconds"),
             (&["--mem", "12"], "--mem"),
             (&["--mem", "1M"], "64 MiB"),
             (&["--console", "tty"], "stdio, pty"),

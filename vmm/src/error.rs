@@ -4,7 +4,7 @@ use crate::cli::MemSize;
 use crate::exit;
 use crate::guest;
 use crate::kvm;
-use crate::{console, disk, name};
+use crate::{console, disk, machine, name};
 use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
@@ -42,6 +42,9 @@ pub(crate) enum Error {
     /// A name that cannot be had.
     #[error(transparent)]
     Name(#[from] name::LockError),
+    /// The descriptor for the ready line cannot be used.
+    #[error(transparent)]
+    ReadyFd(#[from] machine::BadReadyFd),
     /// The console cannot be set up.
     #[error(transparent)]
     Console(#[from] console::Error),
@@ -126,6 +129,9 @@ impl Error {
             Self::Boot(err) => err.hint(),
             Self::Disk(err) => err.hint(),
             Self::Name(name::LockError::Taken(_)) => Some("Stop it, or give this VM another --name".to_owned()),
+            Self::ReadyFd(_) => {
+                Some("Leave it open across exec, for writing: 7>ready.json with --ready-fd 7".to_owned())
+            }
             Self::Net(err) => err.hint(),
             Self::Kvm(err) => err.hint(),
             Self::Vcpu { source: kvm::exit::Failure::Internal { .. }, .. } => Some(
@@ -154,6 +160,7 @@ impl Error {
             | Self::OpenImage { .. }
             | Self::Console(console::Error::OpenFile { .. })
             | Self::Disk(_)
+            | Self::ReadyFd(_)
             | Self::Name(name::LockError::Taken(_)) => exit::USAGE,
             _ => exit::HOST,
         }

@@ -20,6 +20,8 @@ pub(crate) enum Outcome {
     Crashed,
     /// The guest did not power off in time after it was asked to.
     StopTimeout,
+    /// A card had no address in time.
+    NoAddress,
     /// Stopped at once by a signal, or by the console's quit key as if by SIGINT.
     Killed(u8),
 }
@@ -30,6 +32,8 @@ pub(crate) const USAGE: u8 = 64;
 pub(crate) const INTERNAL: u8 = 70;
 /// The host failed.
 pub(crate) const HOST: u8 = 71;
+/// No address within `--wait-net`.
+pub(crate) const NO_ADDRESS: u8 = 97;
 /// The guest crashed.
 pub(crate) const CRASHED: u8 = 98;
 /// The guest panicked.
@@ -51,6 +55,7 @@ Exit codes:
   70     Internal error: a bug in minivmm
   71     The host failed: no KVM, no permission for a device, out of resources,
          a vCPU that cannot go on
+  97     A card had no address within --wait-net
   98     The guest crashed (triple fault)
   99     The guest's kernel panicked (told by pvpanic, or with the default kernel
          command line by how it reboots)
@@ -67,6 +72,7 @@ impl Outcome {
             Self::Requested(code) => code,
             Self::Panicked => PANICKED,
             Self::Crashed => CRASHED,
+            Self::NoAddress => NO_ADDRESS,
             Self::StopTimeout => STOP_TIMEOUT,
             Self::Killed(signal) => SIGNAL_BASE.saturating_add(signal),
         }
@@ -93,7 +99,7 @@ mod tests {
 
     #[test]
     fn every_code_of_ours_is_in_the_table() {
-        for code in [0, USAGE, INTERNAL, HOST, CRASHED, PANICKED, STOP_TIMEOUT] {
+        for code in [0, USAGE, INTERNAL, HOST, NO_ADDRESS, CRASHED, PANICKED, STOP_TIMEOUT] {
             assert!(TABLE.lines().any(|l| l.trim().starts_with(&format!("{code} "))), "{code}");
         }
     }

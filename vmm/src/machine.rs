@@ -16,6 +16,7 @@ mod ending;
 mod host;
 mod memory;
 mod panic_mark;
+mod ready;
 mod restart;
 mod serial;
 mod stop;
@@ -25,6 +26,7 @@ mod watchdog;
 pub(crate) use desk::Desk;
 pub(crate) use host::{Files, Host};
 pub(crate) use panic_mark::{PanicMark, REBOOT_PARAMETER};
+pub(crate) use ready::{BadReadyFd, ReadyFd, Wish};
 pub(crate) use restart::Restarts;
 
 use crate::console::terminal;

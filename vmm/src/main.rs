@@ -14,6 +14,8 @@
 //! | guest | write to the console for ever | `--console file=` grows with it: it needs a disk quota, or a reader that cuts it (`stdio` into a pipe) |
 //! | whoever reads the console | not read it | the guest waits, the control loop does not: signals work |
 //! | whoever reads stderr | not read it | lines are dropped and counted |
+//! | guest | claim an address that is not its own | the ready line repeats what the guest says of itself |
+//! | whoever reads the ready line | not read it | given up after a second |
 //! | other users | ask the VM for its counters, or take its cables out | who connects is told by the kernel; only the VM's user and root are heard |
 //! | whoever asks the VM | ask without end, say nothing, not read the answer | one caller at a time, with a deadline; nothing waits for them |
 //! | the host's disks | not answer | a stop waits for 5 s, then the process ends without them |
@@ -53,17 +55,19 @@ use console::terminal;
 use devices::virtio::net::{Program, steering_program};
 use error::Error;
 use exit::Outcome;
-use machine::{Desk, Files, Host, Machine, Restarts};
+use machine::{Desk, Files, Host, Machine, ReadyFd, Restarts, Wish};
 use name::VmName;
 use net::Keeper;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
+    // A static program is here a fraction of a millisecond after exec.
+    let start = Instant::now();
     install_panic_hook();
     let result = match cli::parse() {
-        Parsed::Run(cli) => run(&cli).map(ExitCode::from),
+        Parsed::Run(cli) => run(&cli, start).map(ExitCode::from),
         Parsed::Ask(name, request) => call::ask(&name, &request).map(|text| say(&text)),
         Parsed::Explain(word) => explain::answer(&word).map(|text| say(&text)),
         Parsed::Answer(text) => Ok(say(&text)),
@@ -89,7 +93,9 @@ fn say(text: &str) -> ExitCode {
 }
 
 /// From the command line to the last exit of the guest.
-fn run(cli: &Cli) -> Result<Outcome, Error> {
+fn run(cli: &Cli, start: Instant) -> Result<Outcome, Error> {
+    // Before anything is opened.
+    let fd = cli.ready_fd.map(ReadyFd::inherit).transpose()?;
     logger::init(cli.log.into());
     log::debug!("Command line is parsed");
     if let Err(err) = limits::raise_descriptors() {
@@ -106,7 +112,8 @@ fn run(cli: &Cli) -> Result<Outcome, Error> {
     };
     let keeper = Keeper::start(&request)?;
     log::debug!("{name}: files are open, the network keeper is at work");
-    let mut host = Host::open(cli, files, keeper, desk)?;
+    let patience = cli.wait_net.map(|seconds| Duration::from_secs(seconds.into()));
+    let mut host = Host::open(cli, files, keeper, desk, Wish { name, start, fd, patience })?;
     let outcome = run_machines(&mut host);
     let closed = host.close();
     let outcome = outcome?;

@@ -1,12 +1,18 @@
 //! What minivmm says of the host's networks, without a VM and around one, each case in a process and a network namespace of its own.
 //!
-//! Needs root and `ip`; skipped by name otherwise.
+//! Needs root, `ip` and `/dev/kvm`; skipped by name otherwise.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[expect(dead_code, reason = "guests of other tests")]
+mod guest;
 #[path = "explain/host.rs"]
 mod host;
 #[path = "explain/plan.rs"]
 mod plan;
+#[path = "explain/ready.rs"]
+mod ready;
+#[path = "explain/vm.rs"]
+mod vm;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::{Command, ExitCode};
@@ -15,7 +21,7 @@ use std::process::{Command, ExitCode};
 type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
-    [plan::CASES].concat()
+    [plan::CASES, ready::CASES].concat()
 }
 
 fn main() -> ExitCode {
@@ -43,6 +49,9 @@ fn what_is_missing() -> Option<&'static str> {
     }
     if !works(Command::new("unshare").args(["--net", "ip", "-V"])) {
         return Some("needs network namespaces and the command ip");
+    }
+    if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        return Some("needs /dev/kvm");
     }
     None
 }

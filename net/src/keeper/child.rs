@@ -21,6 +21,7 @@ use super::watch::Watch;
 use super::wire::{PortHeader, Reply, Timing};
 use crate::error::{Error, Report};
 use crate::lock::NamespaceLock;
+use crate::lookout::Lookout;
 use crate::own_code;
 use crate::plan::Plan;
 use crate::request::Request;
@@ -138,6 +139,7 @@ fn hand_over(
         let mut vhosts = host.vhosts.remove(&card_idx).unwrap_or_default();
         // A card on vhost-net does not offer what a program is for.
         let steering = steering.filter(|_| vhosts.is_empty() && tap.fds.len() > 1);
+        let lookout = tap.index.and_then(listen);
         let header = PortHeader {
             tap_name: tap.name.clone(),
             bridge: plan.bridge_of(card_idx).map(ToString::to_string),
@@ -145,9 +147,11 @@ fn hand_over(
             mtu: card.mtu,
             queues: tap.fds.len(),
             vhosts: vhosts.len(),
+            lookouts: lookout.iter().len(),
         };
         let mut fds = std::mem::take(&mut tap.fds);
         fds.append(&mut vhosts);
+        fds.extend(lookout.map(Lookout::into_socket));
         if let Some(Steering { program, map }) = steering.and_then(load) {
             fds.extend([program, map]);
         }
@@ -155,6 +159,12 @@ fn hand_over(
     }
     host.inherited.clear();
     Reply::Ready(timing).send(socket.as_fd(), &[])
+}
+
+/// What hears the guest behind the tap with this number.
+fn listen(index: u32) -> Option<Lookout> {
+    let lookout = Lookout::open(index);
+    lookout.inspect_err(|error| log::info!("The address of a guest cannot be heard: {error}")).ok()
 }
 
 /// A card's steering program; none if the kernel refuses it, which costs the card speed when its guest asks for steering.

@@ -11,6 +11,7 @@
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
+mod addresses;
 mod bridges;
 mod descriptors;
 mod endings;
@@ -30,7 +31,7 @@ type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
     let nft = nft::cases();
-    [bridges::CASES, descriptors::CASES, endings::CASES, links::CASES, &nft, refusals::CASES].concat()
+    [addresses::CASES, bridges::CASES, descriptors::CASES, endings::CASES, links::CASES, &nft, refusals::CASES].concat()
 }
 
 fn main() -> ExitCode {

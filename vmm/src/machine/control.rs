@@ -16,6 +16,7 @@ use crate::console::input::Read;
 use crate::error::Error;
 use crate::event;
 use crate::exit::Outcome;
+use crate::logger;
 use devices::legacy::power::PowerButton;
 use net::own_code;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -40,6 +41,8 @@ enum Source {
     InputDrained,
     Keeper,
     Desk,
+    /// The guest behind this card has sent something with its address.
+    Address(usize),
 }
 
 /// The loop and what it works on.
@@ -80,6 +83,7 @@ impl<'a> Control<'a> {
     /// If the host refuses to wait.
     pub(super) fn run(mut self) -> Result<End, Error> {
         loop {
+            self.host.ready.tell();
             let ready = self.wait()?;
             for source in ready {
                 self.act(source);
@@ -121,6 +125,7 @@ impl<'a> Control<'a> {
         sources.extend(self.host.keeper_socket().map(|fd| (Source::Keeper, fd, PollFlags::IN)));
         let (desk, flags) = self.host.desk.source();
         sources.push((Source::Desk, desk, flags));
+        sources.extend(self.host.ready.sources().map(|(card, fd)| (Source::Address(card), fd, PollFlags::IN)));
         sources
     }
 
@@ -134,7 +139,8 @@ impl<'a> Control<'a> {
         };
         let announcement = self.host.next_announcement().map(left);
         let caller = self.host.desk.deadline().map(left);
-        [busy, stop, trim, announcement, caller].into_iter().flatten().min()
+        let addresses = self.host.ready.deadline().map(left);
+        [busy, stop, trim, announcement, caller, addresses].into_iter().flatten().min()
     }
 
     fn act(&mut self, source: Source) {
@@ -156,6 +162,7 @@ impl<'a> Control<'a> {
             Source::InputDrained => drain(self.drained),
             Source::Keeper => self.host.hear_keeper(),
             Source::Desk => self.host.serve_desk(self.devices),
+            Source::Address(card) => self.host.ready.listen(card),
         }
     }
 
@@ -183,6 +190,13 @@ impl<'a> Control<'a> {
         if due.give_up {
             self.ending.report(End::Outcome(Outcome::StopTimeout));
             log::warn!("The guest did not power off in time and is stopped");
+        }
+        if let Some((sentence, hint)) = self.host.ready.overdue(Instant::now())
+            && !self.ending.is_stopping()
+        {
+            self.ending.report(End::Outcome(Outcome::NoAddress));
+            logger::tell(&format!("minivmm: {sentence}"));
+            logger::tell(&format!("hint: {hint}"));
         }
     }
 

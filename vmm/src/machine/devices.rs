@@ -202,8 +202,8 @@ fn card(name: &str, wanted: &Card, port: &net::Port) -> io::Result<Box<dyn Devic
         name: name.to_owned(),
         mac: port.mac.octets(),
         mtu: port.mtu,
-        ring: wanted.spec.ring.get(),
-        offloads: offloads(wanted.spec.offload),
+        ring: wanted.spec.card().ring.get(),
+        offloads: offloads(wanted.spec.card().offload),
         link: wanted.link.clone(),
     };
     if !port.vhost.is_empty() {

@@ -3,6 +3,7 @@
 use super::desk::Desk;
 use super::devices::Devices;
 use super::panic_mark::PanicMark;
+use super::ready::{Ready, Wish};
 use super::stop::Stop;
 use crate::cli::{Cli, DiskSpec, MemSize, OnReboot};
 use crate::console::Console;
@@ -14,8 +15,7 @@ use crate::{confine, disk, guest, kvm};
 use boot::BootSpec;
 use devices::virtio::net::{Carrier, Duplex, Link, LinkState};
 use net::keeper::PATIENCE_S;
-use net::spec::CardSpec;
-use net::{Keeper, News, Port};
+use net::{Keeper, NetSpec, News, Port};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -58,7 +58,7 @@ impl Files {
 /// A card as far as it outlives a reboot.
 pub(super) struct Card {
     /// What the user asked for.
-    pub(super) spec: CardSpec,
+    pub(super) spec: NetSpec,
     /// Its link, as the keeper reports it.
     pub(super) link: Link,
 }
@@ -91,6 +91,7 @@ pub(crate) struct Host {
     pub(super) stop_timeout: Duration,
     pub(super) stop: Stop,
     pub(super) desk: Desk,
+    pub(super) ready: Ready,
     cards: Vec<Card>,
     on_reboot: OnReboot,
     network: Network,
@@ -104,7 +105,7 @@ impl Host {
     ///
     /// # Errors
     /// If one cannot be opened, or KVM cannot have that many vCPUs.
-    pub(crate) fn open(cli: &Cli, files: Files, keeper: Keeper, desk: Desk) -> Result<Self, Error> {
+    pub(crate) fn open(cli: &Cli, files: Files, keeper: Keeper, desk: Desk, wish: Wish) -> Result<Self, Error> {
         let kvm = kvm::Host::open()?;
         log::debug!("KVM is open");
         kvm.check_cpus(cli.cpus)?;
@@ -122,7 +123,8 @@ impl Host {
             stop_timeout: Duration::from_secs(cli.stop_timeout.into()),
             stop: Stop::NotAsked,
             desk,
-            cards: cli.net.iter().map(|spec| Card { spec: spec.card().clone(), link: Link::default() }).collect(),
+            ready: Ready::new(wish),
+            cards: cli.net.iter().map(|spec| Card { spec: spec.clone(), link: Link::default() }).collect(),
             on_reboot: cli.on_reboot,
             network: Network::Pending,
             watches_keeper: true,
@@ -138,8 +140,9 @@ impl Host {
     pub(super) fn cards(&mut self) -> Result<Vec<(&Card, &Port)>, Error> {
         if matches!(self.network, Network::Pending) {
             self.await_keeper()?;
-            let (ports, timing) = self.keeper.ports_timed()?;
+            let (mut ports, timing) = self.keeper.ports_timed()?;
             log::debug!("The network is ready: {timing:?}");
+            self.ready.watch(self.cards.iter().map(|card| &card.spec), &mut ports, timing)?;
             self.network = Network::Ready(ports);
         }
         match &self.network {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// The binary.
-const MINIVMM: &str = env!("CARGO_BIN_EXE_minivmm");
+pub(crate) const MINIVMM: &str = env!("CARGO_BIN_EXE_minivmm");
 
 /// Solicitations and reports of the host's own would teach bridges addresses at any moment.
 pub(crate) fn quiet() {

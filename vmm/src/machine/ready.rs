@@ -1,0 +1,212 @@
+//! When the machine is ready: every card's address is known. Whoever waits for that is told once, in one line of JSON.
+//!
+//! ```text
+//! [waiting] --the last address is heard--> [told]
+//!     |
+//!     '--- --wait-net has passed --> the machine ends
+//! ```
+//!
+//! A card whose address cannot be heard does not hold the others up. What is known is kept over reboots of the guest, and printed
+//! by `minivmm net list` as well.
+
+mod channel;
+
+use crate::error::Error;
+use crate::name::VmName;
+use channel::Channel;
+use net::{Lookout, NetSpec, Port, Timing};
+use serde_json::{Value, json};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+pub(crate) use channel::{BadReadyFd, ReadyFd};
+
+/// What the user wants to know of the start.
+pub(crate) struct Wish {
+    /// The VM.
+    pub(crate) name: VmName,
+    /// When the process began.
+    pub(crate) start: Instant,
+    /// Where the line goes; stderr if not given.
+    pub(crate) fd: Option<ReadyFd>,
+    /// How long after `start` every card may take to have an address.
+    pub(crate) patience: Option<Duration>,
+}
+
+/// The cards of a VM, and who is to be told of them.
+pub(super) struct Ready {
+    wish: Wish,
+    timing: Timing,
+    /// Empty until the keeper has made them.
+    cards: Vec<Card>,
+    told: Told,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    No,
+    Yes,
+}
+
+/// What is known of a card.
+struct Card {
+    mode: &'static str,
+    bridge: Option<String>,
+    tap: String,
+    mac: net::MacAddr,
+    address: Address,
+}
+
+enum Address {
+    /// The first frame with one is waited for.
+    Awaited(Lookout),
+    /// The guest has these.
+    Known(Vec<IpAddr>),
+    /// Its tap cannot be listened on.
+    Unknown,
+}
+
+impl Ready {
+    /// What `wish` asks for, of cards that are still to come.
+    pub(super) fn new(wish: Wish) -> Self {
+        Self { wish, timing: Timing::default(), cards: Vec::new(), told: Told::No }
+    }
+
+    /// Waits on the cards' ports, whose lookouts it takes.
+    ///
+    /// # Errors
+    /// There is a deadline for an address that cannot be heard.
+    pub(super) fn watch<'a>(
+        &mut self,
+        specs: impl Iterator<Item = &'a NetSpec>,
+        ports: &mut [Port],
+        timing: Timing,
+    ) -> Result<(), Error> {
+        let card = |(spec, port): (&NetSpec, &mut Port)| Card {
+            mode: spec.mode(),
+            bridge: port.bridge.clone(),
+            tap: port.tap_name.clone(),
+            mac: port.mac,
+            address: port.lookout.take().map_or(Address::Unknown, Address::Awaited),
+        };
+        self.cards = specs.zip(ports).map(card).collect();
+        self.timing = timing;
+        let deaf = self.cards.iter().position(|card| matches!(card.address, Address::Unknown));
+        match (deaf, self.wish.patience) {
+            (Some(card), Some(_)) => Err(Error::Usage {
+                sentence: format!("--wait-net cannot be had: the address of net{card} cannot be heard"),
+                hint: "Its tap is in another network namespace, or minivmm has no CAP_NET_RAW; leave --wait-net out"
+                    .to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What to wait for: the cards whose addresses are not known.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
+        self.cards.iter().enumerate().filter_map(|(card, Card { address, .. })| match address {
+            Address::Awaited(lookout) => Some((card, lookout.as_fd())),
+            Address::Known(_) | Address::Unknown => None,
+        })
+    }
+
+    /// Listens for the address of a card.
+    pub(super) fn listen(&mut self, card: usize) {
+        let heard = match self.cards.get(card) {
+            Some(Card { address: Address::Awaited(lookout), .. }) => lookout.look(),
+            _ => None,
+        };
+        if let Some(address) = heard {
+            self.learn(card, vec![address]);
+        }
+    }
+
+    /// Takes note of a card's addresses, which somebody else has given it, or which were heard.
+    pub(super) fn learn(&mut self, card: usize, addresses: Vec<IpAddr>) {
+        log::debug!("net{card} has {addresses:?}");
+        if let Some(card) = self.cards.get_mut(card) {
+            card.address = Address::Known(addresses);
+        }
+    }
+
+    /// Tells whoever waits, once, if every address is known.
+    pub(super) fn tell(&mut self) {
+        if self.told == Told::Yes || self.missing().is_some() {
+            return;
+        }
+        self.told = Told::Yes;
+        let channel = match self.wish.fd.take() {
+            Some(fd) => Channel::Fd(fd),
+            // A VM without cards has no network that could be ready, and a user who has not asked.
+            None if self.cards.is_empty() => return,
+            None => Channel::Stderr,
+        };
+        let ms = u64::try_from(self.wish.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let line = json!({
+            "event": "ready",
+            "name": self.wish.name.as_str(),
+            "ms": ms,
+            "setup": self.timing,
+            "cards": self.cards(),
+        });
+        if let Err(err) = channel.write(&line.to_string()) {
+            log::warn!("Nobody is told that the network is ready: {err}");
+        }
+    }
+
+    /// When a card without an address ends the machine.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let deadline = self.wish.start + self.wish.patience?;
+        self.missing().map(|_| deadline)
+    }
+
+    /// A sentence and a hint if a card has no address at `now`, and should.
+    pub(super) fn overdue(&self, now: Instant) -> Option<(String, String)> {
+        let patience = self.wish.patience?;
+        let (idx, card) = self.missing()?;
+        if now < self.wish.start + patience {
+            return None;
+        }
+        let place = match &card.bridge {
+            Some(bridge) => format!("bridge {bridge}"),
+            None => format!("tap {}", card.tap),
+        };
+        let sentence = format!("net{idx} has no address after {} s", patience.as_secs());
+        let hint = format!(
+            "See whether the guest asks for an address and somebody on {place} gives it one, or give it more time: an \
+             address counts once a frame with it comes from the guest"
+        );
+        Some((sentence, hint))
+    }
+
+    /// Every card, as JSON.
+    pub(super) fn cards(&self) -> Value {
+        self.cards.iter().enumerate().map(|(idx, card)| card.json(idx)).collect()
+    }
+
+    /// The first card whose address is waited for.
+    fn missing(&self) -> Option<(usize, &Card)> {
+        self.cards.iter().enumerate().find(|(_, card)| matches!(card.address, Address::Awaited(_)))
+    }
+}
+
+impl Card {
+    fn json(&self, idx: usize) -> Value {
+        let (state, addresses) = match &self.address {
+            Address::Awaited(_) => ("awaited", &[][..]),
+            Address::Known(addresses) => ("known", &addresses[..]),
+            Address::Unknown => ("unknown", &[][..]),
+        };
+        json!({
+            "card": format!("net{idx}"),
+            "mode": self.mode,
+            "bridge": self.bridge,
+            "tap": self.tap,
+            "mac": self.mac,
+            "address": state,
+            "addresses": addresses,
+            "forwards": [],
+        })
+    }
+}
