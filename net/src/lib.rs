@@ -39,6 +39,7 @@ pub mod plan;
 pub mod preview;
 pub mod refusal;
 pub mod request;
+pub mod services;
 pub mod spec;
 pub mod steer;
 pub mod step;

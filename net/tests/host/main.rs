@@ -13,12 +13,14 @@
 
 mod addresses;
 mod bridges;
+mod client;
 mod descriptors;
 mod endings;
 mod lan;
 mod links;
 mod nft;
 mod refusals;
+mod services;
 mod vmm;
 
 use std::process::{Command, ExitCode};
@@ -31,7 +33,8 @@ type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
     let nft = nft::cases();
-    [addresses::CASES, bridges::CASES, descriptors::CASES, endings::CASES, links::CASES, &nft, refusals::CASES].concat()
+    let rest = [refusals::CASES, services::CASES].concat();
+    [addresses::CASES, bridges::CASES, descriptors::CASES, endings::CASES, links::CASES, &nft, &rest].concat()
 }
 
 fn main() -> ExitCode {

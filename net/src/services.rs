@@ -1,0 +1,160 @@
+//! The network services of a card in `nat` and `host` mode: DHCPv4, and DNS.
+//!
+//! They answer over a packet socket on the VM's own tap, in a thread of the VMM that has no privileges: no daemon, no port of the host is
+//! taken, no firewall of the host has to let anything through, and the data path is not touched.
+//!
+//! ```text
+//!   keeper:  ServiceSpec -> open_socket --descriptor--.
+//!   VMM:     ServiceSpec, Names ----------------------+--> run: a thread -- UDP --> the host's resolvers
+//!                                                     |     '-- Responder: frames and time in, frames and questions out
+//!   guest ---- tap ---- filter (classic BPF) ---------'
+//! ```
+//!
+//! The guest's kernel asks its gateway; that the host's kernel does not answer as well is the firewall's part, which drops what passes the
+//! filter here. ARP, neighbour discovery and everything else that the gateway does are the host's kernel's.
+//!
+//! # Threats
+//!
+//! | From | What | Answer |
+//! |---|---|---|
+//! | guest | any bytes in a frame | total parsers, which are property-tested; what is not understood is counted and ignored |
+//! | guest | floods | frames wait in a socket buffer of fixed size, at most [`UPSTREAM_SLOTS`] questions wait upstream, every frame gets one answer at most, and it goes to the guest that asked |
+//! | guest | another VM's lease, or all of them | there is one address, for one Ethernet address |
+//! | guest | names of VMs asked from outside | what is under `minivmm`, and the network's own addresses, are never asked upstream |
+//! | outside | forged answers | random identifiers and ports, a socket for each question, connected to its server; the question must be repeated |
+//!
+//! # Not supported
+//!
+//! DNS over TCP: an answer that does not fit the client's datagram is cut and says so, and there is nobody to ask for the rest.
+//! Caching: the host's resolver does that. DHCP relays, option overload, rapid commit.
+
+mod counters;
+mod dhcp;
+mod dns;
+mod filter;
+mod frame;
+mod resolv;
+mod responder;
+mod run;
+mod socket;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::mac::MacAddr;
+pub use counters::Counters;
+pub use dns::relay::Upstream;
+pub use frame::Frame;
+pub use responder::{Output, Responder};
+pub use run::{Setup, run};
+pub use socket::open_socket;
+
+/// The domain of the VMs of a network.
+pub const DOMAIN: &str = "minivmm";
+
+/// Questions that may wait for a resolver's answer, and sockets that may be open for them.
+pub const UPSTREAM_SLOTS: usize = dns::relay::SLOTS;
+
+/// A source of numbers that nobody can guess.
+pub type Random = Box<dyn FnMut() -> u16 + Send>;
+
+/// What a card's services say: plain data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// The VM's name: the guest's host name.
+    pub vm_name: String,
+    /// The guest's address, the only one that is served.
+    pub mac: MacAddr,
+    /// The gateway's, from which the guest gets its answers: that of the bridge.
+    pub gateway_mac: MacAddr,
+    /// The network's MTU, in bytes.
+    pub mtu: u16,
+    /// Whether the network has a way out.
+    pub reach: Reach,
+    /// The guest's IPv4 network.
+    pub ipv4: Ipv4Network,
+}
+
+/// Where a network leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reach {
+    /// To the host and beyond: the gateway routes, and names of the outside are looked up.
+    Outside,
+    /// To the host and the other VMs of the network.
+    HostOnly,
+}
+
+/// An IPv4 network with a guest on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv4Network {
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// The gateway's: DHCP server and resolver.
+    pub gateway: Ipv4Addr,
+    /// Bits of the address that say which network it is on.
+    pub prefix_len: u8,
+}
+
+/// Something that has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The guest has its address, or goes on having it.
+    LeaseAcked {
+        /// The address.
+        ip: Ipv4Addr,
+    },
+    /// The guest has given its address back. It would get it again.
+    LeaseReleased,
+    /// The guest says that somebody else uses its address.
+    LeaseDeclined {
+        /// The address.
+        ip: Ipv4Addr,
+    },
+}
+
+/// Who knows the VMs of a network. It is asked from the thread that runs the services, which waits.
+pub trait Names: Send {
+    /// The addresses of the VM called `name`, in lower case and without the domain; none if there is no such VM.
+    fn lookup(&mut self, name: &str) -> Vec<IpAddr>;
+
+    /// The name, without the domain, of the VM that has `address`.
+    fn reverse(&mut self, address: IpAddr) -> Option<String>;
+}
+
+impl Reach {
+    fn leads_out(self) -> bool {
+        self == Self::Outside
+    }
+}
+
+impl Ipv4Network {
+    fn mask(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(u32::MAX.checked_shl(32_u32.saturating_sub(self.prefix_len.into())).unwrap_or(0))
+    }
+
+    fn broadcast(&self) -> Ipv4Addr {
+        self.address | !self.mask()
+    }
+
+    fn contains(&self, address: Ipv4Addr) -> bool {
+        address & self.mask() == self.gateway & self.mask()
+    }
+}
+
+impl ServiceSpec {
+    /// Whether `address` belongs to this network.
+    fn is_on_network(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.ipv4.contains(address),
+            IpAddr::V6(_) => false,
+        }
+    }
+
+    fn is_gateway(&self, address: IpAddr) -> bool {
+        address == self.ipv4.gateway
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! What the services of a card count.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Things that are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Count {
+    Frames,
+    Ignored,
+    FramesLost,
+    DhcpOffers,
+    DhcpAcks,
+    DhcpNaks,
+    DhcpReleases,
+    DhcpDeclines,
+    DnsLocal,
+    DnsForwarded,
+    DnsAnswers,
+}
+
+/// Their names, in the order of [`Count`].
+const NAMES: [&str; 11] = [
+    "frames",
+    "ignored",
+    "frames_lost",
+    "dhcp_offers",
+    "dhcp_acks",
+    "dhcp_naks",
+    "dhcp_releases",
+    "dhcp_declines",
+    "dns_local",
+    "dns_forwarded",
+    "dns_answers",
+];
+
+/// Monotonic counts, written by the services' thread and read by anybody; Relaxed, since each stands for itself.
+#[derive(Debug, Default)]
+pub struct Counters([AtomicU64; NAMES.len()]);
+
+impl Counters {
+    /// Names and counts.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        NAMES.into_iter().zip(&self.0).map(|(name, count)| (name, count.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn add(&self, count: Count) {
+        // The discriminants are the places in the list.
+        self.0[count as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+const _: () = assert!(NAMES.len() == Count::DnsAnswers as usize + 1);

@@ -1,0 +1,166 @@
+//! What becomes of a frame: the services without sockets, clocks or threads.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use super::counters::{Count, Counters};
+use super::dns::relay::{Answer, Client, Relay};
+use super::dns::{self, Code, Query, Subject};
+use super::frame::{BROADCAST, Datagram, Frame, IPV6_BYTES, Link, UDP_BYTES, udp};
+use super::{Event, Names, Random, ServiceSpec, Upstream, dhcp};
+use std::sync::Arc;
+
+/// Octets of DNS that one datagram to the guest may have at most, whatever its MTU.
+pub(super) const DNS_MAX_BYTES: usize = 4096;
+
+/// What is to be done after a call. The one who calls empties it.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Frames for the guest: at most one for each frame, answer from upstream or slot that it is about.
+    pub frames: Vec<Frame>,
+    /// What to do with the sockets upstream, in this order.
+    pub upstream: Vec<Upstream>,
+    /// What has happened.
+    pub events: Vec<Event>,
+}
+
+/// The services of one card.
+///
+/// Frames, answers and the time go in, [`Output`] comes out; whoever owns one does the rest, on one thread. It holds the questions that
+/// wait for an answer (at most [`UPSTREAM_SLOTS`](super::UPSTREAM_SLOTS)) and nothing else that a guest can make grow.
+pub struct Responder {
+    spec: ServiceSpec,
+    names: Box<dyn Names>,
+    relay: Relay,
+    counters: Arc<Counters>,
+}
+
+impl Responder {
+    /// The services that `spec` describes. `random` gives identifiers that nobody can guess.
+    pub fn new(spec: ServiceSpec, names: Box<dyn Names>, random: Random, counters: Arc<Counters>) -> Self {
+        let frame_max = usize::from(spec.mtu).saturating_sub(IPV6_BYTES + UDP_BYTES).min(DNS_MAX_BYTES);
+        Self { spec, names, relay: Relay::new(random, frame_max), counters }
+    }
+
+    /// Whom to ask for names of the outside from now on, in this order. Nobody at first.
+    pub fn set_resolvers(&mut self, servers: Vec<SocketAddr>) {
+        self.relay.set_servers(servers);
+    }
+
+    /// Answers a frame of the guest: any bytes.
+    pub fn on_frame(&mut self, frame: &[u8], now: Instant, out: &mut Output) {
+        self.counters.add(Count::Frames);
+        let handled = Datagram::parse(frame).and_then(|datagram| match datagram.destination.port() {
+            dhcp::SERVER_PORT => self.on_dhcp(&datagram, out),
+            dns::PORT => self.on_dns(&datagram, now, out),
+            _ => None,
+        });
+        if handled.is_none() {
+            self.counters.add(Count::Ignored);
+        }
+    }
+
+    /// Takes what came back on the socket of a slot: any bytes.
+    pub fn on_upstream(&mut self, slot: usize, bytes: &[u8], now: Instant, out: &mut Output) {
+        let answer = self.relay.on_answer(slot, bytes, now, &mut out.upstream);
+        self.answer_dns(answer, out);
+    }
+
+    /// Takes note that the socket of a slot failed.
+    pub fn on_upstream_failure(&mut self, slot: usize, now: Instant, out: &mut Output) {
+        let answer = self.relay.on_failure(slot, now, &mut out.upstream);
+        self.answer_dns(answer, out);
+    }
+
+    /// Does what is due.
+    pub fn on_time(&mut self, now: Instant, out: &mut Output) {
+        let answers = self.relay.on_time(now, &mut out.upstream);
+        self.answer_dns(answers, out);
+    }
+
+    /// When [`on_time`](Self::on_time) has something to do; never if none.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.relay.deadline()
+    }
+
+    /// What it has counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// None for what is not a message of this card's own client.
+    fn on_dhcp(&mut self, datagram: &Datagram<'_>, out: &mut Output) -> Option<()> {
+        let message = dhcp::Message::parse(datagram.payload)?;
+        if message.mac != self.spec.mac.octets() || !self.takes_dhcp(datagram.destination.ip()) {
+            return None;
+        }
+        match message.kind {
+            dhcp::Kind::Release => {
+                self.counters.add(Count::DhcpReleases);
+                out.events.push(Event::LeaseReleased);
+            }
+            dhcp::Kind::Decline => {
+                self.counters.add(Count::DhcpDeclines);
+                out.events.push(Event::LeaseDeclined { ip: self.spec.ipv4.address });
+            }
+            _ => {}
+        }
+        let Some(reply) = dhcp::reply(&self.spec, &message) else { return Some(()) };
+        let destination = if reply.destination.is_broadcast() { BROADCAST } else { message.mac };
+        let ends = [(self.spec.ipv4.gateway, dhcp::SERVER_PORT), (reply.destination, dhcp::CLIENT_PORT)];
+        let [from, to] = ends.map(|(ip, port)| SocketAddr::new(ip.into(), port));
+        out.frames.extend(udp(self.link_to(destination), from, to, &reply.bytes));
+        self.counters.add(match reply.kind {
+            dhcp::Kind::Offer => Count::DhcpOffers,
+            dhcp::Kind::Nak => Count::DhcpNaks,
+            _ => Count::DhcpAcks,
+        });
+        if reply.kind == dhcp::Kind::Ack && message.kind == dhcp::Kind::Request {
+            out.events.push(Event::LeaseAcked { ip: self.spec.ipv4.address });
+        }
+        Some(())
+    }
+
+    fn takes_dhcp(&self, destination: IpAddr) -> bool {
+        let network = &self.spec.ipv4;
+        [Ipv4Addr::BROADCAST, network.gateway, network.broadcast()].iter().any(|address| destination == *address)
+    }
+
+    /// None for what is not to be answered.
+    fn on_dns(&mut self, datagram: &Datagram<'_>, now: Instant, out: &mut Output) -> Option<()> {
+        let (source, server) = (datagram.source, datagram.destination);
+        // An answer to a port of ours could be answered again.
+        let fair = self.spec.is_gateway(server.ip()) && source.port() != dns::PORT && source.port() != 0;
+        if !fair || !self.spec.is_on_network(source.ip()) || self.spec.is_gateway(source.ip()) {
+            return None;
+        }
+        let client = Client { mac: datagram.source_mac, address: source, server };
+        let message = match Query::parse(datagram.payload)? {
+            Query::Bad { id, flags, code } => dns::bad(id, flags, code),
+            Query::Question(question) => match dns::subject(&self.spec, self.names.as_mut(), &question) {
+                Subject::Ours(answer) => answer,
+                Subject::Theirs if self.spec.reach.leads_out() => {
+                    self.counters.add(Count::DnsForwarded);
+                    let answer = self.relay.ask(&question, client, now, &mut out.upstream);
+                    self.answer_dns(answer, out);
+                    return Some(());
+                }
+                Subject::Theirs => question.refuse(Code::Refused),
+            },
+        };
+        self.counters.add(Count::DnsLocal);
+        self.answer_dns([Answer { client, message }], out);
+        Some(())
+    }
+
+    fn answer_dns(&self, answers: impl IntoIterator<Item = Answer>, out: &mut Output) {
+        for Answer { client, message } in answers {
+            out.frames.extend(udp(self.link_to(client.mac), client.server, client.address, &message));
+            self.counters.add(Count::DnsAnswers);
+        }
+    }
+
+    fn link_to(&self, destination: [u8; 6]) -> Link {
+        Link { source: self.spec.gateway_mac.octets(), destination }
+    }
+}

@@ -1,0 +1,202 @@
+//! The thread that runs a card's services: sockets and the clock around a [`Responder`].
+//!
+//! It sleeps until a frame passes the socket's filter, a resolver answers, something is due, or it is told to stop.
+
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv, send};
+
+use super::counters::{Count, Counters};
+use super::resolv::ResolvConf;
+use super::responder::DNS_MAX_BYTES;
+use super::{Event, Names, Output, Responder, ServiceSpec, UPSTREAM_SLOTS, Upstream};
+
+/// Octets of a frame that are received. Nothing that is answered is longer; a longer one is cut, lies about its length then, and is ignored.
+const FRAME_MAX_BYTES: usize = 2048;
+
+/// Frames that are answered before resolvers and the clock get their turn.
+const BURST: usize = 32;
+
+/// What the services run on.
+pub struct Setup {
+    /// The services.
+    pub spec: ServiceSpec,
+    /// The socket of [`open_socket`](super::open_socket).
+    pub socket: OwnedFd,
+    /// Who knows the VMs of the network.
+    pub names: Box<dyn Names>,
+    /// The file that names the host's resolvers, `/etc/resolv.conf`.
+    pub resolv_conf: PathBuf,
+    /// Where to count.
+    pub counters: Arc<Counters>,
+}
+
+/// Runs the services until `stop` becomes readable. Takes no privilege. What happens is told to `on_event`, from this thread, after the
+/// frames that go with it have been sent.
+///
+/// # Errors
+/// The host cannot wait for descriptors any more, or has no random numbers. Trouble with single frames or resolvers is counted.
+pub fn run(setup: Setup, stop: BorrowedFd<'_>, on_event: &mut dyn FnMut(Event)) -> io::Result<()> {
+    let Setup { spec, socket, names, resolv_conf, counters } = setup;
+    // Asked once, here: later there is nobody to tell.
+    random()?;
+    let responder = Responder::new(spec, names, Box::new(|| random().unwrap_or(0)), Arc::clone(&counters));
+    let mut services = Services {
+        responder,
+        socket,
+        upstream: [const { None }; UPSTREAM_SLOTS],
+        resolv_conf: ResolvConf::new(resolv_conf),
+        counters,
+        output: Output::default(),
+    };
+    loop {
+        let Some(ready) = services.wait(stop)? else { return Ok(()) };
+        services.turn(&ready);
+        for event in services.output.events.drain(..) {
+            on_event(event);
+        }
+    }
+}
+
+/// A number that nobody can guess.
+fn random() -> io::Result<u16> {
+    let mut bytes = [0; 2];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u16::from_ne_bytes(bytes))
+}
+
+struct Services {
+    responder: Responder,
+    socket: OwnedFd,
+    upstream: [Option<UdpSocket>; UPSTREAM_SLOTS],
+    resolv_conf: ResolvConf,
+    counters: Arc<Counters>,
+    output: Output,
+}
+
+/// What there is to do.
+struct Ready {
+    frames: bool,
+    slots: Vec<usize>,
+}
+
+impl Services {
+    /// Waits; none if it is over.
+    fn wait(&self, stop: BorrowedFd<'_>) -> io::Result<Option<Ready>> {
+        let open: Vec<(usize, BorrowedFd<'_>)> = self
+            .upstream
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, socket)| socket.as_ref().map(|socket| (slot, socket.as_fd())))
+            .collect();
+        let fds = [stop, self.socket.as_fd()].into_iter().chain(open.iter().map(|(_, fd)| *fd));
+        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match poll(&mut fds, self.timeout()) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        let [stopped, frames, upstream @ ..] = ready.as_slice() else { return Ok(None) };
+        let slots = open.iter().zip(upstream).filter(|(_, ready)| **ready).map(|((slot, _), _)| *slot).collect();
+        Ok((!stopped).then_some(Ready { frames: *frames, slots }))
+    }
+
+    /// Until something is due, rounded up to what poll(2) can wait for.
+    fn timeout(&self) -> PollTimeout {
+        let Some(deadline) = self.responder.next_deadline() else { return PollTimeout::NONE };
+        let wait = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+    }
+
+    fn turn(&mut self, ready: &Ready) {
+        for &slot in &ready.slots {
+            self.hear(slot);
+        }
+        if ready.frames {
+            self.serve();
+        }
+        self.responder.on_time(Instant::now(), &mut self.output);
+        self.perform();
+    }
+
+    /// Takes what a resolver said.
+    fn hear(&mut self, slot: usize) {
+        let mut bytes = [0; DNS_MAX_BYTES + 1];
+        let Some(socket) = self.upstream.get(slot).and_then(Option::as_ref) else { return };
+        let now = Instant::now();
+        match socket.recv(&mut bytes) {
+            Ok(len) => {
+                self.responder.on_upstream(slot, bytes.get(..len).unwrap_or(&bytes), now, &mut self.output);
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.responder.on_upstream_failure(slot, now, &mut self.output),
+        }
+        self.perform();
+    }
+
+    /// Answers what the guest has sent, as far as a turn goes.
+    fn serve(&mut self) {
+        let mut bytes = [0; FRAME_MAX_BYTES];
+        if let Some(servers) = self.resolv_conf.changed(Instant::now()) {
+            self.responder.set_resolvers(servers);
+        }
+        for _ in 0..BURST {
+            match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
+                Ok(len) => {
+                    let frame = bytes.get(..len).unwrap_or(&bytes);
+                    self.responder.on_frame(frame, Instant::now(), &mut self.output);
+                    self.perform();
+                }
+                // A tap that goes down says so once; it may come up again.
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Sends frames and questions.
+    fn perform(&mut self) {
+        for frame in self.output.frames.drain(..) {
+            // A guest that takes no frames, or a tap that is down, loses them as on any wire.
+            if send(self.socket.as_raw_fd(), &frame, MsgFlags::empty()).is_err() {
+                self.counters.add(Count::FramesLost);
+            }
+        }
+        // A failure to ask leads to another attempt; each takes one of a few from the question.
+        while !self.output.upstream.is_empty() {
+            for order in std::mem::take(&mut self.output.upstream) {
+                self.obey(order);
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Upstream) {
+        match order {
+            Upstream::Forget { slot } => self.upstream[slot] = None,
+            Upstream::Ask { slot, server, message } => {
+                let socket = ask(server, &message);
+                if let Err(error) = &socket {
+                    log::debug!("Cannot ask resolver {server}: {error}");
+                    self.responder.on_upstream_failure(slot, Instant::now(), &mut self.output);
+                }
+                self.upstream[slot] = socket.ok();
+            }
+        }
+    }
+}
+
+/// A socket of its own for one question: the kernel gives it a random port, and takes answers from this server alone.
+fn ask(server: SocketAddr, message: &[u8]) -> io::Result<UdpSocket> {
+    let any = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+    socket.set_nonblocking(true)?;
+    socket.connect(server)?;
+    socket.send(message)?;
+    Ok(socket)
+}

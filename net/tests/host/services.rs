@@ -1,0 +1,353 @@
+//! The services of a card, asked by the clients that guests have.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+
+use net::services::{Counters, Event, Ipv4Network, Names, Reach, ServiceSpec, Setup, open_socket, run};
+use tempfile::TempDir;
+
+use crate::Case;
+use crate::client::{CARD, Client, GATEWAY_MAC, MAC, PORT};
+use crate::lan::{link, sh, until};
+use crate::vmm::DEADLINE;
+
+pub(crate) const CASES: &[Case] = &[
+    ("services_lease_an_address_to_udhcpc", udhcpc),
+    ("services_lease_an_address_to_dhclient", dhclient),
+    ("services_refuse_the_address_of_another_network", init_reboot),
+    ("services_of_a_host_only_network_have_no_router", host_only),
+    ("services_resolve_names_of_the_network", names),
+    ("services_relay_questions_to_the_hosts_resolver", relay),
+    ("services_follow_resolv_conf", follow),
+    ("services_survive_a_flood_and_resolvers_that_are_not_there", no_resolver),
+    ("services_wake_up_for_nothing_else", filtered),
+];
+
+const GATEWAY: &str = "10.9.8.1";
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 7);
+
+fn spec(reach: Reach) -> ServiceSpec {
+    ServiceSpec {
+        vm_name: "web".to_owned(),
+        mac: MAC.parse().unwrap(),
+        gateway_mac: GATEWAY_MAC.parse().unwrap(),
+        mtu: 1400,
+        reach,
+        ipv4: Ipv4Network { address: ADDRESS, gateway: GATEWAY.parse().unwrap(), prefix_len: 24 },
+    }
+}
+
+/// One VM, `db`.
+struct Neighbours;
+
+impl Names for Neighbours {
+    fn lookup(&mut self, name: &str) -> Vec<IpAddr> {
+        if name == "db" { vec!["10.9.8.8".parse().unwrap(), "fd00::8".parse().unwrap()] } else { Vec::new() }
+    }
+
+    fn reverse(&mut self, address: IpAddr) -> Option<String> {
+        (address == IpAddr::from([10, 9, 8, 8])).then(|| "db".to_owned())
+    }
+}
+
+/// Services that run, and a client that can ask them.
+struct Stage {
+    client: Client,
+    counters: Arc<Counters>,
+    events: Receiver<Event>,
+    folder: TempDir,
+    stop: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stage {
+    fn new(spec: ServiceSpec) -> Self {
+        let client = Client::new(&[GATEWAY]);
+        let folder = tempfile::tempdir().unwrap();
+        let index = link(PORT)["ifindex"].as_u64().unwrap();
+        let socket = open_socket(index.try_into().unwrap(), &spec).unwrap();
+        let counters = Arc::new(Counters::default());
+        let resolv_conf = folder.path().join("resolv.conf");
+        std::fs::write(&resolv_conf, "nameserver 127.0.0.1\n").unwrap();
+        let setup = Setup { spec, socket, names: Box::new(Neighbours), resolv_conf, counters: Arc::clone(&counters) };
+        let (sender, events) = channel();
+        let (end, stop) = nix::unistd::pipe().unwrap();
+        let thread = std::thread::spawn(move || {
+            run(setup, end.as_fd(), &mut |event| sender.send(event).unwrap()).unwrap();
+        });
+        Self { client, counters, events, folder, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Gives the client its address by hand.
+    fn configure(&self) {
+        self.client.run(&format!("ip addr add {ADDRESS}/24 dev {CARD}"));
+    }
+
+    fn dig(&self, words: &str) -> String {
+        self.client.run(&format!("dig @{GATEWAY} +tries=1 +time=8 {words}"))
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.counters.iter().find(|(found, _)| *found == name).unwrap().1
+    }
+
+    fn event(&self) -> Event {
+        self.events.recv_timeout(DEADLINE).expect("an event in time")
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// A resolver on this machine that knows `example.org`, and a name with much to say.
+struct Resolver(Child);
+
+impl Resolver {
+    fn start(address: &str, answer: &str) -> Self {
+        sh("ip link set lo up");
+        let texts: Vec<String> =
+            (0..12).map(|idx| format!("--txt-record=long.example.org,{}", idx.to_string().repeat(99))).collect();
+        let child = Command::new("dnsmasq")
+            .args([
+                "--conf-file=/dev/null",
+                "--keep-in-foreground",
+                "--user=root",
+                "--no-resolv",
+                "--no-hosts",
+                "--pid-file",
+            ])
+            .args([
+                "--bind-interfaces",
+                "--edns-packet-max=4096",
+                "--log-facility=-",
+                &format!("--listen-address={address}"),
+            ])
+            .arg(format!("--address=/example.org/{answer}"))
+            .args(texts)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("dnsmasq");
+        let resolver = Self(child);
+        until(|| {
+            Command::new("dig")
+                .args([&format!("@{address}"), "+tries=1", "+time=1", "+short", "example.org"])
+                .output()
+                .is_ok_and(|output| output.stdout.trim_ascii() == answer.as_bytes())
+        });
+        resolver
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn script(path: &str, text: &str) {
+    let mut file = std::fs::File::create(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file.set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Whether a shell's `set` has this line.
+fn says(text: &str, line: &str) -> bool {
+    text.lines().any(|found| found.replace('\'', "") == line)
+}
+
+fn udhcpc() {
+    let stage = Stage::new(spec(Reach::Outside));
+    let (hook, told) = (stage.path("hook"), stage.path("told"));
+    script(&hook, &format!("#!/bin/sh\n[ \"$1\" != bound ] || set > {told}\n"));
+    let options = "-O mtu -O hostname -O domain -O broadcast -O dns -O router -O subnet";
+    let client = format!("busybox udhcpc -i {CARD} -f -n -q -t 20 -T 1 -s {hook} {options}");
+
+    stage.client.run(&client);
+
+    let told = std::fs::read_to_string(told).unwrap();
+    for line in [
+        "ip=10.9.8.7",
+        "subnet=255.255.255.0",
+        "router=10.9.8.1",
+        "dns=10.9.8.1",
+        "serverid=10.9.8.1",
+        "domain=minivmm",
+        "hostname=web",
+        "mtu=1400",
+        "broadcast=10.9.8.255",
+        "lease=3600",
+    ] {
+        assert!(says(&told, line), "{line} is missing in\n{told}");
+    }
+    assert_eq!(stage.event(), Event::LeaseAcked { ip: ADDRESS });
+    assert_eq!((stage.count("dhcp_offers"), stage.count("dhcp_acks")), (1, 1));
+}
+
+/// Runs dhclient, with what it remembers in `leases`, until it has an address, and returns what it was told.
+fn run_dhclient(stage: &Stage, leases: &str) -> String {
+    let [hook, told, config, pid] = ["hook", "told", "config", "pid"].map(|name| stage.path(name));
+    let lines = format!("[ -z \"$new_ip_address\" ] || {{ set > {told}.new; mv {told}.new {told}; }}");
+    script(&hook, &format!("#!/bin/sh\n{lines}\n"));
+    let wanted = "subnet-mask, routers, domain-name-servers, domain-name, host-name, interface-mtu";
+    std::fs::write(&config, format!("request {wanted};\ninitial-interval 1;\nreboot 5;\n")).unwrap();
+    let line = format!("dhclient -4 -d -sf {hook} -lf {leases} -cf {config} -pf {pid} {CARD}");
+    // It stays to renew its lease.
+    let mut dhclient = stage.client.command(&line).stderr(Stdio::null()).spawn().expect("dhclient");
+    until(|| Path::new(&told).exists());
+    // `timeout` passes it on.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(dhclient.id().try_into().unwrap()), nix::sys::signal::SIGTERM)
+        .unwrap();
+    dhclient.wait().unwrap();
+    std::fs::read_to_string(told).unwrap()
+}
+
+fn dhclient() {
+    let stage = Stage::new(spec(Reach::Outside));
+    let leases = stage.path("leases");
+    std::fs::write(&leases, "").unwrap();
+
+    let told = run_dhclient(&stage, &leases);
+
+    for line in [
+        "new_ip_address=10.9.8.7",
+        "new_subnet_mask=255.255.255.0",
+        "new_routers=10.9.8.1",
+        "new_domain_name_servers=10.9.8.1",
+        "new_domain_name=minivmm",
+        "new_host_name=web",
+        "new_interface_mtu=1400",
+        "new_dhcp_rebinding_time=3150",
+    ] {
+        assert!(says(&told, line), "{line} is missing in\n{told}");
+    }
+    assert_eq!(stage.event(), Event::LeaseAcked { ip: ADDRESS });
+}
+
+fn init_reboot() {
+    let stage = Stage::new(spec(Reach::Outside));
+    let leases = stage.path("leases");
+    let remembered = format!(
+        "lease {{\n  interface \"{CARD}\";\n  fixed-address 192.168.1.77;\n  option subnet-mask 255.255.255.0;\n  \
+         option dhcp-lease-time 3600;\n  option dhcp-message-type 5;\n  option dhcp-server-identifier 192.168.1.1;\n  \
+         renew 1 2035/01/01 00:00:00;\n  rebind 1 2035/01/01 00:00:00;\n  expire 1 2035/01/01 00:00:00;\n}}\n"
+    );
+    std::fs::write(&leases, remembered).unwrap();
+
+    let told = run_dhclient(&stage, &leases);
+
+    assert!(says(&told, "new_ip_address=10.9.8.7"), "{told}");
+    assert_eq!((stage.count("dhcp_naks"), stage.count("dhcp_acks")), (1, 1));
+}
+
+fn host_only() {
+    let stage = Stage::new(spec(Reach::HostOnly));
+    let leases = stage.path("leases");
+    std::fs::write(&leases, "").unwrap();
+
+    let told = run_dhclient(&stage, &leases);
+
+    assert!(says(&told, "new_domain_name_servers=10.9.8.1"), "{told}");
+    assert!(!told.contains("new_routers"), "{told}");
+    stage.configure();
+    assert!(stage.dig("example.org").contains("status: REFUSED"));
+    assert_eq!(stage.dig("+short db.minivmm").trim(), "10.9.8.8");
+}
+
+fn names() {
+    let stage = Stage::new(spec(Reach::Outside));
+    stage.configure();
+
+    assert_eq!(stage.dig("+short db.minivmm").trim(), "10.9.8.8");
+    assert_eq!(stage.dig("+short DB.minivmm AAAA").trim(), "fd00::8");
+    assert_eq!(stage.dig("+short -x 10.9.8.8").trim(), "db.minivmm.");
+    for (question, status) in [
+        ("nobody.minivmm", "NXDOMAIN"),
+        ("-x 10.9.8.99", "NXDOMAIN"),
+        ("db.minivmm MX", "NOERROR"),
+        ("db.minivmm CH TXT", "NXDOMAIN"),
+        ("+edns=1 +noednsnegotiation db.minivmm", "BADVERS"),
+        ("+opcode=NOTIFY db.minivmm", "NOTIMP"),
+    ] {
+        let answer = stage.dig(question);
+        assert!(answer.contains(&format!("status: {status}")), "{question}: {answer}");
+    }
+    assert_eq!(stage.count("dns_forwarded"), 0);
+    assert_eq!(stage.client.run(&format!("busybox nslookup db.minivmm {GATEWAY}")).matches("10.9.8.8").count(), 1);
+}
+
+fn relay() {
+    let _resolver = Resolver::start("127.0.0.1", "192.0.2.33");
+    let stage = Stage::new(spec(Reach::Outside));
+    stage.configure();
+
+    assert_eq!(stage.dig("+short example.org").trim(), "192.0.2.33");
+    // The resolver can say it all, and the network's MTU is too small for it.
+    let large = stage.dig("+ignore +bufsize=4096 long.example.org TXT");
+    assert!(large.contains(" tc ") && large.contains("ANSWER: 0"), "{large}");
+    let small = stage.dig("+ignore +noedns long.example.org TXT");
+    assert!(small.contains(" tc "), "{small}");
+    assert!(stage.dig("other.test").contains("status: REFUSED"));
+    assert_eq!(stage.count("frames_lost"), 0);
+}
+
+fn follow() {
+    let _first = Resolver::start("127.0.0.1", "192.0.2.1");
+    let _second = Resolver::start("127.0.0.2", "192.0.2.2");
+    let stage = Stage::new(spec(Reach::Outside));
+    stage.configure();
+    assert_eq!(stage.dig("+short example.org").trim(), "192.0.2.1");
+
+    std::fs::write(Path::new(&stage.path("resolv.conf")), "nameserver 127.0.0.2\n").unwrap();
+
+    until(|| stage.dig("+short example.org").trim() == "192.0.2.2");
+}
+
+fn no_resolver() {
+    let stage = Stage::new(spec(Reach::Outside));
+    stage.configure();
+
+    // Nobody listens: the kernel says so at once, and so do we.
+    let start = std::time::Instant::now();
+    assert!(stage.dig("example.org").contains("status: SERVFAIL"));
+    assert!(start.elapsed() < DEADLINE / 4);
+
+    let flood = "for i in $(seq 200); do dig @10.9.8.1 +tries=1 +time=1 x$i.example.org & done >/dev/null; wait";
+    script(&stage.path("flood"), &format!("#!/bin/sh\n{flood}\n"));
+    stage.client.run(&stage.path("flood"));
+    assert_eq!(stage.dig("+short db.minivmm").trim(), "10.9.8.8");
+}
+
+fn filtered() {
+    let stage = Stage::new(spec(Reach::Outside));
+    stage.configure();
+    stage.client.run(&format!("ip neigh add 10.9.8.99 lladdr {GATEWAY_MAC} dev {CARD} nud permanent"));
+    let client = &stage.client;
+
+    for line in [
+        "dig @10.9.8.99 +tries=1 +time=1 db.minivmm",
+        "dig -p 54 @10.9.8.1 +tries=1 +time=1 db.minivmm",
+        "busybox arping -c 1 -w 1 -I eth0 10.9.8.1",
+        "busybox ping -c 1 -W 1 10.9.8.1",
+    ] {
+        assert!(!client.try_run(line).status.success(), "{line}");
+    }
+
+    assert_eq!(stage.dig("+short db.minivmm").trim(), "10.9.8.8");
+    assert_eq!(stage.count("frames"), 1);
+}
