@@ -92,8 +92,7 @@ pub trait Service: Send + 'static {
     /// If the service cannot go on.
     fn serve(&mut self, token: u32, events: &mut EventOps) -> Result<(), Fault>;
 
-    /// Looks for work whose announcement the service has switched off, and announces it by the service's own means. Returns whether
-    /// there was some.
+    /// Looks for work whose announcement the service has switched off, and does it. Returns whether there was some.
     ///
     /// # Errors
     /// If the service cannot go on.
@@ -101,8 +100,8 @@ pub trait Service: Send + 'static {
         Ok(false)
     }
 
-    /// Switches all announcements on, because the worker is going to sleep. Returns whether work came up before that, which it then
-    /// has announced itself.
+    /// Switches all announcements on, because the worker is going to sleep, and does what came up before that. Returns whether there
+    /// was some.
     ///
     /// # Errors
     /// If the service cannot go on.
@@ -183,7 +182,7 @@ fn forget(fds: Vec<RawFd>, ops: &mut EventOps) {
 /// What a look for work that nobody announced has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// There is some, and it is announced now.
+    /// There was some, and it is done.
     Found,
     /// There is none.
     Nothing,

@@ -74,16 +74,6 @@ impl<S: Side> Lane<S> {
         }
     }
 
-    /// Looks for work by way of `find`, if the queue is served, and rings the doorbell if there is some. Returns whether there was.
-    ///
-    /// # Errors
-    /// As `find`.
-    pub(super) fn look(&mut self, find: fn(&mut S) -> Result<bool, Fault>) -> Result<bool, Fault> {
-        let found = self.serving().map_or(Ok(false), find)?;
-        self.come_again(if found { Turn::More } else { Turn::Done })?;
-        Ok(found)
-    }
-
     /// The driver has reset the queue.
     pub(super) fn stop(&mut self) {
         self.state = State::Reset;

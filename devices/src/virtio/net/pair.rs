@@ -5,6 +5,7 @@
 //! again only to those who asked after they had met a full queue, so after such a write the port is asked.
 
 use crate::virtio::device::Activation;
+use crate::virtio::net::Turn;
 use crate::virtio::net::alarm::Alarm;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::ctrl::CtrlQueue;
@@ -107,6 +108,23 @@ impl Pair {
     fn transmit_waiting(&mut self, events: &EventOps) -> Result<(), Fault> {
         let waits = self.tx.serving().is_some_and(|tx| tx.waits());
         if waits { self.transmit(events) } else { Ok(()) }
+    }
+
+    /// Receives into `buffers` and sends `frames` that nobody has announced. Returns whether there was something to do.
+    fn serve_unasked(&mut self, buffers: bool, frames: bool) -> Result<bool, Fault> {
+        if buffers {
+            self.receive()?;
+        }
+        if frames && let Some(tx) = self.tx.serving() {
+            let turn = tx.transmit()?;
+            // To ask for room takes a wake-up.
+            let turn = if tx.waits() { Turn::More } else { turn };
+            self.tx.come_again(turn)?;
+        }
+        if buffers || frames {
+            self.set_alarm()?;
+        }
+        Ok(buffers || frames)
     }
 
     fn control(&mut self) -> Result<(), Fault> {
@@ -219,11 +237,15 @@ impl Service for Pair {
     }
 
     fn poll(&mut self) -> Result<bool, Fault> {
-        Ok(self.rx.look(Rx::has_buffers)? | self.tx.look(Tx::has_frame)?)
+        let buffers = self.rx.serving().map_or(Ok(false), Rx::has_buffers)?;
+        let frames = self.tx.serving().map_or(Ok(false), Tx::has_frame)?;
+        self.serve_unasked(buffers, frames)
     }
 
     fn before_sleep(&mut self) -> Result<bool, Fault> {
-        Ok(self.rx.look(Rx::ask_for_buffers)? | self.tx.look(Tx::ask_for_frames)?)
+        let buffers = self.rx.serving().map_or(Ok(false), Rx::ask_for_buffers)?;
+        let frames = self.tx.serving().map_or(Ok(false), Tx::ask_for_frames)?;
+        self.serve_unasked(buffers, frames)
     }
 }
 
