@@ -34,7 +34,7 @@ mod vhost;
 pub use link::{Carrier, Duplex, Link, LinkState};
 pub use offload::Offloads;
 pub use port::FramePort;
-pub use rss::{Program, Steering, program as steering_program};
+pub use rss::{Program, Steering, Toeplitz, program as steering_program};
 pub use tap::Tap;
 pub use vhost::{Instance, Vhost};
 

@@ -22,10 +22,10 @@ mod toeplitz;
 
 pub use program::{Program, program};
 pub use steering::Steering;
+pub use toeplitz::Toeplitz;
 
 pub(super) use hasher::{Hasher, Receiving, Shared, Verdict};
 pub(super) use settings::{HashSettings, RssSettings};
-pub(super) use toeplitz::Toeplitz;
 
 use dissect::Types;
 

@@ -18,14 +18,14 @@ const KEY_LEN: usize = MAX_INPUT + 4;
 
 /// A key, prepared for hashing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::virtio::net) struct Toeplitz {
+pub struct Toeplitz {
     /// What the value of each four bits adds; the first are the upper ones of the first byte.
     added: Box<[[u32; VALUES]; NIBBLES]>,
 }
 
 impl Toeplitz {
     /// Prepares `key`. Where it is too short for an input its bits count as zero, and bytes past the 40th are not used.
-    pub(in crate::virtio::net) fn new(key: &[u8]) -> Self {
+    pub fn new(key: &[u8]) -> Self {
         let mut bytes = [0; KEY_LEN + 1];
         let len = key.len().min(KEY_LEN);
         bytes[..len].copy_from_slice(&key[..len]);
@@ -41,7 +41,7 @@ impl Toeplitz {
     }
 
     /// The hash of `input`, of which at most the first 36 bytes count.
-    pub(in crate::virtio::net) fn hash(&self, input: &[u8]) -> u32 {
+    pub fn hash(&self, input: &[u8]) -> u32 {
         let (pairs, _) = self.added.as_chunks::<2>();
         pairs
             .iter()
