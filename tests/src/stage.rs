@@ -35,6 +35,11 @@ impl Stage {
         self.guest(SERIES[0])
     }
 
+    /// The bare-metal probe guest.
+    pub fn probe(&self) -> PathBuf {
+        self.parts.probe()
+    }
+
     /// The program under test.
     pub fn minivmm(&self) -> &Path {
         &self.parts.minivmm

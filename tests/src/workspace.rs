@@ -9,10 +9,14 @@ use images::kernel::{Freshness, Series};
 use images::{place, vmlinux};
 
 use crate::guest::{Guest, SERIES};
+use crate::probe;
 
 /// Programs of this machine that the stories' guests have beside the usual ones and this very program, which is the other end of
 /// [`crate::traffic`].
 const PROGRAMS: [&str; 1] = ["ethtool"];
+
+/// The probe guest's name among the guests.
+const PROBE: &str = "probe";
 
 /// Why the project's parts are not there.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,17 @@ pub enum Error {
         /// The command line.
         command: String,
     },
+    /// The probe guest could not be built.
+    #[error(transparent)]
+    Probe(#[from] probe::Error),
+    /// It could not be put among the guests.
+    #[error("The probe guest could not be copied to {to}")]
+    Copy {
+        /// Where to.
+        to: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// A guest could not be made.
     #[error(transparent)]
     Images(#[from] images::Error),
@@ -47,7 +62,7 @@ pub fn root() -> &'static Path {
 pub struct Parts {
     /// `minivmm`, release build.
     pub minivmm: PathBuf,
-    /// The folder with a [`Guest`] for every series.
+    /// The folder with a [`Guest`] for every series, and the probe guest.
     pub guests: PathBuf,
 }
 
@@ -72,7 +87,14 @@ impl Parts {
             let guest = Guest::at(&guests, series);
             vmlinux::extract(&guest.bzimage, &guest.vmlinux)?;
         }
+        let to = guests.join(PROBE);
+        std::fs::copy(probe::build(&target_folder())?, &to).map_err(|source| Error::Copy { to, source })?;
         Ok(Self { minivmm: binaries.join("minivmm"), guests })
+    }
+
+    /// The probe guest.
+    pub fn probe(&self) -> PathBuf {
+        self.guests.join(PROBE)
     }
 
     /// The parts as flags of this program's own words `story` and `show`.

@@ -79,7 +79,7 @@ fn on_minivmm(
         Err(error) => return vec![failed("minivmm builds", chain(&error))],
     };
     let vmm = Vmm::Minivmm(program);
-    let base = Config { probe, cmdline: "", bridge: lan.bridge(), tap: "", disks: &[] };
+    let base = Config { probe, cmdline: "", bridge: lan.bridge(), keys: "", tap: "", disks: &[] };
     let devices = "probe=all strict echo";
     let mut trials = registers_in_time(&vmm, &base);
     for (end, code) in [("reset", codes::POWERED_OFF), ("panic", codes::PANICKED), ("triple-fault", CRASHED)] {
@@ -120,7 +120,7 @@ fn on_qemu(place: &Place, probe: &Path, lan: &PeerLan, disks: &[(PathBuf, bool)]
     lan.tap("qemu0");
     let vmm = Vmm::Qemu { kvm: !matches!(place, Place::NoKvm { .. }) };
     let cmdline = format!("{REGISTER_SUITES},device echo");
-    match vmm.run(&Config { probe, cmdline: &cmdline, bridge: lan.bridge(), tap: "qemu0", disks }) {
+    match vmm.run(&Config { probe, cmdline: &cmdline, bridge: lan.bridge(), keys: "", tap: "qemu0", disks }) {
         Ok(run) => reported("qemu", run).collect(),
         Err(error) => vec![failed("qemu", error.to_string())],
     }

@@ -9,6 +9,7 @@ mod coalescing;
 mod common;
 mod config_space;
 mod entropy;
+mod fragments;
 mod hostile;
 mod hostile_card;
 mod hostile_commands;
@@ -36,6 +37,9 @@ pub(crate) struct Terms {
     pub(crate) strict: bool,
     /// A peer on the card's network sends frames with the probe's EtherType back (`checks/net.rs`).
     pub(crate) echo: bool,
+    /// The host's kernel reads a card's receive and transmit rings (vhost-net). It looks at receive buffers only when there is a frame
+    /// for them, and gives a card up where minivmm itself would go on.
+    pub(crate) vhost: bool,
 }
 
 /// One virtio device and the terms, as handed to every check of a device.
@@ -60,7 +64,7 @@ type DeviceCheck = fn(&Subject) -> Check;
 /// Runs the suites named in `probe=a,b,c`; `all` or nothing means every one.
 pub(crate) fn run(start: &StartInfo) -> Report {
     let mut report = Report::default();
-    let terms = Terms { strict: start.flag("strict"), echo: start.flag("echo") };
+    let terms = Terms { strict: start.flag("strict"), echo: start.flag("echo"), vhost: start.flag("vhost") };
     let wanted = start.value("probe").unwrap_or("all");
     let selected = |suite: &str| wanted.split(',').any(|w| w == suite || w == "all");
 
@@ -101,7 +105,7 @@ pub(crate) fn run(start: &StartInfo) -> Report {
                 run_all(&mut report, &subject, checks);
             }
         }
-        if selected("hostile") && device.kind == Kind::Net {
+        if (selected("hostile") || selected("card")) && device.kind == Kind::Net {
             run_all(&mut report, &subject, hostile_card::CHECKS);
             run_all(&mut report, &subject, hostile_commands::CHECKS);
         }
@@ -114,6 +118,7 @@ pub(crate) fn run(start: &StartInfo) -> Report {
         if selected("device") || selected(device.kind.name()) {
             run_all(&mut report, &subject, own);
             if device.kind == Kind::Net {
+                run_all(&mut report, &subject, fragments::CHECKS);
                 run_all(&mut report, &subject, queue_reset::CHECKS);
                 run_all(&mut report, &subject, coalescing::CHECKS);
             }

@@ -1,4 +1,4 @@
-//! The probe's peer on the network: sends every frame of its EtherType back to the sender.
+//! The probe's peer on the network: sends every frame of its EtherType back to the sender, and every large frame of IPv4.
 //!
 //! Unsafe, because a packet socket is bound by an address structure that no safe crate here builds.
 #![allow(unsafe_code)]
@@ -17,6 +17,14 @@ const OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 /// The largest frame plus room for a VLAN tag.
 const FRAME_MAX: usize = 2048;
 
+const ETHERTYPE_IPV4: u16 = 0x0800;
+/// Bytes of a frame that nobody has cut.
+const LARGE: usize = 8000;
+const LARGE_MAX: usize = 1 << 16;
+/// `struct virtio_net_hdr` of what is sent back: NEEDS_CSUM, GSO_UDP, hdr_len 42, gso_size 1480, csum_start 34, csum_offset 6. Little-endian,
+/// as we are.
+const HEADER: [u8; 10] = [1, 3, 42, 0, 0xc8, 5, 34, 0, 6, 0];
+
 /// A bridge with a peer behind one of its ports.
 pub struct PeerLan {
     bridge: &'static str,
@@ -30,7 +38,7 @@ impl PeerLan {
     pub fn new() -> io::Result<Self> {
         sh("ip link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0 && ip link set br0 up &&
             ip link add peer0 type veth peer name port0 && ip link set port0 master br0 up && ip link set peer0 up");
-        let mut socket = packet_socket("peer0")?;
+        let mut socket = packet_socket("peer0", ETHERTYPE)?;
         thread::Builder::new().name("peer".to_owned()).spawn(move || {
             let mut frame = [0; FRAME_MAX];
             // An error ends the peer: the probe then reports frames that do not come back.
@@ -43,6 +51,7 @@ impl PeerLan {
                 }
             }
         })?;
+        return_large("br0")?;
         Ok(Self { bridge: "br0" })
     }
 
@@ -57,14 +66,38 @@ impl PeerLan {
     }
 }
 
-/// A socket for frames of our EtherType on one interface.
-fn packet_socket(interface: &str) -> io::Result<File> {
+/// Starts a thread that sends each frame with more than [`LARGE`] bytes of IPv4 and UDP back, to be cut into fragments on its way. The bridge
+/// itself sees frames as its ports have sent them; on the way to a port they are cut as far as that wants it.
+fn return_large(bridge: &str) -> io::Result<()> {
+    let (mut from, mut to) = (packet_socket(bridge, ETHERTYPE_IPV4)?, packet_socket(bridge, 0)?);
+    set_header(&to)?;
+    thread::Builder::new().name("large".to_owned()).spawn(move || {
+        let mut frame = vec![0; HEADER.len() + LARGE_MAX];
+        frame[..HEADER.len()].copy_from_slice(&HEADER);
+        while let Ok(len) = from.read(&mut frame[HEADER.len()..]) {
+            if len < LARGE {
+                continue;
+            }
+            let whole = &mut frame[..HEADER.len() + len];
+            let ethernet = &mut whole[HEADER.len()..];
+            ethernet.copy_within(6..12, 0);
+            ethernet[6..12].copy_from_slice(&OWN_MAC);
+            if to.write(whole).is_err() {
+                break;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// A socket for frames of one EtherType on one interface; of none if it is 0.
+fn packet_socket(interface: &str, ethertype: u16) -> io::Result<File> {
     let index: i32 = std::fs::read_to_string(format!("/sys/class/net/{interface}/ifindex"))?
         .trim()
         .parse()
         .map_err(io::Error::other)?;
     // SAFETY: no pointer is passed.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, ETHERTYPE.to_be().into()) };
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, ethertype.to_be().into()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -73,10 +106,20 @@ fn packet_socket(interface: &str) -> io::Result<File> {
     // SAFETY: all-zero bytes are a valid value of this plain structure.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
-    address.sll_protocol = ETHERTYPE.to_be();
+    address.sll_protocol = ethertype.to_be();
     address.sll_ifindex = index;
     let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
     // SAFETY: `address` is alive and `len` bytes long; the kernel only reads it.
     let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
     if bound == 0 { Ok(File::from(socket)) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has frames that are sent begin with a virtio header (packet(7), PACKET_VNET_HDR).
+fn set_header(socket: &File) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let len = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
+    let (fd, option) = (socket.as_raw_fd(), libc::PACKET_VNET_HDR);
+    // SAFETY: `on` is alive and `len` bytes long; the kernel only reads it.
+    let set = unsafe { libc::setsockopt(fd, libc::SOL_PACKET, option, (&raw const on).cast(), len) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

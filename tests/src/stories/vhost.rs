@@ -6,10 +6,14 @@ use std::process::{Command, Stdio};
 
 use super::Story;
 use crate::lan::{Lan, sh};
+use crate::probe::machine::{Config, Vmm};
+use crate::probe::peer::PeerLan;
+use crate::probe::{Outcome, Verdict};
 use crate::stage::Stage;
 
 pub(super) const STORIES: &[Story] = &[
     Story { name: "vhost::a_guest_moves_data_both_ways_by_threads_of_the_kernel", tell: data_both_ways },
+    Story { name: "vhost::a_hostile_driver_harms_neither_the_machine_nor_the_host", tell: hostile },
     Story { name: "vhost::a_card_survives_resets_pairs_and_links_that_change_under_load", tell: changes },
 ];
 
@@ -125,6 +129,39 @@ fn changes(stage: &Stage) {
     assert_eq!(vm.value("link"), "0", "ping over the link that is back");
     println!("{RESETS} resets under load, 1 and 2 pairs in turns, a link that went and came back");
     assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
+    assert_eq!(kernel_threads(), 0, "threads of vhost-net after the guest");
+}
+
+/// What the probe has done at least: every way to break a ring, a buffer, a header and a command.
+const CHECKS_MIN: usize = 25;
+
+fn hostile(stage: &Stage) {
+    let lan = PeerLan::new().expect("a peer on the bridge");
+    let disk = stage.file("disk");
+    std::fs::File::create(&disk).and_then(|file| file.set_len(1 << 20)).expect("a disk");
+    let run = Vmm::Minivmm(stage.minivmm().to_path_buf())
+        .run(&Config {
+            probe: &stage.probe(),
+            cmdline: "probe=card strict echo vhost",
+            bridge: lan.bridge(),
+            keys: ",vhost=on",
+            tap: "",
+            disks: &[(disk, false)],
+        })
+        .expect("minivmm starts");
+    let is = |verdict: &&Verdict, wanted: fn(&Outcome) -> bool| wanted(&verdict.outcome);
+    let bad: Vec<_> = run.verdicts.iter().filter(|v| is(v, |outcome| matches!(outcome, Outcome::Failed(_)))).collect();
+    let good = run.verdicts.iter().filter(|v| is(v, |outcome| *outcome == Outcome::Passed)).count();
+    println!(
+        "{good} checks passed, processor time {:?}; the host's threads of vhost-net: {}",
+        run.cpu,
+        kernel_threads()
+    );
+    assert!(bad.is_empty() && run.clean, "{bad:#?}\n{}\n{}", run.console, run.log);
+    assert!(good >= CHECKS_MIN, "{:#?}", run.verdicts);
+    for told in ["Driver broke queue 0: vhost-net cannot read it", "Driver broke queue 1: vhost-net cannot read it"] {
+        assert!(run.log.contains(told), "{told} is not in the log: {}", run.log);
+    }
     assert_eq!(kernel_threads(), 0, "threads of vhost-net after the guest");
 }
 

@@ -26,7 +26,7 @@ const ETHERNET: u64 = 14;
 const RING_SIZE: u16 = 64;
 const TX_BUFFER: u64 = 2048;
 /// Other frames that may arrive before the one awaited: late answers to full rings, multicast of the host's own stack.
-const STRANGERS_MAX: usize = 512;
+pub(super) const STRANGERS_MAX: usize = 512;
 /// Bytes of a frame's number.
 const NUMBER: u64 = 8;
 
@@ -49,9 +49,9 @@ pub(super) struct Card {
     pub(super) rx: Ring,
     pub(super) tx: Ring,
     pub(super) features: u64,
-    mac: [u8; 6],
+    pub(super) mac: [u8; 6],
     pub(super) tx_buffer: u64,
-    rx_buffers: u64,
+    pub(super) rx_buffers: u64,
     rx_bytes: u32,
     number: u64,
 }
