@@ -246,7 +246,8 @@ impl fmt::Display for NetSpec {
 }
 
 /// What to do about an unknown key: the nearest known one, or all of them.
-fn advice(key: &str, known: &[&str]) -> String {
+pub fn advice<S: AsRef<str>>(key: &str, known: &[S]) -> String {
+    let known: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
     let nearest = known.iter().map(|name| (edit_distance(key, name), name)).min();
     match nearest {
         Some((distance, name)) if distance <= SUGGEST_DISTANCE => format!("did you mean {name}=?"),

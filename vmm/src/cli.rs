@@ -1,26 +1,26 @@
 //! The command line: flags, their checked values, and how a wrong one is refused.
 
 mod disk;
+mod file;
+mod settings;
 mod size;
 mod word;
 
 use crate::exit;
 use crate::name::VmName;
 use crate::request::Request;
+use clap::builder::Resettable;
 use clap::error::ErrorKind;
-use clap::{Parser, ValueEnum};
-use std::os::fd::RawFd;
-use std::path::PathBuf;
+use clap::{Command, CommandFactory, Parser, ValueEnum};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub(crate) use disk::DiskSpec;
+pub(crate) use settings::Settings;
 pub(crate) use size::{MIB, MemSize};
 pub(crate) use word::NetWord;
 use word::Word;
-
-const DISK_HELP: &str = "Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT]; can be repeated";
-const NET_HELP: &str = "Network card: bridge=NAME[,create=on|off], tap=NAME or fd=N[:N...], then \
-                        [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|LIST][,vhost=on|off]; can be repeated";
 
 /// Boot a Linux kernel in a small virtual machine whose network cards are already on your bridge.
 #[derive(Debug, Parser)]
@@ -31,76 +31,22 @@ const NET_HELP: &str = "Network card: bridge=NAME[,create=on|off], tap=NAME or f
     args_conflicts_with_subcommands = true,
     disable_help_subcommand = true
 )]
-pub(crate) struct Cli {
+struct Cli {
     /// What to do instead of running a VM.
     #[command(subcommand)]
     word: Option<Word>,
 
-    /// Kernel: a bzImage, or an ELF vmlinux [default: the guest that `./run guest` has made]
+    /// Settings that are not given here: a TOML file with the flags' names as keys, [[disk]] and [[net]] tables
     #[arg(long, value_name = "FILE")]
-    pub(crate) kernel: Option<PathBuf>,
+    config: Option<PathBuf>,
 
-    /// Initial RAM disk
-    #[arg(long, value_name = "FILE")]
-    pub(crate) initrd: Option<PathBuf>,
-
-    /// Text to append to the default kernel command line
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub(crate) cmdline: Vec<String>,
-
-    /// Kernel command line instead of the default one
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub(crate) cmdline_replace: Option<String>,
-
-    /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = vcpus)]
-    pub(crate) cpus: u32,
-
-    /// Memory of the guest: a number with K, M, G or T
-    #[arg(long, value_name = "SIZE", default_value = "512M")]
-    pub(crate) mem: MemSize,
-
-    /// Disks, by ascending slot.
-    #[arg(long, value_name = "SPEC", help = DISK_HELP)]
-    pub(crate) disk: Vec<DiskSpec>,
-
-    /// Network cards, by ascending slot.
-    #[arg(long, value_name = "SPEC", help = NET_HELP)]
-    pub(crate) net: Vec<net::NetSpec>,
-
-    /// Name of the VM, unique on this host; the cards' addresses are derived from it [default: minivmm-PID]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) name: Option<VmName>,
-
-    /// Where the guest's serial port goes: stdio, pty, file=PATH (overwritten, and as large as the guest makes it) or none. On a
-    /// terminal, Ctrl-A x quits and Ctrl-A Ctrl-A sends a Ctrl-A
-    #[arg(long, value_name = "WHERE", default_value = "stdio")]
-    pub(crate) console: ConsoleSpec,
-
-    /// What to do when the guest reboots
-    #[arg(long, value_name = "WHAT", default_value = "exit")]
-    pub(crate) on_reboot: OnReboot,
-
-    /// How long the guest may take to power off after SIGTERM, SIGINT or SIGHUP
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
-    pub(crate) stop_timeout: u32,
-
-    /// Where the line goes that says that every card has an address: the number of an open descriptor. It is an object of JSON
-    /// [default: stderr, where it is the only line that begins with {]
-    #[arg(long, value_name = "N", value_parser = descriptor)]
-    pub(crate) ready_fd: Option<RawFd>,
-
-    /// Stop the VM with code 97 if a card has no address so many seconds after the start
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    pub(crate) wait_net: Option<u32>,
-
-    /// Log level on stderr
-    #[arg(long, value_name = "LEVEL", default_value = "warn")]
-    pub(crate) log: LogLevel,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 /// What a guest's reset does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum OnReboot {
     /// The process ends with code 0.
     Exit,
@@ -109,7 +55,8 @@ pub(crate) enum OnReboot {
 }
 
 /// What is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum LogLevel {
     /// What the user wished for failed.
     Error,
@@ -164,29 +111,10 @@ impl From<LogLevel> for log::LevelFilter {
     }
 }
 
-fn vcpus(text: &str) -> Result<u32, &'static str> {
-    match text.parse() {
-        Ok(0) => Err("A guest has at least 1 vCPU"),
-        Ok(count) => Ok(count),
-        Err(_) => Err("The number of vCPUs is a whole number, such as 2"),
-    }
-}
-
-fn seconds(text: &str) -> Result<u32, &'static str> {
-    text.parse().map_err(|_| "A time is a whole number of seconds, such as 10")
-}
-
-fn descriptor(text: &str) -> Result<RawFd, &'static str> {
-    match text.parse() {
-        Ok(number) if number > 2 => Ok(number),
-        _ => Err("A descriptor is the number of one that is open beside the standard streams, such as 3"),
-    }
-}
-
 /// What a command line turned out to be.
 pub(crate) enum Parsed {
     /// A machine to run.
-    Run(Box<Cli>),
+    Run(Box<Settings>),
     /// A request for a machine that runs.
     Ask(VmName, Request),
     /// A question about the host.
@@ -205,8 +133,11 @@ pub(crate) enum Parsed {
 /// Parses the process's arguments.
 pub(crate) fn parse() -> Parsed {
     match Cli::try_parse() {
-        Ok(mut cli) => match cli.word.take() {
-            None => Parsed::Run(Box::new(cli)),
+        Ok(Cli { word, config, settings }) => match word {
+            None => match config {
+                None => Parsed::Run(Box::new(settings)),
+                Some(path) => with_file(&path),
+            },
             Some(Word::Counters { name }) => Parsed::Ask(name, Request::Counters),
             Some(Word::Link { name, card, state }) => Parsed::Ask(name, Request::Link { card, state }),
             Some(Word::Net(word)) => Parsed::Explain(word),
@@ -216,6 +147,29 @@ pub(crate) fn parse() -> Parsed {
             _ => refusal(&err.to_string()),
         },
     }
+}
+
+/// The settings of the file at `path`, and what this process's arguments say against them.
+fn with_file(path: &Path) -> Parsed {
+    let settings = match file::read(path) {
+        Ok(settings) => settings,
+        Err(err) => {
+            return Parsed::Refused {
+                sentence: format!("--config {}: {err}", path.display()),
+                hint: "The keys are the flags of minivmm --help; cards and disks are [[net]] and [[disk]] tables"
+                    .to_owned(),
+            };
+        }
+    };
+    match explicit(Cli::command()).try_get_matches().and_then(|matches| settings.overridden(&matches)) {
+        Ok(settings) => Parsed::Run(Box::new(settings)),
+        Err(err) => refusal(&err.to_string()),
+    }
+}
+
+/// `command` without default values, so that it matches only what is given.
+fn explicit(command: Command) -> Command {
+    command.mut_args(|arg| arg.default_value(Resettable::Reset))
 }
 
 /// Makes one sentence and a hint of clap's paragraphs: `error: ...`, `tip: ...`, usage.
@@ -246,7 +200,6 @@ pub(crate) fn capitalised(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
         Cli::try_parse_from([&["minivmm"], args].concat())
@@ -266,7 +219,7 @@ mod tests {
 
     #[test]
     fn defaults_need_no_flag() {
-        let cli = parse(&[]).unwrap();
+        let cli = parse(&[]).unwrap().settings;
         assert_eq!((cli.cpus, cli.mem.bytes()), (1, 512 * MIB));
         assert_eq!(cli.console, ConsoleSpec::Stdio);
     }
@@ -300,6 +253,21 @@ mod tests {
             assert!(sentence.contains(part), "{args:?}: {sentence}");
             assert!(!sentence.contains('\n') && !hint.is_empty(), "{args:?}: {hint}");
         }
+    }
+
+    #[test]
+    fn flags_override_a_file_and_defaults_do_not() {
+        let file = || Settings { cpus: 4, net: vec!["tap=tap0".parse().unwrap()], ..Settings::default() };
+        let with = |args: &[&str]| {
+            let matches = explicit(Cli::command()).try_get_matches_from([&["minivmm"], args].concat()).unwrap();
+            file().overridden(&matches).unwrap()
+        };
+
+        let same = with(&["--config", "x"]);
+        let other = with(&["--cpus", "2", "--net", "bridge=br0"]);
+
+        assert_eq!((same.cpus, same.net), (4, file().net));
+        assert_eq!((other.cpus, other.net), (2, vec!["bridge=br0".parse().unwrap()]));
     }
 
     #[test]

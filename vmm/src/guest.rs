@@ -1,6 +1,6 @@
 //! What is booted: the files that the user names, or the default guest that the `images` crate provides.
 
-use crate::cli::Cli;
+use crate::cli::Settings;
 use crate::error::Error;
 use crate::logger;
 use crate::machine::{PanicMark, REBOOT_PARAMETER};
@@ -24,7 +24,7 @@ const SYSTEM_GUEST: &str = "/usr/share/minivmm/guest";
 ///
 /// # Errors
 /// If a file is missing or cannot be opened, or the command line is too long.
-pub(crate) fn open(cli: &Cli) -> Result<BootSpec, Error> {
+pub(crate) fn open(cli: &Settings) -> Result<BootSpec, Error> {
     let cmdline = cmdline(cli)?;
     if let Some(kernel) = &cli.kernel {
         let initrd = cli.initrd.as_deref().map(|path| image(path, "initrd")).transpose()?;
@@ -36,7 +36,7 @@ pub(crate) fn open(cli: &Cli) -> Result<BootSpec, Error> {
     Ok(BootSpec { kernel: image(&guest.join("vmlinuz"), "kernel")?, initrd: Some(image(&initrd, "initrd")?), cmdline })
 }
 
-fn cmdline(cli: &Cli) -> Result<Cmdline, Error> {
+fn cmdline(cli: &Settings) -> Result<Cmdline, Error> {
     let mut cmdline = Cmdline::new();
     match &cli.cmdline_replace {
         Some(text) => cmdline.append(text)?,
@@ -52,7 +52,7 @@ fn cmdline(cli: &Cli) -> Result<Cmdline, Error> {
 }
 
 /// Whether a panic can be told from a reboot.
-pub(crate) fn panic_mark(cli: &Cli) -> PanicMark {
+pub(crate) fn panic_mark(cli: &Settings) -> PanicMark {
     match cli.cmdline_replace {
         Some(_) => PanicMark::Unknown,
         None => PanicMark::after(cli.cmdline.iter().map(String::as_str)),

@@ -50,7 +50,7 @@ mod name;
 mod request;
 mod signals;
 
-use cli::{Cli, Parsed};
+use cli::{Parsed, Settings};
 use console::terminal;
 use devices::virtio::net::{Program, steering_program};
 use error::Error;
@@ -93,7 +93,7 @@ fn say(text: &str) -> ExitCode {
 }
 
 /// From the command line to the last exit of the guest.
-fn run(cli: &Cli, start: Instant) -> Result<Outcome, Error> {
+fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     // Before anything is opened.
     let fd = cli.ready_fd.map(ReadyFd::inherit).transpose()?;
     logger::init(cli.log.into());

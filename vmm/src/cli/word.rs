@@ -1,6 +1,6 @@
 //! What minivmm can be told instead of running a VM.
 
-use super::vcpus;
+use super::settings::vcpus;
 use crate::name::VmName;
 use crate::request::{CardName, LinkWish};
 use clap::{Args, Subcommand};

@@ -5,7 +5,7 @@ use super::devices::Devices;
 use super::panic_mark::PanicMark;
 use super::ready::{Ready, Wish};
 use super::stop::Stop;
-use crate::cli::{Cli, DiskSpec, MemSize, OnReboot};
+use crate::cli::{DiskSpec, MemSize, OnReboot, Settings};
 use crate::console::Console;
 use crate::error::Error;
 use crate::request::{LinkWish, Reply, Request};
@@ -47,7 +47,7 @@ impl Files {
     ///
     /// # Errors
     /// If one cannot be used.
-    pub(crate) fn open(cli: &Cli, boot: BootSpec) -> Result<Self, Error> {
+    pub(crate) fn open(cli: &Settings, boot: BootSpec) -> Result<Self, Error> {
         let open_disk = |spec: &DiskSpec| Ok(Disk { file: disk::open(&spec.path, spec.access())?, spec: spec.clone() });
         let disks = cli.disk.iter().map(open_disk).collect::<Result<_, Error>>()?;
         let entropy = File::open(Path::new(ENTROPY)).map_err(Error::host("open /dev/urandom"))?;
@@ -105,7 +105,7 @@ impl Host {
     ///
     /// # Errors
     /// If one cannot be opened, or KVM cannot have that many vCPUs.
-    pub(crate) fn open(cli: &Cli, files: Files, keeper: Keeper, desk: Desk, wish: Wish) -> Result<Self, Error> {
+    pub(crate) fn open(cli: &Settings, files: Files, keeper: Keeper, desk: Desk, wish: Wish) -> Result<Self, Error> {
         let kvm = kvm::Host::open()?;
         log::debug!("KVM is open");
         kvm.check_cpus(cli.cpus)?;

@@ -12,6 +12,7 @@ pub(crate) const CASES: &[Case] = &[
     ("ready_line_of_a_vm_without_cards_comes_at_once", without_cards),
     ("ready_line_says_that_an_address_cannot_be_heard", unknown),
     ("ready_fd_that_is_not_open_is_refused", closed),
+    ("config_file_and_flags_make_one_vm", config),
     ("wait_net_ends_the_vm_with_97", overdue),
     ("wait_net_is_satisfied_by_an_address", in_time),
     ("wait_net_is_refused_where_no_address_can_be_heard", deaf),
@@ -103,6 +104,20 @@ fn closed() {
 
     assert_eq!(code, 64);
     assert!(errors.starts_with("minivmm: --ready-fd 77 is not open in this process\nhint: "), "{errors}");
+}
+
+fn config() {
+    tap("tap0");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "name = \"web\"\nready-fd = 9\nlog = \"debug\"\n[[net]]\ntap = \"tap0\"\nqueues = 1\nmtu = 1400\n";
+    std::fs::write(file.path(), text).unwrap();
+    let mut vm = Vm::start(&["--config", file.path().to_str().unwrap(), "--ready-fd", "7"]);
+    while !vm.error_line().contains("vCPUs are running") {}
+
+    guest_says_arp("tap0", [10, 0, 0, 5]);
+    let ready: Value = serde_json::from_str(&vm.ready_line()).unwrap();
+
+    assert_eq!((&ready["name"], &ready["cards"][0]["tap"]), (&json!("web"), &json!("tap0")));
 }
 
 fn overdue() {

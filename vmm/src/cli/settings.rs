@@ -1,0 +1,189 @@
+//! The flags of a VM, which are also the keys of a configuration file: one struct, read by clap and by serde.
+
+use super::{ConsoleSpec, DiskSpec, LogLevel, MemSize, OnReboot};
+use crate::name::VmName;
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use serde::Deserialize;
+use serde::de::{self, Deserializer};
+use std::fmt;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+const DISK_HELP: &str = "Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT]; can be repeated";
+const NET_HELP: &str = "Network card: bridge=NAME[,create=on|off], tap=NAME or fd=N[:N...], then \
+                        [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|LIST][,vhost=on|off]; can be repeated";
+
+/// What a VM is to be.
+#[derive(Debug, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// Kernel: a bzImage, or an ELF vmlinux [default: the guest that `./run guest` has made]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// Text to append to the default kernel command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) cmdline: Vec<String>,
+
+    /// Kernel command line instead of the default one
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) cmdline_replace: Option<String>,
+
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = vcpus)]
+    #[serde(deserialize_with = "cpus")]
+    pub(crate) cpus: u32,
+
+    /// Memory of the guest: a number with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    #[serde(deserialize_with = "text")]
+    pub(crate) mem: MemSize,
+
+    /// Disks, by ascending slot.
+    #[arg(long, value_name = "SPEC", help = DISK_HELP)]
+    pub(crate) disk: Vec<DiskSpec>,
+
+    /// Network cards, by ascending slot.
+    #[arg(long, value_name = "SPEC", help = NET_HELP)]
+    pub(crate) net: Vec<net::NetSpec>,
+
+    /// Name of the VM, unique on this host; the cards' addresses are derived from it [default: minivmm-PID]
+    #[arg(long, value_name = "NAME")]
+    #[serde(deserialize_with = "some_text")]
+    pub(crate) name: Option<VmName>,
+
+    /// Where the guest's serial port goes: stdio, pty, file=PATH (overwritten, and as large as the guest makes it) or none. On a
+    /// terminal, Ctrl-A x quits and Ctrl-A Ctrl-A sends a Ctrl-A
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    #[serde(deserialize_with = "text")]
+    pub(crate) console: ConsoleSpec,
+
+    /// What to do when the guest reboots
+    #[arg(long, value_name = "WHAT", default_value = "exit")]
+    pub(crate) on_reboot: OnReboot,
+
+    /// How long the guest may take to power off after SIGTERM, SIGINT or SIGHUP
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
+    #[serde(deserialize_with = "stop_timeout")]
+    pub(crate) stop_timeout: u32,
+
+    /// Where the line goes that says that every card has an address: the number of an open descriptor. It is an object of JSON
+    /// [default: stderr, where it is the only line that begins with {]
+    #[arg(long, value_name = "N", value_parser = descriptor)]
+    #[serde(deserialize_with = "ready_fd")]
+    pub(crate) ready_fd: Option<RawFd>,
+
+    /// Stop the VM with code 97 if a card has no address so many seconds after the start
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[serde(deserialize_with = "wait_net")]
+    pub(crate) wait_net: Option<u32>,
+
+    /// Log level on stderr
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub(crate) log: LogLevel,
+}
+
+impl Settings {
+    /// The keys of a configuration file.
+    pub(super) fn keys() -> Vec<String> {
+        let command = Self::augment_args(Command::new(""));
+        command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned).collect()
+    }
+
+    /// Overrides these settings by those that the command line gives. `matches` must not hold any defaults.
+    pub(super) fn overridden(mut self, matches: &ArgMatches) -> Result<Self, clap::Error> {
+        self.update_from_arg_matches(matches)?;
+        Ok(self)
+    }
+}
+
+impl Default for Settings {
+    /// Those of an empty command line.
+    #[expect(clippy::expect_used, reason = "a fact that the tests hold")]
+    fn default() -> Self {
+        let matches = Self::augment_args(Command::new("")).get_matches_from([""]);
+        Self::from_arg_matches(&matches).expect("every flag has a default that it takes")
+    }
+}
+
+pub(super) fn vcpus(text: &str) -> Result<u32, &'static str> {
+    match text.parse() {
+        Ok(0) => Err("A guest has at least 1 vCPU"),
+        Ok(count) => Ok(count),
+        Err(_) => Err("The number of vCPUs is a whole number, such as 2"),
+    }
+}
+
+fn seconds(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "A time is a whole number of seconds, such as 10")
+}
+
+fn descriptor(text: &str) -> Result<RawFd, &'static str> {
+    match text.parse() {
+        Ok(number) if number > 2 => Ok(number),
+        _ => Err("A descriptor is the number of one that is open beside the standard streams, such as 3"),
+    }
+}
+
+/// A value as a file has it, which is read like the text of a flag.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Number(i64),
+    Text(String),
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Text(text) => text.fmt(f),
+        }
+    }
+}
+
+/// Reads a value with the parser of its flag.
+fn read<'de, D, T, E>(deserializer: D, parse: impl FnOnce(&str) -> Result<T, E>) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    E: fmt::Display,
+{
+    parse(&Scalar::deserialize(deserializer)?.to_string()).map_err(de::Error::custom)
+}
+
+fn text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    read(deserializer, str::parse)
+}
+
+fn some_text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    text(deserializer).map(Some)
+}
+
+fn cpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    read(deserializer, vcpus)
+}
+
+fn stop_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    read(deserializer, seconds)
+}
+
+fn wait_net<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    read(deserializer, seconds).map(Some)
+}
+
+fn ready_fd<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RawFd>, D::Error> {
+    read(deserializer, descriptor).map(Some)
+}
