@@ -1,4 +1,4 @@
-//! The network services of a card in `nat` and `host` mode: DHCPv4, and DNS.
+//! The network services of a card in `nat` and `host` mode: DHCPv4, DNS, and for IPv6 router advertisements and stateless DHCPv6.
 //!
 //! They answer over a packet socket on the VM's own tap, in a thread of the VMM that has no privileges: no daemon, no port of the host is
 //! taken, no firewall of the host has to let anything through, and the data path is not touched.
@@ -25,20 +25,22 @@
 //!
 //! # Not supported
 //!
-//! DNS over TCP: an answer that does not fit the client's datagram is cut and says so, and there is nobody to ask for the rest.
-//! Caching: the host's resolver does that. DHCP relays, option overload, rapid commit.
+//! DNS over TCP: an answer that does not fit the client's datagram is cut and says so; connections are refused at once.
+//! Caching: the host's resolver does that. DHCP relays, option overload, rapid commit. IPv6 addresses from DHCPv6.
 
 mod counters;
 mod dhcp;
 mod dns;
 mod filter;
 mod frame;
+mod ipv6;
+mod refusal;
 mod resolv;
 mod responder;
 mod run;
 mod socket;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +54,9 @@ pub use socket::open_socket;
 
 /// The domain of the VMs of a network.
 pub const DOMAIN: &str = "minivmm";
+
+/// Bits of an IPv6 prefix from which a guest can make addresses (RFC 4291 2.5.1).
+pub const PREFIX_LEN: u8 = 64;
 
 /// Questions that may wait for a resolver's answer, and sockets that may be open for them.
 pub const UPSTREAM_SLOTS: usize = dns::relay::SLOTS;
@@ -74,6 +79,8 @@ pub struct ServiceSpec {
     pub reach: Reach,
     /// The guest's IPv4 network.
     pub ipv4: Ipv4Network,
+    /// Its IPv6 network, if it has one.
+    pub ipv6: Option<Ipv6Network>,
 }
 
 /// Where a network leads.
@@ -94,6 +101,17 @@ pub struct Ipv4Network {
     pub gateway: Ipv4Addr,
     /// Bits of the address that say which network it is on.
     pub prefix_len: u8,
+}
+
+/// An IPv6 network on which guests make their own addresses (RFC 4862).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Network {
+    /// The first [`PREFIX_LEN`] bits of the addresses on it; the others are zero.
+    pub prefix: Ipv6Addr,
+    /// The gateway's address with this prefix: the resolver.
+    pub gateway: Ipv6Addr,
+    /// The gateway's link-local address: the router, and the DHCPv6 server.
+    pub link_local: Ipv6Addr,
 }
 
 /// Something that has happened.
@@ -142,17 +160,28 @@ impl Ipv4Network {
     }
 }
 
+impl Ipv6Network {
+    fn contains(&self, address: Ipv6Addr) -> bool {
+        address.is_unicast_link_local() || (address.to_bits() ^ self.prefix.to_bits()) >> (128 - PREFIX_LEN) == 0
+    }
+}
+
 impl ServiceSpec {
     /// Whether `address` belongs to this network.
     fn is_on_network(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => self.ipv4.contains(address),
-            IpAddr::V6(_) => false,
+            IpAddr::V6(address) => self.ipv6.is_some_and(|network| network.contains(address)),
         }
     }
 
     fn is_gateway(&self, address: IpAddr) -> bool {
-        address == self.ipv4.gateway
+        match address {
+            IpAddr::V4(address) => address == self.ipv4.gateway,
+            IpAddr::V6(address) => {
+                self.ipv6.is_some_and(|network| [network.gateway, network.link_local].contains(&address))
+            }
+        }
     }
 }
 

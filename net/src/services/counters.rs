@@ -16,10 +16,13 @@ pub(super) enum Count {
     DnsLocal,
     DnsForwarded,
     DnsAnswers,
+    DnsTcpRefused,
+    Advertisements,
+    Dhcpv6Replies,
 }
 
 /// Their names, in the order of [`Count`].
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 14] = [
     "frames",
     "ignored",
     "frames_lost",
@@ -31,6 +34,9 @@ const NAMES: [&str; 11] = [
     "dns_local",
     "dns_forwarded",
     "dns_answers",
+    "dns_tcp_refused",
+    "advertisements",
+    "dhcpv6_replies",
 ];
 
 /// Monotonic counts, written by the services' thread and read by anybody; Relaxed, since each stands for itself.
@@ -49,4 +55,4 @@ impl Counters {
     }
 }
 
-const _: () = assert!(NAMES.len() == Count::DnsAnswers as usize + 1);
+const _: () = assert!(NAMES.len() == Count::Dhcpv6Replies as usize + 1);

@@ -11,7 +11,7 @@ pub(super) mod relay;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use message::{CLASS_INTERNET, TYPE_A, TYPE_AAAA, TYPE_PTR};
-pub(super) use message::{Code, Query, Question, bad};
+pub(super) use message::{Code, Query, Question, bad, name_value};
 
 use super::{DOMAIN, Names, ServiceSpec};
 
@@ -61,7 +61,7 @@ fn forward(names: &mut dyn Names, question: &Question<'_>, labels: &[String]) ->
 
 /// The answer to a question about an address of our network.
 fn reverse(names: &mut dyn Names, question: &Question<'_>, address: IpAddr) -> Vec<u8> {
-    let Some(name) = names.reverse(address).and_then(|name| message::name_value(&format!("{name}.{DOMAIN}"))) else {
+    let Some(name) = names.reverse(address).and_then(|name| name_value(&format!("{name}.{DOMAIN}"))) else {
         return question.authoritative(Code::NxDomain, &[]);
     };
     let values = if question.kind == TYPE_PTR { vec![name] } else { Vec::new() };

@@ -1,6 +1,6 @@
-//! Ethernet frames of IPv4 and IPv6 datagrams: checked views of what the guest sends, complete frames of what it gets.
+//! Ethernet frames of IPv4 and IPv6 packets: checked views of what the guest sends, complete frames of what it gets.
 //!
-//! Checksums of a guest's UDP are not looked at: with checksum offload they are filled in by the kernel on the way out, which
+//! Checksums above IP are not looked at: with checksum offload they are filled in by the kernel on the way out, which
 //! comes after this. Fragments and extension headers are nobody's here, and so is what lies about its length.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,15 +24,28 @@ pub(super) const UDP_BYTES: usize = 8;
 pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
 pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
 
-/// IP protocol numbers.
-pub(super) const UDP: u8 = 17;
-
 /// Bits of the fragment field (RFC 791 3.1): do not fragment, and those that only a fragment has.
 const DONT_FRAGMENT: u16 = 0x4000;
 pub(super) const FRAGMENT_MASK: u16 = 0x3fff;
 
-/// Hops that a datagram of ours may take.
-const HOPS: u8 = 64;
+/// What is above IP, by its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Tcp = 6,
+    Udp = 17,
+    Icmpv6 = 58,
+}
+
+/// An IP packet that arrived: whole, untagged, without extension headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Packet<'a> {
+    pub(super) source_mac: Octets,
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    pub(super) protocol: Protocol,
+    pub(super) hops: u8,
+    pub(super) payload: &'a [u8],
+}
 
 /// A UDP datagram that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,96 +63,124 @@ pub(super) struct Link {
     pub(super) destination: Octets,
 }
 
-/// An IP packet that arrived, by what it carries.
-struct Packet<'a> {
-    source: IpAddr,
-    destination: IpAddr,
-    protocol: u8,
-    payload: &'a [u8],
+impl Protocol {
+    fn of(number: u8) -> Option<Self> {
+        // The discriminants are the numbers of the protocols.
+        [Self::Tcp, Self::Udp, Self::Icmpv6].into_iter().find(|protocol| *protocol as u8 == number)
+    }
+
+    /// Where the checksum is.
+    fn checksum_at(self) -> usize {
+        match self {
+            Self::Tcp => 16,
+            Self::Udp => 6,
+            Self::Icmpv6 => 2,
+        }
+    }
+
+    /// Hops that a packet of ours may take. What is about neighbours proves by this that it took none (RFC 4861 6.1).
+    fn hops(self) -> u8 {
+        match self {
+            Self::Tcp | Self::Udp => 64,
+            Self::Icmpv6 => 255,
+        }
+    }
 }
 
-impl<'a> Datagram<'a> {
-    /// The datagram in `frame`, if it is one: whole, untagged, without extension headers.
+impl<'a> Packet<'a> {
+    /// The packet in `frame`, if it is one of these.
     pub(super) fn parse(frame: &'a [u8]) -> Option<Self> {
         let source_mac = *frame.get(6..)?.first_chunk()?;
-        let packet = match be16(frame, 12)? {
-            ETHERTYPE_IPV4 => ipv4(frame.get(ETHERNET_BYTES..)?)?,
-            ETHERTYPE_IPV6 => ipv6(frame.get(ETHERNET_BYTES..)?)?,
-            _ => return None,
-        };
-        if packet.protocol != UDP {
+        let bytes = frame.get(ETHERNET_BYTES..)?;
+        match be16(frame, 12)? {
+            ETHERTYPE_IPV4 => Self::ipv4(bytes, source_mac),
+            ETHERTYPE_IPV6 => Self::ipv6(bytes, source_mac),
+            _ => None,
+        }
+    }
+
+    /// The packet of RFC 791 at the start of `bytes`; what follows it is padding.
+    fn ipv4(bytes: &'a [u8], source_mac: Octets) -> Option<Self> {
+        let first = *bytes.first()?;
+        let header_len = usize::from(first & 0xf) * 4;
+        let header = bytes.get(..header_len).filter(|header| header.len() >= IPV4_BYTES)?;
+        if first >> 4 != 4 || sum(0, header) != u16::MAX || be16(header, 6)? & FRAGMENT_MASK != 0 {
             return None;
         }
-        let len = usize::from(be16(packet.payload, 4)?);
+        let address = |at: usize| header.get(at..)?.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets).into());
         Some(Self {
             source_mac,
-            source: SocketAddr::new(packet.source, be16(packet.payload, 0)?),
-            destination: SocketAddr::new(packet.destination, be16(packet.payload, 2)?),
-            payload: packet.payload.get(UDP_BYTES..len)?,
+            source: address(12)?,
+            destination: address(16)?,
+            protocol: Protocol::of(*header.get(9)?)?,
+            hops: *header.get(8)?,
+            payload: bytes.get(header_len..usize::from(be16(header, 2)?))?,
+        })
+    }
+
+    /// The packet of RFC 8200 at the start of `bytes`; what follows it is padding.
+    fn ipv6(bytes: &'a [u8], source_mac: Octets) -> Option<Self> {
+        if bytes.first()? >> 4 != 6 {
+            return None;
+        }
+        let address = |at: usize| bytes.get(at..)?.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets).into());
+        Some(Self {
+            source_mac,
+            source: address(8)?,
+            destination: address(24)?,
+            protocol: Protocol::of(*bytes.get(6)?)?,
+            hops: *bytes.get(7)?,
+            payload: bytes.get(IPV6_BYTES..)?.get(..usize::from(be16(bytes, 4)?))?,
         })
     }
 }
 
-/// The packet of RFC 791 at the start of `bytes`; what follows it is padding.
-fn ipv4(bytes: &[u8]) -> Option<Packet<'_>> {
-    let first = *bytes.first()?;
-    let header_len = usize::from(first & 0xf) * 4;
-    let header = bytes.get(..header_len).filter(|header| header.len() >= IPV4_BYTES)?;
-    if first >> 4 != 4 || sum(0, header) != u16::MAX || be16(header, 6)? & FRAGMENT_MASK != 0 {
-        return None;
+impl<'a> Datagram<'a> {
+    /// The datagram in `packet`, if it is one.
+    pub(super) fn parse(packet: &Packet<'a>) -> Option<Self> {
+        let Packet { source_mac, source, destination, protocol: Protocol::Udp, payload, .. } = *packet else {
+            return None;
+        };
+        let len = usize::from(be16(payload, 4)?);
+        Some(Self {
+            source_mac,
+            source: SocketAddr::new(source, be16(payload, 0)?),
+            destination: SocketAddr::new(destination, be16(payload, 2)?),
+            payload: payload.get(UDP_BYTES..len)?,
+        })
     }
-    let address = |at: usize| header.get(at..)?.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets).into());
-    Some(Packet {
-        source: address(12)?,
-        destination: address(16)?,
-        protocol: *header.get(9)?,
-        payload: bytes.get(header_len..usize::from(be16(header, 2)?))?,
-    })
-}
-
-/// The packet of RFC 8200 at the start of `bytes`; what follows it is padding.
-fn ipv6(bytes: &[u8]) -> Option<Packet<'_>> {
-    if bytes.first()? >> 4 != 6 {
-        return None;
-    }
-    let address = |at: usize| bytes.get(at..)?.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets).into());
-    Some(Packet {
-        source: address(8)?,
-        destination: address(24)?,
-        protocol: *bytes.get(6)?,
-        payload: bytes.get(IPV6_BYTES..)?.get(..usize::from(be16(bytes, 4)?))?,
-    })
 }
 
 /// A frame with a UDP datagram and all its checksums; none if the addresses are of two families, or it is too long to be one.
 pub(super) fn udp(link: Link, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Option<Frame> {
     let len = u16::try_from(UDP_BYTES + payload.len()).ok()?;
-    let mut frame = ip(link, source.ip(), destination.ip(), UDP, len)?;
-    let start = frame.len();
+    let mut datagram = Vec::with_capacity(len.into());
     for field in [source.port(), destination.port(), len, 0] {
-        frame.extend(field.to_be_bytes());
+        datagram.extend(field.to_be_bytes());
     }
-    frame.extend(payload);
-    let pseudo = pseudo_sum(source.ip(), destination.ip(), UDP, len);
-    let checksum = match !sum(pseudo, &frame[start..]) {
-        // Zero says that there is none (RFC 768).
-        0 => u16::MAX,
-        checksum => checksum,
-    };
-    frame[start + 6..start + 8].copy_from_slice(&checksum.to_be_bytes());
-    Some(frame)
+    datagram.extend(payload);
+    packet(link, source.ip(), destination.ip(), Protocol::Udp, &datagram)
 }
 
-/// The headers of Ethernet and IP for `len` octets of `protocol`.
-fn ip(link: Link, source: IpAddr, destination: IpAddr, protocol: u8, len: u16) -> Option<Frame> {
-    let mut frame = Frame::with_capacity(ETHERNET_BYTES + IPV6_BYTES + usize::from(len));
+/// A frame with an IP packet whose `payload` is of `protocol` and has zero for its checksum; none as for [`udp`].
+pub(super) fn packet(
+    link: Link,
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: Protocol,
+    payload: &[u8],
+) -> Option<Frame> {
+    let len = u16::try_from(payload.len()).ok()?;
+    // The discriminant is the number of the protocol.
+    let number = protocol as u8;
+    let mut frame = Frame::with_capacity(ETHERNET_BYTES + IPV6_BYTES + payload.len());
     frame.extend(link.destination);
     frame.extend(link.source);
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             frame.extend(ETHERTYPE_IPV4.to_be_bytes());
             let total_len = len.checked_add(20)?;
-            for field in [0x4500, total_len, 0, DONT_FRAGMENT, u16::from_be_bytes([HOPS, protocol]), 0] {
+            for field in [0x4500, total_len, 0, DONT_FRAGMENT, u16::from_be_bytes([protocol.hops(), number]), 0] {
                 frame.extend(field.to_be_bytes());
             }
             frame.extend(source.octets());
@@ -149,7 +190,7 @@ fn ip(link: Link, source: IpAddr, destination: IpAddr, protocol: u8, len: u16) -
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             frame.extend(ETHERTYPE_IPV6.to_be_bytes());
-            for field in [0x6000, 0, len, u16::from_be_bytes([protocol, HOPS])] {
+            for field in [0x6000, 0, len, u16::from_be_bytes([number, protocol.hops()])] {
                 frame.extend(field.to_be_bytes());
             }
             frame.extend(source.octets());
@@ -157,6 +198,14 @@ fn ip(link: Link, source: IpAddr, destination: IpAddr, protocol: u8, len: u16) -
         }
         _ => return None,
     }
+    let at = frame.len() + protocol.checksum_at();
+    frame.extend(payload);
+    let checksum = match !sum(pseudo_sum(source, destination, number, len), payload) {
+        // Zero says that there is none (RFC 768); in the other protocols both are the same number.
+        0 => u16::MAX,
+        checksum => checksum,
+    };
+    frame.get_mut(at..at + 2)?.copy_from_slice(&checksum.to_be_bytes());
     Some(frame)
 }
 
@@ -191,6 +240,10 @@ mod tests {
 
     const LINK: Link = Link { source: [2, 0, 0, 0, 0, 1], destination: [2, 0, 0, 0, 0, 2] };
 
+    fn datagram(frame: &[u8]) -> Option<Datagram<'_>> {
+        Packet::parse(frame).as_ref().and_then(Datagram::parse)
+    }
+
     fn ends(family: &str) -> (SocketAddr, SocketAddr) {
         match family {
             "ipv4" => ("10.0.0.1:53".parse().unwrap(), "10.0.0.2:1053".parse().unwrap()),
@@ -220,7 +273,7 @@ mod tests {
         let checksum = !sum(0, &[&frame[14..24], &[0, 0], &frame[26..34]].concat());
         frame[24..26].copy_from_slice(&checksum.to_be_bytes());
 
-        assert_eq!(Datagram::parse(&frame), None);
+        assert_eq!(datagram(&frame), None);
     }
 
     proptest! {
@@ -232,11 +285,11 @@ mod tests {
         ) {
             let (source, destination) = ends(family);
             let mut frame = udp(LINK, source, destination, &payload).unwrap();
-            let pseudo = pseudo_sum(source.ip(), destination.ip(), UDP, u16::try_from(payload.len() + 8).unwrap());
+            let pseudo = pseudo_sum(source.ip(), destination.ip(), 17, u16::try_from(payload.len() + 8).unwrap());
             let start = frame.len() - payload.len() - 8;
             prop_assert_eq!(sum(pseudo, &frame[start..]), u16::MAX);
             frame.extend(vec![0; padding]);
-            let datagram = Datagram::parse(&frame).unwrap();
+            let datagram = datagram(&frame).unwrap();
             let expected = Datagram { source_mac: LINK.source, source, destination, payload: &payload };
             prop_assert_eq!(datagram, expected);
         }
@@ -247,14 +300,14 @@ mod tests {
             head in prop_oneof![Just(vec![]), Just([&[0; 12][..], &[8, 0, 0x45]].concat()), Just([&[0; 12][..], &[0x86, 0xdd, 0x60]].concat())],
         ) {
             let frame = [head, bytes].concat();
-            let _ = Datagram::parse(&frame);
+            let _ = datagram(&frame);
         }
 
         #[test]
         fn cut_frame_is_nobodys(cut in 0_usize..45) {
             let (source, destination) = ends("ipv4");
             let frame = udp(LINK, source, destination, b"abc").unwrap();
-            prop_assert_eq!(Datagram::parse(&frame[..cut]), None);
+            prop_assert_eq!(datagram(&frame[..cut]), None);
         }
     }
 }

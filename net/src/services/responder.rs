@@ -1,14 +1,16 @@
 //! What becomes of a frame: the services without sockets, clocks or threads.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::{Count, Counters};
 use super::dns::relay::{Answer, Client, Relay};
 use super::dns::{self, Code, Query, Subject};
-use super::frame::{BROADCAST, Datagram, Frame, IPV6_BYTES, Link, UDP_BYTES, udp};
-use super::{Event, Names, Random, ServiceSpec, Upstream, dhcp};
-use std::sync::Arc;
+use super::frame::{BROADCAST, Datagram, Frame, IPV6_BYTES, Link, Packet, Protocol, UDP_BYTES, packet, udp};
+use super::ipv6::advertiser::Advertiser;
+use super::ipv6::dhcpv6;
+use super::{Event, Names, Random, ServiceSpec, Upstream, dhcp, refusal};
 
 /// Octets of DNS that one datagram to the guest may have at most, whatever its MTU.
 pub(super) const DNS_MAX_BYTES: usize = 4096;
@@ -32,14 +34,23 @@ pub struct Responder {
     spec: ServiceSpec,
     names: Box<dyn Names>,
     relay: Relay,
+    advertiser: Advertiser,
+    random: Random,
     counters: Arc<Counters>,
 }
 
 impl Responder {
-    /// The services that `spec` describes. `random` gives identifiers that nobody can guess.
-    pub fn new(spec: ServiceSpec, names: Box<dyn Names>, random: Random, counters: Arc<Counters>) -> Self {
+    /// The services that `spec` describes, from `now` on. `random` gives numbers that nobody can guess.
+    pub fn new(
+        spec: ServiceSpec,
+        names: Box<dyn Names>,
+        random: Random,
+        counters: Arc<Counters>,
+        now: Instant,
+    ) -> Self {
         let frame_max = usize::from(spec.mtu).saturating_sub(IPV6_BYTES + UDP_BYTES).min(DNS_MAX_BYTES);
-        Self { spec, names, relay: Relay::new(random, frame_max), counters }
+        let (relay, advertiser) = (Relay::new(frame_max), Advertiser::new(now));
+        Self { spec, names, relay, advertiser, random, counters }
     }
 
     /// Whom to ask for names of the outside from now on, in this order. Nobody at first.
@@ -50,10 +61,10 @@ impl Responder {
     /// Answers a frame of the guest: any bytes.
     pub fn on_frame(&mut self, frame: &[u8], now: Instant, out: &mut Output) {
         self.counters.add(Count::Frames);
-        let handled = Datagram::parse(frame).and_then(|datagram| match datagram.destination.port() {
-            dhcp::SERVER_PORT => self.on_dhcp(&datagram, out),
-            dns::PORT => self.on_dns(&datagram, now, out),
-            _ => None,
+        let handled = Packet::parse(frame).and_then(|packet| match packet.protocol {
+            Protocol::Udp => self.on_datagram(&Datagram::parse(&packet)?, now, out),
+            Protocol::Tcp => self.on_segment(&packet, out),
+            Protocol::Icmpv6 => self.on_neighbour(&packet, now, out),
         });
         if handled.is_none() {
             self.counters.add(Count::Ignored);
@@ -62,30 +73,88 @@ impl Responder {
 
     /// Takes what came back on the socket of a slot: any bytes.
     pub fn on_upstream(&mut self, slot: usize, bytes: &[u8], now: Instant, out: &mut Output) {
-        let answer = self.relay.on_answer(slot, bytes, now, &mut out.upstream);
+        let answer = self.relay.on_answer(slot, bytes, now, &mut self.random, &mut out.upstream);
         self.answer_dns(answer, out);
     }
 
     /// Takes note that the socket of a slot failed.
     pub fn on_upstream_failure(&mut self, slot: usize, now: Instant, out: &mut Output) {
-        let answer = self.relay.on_failure(slot, now, &mut out.upstream);
+        let answer = self.relay.on_failure(slot, now, &mut self.random, &mut out.upstream);
         self.answer_dns(answer, out);
     }
 
     /// Does what is due.
     pub fn on_time(&mut self, now: Instant, out: &mut Output) {
-        let answers = self.relay.on_time(now, &mut out.upstream);
+        let answers = self.relay.on_time(now, &mut self.random, &mut out.upstream);
         self.answer_dns(answers, out);
+        if self.advertiser.deadline() <= now
+            && let Some(frame) = self.advertiser.on_time(&self.spec, now, (self.random)())
+        {
+            self.advertise(frame, out);
+        }
     }
 
     /// When [`on_time`](Self::on_time) has something to do; never if none.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.relay.deadline()
+        let advertisement = self.spec.ipv6.as_ref().map(|_| self.advertiser.deadline());
+        self.relay.deadline().into_iter().chain(advertisement).min()
     }
 
     /// What it has counted.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// None for what is not for a service.
+    fn on_datagram(&mut self, datagram: &Datagram<'_>, now: Instant, out: &mut Output) -> Option<()> {
+        match datagram.destination.port() {
+            dhcp::SERVER_PORT => self.on_dhcp(datagram, out),
+            dhcpv6::SERVER_PORT => self.on_dhcpv6(datagram, out),
+            dns::PORT => self.on_dns(datagram, now, out),
+            _ => None,
+        }
+    }
+
+    /// Says that nobody listens where a resolver would; none for what needs no such word.
+    fn on_segment(&self, segment: &Packet<'_>, out: &mut Output) -> Option<()> {
+        let (port, reset) = refusal::reset(segment)?;
+        if port != dns::PORT || !self.is_guest(segment.source, segment.destination) {
+            return None;
+        }
+        let link = self.link_to(segment.source_mac);
+        out.frames.extend(packet(link, segment.destination, segment.source, Protocol::Tcp, &reset));
+        self.counters.add(Count::DnsTcpRefused);
+        Some(())
+    }
+
+    /// None for what is not a solicitation.
+    fn on_neighbour(&mut self, packet: &Packet<'_>, now: Instant, out: &mut Output) -> Option<()> {
+        if let Some(frame) = self.advertiser.on_packet(&self.spec, packet, now)? {
+            self.advertise(frame, out);
+        }
+        Some(())
+    }
+
+    fn advertise(&self, frame: Frame, out: &mut Output) {
+        out.frames.push(frame);
+        self.counters.add(Count::Advertisements);
+    }
+
+    /// None for what is not a request for information.
+    fn on_dhcpv6(&self, datagram: &Datagram<'_>, out: &mut Output) -> Option<()> {
+        let network = self.spec.ipv6.as_ref()?;
+        let (IpAddr::V6(client), IpAddr::V6(server)) = (datagram.source.ip(), datagram.destination.ip()) else {
+            return None;
+        };
+        if !client.is_unicast_link_local() || ![dhcpv6::ALL_SERVERS, network.link_local].contains(&server) {
+            return None;
+        }
+        let reply = dhcpv6::reply(&self.spec, datagram.payload)?;
+        let ends = [(network.link_local, dhcpv6::SERVER_PORT), (client, dhcpv6::CLIENT_PORT)];
+        let [from, to] = ends.map(|(ip, port)| SocketAddr::new(ip.into(), port));
+        out.frames.extend(udp(self.link_to(datagram.source_mac), from, to, &reply));
+        self.counters.add(Count::Dhcpv6Replies);
+        Some(())
     }
 
     /// None for what is not a message of this card's own client.
@@ -130,8 +199,8 @@ impl Responder {
     fn on_dns(&mut self, datagram: &Datagram<'_>, now: Instant, out: &mut Output) -> Option<()> {
         let (source, server) = (datagram.source, datagram.destination);
         // An answer to a port of ours could be answered again.
-        let fair = self.spec.is_gateway(server.ip()) && source.port() != dns::PORT && source.port() != 0;
-        if !fair || !self.spec.is_on_network(source.ip()) || self.spec.is_gateway(source.ip()) {
+        let fair = source.port() != dns::PORT && source.port() != 0;
+        if !fair || !self.is_guest(source.ip(), server.ip()) {
             return None;
         }
         let client = Client { mac: datagram.source_mac, address: source, server };
@@ -141,7 +210,7 @@ impl Responder {
                 Subject::Ours(answer) => answer,
                 Subject::Theirs if self.spec.reach.leads_out() => {
                     self.counters.add(Count::DnsForwarded);
-                    let answer = self.relay.ask(&question, client, now, &mut out.upstream);
+                    let answer = self.relay.ask(&question, client, now, &mut self.random, &mut out.upstream);
                     self.answer_dns(answer, out);
                     return Some(());
                 }
@@ -151,6 +220,11 @@ impl Responder {
         self.counters.add(Count::DnsLocal);
         self.answer_dns([Answer { client, message }], out);
         Some(())
+    }
+
+    /// Whether somebody on the network speaks to the gateway.
+    fn is_guest(&self, source: IpAddr, destination: IpAddr) -> bool {
+        self.spec.is_gateway(destination) && self.spec.is_on_network(source) && !self.spec.is_gateway(source)
     }
 
     fn answer_dns(&self, answers: impl IntoIterator<Item = Answer>, out: &mut Output) {

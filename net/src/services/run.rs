@@ -47,7 +47,8 @@ pub fn run(setup: Setup, stop: BorrowedFd<'_>, on_event: &mut dyn FnMut(Event)) 
     let Setup { spec, socket, names, resolv_conf, counters } = setup;
     // Asked once, here: later there is nobody to tell.
     random()?;
-    let responder = Responder::new(spec, names, Box::new(|| random().unwrap_or(0)), Arc::clone(&counters));
+    let numbers = Box::new(|| random().unwrap_or(0));
+    let responder = Responder::new(spec, names, numbers, Arc::clone(&counters), Instant::now());
     let mut services = Services {
         responder,
         socket,

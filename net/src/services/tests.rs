@@ -1,6 +1,6 @@
 //! The services as a whole: frames in, frames and questions out.
 
-use super::frame::{Datagram, Link, udp};
+use super::frame::{Datagram, Link, Packet, Protocol, packet, udp};
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -20,6 +20,11 @@ pub(super) fn spec() -> ServiceSpec {
         mtu: 1500,
         reach: Reach::Outside,
         ipv4: Ipv4Network { address: [10, 9, 8, 7].into(), gateway: [10, 9, 8, 1].into(), prefix_len: 24 },
+        ipv6: Some(Ipv6Network {
+            prefix: "fd00:9:8::".parse().unwrap(),
+            gateway: "fd00:9:8::1".parse().unwrap(),
+            link_local: "fe80::1".parse().unwrap(),
+        }),
     }
 }
 
@@ -53,9 +58,10 @@ impl Bench {
             next += 1;
             next
         });
-        let mut responder = Responder::new(spec, Box::new(Neighbours), random, Arc::default());
+        let now = Instant::now();
+        let mut responder = Responder::new(spec, Box::new(Neighbours), random, Arc::default(), now);
         responder.set_resolvers(vec!["192.0.2.1:53".parse().unwrap(), "192.0.2.2:53".parse().unwrap()]);
-        Self { responder, now: Instant::now(), out: Output::default() }
+        Self { responder, now, out: Output::default() }
     }
 
     /// Gives a question from `client` and returns what comes back.
@@ -90,6 +96,16 @@ impl Bench {
     }
 }
 
+/// The datagram in a frame.
+fn datagram(frame: &[u8]) -> Option<Datagram<'_>> {
+    Packet::parse(frame).as_ref().and_then(Datagram::parse)
+}
+
+/// A network without IPv6, on which nothing happens by itself.
+fn quiet() -> ServiceSpec {
+    ServiceSpec { ipv6: None, ..spec() }
+}
+
 /// A question for the address of `name`.
 fn question(id: u16, name: &str, kind: u16) -> Vec<u8> {
     let mut message = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
@@ -120,7 +136,7 @@ fn asked(out: &Output) -> (usize, SocketAddr, Vec<u8>) {
 /// The DNS message in the only frame.
 fn answered(out: &Output) -> Vec<u8> {
     assert_eq!(out.frames.len(), 1, "one answer expected");
-    let datagram = Datagram::parse(&out.frames[0]).unwrap();
+    let datagram = datagram(&out.frames[0]).unwrap();
     assert_eq!((datagram.source, datagram.destination), (GATEWAY.parse().unwrap(), CLIENT.parse().unwrap()));
     datagram.payload.to_vec()
 }
@@ -155,7 +171,7 @@ fn lease_that_is_acknowledged_is_told() {
     let out = bench.frame(&dhcp(3, spec().mac.octets()));
 
     assert_eq!(out.events, [Event::LeaseAcked { ip: [10, 9, 8, 7].into() }]);
-    let reply = Datagram::parse(&out.frames[0]).unwrap();
+    let reply = datagram(&out.frames[0]).unwrap();
     assert_eq!(reply.source_mac, spec().gateway_mac.octets());
     assert_eq!(reply.source, "10.9.8.1:67".parse().unwrap());
     assert_eq!(reply.destination, "10.9.8.7:68".parse().unwrap());
@@ -208,7 +224,7 @@ fn names_of_the_network_are_answered_here() {
 
 #[test]
 fn question_is_passed_on_and_its_answer_comes_back() {
-    let mut bench = Bench::new(spec());
+    let mut bench = Bench::new(quiet());
     let question = question(7, "example.org", 1);
 
     let (slot, server, passed) = asked(&bench.ask(&question));
@@ -249,7 +265,7 @@ fn repeated_question_is_asked_once() {
 
 #[test]
 fn silent_servers_are_asked_in_turns_and_then_the_question_fails() {
-    let mut bench = Bench::new(spec());
+    let mut bench = Bench::new(quiet());
     let (slot, first, _) = asked(&bench.ask(&question(7, "example.org", 1)));
     let patience = bench.responder.next_deadline().unwrap() - bench.now;
 
@@ -369,6 +385,54 @@ fn only_guests_of_the_network_are_answered_and_no_servers() {
 }
 
 #[test]
+fn guests_ask_over_ipv6_as_well() {
+    let mut bench = Bench::new(spec());
+    let message = question(7, "db.minivmm", 1);
+    let link = Link { source: spec().mac.octets(), destination: spec().gateway_mac.octets() };
+    for (client, server, heard) in [
+        ("[fe80::9]:4711", "[fe80::1]:53", true),
+        ("[fd00:9:8::9]:4711", "[fd00:9:8::1]:53", true),
+        ("[fd00:9:9::9]:4711", "[fd00:9:8::1]:53", false),
+    ] {
+        let out = bench.frame(&udp(link, client.parse().unwrap(), server.parse().unwrap(), &message).unwrap());
+        let ends: Vec<_> = out.frames.iter().map(|frame| datagram(frame).unwrap()).collect();
+        let ends: Vec<_> = ends.iter().map(|answer| (answer.source, answer.destination)).collect();
+        let expected = (server.parse().unwrap(), client.parse().unwrap());
+        assert_eq!(ends, if heard { vec![expected] } else { vec![] });
+    }
+}
+
+#[test]
+fn network_without_ipv6_is_silent_about_it() {
+    let bench = Bench::new(quiet());
+    assert_eq!(bench.responder.next_deadline(), None);
+}
+
+#[test]
+fn advertisements_come_by_themselves() {
+    let mut bench = Bench::new(spec());
+    for _ in 0..3 {
+        let due = bench.responder.next_deadline().unwrap() - bench.now;
+        assert_eq!(bench.wait(due).frames.len(), 1);
+    }
+    assert_eq!(bench.count("advertisements"), 3);
+}
+
+#[test]
+fn connection_to_the_resolver_is_refused() {
+    let mut bench = Bench::new(spec());
+    let segment = [0x12, 0x34, 0, 53, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 1, 0, 0, 0, 0, 0];
+    let link = Link { source: spec().mac.octets(), destination: spec().gateway_mac.octets() };
+    let ends = ["10.9.8.7", "10.9.8.1"].map(|address| address.parse::<IpAddr>().unwrap());
+
+    let out = bench.frame(&packet(link, ends[0], ends[1], Protocol::Tcp, &segment).unwrap());
+
+    let reset = Packet::parse(&out.frames[0]).unwrap();
+    assert_eq!((reset.source, reset.destination, reset.protocol), (ends[1], ends[0], Protocol::Tcp));
+    assert_eq!(bench.count("dns_tcp_refused"), 1);
+}
+
+#[test]
 fn spec_survives_the_way_to_the_vmm() {
     let text = serde_json::to_string(&spec()).unwrap();
     assert_eq!(serde_json::from_str::<ServiceSpec>(&text).unwrap(), spec());
@@ -388,7 +452,7 @@ proptest! {
     #[test]
     fn any_payload_gets_one_good_answer_at_most(
         payload in vec(any::<u8>(), 0..300),
-        port in prop_oneof![Just(53_u16), Just(67)],
+        port in prop_oneof![Just(53_u16), Just(67), Just(547)],
         host_only in any::<bool>(),
     ) {
         let reach = if host_only { Reach::HostOnly } else { Reach::Outside };
@@ -398,7 +462,7 @@ proptest! {
         let out = bench.frame(&udp(link, CLIENT.parse().unwrap(), to, &payload).unwrap());
         prop_assert!(out.frames.len() + out.upstream.len() <= 1);
         for frame in &out.frames {
-            prop_assert!(Datagram::parse(frame).is_some());
+            prop_assert!(datagram(frame).is_some());
             prop_assert!(frame.len() <= 1514);
         }
     }
@@ -424,7 +488,7 @@ proptest! {
             prop_assert_eq!(out.frames.len(), 1);
         }
         for frame in &out.frames {
-            prop_assert!(Datagram::parse(frame).is_some());
+            prop_assert!(datagram(frame).is_some());
         }
     }
 

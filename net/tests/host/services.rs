@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
-use net::services::{Counters, Event, Ipv4Network, Names, Reach, ServiceSpec, Setup, open_socket, run};
+use net::services::{Counters, Event, Ipv4Network, Ipv6Network, Names, Reach, ServiceSpec, Setup, open_socket, run};
 use tempfile::TempDir;
 
 use crate::Case;
@@ -27,10 +27,17 @@ pub(crate) const CASES: &[Case] = &[
     ("services_relay_questions_to_the_hosts_resolver", relay),
     ("services_follow_resolv_conf", follow),
     ("services_survive_a_flood_and_resolvers_that_are_not_there", no_resolver),
+    ("services_give_slaac_a_prefix_a_router_and_an_mtu", slaac),
+    ("services_advertise_what_rdisc6_reads", rdisc6),
+    ("services_of_a_host_only_network_advertise_no_router", host_only_advertises),
+    ("services_inform_a_dhcpv6_client", dhcpv6),
+    ("services_resolve_names_over_ipv6", names_over_ipv6),
     ("services_wake_up_for_nothing_else", filtered),
 ];
 
 const GATEWAY: &str = "10.9.8.1";
+const GATEWAY6: &str = "fd00:9:8::1";
+const LINK_LOCAL: &str = "fe80::1";
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 7);
 
 fn spec(reach: Reach) -> ServiceSpec {
@@ -41,6 +48,11 @@ fn spec(reach: Reach) -> ServiceSpec {
         mtu: 1400,
         reach,
         ipv4: Ipv4Network { address: ADDRESS, gateway: GATEWAY.parse().unwrap(), prefix_len: 24 },
+        ipv6: Some(Ipv6Network {
+            prefix: "fd00:9:8::".parse().unwrap(),
+            gateway: GATEWAY6.parse().unwrap(),
+            link_local: LINK_LOCAL.parse().unwrap(),
+        }),
     }
 }
 
@@ -69,7 +81,7 @@ struct Stage {
 
 impl Stage {
     fn new(spec: ServiceSpec) -> Self {
-        let client = Client::new(&[GATEWAY]);
+        let client = Client::new(&[GATEWAY, GATEWAY6, LINK_LOCAL]);
         let folder = tempfile::tempdir().unwrap();
         let index = link(PORT)["ifindex"].as_u64().unwrap();
         let socket = open_socket(index.try_into().unwrap(), &spec).unwrap();
@@ -83,6 +95,14 @@ impl Stage {
             run(setup, end.as_fd(), &mut |event| sender.send(event).unwrap()).unwrap();
         });
         Self { client, counters, events, folder, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Waits for an address of the client that has this in it, and is its own.
+    fn await_address(&self, part: &str) {
+        until(|| {
+            let text = self.client.run(&format!("ip -o -6 addr show dev {CARD} -tentative"));
+            text.contains(part)
+        });
     }
 
     fn path(&self, name: &str) -> String {
@@ -302,6 +322,9 @@ fn relay() {
     assert!(large.contains(" tc ") && large.contains("ANSWER: 0"), "{large}");
     let small = stage.dig("+ignore +noedns long.example.org TXT");
     assert!(small.contains(" tc "), "{small}");
+    // A connection is refused at once, so that nobody waits for it.
+    let refused = stage.client.try_run(&format!("dig @{GATEWAY} +tcp +tries=1 +time=8 example.org"));
+    assert!(String::from_utf8_lossy(&refused.stdout).contains("connection refused"), "{refused:?}");
     assert!(stage.dig("other.test").contains("status: REFUSED"));
     assert_eq!(stage.count("frames_lost"), 0);
 }
@@ -316,6 +339,85 @@ fn follow() {
     std::fs::write(Path::new(&stage.path("resolv.conf")), "nameserver 127.0.0.2\n").unwrap();
 
     until(|| stage.dig("+short example.org").trim() == "192.0.2.2");
+}
+
+fn slaac() {
+    let stage = Stage::new(spec(Reach::Outside));
+
+    // The kernel asks by itself.
+    stage.await_address("fd00:9:8::ff:fe00:9/64");
+
+    let routes = stage.client.run("ip -6 route show");
+    assert!(routes.contains("default via fe80::1 dev eth0"), "{routes}");
+    assert!(routes.contains("fd00:9:8::/64 dev eth0"), "{routes}");
+    assert_eq!(stage.client.run(&format!("cat /proc/sys/net/ipv6/conf/{CARD}/mtu")).trim(), "1400");
+}
+
+fn rdisc6() {
+    let stage = Stage::new(spec(Reach::Outside));
+    stage.await_address("fe80:");
+
+    let text = stage.client.run(&format!("rdisc6 -1 -r 3 {CARD}"));
+
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for line in [
+        "Hop limit : 64 ",
+        "Stateful address conf. : No",
+        "Stateful other conf. : Yes",
+        "Router lifetime : 1800 ",
+        "Prefix : fd00:9:8::/64",
+        "On-link : Yes",
+        "Autonomous address conf.: Yes",
+        "Valid time : 3600 ",
+        "Pref. time : 1800 ",
+        "MTU : 1400 bytes",
+        "Source link-layer address: 02:00:00:00:00:01",
+        "Recursive DNS server : fd00:9:8::1",
+        "DNS search list : minivmm",
+        "from fe80::1",
+    ] {
+        assert!(text.to_lowercase().contains(&line.to_lowercase()), "{line} is missing in {text}");
+    }
+}
+
+fn host_only_advertises() {
+    let stage = Stage::new(spec(Reach::HostOnly));
+
+    stage.await_address("fd00:9:8:");
+
+    let routes = stage.client.run("ip -6 route show");
+    assert!(!routes.contains("default"), "{routes}");
+}
+
+fn dhcpv6() {
+    let stage = Stage::new(spec(Reach::Outside));
+    stage.await_address("fe80:");
+    let [hook, told, config, leases] = ["hook", "told", "config", "leases"].map(|name| stage.path(name));
+    let lines = format!("[ -z \"$new_dhcp6_name_servers\" ] || {{ set > {told}.new; mv {told}.new {told}; }}");
+    script(&hook, &format!("#!/bin/sh\n{lines}\n"));
+    std::fs::write(&config, "request dhcp6.name-servers, dhcp6.domain-search;\n").unwrap();
+    std::fs::write(&leases, "").unwrap();
+    let pid = stage.path("pid");
+
+    stage.client.run(&format!("dhclient -6 -S -1 -sf {hook} -lf {leases} -cf {config} -pf {pid} {CARD}"));
+
+    let told = std::fs::read_to_string(told).unwrap();
+    assert!(says(&told, "new_dhcp6_name_servers=fd00:9:8::1"), "{told}");
+    assert!(
+        says(&told, "new_dhcp6_domain_search=minivmm.") || says(&told, "new_dhcp6_domain_search=minivmm"),
+        "{told}"
+    );
+    assert_eq!(stage.count("dhcpv6_replies"), 1);
+}
+
+fn names_over_ipv6() {
+    let stage = Stage::new(spec(Reach::Outside));
+    stage.await_address("fd00:9:8:");
+
+    for server in [GATEWAY6, "fe80::1%eth0"] {
+        let line = format!("dig @{server} +tries=1 +time=8 +short db.minivmm");
+        assert_eq!(stage.client.run(&line).trim(), "10.9.8.8", "{server}");
+    }
 }
 
 fn no_resolver() {
@@ -334,7 +436,7 @@ fn no_resolver() {
 }
 
 fn filtered() {
-    let stage = Stage::new(spec(Reach::Outside));
+    let stage = Stage::new(ServiceSpec { ipv6: None, ..spec(Reach::Outside) });
     stage.configure();
     stage.client.run(&format!("ip neigh add 10.9.8.99 lladdr {GATEWAY_MAC} dev {CARD} nud permanent"));
     let client = &stage.client;

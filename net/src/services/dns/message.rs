@@ -307,7 +307,7 @@ pub(super) fn address_value(address: &IpAddr) -> Vec<u8> {
 }
 
 /// A name as it is sent; none if a part of it is no label.
-pub(super) fn name_value(name: &str) -> Option<Vec<u8>> {
+pub(in crate::services) fn name_value(name: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(name.len() + 2);
     for label in name.split('.') {
         let len = u8::try_from(label.len()).ok().filter(|len| (1..=LABEL_MAX_BYTES).contains(len))?;

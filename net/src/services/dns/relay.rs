@@ -66,7 +66,6 @@ pub(in crate::services) struct Answer {
 pub(in crate::services) struct Relay {
     slots: [Option<Waiting>; SLOTS],
     servers: Vec<SocketAddr>,
-    random: Random,
     /// Octets of DNS that one frame to the client can hold.
     frame_max: usize,
 }
@@ -83,8 +82,8 @@ struct Waiting {
 
 impl Relay {
     /// A relay that gives answers of up to `frame_max` octets.
-    pub(in crate::services) fn new(random: Random, frame_max: usize) -> Self {
-        Self { slots: [const { None }; SLOTS], servers: Vec::new(), random, frame_max }
+    pub(in crate::services) fn new(frame_max: usize) -> Self {
+        Self { slots: [const { None }; SLOTS], servers: Vec::new(), frame_max }
     }
 
     /// Whom to ask from now on, in this order.
@@ -98,6 +97,7 @@ impl Relay {
         question: &Question<'_>,
         client: Client,
         now: Instant,
+        random: &mut Random,
         out: &mut Vec<Upstream>,
     ) -> Option<Answer> {
         let query = question.message();
@@ -110,7 +110,7 @@ impl Relay {
             return Some(Answer { client, message: question.refuse(Code::ServFail) });
         };
         let waiting = Waiting { client, query: query.to_vec(), id: 0, attempts: 0, deadline: now };
-        self.attempt(slot, waiting, now, out);
+        self.attempt(slot, waiting, now, random, out);
         None
     }
 
@@ -120,6 +120,7 @@ impl Relay {
         slot: usize,
         bytes: &[u8],
         now: Instant,
+        random: &mut Random,
         out: &mut Vec<Upstream>,
     ) -> Option<Answer> {
         let waiting = self.slots.get_mut(slot)?.take()?;
@@ -131,7 +132,7 @@ impl Relay {
             return None;
         };
         if message::is_failure(bytes) && waiting.attempts < self.servers.len().min(ATTEMPTS) {
-            self.attempt(slot, waiting, now, out);
+            self.attempt(slot, waiting, now, random, out);
             return None;
         }
         out.push(Upstream::Forget { slot });
@@ -143,23 +144,29 @@ impl Relay {
         &mut self,
         slot: usize,
         now: Instant,
+        random: &mut Random,
         out: &mut Vec<Upstream>,
     ) -> Option<Answer> {
         let waiting = self.slots.get_mut(slot)?.take()?;
         if waiting.attempts < self.servers.len().min(ATTEMPTS) {
-            self.attempt(slot, waiting, now, out);
+            self.attempt(slot, waiting, now, random, out);
             return None;
         }
         self.give_up(slot, &waiting, out)
     }
 
     /// Asks again what has waited too long; those that have been asked often enough are answered.
-    pub(in crate::services) fn on_time(&mut self, now: Instant, out: &mut Vec<Upstream>) -> Vec<Answer> {
+    pub(in crate::services) fn on_time(
+        &mut self,
+        now: Instant,
+        random: &mut Random,
+        out: &mut Vec<Upstream>,
+    ) -> Vec<Answer> {
         let mut answers = Vec::new();
         for slot in 0..SLOTS {
             let Some(waiting) = self.slots[slot].take_if(|waiting| waiting.deadline <= now) else { continue };
             if waiting.attempts < ATTEMPTS && !self.servers.is_empty() {
-                self.attempt(slot, waiting, now, out);
+                self.attempt(slot, waiting, now, random, out);
             } else {
                 answers.extend(self.give_up(slot, &waiting, out));
             }
@@ -172,9 +179,16 @@ impl Relay {
         self.slots.iter().flatten().map(|waiting| waiting.deadline).min()
     }
 
-    fn attempt(&mut self, slot: usize, mut waiting: Waiting, now: Instant, out: &mut Vec<Upstream>) {
+    fn attempt(
+        &mut self,
+        slot: usize,
+        mut waiting: Waiting,
+        now: Instant,
+        random: &mut Random,
+        out: &mut Vec<Upstream>,
+    ) {
         let Some(server) = self.servers.get(waiting.attempts % self.servers.len().max(1)) else { return };
-        waiting.id = (self.random)();
+        waiting.id = random();
         waiting.attempts += 1;
         waiting.deadline = now + PATIENCE;
         let mut message = waiting.query.clone();
