@@ -8,7 +8,8 @@ use super::test::{RawItem, RawTest, Test};
 use super::value::{AddrType, ArpOp, EtherAddr, EtherType, Icmp6Type, IcmpType, L4Proto, LinkKind, NfProto};
 use crate::spec::IfName;
 
-/// A condition of a rule. One on the header of a protocol holds for packets of that protocol only; it need not be said before.
+/// A condition of a rule. One on the header of a protocol holds for packets of that protocol only; it need not be said before. One on the
+/// Ethernet header never holds for what has not come in through an Ethernet interface: not at the output hook, and not at egress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Match {
     /// `iifname`

@@ -1,14 +1,17 @@
 //! nftables of our own: what is said to the kernel is what `nft` reads back, and belongs to the socket.
 
+mod lab;
 pub(crate) mod ownership;
 mod syntax;
+mod tap;
+mod traffic;
 
 use net::nft::{Base, Batch, Chain, ChainType, Family, Hook, NftSocket, Policy, Rule, Table, TableName};
 
 use crate::Case;
 
 pub(crate) fn cases() -> Vec<Case> {
-    [ownership::CASES, syntax::CASES].concat()
+    [ownership::CASES, syntax::CASES, tap::CASES, traffic::CASES].concat()
 }
 
 /// The name of a table of the inet family.
