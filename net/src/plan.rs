@@ -18,6 +18,10 @@ use crate::step::Step;
 /// The MTU of a new tap and of a new bridge, in bytes (`ETH_DATA_LEN`).
 pub const ETHERNET_MTU: u16 = 1500;
 
+/// The largest MTU of a tap, in bytes: what the kernel takes as a frame, 65535 bytes, less the Ethernet header (drivers/net/tun.c,
+/// `tun_net_initialize`).
+const TAP_MTU_MAX: u16 = 65535 - 14;
+
 /// What the host has to do for the cards of one VM, in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
@@ -103,6 +107,7 @@ impl Draft<'_> {
             Some(link) => self.join(link, name),
             None => self.create(spec)?,
         };
+        let bridge_mtu = bridge_mtu.min(TAP_MTU_MAX);
         let mtu = guest_mtu(spec.card.mtu, bridge_mtu, name.as_str())?;
         let queues = spec.card.queues.unwrap_or(self.default_queues);
         self.steps.push(Step::CreateTap { card, queues: queues.get() });

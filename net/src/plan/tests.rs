@@ -135,6 +135,18 @@ fn a_bridge_of_ours_is_shared() {
 }
 
 #[test]
+fn a_bridge_with_a_larger_mtu_than_a_tap_can_have_is_joined_with_the_largest() {
+    let mut facts = host();
+    facts.links[2].mtu = 65535;
+
+    let plan = plan("vm", &specs(&["bridge=br0"]), &facts).unwrap();
+
+    assert_eq!(plan.cards[0].mtu, 65521);
+    assert!(matches!(plan.steps[1], Step::AttachTap { mtu: 65521, .. }));
+    assert_eq!(refusal(&["bridge=br0,mtu=65522"], &facts), "mtu=65522 is more than br0 carries, which is 65521");
+}
+
+#[test]
 fn the_tap_has_the_bridges_mtu_and_the_guest_what_it_asked_for() {
     let mut facts = host();
     facts.links[2].mtu = 9000;
