@@ -12,6 +12,7 @@ pub mod lan;
 pub mod namespace;
 pub mod place;
 pub mod probe;
+pub mod sniffer;
 pub mod stage;
 pub mod stories;
 pub mod traffic;

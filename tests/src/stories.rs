@@ -11,10 +11,12 @@ mod bridge;
 mod card;
 mod datagrams;
 mod disk;
+mod ecn;
 mod flows;
 mod large;
 mod memory;
 mod queues;
+mod resets;
 mod rss;
 mod stop;
 mod vhost;
@@ -38,10 +40,12 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         card::STORIES,
         datagrams::STORIES,
         disk::STORIES,
+        ecn::STORIES,
         flows::STORIES,
         large::STORIES,
         memory::STORIES,
         queues::STORIES,
+        resets::STORIES,
         rss::STORIES,
         stop::STORIES,
         vhost::STORIES,

@@ -5,11 +5,13 @@ use std::net::{Shutdown, TcpListener};
 use std::thread;
 
 use super::Story;
+use super::large::{AMOUNT, data, there_and_back};
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
 pub(super) const STORIES: &[Story] = &[
     Story { name: "queues::rings_change_their_sizes_under_a_transfer_both_ways", tell: resized },
+    Story { name: "queues::data_crosses_the_smallest_and_the_largest_rings_both_ways", tell: sizes },
     Story { name: "queues::interrupts_are_held_back_as_the_guest_wishes", tell: coalesced },
 ];
 
@@ -61,6 +63,33 @@ fn resized(stage: &Stage) {
     assert_eq!((small.as_str(), after.as_str()), ("512 512 128 64", "512 512 512 256"));
     assert!(changes >= CHANGES_MIN, "only {changes} changes during the transfer");
     assert_eq!(vm.value("ping"), "0", "ping after it all");
+    assert_eq!(vm.wait_exit(), 0);
+}
+
+/// The smallest ring and the largest.
+const SIZES: [u16; 2] = [64, 4096];
+
+fn sizes(stage: &Stage) {
+    let lans = SIZES.map(|size| (size, Lan::new()));
+    let hosts = lans.each_ref().map(|(_, lan)| lan.address()).join(" ");
+    let listener = TcpListener::bind(("0.0.0.0", 0)).expect("a port");
+    let mut vm = stage.vm();
+    for (size, lan) in &lans {
+        vm = vm.net(format!("{},ring={size}", lan.net()));
+    }
+    let port = port(&listener);
+    let vm = vm
+        .script(&format!(
+            "for card in eth0 eth1; do echo $card=$(ethtool -g $card | awk '/^(RX|TX):/ {{ printf $2 \" \" }}'); done
+             for host in {hosts}; do nc $host {port} </dev/null >/tmp/data; nc $host {port} </tmp/data >/dev/null; done"
+        ))
+        .start();
+    let data = data();
+    for (card, (size, _lan)) in ["eth0", "eth1"].into_iter().zip(&lans) {
+        assert_eq!(vm.value(card).trim(), vec![size.to_string(); 4].join(" "), "sizes of the rings");
+        there_and_back(&listener, &data, card);
+        println!("{AMOUNT} bytes each way through rings of {size}");
+    }
     assert_eq!(vm.wait_exit(), 0);
 }
 
