@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! tap        minivmm vm=web card=0 mode=nat net=default ip4=10.1.2.3
+//! bridge     minivmm mode=nat net=default forward=2,5
 //! ```
 //!
 //! It belongs to the link, so it goes with it, whoever dies first, and any user can read it: there is no file that
 //! could be left behind. The words are `key=value` in any order; unknown ones are skipped, so that another release can
 //! add some.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -17,21 +19,34 @@ use serde::{Serialize, Serializer};
 const MARK: &str = "minivmm";
 
 /// What connects a tap of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// A bridge of the host.
     Bridge,
+    /// A network of ours with a way out.
+    Nat,
+    /// A network of ours without one.
+    Host,
 }
 
 impl Mode {
     /// All of them.
-    const ALL: [Self; 1] = [Self::Bridge];
+    const ALL: [Self; 3] = [Self::Bridge, Self::Nat, Self::Host];
 
     /// The key of `--net` that asks for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bridge => "bridge",
+            Self::Nat => "nat",
+            Self::Host => "host",
         }
+    }
+}
+
+impl Mode {
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
 }
 
@@ -59,7 +74,7 @@ impl TapAlias {
         Some(Self {
             vm: words.get("vm")?.to_owned(),
             card: words.get("card")?.parse().ok()?,
-            mode: words.get("mode").and_then(|name| Mode::ALL.into_iter().find(|mode| mode.name() == name))?,
+            mode: words.get("mode").and_then(Mode::named)?,
             net: words.get("net")?.to_owned(),
             ip4: words.get("ip4").and_then(|ip| ip.parse().ok()),
             ip6: words.get("ip6").and_then(|ip| ip.parse().ok()),
@@ -82,6 +97,52 @@ impl fmt::Display for TapAlias {
 }
 
 impl Serialize for TapAlias {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Which network a bridge of ours makes, and what is to be put back when it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkAlias {
+    /// [`Mode::Nat`] or [`Mode::Host`].
+    pub mode: Mode,
+    /// The network's name.
+    pub net: String,
+    /// The interfaces, by number, that forward IPv4 because of a network of ours and did not before.
+    pub forward: BTreeSet<u32>,
+    /// Whether the host forwarded by default at that time (`net.ipv4.conf.all.forwarding`).
+    pub forward_all: bool,
+}
+
+impl NetworkAlias {
+    /// Reads the alias of a link; none if it is not one of a network of ours.
+    pub fn parse(text: &str) -> Option<Self> {
+        let words = Words::of(text)?;
+        if words.get("vm").is_some() {
+            return None;
+        }
+        let forward = words.get("forward").into_iter().flat_map(|list| list.split(','));
+        Some(Self {
+            mode: words.get("mode").and_then(Mode::named)?,
+            net: words.get("net")?.to_owned(),
+            forward: forward.filter_map(|index| index.parse().ok()).collect(),
+            forward_all: words.get("all") == Some("on"),
+        })
+    }
+}
+
+impl fmt::Display for NetworkAlias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{MARK} mode={} net={}", self.mode.name(), self.net)?;
+        for (idx, link) in self.forward.iter().enumerate() {
+            write!(f, "{}{link}", if idx == 0 { " forward=" } else { "," })?;
+        }
+        if self.forward_all { f.write_str(" all=on") } else { Ok(()) }
+    }
+}
+
+impl Serialize for NetworkAlias {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -120,6 +181,19 @@ mod tests {
         for alias in [web(), full] {
             assert_eq!(TapAlias::parse(&alias.to_string()), Some(alias));
         }
+    }
+
+    #[test]
+    fn network_alias_reads_back() {
+        let net = "default".to_owned();
+        let alias = NetworkAlias { mode: Mode::Nat, net, forward: [2, 15].into(), forward_all: true };
+        assert_eq!(alias.to_string(), "minivmm mode=nat net=default forward=2,15 all=on");
+        let plain = NetworkAlias { mode: Mode::Host, forward: BTreeSet::new(), forward_all: false, ..alias.clone() };
+        for alias in [alias, plain] {
+            assert_eq!(NetworkAlias::parse(&alias.to_string()), Some(alias.clone()));
+            assert_eq!(TapAlias::parse(&alias.to_string()), None);
+        }
+        assert_eq!(NetworkAlias::parse(&web().to_string()), None);
     }
 
     #[test]

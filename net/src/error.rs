@@ -4,8 +4,9 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nft::NftError;
 use crate::refusal::Refusal;
-use crate::spec::IfName;
+use crate::spec::{IfName, Protocol};
 
 /// Why the cards of a VM could not be made, kept or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +123,43 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The address, alias or settings of a network's bridge.
+    #[error("Make bridge {bridge} a gateway")]
+    GiveGateway {
+        /// The bridge.
+        bridge: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// `net.ipv4.conf`.
+    #[error("Let packets pass between bridge {bridge} and the rest of the world")]
+    Forwarding {
+        /// The bridge.
+        bridge: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A socket on a port of the host.
+    #[error("Hold {} port {port} of this host", .protocol.name())]
+    HoldPort {
+        /// Its protocol.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The VM's tables.
+    #[error("Create the nftables of this VM")]
+    Nftables(#[source] NftError),
+    /// The packet socket of a card's services.
+    #[error("Open a packet socket on tap {tap}")]
+    OpenServices {
+        /// The tap.
+        tap: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The end of a VM left something behind.
     #[error("{}", list(.0))]
     Teardown(Vec<Report>),
@@ -165,7 +203,7 @@ impl Error {
     pub(crate) fn is_stale_plan(&self) -> bool {
         match self {
             Self::CreateBridge { source, .. } => source.raw_os_error() == Some(libc::EEXIST),
-            Self::AttachTap { source, .. } | Self::PinAddress { source, .. } => {
+            Self::AttachTap { source, .. } | Self::PinAddress { source, .. } | Self::GiveGateway { source, .. } => {
                 source.raw_os_error() == Some(libc::ENODEV)
             }
             _ => false,

@@ -2,7 +2,8 @@
 //!
 //! Plain data: the survey reads it from the kernel, tests write it by hand.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
 
 use crate::mac::{MAC_LEN, MacAddr};
@@ -25,10 +26,51 @@ pub struct Facts {
     /// Neighbour table. It only lends a name to a machine whose address is in [`Facts::fdb`]: an entry here outlives
     /// the machine by minutes, so that alone it would refuse every VM that is started again.
     pub neighbours: Vec<Neighbour>,
+    /// IPv4, if a card is to be on a network of ours; else nothing.
+    pub ip: IpFacts,
     /// What is behind the descriptors that a request names, in any order.
     pub fds: Vec<FdFact>,
     /// Random addresses, enough for the bridges that a plan may create.
     pub spare_macs: Vec<MacAddr>,
+}
+
+/// What networks of ours depend on.
+#[derive(Clone, Debug, Default)]
+pub struct IpFacts {
+    /// Every address of this host.
+    pub addresses: Vec<Address>,
+    /// Every route, of all tables.
+    pub routes: Vec<Route>,
+    /// The links with routes that pass on packets for others (`net.ipv4.conf.IFACE.forwarding`).
+    pub forwarding: BTreeSet<u32>,
+    /// The name servers that the host asks.
+    pub resolvers: Vec<Ipv4Addr>,
+}
+
+/// An IPv4 address of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: Ipv4Addr,
+    /// Bits that the machines beside it share.
+    pub prefix_len: u8,
+    /// The interface that has it.
+    pub link: u32,
+}
+
+/// An IPv4 route that leads somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where to.
+    pub destination: Ipv4Addr,
+    /// Bits of it that count.
+    pub prefix_len: u8,
+    /// The router, if there is one.
+    pub gateway: Option<Ipv4Addr>,
+    /// The interface.
+    pub link: Option<u32>,
+    /// It leads to another machine, not to this one.
+    pub unicast: bool,
 }
 
 /// An interface.
@@ -50,6 +92,8 @@ pub struct Link {
     pub up: bool,
     /// Its device group.
     pub group: u32,
+    /// What somebody has written on it.
+    pub alias: Option<String>,
     /// What only tun and tap have.
     pub tun: Option<TunFact>,
 }

@@ -20,14 +20,16 @@ use nix::sys::time::TimeVal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::alias::TapAlias;
 use crate::error::Error;
 use crate::link::LinkState;
 use crate::lookout::Lookout;
 use crate::mac::MacAddr;
 use crate::request::Request;
+use crate::services::ServiceSpec;
 use crate::steer::Steering;
 pub use wire::{PATIENCE_S, Timing};
-use wire::{PortHeader, Reply};
+use wire::{PortHeader, Reply, ServiceHeader};
 
 /// How long the keeper may take to undo everything, in seconds. It takes 0.2 s for eight cards; waiting for the lock of other
 /// keepers adds two. A keeper that is left behind goes on undoing by itself.
@@ -61,6 +63,19 @@ pub struct Port {
     pub mtu: u16,
     /// What can choose between the queues, loaded for this card alone; none with one queue, or if the kernel refused it.
     pub steering: Option<Steering>,
+    /// The services of a network of ours, which the VMM runs; none on other networks.
+    pub services: Option<Services>,
+}
+
+/// DHCP and DNS for a card, ready to be run (see [`crate::services::run`]).
+#[derive(Debug)]
+pub struct Services {
+    /// What they say.
+    pub spec: ServiceSpec,
+    /// The card, and the network that it is on.
+    pub tap: TapAlias,
+    /// Where they hear the guest, and answer.
+    pub socket: OwnedFd,
 }
 
 /// What the keeper says while the VM runs.
@@ -171,20 +186,28 @@ impl Keeper {
 
 /// A port from what the keeper said of it and the descriptors that came along.
 fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
-    let PortHeader { tap_name, bridge, mac, mtu, queues, vhosts, lookouts } = header;
+    let PortHeader { tap_name, bridge, mac, mtu, queues, vhosts, lookouts, service } = header;
     if queues.saturating_add(vhosts).saturating_add(lookouts) > fds.len() {
         return Err(Error::Protocol);
     }
     let mut vhost = fds.split_off(queues);
     let mut lookout = vhost.split_off(vhosts);
-    let rest = lookout.split_off(lookouts);
+    let mut rest = lookout.split_off(lookouts);
     let lookout = lookout.pop().map(Lookout::from_socket);
+    let services = match service {
+        Some(ServiceHeader { spec, alias }) if !rest.is_empty() => {
+            let tap = TapAlias::parse(&alias).ok_or(Error::Protocol)?;
+            Some(Services { spec, tap, socket: rest.remove(0) })
+        }
+        Some(_) => return Err(Error::Protocol),
+        None => None,
+    };
     let steering = match <[OwnedFd; 2]>::try_from(rest) {
         Ok([program, map]) => Some(Steering { program, map }),
         Err(rest) if rest.is_empty() => None,
         Err(_) => return Err(Error::Protocol),
     };
-    Ok(Port { tap_name, bridge, fds, vhost, lookout, mac, mtu, steering })
+    Ok(Port { tap_name, bridge, fds, vhost, lookout, mac, mtu, steering, services })
 }
 
 impl Drop for Keeper {

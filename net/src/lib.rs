@@ -6,23 +6,40 @@
 //! Facts  ---/           '----> undo  <- the VMM ends, in whatever way
 //! ```
 //!
+//! # Where things are
+//!
+//! | Modules | What |
+//! |---|---|
+//! | `spec`, `request` | what is wanted |
+//! | `facts`, `survey`, `subnet`, `lease` | what there is, and which addresses are free |
+//! | `plan`, `refusal`, `step` | what is to be done, and what takes it back |
+//! | `rtnl`, `tun`, `sysctl`, `forwarding`, `hold`, `nft`, `rules` | the kernel's interfaces that steps use |
+//! | `alias`, `siblings` | what links say of VMs and networks |
+//! | `services` | DHCP and DNS, which the VMM runs |
+//! | `keeper`, `lock` | the process that does it, and keeps out of the way of others |
+//!
 //! # Threats
 //!
 //! | From | What | Answer |
 //! |---|---|---|
 //! | guest | frames | never read here: descriptors are handed over before the guest exists |
-//! | guest | an address of another machine on the bridge | the card's address is checked before the start; frames are not filtered |
+//! | guest | an address of another machine on a bridge | the card's address is checked before the start; frames are not filtered |
+//! | guest | an address of another machine on a network of ours, a gateway's or DHCP server's words, the host's loopback | rules on its tap, and a bridge that learns nothing there |
+//! | guest | the host's own services at the gateway's address | as for any machine: they are there, unless the host's firewall says no |
+//! | outside | guests behind NAT, packets for the host's loopback address that is forwarded | only what is forwarded or an answer gets in; nothing from a wire is translated for 127.0.0.0/8 |
+//! | outside | the host as a router between its uplinks, while a network of ours has them forward | nothing: a host for which that matters has a firewall |
 //! | VMM taken over by its guest | the keeper's privileges | the keeper reads nothing from the socket but its end |
 //! | guest | what the kernel's steering program reads | the program is made and loaded before the guest exists and is checked by the kernel; the guest's numbers are data in its map |
 //! | command line | names, numbers, descriptors | parsed once into types that cannot hold a wrong one; a descriptor is asked what it is |
 //! | other processes | links that come, go and change during a plan | a lock between keepers, a new plan when a step meets a changed host |
 //! | local users | the lock of the namespace held for ever | a deadline, then on without it |
 //! | VMM taken over by its guest | the packet socket that hears the guest's address | its filter is locked, and it is closed as soon as the address is known; until then it could be bound to another interface |
-//! | death at any moment | leftovers | taps belong to the kernel and die with their descriptors; at most an empty bridge of ours stays, and the next VM on it takes it away |
+//! | death of the keeper alone | rules that go with it while the VM runs | the guest loses its way out; until the VM ends it could reach the host's loopback address if one of its network's VMs has `forward=` |
+//! | death at any moment | leftovers | taps and tables belong to the kernel and die with their descriptors; what other interfaces had before is written on our bridge; at most an empty bridge of ours stays, and the next VM on it takes it away |
 //!
 //! # Not supported
 //!
-//! NAT, host-only networks, VLANs, filters, macvtap and Open vSwitch. Interfaces of other network namespaces, except
+//! IPv6 on networks of ours, VLANs, filters, macvtap and Open vSwitch. Interfaces of other network namespaces, except
 //! through `fd=`; what becomes of their links is not known, nor of any `fd=` without CAP_NET_ADMIN. A card's settings do
 //! not change while the VM runs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]
@@ -46,18 +63,28 @@ pub mod step;
 
 mod error;
 mod ethtool;
+mod forwarding;
+mod hash;
+mod hold;
 mod inherited;
+mod lease;
 mod lock;
 mod rtnl;
+mod rules;
+mod siblings;
+mod subnet;
 mod survey;
+mod sysctl;
 mod tun;
 
 pub use error::{Error, Report};
-pub use keeper::{Keeper, News, Port, Timing};
+pub use keeper::{Keeper, News, Port, Services, Timing};
 pub use link::LinkState;
 pub use lookout::Lookout;
 pub use mac::MacAddr;
 pub use plan::{Plan, plan};
 pub use request::Request;
+pub use rules::Member;
+pub use siblings::Siblings;
 pub use spec::{NetSpec, SpecError};
 pub use steer::{Steering, SteeringProgram};

@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::hash;
+
 /// Octets in an Ethernet address.
 pub const MAC_LEN: usize = 6;
 
@@ -17,10 +19,6 @@ const DERIVED_PREFIX: u8 = 0x02;
 /// First octet of the host side of a card. It is the highest value a locally administered unicast address can start
 /// with, so a bridge that takes the lowest address among its ports never takes this one while it has another.
 const HOST_SIDE_PREFIX: u8 = 0xfe;
-
-/// FNV-1a, 64 bit: offset basis and prime.
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
 /// A unicast, non-zero Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,16 +55,7 @@ impl MacAddr {
 
     /// The address that card `card_idx` of the VM called `name` gets when none is given: the same one at every start.
     pub fn for_vm(name: &str, card_idx: usize) -> Self {
-        // The length separates name and index: ("a1", 1) and ("a", 11) are different inputs.
-        let fields = [name.len().to_le_bytes(), card_idx.to_le_bytes()];
-        let hash = fields
-            .iter()
-            .flatten()
-            .chain(name.as_bytes())
-            .fold(FNV_OFFSET, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME));
-        // FNV's high bits mix badly for short inputs: fold them over the low ones.
-        let folded = hash ^ (hash >> 40);
-        let [b0, b1, b2, b3, b4, ..] = folded.to_le_bytes();
+        let [b0, b1, b2, b3, b4, ..] = hash::of_card(name, card_idx).to_le_bytes();
         Self([DERIVED_PREFIX, b0, b1, b2, b3, b4])
     }
 

@@ -3,6 +3,8 @@
 //! [`plan`] is a pure function: it touches nothing, the same input gives the same steps, and everything that can be
 //! refused before the host is changed is refused here.
 
+mod private;
+
 use std::fmt;
 
 use serde::Serialize;
@@ -14,6 +16,7 @@ use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::spec::{BridgeSpec, FdSpec, IfName, Mtu, NetSpec, Queues, Switch, TapSpec};
 use crate::step::Step;
+use private::Networks;
 
 /// The MTU of a new tap and of a new bridge, in bytes (`ETH_DATA_LEN`).
 pub const ETHERNET_MTU: u16 = 1500;
@@ -48,12 +51,21 @@ pub struct Card {
 /// The first thing that speaks against a card.
 pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
     let default_queues = Queues::for_vcpus(request.vcpus);
-    let mut draft = Draft { vm: &request.vm_name, facts, default_queues, cards: Vec::new(), steps: Vec::new() };
+    let mut draft = Draft {
+        vm: &request.vm_name,
+        facts,
+        default_queues,
+        cards: Vec::new(),
+        steps: Vec::new(),
+        networks: Networks::default(),
+    };
     for (card_idx, spec) in request.cards.iter().enumerate() {
         let mac = spec.card().mac.unwrap_or_else(|| MacAddr::for_vm(&request.vm_name, card_idx));
         draft.check_mac(mac, spec)?;
         let (mtu, queues) = match spec {
             NetSpec::Bridge(spec) => draft.bridge(card_idx, mac, spec)?,
+            NetSpec::Nat(spec) => draft.private(card_idx, mac, &spec.private())?,
+            NetSpec::Host(spec) => draft.private(card_idx, mac, &spec.private())?,
             NetSpec::Tap(spec) => draft.tap(card_idx, spec)?,
             NetSpec::Fd(spec) => draft.fd(card_idx, spec)?,
         };
@@ -62,6 +74,7 @@ pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
         }
         draft.cards.push(Card { mac, mtu, queues: queues.get() });
     }
+    draft.guard_and_serve();
     Ok(Plan { cards: draft.cards, steps: draft.steps })
 }
 
@@ -72,6 +85,15 @@ impl Plan {
             Step::AttachTap { card, bridge, .. } if *card == card_idx => Some(bridge),
             _ => None,
         })
+    }
+
+    /// What is written on a card's tap; nothing if minivmm does not write on it.
+    pub(crate) fn alias_of(&self, card_idx: usize) -> String {
+        let alias = self.steps.iter().find_map(|step| match step {
+            Step::AttachTap { card, alias, .. } if *card == card_idx => Some(alias.to_string()),
+            _ => None,
+        });
+        alias.unwrap_or_default()
     }
 }
 
@@ -95,6 +117,8 @@ struct Draft<'a> {
     default_queues: Queues,
     cards: Vec<Card>,
     steps: Vec<Step>,
+    /// Networks of ours that its cards are on.
+    networks: Networks,
 }
 
 impl Draft<'_> {
@@ -113,7 +137,14 @@ impl Draft<'_> {
         self.steps.push(Step::CreateTap { card, queues: queues.get() });
         let (vm, net) = (self.vm.to_owned(), name.to_string());
         let alias = TapAlias { vm, card, mode: Mode::Bridge, net, ip4: None, ip6: None };
-        self.steps.push(Step::AttachTap { card, bridge: name.clone(), mac: mac.host_side(), mtu: bridge_mtu, alias });
+        self.steps.push(Step::AttachTap {
+            card,
+            bridge: name.clone(),
+            mac: mac.host_side(),
+            mtu: bridge_mtu,
+            alias,
+            pinned: None,
+        });
         Ok((mtu, queues))
     }
 
@@ -226,7 +257,8 @@ impl Draft<'_> {
         let bridge = match spec {
             NetSpec::Bridge(spec) => self.facts.link(spec.bridge.as_str()).map(|link| link.index),
             NetSpec::Tap(spec) => self.facts.link(spec.tap.as_str()).and_then(|link| link.master),
-            NetSpec::Fd(_) => None,
+            // Addresses on networks of ours are those of their taps.
+            NetSpec::Nat(_) | NetSpec::Host(_) | NetSpec::Fd(_) => None,
         };
         let own_tap = match spec {
             NetSpec::Tap(spec) => self.facts.link(spec.tap.as_str()).map(|link| link.index),

@@ -2,10 +2,11 @@
 //!
 //! The message names the thing and the reason; [`Refusal::hint`] says what to do.
 
+use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
 use crate::mac::MacAddr;
-use crate::spec::IfName;
+use crate::spec::{IfName, NetworkName, Protocol, Subnet};
 
 /// Why cards cannot be had on this host. Nothing has been changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +111,59 @@ pub enum Refusal {
         /// Another.
         second: String,
     },
+    /// The name of a network's bridge belongs to something else.
+    #[error("The bridge of this network would be {name}, and that is {kind}, which minivmm did not make")]
+    BridgeNameTaken {
+        /// The name.
+        name: IfName,
+        /// What it is.
+        kind: String,
+    },
+    /// A network that exists with other addresses.
+    #[error("Network {name} exists with subnet {subnet}, and subnet={wanted} asks for another")]
+    OtherSubnet {
+        /// The network.
+        name: NetworkName,
+        /// What it has.
+        subnet: Subnet,
+        /// What was asked for.
+        wanted: Subnet,
+    },
+    /// Addresses that are somebody else's.
+    #[error("subnet={subnet} overlaps {by}")]
+    SubnetTaken {
+        /// What was asked for.
+        subnet: Subnet,
+        /// Whose it is.
+        by: String,
+        /// One that is free.
+        free: Option<Subnet>,
+    },
+    /// Every private address is routed somewhere.
+    #[error("There is no private subnet that this host has no route to")]
+    NoFreeSubnet,
+    /// No address for another guest.
+    #[error("Network {name} has no address left in {subnet}")]
+    NetworkFull {
+        /// The network.
+        name: NetworkName,
+        /// Its addresses.
+        subnet: Subnet,
+    },
+    /// Somebody has the port.
+    #[error("{} port {port} of this host is taken", .protocol.name())]
+    PortTaken {
+        /// Its protocol.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+    },
+    /// `forward=` with an address that no interface has.
+    #[error("{address} is not an address of this host")]
+    NotOurAddress {
+        /// The address.
+        address: Ipv4Addr,
+    },
     /// The survey brought no address for a new bridge.
     #[error("There is no address for a new bridge")]
     NoSpareMac,
@@ -149,6 +203,23 @@ impl Refusal {
             Self::FdNotFrames { .. } => "open the tap with IFF_TAP and IFF_NO_PI".to_owned(),
             Self::FdWithoutHeader { .. } => "open the tap with IFF_VNET_HDR".to_owned(),
             Self::FdsOfTwoTaps { .. } => "give each tap a --net flag of its own".to_owned(),
+            Self::BridgeNameTaken { name, .. } => {
+                format!("give the network another name, or remove that interface: ip link del {name}")
+            }
+            Self::OtherSubnet { .. } => {
+                "leave subnet= out, give the network another name, or end its other VMs first".to_owned()
+            }
+            Self::SubnetTaken { free: Some(free), .. } => format!("leave subnet= out, or give subnet={free}"),
+            Self::SubnetTaken { free: None, .. } => "give a subnet that is routed nowhere".to_owned(),
+            Self::NoFreeSubnet => "give a subnet that guests may use with subnet=A.B.C.D/LEN".to_owned(),
+            Self::NetworkFull { .. } => {
+                "end a VM of it, or use a network of another name, larger with subnet=A.B.C.D/16".to_owned()
+            }
+            Self::PortTaken { protocol, port } => {
+                let flag = if *protocol == Protocol::Tcp { 't' } else { 'u' };
+                format!("forward another port, or end who has it: ss -{flag}lnp 'sport = {port}' shows it")
+            }
+            Self::NotOurAddress { .. } => "give one that `ip address` shows, or none for all of them".to_owned(),
             Self::NoSpareMac => "this is a bug in minivmm: the survey skipped the address".to_owned(),
         }
     }

@@ -4,6 +4,7 @@
 //! order in which they make sense (`do_setlink`), and a start pays for one round trip.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 
 use futures_util::stream::{Stream, StreamExt};
@@ -11,12 +12,14 @@ use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
+use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::AsyncSocket;
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, MulticastGroup};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, MulticastGroup};
 use tokio::task::JoinHandle;
 
 use crate::alias::TapAlias;
@@ -44,6 +47,8 @@ pub(crate) struct Attachment {
     pub(crate) mtu: u16,
     /// Whose it is.
     pub(crate) alias: TapAlias,
+    /// The only address behind it, if that is to be so.
+    pub(crate) pinned: Option<MacAddr>,
 }
 
 /// Notifications of the kernel about links, from the moment of the subscription.
@@ -116,13 +121,35 @@ impl Rtnl {
         self.dump_neighbours(NeighbourMessage::default()).await
     }
 
+    /// Every address of the host.
+    pub(crate) async fn addresses(&self) -> io::Result<Vec<AddressMessage>> {
+        collect(self.handle.address().get().execute()).await
+    }
+
+    /// Every route of all tables.
+    pub(crate) async fn routes(&self, family: AddressFamily) -> io::Result<Vec<RouteMessage>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        collect(self.handle.route().get(message).execute()).await
+    }
+
+    /// Gives a link an address; one that it has already is fine.
+    pub(crate) async fn add_address(&self, link: u32, ip: IpAddr, prefix_len: u8) -> io::Result<()> {
+        self.handle.address().add(link, ip, prefix_len).replace().execute().await.map_err(io_error)
+    }
+
+    /// Writes an alias on a link.
+    pub(crate) async fn set_alias(&self, name: &str, alias: &str) -> io::Result<()> {
+        let message = LinkUnspec::new_with_name(name).alias(alias).build();
+        self.handle.link().change(message).execute().await.map_err(io_error)
+    }
+
     /// Makes a bridge of ours and raises it.
     pub(crate) async fn create_bridge(&self, name: &str, mac: MacAddr, mtu: u16) -> io::Result<()> {
         let bridge =
             LinkBridge::new(name).address(mac.octets().to_vec()).mtu(u32::from(mtu)).link_group(OUR_GROUP).up().build();
         self.handle.link().add(bridge).execute().await.map_err(io_error)?;
-        let alias = LinkUnspec::new_with_name(name).alias(BRIDGE_ALIAS).build();
-        self.handle.link().change(alias).execute().await.map_err(io_error)
+        self.set_alias(name, BRIDGE_ALIAS).await
     }
 
     /// Makes a link a port of `bridge` and raises it.
@@ -134,7 +161,20 @@ impl Rtnl {
             .controller(bridge)
             .up()
             .build();
-        self.handle.link().change(message).execute().await.map_err(io_error)
+        self.handle.link().change(message).execute().await.map_err(io_error)?;
+        match attachment.pinned {
+            Some(mac) => self.pin(index, mac).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Has a bridge send to its port what is for `mac`, and nothing that is for others: it learns no address there and floods
+    /// no frame for an unknown one.
+    async fn pin(&self, port: u32, mac: MacAddr) -> io::Result<()> {
+        let message = LinkBridgePort::new(port).learning(false).flood(false).build();
+        self.handle.link().set_port(message).execute().await.map_err(io_error)?;
+        let entry = self.handle.neighbours().add_bridge(port, &mac.octets()).state(NeighbourState::Noarp);
+        entry.flags(NeighbourFlags::Controller).replace().execute().await.map_err(io_error)
     }
 
     /// Takes the queueing discipline off a new link, before it is raised.

@@ -2,6 +2,10 @@
 //!
 //! ```text
 //! bridge=NAME[,create=on|off]   a new tap on this bridge
+//! nat[=NAME][,subnet=A.B.C.D/LEN][,forward=LIST]
+//!                               a network of our own, with a way out
+//! host[=NAME][,subnet=A.B.C.D/LEN]
+//!                               a network of our own, without one
 //! tap=NAME                      a tap that exists
 //! fd=N[:N...]                   an open tap, inherited
 //!
@@ -16,7 +20,10 @@
 
 mod card;
 mod fields;
+mod forward;
+mod network;
 mod offload;
+mod private;
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,7 +34,11 @@ use serde_json::{Map, Value};
 
 pub use card::CardSpec;
 pub use fields::{FdList, FieldError, IfName, MTU_MIN, Mtu, QUEUES_MAX, Queues, RingSize, Switch};
+pub use forward::{FORWARDED_PORTS_MAX, Forward, ForwardList, Protocol};
+pub(crate) use network::mask;
+pub use network::{NetworkName, Subnet};
 pub use offload::{Offload, OffloadList};
+pub use private::{HostSpec, NatSpec, Private};
 
 /// Longest distance, in edits, at which a known key is offered for an unknown one.
 const SUGGEST_DISTANCE: usize = 2;
@@ -38,6 +49,10 @@ const SUGGEST_DISTANCE: usize = 2;
 pub enum NetSpec {
     /// A new tap on a bridge.
     Bridge(BridgeSpec),
+    /// A new tap on a network of our own that leads out.
+    Nat(NatSpec),
+    /// A new tap on a network of our own that does not.
+    Host(HostSpec),
     /// A tap that exists.
     Tap(TapSpec),
     /// An open tap.
@@ -77,20 +92,39 @@ pub struct FdSpec {
     pub card: CardSpec,
 }
 
-/// A mode: the key that opens a spec, and the keys of its own that may follow.
-struct Mode {
+/// The key that opens a spec, and the keys of its mode that may follow.
+struct ModeKey {
     key: &'static str,
+    /// What it is if nothing follows it.
+    alone: Option<&'static str>,
     options: &'static [&'static str],
     read: fn(Value) -> Result<NetSpec, serde_json::Error>,
 }
 
-const MODES: &[Mode] = &[
-    Mode { key: "bridge", options: &["create"], read: |value| serde_json::from_value(value).map(NetSpec::Bridge) },
-    Mode { key: "tap", options: &[], read: |value| serde_json::from_value(value).map(NetSpec::Tap) },
-    Mode { key: "fd", options: &[], read: |value| serde_json::from_value(value).map(NetSpec::Fd) },
+const MODES: &[ModeKey] = &[
+    ModeKey {
+        key: "bridge",
+        alone: None,
+        options: &["create"],
+        read: |value| serde_json::from_value(value).map(NetSpec::Bridge),
+    },
+    ModeKey {
+        key: "nat",
+        alone: Some(network::DEFAULT_NAME),
+        options: &["subnet", "forward"],
+        read: |value| serde_json::from_value(value).map(NetSpec::Nat),
+    },
+    ModeKey {
+        key: "host",
+        alone: Some(network::DEFAULT_NAME),
+        options: &["subnet"],
+        read: |value| serde_json::from_value(value).map(NetSpec::Host),
+    },
+    ModeKey { key: "tap", alone: None, options: &[], read: |value| serde_json::from_value(value).map(NetSpec::Tap) },
+    ModeKey { key: "fd", alone: None, options: &[], read: |value| serde_json::from_value(value).map(NetSpec::Fd) },
 ];
 
-impl Mode {
+impl ModeKey {
     /// All keys that may follow.
     fn known(&self) -> Vec<&'static str> {
         [self.options, CardSpec::KEYS].concat()
@@ -101,10 +135,10 @@ impl Mode {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// Nothing there.
-    #[error("The network of a card is missing: give bridge=NAME, tap=NAME or fd=N")]
+    #[error("The network of a card is missing: give bridge=NAME, nat, host, tap=NAME or fd=N")]
     Empty,
     /// No mode key.
-    #[error("{0:?} does not say what the card is connected to: start with bridge=NAME, tap=NAME or fd=N")]
+    #[error("{0:?} does not say what the card is connected to: start with bridge=NAME, nat, host, tap=NAME or fd=N")]
     NoMode(String),
     /// Two mode keys.
     #[error("{first}= and {second}= contradict each other, a card has one network: give a --net flag for each")]
@@ -151,6 +185,8 @@ impl NetSpec {
     pub fn card(&self) -> &CardSpec {
         match self {
             Self::Bridge(spec) => &spec.card,
+            Self::Nat(spec) => &spec.card,
+            Self::Host(spec) => &spec.card,
             Self::Tap(spec) => &spec.card,
             Self::Fd(spec) => &spec.card,
         }
@@ -160,8 +196,19 @@ impl NetSpec {
     pub fn mode(&self) -> &'static str {
         match self {
             Self::Bridge(_) => "bridge",
+            Self::Nat(_) => "nat",
+            Self::Host(_) => "host",
             Self::Tap(_) => "tap",
             Self::Fd(_) => "fd",
+        }
+    }
+
+    /// The network of our own that it asks for, if it does.
+    pub fn private(&self) -> Option<Private<'_>> {
+        match self {
+            Self::Nat(spec) => Some(spec.private()),
+            Self::Host(spec) => Some(spec.private()),
+            Self::Bridge(_) | Self::Tap(_) | Self::Fd(_) => None,
         }
     }
 
@@ -203,12 +250,14 @@ impl FromStr for NetSpec {
             if item.is_empty() {
                 return Err(SpecError::EmptyItem);
             }
-            let Some((key, value)) = item.split_once('=') else {
-                return Err(if table.is_empty() {
-                    SpecError::NoMode(item.to_owned())
-                } else {
-                    SpecError::NoValue(item.to_owned())
-                });
+            let (key, value) = match item.split_once('=') {
+                Some(pair) => pair,
+                None if table.is_empty() => {
+                    let mode = MODES.iter().find(|mode| mode.key == item);
+                    let alone = mode.ok_or_else(|| SpecError::NoMode(item.to_owned()))?.alone;
+                    (item, alone.ok_or_else(|| SpecError::NoValue(item.to_owned()))?)
+                }
+                None => return Err(SpecError::NoValue(item.to_owned())),
             };
             if value.is_empty() {
                 return Err(SpecError::NoValue(key.to_owned()));
@@ -238,6 +287,8 @@ impl fmt::Display for NetSpec {
                     f.write_str(",create=on")?;
                 }
             }
+            Self::Nat(spec) => write!(f, "{spec}")?,
+            Self::Host(spec) => write!(f, "{spec}")?,
             Self::Tap(spec) => write!(f, "tap={}", spec.tap)?,
             Self::Fd(spec) => write!(f, "fd={}", spec.fd)?,
         }

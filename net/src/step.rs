@@ -11,13 +11,19 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use serde::Serialize;
 
-use crate::alias::TapAlias;
+use crate::alias::{NetworkAlias, TapAlias};
 use crate::error::Error;
+use crate::forwarding;
+use crate::hold;
 use crate::mac::MacAddr;
+use crate::nft::{Batch, Command, NftSocket};
 use crate::refusal::Refusal;
 use crate::rtnl::{Attachment, Rtnl};
-use crate::spec::IfName;
+use crate::rules::{self, Member};
+use crate::services::{self, ServiceSpec};
+use crate::spec::{Forward, IfName, Subnet};
 use crate::survey;
+use crate::sysctl::{self, Conf};
 use crate::tun::{self, QueueMode};
 
 /// The kernel's vhost-net: each opening is an instance, which serves one queue pair.
@@ -48,6 +54,48 @@ pub enum Step {
         /// Its address.
         mac: MacAddr,
     },
+    /// Make a bridge of ours the gateway of a network.
+    GiveGateway {
+        /// The bridge.
+        bridge: IfName,
+        /// The network's addresses.
+        subnet: Subnet,
+        /// What is written on the bridge.
+        alias: NetworkAlias,
+    },
+    /// Let packets pass between a network of ours and the rest of the world.
+    EnableForwarding {
+        /// The network's bridge.
+        bridge: IfName,
+        /// The interfaces that did not forward.
+        uplinks: Vec<IfName>,
+    },
+    /// Let what comes from the host's loopback address go to guests of a network of ours.
+    RouteLoopback {
+        /// The network's bridge.
+        bridge: IfName,
+    },
+    /// Take the host's ports that lead to a guest.
+    HoldPorts {
+        /// The card.
+        card: usize,
+        /// The ports.
+        forward: Vec<Forward>,
+    },
+    /// Make the nftables of a VM, gone with the keeper.
+    CreateTables {
+        /// The VM.
+        vm: String,
+        /// Its cards on networks of ours.
+        members: Vec<Member>,
+    },
+    /// Open the socket on which a card's services answer.
+    OpenServices {
+        /// The card.
+        card: usize,
+        /// What they say.
+        spec: ServiceSpec,
+    },
     /// Make a tap named by the kernel, gone with its last descriptor.
     CreateTap {
         /// The card it is for.
@@ -74,6 +122,9 @@ pub enum Step {
         mtu: u16,
         /// What is written on it.
         alias: TapAlias,
+        /// The only address behind it, if that is to be so.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pinned: Option<MacAddr>,
     },
     /// Open a tap that exists.
     OpenTap {
@@ -110,6 +161,12 @@ pub(crate) struct Host {
     pub(crate) taps: BTreeMap<usize, Tap>,
     /// Descriptors of vhost-net by card, until they are handed over.
     pub(crate) vhosts: BTreeMap<usize, Vec<OwnedFd>>,
+    /// Sockets that hold ports, by card.
+    pub(crate) ports: BTreeMap<usize, Vec<OwnedFd>>,
+    /// The sockets of services with what they say, by card, until they are handed over.
+    pub(crate) services: BTreeMap<usize, (ServiceSpec, OwnedFd)>,
+    /// The owner of the VM's tables, if it has some.
+    pub(crate) nft: Option<NftSocket>,
     /// Descriptors that the VMM inherited for `fd=`, by number.
     pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
 }
@@ -144,7 +201,20 @@ impl Step {
             Self::PinAddress { .. } => "nothing, the address is the same".to_owned(),
             Self::CreateTap { .. } => "remove the tap".to_owned(),
             Self::AttachTap { .. } => "nothing, it goes with the tap".to_owned(),
-            Self::OpenTap { .. } | Self::AdoptTap { .. } | Self::OpenVhost { .. } => "close it".to_owned(),
+            Self::GiveGateway { bridge, .. } | Self::RouteLoopback { bridge } => {
+                format!("nothing, it goes with bridge {bridge}")
+            }
+            Self::EnableForwarding { bridge, uplinks } if uplinks.is_empty() => {
+                format!("nothing, it goes with bridge {bridge}")
+            }
+            Self::EnableForwarding { bridge, uplinks } => {
+                format!("with bridge {bridge}, forward from {} no longer", names(uplinks))
+            }
+            Self::HoldPorts { .. } => "close them".to_owned(),
+            Self::CreateTables { .. } => "remove them".to_owned(),
+            Self::OpenTap { .. } | Self::AdoptTap { .. } | Self::OpenVhost { .. } | Self::OpenServices { .. } => {
+                "close it".to_owned()
+            }
             Self::Raise { link } => format!("lower {link}"),
         }
     }
@@ -171,9 +241,22 @@ impl Step {
                 host.vhosts.insert(*card, fds);
                 Ok(())
             }
-            Self::AttachTap { card, bridge, mac, mtu, alias } => {
-                host.attach(*card, bridge, &Attachment { mac: *mac, mtu: *mtu, alias: alias.clone() }).await
+            Self::AttachTap { card, bridge, mac, mtu, alias, pinned } => {
+                let attachment = Attachment { mac: *mac, mtu: *mtu, alias: alias.clone(), pinned: *pinned };
+                host.attach(*card, bridge, &attachment).await
             }
+            Self::GiveGateway { bridge, subnet, alias } => (give_gateway(&host.rtnl, bridge, *subnet, alias).await)
+                .map_err(|source| Error::GiveGateway { bridge: bridge.clone(), source }),
+            Self::EnableForwarding { bridge, uplinks } => (forwarding::enable(&host.rtnl, bridge, uplinks).await)
+                .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
+            Self::RouteLoopback { bridge } => sysctl::write(Conf::Ipv4, bridge.as_str(), "route_localnet", "1")
+                .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
+            Self::HoldPorts { card, forward } => {
+                host.ports.insert(*card, hold::hold(forward)?);
+                Ok(())
+            }
+            Self::CreateTables { vm, members } => host.create_tables(vm, members),
+            Self::OpenServices { card, spec } => host.open_services(*card, spec),
             Self::OpenTap { card, tap, queues, multi_queue } => {
                 let mode = if *multi_queue { QueueMode::Multi } else { QueueMode::Single };
                 let tap = open_tap(tap, *queues, mode)?;
@@ -197,7 +280,24 @@ impl Step {
                 (remove_bridge_if_unused(&host.rtnl, bridge).await)
                     .map_err(|source| Error::Remove { link: bridge.to_string(), source })
             }
-            Self::PinAddress { .. } | Self::AttachTap { .. } => Ok(()),
+            Self::PinAddress { .. }
+            | Self::AttachTap { .. }
+            | Self::GiveGateway { .. }
+            | Self::EnableForwarding { .. }
+            | Self::RouteLoopback { .. } => Ok(()),
+            Self::HoldPorts { card, .. } => {
+                host.ports.remove(card);
+                Ok(())
+            }
+            Self::CreateTables { .. } => {
+                // The kernel removes the tables of a socket that is closed.
+                host.nft = None;
+                Ok(())
+            }
+            Self::OpenServices { card, .. } => {
+                host.services.remove(card);
+                Ok(())
+            }
             Self::CreateTap { card, .. } => {
                 let Some(Tap { name, index: Some(index), .. }) = host.taps.remove(card) else { return Ok(()) };
                 // Most often the VMM's descriptors are closed and the tap has gone. A VMM that is being killed, or
@@ -221,6 +321,12 @@ impl Step {
 }
 
 impl Host {
+    /// A host that nothing has been done to.
+    pub(crate) fn new(rtnl: Rtnl, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
+        let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { rtnl, taps, vhosts, ports, services, nft: None, inherited }
+    }
+
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
     pub(crate) async fn attach(&self, card: usize, bridge: &IfName, attachment: &Attachment) -> Result<(), Error> {
         let Some(Tap { name, index: Some(index), .. }) = self.taps.get(&card) else { return Ok(()) };
@@ -230,6 +336,24 @@ impl Host {
         };
         let tap = name.clone();
         attach.await.map_err(|source| Error::AttachTap { tap, bridge: bridge.clone(), source })
+    }
+
+    fn create_tables(&mut self, vm: &str, members: &[Member]) -> Result<(), Error> {
+        let taps = &self.taps;
+        let tables = rules::tables(vm, members, |card| taps.get(&card)?.name.parse().ok());
+        let mut socket = NftSocket::open().map_err(Error::Nftables)?;
+        let batch = Batch { commands: tables.into_iter().map(Command::AddTable).collect() };
+        socket.apply(&batch).map_err(Error::Nftables)?;
+        self.nft = Some(socket);
+        Ok(())
+    }
+
+    fn open_services(&mut self, card: usize, spec: &ServiceSpec) -> Result<(), Error> {
+        let Some(Tap { name, index: Some(index), .. }) = self.taps.get(&card) else { return Ok(()) };
+        let socket = services::open_socket(*index, spec);
+        let socket = socket.map_err(|source| Error::OpenServices { tap: name.clone(), source })?;
+        self.services.insert(card, (spec.clone(), socket));
+        Ok(())
     }
 
     fn adopt(&mut self, tap: &str, fds: &[RawFd]) -> Result<Tap, Error> {
@@ -265,6 +389,27 @@ impl fmt::Display for Step {
                     "attach the tap of card {card} to bridge {bridge} with address {mac} and mtu {mtu}, and raise it"
                 )
             }
+            Self::GiveGateway { bridge, subnet, .. } => {
+                write!(f, "give bridge {bridge} the address {}/{}", subnet.gateway(), subnet.prefix_len())
+            }
+            Self::EnableForwarding { bridge, uplinks } if uplinks.is_empty() => {
+                write!(f, "forward packets from {bridge}")
+            }
+            Self::EnableForwarding { bridge, uplinks } => {
+                write!(f, "forward packets from {bridge} and {}", names(uplinks))
+            }
+            Self::RouteLoopback { bridge } => write!(f, "let 127.0.0.0/8 reach the guests of {bridge}"),
+            Self::HoldPorts { card, forward } => {
+                let texts: Vec<String> = forward.iter().map(ToString::to_string).collect();
+                write!(f, "hold the host's ports of {} for card {card}", texts.join(" and "))
+            }
+            Self::CreateTables { vm, members } => {
+                let cards: Vec<String> = members.iter().map(|member| member.card.to_string()).collect();
+                write!(f, "create the nftables inet and netdev minivmm-{vm} for card {}", cards.join(", "))
+            }
+            Self::OpenServices { card, spec } => {
+                write!(f, "answer DHCP and DNS of card {card}, which has {}", spec.ipv4.address)
+            }
             Self::OpenTap { card, tap, queues, .. } => {
                 write!(f, "open tap {tap} with {queues} queue pairs for card {card}")
             }
@@ -274,6 +419,25 @@ impl fmt::Display for Step {
             Self::Raise { link } => write!(f, "raise {link}"),
         }
     }
+}
+
+/// Interfaces in a sentence.
+fn names(links: &[IfName]) -> String {
+    let names: Vec<&str> = links.iter().map(IfName::as_str).collect();
+    names.join(", ")
+}
+
+/// Gives a bridge of ours its address and its name as a network.
+async fn give_gateway(rtnl: &Rtnl, bridge: &IfName, subnet: Subnet, alias: &NetworkAlias) -> io::Result<()> {
+    rtnl.set_alias(bridge.as_str(), &alias.to_string()).await?;
+    // Without addresses of its own the host is not there for guests that speak IPv6, which have none but link-local ones.
+    match sysctl::write(Conf::Ipv6, bridge.as_str(), "disable_ipv6", "1") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Guests reach each other by themselves; a packet that comes back to its network has been translated.
+    sysctl::write(Conf::Ipv4, bridge.as_str(), "send_redirects", "0")?;
+    rtnl.add_address(index_of(bridge.as_str())?, subnet.gateway().into(), subnet.prefix_len()).await
 }
 
 /// Makes a tap and returns it with its interface number.
@@ -311,7 +475,10 @@ async fn remove_bridge_if_unused(rtnl: &Rtnl, bridge: &IfName) -> io::Result<()>
     let links: Vec<_> = rtnl.links().await?.iter().filter_map(survey::link).collect();
     let ours = links.iter().find(|link| link.name == bridge.as_str() && link.is_our_bridge());
     match ours {
-        Some(ours) if !links.iter().any(|link| link.master == Some(ours.index)) => rtnl.remove(ours.index).await,
+        Some(ours) if !links.iter().any(|link| link.master == Some(ours.index)) => {
+            forwarding::release(rtnl, ours, &links).await?;
+            rtnl.remove(ours.index).await
+        }
         _ => Ok(()),
     }
 }

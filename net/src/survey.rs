@@ -1,5 +1,7 @@
 //! Reads [`Facts`] from the kernel. Changes nothing.
 
+mod ip;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -35,6 +37,9 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
         let entries = rtnl.fdb(bridge).await?;
         facts.fdb.extend(entries.iter().filter_map(|entry| fdb_entry(entry, bridge)));
     }
+    if specs.iter().any(|spec| spec.private().is_some()) {
+        facts.ip = ip::survey(rtnl, &facts.links).await?;
+    }
     facts.fds = specs.iter().flat_map(|spec| fd_facts(spec, inherited)).collect();
     facts.spare_macs = spare_macs(specs)?;
     Ok(facts)
@@ -54,7 +59,10 @@ pub(crate) async fn plan_with_neighbours(rtnl: &Rtnl, request: &Request, facts: 
 
 /// A random address for every card that may need a new bridge.
 fn spare_macs(specs: &[NetSpec]) -> io::Result<Vec<MacAddr>> {
-    let creating = |spec: &&NetSpec| matches!(spec, NetSpec::Bridge(spec) if spec.create == Switch::On);
+    let creating = |spec: &&NetSpec| match spec {
+        NetSpec::Bridge(spec) => spec.create == Switch::On,
+        spec => spec.private().is_some(),
+    };
     let count = specs.iter().filter(creating).count();
     if count == 0 {
         return Ok(Vec::new());
@@ -71,6 +79,7 @@ fn bridges_of(specs: &[NetSpec], facts: &Facts) -> Vec<u32> {
             NetSpec::Bridge(spec) => {
                 facts.link(spec.bridge.as_str()).filter(|link| link.is_bridge()).map(|link| link.index)
             }
+            NetSpec::Nat(_) | NetSpec::Host(_) => None,
             NetSpec::Tap(spec) => facts.link(spec.tap.as_str()).and_then(|link| link.master),
             NetSpec::Fd(_) => None,
         })
@@ -91,6 +100,7 @@ pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
         master: rtnl::master(message),
         up: rtnl::is_up(message),
         group: 0,
+        alias: None,
         tun: None,
     };
     for attribute in &message.attributes {
@@ -98,6 +108,7 @@ pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::Address(octets) => link.mac = RawMac::try_from(octets.as_slice()).ok(),
             LinkAttribute::Mtu(bytes) => link.mtu = *bytes,
             LinkAttribute::Group(group) => link.group = *group,
+            LinkAttribute::IfAlias(text) => link.alias = Some(text.clone()),
             LinkAttribute::LinkInfo(infos) => read_infos(infos, &mut link),
             _ => {}
         }

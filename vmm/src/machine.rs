@@ -19,6 +19,7 @@ mod panic_mark;
 mod ready;
 mod restart;
 mod serial;
+mod services;
 mod stop;
 mod vcpus;
 mod watchdog;

@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 
 use super::process;
 use super::watch::Watch;
-use super::wire::{PortHeader, Reply, Timing};
+use super::wire::{PortHeader, Reply, ServiceHeader, Timing};
 use crate::error::{Error, Report};
 use crate::lock::NamespaceLock;
 use crate::lookout::Lookout;
@@ -67,7 +67,7 @@ async fn serve(
         Ok(rtnl) => rtnl,
         Err(source) => return fail(socket, &Error::Connect(source)),
     };
-    let mut host = Host { rtnl, taps: BTreeMap::new(), vhosts: BTreeMap::new(), inherited };
+    let mut host = Host::new(rtnl, inherited);
     let mut clock = Clock { last: birth, timing: Timing::default() };
     clock.lap(|timing| &mut timing.connect_us);
     let plan = match set_up(&mut host, request, &mut clock).await {
@@ -140,6 +140,7 @@ fn hand_over(
         // A card on vhost-net does not offer what a program is for.
         let steering = steering.filter(|_| vhosts.is_empty() && tap.fds.len() > 1);
         let lookout = tap.index.and_then(listen);
+        let service = host.services.remove(&card_idx);
         let header = PortHeader {
             tap_name: tap.name.clone(),
             bridge: plan.bridge_of(card_idx).map(ToString::to_string),
@@ -148,10 +149,14 @@ fn hand_over(
             queues: tap.fds.len(),
             vhosts: vhosts.len(),
             lookouts: lookout.iter().len(),
+            service: service
+                .as_ref()
+                .map(|(spec, _)| ServiceHeader { spec: spec.clone(), alias: plan.alias_of(card_idx) }),
         };
         let mut fds = std::mem::take(&mut tap.fds);
         fds.append(&mut vhosts);
         fds.extend(lookout.map(Lookout::into_socket));
+        fds.extend(service.map(|(_, socket)| socket));
         if let Some(Steering { program, map }) = steering.and_then(load) {
             fds.extend([program, map]);
         }
@@ -243,7 +248,11 @@ async fn undo_all(steps: &[Step], host: &mut Host) -> Vec<Report> {
 }
 
 async fn lock_if_bridged(cards: &[NetSpec]) -> Option<NamespaceLock> {
-    if cards.iter().any(|card| matches!(card, NetSpec::Bridge(_))) { Some(NamespaceLock::take().await) } else { None }
+    if cards.iter().any(|card| matches!(card, NetSpec::Bridge(_)) || card.private().is_some()) {
+        Some(NamespaceLock::take().await)
+    } else {
+        None
+    }
 }
 
 /// Measures phases that follow each other.

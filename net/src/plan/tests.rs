@@ -1,5 +1,7 @@
 use super::*;
-use crate::facts::{FdFact, FdbEntry, Neighbour, OUR_GROUP, TunFact};
+use std::collections::BTreeSet;
+
+use crate::facts::{Address, FdFact, FdbEntry, Neighbour, OUR_GROUP, Route, TunFact};
 
 fn specs(flags: &[&str]) -> Vec<NetSpec> {
     flags.iter().map(|flag| flag.parse().unwrap()).collect()
@@ -34,6 +36,7 @@ fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
         master: None,
         up: true,
         group: 0,
+        alias: None,
         tun: None,
     }
 }
@@ -354,4 +357,126 @@ fn every_refusal_says_what_to_do() {
     ] {
         assert_eq!(plan("vm", &specs(&[flag]), &facts).unwrap_err().hint(), hint);
     }
+}
+
+/// The host with a default route and a bridge of ours that makes network `default`.
+fn host_with_network() -> Facts {
+    let bridge = Link {
+        group: OUR_GROUP,
+        mtu: 1400,
+        alias: Some("minivmm mode=nat net=default".to_owned()),
+        ..link(9, "mvn-default", Some("bridge"))
+    };
+    let sibling = Link {
+        master: Some(9),
+        alias: Some("minivmm vm=db card=0 mode=nat net=default ip4=10.9.9.2".to_owned()),
+        ..tap(10, "vmtap0")
+    };
+    let mut facts = with(with(uplinked_host(), bridge), sibling);
+    facts.ip.addresses.push(Address { ip: [10, 9, 9, 1].into(), prefix_len: 30, link: 9 });
+    facts.ip.forwarding = [2, 9].into();
+    facts
+}
+
+/// The host with a default route through a tunnel of a smaller MTU.
+fn uplinked_host() -> Facts {
+    let mut facts = host();
+    facts.links[1].mtu = 1420;
+    let default = Route {
+        destination: [0, 0, 0, 0].into(),
+        prefix_len: 0,
+        gateway: Some([192, 0, 2, 1].into()),
+        link: Some(2),
+        unicast: true,
+    };
+    facts.ip.routes.push(default);
+    facts
+}
+
+#[test]
+fn a_network_is_made_with_its_first_card() {
+    assert_eq!(
+        text(&["nat,mac=52:54:00:12:34:56,forward=tcp:8080:80"], &uplinked_host()),
+        "card 0: mac 52:54:00:12:34:56, mtu 1420, 1 queue pairs\n\
+         1. create bridge mvn-default with address 02:01:02:03:04:05 and mtu 1420, and raise it; \
+         at the end: remove bridge mvn-default if it has no ports left\n\
+         2. give bridge mvn-default the address 10.36.150.1/24; at the end: nothing, it goes with bridge mvn-default\n\
+         3. forward packets from mvn-default and eth0; \
+         at the end: with bridge mvn-default, forward from eth0 no longer\n\
+         4. hold the host's ports of tcp:8080:80 for card 0; at the end: close them\n\
+         5. let 127.0.0.0/8 reach the guests of mvn-default; at the end: nothing, it goes with bridge mvn-default\n\
+         6. create a tap with 1 queue pairs for card 0; at the end: remove the tap\n\
+         7. attach the tap of card 0 to bridge mvn-default with address fe:54:00:12:34:56 and mtu 1420, and raise it; \
+         at the end: nothing, it goes with the tap\n\
+         8. create the nftables inet and netdev minivmm-vm for card 0; at the end: remove them\n\
+         9. answer DHCP and DNS of card 0, which has 10.36.150.69; at the end: close it\n"
+    );
+}
+
+#[test]
+fn a_network_is_shared_by_cards_and_vms() {
+    let plan = plan("vm", &specs(&["host=a", "host=a", "host=b"]), &uplinked_host()).unwrap();
+    let leases: BTreeSet<_> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::OpenServices { spec, .. } => Some((spec.ipv4.gateway, spec.ipv4.address)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((leases.len(), leases.iter().map(|(gateway, _)| gateway).collect::<BTreeSet<_>>().len()), (3, 2));
+    assert!(!plan.steps.iter().any(|step| matches!(step, Step::EnableForwarding { .. })));
+    assert_eq!(plan.cards[0].mtu, 1500);
+}
+
+#[test]
+fn a_network_that_exists_has_its_addresses_and_mtu() {
+    let mut facts = host_with_network();
+    assert_eq!(refusal(&["nat"], &facts), "Network default has no address left in 10.9.9.0/30");
+    assert_eq!(
+        refusal(&["nat,subnet=10.9.9.0/24"], &facts),
+        "Network default exists with subnet 10.9.9.0/30, and subnet=10.9.9.0/24 asks for another"
+    );
+    facts.links.pop();
+    let plan = plan("vm", &specs(&["nat"]), &facts).unwrap();
+    assert_eq!(plan.cards[0].mtu, 1400);
+    assert_eq!(plan.steps[0].to_string(), "share bridge mvn-default, which minivmm made");
+    assert!(matches!(plan.steps[1], Step::CreateTap { .. }));
+    assert!(plan.alias_of(0).ends_with(" ip4=10.9.9.2"));
+}
+
+#[test]
+fn a_network_that_was_left_half_made_is_completed() {
+    let bridge = Link { group: OUR_GROUP, ..link(9, "mvn-default", Some("bridge")) };
+    let plan = plan("vm", &specs(&["nat"]), &with(uplinked_host(), bridge)).unwrap();
+    let texts: Vec<String> = plan.steps.iter().take(3).map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "share bridge mvn-default, which minivmm made",
+            "give bridge mvn-default the address 10.36.150.1/24",
+            "forward packets from mvn-default and eth0",
+        ]
+    );
+}
+
+#[test]
+fn a_bridge_of_somebody_else_is_no_network() {
+    let facts = with(host(), link(9, "mvn-default", Some("bridge")));
+    assert_eq!(
+        refusal(&["nat"], &facts),
+        "The bridge of this network would be mvn-default, and that is a bridge, which minivmm did not make"
+    );
+}
+
+#[test]
+fn a_subnet_that_somebody_has_is_refused() {
+    let mut facts = uplinked_host();
+    facts.ip.resolvers.push([10, 1, 1, 53].into());
+    assert_eq!(refusal(&["nat,subnet=10.1.0.0/16"], &facts), "subnet=10.1.0.0/16 overlaps the name server 10.1.1.53");
+    assert_eq!(refusal(&["nat,subnet=192.0.2.0/28"], &facts), "subnet=192.0.2.0/28 overlaps the router 192.0.2.1");
+    assert_eq!(
+        refusal(&["nat=a,subnet=10.2.0.0/16", "nat=b,subnet=10.2.3.0/24"], &facts),
+        "subnet=10.2.3.0/24 overlaps the subnet of mvn-a"
+    );
 }

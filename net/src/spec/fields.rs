@@ -10,6 +10,8 @@ use std::str::FromStr;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use super::forward::{FORWARDED_PORTS_MAX, Forward, ForwardList};
+use super::network::{NetworkName, Subnet};
 use super::offload::OffloadList;
 
 /// Longest interface name: `IFNAMSIZ` less the closing zero (linux/if.h).
@@ -40,6 +42,11 @@ const FIRST_FREE_FD: RawFd = 3;
 pub struct IfName(String);
 
 impl IfName {
+    /// The bridge of a network of ours; `prefix` has at most 4 bytes.
+    pub(super) fn of_network(prefix: &str, network: &NetworkName) -> Self {
+        Self(format!("{prefix}{network}"))
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -272,6 +279,39 @@ pub enum FieldError {
     /// Neither on nor off.
     #[error("\"{0}\" is not possible: give on or off")]
     Switch(String),
+    /// Not the name of a network.
+    #[error("{0:?} cannot be the name of a network: give 1 to 11 characters of a-z, 0-9 and '-'")]
+    NetworkName(String),
+    /// Not a subnet for guests.
+    #[error("subnet={0} is not possible: give an IPv4 subnet of 8 to 30 bits, such as 10.20.30.0/24")]
+    Subnet(String),
+    /// The address of a machine in a subnet.
+    #[error("subnet={given} is the address of a machine: give subnet={subnet}")]
+    SubnetBits {
+        /// What was given.
+        given: String,
+        /// What it is in.
+        subnet: Subnet,
+    },
+    /// Not a forwarded port.
+    #[error("forward={given} is not possible: {reason}")]
+    Forward {
+        /// What was given.
+        given: String,
+        /// The rule it breaks.
+        reason: &'static str,
+    },
+    /// The same port of the host for two.
+    #[error("forward={first} and forward={second} both lead the same port of the host: keep one of them")]
+    ForwardTwice {
+        /// One.
+        first: Forward,
+        /// The other.
+        second: Forward,
+    },
+    /// More ports than can be held.
+    #[error("forward= lists {0} ports, and a card has at most {FORWARDED_PORTS_MAX}: give fewer")]
+    ForwardCount(usize),
     /// Not a descriptor.
     #[error("fd={0} is not possible: give the numbers of inherited descriptors, such as fd=3 or fd=3:4")]
     Fd(String),
@@ -294,7 +334,15 @@ fn whole_number(text: &str) -> Option<u64> {
     text.parse().ok()
 }
 
-/// Deserializes any type above from text, from a number, from a boolean or from a list of numbers, by way of the text
+/// An element of a list.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Element {
+    Number(i64),
+    Text(String),
+}
+
+/// Deserializes any type above from text, from a number, from a boolean or from a list of them, by way of the text
 /// that a flag would have: one parser, one set of messages.
 struct FlagText<T>(std::marker::PhantomData<T>);
 
@@ -302,7 +350,7 @@ impl<'de, T: FromStr<Err = FieldError>> Visitor<'de> for FlagText<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text, a number or a list of numbers")
+        f.write_str("a text, a number or a list of them")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
@@ -322,11 +370,19 @@ impl<'de, T: FromStr<Err = FieldError>> Visitor<'de> for FlagText<T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<T, A::Error> {
-        let mut texts = Vec::new();
-        while let Some(number) = seq.next_element::<i64>()? {
-            texts.push(number.to_string());
+        // Descriptors are numbers, forwarded ports are texts; either has a separator of its own in a flag.
+        let mut joined = String::new();
+        while let Some(element) = seq.next_element::<Element>()? {
+            let (separator, text) = match element {
+                Element::Number(number) => (':', number.to_string()),
+                Element::Text(text) => ('+', text),
+            };
+            if !joined.is_empty() {
+                joined.push(separator);
+            }
+            joined.push_str(&text);
         }
-        self.visit_str(&texts.join(":"))
+        self.visit_str(&joined)
     }
 }
 
@@ -340,4 +396,4 @@ macro_rules! deserialize_as_flag_text {
     )+};
 }
 
-deserialize_as_flag_text!(Mtu, Queues, RingSize, Switch, FdList, OffloadList);
+deserialize_as_flag_text!(Mtu, Queues, RingSize, Switch, FdList, OffloadList, NetworkName, Subnet, ForwardList);

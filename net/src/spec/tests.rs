@@ -21,6 +21,8 @@ fn a_bridge_needs_nothing_but_its_name() {
 fn every_key_of_every_mode_is_read_in_any_order() {
     for text in [
         "bridge=br0,create=on,mac=52:54:00:00:00:01,mtu=9000,queues=4,ring=1024,offload=csum:tso,vhost=on",
+        "nat=web,subnet=10.1.2.0/24,forward=tcp:8080:80+udp:127.0.0.1:53:53,mac=52:54:00:00:00:01,queues=2",
+        "host=lab,subnet=10.1.2.0/24,mac=52:54:00:00:00:01,mtu=9000,queues=2",
         "tap=tap7,mac=52:54:00:00:00:01,mtu=1400,queues=1,ring=64,offload=off,vhost=on",
         "fd=3:4:5,mac=52:54:00:00:00:01,mtu=1400,queues=3,ring=4096,offload=csum:tso:ecn:uso",
     ] {
@@ -51,6 +53,9 @@ fn a_table_with_native_values_gives_the_same_as_the_flag() {
     for (flag, table) in [
         ("bridge=br0,create=on,mtu=9000", r#"{"bridge": "br0", "create": true, "mtu": 9000}"#),
         ("tap=t0,mac=52:54:00:00:00:01", r#"{"mac": "52:54:00:00:00:01", "tap": "t0"}"#),
+        ("nat", r#"{"nat": "default"}"#),
+        ("nat=web,forward=tcp:1:2+udp:3:4", r#"{"nat": "web", "forward": ["tcp:1:2", "udp:3:4"]}"#),
+        ("host=lab,subnet=10.1.0.0/16", r#"{"host": "lab", "subnet": "10.1.0.0/16"}"#),
         ("fd=3:4", r#"{"fd": [3, 4]}"#),
         ("fd=3", r#"{"fd": 3}"#),
         ("fd=3,vhost=on", r#"{"fd": 3, "vhost": true}"#),
@@ -84,8 +89,17 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
     let name: IfName = "x".parse().unwrap();
     let bridge = BridgeSpec { bridge: name.clone(), create: Switch::On, card: card.clone() };
     let tap = TapSpec { tap: name, card: card.clone() };
+    let private = [parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1"), parse("host=a,subnet=10.0.0.0/24")];
+    let [mut nat, mut host] = private;
+    for spec in [&mut nat, &mut host] {
+        match spec {
+            NetSpec::Nat(spec) => spec.card = card.clone(),
+            NetSpec::Host(spec) => spec.card = card.clone(),
+            _ => panic!("another mode"),
+        }
+    }
     let fd = FdSpec { fd: "3".parse().unwrap(), card };
-    for (mode, spec) in MODES.iter().zip([NetSpec::Bridge(bridge), NetSpec::Tap(tap), NetSpec::Fd(fd)]) {
+    for (mode, spec) in MODES.iter().zip([NetSpec::Bridge(bridge), nat, host, NetSpec::Tap(tap), NetSpec::Fd(fd)]) {
         let Value::Object(table) = serde_json::to_value(&spec).unwrap() else { panic!("no table") };
         let mut all = [vec![mode.key], mode.known()].concat();
         all.sort_unstable();
@@ -95,14 +109,14 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
 
 #[test]
 fn the_mode_has_to_be_there_once() {
-    assert_eq!(refusal(""), "The network of a card is missing: give bridge=NAME, tap=NAME or fd=N");
+    assert_eq!(refusal(""), "The network of a card is missing: give bridge=NAME, nat, host, tap=NAME or fd=N");
     assert_eq!(
         refusal("br0"),
-        "\"br0\" does not say what the card is connected to: start with bridge=NAME, tap=NAME or fd=N"
+        "\"br0\" does not say what the card is connected to: start with bridge=NAME, nat, host, tap=NAME or fd=N"
     );
     assert_eq!(
         refusal("mtu=1500"),
-        "\"mtu\" does not say what the card is connected to: start with bridge=NAME, tap=NAME or fd=N"
+        "\"mtu\" does not say what the card is connected to: start with bridge=NAME, nat, host, tap=NAME or fd=N"
     );
     assert_eq!(
         refusal("bridge=br0,tap=tap0"),
@@ -129,6 +143,28 @@ fn keys_are_known_given_once_and_have_a_value() {
     assert_eq!(
         refusal("bridge=br0,"),
         "There is nothing between two commas or after the last one: write key=value there, or leave the comma out"
+    );
+}
+
+#[test]
+fn a_network_of_ours_needs_no_name() {
+    for (text, name, bridge) in [
+        ("nat", "default", "mvn-default"),
+        ("nat=a", "a", "mvn-a"),
+        ("host", "default", "mvh-default"),
+        ("host=a", "a", "mvh-a"),
+    ] {
+        let spec = parse(text);
+        let private = spec.private().unwrap();
+        assert_eq!((private.name.as_str(), private.bridge().as_str()), (name, bridge));
+        assert_eq!(spec.to_string(), text);
+    }
+    assert_eq!(parse("nat=default"), parse("nat"));
+    assert_eq!(refusal("bridge"), "bridge has no value: write bridge=VALUE");
+    assert_eq!(refusal("mtu=1500,nat"), "nat has no value: write nat=VALUE");
+    assert_eq!(
+        refusal("host,forward=tcp:1:1"),
+        "host= takes no key \"forward\": it takes subnet, mac, mtu, queues, ring, offload, vhost"
     );
 }
 

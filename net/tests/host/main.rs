@@ -16,8 +16,10 @@ mod bridges;
 mod client;
 mod descriptors;
 mod endings;
+mod guest;
 mod lan;
 mod links;
+mod nat;
 mod nft;
 mod refusals;
 mod services;
@@ -33,8 +35,18 @@ type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
     let nft = nft::cases();
-    let rest = [refusals::CASES, services::CASES].concat();
-    [addresses::CASES, bridges::CASES, descriptors::CASES, endings::CASES, links::CASES, &nft, &rest].concat()
+    let cases = [
+        addresses::CASES,
+        bridges::CASES,
+        descriptors::CASES,
+        endings::CASES,
+        links::CASES,
+        nat::CASES,
+        &nft,
+        refusals::CASES,
+        services::CASES,
+    ];
+    cases.concat()
 }
 
 fn main() -> ExitCode {

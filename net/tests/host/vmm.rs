@@ -9,6 +9,8 @@ use std::time::Duration;
 use net::{Keeper, NetSpec, News, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::guest::{self, Namespace};
+
 /// How long anything may take before a case fails. Far beyond what it takes on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -36,7 +38,8 @@ impl log::Log for Stderr {
     fn flush(&self) {}
 }
 
-/// The role: NAME SPEC... Prints `ready TAP...` or `failed MESSAGE | HINT | usage or host`, then obeys:
+/// The role: NAME SPEC... Prints `ready TAP...` or `failed MESSAGE | HINT | usage or host`, for each card on a network of ours
+/// `guest NAMESPACE`, then obeys:
 /// `stop` (prints `stopped`), `drop` (prints `dropped`). Prints `keeper gone` when the keeper dies.
 pub(crate) fn run(args: &[String]) -> ExitCode {
     log::set_logger(&Stderr).expect("the first logger");
@@ -44,7 +47,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     let cards: Vec<NetSpec> = args[1..].iter().map(|spec| spec.parse().expect("a spec")).collect();
     let mut keeper =
         Keeper::start(&Request { vm_name: args[0].clone(), vcpus: 1, cards, steering: None }).expect("a keeper");
-    let ports = match keeper.ports() {
+    let mut ports = match keeper.ports() {
         Ok(ports) => ports,
         Err(error) => {
             let kind = if error.is_usage() { "usage" } else { "host" };
@@ -54,6 +57,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     };
     let taps: Vec<&str> = ports.iter().map(|port| port.tap_name.as_str()).collect();
     println!("ready {}", taps.join(" "));
+    guest::put_behind(&mut ports);
     match next_order(&keeper).trim() {
         "stop" => {
             drop(ports);
@@ -113,6 +117,19 @@ impl Vmm {
         let vmm = Self::spawn(name, specs);
         vmm.taps();
         vmm
+    }
+
+    /// Starts a VMM whose only card is on a network of ours, and gives its guest.
+    pub(crate) fn start_with_guest(name: &str, spec: &str) -> (Self, Namespace) {
+        let vmm = Self::start(name, &[spec]);
+        let guest = vmm.guest();
+        (vmm, guest)
+    }
+
+    /// The next guest, after the ports are there.
+    pub(crate) fn guest(&self) -> Namespace {
+        let line = self.line();
+        Namespace::at(line.strip_prefix("guest ").unwrap_or_else(|| panic!("{line}")))
     }
 
     pub(crate) fn from_command(mut command: Command) -> Self {

@@ -4,6 +4,7 @@ use super::desk::Desk;
 use super::devices::Devices;
 use super::panic_mark::PanicMark;
 use super::ready::{Ready, Wish};
+use super::services::ServiceThreads;
 use super::stop::Stop;
 use crate::cli::{DiskSpec, MemSize, OnReboot, Settings};
 use crate::console::Console;
@@ -95,6 +96,7 @@ pub(crate) struct Host {
     cards: Vec<Card>,
     on_reboot: OnReboot,
     network: Network,
+    services: ServiceThreads,
     keeper: Keeper,
     watches_keeper: bool,
     confinement: Confinement,
@@ -127,6 +129,7 @@ impl Host {
             cards: cli.net.iter().map(|spec| Card { spec: spec.clone(), link: Link::default() }).collect(),
             on_reboot: cli.on_reboot,
             network: Network::Pending,
+            services: ServiceThreads::default(),
             watches_keeper: true,
             keeper,
             confinement: Confinement::Open,
@@ -162,7 +165,7 @@ impl Host {
         }
     }
 
-    /// Gives up the process's privileges. Once; a machine that is made anew finds it done.
+    /// Gives up the process's privileges, and starts what must not have them. Once; a machine that is made anew finds it done.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -171,6 +174,9 @@ impl Host {
             confine::confine().map_err(Error::host("give up privileges"))?;
             self.confinement = Confinement::Confined;
             log::debug!("Privileges are given up");
+            if let Network::Ready(ports) = &mut self.network {
+                self.services.start(ports).map_err(Error::host("start the services of a card"))?;
+            }
         }
         Ok(())
     }
@@ -182,9 +188,13 @@ impl Host {
 
     /// Goes on with whoever asks this VM something; `devices` are those of the machine that runs.
     pub(super) fn serve_desk(&mut self, devices: &Devices) {
-        let Self { desk, cards, .. } = self;
+        let Self { desk, cards, services, .. } = self;
         desk.serve(|request| match request {
-            Request::Counters => Reply::Counters(devices.counters()),
+            Request::Counters => {
+                let mut counters = devices.counters();
+                services.add_counters(&mut counters);
+                Reply::Counters(counters)
+            }
             Request::Link { card: name, state } => match cards.get(name.0) {
                 Some(card) => {
                     log::info!("The link of {name} is to be {state:?}");
@@ -240,6 +250,7 @@ impl Host {
     pub(crate) fn close(self) -> Result<(), Error> {
         // Taps first: the keeper removes only what nobody uses.
         drop(self.network);
+        self.services.stop();
         self.keeper.stop()?;
         Ok(())
     }

@@ -1,0 +1,79 @@
+//! IPv4 forwarding between a network of ours and the interfaces that lead out.
+//!
+//! The kernel looks at the setting of the interface through which a packet came in, so a way out takes the network's bridge and,
+//! for the answers, every interface that leads somewhere. Those that did not forward are written on the bridge before they are
+//! changed. Whoever removes the bridge puts them back, or writes them on another bridge of ours that still needs them.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use crate::alias::{Mode, NetworkAlias};
+use crate::facts::Link;
+use crate::rtnl::Rtnl;
+use crate::spec::IfName;
+use crate::survey;
+use crate::sysctl::{self, Conf};
+
+/// The setting.
+const KEY: &str = "forwarding";
+
+/// Lets packets pass between `bridge`, a network of ours, and these interfaces, which do not forward.
+pub(crate) async fn enable(rtnl: &Rtnl, bridge: &IfName, uplinks: &[IfName]) -> io::Result<()> {
+    let links = links(rtnl).await?;
+    if let Some((ours, mut alias)) = links.iter().find(|link| link.name == bridge.as_str()).and_then(network) {
+        let indexes = links.iter().filter(|link| uplinks.iter().any(|uplink| uplink.as_str() == link.name));
+        if alias.forward.is_empty() {
+            alias.forward_all = forwards("all");
+        }
+        alias.forward.extend(indexes.map(|link| link.index));
+        rtnl.set_alias(&ours.name, &alias.to_string()).await?;
+    }
+    for link in uplinks.iter().chain([bridge]) {
+        match sysctl::write(Conf::Ipv4, link.as_str(), KEY, "1") {
+            // It has gone meanwhile, and nothing comes in there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && link != bridge => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// Puts back what was changed for `bridge`, which is about to go.
+pub(crate) async fn release(rtnl: &Rtnl, bridge: &Link, links: &[Link]) -> io::Result<()> {
+    let Some((_, alias)) = network(bridge).filter(|(_, alias)| !alias.forward.is_empty()) else { return Ok(()) };
+    let mut others = links.iter().filter(|link| link.index != bridge.index).filter_map(network);
+    if let Some((heir, mut inherited)) = others.find(|(_, other)| other.mode == Mode::Nat) {
+        inherited.forward.extend(alias.forward);
+        inherited.forward_all = alias.forward_all;
+        return rtnl.set_alias(&heir.name, &inherited.to_string()).await;
+    }
+    // Somebody has switched forwarding on, or off, for the whole host: that is what holds now.
+    if forwards("all") == alias.forward_all {
+        restore(&alias.forward, links)?;
+    }
+    Ok(())
+}
+
+fn restore(indexes: &BTreeSet<u32>, links: &[Link]) -> io::Result<()> {
+    for link in links.iter().filter(|link| indexes.contains(&link.index)) {
+        match sysctl::write(Conf::Ipv4, &link.name, KEY, "0") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+fn forwards(link: &str) -> bool {
+    sysctl::read(Conf::Ipv4, link, KEY).is_ok_and(|value| value == "1")
+}
+
+async fn links(rtnl: &Rtnl) -> io::Result<Vec<Link>> {
+    Ok(rtnl.links().await?.iter().filter_map(survey::link).collect())
+}
+
+/// A bridge of ours that makes a network, with what is written on it.
+fn network(link: &Link) -> Option<(&Link, NetworkAlias)> {
+    let alias = link.alias.as_deref().filter(|_| link.is_our_bridge())?;
+    NetworkAlias::parse(alias).map(|alias| (link, alias))
+}

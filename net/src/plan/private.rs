@@ -1,0 +1,187 @@
+//! Cards on networks of our own: the bridge with its gateway, the lease, the rules and the services.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use super::{Draft, ETHERNET_MTU, guest_mtu};
+use crate::alias::{Mode, NetworkAlias, TapAlias};
+use crate::facts::Link;
+use crate::lease;
+use crate::mac::MacAddr;
+use crate::refusal::Refusal;
+use crate::rules::Member;
+use crate::services::{Ipv4Network, Reach, ServiceSpec};
+use crate::spec::{IfName, Mtu, Private, Queues, Subnet};
+use crate::step::Step;
+use crate::subnet::{self, Taken};
+
+/// A network of ours that a card of this plan is on.
+#[derive(Clone, Debug)]
+pub(super) struct Network {
+    subnet: Subnet,
+    /// The bridge's own address.
+    mac: MacAddr,
+    /// Its MTU in bytes.
+    mtu: u16,
+    /// The addresses of guests.
+    leases: BTreeSet<Ipv4Addr>,
+}
+
+/// What the networks of a plan come to.
+#[derive(Debug, Default)]
+pub(super) struct Networks {
+    /// By bridge.
+    networks: BTreeMap<IfName, Network>,
+    /// The cards on them.
+    members: Vec<Member>,
+    /// What serves them.
+    services: Vec<(usize, ServiceSpec)>,
+}
+
+impl Draft<'_> {
+    pub(super) fn private(&mut self, card: usize, mac: MacAddr, spec: &Private<'_>) -> Result<(u16, Queues), Refusal> {
+        let bridge = spec.bridge();
+        let (network, address) = self.lease(card, &bridge, spec)?;
+        let mtu = guest_mtu(spec.card.mtu, network.mtu, bridge.as_str())?;
+        let queues = spec.card.queues.unwrap_or(self.default_queues);
+        if !spec.forward.is_empty() {
+            self.steps.push(Step::HoldPorts { card, forward: spec.forward.to_vec() });
+            self.steps.push(Step::RouteLoopback { bridge: bridge.clone() });
+        }
+        self.steps.push(Step::CreateTap { card, queues: queues.get() });
+        let (vm, net) = (self.vm.to_owned(), spec.name.to_string());
+        let alias = TapAlias { vm, card, mode: spec.mode, net, ip4: Some(address), ip6: None };
+        self.steps.push(Step::AttachTap {
+            card,
+            bridge: bridge.clone(),
+            mac: mac.host_side(),
+            mtu: network.mtu,
+            alias,
+            pinned: Some(mac),
+        });
+        let Network { subnet, mac: gateway_mac, .. } = network;
+        let forward = spec.forward.to_vec();
+        let mode = spec.mode;
+        self.networks.members.push(Member { card, mode, bridge, mac, address, subnet, forward });
+        let service = ServiceSpec {
+            vm_name: self.vm.to_owned(),
+            mac,
+            gateway_mac,
+            mtu,
+            reach: if mode == Mode::Nat { Reach::Outside } else { Reach::HostOnly },
+            ipv4: Ipv4Network { address, gateway: subnet.gateway(), prefix_len: subnet.prefix_len() },
+        };
+        self.networks.services.push((card, service));
+        Ok((mtu, queues))
+    }
+
+    /// What all cards on networks of ours need together, after their taps.
+    pub(super) fn guard_and_serve(&mut self) {
+        let Networks { members, services, .. } = std::mem::take(&mut self.networks);
+        if members.is_empty() {
+            return;
+        }
+        self.steps.push(Step::CreateTables { vm: self.vm.to_owned(), members });
+        self.steps.extend(services.into_iter().map(|(card, spec)| Step::OpenServices { card, spec }));
+    }
+
+    /// The network that a card is to be on, with steps for it if it is the first, and the card's address.
+    fn lease(&mut self, card: usize, bridge: &IfName, spec: &Private<'_>) -> Result<(Network, Ipv4Addr), Refusal> {
+        let mut network = match self.networks.networks.get(bridge) {
+            Some(network) => network.clone(),
+            None => match self.facts.link(bridge.as_str()) {
+                Some(link) => self.join_network(link, bridge, spec)?,
+                None => self.create_network(bridge, spec)?,
+            },
+        };
+        if let Some(wanted) = spec.subnet.filter(|wanted| *wanted != network.subnet) {
+            let name = spec.name.clone();
+            return Err(Refusal::OtherSubnet { name, subnet: network.subnet, wanted });
+        }
+        let address = lease::choose(self.vm, card, network.subnet, &network.leases);
+        let full = || Refusal::NetworkFull { name: spec.name.clone(), subnet: network.subnet };
+        let address = address.ok_or_else(full)?;
+        network.leases.insert(address);
+        self.networks.networks.insert(bridge.clone(), network.clone());
+        Ok((network, address))
+    }
+
+    fn join_network(&mut self, link: &Link, bridge: &IfName, spec: &Private<'_>) -> Result<Network, Refusal> {
+        let mac = link.mac.and_then(|mac| MacAddr::new(mac).ok()).filter(|_| link.is_our_bridge());
+        let mac = mac.ok_or_else(|| Refusal::BridgeNameTaken { name: bridge.clone(), kind: link.kind_text() })?;
+        self.steps.push(Step::ShareBridge { bridge: bridge.clone() });
+        let addresses = self.facts.ip.addresses.iter().filter(|address| address.link == link.index);
+        let mut subnets = addresses.filter_map(|address| Subnet::around(address.ip, address.prefix_len));
+        let subnet = subnets.next();
+        let known = link.alias.as_deref().and_then(NetworkAlias::parse).is_some();
+        // Whoever made it may have been killed before it was done.
+        let subnet = match subnet {
+            Some(subnet) if known => subnet,
+            subnet => self.give_gateway(bridge, spec, subnet)?,
+        };
+        if spec.mode == Mode::Nat {
+            let uplinks = self.silent_uplinks();
+            if !uplinks.is_empty() || !self.facts.ip.forwarding.contains(&link.index) {
+                self.steps.push(Step::EnableForwarding { bridge: bridge.clone(), uplinks });
+            }
+        }
+        let siblings = self.facts.ports_of(link).filter_map(|port| TapAlias::parse(port.alias.as_deref()?));
+        // A tap of this VM is that of its predecessor, which is about to go.
+        let siblings = siblings.filter(|tap| tap.vm != self.vm);
+        let leases = siblings.filter_map(|tap| tap.ip4).collect();
+        Ok(Network { subnet, mac, mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX), leases })
+    }
+
+    fn create_network(&mut self, bridge: &IfName, spec: &Private<'_>) -> Result<Network, Refusal> {
+        let mtu = spec.card.mtu.map_or_else(|| self.network_mtu(spec.mode), Mtu::get);
+        let created = self.steps.iter().filter(|step| matches!(step, Step::CreateBridge { .. })).count();
+        let mac = self.facts.spare_macs.get(created).copied().ok_or(Refusal::NoSpareMac)?;
+        self.steps.push(Step::CreateBridge { bridge: bridge.clone(), mac, mtu });
+        let subnet = self.give_gateway(bridge, spec, None)?;
+        if spec.mode == Mode::Nat {
+            let uplinks = self.silent_uplinks();
+            self.steps.push(Step::EnableForwarding { bridge: bridge.clone(), uplinks });
+        }
+        Ok(Network { subnet, mac, mtu, leases: BTreeSet::new() })
+    }
+
+    /// The step that makes a bridge a network: `subnet` is what it has, if it has one.
+    fn give_gateway(&mut self, bridge: &IfName, spec: &Private<'_>, subnet: Option<Subnet>) -> Result<Subnet, Refusal> {
+        let mut taken = subnet::taken(self.facts);
+        let planned = self.networks.networks.iter();
+        taken.extend(planned.map(|(name, network)| Taken::by_network(network.subnet, name.as_str())));
+        let free = || subnet::choose(bridge.as_str(), &taken);
+        let subnet = match (subnet, spec.subnet) {
+            (Some(subnet), _) => subnet,
+            (None, Some(wanted)) => match subnet::overlap(wanted, &taken) {
+                Some(by) => {
+                    return Err(Refusal::SubnetTaken { subnet: wanted, by: by.to_owned(), free: free() });
+                }
+                None => wanted,
+            },
+            (None, None) => free().ok_or(Refusal::NoFreeSubnet)?,
+        };
+        let (net, forward) = (spec.name.to_string(), BTreeSet::new());
+        let alias = NetworkAlias { mode: spec.mode, net, forward, forward_all: false };
+        self.steps.push(Step::GiveGateway { bridge: bridge.clone(), subnet, alias });
+        Ok(subnet)
+    }
+
+    /// The MTU of a new network: what every way out carries.
+    fn network_mtu(&self, mode: Mode) -> u16 {
+        let routes = self.facts.ip.routes.iter().filter(|route| route.unicast && route.prefix_len == 0);
+        let uplinks: BTreeSet<u32> = routes.filter_map(|route| route.link).collect();
+        let mtus = self.facts.links.iter().filter(|link| uplinks.contains(&link.index)).map(|link| link.mtu);
+        let least = mtus.min().filter(|_| mode == Mode::Nat);
+        least.map_or(ETHERNET_MTU, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
+    }
+
+    /// The interfaces that lead to other machines and do not pass their packets on.
+    fn silent_uplinks(&self) -> Vec<IfName> {
+        let routes = self.facts.ip.routes.iter().filter(|route| route.unicast);
+        let leading: BTreeSet<u32> = routes.filter_map(|route| route.link).collect();
+        let silent = |link: &&Link| leading.contains(&link.index) && !self.facts.ip.forwarding.contains(&link.index);
+        let others = self.facts.links.iter().filter(|link| !link.is_our_bridge() && link.name != "lo");
+        others.filter(silent).filter_map(|link| link.name.parse().ok()).collect()
+    }
+}

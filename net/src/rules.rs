@@ -1,0 +1,238 @@
+//! The nftables rules of a VM whose cards are on networks of ours: address translation, forwarded ports, and what a guest may
+//! send at all.
+//!
+//! ```text
+//! table inet minivmm-VM      forward: no way around the translation; prerouting, output: forwarded ports; postrouting: masquerade
+//! table netdev minivmm-VM    a chain on each tap: the guest's own addresses only, nothing that only a gateway says
+//! ```
+//!
+//! The guards are in a table of the netdev family because the ingress hook of inet tables lets ARP and whatever else is not IP
+//! pass unseen. What the services of a card answer is dropped there, after their packet socket has seen it.
+
+use std::net::Ipv4Addr;
+
+use serde::Serialize;
+
+use crate::alias::Mode;
+use crate::mac::MacAddr;
+use crate::nft::{
+    AddrType, Base, Chain, ChainType, CtState, CtStatus, EtherAddr, EtherType, Expr, Family, Hook, Icmp6Type, IpFields,
+    Item, L4Proto, Match, Mss, NatPort, NatTarget, Policy, Rule, Statement, Table, TableName, Test, Verdict,
+};
+use crate::spec::{Forward, IfName, Protocol, Subnet};
+
+/// Priorities of hooks (`NF_IP_PRI_*`, linux/netfilter_ipv4.h).
+const DSTNAT: i32 = -100;
+const FILTER: i32 = 0;
+const SRCNAT: i32 = 100;
+
+/// The host's own addresses that no packet on a wire may have (RFC 1122 3.2.1.3).
+const LOOPBACK: (Ipv4Addr, u8) = (Ipv4Addr::new(127, 0, 0, 0), 8);
+
+/// Ports of the services.
+const DHCP_SERVER: u16 = 67;
+const DHCP6_SERVER: u16 = 547;
+const DNS: u16 = 53;
+
+/// What a guest may speak.
+const PROTOCOLS: [EtherType; 3] = [EtherType::IP4, EtherType::ARP, EtherType::IP6];
+
+/// Why packets are dropped: the names of the counters.
+const SPOOFED_MAC: &str = "spoofed-mac";
+const SPOOFED_ARP: &str = "spoofed-arp";
+const SPOOFED_IP: &str = "spoofed-ip";
+const ROGUE_DHCP: &str = "rogue-dhcp";
+const ROGUE_ROUTER: &str = "rogue-router";
+const LOOPBACK_ADDRESS: &str = "loopback";
+const OTHER_PROTOCOL: &str = "other-protocol";
+const UNASKED: &str = "unasked";
+const NO_WAY_OUT: &str = "no-way-out";
+
+/// A card on a network of ours, as far as rules depend on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Member {
+    /// The card.
+    pub card: usize,
+    /// [`Mode::Nat`] or [`Mode::Host`].
+    pub mode: Mode,
+    /// The network's bridge.
+    pub bridge: IfName,
+    /// The guest's address on the wire.
+    pub mac: MacAddr,
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// The network's addresses.
+    pub subnet: Subnet,
+    /// Ports of the host that lead to the guest.
+    pub forward: Vec<Forward>,
+}
+
+/// The tables of a VM. `tap` gives the tap of a card.
+pub(crate) fn tables(vm: &str, members: &[Member], tap: impl Fn(usize) -> Option<IfName>) -> [Table; 2] {
+    let name = |family| TableName { family, name: format!("minivmm-{vm}") };
+    let guards = members.iter().filter_map(|member| Some(guard(member, tap(member.card)?)));
+    let guards = Table {
+        name: name(Family::Netdev),
+        counters: [SPOOFED_MAC, SPOOFED_ARP, SPOOFED_IP, ROGUE_DHCP, ROGUE_ROUTER, LOOPBACK_ADDRESS, OTHER_PROTOCOL]
+            .map(str::to_owned)
+            .to_vec(),
+        sets: Vec::new(),
+        chains: guards.collect(),
+    };
+    let all = |rules: fn(&Member) -> Vec<Rule>| members.iter().flat_map(rules).collect::<Vec<_>>();
+    let mut chains = vec![chain("forward", ChainType::Filter, Hook::Forward, FILTER, all(forward))];
+    let nat = |name: &str, hook, priority, rules| chain(name, ChainType::Nat, hook, priority, rules);
+    chains.push(nat("postrouting", Hook::Postrouting, SRCNAT, all(source)));
+    if members.iter().any(|member| !member.forward.is_empty()) {
+        // A forwarded loopback address is for this host: nobody else can be talking to it.
+        let foreign = rule(ip4_daddr(prefix(LOOPBACK))).with(Verdict::Accept);
+        let outside: Vec<Rule> = [foreign].into_iter().chain(all(incoming)).collect();
+        chains.push(nat("prerouting", Hook::Prerouting, DSTNAT, outside));
+        chains.push(nat("output", Hook::Output, DSTNAT, all(incoming)));
+    }
+    let counters = vec![UNASKED.to_owned(), NO_WAY_OUT.to_owned()];
+    [Table { name: name(Family::Inet), counters, sets: Vec::new(), chains }, guards]
+}
+
+fn chain(name: &str, chain_type: ChainType, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
+    let base = Base { chain_type, hook, priority, policy: Policy::Accept };
+    Chain { name: name.to_owned(), base: Some(base), rules }
+}
+
+/// What the guest may send.
+fn guard(member: &Member, tap: IfName) -> Chain {
+    let Member { mac, address, subnet, .. } = member;
+    let own_mac = EtherAddr::from(*mac);
+    let ip4 = || rule(Match::EtherType(Test::is(EtherType::IP4)));
+    let ip6 = || rule(Match::EtherType(Test::is(EtherType::IP6)));
+    let rules = vec![
+        drop_as(rule(Match::EtherSaddr(Test::is_not(own_mac))), SPOOFED_MAC),
+        // A tagged frame has the type of its tag.
+        drop_as(rule(Match::EtherType(Test::NotIn(PROTOCOLS.map(Item::One).to_vec()))), OTHER_PROTOCOL),
+        // Most of all frames go no further.
+        rule(ip4_saddr(Test::is(*address)))
+            .with(Match::L4Proto(Test::is(L4Proto::TCP)))
+            .with(ip4_daddr(Test::IsNot(Item::Prefix(LOOPBACK.0, LOOPBACK.1))))
+            .with(Verdict::Accept),
+        // Answered by the services.
+        ip4().with(Match::UdpDport(Test::is(DHCP_SERVER))).with(Verdict::Drop),
+        ip4().with(ip4_daddr(Test::is(subnet.gateway()))).with(Match::UdpDport(Test::is(DNS))).with(Verdict::Drop),
+        drop_as(ip4().with(Match::UdpSport(Test::is(DHCP_SERVER))), ROGUE_DHCP),
+        drop_as(rule(ip4_saddr(Test::is_not(*address))), SPOOFED_IP),
+        drop_as(rule(ip4_daddr(prefix(LOOPBACK))), LOOPBACK_ADDRESS),
+        ip4().with(Verdict::Accept),
+        drop_as(rule(Match::ArpSender(Test::is_not(own_mac))), SPOOFED_ARP),
+        // An ARP probe asks from no address (RFC 5227 2.1.1).
+        drop_as(
+            rule(Match::ArpSenderIp(Test::NotIn(vec![Item::One(*address), Item::One(Ipv4Addr::UNSPECIFIED)]))),
+            SPOOFED_ARP,
+        ),
+        rule(Match::EtherType(Test::is(EtherType::ARP))).with(Verdict::Accept),
+        drop_as(ip6().with(Match::Icmp6Type(Test::any([Icmp6Type::ROUTER_ADVERT, Icmp6Type::REDIRECT]))), ROGUE_ROUTER),
+        drop_as(ip6().with(Match::UdpSport(Test::is(DHCP6_SERVER))), ROGUE_DHCP),
+        // Link-local addresses, and none, which is what a guest has before it has one.
+        drop_as(
+            rule(Match::Ip6(IpFields::Saddr(Test::NotIn(vec![
+                Item::Prefix([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10),
+                Item::One([0; 16].into()),
+            ])))),
+            SPOOFED_IP,
+        ),
+    ];
+    chain(&format!("card{}", member.card), ChainType::Filter, Hook::Ingress(tap), FILTER, rules)
+}
+
+/// What may pass between the network and the rest of the world.
+fn forward(member: &Member) -> Vec<Rule> {
+    let Member { bridge, address, .. } = member;
+    let (inward, outward) = ([Match::oif(bridge), iif_not(bridge)], [Match::iif(bridge), oif_not(bridge)]);
+    let from = |matches: [Match; 2]| matches.into_iter().fold(Rule::new(), Rule::with);
+    if member.mode != Mode::Nat {
+        return vec![drop_as(from(outward), NO_WAY_OUT), drop_as(from(inward), NO_WAY_OUT)];
+    }
+    let clamp = |rule: Rule| rule.with(Match::tcp_syn()).with(Statement::SetMss(Mss::RouteMtu));
+    let inward = || from(inward.clone()).with(ip4_daddr(Test::is(*address)));
+    vec![
+        clamp(from(outward).with(ip4_saddr(Test::is(*address)))),
+        clamp(inward()),
+        inward().with(Match::CtState(vec![CtState::Established, CtState::Related])).with(Verdict::Accept),
+        inward().with(Match::CtStatus(vec![CtStatus::Dnat])).with(Verdict::Accept),
+        drop_as(inward(), UNASKED),
+    ]
+}
+
+/// From whom packets seem to come.
+fn source(member: &Member) -> Vec<Rule> {
+    let Member { bridge, address, subnet, .. } = member;
+    if member.mode != Mode::Nat {
+        return Vec::new();
+    }
+    let mut rules = vec![rule(ip4_saddr(Test::is(*address))).with(oif_not(bridge)).with(Statement::Masquerade(None))];
+    if !member.forward.is_empty() {
+        // Whoever comes by a forwarded port from the network itself, or from the host's loopback, could not be answered.
+        for near in [(subnet.network(), subnet.prefix_len()), LOOPBACK] {
+            rules.push(
+                rule(Match::oif(bridge))
+                    .with(ip4_saddr(prefix(near)))
+                    .with(ip4_daddr(Test::is(*address)))
+                    .with(Match::CtStatus(vec![CtStatus::Dnat]))
+                    .with(Statement::Masquerade(None)),
+            );
+        }
+    }
+    rules
+}
+
+/// Where the host's ports lead.
+fn incoming(member: &Member) -> Vec<Rule> {
+    let lead = |forward: &Forward| {
+        let to_host = match forward.address {
+            Some(address) => ip4_daddr(Test::is(address)),
+            None => Match::FibDaddrType(Test::is(AddrType::LOCAL)),
+        };
+        let (ports, proto) = (Test::range(forward.host_port, forward.last_host_port()), proto(forward.protocol));
+        let port = match forward.protocol {
+            Protocol::Tcp => Match::TcpDport(ports),
+            Protocol::Udp => Match::UdpDport(ports),
+        };
+        let to = NatPort::shift(proto, forward.host_port, forward.guest_port, forward.count);
+        let target = NatTarget { addr: member.address.into(), port: to };
+        rule(to_host).with(port).with(Statement::Dnat(target))
+    };
+    member.forward.iter().map(lead).collect()
+}
+
+fn proto(protocol: Protocol) -> L4Proto {
+    match protocol {
+        Protocol::Tcp => L4Proto::TCP,
+        Protocol::Udp => L4Proto::UDP,
+    }
+}
+
+fn rule(expr: impl Into<Expr>) -> Rule {
+    Rule::new().with(expr)
+}
+
+fn drop_as(rule: Rule, reason: &str) -> Rule {
+    rule.with(Statement::CountIn(reason.to_owned())).with(Verdict::Drop)
+}
+
+fn prefix((address, len): (Ipv4Addr, u8)) -> Test<Ipv4Addr> {
+    Test::prefix4(address, len)
+}
+
+fn ip4_saddr(test: Test<Ipv4Addr>) -> Match {
+    Match::Ip4(IpFields::Saddr(test))
+}
+
+fn ip4_daddr(test: Test<Ipv4Addr>) -> Match {
+    Match::Ip4(IpFields::Daddr(test))
+}
+
+fn iif_not(name: &IfName) -> Match {
+    Match::Iif(Test::is_not(name.clone()))
+}
+
+fn oif_not(name: &IfName) -> Match {
+    Match::Oif(Test::is_not(name.clone()))
+}

@@ -1,0 +1,100 @@
+//! `nat` and `host`: networks of our own, which are made with their first card and go with their last.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::card::CardSpec;
+use super::fields::IfName;
+use super::forward::{Forward, ForwardList};
+use super::network::{NetworkName, Subnet};
+use crate::alias::Mode;
+
+/// `nat`: a new tap on a bridge of ours, whose guests reach the world by the host's addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatSpec {
+    /// The network: VMs that name the same one reach each other.
+    pub nat: NetworkName,
+    /// Its addresses; a free private subnet if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<Subnet>,
+    /// Ports of the host that lead to the guest.
+    #[serde(default)]
+    pub forward: ForwardList,
+    /// The card.
+    #[serde(flatten)]
+    pub card: CardSpec,
+}
+
+/// `host`: a new tap on a bridge of ours, whose guests reach each other and the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSpec {
+    /// The network: VMs that name the same one reach each other.
+    pub host: NetworkName,
+    /// Its addresses; a free private subnet if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<Subnet>,
+    /// The card.
+    #[serde(flatten)]
+    pub card: CardSpec,
+}
+
+/// A network of our own that a card is to be on.
+#[derive(Clone, Copy, Debug)]
+pub struct Private<'a> {
+    /// [`Mode::Nat`] or [`Mode::Host`].
+    pub mode: Mode,
+    /// Its name.
+    pub name: &'a NetworkName,
+    /// Its addresses, if the user says.
+    pub subnet: Option<Subnet>,
+    /// Ports of the host that lead to the guest.
+    pub forward: &'a [Forward],
+    /// The card.
+    pub card: &'a CardSpec,
+}
+
+impl Private<'_> {
+    /// The bridge that makes the network: `mvn-NAME` or `mvh-NAME`.
+    pub fn bridge(&self) -> IfName {
+        IfName::of_network(if self.mode == Mode::Nat { "mvn-" } else { "mvh-" }, self.name)
+    }
+}
+
+impl NatSpec {
+    /// What it asks for, as both modes have it.
+    pub(crate) fn private(&self) -> Private<'_> {
+        let (mode, forward) = (Mode::Nat, self.forward.as_slice());
+        Private { mode, name: &self.nat, subnet: self.subnet, forward, card: &self.card }
+    }
+}
+
+impl HostSpec {
+    /// What it asks for, as both modes have it.
+    pub(crate) fn private(&self) -> Private<'_> {
+        Private { mode: Mode::Host, name: &self.host, subnet: self.subnet, forward: &[], card: &self.card }
+    }
+}
+
+impl fmt::Display for NatSpec {
+    /// The flag as far as the card's own keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_network(f, "nat", &self.nat, self.subnet)?;
+        if self.forward.is_empty() { Ok(()) } else { write!(f, ",forward={}", self.forward) }
+    }
+}
+
+impl fmt::Display for HostSpec {
+    /// The flag as far as the card's own keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_network(f, "host", &self.host, self.subnet)
+    }
+}
+
+fn write_network(f: &mut fmt::Formatter<'_>, mode: &str, name: &NetworkName, subnet: Option<Subnet>) -> fmt::Result {
+    f.write_str(mode)?;
+    if !name.is_default() {
+        write!(f, "={name}")?;
+    }
+    subnet.map_or(Ok(()), |subnet| write!(f, ",subnet={subnet}"))
+}

@@ -1,0 +1,82 @@
+//! IPv4 as far as networks of ours depend on it: addresses, routes, and who forwards.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+
+use crate::facts::{Address, IpFacts, Link, Route};
+use crate::rtnl::Rtnl;
+use crate::sysctl::{self, Conf};
+
+/// Where the host's name servers are.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Reads it all. A host with the routes of the whole internet has a million, and a start there takes a second.
+pub(super) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
+    let addresses = rtnl.addresses().await?.iter().filter_map(address).collect();
+    let routes: Vec<Route> = rtnl.routes(AddressFamily::Inet).await?.iter().flat_map(routes).collect();
+    let users: BTreeSet<u32> = routes.iter().filter_map(|route| route.link).collect();
+    let forwards = |link: &&Link| sysctl::read(Conf::Ipv4, &link.name, "forwarding").is_ok_and(|value| value == "1");
+    let forwarding = links.iter().filter(|link| users.contains(&link.index)).filter(forwards);
+    Ok(IpFacts { forwarding: forwarding.map(|link| link.index).collect(), addresses, routes, resolvers: resolvers() })
+}
+
+/// The IPv4 name servers of resolv.conf(5); a host without the file has none.
+fn resolvers() -> Vec<Ipv4Addr> {
+    let text = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    let servers = text.lines().filter_map(|line| line.trim_start().strip_prefix("nameserver"));
+    servers.filter_map(|rest| rest.trim().parse().ok()).collect()
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    // On a point-to-point link `Address` is the other end's.
+    let ips = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
+        _ => None,
+    };
+    let ip = message.attributes.iter().find_map(ips)?;
+    Some(Address { ip, prefix_len: message.header.prefix_len, link: message.header.index })
+}
+
+/// A route for each link that it leads to. Routes that lead nowhere stand in nobody's way.
+fn routes(message: &RouteMessage) -> Vec<Route> {
+    if !matches!(message.header.kind, RouteType::Unicast | RouteType::Local | RouteType::Anycast) {
+        return Vec::new();
+    }
+    let base = Route {
+        destination: Ipv4Addr::UNSPECIFIED,
+        prefix_len: message.header.destination_prefix_length,
+        gateway: None,
+        link: None,
+        unicast: message.header.kind == RouteType::Unicast,
+    };
+    let mut routes = vec![read(&message.attributes, base)];
+    for hops in message.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    }) {
+        let base = read(&message.attributes, base);
+        routes =
+            hops.iter().map(|hop| read(&hop.attributes, Route { link: Some(hop.interface_index), ..base })).collect();
+    }
+    routes
+}
+
+/// `base` with what these attributes say.
+fn read(attributes: &[RouteAttribute], base: Route) -> Route {
+    let mut route = base;
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => route.destination = *ip,
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => route.gateway = Some(*ip),
+            RouteAttribute::Oif(index) => route.link = Some(*index),
+            _ => {}
+        }
+    }
+    route
+}

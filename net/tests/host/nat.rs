@@ -1,0 +1,371 @@
+//! `nat` and `host`: what guests reach, and what is left of it.
+
+use net::MacAddr;
+
+use crate::Case;
+use crate::guest::{Namespace, ask_tcp, ask_udp, configure, echo, is_silent, send_frame};
+use crate::lan::{exists, link, names, sh, snapshot, until};
+use crate::vmm::Vmm;
+
+pub(crate) const CASES: &[Case] = &[
+    ("nat_guest_reaches_the_world_by_the_hosts_address", out),
+    ("nat_guest_gets_its_lease_by_dhcp", lease),
+    ("nat_leaves_nothing_however_it_ends", endings),
+    ("nat_forwarding_of_the_host_is_put_back_by_the_last_network", forwarding),
+    ("nat_siblings_reach_each_other_also_by_name", siblings),
+    ("nat_subnet_avoids_what_the_host_can_reach", subnets),
+    ("nat_of_many_vms_at_once_gives_each_an_address", many_at_once),
+    ("nat_forward_leads_from_everywhere_to_the_guest", forward),
+    ("nat_forward_of_one_address_leads_from_there_alone", forward_address),
+    ("nat_forward_of_a_port_that_is_taken_is_refused", forward_taken),
+    ("nat_guest_that_forges_is_dropped_and_counted", forged),
+    ("host_guest_reaches_host_and_siblings_and_nobody_else", host_only),
+];
+
+/// The world: a namespace behind the host's only uplink. It has no route to networks of ours.
+fn world() -> Namespace {
+    sh("ip link set lo up");
+    let world = Namespace::behind("up0", "198.51.100.1/24", "198.51.100.2/24");
+    sh("ip route add default via 198.51.100.1");
+    world
+}
+
+/// Everything that a network of ours changes.
+fn state() -> String {
+    let forwarding = sh("sysctl -a --pattern net.ipv4.conf.*.(forwarding|route_localnet)");
+    [snapshot(), sh("nft list ruleset"), sh("ip route show table all"), sh("ip rule"), forwarding].concat()
+}
+
+/// The lease that is written on a tap.
+fn address(tap: &str) -> String {
+    let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
+    alias.split("ip4=").nth(1).unwrap().to_owned()
+}
+
+/// The gateway of a network of /24.
+fn gateway(address: &str) -> String {
+    format!("{}.1", address.rsplit_once('.').unwrap().0)
+}
+
+fn out() {
+    let world = world();
+    let before = state();
+    let (vmm, guest) = Vmm::start_with_guest("web", "nat");
+    let address = address("vmtap0");
+    configure(&guest, &address, &gateway(&address));
+    echo(&world, 7);
+    guest.sh(&format!("ping -c 1 -W 5 {}", gateway(&address)));
+    let host = Some("198.51.100.2".parse().unwrap());
+    assert_eq!(ask_tcp(&guest, "198.51.100.1:7"), host);
+    assert_eq!(ask_udp(&guest, "198.51.100.1:7"), host);
+    guest.sh("ping -c 1 -W 5 198.51.100.1");
+    // The world has a route, and gets no answer all the same.
+    world.sh("ip route add 10.0.0.0/8 via 198.51.100.2");
+    echo(&guest, 9);
+    assert!(is_silent(&world, &format!("{address}:9")));
+    vmm.stop();
+    assert_eq!(state(), before);
+}
+
+fn lease() {
+    let _world = world();
+    let (vmm, guest) = Vmm::start_with_guest("web", "nat");
+    let text = guest.sh("busybox udhcpc -f -q -n -t 5 -T 2 -i eth0 -s /bin/true");
+    let address = address("vmtap0");
+    assert!(text.contains(&format!("lease of {address} obtained from {}", gateway(&address))), "{text}");
+    vmm.stop();
+}
+
+fn endings() {
+    let _world = world();
+    let before = state();
+    let mut vmm = Vmm::start("web", &["nat"]);
+    vmm.kill();
+    assert_eq!(vmm.end(), "");
+    assert_eq!(state(), before);
+
+    let mut vmm = Vmm::start("web", &["nat"]);
+    vmm.guest();
+    vmm.kill_keeper();
+    assert_eq!(vmm.line(), "keeper gone");
+    vmm.kill();
+    assert!(exists("mvn-default"));
+    assert_eq!(sh("nft list ruleset"), "");
+    Vmm::start_with_guest("web", "nat").0.stop();
+    assert_eq!(state(), before);
+    assert_eq!(names(), ["up0"]);
+}
+
+fn is_forwarding(link: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{link}/forwarding")).unwrap().trim() == "1"
+}
+
+fn forwarding() {
+    let _world = world();
+    let before = state();
+    let first = Vmm::start("a", &["nat=a"]);
+    assert!(is_forwarding("up0") && is_forwarding("mvn-a") && !is_forwarding("lo"));
+    let up0 = link("up0")["ifindex"].to_string();
+    assert_eq!(link("mvn-a")["ifalias"], format!("minivmm mode=nat net=a forward={up0}"));
+    let second = Vmm::start("b", &["nat=b"]);
+    assert_eq!(link("mvn-b")["ifalias"], "minivmm mode=nat net=b");
+    stop(first);
+    assert!(is_forwarding("up0"));
+    assert_eq!(link("mvn-b")["ifalias"], format!("minivmm mode=nat net=b forward={up0}"));
+    stop(second);
+    assert_eq!(state(), before);
+
+    // Somebody who has the host forward meanwhile keeps what he asked for.
+    let vmm = Vmm::start("a", &["nat=a"]);
+    sh("sysctl -q net.ipv4.ip_forward=1");
+    stop(vmm);
+    assert!(is_forwarding("up0"));
+}
+
+/// Stops a VMM whose guests nobody asked for.
+fn stop(mut vmm: Vmm) {
+    vmm.guest();
+    assert_eq!(vmm.order("stop"), "stopped");
+    assert_eq!(vmm.end(), "");
+}
+
+fn siblings() {
+    let (first, web) = Vmm::start_with_guest("web", "nat");
+    let (second, db) = Vmm::start_with_guest("db", "nat");
+    let (third, other) = Vmm::start_with_guest("other", "nat=other");
+    let addresses = [address("vmtap0"), address("vmtap1"), address("vmtap2")];
+    for (guest, address) in [&web, &db, &other].into_iter().zip(&addresses) {
+        configure(guest, address, &gateway(address));
+    }
+    assert_ne!(addresses[0], addresses[1]);
+    web.sh(&format!("ping -c 1 -W 5 {}", addresses[1]));
+    let (ok, text) = web.attempt(&format!("nslookup -type=a db.minivmm {}", gateway(&addresses[0])));
+    assert!(ok && text.contains(&format!("Address: {}", addresses[1])), "{text}");
+    let (ok, text) = web.attempt(&format!("nslookup -type=a other.minivmm {}", gateway(&addresses[0])));
+    assert!(!ok && text.contains("NXDOMAIN"), "{text}");
+    echo(&db, 9);
+    assert!(is_silent(&other, &format!("{}:9", addresses[1])));
+    for vmm in [first, second, third] {
+        vmm.stop();
+    }
+}
+
+fn subnets() {
+    let _world = world();
+    let vmm = Vmm::start("web", &["nat"]);
+    let address = address("vmtap0");
+    stop(vmm);
+    let (subnet, _) = address.rsplit_once('.').unwrap();
+    // A route of a policy table, and an address on an interface that is down.
+    sh(&format!("ip route add {subnet}.64/28 via 198.51.100.1 table 7"));
+    let vmm = Vmm::start("web", &["nat"]);
+    let (second, _) = super_subnet("vmtap0");
+    assert_ne!(second, subnet);
+    stop(vmm);
+    sh("ip link add vpn0 type bridge");
+    sh(&format!("ip addr add {second}.9/24 dev vpn0"));
+    let vmm = Vmm::start("web", &["nat"]);
+    let (third, _) = super_subnet("vmtap0");
+    assert!(third != second && third != subnet);
+    stop(vmm);
+    let vmm = Vmm::spawn("web", &[&format!("nat,subnet={second}.0/24")]);
+    let line = vmm.line();
+    let hint = format!("leave subnet= out, or give subnet={third}.0/24");
+    assert_eq!(line, format!("failed subnet={second}.0/24 overlaps the network of vpn0 | {hint} | usage"));
+    let vmm = Vmm::start("web", &["nat,subnet=192.168.77.0/28"]);
+    assert_eq!(super_subnet("vmtap0").0, "192.168.77");
+    let other = Vmm::spawn("db", &["nat,subnet=192.168.78.0/28"]);
+    assert!(other.line().starts_with("failed Network default exists with subnet 192.168.77.0/28"));
+    stop(vmm);
+}
+
+/// The lease of a tap in two parts.
+fn super_subnet(tap: &str) -> (String, String) {
+    let address = address(tap);
+    let (subnet, host) = address.rsplit_once('.').unwrap();
+    (subnet.to_owned(), host.to_owned())
+}
+
+fn many_at_once() {
+    let _world = world();
+    let before = state();
+    let vmms: Vec<Vmm> = (0..64).map(|idx| Vmm::spawn(&format!("vm{idx}"), &["nat"])).collect();
+    let leases: std::collections::BTreeSet<String> = vmms.iter().map(|vmm| address(&vmm.taps()[0])).collect();
+    assert_eq!(leases.len(), 64);
+    for vmm in vmms {
+        stop(vmm);
+    }
+    assert_eq!(state(), before);
+}
+
+fn forward() {
+    let world = world();
+    // With it the kernel translates on the bridge, where a frame does not go back to the port that it came from.
+    let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0");
+    let host = Namespace::at("/proc/self/ns/net");
+    let spec = "nat,forward=tcp:8080:80+udp:8080:80+tcp:9000-9002:90-92+udp:9000-9002:90-92";
+    let (first, web) = Vmm::start_with_guest("web", spec);
+    let (second, db) = Vmm::start_with_guest("db", "nat");
+    let [address, other] = ["vmtap0", "vmtap1"].map(address);
+    configure(&web, &address, &gateway(&address));
+    configure(&db, &other, &gateway(&other));
+    for port in [80, 90, 92] {
+        echo(&web, port);
+    }
+    for port in [8080, 9000, 9002] {
+        for (from, to, seen) in [
+            (&world, "198.51.100.2", "198.51.100.1"),
+            (&host, "198.51.100.2", "198.51.100.2"),
+            (&host, "127.0.0.1", &gateway(&address)),
+            (&db, "198.51.100.2", &gateway(&address)),
+            (&web, "198.51.100.2", &gateway(&address)),
+        ] {
+            let (to, seen) = (format!("{to}:{port}"), Some(seen.parse().unwrap()));
+            assert_eq!(ask_tcp(from, &to), seen, "tcp {to}");
+            assert_eq!(ask_udp(from, &to), seen, "udp {to}");
+        }
+    }
+    assert!(is_silent(&world, "198.51.100.2:9001"));
+    first.stop();
+    second.stop();
+    assert!(is_silent(&world, "198.51.100.2:8080"));
+}
+
+fn forward_address() {
+    let world = world();
+    let host = Namespace::at("/proc/self/ns/net");
+    let (vmm, guest) = Vmm::start_with_guest("web", "nat,forward=tcp:127.0.0.1:8080:80+tcp:198.51.100.2:8081:80");
+    let address = address("vmtap0");
+    configure(&guest, &address, &gateway(&address));
+    echo(&guest, 80);
+    assert_eq!(ask_tcp(&host, "127.0.0.1:8080"), Some(gateway(&address).parse().unwrap()));
+    assert_eq!(ask_tcp(&host, "198.51.100.2:8081"), Some("198.51.100.2".parse().unwrap()));
+    assert_eq!(ask_tcp(&world, "198.51.100.2:8081"), Some("198.51.100.1".parse().unwrap()));
+    assert!(is_silent(&world, "198.51.100.2:8080"));
+    assert!(is_silent(&host, "127.0.0.1:8081"));
+    // A neighbour that sends to the host's loopback address.
+    world.sh("sysctl -q net.ipv4.conf.eth0.route_localnet=1");
+    world.sh("ip route flush table local 127.0.0.0/8");
+    world.sh("ip addr flush dev lo");
+    world.sh("ip route add 127.0.0.0/8 via 198.51.100.2 src 198.51.100.1");
+    assert!(is_silent(&world, "127.0.0.1:8080"));
+    // Nor is the host's loopback interface there for the guest.
+    guest.sh("sysctl -q net.ipv4.conf.eth0.route_localnet=1");
+    guest.sh("ip addr flush dev lo");
+    guest.sh(&format!("ip route add 127.0.0.0/8 via {}", gateway(&address)));
+    assert!(is_silent(&guest, "127.0.0.1:8080"));
+    vmm.stop();
+}
+
+fn forward_taken() {
+    let _world = world();
+    let before = state();
+    let tcp = std::net::TcpListener::bind("127.0.0.1:8080").unwrap();
+    let refused = |spec: &str| {
+        let mut vmm = Vmm::spawn("web", &[spec]);
+        let line = vmm.line();
+        vmm.wait();
+        assert_eq!(vmm.end(), "");
+        line
+    };
+    let hint = "forward another port, or end who has it: ss -tlnp 'sport = 8080' shows it";
+    let wanted = format!("failed tcp port 8080 of this host is taken | {hint} | usage");
+    assert_eq!(refused("nat,forward=tcp:8079-8081:79-81"), wanted);
+    drop(tcp);
+    let udp = std::net::UdpSocket::bind("198.51.100.2:5353").unwrap();
+    assert!(refused("nat,forward=udp:5353:53").starts_with("failed udp port 5353 of this host is taken"));
+    drop(udp);
+    assert!(refused("nat,forward=tcp:192.0.2.1:80:80").starts_with("failed 192.0.2.1 is not an address of this host"));
+    assert_eq!(state(), before);
+    // Nobody else gets a port that leads to a guest.
+    let vmm = Vmm::start("first", &["nat,forward=tcp:8080:80+udp:8080:80"]);
+    assert_eq!(refused("nat,forward=tcp:8080:80"), wanted);
+    assert!(std::net::TcpListener::bind("127.0.0.1:8080").is_err());
+    assert!(std::net::UdpSocket::bind("127.0.0.1:8080").is_err());
+    stop(vmm);
+    std::net::TcpListener::bind("127.0.0.1:8080").unwrap();
+    assert_eq!(state(), before);
+}
+
+/// Packets that a counter of the VM's guards has.
+fn counted(vm: &str, reason: &str) -> u64 {
+    let text = sh(&format!("nft list counter netdev minivmm-{vm} {reason}"));
+    text.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+fn forged() {
+    let world = world();
+    let (vmm, guest) = Vmm::start_with_guest("web", "nat");
+    let address = address("vmtap0");
+    configure(&guest, &address, &gateway(&address));
+    echo(&world, 7);
+    assert!(ask_tcp(&guest, "198.51.100.1:7").is_some());
+    let reasons =
+        ["spoofed-mac", "spoofed-arp", "spoofed-ip", "rogue-dhcp", "rogue-router", "loopback", "other-protocol"];
+    // The guest's kernel has an IPv6 address of its link, and nothing else that is odd.
+    assert_eq!(reasons.map(|reason| counted("web", reason)), [0; 7]);
+
+    let subnet = address.rsplit_once('.').unwrap().0;
+    let guessed = format!("{subnet}.{}", if address.ends_with(".77") { 78 } else { 77 });
+    guest.sh(&format!("ip addr add {guessed}/24 dev eth0"));
+    assert!(!guest.attempt(&format!("ping -c 1 -W 1 -I {guessed} {}", gateway(&address))).0);
+    assert!(counted("web", "spoofed-arp") + counted("web", "spoofed-ip") > 0);
+    guest.sh(&format!("ip addr del {guessed}/24 dev eth0"));
+
+    let mac = link("mvn-default")["address"].as_str().unwrap().to_owned();
+    guest.sh(&format!("ip neigh replace {} lladdr {mac} dev eth0 nud permanent", gateway(&address)));
+    guest.sh(&format!("ip addr add {guessed}/32 dev lo"));
+    assert!(!guest.attempt(&format!("ping -c 1 -W 1 -I {guessed} {}", gateway(&address))).0);
+    assert!(counted("web", "spoofed-ip") > 0);
+
+    guest.sh("ip link set eth0 address 02:00:00:00:00:09");
+    assert!(!guest.attempt(&format!("ping -c 1 -W 1 {}", gateway(&address))).0);
+    assert!(counted("web", "spoofed-mac") > 0);
+    guest.sh(&format!("ip link set eth0 address {}", MacAddr::for_vm("web", 0)));
+
+    guest.within(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:67").unwrap();
+        socket.send_to(&[2; 300], format!("{}:68", gateway(&address))).unwrap();
+    });
+    until(|| counted("web", "rogue-dhcp") > 0);
+    // A frame with a VLAN tag around nothing.
+    let own = MacAddr::for_vm("web", 0).octets();
+    send_frame(&guest, &[&[0xff; 6][..], &own, &[0x81, 0, 0, 5, 0x08, 0], &[0; 46]].concat());
+    // A router advertisement: IPv6, next header 58, type 134.
+    let ip6 = [&[0x60, 0, 0, 0, 0, 16, 58, 255, 0xfe, 0x80][..], &[0; 13], &[1, 0xff, 2], &[0; 13], &[1]].concat();
+    send_frame(&guest, &[&[0x33, 0x33, 0, 0, 0, 1][..], &own, &[0x86, 0xdd], &ip6, &[134], &[0; 15]].concat());
+    // An ARP answer for the gateway.
+    let sender = [&own[..], &[10, 255, 255, 1]].concat();
+    let arp = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &sender, &[0xff; 6], &[10, 255, 255, 2]].concat();
+    let before = counted("web", "spoofed-arp");
+    send_frame(&guest, &[&[0xff; 6][..], &own, &[0x08, 0x06], &arp, &[0; 18]].concat());
+    for (reason, least) in [("rogue-router", 1), ("other-protocol", 1), ("spoofed-arp", before + 1)] {
+        until(|| counted("web", reason) >= least);
+    }
+    assert!(ask_tcp(&guest, "198.51.100.1:7").is_some());
+    vmm.stop();
+}
+
+fn host_only() {
+    let world = world();
+    let before = state();
+    let (first, web) = Vmm::start_with_guest("web", "host");
+    let (second, db) = Vmm::start_with_guest("db", "host");
+    let [address, other] = ["vmtap0", "vmtap1"].map(address);
+    configure(&web, &address, &gateway(&address));
+    configure(&db, &other, &gateway(&other));
+    echo(&world, 7);
+    web.sh(&format!("ping -c 1 -W 5 {}", gateway(&address)));
+    web.sh(&format!("ping -c 1 -W 5 {other}"));
+    assert!(is_silent(&web, "198.51.100.1:7"));
+    // Not even on a host that forwards everything, and to somebody who knows the way back.
+    sh("sysctl -q net.ipv4.ip_forward=1");
+    world.sh("ip route add 10.0.0.0/8 via 198.51.100.2");
+    assert!(is_silent(&web, "198.51.100.1:7"));
+    echo(&web, 9);
+    assert!(is_silent(&world, &format!("{address}:9")));
+    sh("sysctl -q net.ipv4.ip_forward=0");
+    first.stop();
+    second.stop();
+    assert_eq!(state(), before);
+}
