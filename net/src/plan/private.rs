@@ -70,6 +70,7 @@ impl Draft<'_> {
             mtu,
             reach: if mode == Mode::Nat { Reach::Outside } else { Reach::HostOnly },
             ipv4: Ipv4Network { address, gateway: subnet.gateway(), prefix_len: subnet.prefix_len() },
+            ipv6: None,
         };
         self.networks.services.push((card, service));
         Ok((mtu, queues))
