@@ -46,6 +46,8 @@
 
 pub mod alias;
 pub mod facts;
+pub mod gc;
+pub mod inventory;
 pub mod keeper;
 pub mod link;
 pub mod lookout;

@@ -471,7 +471,7 @@ fn index_of(name: &str) -> io::Result<u32> {
 }
 
 /// The caller holds the namespace's lock, so no other keeper attaches a tap between the look and the removal.
-async fn remove_bridge_if_unused(rtnl: &Rtnl, bridge: &IfName) -> io::Result<()> {
+pub(crate) async fn remove_bridge_if_unused(rtnl: &Rtnl, bridge: &IfName) -> io::Result<()> {
     let links: Vec<_> = rtnl.links().await?.iter().filter_map(survey::link).collect();
     let ours = links.iter().find(|link| link.name == bridge.as_str() && link.is_our_bridge());
     match ours {

@@ -1,4 +1,5 @@
-//! The caller's side of a request to a VM that runs: `minivmm counters` and `minivmm link`.
+//! The caller's side of a request to a VM that runs: `minivmm counters`, `minivmm link` and
+//! `minivmm net list`.
 
 use crate::error::Error;
 use crate::name::VmName;
@@ -18,14 +19,21 @@ const LONGEST_REPLY: u64 = 16 << 20;
 /// # Errors
 /// There is no such VM, it refuses, or does not answer.
 pub(crate) fn ask(name: &VmName, request: &Request) -> Result<String, Error> {
-    let stream = connect(name)?;
-    match exchange(&stream, request).map_err(Error::host("ask the VM"))? {
+    match query(name, request)? {
         Reply::Done => Ok(String::new()),
-        Reply::Counters(counters) => Ok(format!("{counters:#}\n")),
+        Reply::Counters(value) | Reply::Network(value) => Ok(format!("{value:#}\n")),
         Reply::Refused(sentence) => {
             Err(Error::Usage { sentence, hint: "See minivmm --help for what a VM can be asked".to_owned() })
         }
     }
+}
+
+/// Asks the VM called `name`. Returns what it says.
+///
+/// # Errors
+/// There is no such VM, or it does not answer.
+pub(crate) fn query(name: &VmName, request: &Request) -> Result<Reply, Error> {
+    exchange(&connect(name)?, request).map_err(Error::host("ask the VM"))
 }
 
 fn connect(name: &VmName) -> Result<UnixStream, Error> {

@@ -4,6 +4,7 @@
 //! belong to the network namespace, which is also the scope in which two VMs would disturb each other's interfaces.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -13,7 +14,7 @@ use std::str::FromStr;
 const MAX_LEN: usize = 63;
 
 /// A name: `[a-z0-9][a-z0-9._-]{0,62}`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct VmName(String);
 
 /// Text that is not a name.
@@ -35,6 +36,28 @@ pub(crate) enum LockError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// What the address of a VM's socket begins with.
+const SOCKET_PREFIX: &str = "minivmm/";
+
+/// The names of the VMs that run in this network namespace, in alphabetical order.
+///
+/// # Errors
+/// The kernel does not list its sockets.
+pub(crate) fn running() -> io::Result<Vec<VmName>> {
+    Ok(names_in(&fs::read_to_string("/proc/net/unix")?))
+}
+
+/// The names in a list of sockets (proc(5)): the address is the last word of a line, and an abstract one begins with `@`.
+fn names_in(sockets: &str) -> Vec<VmName> {
+    let addresses = sockets.lines().filter_map(|line| line.rsplit(' ').next()?.strip_prefix('@'));
+    let mut names: Vec<VmName> =
+        addresses.filter_map(|address| address.strip_prefix(SOCKET_PREFIX)?.parse().ok()).collect();
+    // A caller's connection has the same address.
+    names.sort();
+    names.dedup();
+    names
 }
 
 /// A name that no other VM of this network namespace can have while this lives.
@@ -64,7 +87,7 @@ impl VmName {
     /// # Errors
     /// None for a name, which is short and has no zero.
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {
-        SocketAddr::from_abstract_name(format!("minivmm/{self}"))
+        SocketAddr::from_abstract_name(format!("{SOCKET_PREFIX}{self}"))
     }
 
     /// Takes the name.
@@ -111,6 +134,21 @@ mod tests {
         for bad in ["", "-a", ".a", "A", "a b", "ü", "a/b", &"x".repeat(64)] {
             assert_eq!(bad.parse::<VmName>(), Err(BadName), "{bad}");
         }
+    }
+
+    #[test]
+    fn names_are_found_among_sockets() {
+        let sockets = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+                       0000: 00000002 00000000 00010000 0001 01 7 @minivmm/web\n\
+                       0000: 00000003 00000000 00000000 0001 03 8 @minivmm/web\n\
+                       0000: 00000002 00000000 00010000 0001 01 9 @minivmm/Bad\n\
+                       0000: 00000002 00000000 00010000 0001 01 10 /run/minivmm/x\n\
+                       0000: 00000003 00000000 00000000 0001 03 11\n\
+                       0000: 00000002 00000000 00010000 0001 01 12 @minivmm/db\n";
+
+        let names: Vec<_> = names_in(sockets).iter().map(ToString::to_string).collect();
+
+        assert_eq!(names, ["db", "web"]);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub(crate) const LONGEST: usize = 4096;
 pub(crate) enum Request {
     /// What every device has counted.
     Counters,
+    /// What is known of every card.
+    Network,
     /// Takes the cable of a card out, or puts it back.
     Link {
         /// Which.
@@ -42,6 +44,8 @@ pub(crate) enum Reply {
     Done,
     /// What was asked for.
     Counters(serde_json::Value),
+    /// The cards, as in the ready line.
+    Network(serde_json::Value),
     /// It cannot be done: a sentence.
     Refused(String),
 }
@@ -93,6 +97,7 @@ mod tests {
     fn requests_survive_the_wire() {
         for (request, text) in [
             (Request::Counters, r#""counters""#),
+            (Request::Network, r#""network""#),
             (Request::Link { card: CardName(1), state: LinkWish::Down }, r#"{"link":{"card":"net1","state":"down"}}"#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), text);

@@ -7,6 +7,8 @@
 mod guest;
 #[path = "explain/host.rs"]
 mod host;
+#[path = "explain/list.rs"]
+mod list;
 #[path = "explain/plan.rs"]
 mod plan;
 #[path = "explain/ready.rs"]
@@ -21,7 +23,7 @@ use std::process::{Command, ExitCode};
 type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
-    [plan::CASES, ready::CASES].concat()
+    [list::CASES, plan::CASES, ready::CASES].concat()
 }
 
 fn main() -> ExitCode {

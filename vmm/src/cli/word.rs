@@ -35,6 +35,14 @@ pub(crate) enum Word {
 pub(crate) enum NetWord {
     /// Print every step that a start with these cards would take, and what would undo it; nothing is changed
     Plan(PlanArgs),
+    /// Print the cards of every VM in this network namespace
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what is left of VMs that were killed together with their keeper: bridges of minivmm without ports
+    Gc,
 }
 
 /// The cards that are planned for.

@@ -188,13 +188,14 @@ impl Host {
 
     /// Goes on with whoever asks this VM something; `devices` are those of the machine that runs.
     pub(super) fn serve_desk(&mut self, devices: &Devices) {
-        let Self { desk, cards, services, .. } = self;
+        let Self { desk, cards, services, ready, .. } = self;
         desk.serve(|request| match request {
             Request::Counters => {
                 let mut counters = devices.counters();
                 services.add_counters(&mut counters);
                 Reply::Counters(counters)
             }
+            Request::Network => Reply::Network(ready.cards()),
             Request::Link { card: name, state } => match cards.get(name.0) {
                 Some(card) => {
                     log::info!("The link of {name} is to be {state:?}");

@@ -1,0 +1,102 @@
+//! `minivmm net list`: the cards of every VM in this network namespace.
+//!
+//! A VM is known by the socket that holds its name. The user who started it and root are told by the VM itself; to others its taps
+//! say what everybody may know.
+
+use crate::call;
+use crate::error::Error;
+use crate::name::{self, VmName};
+use crate::request::{Reply, Request};
+use net::inventory::{Entry, inventory};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The table's columns: headings, and the keys of a card.
+const COLUMNS: [(&str, &str); 8] = [
+    ("VM", "vm"),
+    ("CARD", "card"),
+    ("MODE", "mode"),
+    ("NETWORK", "network"),
+    ("TAP", "tap"),
+    ("MAC", "mac"),
+    ("ADDRESSES", "addresses"),
+    ("LINK", "link"),
+];
+
+/// Every VM with its cards, as a list of objects.
+///
+/// # Errors
+/// The host does not say what there is.
+pub(super) fn list() -> Result<Value, Error> {
+    let links = inventory()?;
+    let names = name::running().map_err(Error::host("read /proc/net/unix"))?;
+    Ok(names.iter().map(|name| vm(name, &links)).collect())
+}
+
+/// The same as a table.
+pub(super) fn table(vms: &Value) -> String {
+    let vms = vms.as_array().into_iter().flatten();
+    let cards = vms.flat_map(|vm| vm["cards"].as_array().into_iter().flatten().map(move |card| (vm, card)));
+    let mut rows = vec![COLUMNS.map(|(heading, _)| heading.to_owned())];
+    rows.extend(
+        cards.map(|(vm, card)| COLUMNS.map(|(_, key)| cell(if key == "vm" { &vm["name"] } else { &card[key] }))),
+    );
+    let widths: Vec<usize> =
+        (0..COLUMNS.len()).map(|idx| rows.iter().map(|row| row[idx].len()).max().unwrap_or(0)).collect();
+    let line = |row: &[String; COLUMNS.len()]| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) if !items.is_empty() => items.iter().map(cell).collect::<Vec<_>>().join(","),
+        _ => "-".to_owned(),
+    }
+}
+
+fn vm(name: &VmName, links: &BTreeMap<String, Entry>) -> Value {
+    match call::query(name, &Request::Network) {
+        Ok(Reply::Network(Value::Array(cards))) => {
+            let cards: Value = cards.into_iter().map(|card| with_link(card, links)).collect();
+            json!({ "name": name.as_str(), "cards": cards })
+        }
+        Ok(Reply::Refused(sentence)) => json!({ "name": name.as_str(), "note": sentence, "cards": taps(name, links) }),
+        Ok(_) => json!({ "name": name.as_str(), "note": "It answers another question", "cards": taps(name, links) }),
+        Err(err) => json!({ "name": name.as_str(), "note": err.chain(), "cards": taps(name, links) }),
+    }
+}
+
+/// What the VM says of a card, and what the host says of its tap.
+fn with_link(mut card: Value, links: &BTreeMap<String, Entry>) -> Value {
+    let entry = card["tap"].as_str().and_then(|tap| links.get(tap));
+    let network = entry.and_then(|entry| entry.card.as_ref().map(|card| &card.net).or(entry.master.as_ref()));
+    card["network"] = json!(network);
+    card["link"] = json!(entry.map(link));
+    card
+}
+
+/// What the taps of a VM say of it.
+fn taps(name: &VmName, links: &BTreeMap<String, Entry>) -> Value {
+    let cards = links.iter().filter_map(|(tap, entry)| {
+        let card = entry.card.as_ref().filter(|card| card.vm == name.as_str())?;
+        let addresses = card.ip4.map(|ip| ip.to_string()).into_iter().chain(card.ip6.map(|ip| ip.to_string()));
+        Some(json!({
+            "card": format!("net{}", card.card),
+            "mode": card.mode.name(),
+            "bridge": entry.master,
+            "network": card.net,
+            "tap": tap,
+            "addresses": addresses.collect::<Vec<_>>(),
+            "link": link(entry),
+        }))
+    });
+    cards.collect()
+}
+
+fn link(entry: &Entry) -> &'static str {
+    if entry.up { "up" } else { "down" }
+}

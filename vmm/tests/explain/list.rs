@@ -1,0 +1,103 @@
+//! `minivmm net list` and `minivmm net gc`.
+
+use crate::Case;
+use crate::host::{bridge, minivmm, said, sh, snapshot, unprivileged};
+use crate::vm::{Vm, guest_says_arp, tap};
+use serde_json::{Value, json};
+
+pub(crate) const CASES: &[Case] = &[
+    ("list_has_every_vm_with_its_cards", every_vm),
+    ("list_for_a_stranger_has_what_taps_say", stranger),
+    ("list_without_vms_is_empty", empty),
+    ("gc_removes_bridges_of_ours_without_ports_and_nothing_else", gc),
+    ("gc_leaves_a_running_vm_alone", gc_beside_a_vm),
+    ("gc_that_may_not_says_so", gc_unprivileged),
+];
+
+fn vms() -> Value {
+    let (code, text, errors) = said(&mut minivmm(&["net", "list", "--json"]));
+    assert_eq!((code, errors.as_str()), (0, ""));
+    serde_json::from_str(&text).unwrap()
+}
+
+fn started(args: &[&str]) -> Vm {
+    let mut vm = Vm::start(&[args, &["--log", "debug"]].concat());
+    while !vm.error_line().contains("vCPUs are running") {}
+    vm
+}
+
+fn every_vm() {
+    bridge("br0");
+    tap("tap0");
+    let _db = started(&["--name", "db", "--net", "bridge=br0,mac=52:54:00:00:00:02"]);
+    let mut web = started(&["--name", "web", "--net", "tap=tap0,queues=1,mac=52:54:00:00:00:01", "--ready-fd", "7"]);
+    guest_says_arp("tap0", [10, 0, 0, 5]);
+    web.ready_line();
+
+    let vms = vms();
+    let (_, table, _) = said(&mut minivmm(&["net", "list"]));
+
+    assert_eq!(vms[0]["name"], "db");
+    let db = json!({
+        "card": "net0", "mode": "bridge", "bridge": "br0", "network": "br0", "tap": "vmtap0", "mac": "52:54:00:00:00:02",
+        "address": "awaited", "addresses": [], "forwards": [], "link": "up",
+    });
+    assert_eq!(vms[0]["cards"], json!([db]));
+    assert_eq!(vms[1]["name"], "web");
+    assert_eq!(
+        (&vms[1]["cards"][0]["address"], &vms[1]["cards"][0]["addresses"]),
+        (&json!("known"), &json!(["10.0.0.5"]))
+    );
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["VM", "CARD", "MODE", "NETWORK", "TAP", "MAC", "ADDRESSES", "LINK"]);
+    assert_eq!(lines[1], ["db", "net0", "bridge", "br0", "vmtap0", "52:54:00:00:00:02", "-", "up"]);
+    assert_eq!(lines[2], ["web", "net0", "tap", "-", "tap0", "52:54:00:00:00:01", "10.0.0.5", "up"]);
+}
+
+fn stranger() {
+    bridge("br0");
+    let _web = started(&["--name", "web", "--net", "bridge=br0"]);
+
+    let (code, text, errors) = said(&mut unprivileged(&["net", "list", "--json"]));
+
+    assert_eq!((code, errors.as_str()), (0, ""));
+    let vms: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(vms[0]["note"], "Only root and the user who started this VM may ask it");
+    assert_eq!((&vms[0]["cards"][0]["tap"], &vms[0]["cards"][0]["network"]), (&json!("vmtap0"), &json!("br0")));
+}
+
+fn empty() {
+    assert_eq!(vms(), json!([]));
+}
+
+fn gc() {
+    bridge("br0");
+    let before = snapshot();
+    sh("ip link add mine0 group 28022 type bridge");
+    sh("ip link add mine1 group 28022 type bridge");
+
+    let (code, text, errors) = said(&mut minivmm(&["net", "gc"]));
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert_eq!(text, "Removed bridge mine0, which had no ports left\nRemoved bridge mine1, which had no ports left\n");
+    assert_eq!(snapshot(), before);
+
+    assert_eq!(said(&mut minivmm(&["net", "gc"])), (0, "Nothing is left behind\n".to_owned(), String::new()));
+}
+
+fn gc_beside_a_vm() {
+    let mut web = started(&["--name", "web", "--net", "bridge=new0,create=on"]);
+
+    assert_eq!(said(&mut minivmm(&["net", "gc"])).1, "Nothing is left behind\n");
+
+    assert_eq!(vms()[0]["cards"][0]["link"], "up");
+    assert_eq!(web.quit().0, 131);
+}
+
+fn gc_unprivileged() {
+    sh("ip link add mine0 group 28022 type bridge");
+
+    let (code, _, errors) = said(&mut unprivileged(&["net", "gc"]));
+
+    assert_eq!(code, 71);
+    assert!(errors.starts_with("minivmm: Remove mine0: Operation not permitted (os error 1)\nhint: "), "{errors}");
+}
