@@ -19,6 +19,7 @@ mod ctrl;
 mod departure;
 mod filter;
 mod gro;
+mod impair;
 mod lane;
 mod limiter;
 mod link;
@@ -31,6 +32,7 @@ mod tap;
 mod tx;
 mod vhost;
 
+pub use impair::{Impairment, Rate};
 pub use link::{Carrier, Duplex, Link, LinkState};
 pub use offload::Offloads;
 pub use port::FramePort;

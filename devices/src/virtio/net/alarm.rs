@@ -34,6 +34,11 @@ impl Alarm {
         Ok(())
     }
 
+    /// Whether it has gone off by `now`, or is about to.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.set_for.is_some_and(|time| time <= now)
+    }
+
     /// It went off, and is quiet from now on. The timer is not read: that would block if it was set again meanwhile.
     ///
     /// # Errors

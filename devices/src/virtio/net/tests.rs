@@ -4,6 +4,7 @@ mod card;
 mod carrier;
 mod control;
 mod departing;
+mod impaired;
 mod receive;
 mod scaling;
 mod transmit;
