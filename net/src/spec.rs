@@ -10,7 +10,7 @@
 //! fd=N[:N...]                   an open tap, inherited
 //!
 //! and with each: [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|csum:tso:ecn:ufo:uso]
-//!                     [,vhost=on|off]
+//!                     [,vhost=on|off][,rate=IN/OUT[,burst=BYTES]][,delay=TIME][,jitter=TIME][,loss=PERCENT][,seed=N]
 //! ```
 //!
 //! Each mode is one struct with [`CardSpec`] in it, and the fields are the keys: the flag, a table of a configuration file and an
@@ -21,6 +21,7 @@
 mod card;
 mod fields;
 mod forward;
+mod impair;
 mod network;
 mod offload;
 mod private;
@@ -35,6 +36,7 @@ use serde_json::{Map, Value};
 pub use card::CardSpec;
 pub use fields::{FdList, FieldError, IfName, MTU_MIN, Mtu, QUEUES_MAX, Queues, RingSize, Switch};
 pub use forward::{FORWARDED_PORTS_MAX, Forward, ForwardList, Protocol};
+pub use impair::{Burst, ImpairSpec, Lateness, Loss, RatePair, Seed};
 pub(crate) use network::mask;
 pub use network::{NetworkName, Subnet};
 pub use offload::{Offload, OffloadList};
@@ -127,7 +129,7 @@ const MODES: &[ModeKey] = &[
 impl ModeKey {
     /// All keys that may follow.
     fn known(&self) -> Vec<&'static str> {
-        [self.options, CardSpec::KEYS].concat()
+        [self.options, &CardSpec::keys()].concat()
     }
 }
 
@@ -177,6 +179,19 @@ pub enum SpecError {
         queues: u16,
         /// What `fd=` says.
         fds: FdList,
+    },
+    /// A key that only works without vhost-net.
+    #[error(
+        "{0}= and vhost=on contradict each other, the kernel's vhost-net moves frames as they come: leave one of them out"
+    )]
+    Vhost(&'static str),
+    /// A key that does nothing by itself.
+    #[error("{key}= does nothing by itself: give {needed} with it, or leave it out")]
+    Idle {
+        /// What was given.
+        key: &'static str,
+        /// What it would need.
+        needed: &'static str,
     },
 }
 
@@ -233,6 +248,13 @@ impl NetSpec {
             && *queues != fd.queues()
         {
             return Err(SpecError::QueuesOfFds { queues: queues.get(), fds: fd.clone() });
+        }
+        let CardSpec { vhost, impair, .. } = spec.card();
+        if let Some(key) = impair.first_key().filter(|_| *vhost == Switch::On) {
+            return Err(SpecError::Vhost(key));
+        }
+        if let Some((key, needed)) = impair.idle_key() {
+            return Err(SpecError::Idle { key, needed });
         }
         Ok(spec)
     }

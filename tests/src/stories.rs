@@ -13,6 +13,7 @@ mod datagrams;
 mod disk;
 mod ecn;
 mod flows;
+mod impair;
 mod large;
 mod memory;
 mod queues;
@@ -42,6 +43,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         disk::STORIES,
         ecn::STORIES,
         flows::STORIES,
+        impair::STORIES,
         large::STORIES,
         memory::STORIES,
         queues::STORIES,

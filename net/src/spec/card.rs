@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::fields::{Mtu, Queues, RingSize, Switch};
+use super::impair::ImpairSpec;
 use super::offload::OffloadList;
 use crate::mac::MacAddr;
 
@@ -29,11 +30,16 @@ pub struct CardSpec {
     /// Whether the kernel's vhost-net moves the frames, instead of threads of the VMM.
     #[serde(default)]
     pub vhost: Switch,
+    /// What its frames meet on purpose.
+    #[serde(flatten)]
+    pub impair: ImpairSpec,
 }
 
 impl CardSpec {
     /// The keys.
-    pub(super) const KEYS: &[&str] = &["mac", "mtu", "queues", "ring", "offload", "vhost"];
+    pub(super) fn keys() -> Vec<&'static str> {
+        [&["mac", "mtu", "queues", "ring", "offload", "vhost"], ImpairSpec::KEYS].concat()
+    }
 }
 
 impl fmt::Display for CardSpec {
@@ -57,6 +63,6 @@ impl fmt::Display for CardSpec {
         if self.vhost == Switch::On {
             f.write_str(",vhost=on")?;
         }
-        Ok(())
+        write!(f, "{}", self.impair)
     }
 }

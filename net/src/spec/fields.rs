@@ -11,6 +11,7 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::forward::{FORWARDED_PORTS_MAX, Forward, ForwardList};
+use super::impair::{Burst, Lateness, Loss, RatePair, Seed};
 use super::network::{NetworkName, Subnet};
 use super::offload::OffloadList;
 
@@ -276,6 +277,25 @@ pub enum FieldError {
         /// What it rests on.
         needed: &'static str,
     },
+    /// Not a pair of rates.
+    #[error(
+        "rate={0} is not possible: give bits per second to and from the guest, such as 100M/20M, from 100 to 1000G"
+    )]
+    Rate(String),
+    /// Not a size of a burst.
+    #[error("burst={0} is not possible: give bytes, such as 64K or 1M, at most 1G")]
+    Burst(String),
+    /// Not a delay.
+    #[error(
+        "\"{0}\" is no time for a delay or jitter: give a whole number with us, ms or s, such as 20ms, at most 10s"
+    )]
+    Lateness(String),
+    /// Not a share.
+    #[error("loss={0} is not possible: give a percentage with at most four decimals, such as 1% or 0.1%")]
+    Loss(String),
+    /// Not a seed.
+    #[error("seed={0} is not possible: give a whole number below 2^64")]
+    Seed(String),
     /// Neither on nor off.
     #[error("\"{0}\" is not possible: give on or off")]
     Switch(String),
@@ -396,4 +416,19 @@ macro_rules! deserialize_as_flag_text {
     )+};
 }
 
-deserialize_as_flag_text!(Mtu, Queues, RingSize, Switch, FdList, OffloadList, NetworkName, Subnet, ForwardList);
+deserialize_as_flag_text!(
+    Mtu,
+    Queues,
+    RingSize,
+    Switch,
+    FdList,
+    OffloadList,
+    NetworkName,
+    Subnet,
+    ForwardList,
+    RatePair,
+    Burst,
+    Lateness,
+    Loss,
+    Seed
+);

@@ -68,9 +68,12 @@ fn a_table_with_native_values_gives_the_same_as_the_flag() {
 
 #[test]
 fn a_spec_survives_json() {
-    for flag in
-        ["bridge=br0,create=on,mtu=9000,queues=3,ring=512,offload=csum:ufo", "tap=t0,mac=52:54:00:00:00:01", "fd=3:4"]
-    {
+    for flag in [
+        "bridge=br0,create=on,mtu=9000,queues=3,ring=512,offload=csum:ufo",
+        "tap=t0,mac=52:54:00:00:00:01",
+        "fd=3:4",
+        "tap=t0,rate=100M/1500k,burst=2M,delay=20ms,jitter=500us,loss=0.25%,seed=7",
+    ] {
         let json = serde_json::to_string(&parse(flag)).unwrap();
         assert_eq!(serde_json::from_str::<NetSpec>(&json).unwrap(), parse(flag));
     }
@@ -85,6 +88,14 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
         ring: RingSize::default(),
         offload: OffloadList::default(),
         vhost: Switch::On,
+        impair: ImpairSpec {
+            rate: "1M/1M".parse().ok(),
+            burst: "64K".parse().ok(),
+            delay: "1ms".parse().ok(),
+            jitter: "1ms".parse().ok(),
+            loss: "1%".parse().ok(),
+            seed: "1".parse().ok(),
+        },
     };
     let name: IfName = "x".parse().unwrap();
     let bridge = BridgeSpec { bridge: name.clone(), create: Switch::On, card: card.clone() };
@@ -105,6 +116,22 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
         all.sort_unstable();
         assert_eq!(table.keys().collect::<Vec<_>>(), all);
     }
+}
+
+#[test]
+fn impairments_are_refused_where_they_do_nothing() {
+    assert_eq!(
+        refusal("tap=t0,vhost=on,loss=1%"),
+        "loss= and vhost=on contradict each other, the kernel's vhost-net moves frames as they come: leave one of them out"
+    );
+    assert_eq!(
+        refusal("tap=t0,burst=1M"),
+        "burst= does nothing by itself: give rate=100M/100M with it, or leave it out"
+    );
+    assert_eq!(
+        refusal("tap=t0,delay=1ms,seed=1"),
+        "seed= does nothing by itself: give loss=1% or jitter=5ms with it, or leave it out"
+    );
 }
 
 #[test]
@@ -129,11 +156,11 @@ fn keys_are_known_given_once_and_have_a_value() {
     assert_eq!(refusal("bridge=br0,quues=2"), "bridge= takes no key \"quues\": did you mean queues=?");
     assert_eq!(
         refusal("bridge=br0,vlan=100"),
-        "bridge= takes no key \"vlan\": it takes create, mac, mtu, queues, ring, offload, vhost"
+        "bridge= takes no key \"vlan\": it takes create, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed"
     );
     assert_eq!(
-        refusal("tap=t0,create=on"),
-        "tap= takes no key \"create\": it takes mac, mtu, queues, ring, offload, vhost"
+        refusal("tap=t0,colour=on"),
+        "tap= takes no key \"colour\": it takes mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed"
     );
     assert_eq!(refusal("bridge=br0,bridge=br1"), "bridge= is given twice: keep one of them");
     assert_eq!(refusal("bridge=br0,mtu=1500,mtu=1500"), "mtu= is given twice: keep one of them");
@@ -164,7 +191,7 @@ fn a_network_of_ours_needs_no_name() {
     assert_eq!(refusal("mtu=1500,nat"), "nat has no value: write nat=VALUE");
     assert_eq!(
         refusal("host,forward=tcp:1:1"),
-        "host= takes no key \"forward\": it takes subnet, mac, mtu, queues, ring, offload, vhost"
+        "host= takes no key \"forward\": it takes subnet, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed"
     );
 }
 

@@ -17,14 +17,15 @@ use devices::legacy::serial::Serial;
 use devices::pci::root::{PciRoot, Windows};
 use devices::virtio::blk::{Blk, disk};
 use devices::virtio::device::{Device, Memory};
-use devices::virtio::net::{FramePort, Instance, Net, NetConfig, Offloads, Steering, Tap, Vhost};
+use devices::virtio::net::{FramePort, Impairment, Instance, Net, NetConfig, Offloads, Rate, Steering, Tap, Vhost};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
-use net::spec::{Offload, OffloadList};
+use net::spec::{ImpairSpec, Lateness, Offload, OffloadList};
 use serde_json::{Map, Value};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Where the guest's accesses go. Read by all vCPU threads, changed by nobody.
@@ -170,7 +171,7 @@ impl Slots<'_> {
     fn fill(&mut self, host: &mut Host) -> Result<(), Error> {
         for (index, (wanted, port)) in host.cards()?.into_iter().enumerate() {
             let name = format!("net{index}");
-            let card = card(&name, wanted, port).map_err(added(&name))?;
+            let card = card(&name, wanted, port, self.mem).map_err(added(&name))?;
             self.add(&name, card)?;
         }
         for (index, disk) in host.disks.iter().enumerate() {
@@ -195,7 +196,7 @@ impl Slots<'_> {
 }
 
 /// A card on the queues of `port`, which stay open for the next card after a reboot; on vhost-net if the port has that.
-fn card(name: &str, wanted: &Card, port: &net::Port) -> io::Result<Box<dyn Device>> {
+fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory) -> io::Result<Box<dyn Device>> {
     let tap = |fd: &OwnedFd| Ok(Arc::new(Tap::new(fd.try_clone()?)?) as Arc<dyn FramePort>);
     let taps = port.fds.iter().map(tap).collect::<io::Result<_>>()?;
     let config = NetConfig {
@@ -210,11 +211,24 @@ fn card(name: &str, wanted: &Card, port: &net::Port) -> io::Result<Box<dyn Devic
         let instances = port.vhost.iter().map(|fd| Instance::new(fd.try_clone()?)).collect::<io::Result<_>>()?;
         return Ok(Box::new(Vhost::new(config, taps, instances)?));
     }
-    let card = Net::new(config, taps)?;
+    let card = Net::new(config, impairment(&wanted.spec.card().impair).ports(taps, mem)?)?;
     Ok(Box::new(match &port.steering {
         Some(net::Steering { program, map }) => card.with_steering(Steering::new(program.try_clone()?, map)?),
         None => card,
     }))
+}
+
+/// What the user wants done to frames, as the card calls it.
+fn impairment(spec: &ImpairSpec) -> Impairment {
+    let rate = |bits| Rate { bytes_per_second: bits / 8, burst_bytes: spec.burst_of(bits) };
+    Impairment {
+        rate_in: spec.rate.map(|pair| rate(pair.to_guest)),
+        rate_out: spec.rate.map(|pair| rate(pair.from_guest)),
+        delay: spec.delay.map_or(Duration::ZERO, Lateness::get),
+        jitter: spec.jitter.map_or(Duration::ZERO, Lateness::get),
+        loss_ppm: spec.loss.map_or(0, |loss| loss.ppm()),
+        seed: spec.seed.map_or(0, |seed| seed.get()),
+    }
 }
 
 /// What the user leaves to the tap, as the card calls it.
