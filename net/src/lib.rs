@@ -34,6 +34,7 @@
 //! | other processes | links that come, go and change during a plan | a lock between keepers, a new plan when a step meets a changed host |
 //! | local users | the lock of the namespace held for ever | a deadline, then on without it |
 //! | VMM taken over by its guest | the packet socket that hears the guest's address | its filter is locked, and it is closed as soon as the address is known; until then it could be bound to another interface |
+//! | other processes | rules of ours that somebody else changes, or takes away with `flush ruleset` | our tables belong to our socket: the kernel refuses |
 //! | death of the keeper alone | rules that go with it while the VM runs | the guest loses its way out; until the VM ends it could reach the host's loopback address if one of its network's VMs has `forward=` |
 //! | death at any moment | leftovers | taps and tables belong to the kernel and die with their descriptors; what other interfaces had before is written on our bridge; at most an empty bridge of ours stays, and the next VM on it takes it away |
 //!

@@ -404,3 +404,72 @@ fn registers(w: &mut Writer, registers: &[(u16, Option<u32>)]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nft::attr::Attrs;
+    use crate::nft::matching::{CtState, IpFields};
+    use crate::nft::test::Test;
+
+    /// The names of the kernel's expressions for a rule.
+    fn names(family: Family, rule: &Rule) -> Vec<String> {
+        let (exprs, _) = RuleEncoder::encode(family, rule, 1).unwrap();
+        let list = Attrs::from(exprs.bytes()).into_iter().map(|(_, expr)| Attrs::from(expr));
+        list.map(|expr| expr.text(NFTA_EXPR_NAME).unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_port_is_tested_after_the_protocol() {
+        let rule = Rule::new().with(Match::TcpDport(Test::is(80))).with(Verdict::Accept);
+        assert_eq!(names(Family::Inet, &rule), ["meta", "cmp", "payload", "cmp", "immediate"]);
+    }
+
+    #[test]
+    fn what_a_field_needs_is_tested_once() {
+        let addr = "10.0.0.1".parse().unwrap();
+        let rule = Rule::new()
+            .with(Match::Ip4(IpFields::Saddr(Test::is(addr))))
+            .with(Match::Ip4(IpFields::Daddr(Test::is_not(addr))))
+            .with(Match::L4Proto(Test::is(L4Proto::TCP)))
+            .with(Match::TcpDport(Test::range(1, 2)));
+        let expected = ["meta", "cmp", "payload", "cmp", "payload", "cmp", "meta", "cmp", "payload", "range"];
+        assert_eq!(names(Family::Inet, &rule), expected);
+    }
+
+    #[test]
+    fn a_test_for_several_protocols_does_not_stand_for_one() {
+        let rule = Rule::new()
+            .with(Match::L4Proto(Test::any([L4Proto::TCP, L4Proto::UDP])))
+            .with(Match::TcpDport(Test::is(80)));
+        assert_eq!(names(Family::Inet, &rule), ["meta", "lookup", "meta", "cmp", "payload", "cmp"]);
+    }
+
+    #[test]
+    fn a_bridge_has_ethernet_anyway() {
+        let rule = Rule::new().with(Match::EtherType(Test::is(EtherType::ARP)));
+        assert_eq!(names(Family::Bridge, &rule), ["payload", "cmp"]);
+        assert_eq!(names(Family::Netdev, &rule), ["meta", "cmp", "payload", "cmp"]);
+    }
+
+    #[test]
+    fn states_are_bits() {
+        let rule = Rule::new().with(Match::CtState(vec![CtState::Established]));
+        assert_eq!(names(Family::Inet, &rule), ["ct", "bitwise", "cmp"]);
+    }
+
+    #[test]
+    fn sets_without_names_are_numbered_on() {
+        let ports = |port| Match::TcpDport(Test::any([port, 80]));
+        let rule = Rule::new().with(ports(1)).with(ports(2));
+        let (_, sets) = RuleEncoder::encode(Family::Inet, &rule, 5).unwrap();
+        assert_eq!(sets.iter().map(|set| set.id).collect::<Vec<_>>(), [5, 6]);
+    }
+
+    #[test]
+    fn arp_in_an_inet_table_is_refused() {
+        let rule = Rule::new().with(Match::ArpSenderIp(Test::is("10.0.0.1".parse().unwrap())));
+        assert!(matches!(RuleEncoder::encode(Family::Inet, &rule, 1), Err(RuleError::ArpInInet)));
+        assert_eq!(names(Family::Netdev, &rule), ["meta", "cmp", "payload", "cmp"]);
+    }
+}

@@ -425,3 +425,45 @@ impl fmt::Display for Expr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nft::test::Test;
+
+    #[test]
+    fn a_table_prints_as_nft_takes_it() {
+        let base = Base { chain_type: ChainType::Filter, hook: Hook::Forward, priority: -5, policy: Policy::Drop };
+        let rule = Rule::new().with(Match::TcpDport(Test::any([22, 80]))).with(Statement::CountIn("seen".to_owned()));
+        let table = Table {
+            name: TableName { family: Family::Inet, name: "minivmm-web".to_owned() },
+            counters: vec!["seen".to_owned()],
+            sets: vec![Set { name: "macs".to_owned(), elements: Elements::Ether(vec![EtherAddr([2; 6])]) }],
+            chains: vec![Chain { name: "c".to_owned(), base: Some(base), rules: vec![rule.with(Verdict::Accept)] }],
+        };
+        let expected = "table inet minivmm-web {
+\tflags owner
+
+\tcounter seen {
+\t}
+
+\tset macs {
+\t\ttype ether_addr
+\t\telements = { 02:02:02:02:02:02 }
+\t}
+
+\tchain c {
+\t\ttype filter hook forward priority -5; policy drop;
+\t\ttcp dport { 22, 80 } counter name \"seen\" accept
+\t}
+}";
+        assert_eq!(table.to_string(), expected);
+    }
+
+    #[test]
+    fn a_comment_is_made_to_fit() {
+        assert_eq!(Rule::new().comment("a \"b\"\n").to_string(), "comment \"a 'b'\"");
+        let long = Rule::new().comment(&"\u{e4}".repeat(100)).comment.unwrap();
+        assert_eq!(long.len(), COMMENT_MAX - 1);
+    }
+}

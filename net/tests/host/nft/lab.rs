@@ -9,7 +9,7 @@
 //! A namespace belongs to a thread, so nothing of it is left when the case ends.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
@@ -66,12 +66,12 @@ impl Host {
     /// A TCP server that answers each connection with the address that it sees, and how large a segment it may send.
     pub(super) fn serve_tcp(&self, ports: impl IntoIterator<Item = u16>) {
         for port in ports {
-            let listener = self.run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+            let listener = self.run(move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
             std::thread::spawn(move || {
                 for stream in listener.incoming() {
                     let mut stream = stream.unwrap();
                     let mss = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::TcpMaxSeg).unwrap();
-                    let answer = format!("{} {port} {mss}\n", stream.peer_addr().unwrap().ip());
+                    let answer = format!("{} {port} {mss}\n", stream.peer_addr().unwrap().ip().to_canonical());
                     // A client that has gone meanwhile needs no answer.
                     let _ = stream.write_all(answer.as_bytes());
                     std::thread::spawn(move || stream.read(&mut [0; 1]));
@@ -152,6 +152,22 @@ pub(super) fn line(stream: &mut TcpStream) -> String {
 
 fn is_up(link: &str) -> bool {
     crate::lan::link(link)["operstate"] == "UP"
+}
+
+/// Gives every host of a lab an IPv6 address as well, `fd00:N::` with the last number of the other.
+pub(super) fn with_ip6(lab: &Lab) {
+    const SYSCTL: &str = "/proc/sys/net/ipv6/conf";
+    for scope in ["all", "br0", "up0"] {
+        std::fs::write(format!("{SYSCTL}/{scope}/disable_ipv6"), "0").unwrap();
+    }
+    std::fs::write(format!("{SYSCTL}/all/forwarding"), "1").unwrap();
+    sh("ip addr add fd00:a::1/64 dev br0 nodad");
+    sh("ip addr add fd00:b::1/64 dev up0 nodad");
+    lab.a.run(|| {
+        sh("ip addr add fd00:a::2/64 dev eth0 nodad");
+        sh("ip route add default via fd00:a::1");
+    });
+    lab.outside.run(|| sh("ip addr add fd00:b::9/64 dev eth0 nodad"));
 }
 
 pub(super) struct Lab {

@@ -22,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     ("nft_refusal_names_the_rule_and_changes_nothing", refused_rule),
     ("nft_refusal_names_the_table_that_is_there", refused_table),
     ("nft_refusal_names_a_device_that_is_not_there", refused_device),
+    ("nft_batch_of_a_thousand_rules_is_one_transaction", large),
     ("nft_tables_are_found_by_their_prefix", prefix),
     ("nft_base_chains_of_others_are_seen_with_their_endings", others),
 ];
@@ -115,6 +116,21 @@ fn refused_device() {
     let error = socket.apply(&Batch::from(table(name, vec![chain]))).unwrap_err();
     assert_eq!(error.to_string(), "There is no way to write rule 'dup to \"tap7\"' of chain in of table netdev x");
     assert_eq!(error.source().unwrap().to_string(), "There is no interface tap7");
+}
+
+fn large() {
+    const RULES: u16 = 1000;
+    let ports = |port| Test::any([port, port + RULES]);
+    let rule = |port| Rule::new().with(Match::TcpDport(ports(port))).with(Statement::Counter).with(Verdict::Drop);
+    let mut rules: Vec<Rule> = (1..=RULES).map(rule).collect();
+    let batch = |rules| Batch::from(table(inet("x"), vec![base("in", ChainType::Filter, Hook::Input, 0, rules)]));
+    let mut socket = NftSocket::open().unwrap();
+    rules.push(Rule::new().with(Verdict::Goto("nowhere".to_owned())));
+    let (object, _) = refusal(socket.apply(&batch(rules.clone())).unwrap_err());
+    assert_eq!(object, "rule 'goto nowhere' of chain in of table inet x");
+    rules.pop();
+    socket.apply(&batch(rules)).unwrap();
+    assert_eq!(socket.rule_counters(&inet("x")).unwrap().len(), usize::from(RULES));
 }
 
 fn prefix() {

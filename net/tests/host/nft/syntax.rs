@@ -17,6 +17,8 @@ pub(super) const CASES: &[Case] = &[
     ("nft_statements_read_back_as_they_are_printed", statements),
     ("nft_translations_read_back_as_they_are_printed", translations),
     ("nft_netdev_rules_read_back_as_they_are_printed", netdev),
+    ("nft_bridge_rules_read_back_as_they_are_printed", bridge),
+    ("nft_target_of_a_neighbour_solicitation_is_where_it_should_be", neighbour_target),
     ("nft_sets_counters_and_chains_read_back_as_they_are_printed", objects),
 ];
 
@@ -178,6 +180,32 @@ fn netdev() {
     read_back(&table(TableName { family: Family::Netdev, name: "x".to_owned() }, chains));
     let ingress = base("in", ChainType::Filter, Hook::Ingress(tap()), 0, Vec::new());
     read_back(&table(inet("y"), vec![ingress]));
+}
+
+fn bridge() {
+    let conditions = vec![
+        Match::EtherSaddr(Test::is(MAC)),
+        Match::EtherType(Test::is(EtherType::ARP)),
+        Match::ArpSenderIp(Test::is(Ipv4Addr::LOCALHOST)),
+        Match::Ip4(IpFields::Saddr(Test::is(Ipv4Addr::LOCALHOST))),
+        Match::Ip6(IpFields::Saddr(Test::is("fe80::1".parse().unwrap()))),
+        Match::Icmp6Type(Test::is(Icmp6Type::ROUTER_ADVERT)),
+        Match::iif(&"tap0".parse().unwrap()),
+    ];
+    let chains = vec![base("c", ChainType::Filter, Hook::Forward, 0, one_rule_each(conditions))];
+    read_back(&table(TableName { family: Family::Bridge, name: "x".to_owned() }, chains));
+}
+
+/// Older versions of `nft` have no word for it and print where it is and how long.
+fn neighbour_target() {
+    let solicitation = Match::Icmp6Type(Test::is(Icmp6Type::NEIGHBOR_SOLICIT));
+    let target = Match::NdTarget(Test::is_not("fe80::1".parse().unwrap()));
+    let rules = vec![rule([solicitation.into(), target.into(), Verdict::Drop.into()])];
+    let table = table(inet("x"), vec![base("c", ChainType::Filter, Hook::Input, 0, rules)]);
+    let _socket = applied(&table);
+    let listed = sh("nft -s list table inet x").replace("@th,64,128", "icmpv6 taddr");
+    let listed = listed.replace("0xfe800000000000000000000000000001", "fe80::1");
+    assert!(listed.contains(&table.chains[0].rules[0].to_string()), "{listed}");
 }
 
 fn objects() {

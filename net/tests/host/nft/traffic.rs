@@ -1,6 +1,6 @@
 //! What rules do to packets.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use net::nft::{
@@ -8,7 +8,7 @@ use net::nft::{
     Match, Mss, NatPort, NatTarget, NftSocket, Per, Reject, Rule, Set, Statement, Table, Test, Verdict,
 };
 
-use super::lab::{GUEST_A, GUEST_B, Lab, OUTSIDE, ROUTER};
+use super::lab::{GUEST_A, GUEST_B, Lab, OUTSIDE, ROUTER, with_ip6};
 use super::{applied, base, inet, table};
 use crate::Case;
 
@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
     ("nft_dnat_forwards_a_port", one_port),
     ("nft_dnat_forwards_a_range_one_to_one", range),
     ("nft_dnat_reaches_siblings_and_the_guest_itself", hairpin),
+    ("nft_ip6_is_translated_too", ip6),
     ("nft_mss_is_clamped_to_the_route", mss),
     ("nft_ct_count_holds_the_number_of_connections", connections),
     ("nft_limit_lets_the_burst_pass_and_no_more", limit),
@@ -103,6 +104,28 @@ fn hairpin() {
     assert!(lab.a.ask_tcp((ROUTER, FORWARDED)).starts_with("10.0.0.1 80 "));
     // Only what is meant for the router is forwarded.
     assert!(lab.b.connect((GUEST_A, FORWARDED)).is_err());
+}
+
+fn ip6() {
+    let lab = Lab::new();
+    with_ip6(&lab);
+    lab.a.serve_tcp([80]);
+    lab.outside.serve_tcp([80]);
+    let (guest, router, outside) = ("fd00:a::2", "fd00:b::1", "fd00:b::9");
+    let [guest, router, outside] = [guest, router, outside].map(|addr: &str| addr.parse::<Ipv6Addr>().unwrap());
+    let subnet = Match::Ip6(IpFields::Saddr(Test::prefix6("fd00:a::".parse().unwrap(), 64)));
+    let local = Match::Ip6(IpFields::Daddr(Test::is(router)));
+    let to = Statement::Dnat(NatTarget { addr: guest.into(), port: NatPort::Is(80) });
+    let forward = rule([local, Match::TcpDport(Test::is(FORWARDED))], to);
+    let _nft = applied(&table(
+        inet("x"),
+        vec![
+            base("pre", ChainType::Nat, Hook::Prerouting, -100, vec![forward]),
+            base("post", ChainType::Nat, Hook::Postrouting, 100, vec![rule([subnet], Statement::Masquerade(None))]),
+        ],
+    ));
+    assert!(lab.a.ask_tcp((outside, 80)).starts_with("fd00:b::1 80 "));
+    assert!(lab.outside.ask_tcp((router, FORWARDED)).starts_with("fd00:b::9 80 "));
 }
 
 fn mss() {
