@@ -55,7 +55,8 @@ pub struct Port {
     pub fds: Vec<OwnedFd>,
     /// With `vhost=on` an instance of the kernel's vhost-net for each queue pair, not yet owned by anybody; else none.
     pub vhost: Vec<OwnedFd>,
-    /// What hears the guest's address; none where the tap cannot be listened on: in another namespace, or without CAP_NET_RAW.
+    /// What hears the guest's address; none with services, which give it, and where the tap cannot be listened on: in another
+    /// namespace, or without CAP_NET_RAW.
     pub lookout: Option<Lookout>,
     /// The guest's address.
     pub mac: MacAddr,

@@ -14,6 +14,7 @@ mod desk;
 mod devices;
 mod ending;
 mod host;
+mod leases;
 mod memory;
 mod panic_mark;
 mod ready;

@@ -139,8 +139,9 @@ fn hand_over(
         let mut vhosts = host.vhosts.remove(&card_idx).unwrap_or_default();
         // A card on vhost-net does not offer what a program is for.
         let steering = steering.filter(|_| vhosts.is_empty() && tap.fds.len() > 1);
-        let lookout = tap.index.and_then(listen);
         let service = host.services.remove(&card_idx);
+        // Services know what address they have given.
+        let lookout = tap.index.filter(|_| service.is_none()).and_then(listen);
         let header = PortHeader {
             tap_name: tap.name.clone(),
             bridge: plan.bridge_of(card_idx).map(ToString::to_string),

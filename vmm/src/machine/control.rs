@@ -43,6 +43,8 @@ enum Source {
     Desk,
     /// The guest behind this card has sent something with its address.
     Address(usize),
+    /// Guests have been given their addresses.
+    Leases,
 }
 
 /// The loop and what it works on.
@@ -119,6 +121,7 @@ impl<'a> Control<'a> {
             (Source::End, event::fd(self.ending.event()), PollFlags::IN),
             (Source::OutputFilled, event::fd(console.output.filled()), PollFlags::IN),
             (Source::InputDrained, event::fd(self.drained), PollFlags::IN),
+            (Source::Leases, event::fd(self.host.leases.event()), PollFlags::IN),
         ];
         sources.extend(console.output.wants_to_write().map(|fd| (Source::OutputWritable, fd, PollFlags::OUT)));
         sources.extend(console.input.wants_to_read().map(|fd| (Source::InputReadable, fd, PollFlags::IN)));
@@ -163,6 +166,11 @@ impl<'a> Control<'a> {
             Source::Keeper => self.host.hear_keeper(),
             Source::Desk => self.host.serve_desk(self.devices),
             Source::Address(card) => self.host.ready.listen(card),
+            Source::Leases => {
+                for (card, ip) in self.host.leases.take() {
+                    self.host.ready.learn(card, vec![ip.into()]);
+                }
+            }
         }
     }
 

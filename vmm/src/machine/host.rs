@@ -2,6 +2,7 @@
 
 use super::desk::Desk;
 use super::devices::Devices;
+use super::leases::Leases;
 use super::panic_mark::PanicMark;
 use super::ready::{Ready, Wish};
 use super::services::ServiceThreads;
@@ -20,6 +21,7 @@ use net::{Keeper, NetSpec, News, Port};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where the guest's random bytes come from.
@@ -97,6 +99,7 @@ pub(crate) struct Host {
     on_reboot: OnReboot,
     network: Network,
     services: ServiceThreads,
+    pub(super) leases: Arc<Leases>,
     keeper: Keeper,
     watches_keeper: bool,
     confinement: Confinement,
@@ -130,6 +133,7 @@ impl Host {
             on_reboot: cli.on_reboot,
             network: Network::Pending,
             services: ServiceThreads::default(),
+            leases: Arc::new(Leases::new().map_err(Error::host("create an eventfd"))?),
             watches_keeper: true,
             keeper,
             confinement: Confinement::Open,
@@ -175,7 +179,7 @@ impl Host {
             self.confinement = Confinement::Confined;
             log::debug!("Privileges are given up");
             if let Network::Ready(ports) = &mut self.network {
-                self.services.start(ports).map_err(Error::host("start the services of a card"))?;
+                self.services.start(ports, &self.leases).map_err(Error::host("start the services of a card"))?;
             }
         }
         Ok(())

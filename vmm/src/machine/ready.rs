@@ -53,6 +53,8 @@ enum Told {
 struct Card {
     mode: &'static str,
     bridge: Option<String>,
+    network: Option<String>,
+    forwards: Vec<String>,
     tap: String,
     mac: net::MacAddr,
     address: Address,
@@ -61,6 +63,8 @@ struct Card {
 enum Address {
     /// The first frame with one is waited for.
     Awaited(Lookout),
+    /// The card's own DHCP has not acknowledged its lease.
+    Unleased,
     /// The guest has these.
     Known(Vec<IpAddr>),
     /// Its tap cannot be listened on.
@@ -86,9 +90,15 @@ impl Ready {
         let card = |(spec, port): (&NetSpec, &mut Port)| Card {
             mode: spec.mode(),
             bridge: port.bridge.clone(),
+            network: spec.private().map(|private| private.name.to_string()),
+            forwards: spec.private().into_iter().flat_map(|private| private.forward).map(ToString::to_string).collect(),
             tap: port.tap_name.clone(),
             mac: port.mac,
-            address: port.lookout.take().map_or(Address::Unknown, Address::Awaited),
+            address: match (&port.services, port.lookout.take()) {
+                (Some(_), _) => Address::Unleased,
+                (None, Some(lookout)) => Address::Awaited(lookout),
+                (None, None) => Address::Unknown,
+            },
         };
         self.cards = specs.zip(ports).map(card).collect();
         self.timing = timing;
@@ -107,7 +117,7 @@ impl Ready {
     pub(super) fn sources(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         self.cards.iter().enumerate().filter_map(|(card, Card { address, .. })| match address {
             Address::Awaited(lookout) => Some((card, lookout.as_fd())),
-            Address::Known(_) | Address::Unknown => None,
+            Address::Unleased | Address::Known(_) | Address::Unknown => None,
         })
     }
 
@@ -126,6 +136,7 @@ impl Ready {
     pub(super) fn learn(&mut self, card: usize, addresses: Vec<IpAddr>) {
         log::debug!("net{card} has {addresses:?}");
         if let Some(card) = self.cards.get_mut(card) {
+            // A lookout is closed by this.
             card.address = Address::Known(addresses);
         }
     }
@@ -173,10 +184,16 @@ impl Ready {
             None => format!("tap {}", card.tap),
         };
         let sentence = format!("net{idx} has no address after {} s", patience.as_secs());
-        let hint = format!(
-            "See whether the guest asks for an address and somebody on {place} gives it one, or give it more time: an \
-             address counts once a frame with it comes from the guest"
-        );
+        let hint = match card.address {
+            Address::Unleased => {
+                "See whether the guest asks for an address by DHCP, which minivmm answers, or give it more time"
+                    .to_owned()
+            }
+            _ => format!(
+                "See whether the guest asks for an address and somebody on {place} gives it one, or give it more time: an \
+                 address counts once a frame with it comes from the guest"
+            ),
+        };
         Some((sentence, hint))
     }
 
@@ -187,14 +204,14 @@ impl Ready {
 
     /// The first card whose address is waited for.
     fn missing(&self) -> Option<(usize, &Card)> {
-        self.cards.iter().enumerate().find(|(_, card)| matches!(card.address, Address::Awaited(_)))
+        self.cards.iter().enumerate().find(|(_, card)| matches!(card.address, Address::Awaited(_) | Address::Unleased))
     }
 }
 
 impl Card {
     fn json(&self, idx: usize) -> Value {
         let (state, addresses) = match &self.address {
-            Address::Awaited(_) => ("awaited", &[][..]),
+            Address::Awaited(_) | Address::Unleased => ("awaited", &[][..]),
             Address::Known(addresses) => ("known", &addresses[..]),
             Address::Unknown => ("unknown", &[][..]),
         };
@@ -202,11 +219,12 @@ impl Card {
             "card": format!("net{idx}"),
             "mode": self.mode,
             "bridge": self.bridge,
+            "network": self.network,
             "tap": self.tap,
             "mac": self.mac,
             "address": state,
             "addresses": addresses,
-            "forwards": [],
+            "forwards": self.forwards,
         })
     }
 }

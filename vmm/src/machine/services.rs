@@ -3,6 +3,7 @@
 //! They run from the moment the process has given up its privileges until it closes its network, also while the guest
 //! reboots. One that fails is logged and counted; the VM runs on, and its guest keeps the address that it has.
 
+use super::leases::Leases;
 use crate::event;
 use net::Port;
 use net::services::{Counters, Event, Setup, run};
@@ -34,11 +35,11 @@ struct Service {
 }
 
 impl ServiceThreads {
-    /// Starts the services of every port that has some.
+    /// Starts the services of every port that has some, which tell `leases` what they give.
     ///
     /// # Errors
     /// If the host has no thread or descriptor left; those that have started run on until they are stopped.
-    pub(super) fn start(&mut self, ports: &mut [Port]) -> io::Result<()> {
+    pub(super) fn start(&mut self, ports: &mut [Port], leases: &Arc<Leases>) -> io::Result<()> {
         for (index, port) in ports.iter_mut().enumerate() {
             let Some(services) = port.services.take() else { continue };
             let card = format!("net{index}");
@@ -52,9 +53,16 @@ impl ServiceThreads {
             };
             let stop = EventFd::new(EFD_CLOEXEC)?;
             let (own_stop, own_failures, own_card) = (stop.try_clone()?, failures.clone(), card.clone());
+            let leases = leases.clone();
             let thread = thread::Builder::new().name(format!("{card}-services")).stack_size(STACK_BYTES);
             let thread = thread.spawn(move || {
-                if let Err(err) = run(setup, event::fd(&own_stop), &mut |event| note(&own_card, event)) {
+                let mut on_event = |event| {
+                    note(&own_card, event);
+                    if let Event::LeaseAcked { ip } = event {
+                        leases.report(index, ip);
+                    }
+                };
+                if let Err(err) = run(setup, event::fd(&own_stop), &mut on_event) {
                     own_failures.fetch_add(1, Ordering::Relaxed);
                     log::error!("The guest gets no more answers from DHCP and DNS of {own_card}: {err}");
                 }

@@ -1,12 +1,14 @@
 //! The line that says that the network is ready, and `--wait-net`.
 
 use crate::Case;
-use crate::host::{minivmm, said};
-use crate::vm::{Vm, guest_says_arp, tap};
+use crate::host::{minivmm, said, sh};
+use crate::vm::{Vm, guest_asks_dhcp, guest_says_arp, tap};
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 
 pub(crate) const CASES: &[Case] = &[
     ("ready_line_comes_with_the_address", with_the_address),
+    ("ready_line_of_a_card_behind_nat_comes_with_its_lease", lease),
     ("ready_line_on_stderr_is_the_only_one_that_begins_with_a_brace", on_stderr),
     ("ready_line_waits_for_every_card", every_card),
     ("ready_line_of_a_vm_without_cards_comes_at_once", without_cards),
@@ -41,7 +43,7 @@ fn with_the_address() {
     let ready: Value = serde_json::from_str(&vm.ready_line()).unwrap();
 
     let card = json!({
-        "card": "net0", "mode": "tap", "bridge": null, "tap": "tap0", "mac": "52:54:00:00:00:01",
+        "card": "net0", "mode": "tap", "bridge": null, "network": null, "tap": "tap0", "mac": "52:54:00:00:00:01",
         "address": "known", "addresses": ["10.0.0.5"], "forwards": [],
     });
     assert_eq!(ready["event"], "ready");
@@ -49,6 +51,24 @@ fn with_the_address() {
     assert_eq!(ready["cards"], json!([card]));
     assert!(ready["ms"].as_u64().unwrap() < 60_000, "{ready}");
     assert!(ready["setup"]["apply_us"].is_u64(), "{ready}");
+    assert_eq!(vm.quit().0, 131);
+}
+
+fn lease() {
+    let net = "nat=lab,mac=52:54:00:00:00:01,queues=2,forward=tcp:8080:80";
+    let mut vm = started(&["--name", "web", "--net", net, "--ready-fd", "7"]);
+    let links: Value = serde_json::from_str(&sh("ip -j -d link show vmtap0")).unwrap();
+    let alias = links[0]["ifalias"].as_str().unwrap().to_owned();
+    let ip: Ipv4Addr = alias.split(' ').find_map(|word| word.strip_prefix("ip4=")).unwrap().parse().unwrap();
+
+    guest_asks_dhcp("vmtap0", [0x52, 0x54, 0, 0, 0, 1], ip.octets());
+    let ready: Value = serde_json::from_str(&vm.ready_line()).unwrap();
+
+    let card = json!({
+        "card": "net0", "mode": "nat", "bridge": "mvn-lab", "network": "lab", "tap": "vmtap0", "mac": "52:54:00:00:00:01",
+        "address": "known", "addresses": [ip.to_string()], "forwards": ["tcp:8080:80"],
+    });
+    assert_eq!(ready["cards"], json!([card]));
     assert_eq!(vm.quit().0, 131);
 }
 

@@ -110,6 +110,35 @@ pub(crate) fn guest_says_arp(name: &str, sender: [u8; 4]) {
     queue(name).write_all(&frame).unwrap();
 }
 
+/// Asks by DHCP for `ip`, which the guest with the address `mac` has had before (RFC 2131 4.3.2, INIT-REBOOT).
+pub(crate) fn guest_asks_dhcp(name: &str, mac: [u8; 6], ip: [u8; 4]) {
+    let mut dhcp = vec![1, 1, 6, 0, 1, 2, 3, 4];
+    dhcp.resize(28, 0);
+    dhcp.extend(mac);
+    dhcp.resize(236, 0);
+    dhcp.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 3, 50, 4]);
+    dhcp.extend(ip);
+    dhcp.push(255);
+    let bytes = u16::try_from(dhcp.len()).unwrap();
+    let mut header = vec![0x45, 0];
+    header.extend((bytes + 28).to_be_bytes());
+    header.extend([0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
+    let words = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let sum = words.sum::<u32>();
+    let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    header[10..12].copy_from_slice(&(!sum).to_be_bytes());
+    let mut frame = vec![0; 12];
+    frame.extend([0xff; 6]);
+    frame.extend(mac);
+    frame.extend([8, 0]);
+    frame.extend(header);
+    frame.extend([0, 68, 0, 67]);
+    frame.extend((bytes + 8).to_be_bytes());
+    frame.extend([0, 0]);
+    frame.extend(dhcp);
+    queue(name).write_all(&frame).unwrap();
+}
+
 /// A queue of a tap.
 fn queue(name: &str) -> File {
     let queue = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
