@@ -109,12 +109,13 @@ fn guard(member: &Member, tap: IfName) -> Chain {
         drop_as(rule(Match::EtherSaddr(Test::is_not(own_mac))), SPOOFED_MAC),
         // A tagged frame has the type of its tag.
         drop_as(rule(Match::EtherType(Test::NotIn(PROTOCOLS.map(Item::One).to_vec()))), OTHER_PROTOCOL),
+        // Answered by the services.
+        ip4().with(ip4_daddr(Test::is(subnet.gateway()))).with(Match::TcpDport(Test::is(DNS))).with(Verdict::Drop),
         // Most of all frames go no further.
         rule(ip4_saddr(Test::is(*address)))
             .with(Match::L4Proto(Test::is(L4Proto::TCP)))
             .with(ip4_daddr(Test::IsNot(Item::Prefix(LOOPBACK.0, LOOPBACK.1))))
             .with(Verdict::Accept),
-        // Answered by the services.
         ip4().with(Match::UdpDport(Test::is(DHCP_SERVER))).with(Verdict::Drop),
         ip4().with(ip4_daddr(Test::is(subnet.gateway()))).with(Match::UdpDport(Test::is(DNS))).with(Verdict::Drop),
         drop_as(ip4().with(Match::UdpSport(Test::is(DHCP_SERVER))), ROGUE_DHCP),
