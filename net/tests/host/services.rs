@@ -11,6 +11,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
 use net::services::{Counters, Event, Ipv4Network, Ipv6Network, Names, Reach, ServiceSpec, Setup, open_socket, run};
+use net::{Keeper, MacAddr, Request};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 
 use crate::Case;
@@ -32,6 +34,8 @@ pub(crate) const CASES: &[Case] = &[
     ("services_of_a_host_only_network_advertise_no_router", host_only_advertises),
     ("services_inform_a_dhcpv6_client", dhcpv6),
     ("services_resolve_names_over_ipv6", names_over_ipv6),
+    ("services_answer_a_card_with_checksum_offload_on_a_bridge", on_a_bridge),
+    ("services_go_on_after_their_port_was_down", port_down),
     ("services_wake_up_for_nothing_else", filtered),
 ];
 
@@ -69,9 +73,8 @@ impl Names for Neighbours {
     }
 }
 
-/// Services that run, and a client that can ask them.
-struct Stage {
-    client: Client,
+/// Services that run.
+struct Services {
     counters: Arc<Counters>,
     events: Receiver<Event>,
     folder: TempDir,
@@ -79,11 +82,10 @@ struct Stage {
     thread: Option<JoinHandle<()>>,
 }
 
-impl Stage {
-    fn new(spec: ServiceSpec) -> Self {
-        let client = Client::new(&[GATEWAY, GATEWAY6, LINK_LOCAL]);
+impl Services {
+    fn start(port: &str, spec: ServiceSpec) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let index = link(PORT)["ifindex"].as_u64().unwrap();
+        let index = link(port)["ifindex"].as_u64().unwrap();
         let socket = open_socket(index.try_into().unwrap(), &spec).unwrap();
         let counters = Arc::new(Counters::default());
         let resolv_conf = folder.path().join("resolv.conf");
@@ -94,28 +96,11 @@ impl Stage {
         let thread = std::thread::spawn(move || {
             run(setup, end.as_fd(), &mut |event| sender.send(event).unwrap()).unwrap();
         });
-        Self { client, counters, events, folder, stop: Some(stop), thread: Some(thread) }
-    }
-
-    /// Waits for an address of the client that has this in it, and is its own.
-    fn await_address(&self, part: &str) {
-        until(|| {
-            let text = self.client.run(&format!("ip -o -6 addr show dev {CARD} -tentative"));
-            text.contains(part)
-        });
+        Self { counters, events, folder, stop: Some(stop), thread: Some(thread) }
     }
 
     fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    /// Gives the client its address by hand.
-    fn configure(&self) {
-        self.client.run(&format!("ip addr add {ADDRESS}/24 dev {CARD}"));
-    }
-
-    fn dig(&self, words: &str) -> String {
-        self.client.run(&format!("dig @{GATEWAY} +tries=1 +time=8 {words}"))
     }
 
     fn count(&self, name: &str) -> u64 {
@@ -127,10 +112,52 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for Services {
     fn drop(&mut self) {
         drop(self.stop.take());
         self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// Services and a client that can ask them.
+struct Stage {
+    services: Services,
+    client: Client,
+}
+
+impl Stage {
+    fn new(spec: ServiceSpec) -> Self {
+        let client = Client::new(&[GATEWAY, GATEWAY6, LINK_LOCAL]);
+        Self { services: Services::start(PORT, spec), client }
+    }
+
+    /// Waits for an address of the client that has this in it, and is its own.
+    fn await_address(&self, part: &str) {
+        until(|| {
+            let text = self.client.run(&format!("ip -o -6 addr show dev {CARD} -tentative"));
+            text.contains(part)
+        });
+    }
+
+    /// Gives the client its address by hand.
+    fn configure(&self) {
+        self.client.run(&format!("ip addr add {ADDRESS}/24 dev {CARD}"));
+    }
+
+    fn dig(&self, words: &str) -> String {
+        self.client.run(&format!("dig @{GATEWAY} +tries=1 +time=8 {words}"))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.services.path(name)
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.services.count(name)
+    }
+
+    fn event(&self) -> Event {
+        self.services.event()
     }
 }
 
@@ -432,6 +459,77 @@ fn no_resolver() {
     let flood = "for i in $(seq 200); do dig @10.9.8.1 +tries=1 +time=1 x$i.example.org & done >/dev/null; wait";
     script(&stage.path("flood"), &format!("#!/bin/sh\n{flood}\n"));
     stage.client.run(&stage.path("flood"));
+    assert_eq!(stage.dig("+short db.minivmm").trim(), "10.9.8.8");
+}
+
+/// A guest's message to everybody, with the header of virtio-net before it and, as with checksum offload, the sum of the pseudo header in
+/// place of a checksum.
+fn dhcp_from_a_card(kind: u8) -> Vec<u8> {
+    let mac: MacAddr = MAC.parse().unwrap();
+    let mut message = vec![0; 240];
+    message[..3].copy_from_slice(&[1, 1, 6]);
+    message[28..34].copy_from_slice(&mac.octets());
+    message[236..].copy_from_slice(&[99, 130, 83, 99]);
+    message.extend([53, 1, kind, 50, 4, 10, 9, 8, 7, 255]);
+    let len = u16::try_from(message.len()).unwrap() + 8;
+    let mut ip = vec![0x45, 0];
+    ip.extend((len + 20).to_be_bytes());
+    ip.extend([0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
+    let sum = |bytes: &[u8]| {
+        let sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+        u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap().to_be_bytes()
+    };
+    let checksum = sum(&ip).map(|octet| !octet);
+    ip[10..12].copy_from_slice(&checksum);
+    let pseudo = sum(&[&ip[12..20], &[0, 17], &len.to_be_bytes()].concat());
+    // VIRTIO_NET_HDR_F_NEEDS_CSUM, from the UDP header on, at its checksum.
+    let header = [1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0];
+    let udp = [&[0, 68, 0, 67], &len.to_be_bytes()[..], &pseudo].concat();
+    [&header[..], &[0xff; 6], &mac.octets(), &[8, 0], &ip, &udp, &message].concat()
+}
+
+/// Reads frames until one is a DHCP message to a client, and returns its type.
+fn dhcp_for_a_card(tap: &OwnedFd) -> u8 {
+    let mut frame = [0; 2048];
+    loop {
+        let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(DEADLINE).unwrap();
+        assert_ne!(poll(&mut fds, timeout).unwrap(), 0, "a frame in time");
+        let len = nix::unistd::read(tap, &mut frame).unwrap();
+        if len > 300 && frame[24..26] == [8, 0] && frame[48..50] == [0, 68] {
+            return frame[12 + 42 + 240 + 2];
+        }
+    }
+}
+
+fn on_a_bridge() {
+    let cards = vec![format!("bridge=lan,create=on,queues=1,mac={MAC}").parse().unwrap()];
+    let mut keeper = Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, steering: None }).unwrap();
+    let ports = keeper.ports().unwrap();
+    let (tap, name) = (&ports[0].fds[0], &ports[0].tap_name);
+    let services = Services::start(name, spec(Reach::Outside));
+
+    nix::unistd::write(tap, &dhcp_from_a_card(1)).unwrap();
+    assert_eq!(dhcp_for_a_card(tap), 2, "an offer");
+    nix::unistd::write(tap, &dhcp_from_a_card(3)).unwrap();
+    assert_eq!(dhcp_for_a_card(tap), 5, "an acknowledgement");
+
+    assert_eq!(services.event(), Event::LeaseAcked { ip: ADDRESS });
+    drop(services);
+    drop(ports);
+    keeper.stop().unwrap();
+}
+
+fn port_down() {
+    let stage = Stage::new(spec(Reach::Outside));
+    stage.configure();
+    assert_eq!(stage.dig("+short db.minivmm").trim(), "10.9.8.8");
+
+    sh(&format!("ip link set {PORT} down"));
+    sh(&format!("ip link set {PORT} up"));
+    until(|| link(PORT)["operstate"] == "UP");
+
+    stage.client.run(&format!("ip neigh replace {GATEWAY} lladdr {GATEWAY_MAC} dev {CARD} nud permanent"));
     assert_eq!(stage.dig("+short db.minivmm").trim(), "10.9.8.8");
 }
 
