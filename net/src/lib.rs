@@ -46,6 +46,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]
 
 pub mod alias;
+pub mod doctor;
 pub mod facts;
 pub mod gc;
 pub mod inventory;

@@ -1,6 +1,6 @@
 //! Reads [`Facts`] from the kernel. Changes nothing.
 
-mod ip;
+pub(crate) mod ip;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -19,8 +19,8 @@ use std::str::FromStr;
 pub(crate) use disk::DiskSpec;
 pub(crate) use settings::Settings;
 pub(crate) use size::{MIB, MemSize};
-pub(crate) use word::NetWord;
 use word::Word;
+pub(crate) use word::{DoctorArgs, NetWord, Question};
 
 /// Boot a Linux kernel in a small virtual machine whose network cards are already on your bridge.
 #[derive(Debug, Parser)]
@@ -118,7 +118,7 @@ pub(crate) enum Parsed {
     /// A request for a machine that runs.
     Ask(VmName, Request),
     /// A question about the host.
-    Explain(NetWord),
+    Explain(Question),
     /// A question that this text answers.
     Answer(String),
     /// Wrong: a sentence, and what to do.
@@ -140,7 +140,8 @@ pub(crate) fn parse() -> Parsed {
             },
             Some(Word::Counters { name }) => Parsed::Ask(name, Request::Counters),
             Some(Word::Link { name, card, state }) => Parsed::Ask(name, Request::Link { card, state }),
-            Some(Word::Net(word)) => Parsed::Explain(word),
+            Some(Word::Net(word)) => Parsed::Explain(Question::Net(word)),
+            Some(Word::Doctor(args)) => Parsed::Explain(Question::Doctor(args)),
         },
         Err(err) => match err.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Answer(err.to_string()),

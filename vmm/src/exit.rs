@@ -54,7 +54,7 @@ Exit codes:
          cannot be used
   70     Internal error: a bug in minivmm
   71     The host failed: no KVM, no permission for a device, out of resources,
-         a vCPU that cannot go on
+         a vCPU that cannot go on; of minivmm doctor: a start would not work
   97     A card had no address within --wait-net
   98     The guest crashed (triple fault)
   99     The guest's kernel panicked (told by pvpanic, or with the default kernel

@@ -1,17 +1,25 @@
-//! What the host's networks look like to minivmm, for the user: `minivmm net`.
+//! What the host and its networks look like to minivmm, for the user: `minivmm net` and `minivmm doctor`.
 
+mod doctor;
 mod list;
 
-use crate::cli::NetWord;
+use crate::cli::{NetWord, Question};
 use crate::error::Error;
 use net::{gc, preview};
 use serde_json::Value;
 
-/// Answers `word`. Returns what is to be printed.
+/// Answers. Returns what is to be printed, and the exit code.
 ///
 /// # Errors
 /// What a start would be refused for, or the host does not tell.
-pub(crate) fn answer(word: &NetWord) -> Result<String, Error> {
+pub(crate) fn answer(question: &Question) -> Result<(String, u8), Error> {
+    match question {
+        Question::Net(word) => networks(word).map(|text| (text, 0)),
+        Question::Doctor(args) => doctor::examined(args),
+    }
+}
+
+fn networks(word: &NetWord) -> Result<String, Error> {
     match word {
         NetWord::Plan(args) => {
             let plan = preview::preview(&args.request())?;

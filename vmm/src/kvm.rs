@@ -14,11 +14,13 @@ mod host;
 mod irq;
 pub(crate) mod kick;
 mod registers;
+mod speed;
 mod topology;
 pub(crate) mod vcpu;
 mod vm;
 
 pub(crate) use error::Error;
 pub(crate) use host::{Created, Host};
+pub(crate) use speed::Speed;
 pub(crate) use vcpu::Vcpu;
 pub(crate) use vm::Vm;

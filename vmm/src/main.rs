@@ -69,7 +69,10 @@ fn main() -> ExitCode {
     let result = match cli::parse() {
         Parsed::Run(cli) => run(&cli, start).map(ExitCode::from),
         Parsed::Ask(name, request) => call::ask(&name, &request).map(|text| say(&text)),
-        Parsed::Explain(word) => explain::answer(&word).map(|text| say(&text)),
+        Parsed::Explain(question) => explain::answer(&question).map(|(text, code)| {
+            say(&text);
+            ExitCode::from(code)
+        }),
         Parsed::Answer(text) => Ok(say(&text)),
         Parsed::Refused { sentence, hint } => Err(Error::Usage { sentence, hint }),
     };

@@ -3,6 +3,8 @@
 //! Needs root, `ip` and `/dev/kvm`; skipped by name otherwise.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[path = "explain/doctor.rs"]
+mod doctor;
 #[expect(dead_code, reason = "guests of other tests")]
 mod guest;
 #[path = "explain/host.rs"]
@@ -23,7 +25,7 @@ use std::process::{Command, ExitCode};
 type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
-    [list::CASES, plan::CASES, ready::CASES].concat()
+    [doctor::CASES, list::CASES, plan::CASES, ready::CASES].concat()
 }
 
 fn main() -> ExitCode {

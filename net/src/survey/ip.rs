@@ -17,7 +17,7 @@ use crate::sysctl::{self, Conf};
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Reads it all. A host with the routes of the whole internet has a million, and a start there takes a second.
-pub(super) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
+pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let addresses = rtnl.addresses().await?.iter().filter_map(address).collect();
     let routes: Vec<Route> = rtnl.routes(AddressFamily::Inet).await?.iter().flat_map(routes).collect();
     let users: BTreeSet<u32> = routes.iter().filter_map(|route| route.link).collect();

@@ -25,9 +25,21 @@ pub(crate) enum Word {
         /// `down`: no frames pass; `up`: as the host's interface has it
         state: LinkWish,
     },
+    /// Say what on this host keeps a VM or its cards from working, and the command that changes it. The exit code is 0 if a start
+    /// with these cards would work
+    Doctor(DoctorArgs),
     /// Look at the networks of VMs on this host
     #[command(subcommand, disable_help_subcommand = true, arg_required_else_help = false)]
     Net(NetWord),
+}
+
+/// A question about this host.
+#[derive(Debug)]
+pub(crate) enum Question {
+    /// About networks.
+    Net(NetWord),
+    /// What is wrong with it.
+    Doctor(DoctorArgs),
 }
 
 /// What can be asked about networks.
@@ -50,7 +62,7 @@ pub(crate) enum NetWord {
 pub(crate) struct PlanArgs {
     /// Network card, as at a start; can be repeated
     #[arg(long, value_name = "SPEC", required = true)]
-    pub(crate) net: Vec<net::NetSpec>,
+    net: Vec<net::NetSpec>,
 
     /// Name of the VM, from which the cards' addresses are derived [default: minivmm-PID, which differs at the start]
     #[arg(long, value_name = "NAME")]
@@ -65,10 +77,41 @@ pub(crate) struct PlanArgs {
     pub(crate) json: bool,
 }
 
+/// The cards that are looked at.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Network card, as at a start; can be repeated [default: what a bridge and NAT need]
+    #[arg(long, value_name = "SPEC")]
+    net: Vec<net::NetSpec>,
+
+    /// Name of the VM, as at a start
+    #[arg(long, value_name = "NAME")]
+    name: Option<VmName>,
+
+    /// Number of vCPUs, as at a start
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = vcpus)]
+    cpus: u32,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 impl PlanArgs {
     /// What a start would ask of the network.
     pub(crate) fn request(&self) -> net::Request {
-        let name = self.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
-        net::Request { vm_name: name.as_str().to_owned(), vcpus: self.cpus, cards: self.net.clone(), steering: None }
+        request(self.name.as_ref(), self.cpus, &self.net)
     }
+}
+
+impl DoctorArgs {
+    /// What a start would ask of the network.
+    pub(crate) fn request(&self) -> net::Request {
+        request(self.name.as_ref(), self.cpus, &self.net)
+    }
+}
+
+fn request(name: Option<&VmName>, vcpus: u32, cards: &[net::NetSpec]) -> net::Request {
+    let name = name.map_or_else(|| VmName::of_process(std::process::id()), VmName::clone);
+    net::Request { vm_name: name.as_str().to_owned(), vcpus, cards: cards.to_vec(), steering: None }
 }

@@ -23,7 +23,7 @@ const REQUIRED: [(Cap, &str); 7] = [
 
 /// An open `/dev/kvm` and the CPUID it can give to a guest.
 pub(crate) struct Host {
-    kvm: Kvm,
+    pub(super) kvm: Kvm,
     /// Listed while the first VM is created, and kept for those after it.
     cpuid: OnceLock<CpuId>,
     tsc_deadline: bool,

@@ -1,0 +1,56 @@
+//! What the process may do: devices and capabilities.
+
+use std::fs::{self, File};
+use std::io;
+
+use super::{Finding, Needs};
+use crate::error::Error;
+
+/// Numbers of capabilities (linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
+
+const AS_ROOT: &str = "run minivmm as root";
+
+pub(super) fn look(needs: Needs) -> Vec<Finding> {
+    let mut findings = vec![device("tun", "/dev/net/tun", Error::OpenTun)];
+    if needs.vhost {
+        findings.push(device("vhost", "/dev/vhost-net", Error::OpenVhost));
+    }
+    let held = capabilities();
+    if needs.tap && held & 1 << CAP_NET_ADMIN == 0 {
+        let why = "a new tap cannot be put on a bridge";
+        findings.push(Finding::problem("privileges", "There is no CAP_NET_ADMIN", why, Some(AS_ROOT.to_owned())));
+    }
+    if held & 1 << CAP_NET_RAW == 0 {
+        let what = "There is no CAP_NET_RAW";
+        findings.push(if needs.forwarding {
+            Finding::problem("privileges", what, "DHCP cannot be answered on a tap", Some(AS_ROOT.to_owned()))
+        } else {
+            Finding::warning(
+                "privileges",
+                what,
+                "a guest's address cannot be heard, and --wait-net is refused",
+                AS_ROOT,
+            )
+        });
+    }
+    findings
+}
+
+fn device(about: &'static str, path: &str, error: impl FnOnce(io::Error) -> Error) -> Finding {
+    match File::options().read(true).write(true).open(path) {
+        Ok(_) => Finding::fine(about, format!("{path} can be opened")),
+        Err(source) => {
+            let report = error(source).report();
+            Finding::problem(about, report.message, "a card has no way to the host", report.hint)
+        }
+    }
+}
+
+/// The effective capabilities of this process (proc(5)), one bit each.
+fn capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+}

@@ -1,0 +1,164 @@
+//! What becomes of packets on their way: MTUs, subnets, return paths, and the table of connections.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+
+use super::{Finding, Needs};
+use crate::facts::{Address, Facts, Link};
+use crate::spec::{BridgeSpec, NetSpec};
+
+/// A table of connections that is fuller than this, in percent, is a warning: a guest that opens some more fills it.
+const CONNTRACK_PERCENT: u64 = 80;
+
+pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for card in cards {
+        if let NetSpec::Bridge(spec) = card {
+            findings.extend(narrow_ports(spec, facts));
+        }
+    }
+    if needs.forwarding {
+        findings.extend(forwarding());
+        findings.extend(return_path(facts));
+        findings.extend(connections());
+    }
+    if needs.bridge || needs.forwarding {
+        findings.extend(overlaps(facts));
+    }
+    findings
+}
+
+/// Ports of a card's bridge that carry less than the card may send.
+fn narrow_ports(spec: &BridgeSpec, facts: &Facts) -> Vec<Finding> {
+    let Some(bridge) = facts.link(spec.bridge.as_str()) else { return Vec::new() };
+    let mtu = spec.card.mtu.map_or(bridge.mtu, |mtu| mtu.get().into());
+    let narrow = |port: &&Link| port.mtu < mtu;
+    let ports = facts.ports_of(bridge).filter(narrow);
+    let finding = |port: &Link| {
+        Finding::warning(
+            "mtu",
+            format!("Port {} of bridge {} carries {} bytes, and the card {mtu}", port.name, bridge.name, port.mtu),
+            "the bridge drops larger frames there, and tells nobody",
+            format!("ip link set {} mtu {mtu}, or give the card mtu={}", port.name, port.mtu),
+        )
+    };
+    ports.map(finding).collect()
+}
+
+/// NAT switches forwarding on for the interfaces that it needs, if it may.
+fn forwarding() -> Option<Finding> {
+    let path = "/proc/sys/net/ipv4/conf/all/forwarding";
+    let value = fs::read_to_string(path).unwrap_or_default();
+    let may_write = fs::OpenOptions::new().write(true).open(path);
+    Some(match (value.trim(), may_write) {
+        ("1", _) => Finding::fine("ip-forward", "This host forwards IPv4"),
+        (_, Ok(_)) => Finding::fine(
+            "ip-forward",
+            "This host does not forward IPv4; minivmm switches that on where it has to, and back",
+        ),
+        (_, Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => return None,
+        (_, Err(error)) => Finding::problem(
+            "ip-forward",
+            format!("This host does not forward IPv4, and that cannot be changed: {error}"),
+            "no packet of a guest leaves the host",
+            Some("sysctl -w net.ipv4.ip_forward=1 (for a container, on its host)".to_owned()),
+        ),
+    })
+}
+
+/// Several ways out, with a filter that takes answers only on the way that a packet would be sent.
+fn return_path(facts: &Facts) -> Vec<Finding> {
+    let defaults = facts.ip.routes.iter().filter(|route| route.prefix_len == 0 && route.unicast);
+    let mut uplinks: Vec<u32> = defaults.filter_map(|route| route.link).collect();
+    uplinks.sort_unstable();
+    uplinks.dedup();
+    if uplinks.len() < 2 {
+        return Vec::new();
+    }
+    let strict = |name: &str| setting(&format!("net/ipv4/conf/{name}/rp_filter"));
+    let effective = |name: &str| strict("all").max(strict(name));
+    let links = facts.links.iter().filter(|link| uplinks.contains(&link.index) && effective(&link.name) == Some(1));
+    let finding = |link: &Link| {
+        Finding::warning(
+            "rp-filter",
+            format!(
+                "{} is one of {} ways out, and takes only what would be answered there (rp_filter=1)",
+                link.name,
+                uplinks.len()
+            ),
+            "answers to guests that come in by it are dropped while another way out is preferred",
+            format!("sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{}.rp_filter=2", link.name),
+        )
+    };
+    links.map(finding).collect()
+}
+
+/// The table of connections is shared by the host and all guests behind NAT.
+fn connections() -> Option<Finding> {
+    let count = setting("net/netfilter/nf_conntrack_count")?;
+    let max = setting("net/netfilter/nf_conntrack_max").filter(|max| *max > 0)?;
+    let what = format!("{count} of {max} connections are in use");
+    if count * 100 < max * CONNTRACK_PERCENT {
+        return Some(Finding::fine("conntrack", what));
+    }
+    let fix = format!("sysctl -w net.netfilter.nf_conntrack_max={}", max * 2);
+    Some(Finding::warning(
+        "conntrack",
+        what,
+        "when the table is full, new connections of guests and host are dropped",
+        fix,
+    ))
+}
+
+/// Two interfaces of the host on which the same addresses are.
+fn overlaps(facts: &Facts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (idx, first) in facts.ip.addresses.iter().enumerate() {
+        let others = &facts.ip.addresses[idx + 1..];
+        if let Some(second) = others.iter().find(|second| second.link != first.link && overlap(first, second)) {
+            let (name, other) = (facts.name_of(first.link), facts.name_of(second.link));
+            findings.push(Finding::warning(
+                "subnets",
+                format!(
+                    "{}/{} on {name} and {}/{} on {other} overlap",
+                    first.ip, first.prefix_len, second.ip, second.prefix_len
+                ),
+                "the host reaches each machine there on one of the two only",
+                format!("ip address del {}/{} dev {other}", second.ip, second.prefix_len),
+            ));
+        }
+    }
+    findings
+}
+
+fn overlap(first: &Address, second: &Address) -> bool {
+    let bits = first.prefix_len.min(second.prefix_len);
+    // An address alone, and all of IPv4, are no subnet.
+    bits > 0 && first.prefix_len < 32 && second.prefix_len < 32 && network(first.ip, bits) == network(second.ip, bits)
+}
+
+fn network(ip: Ipv4Addr, bits: u8) -> u32 {
+    ip.to_bits() >> (32 - u32::from(bits))
+}
+
+/// A number below `/proc/sys`.
+pub(super) fn setting(path: &str) -> Option<u64> {
+    fs::read_to_string(format!("/proc/sys/{path}")).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_overlap_if_one_holds_the_other() {
+        let address = |ip: [u8; 4], prefix_len| Address { ip: ip.into(), prefix_len, link: 1 };
+        let ten = address([10, 0, 0, 1], 24);
+        assert!(overlap(&ten, &address([10, 0, 0, 9], 24)));
+        assert!(overlap(&ten, &address([10, 200, 0, 1], 8)));
+        assert!(!overlap(&ten, &address([10, 0, 1, 1], 24)));
+        assert!(!overlap(&ten, &address([10, 0, 0, 2], 32)));
+        assert!(!overlap(&ten, &address([10, 0, 0, 2], 0)));
+    }
+}
