@@ -2,7 +2,8 @@
 //!
 //! - [`card`]: a driver's program against the whole network device, with frames arriving and the host failing;
 //! - [`control`]: control commands;
-//! - [`registers`]: accesses of any width and order to configuration space, BARs and their windows.
+//! - [`registers`]: accesses of any width and order to configuration space, BARs and their windows;
+//! - [`services`]: frames and resolvers' answers to the network services of a card.
 //!
 //! What must never happen: a panic, a loop without end, memory that grows, a touch outside of guest memory (unmapped pages lie
 //! around every region), a used entry that nobody made available, a broken ring that is served on, a device that does not work
@@ -17,3 +18,4 @@ pub mod memory;
 pub mod port;
 pub mod registers;
 pub mod seeds;
+pub mod services;
