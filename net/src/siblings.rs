@@ -1,24 +1,33 @@
 //! The VMs of a network of ours by name, as their taps tell: a look at the links, for which no privilege is needed.
+//!
+//! A guest decides how often it asks, and a look takes a lock of the kernel's that everybody needs who changes a link. So a look
+//! serves for all questions of a tenth of a second.
 
 use std::io;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use crate::alias::{Mode, TapAlias};
 use crate::rtnl::Rtnl;
 use crate::services::Names;
 use crate::survey;
 
+/// How long a look serves.
+const FRESH: Duration = Duration::from_millis(100);
+
 /// Knows the VMs of a network.
 #[derive(Clone, Debug)]
 pub struct Siblings {
     mode: Mode,
     net: String,
+    /// The last look: when, and the cards that were there.
+    seen: Option<(Instant, Vec<TapAlias>)>,
 }
 
 impl Siblings {
     /// Of the network that `tap` is on.
     pub fn of(tap: &TapAlias) -> Self {
-        Self { mode: tap.mode, net: tap.net.clone() }
+        Self { mode: tap.mode, net: tap.net.clone(), seen: None }
     }
 
     /// The cards on the network.
@@ -30,9 +39,14 @@ impl Siblings {
         Ok(taps.filter(|tap| tap.mode == self.mode && tap.net == self.net).collect())
     }
 
-    /// The same, nobody if the kernel does not say.
-    fn known(&self) -> Vec<TapAlias> {
-        self.taps().inspect_err(|error| log::debug!("Cannot look for other VMs: {error}")).unwrap_or_default()
+    /// The same as it was at most [`FRESH`] ago, nobody if the kernel does not say.
+    fn known(&mut self) -> &[TapAlias] {
+        let stale = self.seen.as_ref().is_none_or(|(when, _)| when.elapsed() >= FRESH);
+        if stale {
+            let taps = self.taps().inspect_err(|error| log::debug!("Cannot look for other VMs: {error}"));
+            self.seen = Some((Instant::now(), taps.unwrap_or_default()));
+        }
+        self.seen.as_ref().map_or(&[], |(_, taps)| taps)
     }
 }
 
@@ -42,7 +56,7 @@ impl Names for Siblings {
     }
 
     fn reverse(&mut self, address: IpAddr) -> Option<String> {
-        self.known().into_iter().find(|tap| addresses(tap).any(|own| own == address)).map(|tap| tap.vm)
+        self.known().iter().find(|tap| addresses(tap).any(|own| own == address)).map(|tap| tap.vm.clone())
     }
 }
 
