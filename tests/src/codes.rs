@@ -6,6 +6,8 @@ pub const POWERED_OFF: i32 = 0;
 pub const USAGE: i32 = 64;
 /// The host cannot do what was asked.
 pub const HOST: i32 = 71;
+/// A card had no address in time.
+pub const NO_ADDRESS: i32 = 97;
 /// The guest's kernel panicked.
 pub const PANICKED: i32 = 99;
 /// The guest did not power off in time.

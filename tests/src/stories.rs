@@ -17,6 +17,7 @@ mod impair;
 mod large;
 mod memory;
 mod queues;
+mod ready;
 mod resets;
 mod rss;
 mod stop;
@@ -47,6 +48,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         large::STORIES,
         memory::STORIES,
         queues::STORIES,
+        ready::STORIES,
         resets::STORIES,
         rss::STORIES,
         stop::STORIES,

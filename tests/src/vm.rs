@@ -208,6 +208,12 @@ impl Vm {
         self.watched.log.text()
     }
 
+    /// Waits until minivmm says that every card has an address, and returns what it says.
+    pub fn ready_line(&self) -> serde_json::Value {
+        let line = self.watched.log.wait_for_line("{");
+        serde_json::from_str(&format!("{{{line}")).unwrap_or_else(|error| panic!("{{{line} is not JSON: {error}"))
+    }
+
     /// Waits until minivmm's standard error has `text`.
     pub fn wait_for_log(&self, text: &str) {
         self.watched.log.wait_for(text);
