@@ -68,6 +68,7 @@ pub mod step;
 mod error;
 mod ethtool;
 mod forwarding;
+mod guard;
 mod hash;
 mod hold;
 mod inherited;
@@ -82,6 +83,7 @@ mod sysctl;
 mod tun;
 
 pub use error::{Error, Report};
+pub use guard::Guard;
 pub use keeper::{Keeper, News, Port, Services, Timing};
 pub use link::LinkState;
 pub use lookout::Lookout;

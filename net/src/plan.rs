@@ -6,11 +6,13 @@
 mod private;
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::alias::{Mode, TapAlias};
 use crate::facts::{Facts, FdKind, Link, RawMac};
+use crate::guard::Guard;
 use crate::mac::MacAddr;
 use crate::refusal::Refusal;
 use crate::request::Request;
@@ -136,15 +138,21 @@ impl Draft<'_> {
         let queues = spec.card.queues.unwrap_or(self.default_queues);
         self.steps.push(Step::CreateTap { card, queues: queues.get() });
         let (vm, net) = (self.vm.to_owned(), name.to_string());
-        let alias = TapAlias { vm, card, mode: Mode::Bridge, net, ip4: None, ip6: None };
+        let addresses = spec.addresses.as_slice().to_vec();
+        let ip4 = addresses.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None });
+        let ip6 = addresses.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None });
+        let alias = TapAlias { vm, card, mode: Mode::Bridge, net, ip4, ip6 };
+        let (antispoof, isolate) = (spec.guard.antispoof_or(Switch::Off), spec.guard.isolate);
         self.steps.push(Step::AttachTap {
             card,
             bridge: name.clone(),
             mac: mac.host_side(),
             mtu: bridge_mtu,
             alias,
-            pinned: None,
+            pinned: (antispoof == Switch::On).then_some(mac),
+            isolated: isolate,
         });
+        self.guard(Guard { card, mac, antispoof, addresses, isolate });
         Ok((mtu, queues))
     }
 

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use crate::alias::TapAlias;
 use crate::facts::OUR_GROUP;
 use crate::mac::MacAddr;
+use crate::spec::Switch;
 
 /// What people see next to a bridge of ours in `ip link`.
 const BRIDGE_ALIAS: &str = "minivmm: goes with its last port";
@@ -49,6 +50,8 @@ pub(crate) struct Attachment {
     pub(crate) alias: TapAlias,
     /// The only address behind it, if that is to be so.
     pub(crate) pinned: Option<MacAddr>,
+    /// Whether no frame passes between it and other isolated ports.
+    pub(crate) isolated: Switch,
 }
 
 /// Notifications of the kernel about links, from the moment of the subscription.
@@ -162,6 +165,10 @@ impl Rtnl {
             .up()
             .build();
         self.handle.link().change(message).execute().await.map_err(io_error)?;
+        if attachment.isolated == Switch::On {
+            let message = LinkBridgePort::new(index).isolated(true).build();
+            self.handle.link().set_port(message).execute().await.map_err(io_error)?;
+        }
         match attachment.pinned {
             Some(mac) => self.pin(index, mac).await,
             None => Ok(()),

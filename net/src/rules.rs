@@ -4,22 +4,26 @@
 //! ```text
 //! table inet minivmm-VM      forward: no way around the translation; prerouting, output: forwarded ports; postrouting: masquerade
 //! table netdev minivmm-VM    a chain on each tap: the guest's own addresses only, nothing that only a gateway says
+//! table bridge minivmm-VM    forward: nothing between an isolated card and other VMs
 //! ```
 //!
-//! The guards are in a table of the netdev family because the ingress hook of inet tables lets ARP and whatever else is not IP
-//! pass unseen. What the services of a card answer is dropped there, after their packet socket has seen it.
+//! The guards are in tables of other families because inet tables do not see ARP, nor whatever else is not IP. What the services of a card answer is dropped there, after their packet socket has seen it.
 
 use std::net::Ipv4Addr;
 
 use serde::Serialize;
 
 use crate::alias::Mode;
+use crate::guard::{
+    self, Guard, ISOLATED, OTHER_PROTOCOL, PROTOCOLS, ROGUE_DHCP, ROGUE_ROUTER, SPOOFED_ARP, SPOOFED_IP, SPOOFED_MAC,
+    drop_as, own_ip6,
+};
 use crate::mac::MacAddr;
 use crate::nft::{
     AddrType, Base, Chain, ChainType, CtState, CtStatus, EtherAddr, EtherType, Expr, Family, Hook, Icmp6Type, IpFields,
     Item, L4Proto, Match, Mss, NatPort, NatTarget, Policy, Rule, Statement, Table, TableName, Test, Verdict,
 };
-use crate::spec::{Forward, IfName, Protocol, Subnet};
+use crate::spec::{Forward, IfName, Protocol, Subnet, Switch};
 
 /// Priorities of hooks (`NF_IP_PRI_*`, linux/netfilter_ipv4.h).
 const DSTNAT: i32 = -100;
@@ -34,17 +38,8 @@ const DHCP_SERVER: u16 = 67;
 const DHCP6_SERVER: u16 = 547;
 const DNS: u16 = 53;
 
-/// What a guest may speak.
-const PROTOCOLS: [EtherType; 3] = [EtherType::IP4, EtherType::ARP, EtherType::IP6];
-
-/// Why packets are dropped: the names of the counters.
-const SPOOFED_MAC: &str = "spoofed-mac";
-const SPOOFED_ARP: &str = "spoofed-arp";
-const SPOOFED_IP: &str = "spoofed-ip";
-const ROGUE_DHCP: &str = "rogue-dhcp";
-const ROGUE_ROUTER: &str = "rogue-router";
+/// Why packets are dropped: the names of the counters, with those of guards.
 const LOOPBACK_ADDRESS: &str = "loopback";
-const OTHER_PROTOCOL: &str = "other-protocol";
 const UNASKED: &str = "unasked";
 const NO_WAY_OUT: &str = "no-way-out";
 
@@ -65,20 +60,50 @@ pub struct Member {
     pub subnet: Subnet,
     /// Ports of the host that lead to the guest.
     pub forward: Vec<Forward>,
+    /// Whether the guest can only be itself.
+    pub antispoof: Switch,
+    /// Whether other VMs are out of reach.
+    pub isolate: Switch,
 }
 
-/// The tables of a VM. `tap` gives the tap of a card.
-pub(crate) fn tables(vm: &str, members: &[Member], tap: impl Fn(usize) -> Option<IfName>) -> [Table; 2] {
-    let name = |family| TableName { family, name: format!("minivmm-{vm}") };
-    let guards = members.iter().filter_map(|member| Some(guard(member, tap(member.card)?)));
-    let guards = Table {
-        name: name(Family::Netdev),
-        counters: [SPOOFED_MAC, SPOOFED_ARP, SPOOFED_IP, ROGUE_DHCP, ROGUE_ROUTER, LOOPBACK_ADDRESS, OTHER_PROTOCOL]
-            .map(str::to_owned)
-            .to_vec(),
-        sets: Vec::new(),
-        chains: guards.collect(),
+/// The tables of a VM, as many as its cards need. `tap` gives the tap of a card.
+pub(crate) fn tables(
+    vm: &str,
+    members: &[Member],
+    guards: &[Guard],
+    tap: impl Fn(usize) -> Option<IfName>,
+) -> Vec<Table> {
+    let table = |family, counters: &[&str], chains| {
+        let name = TableName { family, name: format!("minivmm-{vm}") };
+        let counters = counters.iter().map(|name| (*name).to_owned()).collect();
+        Table { name, counters, sets: Vec::new(), chains }
     };
+    let mut tables = Vec::new();
+    if !members.is_empty() {
+        tables.push(table(Family::Inet, &[UNASKED, NO_WAY_OUT, ISOLATED], routed(members)));
+    }
+    let of_members = members.iter().filter_map(|member| Some(guard(member, tap(member.card)?)));
+    let chains: Vec<Chain> =
+        of_members.chain(guards.iter().filter_map(|guard| guard.chain(tap(guard.card)?))).collect();
+    if !chains.is_empty() {
+        tables.push(table(Family::Netdev, &[&guard::COUNTERS[..], &[LOOPBACK_ADDRESS]].concat(), chains));
+    }
+    let isolated = members.iter().filter(|member| member.isolate == Switch::On);
+    // The only ports of a network of ours are those of VMs.
+    let alone = isolated
+        .filter_map(|member| tap(member.card))
+        .flat_map(|tap| [Match::iif(&tap), Match::oif(&tap)].map(|passing| drop_as(rule(passing), ISOLATED)));
+    let isolated = guards.iter().filter(|guard| guard.isolate == Switch::On);
+    let between = isolated.filter_map(|guard| tap(guard.card)).flat_map(|tap| guard::between_taps(&tap));
+    let rules: Vec<Rule> = alone.chain(between).collect();
+    if !rules.is_empty() {
+        tables.push(table(Family::Bridge, &[ISOLATED], vec![guard::isolation(rules)]));
+    }
+    tables
+}
+
+/// The chains for what the host routes.
+fn routed(members: &[Member]) -> Vec<Chain> {
     let all = |rules: fn(&Member) -> Vec<Rule>| members.iter().flat_map(rules).collect::<Vec<_>>();
     let mut chains = vec![chain("forward", ChainType::Filter, Hook::Forward, FILTER, all(forward))];
     let nat = |name: &str, hook, priority, rules| chain(name, ChainType::Nat, hook, priority, rules);
@@ -90,8 +115,7 @@ pub(crate) fn tables(vm: &str, members: &[Member], tap: impl Fn(usize) -> Option
         chains.push(nat("prerouting", Hook::Prerouting, DSTNAT, outside));
         chains.push(nat("output", Hook::Output, DSTNAT, all(incoming)));
     }
-    let counters = vec![UNASKED.to_owned(), NO_WAY_OUT.to_owned()];
-    [Table { name: name(Family::Inet), counters, sets: Vec::new(), chains }, guards]
+    chains
 }
 
 fn chain(name: &str, chain_type: ChainType, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
@@ -105,7 +129,7 @@ fn guard(member: &Member, tap: IfName) -> Chain {
     let own_mac = EtherAddr::from(*mac);
     let ip4 = || rule(Match::EtherType(Test::is(EtherType::IP4)));
     let ip6 = || rule(Match::EtherType(Test::is(EtherType::IP6)));
-    let rules = vec![
+    let mut rules = vec![
         drop_as(rule(Match::EtherSaddr(Test::is_not(own_mac))), SPOOFED_MAC),
         // A tagged frame has the type of its tag.
         drop_as(rule(Match::EtherType(Test::NotIn(PROTOCOLS.map(Item::One).to_vec()))), OTHER_PROTOCOL),
@@ -131,16 +155,14 @@ fn guard(member: &Member, tap: IfName) -> Chain {
         rule(Match::EtherType(Test::is(EtherType::ARP))).with(Verdict::Accept),
         drop_as(ip6().with(Match::Icmp6Type(Test::any([Icmp6Type::ROUTER_ADVERT, Icmp6Type::REDIRECT]))), ROGUE_ROUTER),
         drop_as(ip6().with(Match::UdpSport(Test::is(DHCP6_SERVER))), ROGUE_DHCP),
-        // Link-local addresses, and none, which is what a guest has before it has one.
-        drop_as(
-            rule(Match::Ip6(IpFields::Saddr(Test::NotIn(vec![
-                Item::Prefix([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10),
-                Item::One([0; 16].into()),
-            ])))),
-            SPOOFED_IP,
-        ),
     ];
-    chain(&format!("card{}", member.card), ChainType::Filter, Hook::Ingress(tap), FILTER, rules)
+    rules.extend(own_ip6(&[]));
+    if member.antispoof == Switch::Off {
+        // What the services answer, and the host's own addresses, are none of the guest's all the same.
+        let reasons = guard::COUNTERS.map(|reason| Expr::from(Statement::CountIn(reason.to_owned())));
+        rules.retain(|rule| !rule.exprs.iter().any(|expr| reasons.contains(expr)));
+    }
+    guard::ingress(member.card, tap, rules)
 }
 
 /// What may pass between the network and the rest of the world.
@@ -148,17 +170,31 @@ fn forward(member: &Member) -> Vec<Rule> {
     let Member { bridge, address, .. } = member;
     let (inward, outward) = ([Match::oif(bridge), iif_not(bridge)], [Match::iif(bridge), oif_not(bridge)]);
     let from = |matches: [Match; 2]| matches.into_iter().fold(Rule::new(), Rule::with);
+    let mut rules = if member.isolate == Switch::On { within(member) } else { Vec::new() };
     if member.mode != Mode::Nat {
-        return vec![drop_as(from(outward), NO_WAY_OUT), drop_as(from(inward), NO_WAY_OUT)];
+        rules.extend([drop_as(from(outward), NO_WAY_OUT), drop_as(from(inward), NO_WAY_OUT)]);
+        return rules;
     }
     let clamp = |rule: Rule| rule.with(Match::tcp_syn()).with(Statement::SetMss(Mss::RouteMtu));
     let inward = || from(inward.clone()).with(ip4_daddr(Test::is(*address)));
-    vec![
+    rules.extend([
         clamp(from(outward).with(ip4_saddr(Test::is(*address)))),
         clamp(inward()),
         inward().with(Match::CtState(vec![CtState::Established, CtState::Related])).with(Verdict::Accept),
         inward().with(Match::CtStatus(vec![CtStatus::Dnat])).with(Verdict::Accept),
         drop_as(inward(), UNASKED),
+    ]);
+    rules
+}
+
+/// What siblings cannot have by way of the host, as a forwarded port: the guest itself can.
+fn within(member: &Member) -> Vec<Rule> {
+    let Member { bridge, address, .. } = member;
+    let within = || rule(Match::iif(bridge)).with(Match::oif(bridge));
+    let (own, other) = (|| Test::is(*address), || Test::is_not(*address));
+    vec![
+        drop_as(within().with(ip4_saddr(own())).with(ip4_daddr(other())), ISOLATED),
+        drop_as(within().with(ip4_daddr(own())).with(ip4_saddr(other())), ISOLATED),
     ]
 }
 
@@ -212,10 +248,6 @@ fn proto(protocol: Protocol) -> L4Proto {
 
 fn rule(expr: impl Into<Expr>) -> Rule {
     Rule::new().with(expr)
-}
-
-fn drop_as(rule: Rule, reason: &str) -> Rule {
-    rule.with(Statement::CountIn(reason.to_owned())).with(Verdict::Drop)
 }
 
 fn prefix((address, len): (Ipv4Addr, u8)) -> Test<Ipv4Addr> {

@@ -1,7 +1,8 @@
 //! The grammar of `--net`: `MODE=ARG[,key=value...]`.
 //!
 //! ```text
-//! bridge=NAME[,create=on|off]   a new tap on this bridge
+//! bridge=NAME[,create=on|off][,addresses=IP[+IP...]]
+//!                               a new tap on this bridge
 //! nat[=NAME][,subnet=A.B.C.D/LEN][,forward=LIST]
 //!                               a network of our own, with a way out
 //! host[=NAME][,subnet=A.B.C.D/LEN]
@@ -9,6 +10,7 @@
 //! tap=NAME                      a tap that exists
 //! fd=N[:N...]                   an open tap, inherited
 //!
+//! and with the first three: [,antispoof=on|off][,isolate=on|off]
 //! and with each: [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|csum:tso:ecn:ufo:uso]
 //!                     [,vhost=on|off][,rate=IN/OUT[,burst=BYTES]][,delay=TIME][,jitter=TIME][,loss=PERCENT][,seed=N]
 //! ```
@@ -21,6 +23,7 @@
 mod card;
 mod fields;
 mod forward;
+mod guard;
 mod impair;
 mod network;
 mod offload;
@@ -36,6 +39,7 @@ use serde_json::{Map, Value};
 pub use card::CardSpec;
 pub use fields::{FdList, FieldError, IfName, MTU_MIN, Mtu, QUEUES_MAX, Queues, RingSize, Switch};
 pub use forward::{FORWARDED_PORTS_MAX, Forward, ForwardList, Protocol};
+pub use guard::{ADDRESSES_MAX, AddressList, GuardSpec};
 pub use impair::{Burst, ImpairSpec, Lateness, Loss, RatePair, Seed};
 pub(crate) use network::mask;
 pub use network::{NetworkName, Subnet};
@@ -69,6 +73,12 @@ pub struct BridgeSpec {
     /// Whether to make the bridge if it is missing.
     #[serde(default)]
     pub create: Switch,
+    /// The guest's addresses; any if empty.
+    #[serde(default, skip_serializing_if = "AddressList::is_empty")]
+    pub addresses: AddressList,
+    /// What is refused to the guest.
+    #[serde(flatten)]
+    pub guard: GuardSpec,
     /// The card.
     #[serde(flatten)]
     pub card: CardSpec,
@@ -100,6 +110,8 @@ struct ModeKey {
     /// What it is if nothing follows it.
     alone: Option<&'static str>,
     options: &'static [&'static str],
+    /// The keys of [`GuardSpec`], if it takes them.
+    guard: &'static [&'static str],
     read: fn(Value) -> Result<NetSpec, serde_json::Error>,
 }
 
@@ -107,29 +119,44 @@ const MODES: &[ModeKey] = &[
     ModeKey {
         key: "bridge",
         alone: None,
-        options: &["create"],
+        options: &["create", "addresses"],
+        guard: GuardSpec::KEYS,
         read: |value| serde_json::from_value(value).map(NetSpec::Bridge),
     },
     ModeKey {
         key: "nat",
         alone: Some(network::DEFAULT_NAME),
         options: &["subnet", "forward"],
+        guard: GuardSpec::KEYS,
         read: |value| serde_json::from_value(value).map(NetSpec::Nat),
     },
     ModeKey {
         key: "host",
         alone: Some(network::DEFAULT_NAME),
         options: &["subnet"],
+        guard: GuardSpec::KEYS,
         read: |value| serde_json::from_value(value).map(NetSpec::Host),
     },
-    ModeKey { key: "tap", alone: None, options: &[], read: |value| serde_json::from_value(value).map(NetSpec::Tap) },
-    ModeKey { key: "fd", alone: None, options: &[], read: |value| serde_json::from_value(value).map(NetSpec::Fd) },
+    ModeKey {
+        key: "tap",
+        alone: None,
+        options: &[],
+        guard: &[],
+        read: |value| serde_json::from_value(value).map(NetSpec::Tap),
+    },
+    ModeKey {
+        key: "fd",
+        alone: None,
+        options: &[],
+        guard: &[],
+        read: |value| serde_json::from_value(value).map(NetSpec::Fd),
+    },
 ];
 
 impl ModeKey {
     /// All keys that may follow.
     fn known(&self) -> Vec<&'static str> {
-        [self.options, &CardSpec::keys()].concat()
+        [self.options, self.guard, &CardSpec::keys()].concat()
     }
 }
 
@@ -253,6 +280,12 @@ impl NetSpec {
         if let Some(key) = impair.first_key().filter(|_| *vhost == Switch::On) {
             return Err(SpecError::Vhost(key));
         }
+        if let Self::Bridge(BridgeSpec { addresses, guard, .. }) = &spec
+            && !addresses.is_empty()
+            && guard.antispoof != Some(Switch::On)
+        {
+            return Err(SpecError::Idle { key: "addresses", needed: "antispoof=on" });
+        }
         if let Some((key, needed)) = impair.idle_key() {
             return Err(SpecError::Idle { key, needed });
         }
@@ -308,6 +341,10 @@ impl fmt::Display for NetSpec {
                 if spec.create == Switch::On {
                     f.write_str(",create=on")?;
                 }
+                if !spec.addresses.is_empty() {
+                    write!(f, ",addresses={}", spec.addresses)?;
+                }
+                write!(f, "{}", spec.guard)?;
             }
             Self::Nat(spec) => write!(f, "{spec}")?,
             Self::Host(spec) => write!(f, "{spec}")?,

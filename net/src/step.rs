@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::alias::{NetworkAlias, TapAlias};
 use crate::error::Error;
 use crate::forwarding;
+use crate::guard::Guard;
 use crate::hold;
 use crate::mac::MacAddr;
 use crate::nft::{Batch, Command, NftSocket};
@@ -21,7 +22,7 @@ use crate::refusal::Refusal;
 use crate::rtnl::{Attachment, Rtnl};
 use crate::rules::{self, Member};
 use crate::services::{self, ServiceSpec};
-use crate::spec::{Forward, IfName, Subnet};
+use crate::spec::{Forward, IfName, Subnet, Switch};
 use crate::survey;
 use crate::sysctl::{self, Conf};
 use crate::tun::{self, QueueMode};
@@ -88,6 +89,9 @@ pub enum Step {
         vm: String,
         /// Its cards on networks of ours.
         members: Vec<Member>,
+        /// Its guarded cards on bridges of the host.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        guards: Vec<Guard>,
     },
     /// Open the socket on which a card's services answer.
     OpenServices {
@@ -125,6 +129,8 @@ pub enum Step {
         /// The only address behind it, if that is to be so.
         #[serde(skip_serializing_if = "Option::is_none")]
         pinned: Option<MacAddr>,
+        /// Whether no frame passes between it and other isolated ports.
+        isolated: Switch,
     },
     /// Open a tap that exists.
     OpenTap {
@@ -192,6 +198,12 @@ impl Step {
         }
     }
 
+    /// What a tap gets with its bridge, if this step attaches one.
+    pub(crate) fn attachment(&self) -> Option<Attachment> {
+        let Self::AttachTap { mac, mtu, alias, pinned, isolated, .. } = self else { return None };
+        Some(Attachment { mac: *mac, mtu: *mtu, alias: alias.clone(), pinned: *pinned, isolated: *isolated })
+    }
+
     /// What takes it back at the end, in words.
     pub fn undo_text(&self) -> String {
         match self {
@@ -241,10 +253,10 @@ impl Step {
                 host.vhosts.insert(*card, fds);
                 Ok(())
             }
-            Self::AttachTap { card, bridge, mac, mtu, alias, pinned } => {
-                let attachment = Attachment { mac: *mac, mtu: *mtu, alias: alias.clone(), pinned: *pinned };
-                host.attach(*card, bridge, &attachment).await
-            }
+            Self::AttachTap { card, bridge, .. } => match self.attachment() {
+                Some(attachment) => host.attach(*card, bridge, &attachment).await,
+                None => Ok(()),
+            },
             Self::GiveGateway { bridge, subnet, alias } => (give_gateway(&host.rtnl, bridge, *subnet, alias).await)
                 .map_err(|source| Error::GiveGateway { bridge: bridge.clone(), source }),
             Self::EnableForwarding { bridge, uplinks } => (forwarding::enable(&host.rtnl, bridge, uplinks).await)
@@ -255,7 +267,7 @@ impl Step {
                 host.ports.insert(*card, hold::hold(forward)?);
                 Ok(())
             }
-            Self::CreateTables { vm, members } => host.create_tables(vm, members),
+            Self::CreateTables { vm, members, guards } => host.create_tables(vm, members, guards),
             Self::OpenServices { card, spec } => host.open_services(*card, spec),
             Self::OpenTap { card, tap, queues, multi_queue } => {
                 let mode = if *multi_queue { QueueMode::Multi } else { QueueMode::Single };
@@ -338,9 +350,9 @@ impl Host {
         attach.await.map_err(|source| Error::AttachTap { tap, bridge: bridge.clone(), source })
     }
 
-    fn create_tables(&mut self, vm: &str, members: &[Member]) -> Result<(), Error> {
+    fn create_tables(&mut self, vm: &str, members: &[Member], guards: &[Guard]) -> Result<(), Error> {
         let taps = &self.taps;
-        let tables = rules::tables(vm, members, |card| taps.get(&card)?.name.parse().ok());
+        let tables = rules::tables(vm, members, guards, |card| taps.get(&card)?.name.parse().ok());
         let mut socket = NftSocket::open().map_err(Error::Nftables)?;
         let batch = Batch { commands: tables.into_iter().map(Command::AddTable).collect() };
         socket.apply(&batch).map_err(Error::Nftables)?;
@@ -403,9 +415,13 @@ impl fmt::Display for Step {
                 let texts: Vec<String> = forward.iter().map(ToString::to_string).collect();
                 write!(f, "hold the host's ports of {} for card {card}", texts.join(" and "))
             }
-            Self::CreateTables { vm, members } => {
-                let cards: Vec<String> = members.iter().map(|member| member.card.to_string()).collect();
-                write!(f, "create the nftables inet and netdev minivmm-{vm} for card {}", cards.join(", "))
+            Self::CreateTables { vm, members, guards } => {
+                let cards = members.iter().map(|member| member.card).chain(guards.iter().map(|guard| guard.card));
+                let cards: Vec<String> = cards.map(|card| card.to_string()).collect();
+                let name = |card: usize| format!("tap{card}").parse().ok();
+                let tables = rules::tables(vm, members, guards, name);
+                let families: Vec<String> = tables.iter().map(|table| table.name.family.to_string()).collect();
+                write!(f, "create the nftables {} minivmm-{vm} for card {}", families.join(" and "), cards.join(", "))
             }
             Self::OpenServices { card, spec } => {
                 write!(f, "answer DHCP and DNS of card {card}, which has {}", spec.ipv4.address)

@@ -168,8 +168,8 @@ impl Attached {
     /// What `step` attaches, if it is the tap of `card`.
     fn by(step: &Step, card: usize) -> Option<Self> {
         match step {
-            Step::AttachTap { card: attached, bridge, mac, mtu, alias, pinned } if *attached == card => {
-                let attachment = Attachment { mac: *mac, mtu: *mtu, alias: alias.clone(), pinned: *pinned };
+            Step::AttachTap { card: attached, bridge, .. } if *attached == card => {
+                let attachment = step.attachment()?;
                 Some(Self { bridge: bridge.clone(), attachment, reattached: 0, place: Place::OnBridge })
             }
             _ => None,

@@ -6,12 +6,13 @@ use std::net::Ipv4Addr;
 use super::{Draft, ETHERNET_MTU, guest_mtu};
 use crate::alias::{Mode, NetworkAlias, TapAlias};
 use crate::facts::Link;
+use crate::guard::Guard;
 use crate::lease;
 use crate::mac::MacAddr;
 use crate::refusal::Refusal;
 use crate::rules::Member;
 use crate::services::{Ipv4Network, Reach, ServiceSpec};
-use crate::spec::{IfName, Mtu, Private, Queues, Subnet};
+use crate::spec::{IfName, Mtu, Private, Queues, Subnet, Switch};
 use crate::step::Step;
 use crate::subnet::{self, Taken};
 
@@ -34,6 +35,8 @@ pub(super) struct Networks {
     networks: BTreeMap<IfName, Network>,
     /// The cards on them.
     members: Vec<Member>,
+    /// The guarded cards on bridges of the host.
+    guards: Vec<Guard>,
     /// What serves them.
     services: Vec<(usize, ServiceSpec)>,
 }
@@ -49,6 +52,7 @@ impl Draft<'_> {
             self.steps.push(Step::RouteLoopback { bridge: bridge.clone() });
         }
         self.steps.push(Step::CreateTap { card, queues: queues.get() });
+        let (antispoof, isolate) = (spec.guard.antispoof_or(Switch::On), spec.guard.isolate);
         let (vm, net) = (self.vm.to_owned(), spec.name.to_string());
         let alias = TapAlias { vm, card, mode: spec.mode, net, ip4: Some(address), ip6: None };
         self.steps.push(Step::AttachTap {
@@ -57,12 +61,13 @@ impl Draft<'_> {
             mac: mac.host_side(),
             mtu: network.mtu,
             alias,
-            pinned: Some(mac),
+            pinned: (antispoof == Switch::On).then_some(mac),
+            isolated: isolate,
         });
         let Network { subnet, mac: gateway_mac, .. } = network;
         let forward = spec.forward.to_vec();
         let mode = spec.mode;
-        self.networks.members.push(Member { card, mode, bridge, mac, address, subnet, forward });
+        self.networks.members.push(Member { card, mode, bridge, mac, address, subnet, forward, antispoof, isolate });
         let service = ServiceSpec {
             vm_name: self.vm.to_owned(),
             mac,
@@ -76,13 +81,20 @@ impl Draft<'_> {
         Ok((mtu, queues))
     }
 
-    /// What all cards on networks of ours need together, after their taps.
+    /// Notes a card on a bridge of the host, if anything is refused to its guest.
+    pub(super) fn guard(&mut self, guard: Guard) {
+        if guard.antispoof == Switch::On || guard.isolate == Switch::On {
+            self.networks.guards.push(guard);
+        }
+    }
+
+    /// What all cards need together, after their taps.
     pub(super) fn guard_and_serve(&mut self) {
-        let Networks { members, services, .. } = std::mem::take(&mut self.networks);
-        if members.is_empty() {
+        let Networks { members, guards, services, .. } = std::mem::take(&mut self.networks);
+        if members.is_empty() && guards.is_empty() {
             return;
         }
-        self.steps.push(Step::CreateTables { vm: self.vm.to_owned(), members });
+        self.steps.push(Step::CreateTables { vm: self.vm.to_owned(), members, guards });
         self.steps.extend(services.into_iter().map(|(card, spec)| Step::OpenServices { card, spec }));
     }
 

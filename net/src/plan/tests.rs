@@ -193,6 +193,7 @@ fn a_plan_is_also_json() {
                     "mac": "fe:54:00:12:34:56",
                     "mtu": 1500,
                     "alias": "minivmm vm=vm card=0 mode=bridge net=br0",
+                    "isolated": "off",
                 },
             ],
         })

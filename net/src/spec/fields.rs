@@ -11,6 +11,7 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::forward::{FORWARDED_PORTS_MAX, Forward, ForwardList};
+use super::guard::AddressList;
 use super::impair::{Burst, Lateness, Loss, RatePair, Seed};
 use super::network::{NetworkName, Subnet};
 use super::offload::OffloadList;
@@ -321,6 +322,14 @@ pub enum FieldError {
         /// The rule it breaks.
         reason: &'static str,
     },
+    /// Not an address of a guest.
+    #[error("addresses= with \"{given}\" is not possible: {reason}")]
+    Address {
+        /// What was given.
+        given: String,
+        /// The rule it breaks.
+        reason: &'static str,
+    },
     /// The same port of the host for two.
     #[error("forward={first} and forward={second} both lead the same port of the host: keep one of them")]
     ForwardTwice {
@@ -426,6 +435,7 @@ deserialize_as_flag_text!(
     NetworkName,
     Subnet,
     ForwardList,
+    AddressList,
     RatePair,
     Burst,
     Lateness,

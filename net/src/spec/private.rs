@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::card::CardSpec;
 use super::fields::IfName;
 use super::forward::{Forward, ForwardList};
+use super::guard::GuardSpec;
 use super::network::{NetworkName, Subnet};
 use crate::alias::Mode;
 
@@ -21,6 +22,9 @@ pub struct NatSpec {
     /// Ports of the host that lead to the guest.
     #[serde(default)]
     pub forward: ForwardList,
+    /// What is refused to the guest.
+    #[serde(flatten)]
+    pub guard: GuardSpec,
     /// The card.
     #[serde(flatten)]
     pub card: CardSpec,
@@ -34,6 +38,9 @@ pub struct HostSpec {
     /// Its addresses; a free private subnet if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Subnet>,
+    /// What is refused to the guest.
+    #[serde(flatten)]
+    pub guard: GuardSpec,
     /// The card.
     #[serde(flatten)]
     pub card: CardSpec,
@@ -50,6 +57,8 @@ pub struct Private<'a> {
     pub subnet: Option<Subnet>,
     /// Ports of the host that lead to the guest.
     pub forward: &'a [Forward],
+    /// What is refused to the guest.
+    pub guard: GuardSpec,
     /// The card.
     pub card: &'a CardSpec,
 }
@@ -65,14 +74,15 @@ impl NatSpec {
     /// What it asks for, as both modes have it.
     pub(crate) fn private(&self) -> Private<'_> {
         let (mode, forward) = (Mode::Nat, self.forward.as_slice());
-        Private { mode, name: &self.nat, subnet: self.subnet, forward, card: &self.card }
+        Private { mode, name: &self.nat, subnet: self.subnet, forward, guard: self.guard, card: &self.card }
     }
 }
 
 impl HostSpec {
     /// What it asks for, as both modes have it.
     pub(crate) fn private(&self) -> Private<'_> {
-        Private { mode: Mode::Host, name: &self.host, subnet: self.subnet, forward: &[], card: &self.card }
+        let (mode, guard) = (Mode::Host, self.guard);
+        Private { mode, name: &self.host, subnet: self.subnet, forward: &[], guard, card: &self.card }
     }
 }
 
@@ -80,14 +90,18 @@ impl fmt::Display for NatSpec {
     /// The flag as far as the card's own keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_network(f, "nat", &self.nat, self.subnet)?;
-        if self.forward.is_empty() { Ok(()) } else { write!(f, ",forward={}", self.forward) }
+        if !self.forward.is_empty() {
+            write!(f, ",forward={}", self.forward)?;
+        }
+        write!(f, "{}", self.guard)
     }
 }
 
 impl fmt::Display for HostSpec {
     /// The flag as far as the card's own keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_network(f, "host", &self.host, self.subnet)
+        write_network(f, "host", &self.host, self.subnet)?;
+        write!(f, "{}", self.guard)
     }
 }
 

@@ -98,14 +98,16 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
         },
     };
     let name: IfName = "x".parse().unwrap();
-    let bridge = BridgeSpec { bridge: name.clone(), create: Switch::On, card: card.clone() };
+    let guard = GuardSpec { antispoof: Some(Switch::On), isolate: Switch::On };
+    let addresses = "192.0.2.5".parse().unwrap();
+    let bridge = BridgeSpec { bridge: name.clone(), create: Switch::On, addresses, guard, card: card.clone() };
     let tap = TapSpec { tap: name, card: card.clone() };
     let private = [parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1"), parse("host=a,subnet=10.0.0.0/24")];
     let [mut nat, mut host] = private;
     for spec in [&mut nat, &mut host] {
         match spec {
-            NetSpec::Nat(spec) => spec.card = card.clone(),
-            NetSpec::Host(spec) => spec.card = card.clone(),
+            NetSpec::Nat(spec) => (spec.card, spec.guard) = (card.clone(), guard),
+            NetSpec::Host(spec) => (spec.card, spec.guard) = (card.clone(), guard),
             _ => panic!("another mode"),
         }
     }
@@ -116,6 +118,19 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
         all.sort_unstable();
         assert_eq!(table.keys().collect::<Vec<_>>(), all);
     }
+}
+
+#[test]
+fn guards_are_refused_where_they_do_nothing() {
+    assert_eq!(
+        refusal("bridge=br0,addresses=192.0.2.5"),
+        "addresses= does nothing by itself: give antispoof=on with it, or leave it out"
+    );
+    assert!(refusal("tap=t0,antispoof=on").starts_with("tap= takes no key \"antispoof\""));
+    assert!(refusal("nat,addresses=192.0.2.5").starts_with("nat= takes no key \"addresses\""));
+    let text = "bridge=br0,addresses=192.0.2.5+2001:db8::5,antispoof=on,isolate=on";
+    assert_eq!(parse(text).to_string(), text);
+    assert_eq!(parse("nat,antispoof=off").to_string(), "nat,antispoof=off");
 }
 
 #[test]
@@ -156,7 +171,7 @@ fn keys_are_known_given_once_and_have_a_value() {
     assert_eq!(refusal("bridge=br0,quues=2"), "bridge= takes no key \"quues\": did you mean queues=?");
     assert_eq!(
         refusal("bridge=br0,vlan=100"),
-        "bridge= takes no key \"vlan\": it takes create, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed"
+        "bridge= takes no key \"vlan\": it takes create, addresses, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed"
     );
     assert_eq!(
         refusal("tap=t0,colour=on"),
@@ -191,7 +206,7 @@ fn a_network_of_ours_needs_no_name() {
     assert_eq!(refusal("mtu=1500,nat"), "nat has no value: write nat=VALUE");
     assert_eq!(
         refusal("host,forward=tcp:1:1"),
-        "host= takes no key \"forward\": it takes subnet, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed"
+        "host= takes no key \"forward\": it takes subnet, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed"
     );
 }
 

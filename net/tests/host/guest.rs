@@ -26,17 +26,15 @@ const SILENCE: Duration = Duration::from_millis(400);
 /// Largest frame with its header.
 const FRAME_BYTES: usize = 70 * 1024;
 
-/// Puts guests behind the ports that have services, on threads that end with the process. Prints a line with the namespace of each.
+/// Puts guests behind the ports that have services, and with `GUESTS` in the environment behind the others as well, on threads that end
+/// with the process. Prints a line with the namespace of each.
 pub(crate) fn put_behind(ports: &mut [Port]) {
     for port in ports {
-        let Some(Services { spec, tap, socket }) = port.services.take() else { continue };
-        let resolv_conf = std::env::var_os("RESOLV_CONF").unwrap_or_default().into();
-        let (names, counters) = (Box::new(Siblings::of(&tap)), Arc::new(Counters::default()));
-        let setup = Setup { spec, socket, names, resolv_conf, counters };
-        std::thread::spawn(move || {
-            let (_end, stop) = nix::unistd::pipe().expect("a pipe");
-            run(setup, stop.as_fd(), &mut |_| ()).expect("services");
-        });
+        let services = port.services.take();
+        if services.is_none() && std::env::var_os("GUESTS").is_none() {
+            continue;
+        }
+        services.into_iter().for_each(serve);
         let queue = port.fds[0].try_clone().expect("a descriptor");
         let mac = port.mac.to_string();
         let (sender, ready) = std::sync::mpsc::channel();
@@ -50,6 +48,17 @@ pub(crate) fn put_behind(ports: &mut [Port]) {
         });
         println!("guest /proc/{}/task/{}/ns/net", std::process::id(), ready.recv().expect("a guest"));
     }
+}
+
+fn serve(services: Services) {
+    let Services { spec, tap, socket } = services;
+    let resolv_conf = std::env::var_os("RESOLV_CONF").unwrap_or_default().into();
+    let (names, counters) = (Box::new(Siblings::of(&tap)), Arc::new(Counters::default()));
+    let setup = Setup { spec, socket, names, resolv_conf, counters };
+    std::thread::spawn(move || {
+        let (_end, stop) = nix::unistd::pipe().expect("a pipe");
+        run(setup, stop.as_fd(), &mut |_| ()).expect("services");
+    });
 }
 
 /// A tap called `eth0` with the headers that a card's queue has.

@@ -16,6 +16,7 @@ mod bridges;
 mod client;
 mod descriptors;
 mod endings;
+mod guard;
 mod guest;
 mod lan;
 mod links;
@@ -40,6 +41,7 @@ fn cases() -> Vec<Case> {
         bridges::CASES,
         descriptors::CASES,
         endings::CASES,
+        guard::CASES,
         links::CASES,
         nat::CASES,
         &nft,

@@ -126,6 +126,16 @@ impl Vmm {
         (vmm, guest)
     }
 
+    /// The same for a card on a bridge.
+    pub(crate) fn start_bridged(name: &str, spec: &str) -> (Self, Namespace) {
+        let mut command = itself(&["vmm", name, spec]);
+        command.env("GUESTS", "all");
+        let vmm = Self::from_command(command);
+        vmm.taps();
+        let guest = vmm.guest();
+        (vmm, guest)
+    }
+
     /// The next guest, after the ports are there.
     pub(crate) fn guest(&self) -> Namespace {
         let line = self.line();

@@ -1,0 +1,275 @@
+//! `antispoof=`, `addresses=` and `isolate=`: guests that forge on a bridge, and guests that are kept apart.
+
+use net::MacAddr;
+use serde_json::Value;
+
+use crate::Case;
+use crate::guest::{Namespace, ask_tcp, ask_udp, configure, echo, is_silent, send_frame};
+use crate::lan::{exists, link, sh, snapshot, until};
+use crate::vmm::Vmm;
+
+pub(crate) const CASES: &[Case] = &[
+    ("guarded_bridge_guest_is_only_what_its_list_says", listed),
+    ("guarded_bridge_guest_without_a_list_has_any_address_on_its_own_mac", unlisted),
+    ("guarded_port_learns_nothing_and_is_not_flooded", port_flags),
+    ("isolated_bridge_guests_reach_the_uplink_and_no_other_vm", isolated_on_bridge),
+    ("isolated_nat_guest_reaches_the_world_and_no_sibling", isolated_on_nat),
+    ("nat_without_antispoof_lets_any_mac_pass", nat_unguarded),
+];
+
+const REASONS: [&str; 7] =
+    ["spoofed-mac", "spoofed-arp", "spoofed-ip", "spoofed-nd", "rogue-dhcp", "rogue-router", "other-protocol"];
+
+/// `br0` with a machine behind its uplink, which has `192.0.2.1/24` and `2001:db8::1/64`.
+fn machine_on_bridge() -> Namespace {
+    let machine = Namespace::behind("up0", "192.0.2.1/24", "198.51.100.1/30");
+    for line in [
+        "ip addr flush dev up0",
+        "ip link add br0 type bridge mcast_snooping 0",
+        "ip link set br0 up",
+        "ip link set up0 master br0",
+    ] {
+        sh(line);
+    }
+    until(|| link("br0")["operstate"] == "UP");
+    give6(&machine, "2001:db8::1");
+    machine
+}
+
+/// Gives a namespace's card an IPv6 address, which this process keeps from new cards.
+fn give6(namespace: &Namespace, address: &str) {
+    namespace.sh("sysctl -q net.ipv6.conf.eth0.disable_ipv6=0");
+    namespace.sh(&format!("ip addr add {address}/64 dev eth0 nodad"));
+}
+
+/// Packets under a reason in a table of a VM.
+fn counted(family: &str, vm: &str, reason: &str) -> u64 {
+    let text = sh(&format!("nft list counter {family} minivmm-{vm} {reason}"));
+    text.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+/// All that the guard of a VM has dropped.
+fn all_counted(vm: &str) -> [u64; 7] {
+    REASONS.map(|reason| counted("netdev", vm, reason))
+}
+
+/// Forged frames of the machine with the address `own`, and the reason for which each is dropped where `192.0.2.5` and `2001:db8::5` are
+/// listed. The first ones are dropped without a list, too.
+fn forgeries(own: [u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
+    let ether = |source: [u8; 6], kind: [u8; 2], body: &[u8]| {
+        let mut frame = [&[0xff; 6][..], &source, &kind, body].concat();
+        frame.resize(frame.len().max(60), 0);
+        frame
+    };
+    let arp = |mac: [u8; 6], ip: [u8; 4]| {
+        ether(own, [8, 6], &[&[0, 1, 8, 0, 6, 4, 0, 2][..], &mac, &ip, &[0xff; 6], &[192, 0, 2, 1]].concat())
+    };
+    let ip4 = |source: [u8; 4], protocol: u8, body: &[u8]| {
+        let length = u8::try_from(20 + body.len()).unwrap();
+        [&[0x45, 0, 0, length, 0, 0, 0, 0, 64, protocol, 0, 0][..], &source, &[192, 0, 2, 1], body].concat()
+    };
+    let ip6 = |source: &str, next: u8, body: &[u8]| {
+        let source = source.parse::<std::net::Ipv6Addr>().unwrap().octets();
+        let length = u8::try_from(body.len()).unwrap();
+        [&[0x60, 0, 0, 0, 0, length, next, 255][..], &source, &[0xff, 2], &[0; 13], &[1], body].concat()
+    };
+    let claim = |kind: u8, target: &str| {
+        let target = target.parse::<std::net::Ipv6Addr>().unwrap().octets();
+        [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target].concat()
+    };
+    let (v4, v6) = ([8, 0], [0x86, 0xdd]);
+    let mine = [192, 0, 2, 5];
+    let options = [&[58, 0, 1, 4, 0, 0, 0, 0, 134][..], &[0; 15]].concat();
+    vec![
+        ("spoofed-mac", ether([2, 0, 0, 0, 0, 9], v4, &ip4(mine, 6, &[0; 20]))),
+        ("spoofed-arp", arp([2, 0, 0, 0, 0, 9], mine)),
+        ("rogue-dhcp", ether(own, v4, &ip4(mine, 17, &[0, 67, 0, 68, 0, 8, 0, 0]))),
+        ("rogue-dhcp", ether(own, v6, &ip6("fe80::1", 17, &[2, 35, 2, 34, 0, 8, 0, 0]))),
+        ("rogue-router", ether(own, v6, &ip6("fe80::1", 58, &[&[134][..], &[0; 15]].concat()))),
+        // The same behind a header of options for the way.
+        ("rogue-router", ether(own, v6, &ip6("fe80::1", 0, &options))),
+        ("rogue-router", ether(own, v6, &ip6("fe80::1", 58, &claim(137, "fe80::1")))),
+        ("other-protocol", ether(own, [0x81, 0], &[0, 5, 8, 0])),
+        ("other-protocol", ether(own, [0x88, 0xcc], &[0; 46])),
+        ("spoofed-arp", arp(own, [192, 0, 2, 1])),
+        ("spoofed-ip", ether(own, v4, &ip4([192, 0, 2, 1], 6, &[0; 20]))),
+        ("spoofed-ip", ether(own, v4, &ip4([0, 0, 0, 0], 17, &[0, 68, 0, 53, 0, 8, 0, 0]))),
+        ("spoofed-ip", ether(own, v6, &ip6("2001:db8::1", 58, &[&[128][..], &[0; 7]].concat()))),
+        ("spoofed-nd", ether(own, v6, &ip6("fe80::1", 58, &claim(136, "2001:db8::1")))),
+        ("spoofed-nd", ether(own, v6, &ip6("::", 58, &claim(135, "2001:db8::1")))),
+    ]
+}
+
+/// How many of the forgeries need no list.
+const WITHOUT_LIST: usize = 9;
+
+fn listed() {
+    let machine = machine_on_bridge();
+    let before = snapshot();
+    let (vmm, guest) = Vmm::start_bridged("web", "bridge=br0,antispoof=on,addresses=192.0.2.5+2001:db8::5");
+    assert_eq!(link("vmtap0")["ifalias"], "minivmm vm=web card=0 mode=bridge net=br0 ip4=192.0.2.5 ip6=2001:db8::5");
+    guest.sh("ip addr add 192.0.2.5/24 dev eth0");
+    give6(&guest, "2001:db8::5");
+    echo(&machine, 7);
+    assert_eq!(ask_tcp(&guest, "192.0.2.1:7"), Some("192.0.2.5".parse().unwrap()));
+    assert_eq!(ask_udp(&guest, "192.0.2.1:7"), Some("192.0.2.5".parse().unwrap()));
+    guest.sh("ping -6 -c 1 -W 5 2001:db8::1");
+    machine.sh("ping -c 1 -W 5 192.0.2.5");
+    // A client that asks for an address.
+    guest.attempt("busybox udhcpc -f -q -n -t 1 -T 1 -i eth0 -s /bin/true");
+    assert_eq!(all_counted("web"), [0; 7]);
+
+    for (reason, frame) in forgeries(MacAddr::for_vm("web", 0).octets()) {
+        let so_far = counted("netdev", "web", reason);
+        send_frame(&guest, &frame);
+        until(|| counted("netdev", "web", reason) > so_far);
+    }
+    assert_eq!(all_counted("web"), [1, 2, 3, 2, 2, 3, 2]);
+    guest.sh("ping -c 1 -W 5 192.0.2.1");
+    vmm.stop();
+    assert_eq!(snapshot(), before);
+    assert_eq!(sh("nft list ruleset"), "");
+}
+
+fn unlisted() {
+    let machine = machine_on_bridge();
+    let (vmm, guest) = Vmm::start_bridged("web", "bridge=br0,antispoof=on");
+    echo(&machine, 7);
+    for address in ["192.0.2.5", "192.0.2.6"] {
+        guest.sh(&format!("ip addr replace {address}/24 dev eth0"));
+        assert!(ask_tcp(&guest, "192.0.2.1:7").is_some(), "{address}");
+    }
+    for address in ["2001:db8::5", "2001:db8::6"] {
+        give6(&guest, address);
+        guest.sh("ping -6 -c 1 -W 5 2001:db8::1");
+    }
+    assert_eq!(all_counted("web"), [0; 7]);
+    for (reason, frame) in forgeries(MacAddr::for_vm("web", 0).octets()).into_iter().take(WITHOUT_LIST) {
+        let so_far = counted("netdev", "web", reason);
+        send_frame(&guest, &frame);
+        until(|| counted("netdev", "web", reason) > so_far);
+    }
+    assert_eq!(all_counted("web"), [1, 1, 0, 0, 2, 3, 2]);
+    vmm.stop();
+}
+
+/// A setting of a bridge's port.
+fn port(tap: &str, setting: &str) -> bool {
+    link(tap)["linkinfo"]["info_slave_data"][setting].as_bool().unwrap()
+}
+
+fn port_flags() {
+    let machine = machine_on_bridge();
+    let (vmm, _guest) = Vmm::start_bridged("web", "bridge=br0,antispoof=on,isolate=on");
+    let flags = || ["learning", "flood", "isolated"].map(|setting| port("vmtap0", setting));
+    assert_eq!(flags(), [false, false, true]);
+    let mac = MacAddr::for_vm("web", 0).to_string();
+    let entry = || {
+        sh("bridge fdb show br br0 brport vmtap0").lines().any(|line| line.contains(&mac) && line.contains("static"))
+    };
+    assert!(entry(), "{}", sh("bridge fdb show br br0"));
+    // Nothing for a machine that nobody knows comes to the guest.
+    let sent = || link_stats("vmtap0");
+    let before = sent();
+    send_frame(&machine, &[&[2, 0, 0, 0, 0, 0x77][..], &[2, 0, 0, 0, 0, 0x78], &[8, 0], &[0; 46]].concat());
+    assert_eq!(sent(), before);
+    send_frame(&machine, &[&[0xff; 6][..], &[2, 0, 0, 0, 0, 0x78], &[8, 0], &[0; 46]].concat());
+    until(|| sent() > before);
+    // It is put back with all of that.
+    sh("ip link set vmtap0 nomaster");
+    until(|| link("vmtap0")["master"] == "br0" && flags() == [false, false, true] && entry());
+    let mut vmm = vmm;
+    assert_eq!(vmm.order("stop"), "stopped");
+    let (vmm, _guest) = Vmm::start_bridged("web", "bridge=br0");
+    assert_eq!(flags(), [true, true, false]);
+    assert_eq!(sh("nft list ruleset"), "");
+    vmm.stop();
+}
+
+/// Frames that a tap has handed to its guest.
+fn link_stats(tap: &str) -> u64 {
+    let links: Value = serde_json::from_str(&sh(&format!("ip -j -s link show dev {tap}"))).expect("JSON");
+    links[0]["stats64"]["tx"]["packets"].as_u64().expect("a number")
+}
+
+fn isolated_on_bridge() {
+    let machine = machine_on_bridge();
+    echo(&machine, 7);
+    let vms = [
+        ("alone", "bridge=br0,isolate=on", "192.0.2.5"),
+        ("hermit", "bridge=br0,isolate=on", "192.0.2.6"),
+        ("open", "bridge=br0", "192.0.2.7"),
+    ];
+    let [(first, alone), (second, hermit), (third, open)] = vms.map(|(name, spec, address)| {
+        let (vmm, guest) = Vmm::start_bridged(name, spec);
+        guest.sh(&format!("ip addr add {address}/24 dev eth0"));
+        echo(&guest, 9);
+        (vmm, guest)
+    });
+    for guest in [&alone, &hermit, &open] {
+        assert!(ask_tcp(guest, "192.0.2.1:7").is_some());
+    }
+    for address in ["192.0.2.5", "192.0.2.6", "192.0.2.7"] {
+        assert!(ask_tcp(&machine, &format!("{address}:9")).is_some());
+    }
+    for (guest, address) in [(&alone, "192.0.2.6"), (&hermit, "192.0.2.5"), (&alone, "192.0.2.7"), (&open, "192.0.2.5")]
+    {
+        assert!(is_silent(guest, &format!("{address}:9")), "{address}");
+    }
+    assert!(counted("bridge", "alone", "isolated") > 0);
+    for vmm in [first, second, third] {
+        vmm.stop();
+    }
+}
+
+/// The lease that is written on a tap.
+fn lease(tap: &str) -> String {
+    let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
+    alias.split("ip4=").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+fn isolated_on_nat() {
+    sh("ip link set lo up");
+    let world = Namespace::behind("up0", "198.51.100.1/24", "198.51.100.2/24");
+    sh("ip route add default via 198.51.100.1");
+    let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0");
+    echo(&world, 7);
+    let (first, web) = Vmm::start_with_guest("web", "nat,isolate=on,forward=tcp:8080:80");
+    let (second, db) = Vmm::start_with_guest("db", "nat,forward=tcp:8081:80");
+    let leases = ["vmtap0", "vmtap1"].map(lease);
+    for (guest, lease) in [&web, &db].into_iter().zip(&leases) {
+        configure(guest, lease, &format!("{}.1", lease.rsplit_once('.').unwrap().0));
+        echo(guest, 80);
+        assert!(ask_tcp(guest, "198.51.100.1:7").is_some());
+    }
+    assert!(ask_tcp(&world, "198.51.100.2:8080").is_some());
+    // Neither by the bridge, nor by the host's ports, nor routed.
+    assert!(is_silent(&db, &format!("{}:80", leases[0])));
+    assert!(is_silent(&web, &format!("{}:80", leases[1])));
+    assert!(counted("bridge", "web", "isolated") > 0);
+    assert!(is_silent(&db, "198.51.100.2:8080"));
+    assert!(is_silent(&web, "198.51.100.2:8081"));
+    assert!(counted("inet", "web", "isolated") > 0);
+    let gateway = format!("{}.1", leases[0].rsplit_once('.').unwrap().0);
+    db.sh(&format!("ip route add {}/32 via {gateway}", leases[0]));
+    let by_route = counted("inet", "web", "isolated");
+    assert!(is_silent(&db, &format!("{}:80", leases[0])));
+    assert!(counted("inet", "web", "isolated") > by_route);
+    // What it has forwarded it can use itself.
+    assert!(ask_tcp(&web, "198.51.100.2:8080").is_some());
+    first.stop();
+    second.stop();
+    assert_eq!(sh("nft list ruleset"), "");
+}
+
+fn nat_unguarded() {
+    let (vmm, guest) = Vmm::start_with_guest("web", "nat,antispoof=off");
+    let lease = lease("vmtap0");
+    let gateway = format!("{}.1", lease.rsplit_once('.').unwrap().0);
+    guest.sh("ip link set eth0 address 02:00:00:00:00:09");
+    configure(&guest, &lease, &gateway);
+    guest.sh(&format!("ping -c 1 -W 5 {gateway}"));
+    assert!(port("vmtap0", "learning") && port("vmtap0", "flood"));
+    vmm.stop();
+    assert!(!exists("mvn-default"));
+}
