@@ -13,6 +13,7 @@
 //! and with the first three: [,antispoof=on|off][,isolate=on|off]
 //! and with each: [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|csum:tso:ecn:ufo:uso]
 //!                     [,vhost=on|off][,rate=IN/OUT[,burst=BYTES]][,delay=TIME][,jitter=TIME][,loss=PERCENT][,seed=N]
+//!                     [,capture=FILE[,snaplen=BYTES][,capture-size=BYTES]]
 //! ```
 //!
 //! Each mode is one struct with [`CardSpec`] in it, and the fields are the keys: the flag, a table of a configuration file and an
@@ -20,6 +21,7 @@
 //! the others. The crate serde-aco does the same for other VMMs, but its errors are `Ignored("quues")` or
 //! `ExpectedBool` without the key, and it takes a duplicate key in silence.
 
+mod capture;
 mod card;
 mod fields;
 mod forward;
@@ -36,6 +38,7 @@ use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use capture::{CaptureSize, CaptureSpec, Snaplen};
 pub use card::CardSpec;
 pub use fields::{FdList, FieldError, IfName, MTU_MIN, Mtu, QUEUES_MAX, Queues, RingSize, Switch};
 pub use forward::{FORWARDED_PORTS_MAX, Forward, ForwardList, Protocol};
@@ -276,8 +279,10 @@ impl NetSpec {
         {
             return Err(SpecError::QueuesOfFds { queues: queues.get(), fds: fd.clone() });
         }
-        let CardSpec { vhost, impair, .. } = spec.card();
-        if let Some(key) = impair.first_key().filter(|_| *vhost == Switch::On) {
+        let CardSpec { vhost, impair, capture, .. } = spec.card();
+        if let Some(key) =
+            impair.first_key().or(capture.capture.as_ref().map(|_| "capture")).filter(|_| *vhost == Switch::On)
+        {
             return Err(SpecError::Vhost(key));
         }
         if let Self::Bridge(BridgeSpec { addresses, guard, .. }) = &spec
@@ -288,6 +293,9 @@ impl NetSpec {
         }
         if let Some((key, needed)) = impair.idle_key() {
             return Err(SpecError::Idle { key, needed });
+        }
+        if let Some(key) = capture.idle_key() {
+            return Err(SpecError::Idle { key, needed: "capture=FILE" });
         }
         Ok(spec)
     }

@@ -39,6 +39,9 @@ pub(crate) enum Error {
     /// A disk that cannot be used.
     #[error(transparent)]
     Disk(#[from] disk::Error),
+    /// A capture that cannot be written.
+    #[error(transparent)]
+    Capture(#[from] crate::capture::Error),
     /// A name that cannot be had.
     #[error(transparent)]
     Name(#[from] name::LockError),

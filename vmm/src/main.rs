@@ -33,6 +33,7 @@
 //! not trust the guest should not start minivmm as root where the network (`tap=` or `fd=`) and `/dev/kvm` allow it.
 
 mod call;
+mod capture;
 mod cli;
 mod confine;
 mod console;

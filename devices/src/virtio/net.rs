@@ -29,6 +29,7 @@ mod port;
 mod rss;
 mod rx;
 mod tap;
+mod tee;
 mod tx;
 mod vhost;
 
@@ -38,6 +39,7 @@ pub use offload::Offloads;
 pub use port::FramePort;
 pub use rss::{Program, Steering, Toeplitz, program as steering_program};
 pub use tap::Tap;
+pub use tee::{Watched, Watcher, Way};
 pub use vhost::{Instance, Vhost};
 
 use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, StartError};

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::capture::CaptureSpec;
 use super::fields::{Mtu, Queues, RingSize, Switch};
 use super::impair::ImpairSpec;
 use super::offload::OffloadList;
@@ -33,12 +34,15 @@ pub struct CardSpec {
     /// What its frames meet on purpose.
     #[serde(flatten)]
     pub impair: ImpairSpec,
+    /// Where a copy of its frames goes.
+    #[serde(flatten)]
+    pub capture: CaptureSpec,
 }
 
 impl CardSpec {
     /// The keys.
     pub(super) fn keys() -> Vec<&'static str> {
-        [&["mac", "mtu", "queues", "ring", "offload", "vhost"], ImpairSpec::KEYS].concat()
+        [&["mac", "mtu", "queues", "ring", "offload", "vhost"], ImpairSpec::KEYS, CaptureSpec::KEYS].concat()
     }
 }
 
@@ -63,6 +67,6 @@ impl fmt::Display for CardSpec {
         if self.vhost == Switch::On {
             f.write_str(",vhost=on")?;
         }
-        write!(f, "{}", self.impair)
+        write!(f, "{}{}", self.impair, self.capture)
     }
 }

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use super::capture::{CaptureSize, Snaplen};
 use super::forward::{FORWARDED_PORTS_MAX, Forward, ForwardList};
 use super::guard::AddressList;
 use super::impair::{Burst, Lateness, Loss, RatePair, Seed};
@@ -294,6 +295,12 @@ pub enum FieldError {
     /// Not a share.
     #[error("loss={0} is not possible: give a percentage with at most four decimals, such as 1% or 0.1%")]
     Loss(String),
+    /// Not a length of frames.
+    #[error("snaplen={0} is not possible: give whole bytes from 14 to 65553")]
+    Snaplen(String),
+    /// Not a size of a file.
+    #[error("capture-size={0} is not possible: give bytes from 64K to 1024G, such as 100M")]
+    CaptureSize(String),
     /// Not a seed.
     #[error("seed={0} is not possible: give a whole number below 2^64")]
     Seed(String),
@@ -440,5 +447,7 @@ deserialize_as_flag_text!(
     Burst,
     Lateness,
     Loss,
-    Seed
+    Seed,
+    Snaplen,
+    CaptureSize
 );

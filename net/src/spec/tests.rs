@@ -72,7 +72,7 @@ fn a_spec_survives_json() {
         "bridge=br0,create=on,mtu=9000,queues=3,ring=512,offload=csum:ufo",
         "tap=t0,mac=52:54:00:00:00:01",
         "fd=3:4",
-        "tap=t0,rate=100M/1500k,burst=2M,delay=20ms,jitter=500us,loss=0.25%,seed=7",
+        "tap=t0,rate=100M/1500k,burst=2M,delay=20ms,jitter=500us,loss=0.25%,seed=7,capture=/a b.pcapng,snaplen=96,capture-size=1M",
     ] {
         let json = serde_json::to_string(&parse(flag)).unwrap();
         assert_eq!(serde_json::from_str::<NetSpec>(&json).unwrap(), parse(flag));
@@ -95,6 +95,11 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
             jitter: "1ms".parse().ok(),
             loss: "1%".parse().ok(),
             seed: "1".parse().ok(),
+        },
+        capture: CaptureSpec {
+            capture: Some("a".into()),
+            snaplen: "64".parse().ok(),
+            capture_size: "64K".parse().ok(),
         },
     };
     let name: IfName = "x".parse().unwrap();
@@ -144,6 +149,10 @@ fn impairments_are_refused_where_they_do_nothing() {
         "burst= does nothing by itself: give rate=100M/100M with it, or leave it out"
     );
     assert_eq!(
+        refusal("tap=t0,snaplen=64"),
+        "snaplen= does nothing by itself: give capture=FILE with it, or leave it out"
+    );
+    assert_eq!(
         refusal("tap=t0,delay=1ms,seed=1"),
         "seed= does nothing by itself: give loss=1% or jitter=5ms with it, or leave it out"
     );
@@ -171,11 +180,11 @@ fn keys_are_known_given_once_and_have_a_value() {
     assert_eq!(refusal("bridge=br0,quues=2"), "bridge= takes no key \"quues\": did you mean queues=?");
     assert_eq!(
         refusal("bridge=br0,vlan=100"),
-        "bridge= takes no key \"vlan\": it takes create, addresses, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed"
+        "bridge= takes no key \"vlan\": it takes create, addresses, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size"
     );
     assert_eq!(
         refusal("tap=t0,colour=on"),
-        "tap= takes no key \"colour\": it takes mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed"
+        "tap= takes no key \"colour\": it takes mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size"
     );
     assert_eq!(refusal("bridge=br0,bridge=br1"), "bridge= is given twice: keep one of them");
     assert_eq!(refusal("bridge=br0,mtu=1500,mtu=1500"), "mtu= is given twice: keep one of them");
@@ -206,7 +215,7 @@ fn a_network_of_ours_needs_no_name() {
     assert_eq!(refusal("mtu=1500,nat"), "nat has no value: write nat=VALUE");
     assert_eq!(
         refusal("host,forward=tcp:1:1"),
-        "host= takes no key \"forward\": it takes subnet, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed"
+        "host= takes no key \"forward\": it takes subnet, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size"
     );
 }
 

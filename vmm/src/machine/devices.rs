@@ -17,7 +17,9 @@ use devices::legacy::serial::Serial;
 use devices::pci::root::{PciRoot, Windows};
 use devices::virtio::blk::{Blk, disk};
 use devices::virtio::device::{Device, Memory};
-use devices::virtio::net::{FramePort, Impairment, Instance, Net, NetConfig, Offloads, Rate, Steering, Tap, Vhost};
+use devices::virtio::net::{
+    FramePort, Impairment, Instance, Net, NetConfig, Offloads, Rate, Steering, Tap, Vhost, Watched,
+};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use net::spec::{ImpairSpec, Lateness, Offload, OffloadList};
@@ -211,7 +213,12 @@ fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory) -> io::Result
         let instances = port.vhost.iter().map(|fd| Instance::new(fd.try_clone()?)).collect::<io::Result<_>>()?;
         return Ok(Box::new(Vhost::new(config, taps, instances)?));
     }
-    let card = Net::new(config, impairment(&wanted.spec.card().impair).ports(taps, mem)?)?;
+    let ports = impairment(&wanted.spec.card().impair).ports(taps, mem)?;
+    let watch = |port| match &wanted.capture {
+        Some(capture) => Arc::new(Watched::new(port, capture.watcher(), capture.snap())),
+        None => port,
+    };
+    let card = Net::new(config, ports.into_iter().map(watch).collect())?;
     Ok(Box::new(match &port.steering {
         Some(net::Steering { program, map }) => card.with_steering(Steering::new(program.try_clone()?, map)?),
         None => card,

@@ -7,6 +7,7 @@ use super::panic_mark::PanicMark;
 use super::ready::{Ready, Wish};
 use super::services::ServiceThreads;
 use super::stop::Stop;
+use crate::capture::Capture;
 use crate::cli::{DiskSpec, MemSize, OnReboot, Settings};
 use crate::console::Console;
 use crate::error::Error;
@@ -43,6 +44,7 @@ pub(crate) struct Files {
     boot: BootSpec,
     disks: Vec<Disk>,
     entropy: File,
+    captures: Vec<Option<Capture>>,
 }
 
 impl Files {
@@ -54,7 +56,10 @@ impl Files {
         let open_disk = |spec: &DiskSpec| Ok(Disk { file: disk::open(&spec.path, spec.access())?, spec: spec.clone() });
         let disks = cli.disk.iter().map(open_disk).collect::<Result<_, Error>>()?;
         let entropy = File::open(Path::new(ENTROPY)).map_err(Error::host("open /dev/urandom"))?;
-        Ok(Self { boot, disks, entropy })
+        let open_capture =
+            |(index, spec): (usize, &NetSpec)| Ok(Capture::open(&format!("net{index}"), &spec.card().capture)?);
+        let captures = cli.net.iter().enumerate().map(open_capture).collect::<Result<_, Error>>()?;
+        Ok(Self { boot, disks, entropy, captures })
     }
 }
 
@@ -64,6 +69,8 @@ pub(super) struct Card {
     pub(super) spec: NetSpec,
     /// Its link, as the keeper reports it.
     pub(super) link: Link,
+    /// What is kept of its frames, if anything.
+    pub(super) capture: Option<Capture>,
 }
 
 /// Whether the process has given up its privileges.
@@ -129,7 +136,7 @@ impl Host {
             stop: Stop::NotAsked,
             desk,
             ready: Ready::new(wish),
-            cards: cli.net.iter().map(|spec| Card { spec: spec.clone(), link: Link::default() }).collect(),
+            cards: cards(cli, files.captures),
             on_reboot: cli.on_reboot,
             network: Network::Pending,
             services: ServiceThreads::default(),
@@ -181,6 +188,8 @@ impl Host {
             if let Network::Ready(ports) = &mut self.network {
                 self.services.start(ports, &self.leases).map_err(Error::host("start the services of a card"))?;
             }
+            let mut captures = self.cards.iter().filter_map(|card| card.capture.as_ref());
+            captures.try_for_each(Capture::start).map_err(Error::host("start a capture"))?;
         }
         Ok(())
     }
@@ -256,9 +265,16 @@ impl Host {
         // Taps first: the keeper removes only what nobody uses.
         drop(self.network);
         self.services.stop();
+        self.cards.into_iter().filter_map(|card| card.capture).for_each(Capture::finish);
         self.keeper.stop()?;
         Ok(())
     }
+}
+
+/// The cards of `cli`, with the capture of each.
+fn cards(cli: &Settings, captures: Vec<Option<Capture>>) -> Vec<Card> {
+    let card = |(spec, capture): (&NetSpec, _)| Card { spec: spec.clone(), link: Link::default(), capture };
+    cli.net.iter().zip(captures).map(card).collect()
 }
 
 /// The keeper's words as the card has them.

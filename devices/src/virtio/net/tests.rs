@@ -8,6 +8,7 @@ mod impaired;
 mod receive;
 mod scaling;
 mod transmit;
+mod watched;
 
 use super::*;
 use crate::irq::fake::FakeVector;

@@ -1,0 +1,226 @@
+//! A pcapng file (draft-ietf-opsawg-pcapng) that begins anew when it is full.
+
+use super::{Seen, since_epoch};
+use devices::virtio::net::Way;
+use pcap_file::DataLink;
+use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
+use pcap_file::pcapng::blocks::interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption};
+use pcap_file::pcapng::{PcapNgBlock, PcapNgWriter};
+use pcap_file::{PcapError, PcapResult};
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Times are in nanoseconds: 10 to the power of minus this (`if_tsresol`).
+const NANOSECONDS: u8 = 9;
+
+/// Which way a frame went (`epb_flags`, bits 0 and 1), as the guest sees it.
+const INBOUND: u32 = 1;
+const OUTBOUND: u32 = 2;
+
+/// Counts what is written.
+struct Counted {
+    file: BufWriter<File>,
+    bytes: u64,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.bytes += u64::try_from(count).unwrap_or(0);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The file of a card.
+pub(super) struct CaptureFile {
+    path: PathBuf,
+    card: String,
+    snap: u32,
+    size: u64,
+    writer: PcapNgWriter<Counted>,
+}
+
+impl CaptureFile {
+    /// Makes the file, or empties it. Frames are cut after `snap` bytes; after about `size` bytes it begins anew.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn create(path: &Path, card: &str, snap: u32, size: u64) -> io::Result<Self> {
+        let writer = begin(path, card, snap)?;
+        Ok(Self { path: path.to_owned(), card: card.to_owned(), snap, size, writer })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends a frame.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn write(&mut self, seen: &Seen) -> io::Result<()> {
+        if self.writer.get_ref().bytes >= self.size {
+            self.begin_anew()?;
+        }
+        let way = match seen.way {
+            Way::ToGuest => INBOUND,
+            Way::FromGuest => OUTBOUND,
+        };
+        let mut options = vec![EnhancedPacketOption::Flags(way)];
+        if seen.missed > 0 {
+            options.push(EnhancedPacketOption::DropCount(seen.missed));
+        }
+        let block = EnhancedPacketBlock {
+            interface_id: 0,
+            timestamp: since_epoch(seen.at),
+            original_len: u32::try_from(seen.len).unwrap_or(u32::MAX),
+            data: Cow::Borrowed(&seen.start),
+            options,
+        };
+        unwrapped(self.writer.write_block(&block.into_block()))
+    }
+
+    /// Has everything in the file.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.writer.get_mut().flush()
+    }
+
+    fn begin_anew(&mut self) -> io::Result<()> {
+        self.flush()?;
+        let mut older = self.path.clone().into_os_string();
+        older.push(".1");
+        fs::rename(&self.path, older)?;
+        self.writer = begin(&self.path, &self.card, self.snap)?;
+        Ok(())
+    }
+}
+
+fn begin(path: &Path, card: &str, snap: u32) -> io::Result<PcapNgWriter<Counted>> {
+    let file = BufWriter::new(File::create(path)?);
+    let mut writer = PcapNgWriter::new(Counted { file, bytes: 0 }).map_err(io_error)?;
+    let interface = InterfaceDescriptionBlock {
+        linktype: DataLink::ETHERNET,
+        snaplen: snap,
+        options: vec![
+            InterfaceDescriptionOption::IfName(Cow::Borrowed(card)),
+            InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
+        ],
+    };
+    unwrapped(writer.write_block(&interface.into_block()))?;
+    writer.get_mut().flush()?;
+    Ok(writer)
+}
+
+fn unwrapped(written: PcapResult<usize>) -> io::Result<()> {
+    written.map(|_| ()).map_err(io_error)
+}
+
+fn io_error(err: PcapError) -> io::Error {
+    match err {
+        PcapError::IoError(err) => err,
+        other => io::Error::other(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Capture;
+    use super::*;
+    use pcap_file::pcapng::{Block, PcapNgReader};
+
+    /// The packets of a file: way, missed before it, length, first byte.
+    fn packets(path: &Path) -> Vec<(u32, u64, u32, u8)> {
+        let mut reader = PcapNgReader::new(File::open(path).unwrap()).unwrap();
+        let mut packets = Vec::new();
+        while let Some(block) = reader.next_block() {
+            if let Block::EnhancedPacket(packet) = block.unwrap().into_owned() {
+                let (mut way, mut missed) = (0, 0);
+                for option in &packet.options {
+                    match option {
+                        EnhancedPacketOption::Flags(flags) => way = *flags,
+                        EnhancedPacketOption::DropCount(count) => missed = *count,
+                        _ => {}
+                    }
+                }
+                packets.push((way, missed, packet.original_len, packet.data[0]));
+            }
+        }
+        packets
+    }
+
+    fn capture(path: &Path, text: &str) -> Capture {
+        let spec: net::NetSpec = format!("tap=t0,capture={}{text}", path.display()).parse().unwrap();
+        Capture::open("net0", &spec.card().capture).unwrap().unwrap()
+    }
+
+    #[test]
+    fn frames_are_in_the_file_in_order_with_their_way_and_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.pcapng");
+        let capture = capture(&path, ",snaplen=64");
+        assert_eq!(capture.snap(), 64);
+        capture.start().unwrap();
+        let watcher = capture.watcher();
+        watcher.saw(Way::FromGuest, vec![1; 64], 65_000);
+        watcher.saw(Way::ToGuest, vec![2; 42], 42);
+        drop(watcher);
+        capture.finish();
+        assert_eq!(packets(&path), [(OUTBOUND, 0, 65_000, 1), (INBOUND, 0, 42, 2)]);
+    }
+
+    #[test]
+    fn frames_that_find_no_room_are_counted_at_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.pcapng");
+        let capture = capture(&path, "");
+        let watcher = capture.watcher();
+        // Nobody writes yet.
+        for _ in 0..1030 {
+            watcher.saw(Way::ToGuest, vec![1; 60], 60);
+        }
+        capture.start().unwrap();
+        while packets(&path).len() < 1024 {
+            std::thread::yield_now();
+        }
+        watcher.saw(Way::ToGuest, vec![2; 60], 60);
+        drop(watcher);
+        capture.finish();
+        assert_eq!(packets(&path).last(), Some(&(INBOUND, 6, 60, 2)));
+    }
+
+    #[test]
+    fn full_file_becomes_the_older_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.pcapng");
+        let capture = capture(&path, ",capture-size=64K");
+        capture.start().unwrap();
+        let watcher = capture.watcher();
+        for number in 0..100 {
+            watcher.saw(Way::ToGuest, vec![number; 1500], 1500);
+        }
+        drop(watcher);
+        capture.finish();
+        let older = packets(&folder.path().join("a.pcapng.1"));
+        let both = [older.clone(), packets(&path)].concat();
+        assert_eq!(both.last().unwrap().3, 99);
+        assert!(both.windows(2).all(|pair| pair[1].3 == pair[0].3 + 1), "nothing between the two is missing");
+        assert!((40..46).contains(&older.len()), "{}", older.len());
+    }
+
+    #[test]
+    fn file_that_cannot_be_made_is_refused() {
+        let spec: net::NetSpec = "tap=t0,capture=/proc/nowhere/a.pcapng".parse().unwrap();
+        let error = Capture::open("net0", &spec.card().capture).err().unwrap();
+        assert_eq!(error.to_string(), "Cannot write the capture /proc/nowhere/a.pcapng");
+    }
+}
