@@ -23,6 +23,7 @@ use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Where the guest's random bytes come from.
@@ -262,12 +263,18 @@ impl Host {
     /// # Errors
     /// What could not be undone.
     pub(crate) fn close(self) -> Result<(), Error> {
+        // The kernel closes a packet socket only after a grace period, as it removes a tap: the two go side by side. Without a thread
+        // for it they follow each other.
+        let ready = self.ready;
+        let closing = thread::Builder::new().name("closing".to_owned()).spawn(move || drop(ready));
         // Taps first: the keeper removes only what nobody uses.
         drop(self.network);
         self.services.stop();
         self.cards.into_iter().filter_map(|card| card.capture).for_each(Capture::finish);
-        self.keeper.stop()?;
-        Ok(())
+        let stopped = self.keeper.stop();
+        // A thread that panicked has ended the process already.
+        let _ = closing.map(JoinHandle::join);
+        Ok(stopped?)
     }
 }
 
