@@ -10,6 +10,7 @@ pub(crate) const CASES: &[Case] = &[
     ("list_for_a_stranger_has_what_taps_say", stranger),
     ("list_without_vms_is_empty", empty),
     ("gc_removes_bridges_of_ours_without_ports_and_nothing_else", gc),
+    ("gc_puts_back_what_a_killed_vm_and_keeper_have_left", gc_after_sigkill),
     ("gc_leaves_a_running_vm_alone", gc_beside_a_vm),
     ("gc_that_may_not_says_so", gc_unprivileged),
 ];
@@ -82,6 +83,24 @@ fn gc() {
     assert_eq!(snapshot(), before);
 
     assert_eq!(said(&mut minivmm(&["net", "gc"])), (0, "Nothing is left behind\n".to_owned(), String::new()));
+}
+
+fn gc_after_sigkill() {
+    sh("ip link add up0 type veth peer name peer0");
+    sh("ip link set peer0 up");
+    sh("ip link set up0 up");
+    sh("ip address add 192.0.2.2/24 dev up0");
+    sh("ip route add default via 192.0.2.1");
+    sh("sysctl -q -w net.ipv4.ip_forward=0");
+    let before = snapshot();
+    let mut web = started(&["--name", "web", "--net", "nat=lab"]);
+    web.kill_with_keeper();
+    assert_eq!(sh("sysctl -n net.ipv4.conf.up0.forwarding"), "1\n");
+
+    let (code, text, errors) = said(&mut minivmm(&["net", "gc"]));
+
+    assert_eq!((code, text.as_str()), (0, "Removed bridge mvn-lab, which had no ports left\n"), "{errors}");
+    assert_eq!(snapshot(), before);
 }
 
 fn gc_beside_a_vm() {

@@ -60,6 +60,14 @@ impl Vm {
         (self.child.wait().unwrap().code().unwrap_or(-1), errors)
     }
 
+    /// Kills it and its keeper before either can clean up.
+    pub(crate) fn kill_with_keeper(&mut self) {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        sh(&format!("kill -KILL {} {pid}", children.trim()));
+        self.end();
+    }
+
     /// Has it stopped at once.
     pub(crate) fn quit(&mut self) -> (i32, String) {
         sh(&format!("kill -QUIT {}", self.child.id()));
