@@ -16,6 +16,7 @@ mod flows;
 mod impair;
 mod large;
 mod memory;
+mod nat;
 mod queues;
 mod ready;
 mod resets;
@@ -47,6 +48,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         impair::STORIES,
         large::STORIES,
         memory::STORIES,
+        nat::STORIES,
         queues::STORIES,
         ready::STORIES,
         resets::STORIES,

@@ -47,7 +47,7 @@ $busybox hostname hostvm
 $busybox ip link set lo up
 $busybox grep -q svm /proc/cpuinfo && modprobe kvm-amd
 $busybox grep -q vmx /proc/cpuinfo && modprobe kvm-intel
-modprobe -a tun vhost_net bridge af_packet
+modprobe -a tun vhost_net bridge af_packet veth nf_tables nft_ct nft_nat nft_chain_nat nft_masq nft_fib_inet
 [ -c /dev/net/tun ] || { mkdir -p /dev/net; mknod /dev/net/tun c 10 200; }
 if [ "$1" = yes ]; then
     shell=/bin/bash; [ -x $shell ] || shell=/bin/sh

@@ -1,11 +1,15 @@
 //! Cards on networks of minivmm's own: a lease, the world by the host's address, names, forwarded ports, and nothing left behind.
 
-use std::io::Write;
-use std::net::TcpStream;
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::process::{Child, Command};
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::Story;
 use crate::lan::sh;
@@ -49,19 +53,21 @@ impl World {
         world
     }
 
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["--net", "--target", &self.namespace.id().to_string(), "sh", "-c", line]);
-        command
-    }
-
     fn run(&self, line: &str) {
-        assert!(self.command(line).status().expect("nsenter").success(), "{line}");
+        let target = self.namespace.id().to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--target", &target, "sh", "-c", line]);
+        assert!(command.status().expect("nsenter").success(), "{line}");
     }
 
-    /// Starts a command line of the world.
-    fn start(&self, line: &str) -> Child {
-        self.command(line).stdin(Stdio::null()).spawn().expect("nsenter")
+    /// A listener there.
+    fn listen(&self) -> TcpListener {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.namespace.id())).expect("the namespace");
+        let listen = move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("the way in");
+            TcpListener::bind((Self::ADDRESS, 0)).expect("a port")
+        };
+        thread::spawn(listen).join().expect("a listener")
     }
 }
 
@@ -75,7 +81,7 @@ impl Drop for World {
 
 /// All that a network of minivmm's changes on the host.
 fn state() -> String {
-    sh("ip link; ip addr; ip route show table all; nft list ruleset; cat /proc/sys/net/ipv4/conf/*/forwarding")
+    sh("ip link; ip -4 addr; ip -4 route show table all; nft list ruleset; cat /proc/sys/net/ipv4/conf/*/forwarding")
 }
 
 fn world(stage: &Stage) {
@@ -83,32 +89,36 @@ fn world(stage: &Stage) {
     let before = state();
     let (sent, returned) = (stage.file("sent"), stage.file("returned"));
     sh(&format!("head -c {AMOUNT_MIB}M /dev/urandom > {}", sent.display()));
-    let mut down = world.start(&format!("busybox nc -l -p 4000 < {}", sent.display()));
-    let mut up = world.start(&format!("busybox nc -l -p 4001 > {}", returned.display()));
+    let (downstream, upstream) = (world.listen(), world.listen());
     let host = World::ADDRESS;
+    let [down, up] = [&downstream, &upstream].map(|listener| listener.local_addr().expect("its address").port());
 
     let vm = stage
         .vm()
         .name("web")
         .net("nat")
         .script(&format!(
-            "{ADDRESS} echo address=$(address); echo router=$(ip route | sed -n 's/default via //; s/ .*//p')
+            "{ADDRESS} echo address=$(address); echo router=$(ip route | awk '/default/ {{ print $3 }}')
              echo mtu=$(cat /sys/class/net/eth0/mtu)
              ping -c 3 {host} >/dev/null; echo ping=$?
-             nc {host} 4000 </dev/null >/tmp/data; echo sum=$(sha256sum </tmp/data); nc {host} 4001 </tmp/data >/dev/null"
+             nc {host} {down} </dev/null >/tmp/data; echo sum=$(sha256sum </tmp/data); nc {host} {up} </tmp/data >/dev/null"
         ))
         .start();
     let (address, router) = (vm.value("address"), vm.value("router"));
-    let start = Instant::now();
     assert_eq!(vm.value("mtu"), "1500");
     assert_eq!(vm.value("ping"), "0", "exit code of the guest's ping");
-    let guest_sum = vm.value("sum");
     let tables = sh("nft list tables");
+    let start = Instant::now();
+    let (mut guest, seen) = downstream.accept().expect("the guest connects");
+    io::copy(&mut File::open(&sent).expect("the file to send"), &mut guest).expect("sending to the guest");
+    drop(guest);
+    let guest_sum = vm.value("sum");
+    let (mut guest, _) = upstream.accept().expect("the guest connects");
+    io::copy(&mut guest, &mut File::create(&returned).expect("a file to fill")).expect("receiving from the guest");
+    drop(guest);
     assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
     println!("lease {address} of {router}, {AMOUNT_MIB} MiB each way in {:.1?}", start.elapsed());
-    for server in [&mut down, &mut up] {
-        assert!(server.wait().expect("a server").success());
-    }
+    assert_eq!(seen.ip().to_string(), World::HOST, "whom the world talks to");
 
     let sum = sha256(&sent);
     assert_eq!(guest_sum.split_whitespace().next(), Some(sum.as_str()), "SHA-256 in the guest");
@@ -124,9 +134,7 @@ fn near(stage: &Stage) {
         .vm()
         .name("db")
         .net("nat,forward=tcp:8080:80")
-        .script(&format!(
-            "{ADDRESS} echo address=$(address); echo first=$(nc -l -p 4000); echo second=$(nc -l -p 80)"
-        ))
+        .script(&format!("{ADDRESS} echo address=$(address); echo first=$(nc -l -p 4000); echo second=$(nc -l -p 80)"))
         .start();
     let address = db.value("address");
     let web = stage
