@@ -113,21 +113,33 @@ pub struct NetworkAlias {
     pub forward: BTreeSet<u32>,
     /// Whether the host forwarded by default at that time (`net.ipv4.conf.all.forwarding`).
     pub forward_all: bool,
+    /// The host forwards IPv6 because of a network of ours and did not before (`net.ipv6.conf.all.forwarding`).
+    pub forward6: bool,
+    /// The interfaces that take router advertisements although the host forwards (`accept_ra` 2) because of that, and took
+    /// them anyhow before (1).
+    pub accept_ra: BTreeSet<u32>,
 }
 
 impl NetworkAlias {
+    /// That of a network for which nothing has been changed.
+    pub fn new(mode: Mode, net: String) -> Self {
+        let (forward, accept_ra) = (BTreeSet::new(), BTreeSet::new());
+        Self { mode, net, forward, forward_all: false, forward6: false, accept_ra }
+    }
+
     /// Reads the alias of a link; none if it is not one of a network of ours.
     pub fn parse(text: &str) -> Option<Self> {
         let words = Words::of(text)?;
         if words.get("vm").is_some() {
             return None;
         }
-        let forward = words.get("forward").into_iter().flat_map(|list| list.split(','));
         Some(Self {
             mode: words.get("mode").and_then(Mode::named)?,
             net: words.get("net")?.to_owned(),
-            forward: forward.filter_map(|index| index.parse().ok()).collect(),
+            forward: words.numbers("forward"),
             forward_all: words.get("all") == Some("on"),
+            forward6: words.get("forward6") == Some("on"),
+            accept_ra: words.numbers("ra"),
         })
     }
 }
@@ -135,10 +147,15 @@ impl NetworkAlias {
 impl fmt::Display for NetworkAlias {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{MARK} mode={} net={}", self.mode.name(), self.net)?;
-        for (idx, link) in self.forward.iter().enumerate() {
-            write!(f, "{}{link}", if idx == 0 { " forward=" } else { "," })?;
+        for (key, numbers) in [(" forward=", &self.forward), (" ra=", &self.accept_ra)] {
+            for (idx, link) in numbers.iter().enumerate() {
+                write!(f, "{}{link}", if idx == 0 { key } else { "," })?;
+            }
         }
-        if self.forward_all { f.write_str(" all=on") } else { Ok(()) }
+        for (word, holds) in [(" all=on", self.forward_all), (" forward6=on", self.forward6)] {
+            f.write_str(if holds { word } else { "" })?;
+        }
+        Ok(())
     }
 }
 
@@ -154,6 +171,12 @@ struct Words<'a>(&'a str);
 impl<'a> Words<'a> {
     fn of(text: &'a str) -> Option<Self> {
         Some(Self(text.strip_prefix(MARK)?.strip_prefix(' ')?))
+    }
+
+    /// A list of numbers; empty if the key is not there.
+    fn numbers(&self, key: &str) -> BTreeSet<u32> {
+        let list = self.get(key).into_iter().flat_map(|list| list.split(','));
+        list.filter_map(|number| number.parse().ok()).collect()
     }
 
     fn get(&self, key: &str) -> Option<&'a str> {
@@ -186,9 +209,10 @@ mod tests {
     #[test]
     fn network_alias_reads_back() {
         let net = "default".to_owned();
-        let alias = NetworkAlias { mode: Mode::Nat, net, forward: [2, 15].into(), forward_all: true };
-        assert_eq!(alias.to_string(), "minivmm mode=nat net=default forward=2,15 all=on");
-        let plain = NetworkAlias { mode: Mode::Host, forward: BTreeSet::new(), forward_all: false, ..alias.clone() };
+        let alias = NetworkAlias { forward: [2, 15].into(), ..NetworkAlias::new(Mode::Nat, net) };
+        let alias = NetworkAlias { forward_all: true, forward6: true, accept_ra: [2].into(), ..alias };
+        assert_eq!(alias.to_string(), "minivmm mode=nat net=default forward=2,15 ra=2 all=on forward6=on");
+        let plain = NetworkAlias::new(Mode::Host, "lab".to_owned());
         for alias in [alias, plain] {
             assert_eq!(NetworkAlias::parse(&alias.to_string()), Some(alias.clone()));
             assert_eq!(TapAlias::parse(&alias.to_string()), None);

@@ -43,6 +43,10 @@ pub struct IpFacts {
     pub routes: Vec<Route>,
     /// The links with routes that pass on packets for others (`net.ipv4.conf.IFACE.forwarding`).
     pub forwarding: BTreeSet<u32>,
+    /// Whether the host forwards IPv6 (`net.ipv6.conf.all.forwarding`).
+    pub forwards6: bool,
+    /// The links with an IPv6 default route that take router advertisements as long as the host does not forward.
+    pub advertised6: BTreeSet<u32>,
     /// The name servers that the host asks.
     pub resolvers: Vec<Ipv4Addr>,
 }

@@ -19,6 +19,7 @@ use crate::nft::{
     Base, Chain, ChainType, EtherAddr, EtherType, Hook, Icmp6Type, IpFields, Item, L4Proto, LinkKind, Match, Policy,
     Rule, Statement, Test, Verdict,
 };
+use crate::services::PREFIX_LEN;
 use crate::spec::{IfName, Switch};
 
 /// Why frames are dropped: the names of the counters.
@@ -135,18 +136,19 @@ impl Guard {
             ),
         ];
         if let Some(listed) = self.listed6() {
-            rules.extend(own_ip6(&listed));
+            rules.extend(own_ip6(&listed, None));
         }
         rules
     }
 }
 
-/// Drops what is not from these addresses, and what claims others. Link-local ones are fine unless one is among them.
-pub(crate) fn own_ip6(addresses: &[Ipv6Addr]) -> Vec<Rule> {
+/// Drops what is not from these addresses or that prefix, and what claims others. Link-local ones are fine unless one is among them.
+pub(crate) fn own_ip6(addresses: &[Ipv6Addr], prefix: Option<Ipv6Addr>) -> Vec<Rule> {
     let mut own: Vec<Item<Ipv6Addr>> = addresses.iter().copied().map(Item::One).collect();
     if !addresses.iter().any(Ipv6Addr::is_unicast_link_local) {
         own.push(Item::Prefix(LINK_LOCAL.0, LINK_LOCAL.1));
     }
+    own.extend(prefix.map(|prefix| Item::Prefix(prefix, PREFIX_LEN)));
     // A guest has no address before it has one, and asks from none whether anybody has it (RFC 4862 5.4.2).
     let none = Item::One(Ipv6Addr::UNSPECIFIED);
     let from = [own.as_slice(), &[none]].concat();

@@ -40,7 +40,7 @@
 //!
 //! # Not supported
 //!
-//! IPv6 on networks of ours, VLANs, filters, macvtap and Open vSwitch. Interfaces of other network namespaces, except
+//! Forwarded ports for IPv6, VLANs, filters, macvtap and Open vSwitch. Interfaces of other network namespaces, except
 //! through `fd=`; what becomes of their links is not known, nor of any `fd=` without CAP_NET_ADMIN. A card's settings do
 //! not change while the VM runs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]

@@ -4,7 +4,7 @@
 //! order in which they make sense (`do_setlink`), and a start pays for one round trip.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
 
 use futures_util::stream::{Stream, StreamExt};
@@ -12,7 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use rtnetlink::packet_route::address::AddressMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::RouteMessage;
@@ -139,6 +139,13 @@ impl Rtnl {
     /// Gives a link an address; one that it has already is fine.
     pub(crate) async fn add_address(&self, link: u32, ip: IpAddr, prefix_len: u8) -> io::Result<()> {
         self.handle.address().add(link, ip, prefix_len).replace().execute().await.map_err(io_error)
+    }
+
+    /// The same for IPv6, without asking whether somebody else has it, so that it holds before the link has a carrier.
+    pub(crate) async fn add_address6(&self, link: u32, ip: Ipv6Addr, prefix_len: u8) -> io::Result<()> {
+        let mut request = self.handle.address().add(link, ip.into(), prefix_len).replace();
+        request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        request.execute().await.map_err(io_error)
     }
 
     /// Writes an alias on a link.

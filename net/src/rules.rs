@@ -16,13 +16,14 @@ use serde::Serialize;
 use crate::alias::Mode;
 use crate::guard::{
     self, Guard, ISOLATED, OTHER_PROTOCOL, PROTOCOLS, ROGUE_DHCP, ROGUE_ROUTER, SPOOFED_ARP, SPOOFED_IP, SPOOFED_MAC,
-    drop_as, own_ip6,
+    SPOOFED_ND, drop_as, own_ip6,
 };
 use crate::mac::MacAddr;
 use crate::nft::{
     AddrType, Base, Chain, ChainType, CtState, CtStatus, EtherAddr, EtherType, Expr, Family, Hook, Icmp6Type, IpFields,
     Item, L4Proto, Match, Mss, NatPort, NatTarget, Policy, Rule, Statement, Table, TableName, Test, Verdict,
 };
+use crate::services::{Ipv6Network, PREFIX_LEN};
 use crate::spec::{Forward, IfName, Protocol, Subnet, Switch};
 
 /// Priorities of hooks (`NF_IP_PRI_*`, linux/netfilter_ipv4.h).
@@ -58,6 +59,9 @@ pub struct Member {
     pub address: Ipv4Addr,
     /// The network's addresses.
     pub subnet: Subnet,
+    /// Its IPv6 network, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Network>,
     /// Ports of the host that lead to the guest.
     pub forward: Vec<Forward>,
     /// Whether the guest can only be itself.
@@ -156,7 +160,8 @@ fn guard(member: &Member, tap: IfName) -> Chain {
         drop_as(ip6().with(Match::Icmp6Type(Test::any([Icmp6Type::ROUTER_ADVERT, Icmp6Type::REDIRECT]))), ROGUE_ROUTER),
         drop_as(ip6().with(Match::UdpSport(Test::is(DHCP6_SERVER))), ROGUE_DHCP),
     ];
-    rules.extend(own_ip6(&[]));
+    rules.extend(own_ip6(&[], member.ipv6.map(|network| network.prefix)));
+    rules.extend(member.ipv6.into_iter().flat_map(gateway6));
     if member.antispoof == Switch::Off {
         // What the services answer, and the host's own addresses, are none of the guest's all the same.
         let reasons = guard::COUNTERS.map(|reason| Expr::from(Statement::CountIn(reason.to_owned())));
@@ -184,6 +189,7 @@ fn forward(member: &Member) -> Vec<Rule> {
         inward().with(Match::CtStatus(vec![CtStatus::Dnat])).with(Verdict::Accept),
         drop_as(inward(), UNASKED),
     ]);
+    rules.extend(member.ipv6.into_iter().flat_map(|network| forward6(bridge, network)));
     rules
 }
 
@@ -198,6 +204,32 @@ fn within(member: &Member) -> Vec<Rule> {
     ]
 }
 
+/// What goes to the gateway and is answered by the services, and what only the gateway itself says.
+fn gateway6(network: Ipv6Network) -> [Rule; 6] {
+    let ip6 = || rule(Match::EtherType(Test::is(EtherType::IP6)));
+    let gateways = || Test::any([network.gateway, network.link_local]);
+    let asked = || rule(Match::Ip6(IpFields::Daddr(gateways())));
+    let claim = rule(Match::Icmp6Type(Test::is(Icmp6Type::NEIGHBOR_ADVERT))).with(Match::NdTarget(gateways()));
+    [
+        ip6().with(Match::Icmp6Type(Test::is(Icmp6Type::ROUTER_SOLICIT))).with(Verdict::Drop),
+        ip6().with(Match::UdpDport(Test::is(DHCP6_SERVER))).with(Verdict::Drop),
+        asked().with(Match::UdpDport(Test::is(DNS))).with(Verdict::Drop),
+        asked().with(Match::TcpDport(Test::is(DNS))).with(Verdict::Drop),
+        drop_as(rule(Match::Ip6(IpFields::Saddr(gateways()))), SPOOFED_IP),
+        drop_as(claim, SPOOFED_ND),
+    ]
+}
+
+/// The same for IPv6, where the addresses of a guest are its own choice: for the whole network.
+fn forward6(bridge: &IfName, network: Ipv6Network) -> [Rule; 4] {
+    let own = || Test::prefix6(network.prefix, PREFIX_LEN);
+    let outward = rule(Match::iif(bridge)).with(oif_not(bridge)).with(Match::Ip6(IpFields::Saddr(own())));
+    let inward = || rule(Match::oif(bridge)).with(iif_not(bridge)).with(Match::Ip6(IpFields::Daddr(own())));
+    let clamp = |rule: Rule| rule.with(Match::tcp_syn()).with(Statement::SetMss(Mss::RouteMtu));
+    let answers = Match::CtState(vec![CtState::Established, CtState::Related]);
+    [clamp(outward), clamp(inward()), inward().with(answers).with(Verdict::Accept), drop_as(inward(), UNASKED)]
+}
+
 /// From whom packets seem to come.
 fn source(member: &Member) -> Vec<Rule> {
     let Member { bridge, address, subnet, .. } = member;
@@ -205,6 +237,10 @@ fn source(member: &Member) -> Vec<Rule> {
         return Vec::new();
     }
     let mut rules = vec![rule(ip4_saddr(Test::is(*address))).with(oif_not(bridge)).with(Statement::Masquerade(None))];
+    if let Some(network) = member.ipv6 {
+        let own = Match::Ip6(IpFields::Saddr(Test::prefix6(network.prefix, PREFIX_LEN)));
+        rules.push(rule(own).with(oif_not(bridge)).with(Statement::Masquerade(None)));
+    }
     if !member.forward.is_empty() {
         // Whoever comes by a forwarded port from the network itself, or from the host's loopback, could not be answered.
         for near in [(subnet.network(), subnet.prefix_len()), LOOPBACK] {

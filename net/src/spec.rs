@@ -3,9 +3,9 @@
 //! ```text
 //! bridge=NAME[,create=on|off][,addresses=IP[+IP...]]
 //!                               a new tap on this bridge
-//! nat[=NAME][,subnet=A.B.C.D/LEN][,forward=LIST]
+//! nat[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,forward=LIST]
 //!                               a network of our own, with a way out
-//! host[=NAME][,subnet=A.B.C.D/LEN]
+//! host[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off]
 //!                               a network of our own, without one
 //! tap=NAME                      a tap that exists
 //! fd=N[:N...]                   an open tap, inherited
@@ -129,14 +129,14 @@ const MODES: &[ModeKey] = &[
     ModeKey {
         key: "nat",
         alone: Some(network::DEFAULT_NAME),
-        options: &["subnet", "forward"],
+        options: &["subnet", "ipv6", "forward"],
         guard: GuardSpec::KEYS,
         read: |value| serde_json::from_value(value).map(NetSpec::Nat),
     },
     ModeKey {
         key: "host",
         alone: Some(network::DEFAULT_NAME),
-        options: &["subnet"],
+        options: &["subnet", "ipv6"],
         guard: GuardSpec::KEYS,
         read: |value| serde_json::from_value(value).map(NetSpec::Host),
     },

@@ -21,7 +21,7 @@ use crate::nft::{Batch, Command, NftSocket};
 use crate::refusal::Refusal;
 use crate::rtnl::{Attachment, Rtnl};
 use crate::rules::{self, Member};
-use crate::services::{self, ServiceSpec};
+use crate::services::{self, Ipv6Network, PREFIX_LEN, ServiceSpec};
 use crate::spec::{Forward, IfName, Subnet, Switch};
 use crate::survey;
 use crate::sysctl::{self, Conf};
@@ -69,6 +69,20 @@ pub enum Step {
         /// The network's bridge.
         bridge: IfName,
         /// The interfaces that did not forward.
+        uplinks: Vec<IfName>,
+    },
+    /// Make a bridge of ours the IPv6 gateway of a network.
+    GiveGateway6 {
+        /// The bridge.
+        bridge: IfName,
+        /// The network.
+        network: Ipv6Network,
+    },
+    /// Let IPv6 packets pass through the host.
+    EnableForwarding6 {
+        /// The network's bridge.
+        bridge: IfName,
+        /// The interfaces that go on taking router advertisements.
         uplinks: Vec<IfName>,
     },
     /// Let what comes from the host's loopback address go to guests of a network of ours.
@@ -213,7 +227,7 @@ impl Step {
             Self::PinAddress { .. } => "nothing, the address is the same".to_owned(),
             Self::CreateTap { .. } => "remove the tap".to_owned(),
             Self::AttachTap { .. } => "nothing, it goes with the tap".to_owned(),
-            Self::GiveGateway { bridge, .. } | Self::RouteLoopback { bridge } => {
+            Self::GiveGateway { bridge, .. } | Self::GiveGateway6 { bridge, .. } | Self::RouteLoopback { bridge } => {
                 format!("nothing, it goes with bridge {bridge}")
             }
             Self::EnableForwarding { bridge, uplinks } if uplinks.is_empty() => {
@@ -222,6 +236,7 @@ impl Step {
             Self::EnableForwarding { bridge, uplinks } => {
                 format!("with bridge {bridge}, forward from {} no longer", names(uplinks))
             }
+            Self::EnableForwarding6 { bridge, .. } => format!("with bridge {bridge}, forward IPv6 no longer"),
             Self::HoldPorts { .. } => "close them".to_owned(),
             Self::CreateTables { .. } => "remove them".to_owned(),
             Self::OpenTap { .. } | Self::AdoptTap { .. } | Self::OpenVhost { .. } | Self::OpenServices { .. } => {
@@ -261,6 +276,10 @@ impl Step {
                 .map_err(|source| Error::GiveGateway { bridge: bridge.clone(), source }),
             Self::EnableForwarding { bridge, uplinks } => (forwarding::enable(&host.rtnl, bridge, uplinks).await)
                 .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
+            Self::GiveGateway6 { bridge, network } => (give_gateway6(&host.rtnl, bridge, network).await)
+                .map_err(|source| Error::GiveGateway { bridge: bridge.clone(), source }),
+            Self::EnableForwarding6 { bridge, uplinks } => (forwarding::enable6(&host.rtnl, bridge, uplinks).await)
+                .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
             Self::RouteLoopback { bridge } => sysctl::write(Conf::Ipv4, bridge.as_str(), "route_localnet", "1")
                 .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
             Self::HoldPorts { card, forward } => {
@@ -296,6 +315,8 @@ impl Step {
             | Self::AttachTap { .. }
             | Self::GiveGateway { .. }
             | Self::EnableForwarding { .. }
+            | Self::GiveGateway6 { .. }
+            | Self::EnableForwarding6 { .. }
             | Self::RouteLoopback { .. } => Ok(()),
             Self::HoldPorts { card, .. } => {
                 host.ports.remove(card);
@@ -410,6 +431,13 @@ impl fmt::Display for Step {
             Self::EnableForwarding { bridge, uplinks } => {
                 write!(f, "forward packets from {bridge} and {}", names(uplinks))
             }
+            Self::GiveGateway6 { bridge, network } => {
+                write!(f, "give bridge {bridge} the addresses {}/64 and {}/64", network.gateway, network.link_local)
+            }
+            Self::EnableForwarding6 { uplinks, .. } if uplinks.is_empty() => write!(f, "forward IPv6"),
+            Self::EnableForwarding6 { uplinks, .. } => {
+                write!(f, "forward IPv6, and go on taking router advertisements on {}", names(uplinks))
+            }
             Self::RouteLoopback { bridge } => write!(f, "let 127.0.0.0/8 reach the guests of {bridge}"),
             Self::HoldPorts { card, forward } => {
                 let texts: Vec<String> = forward.iter().map(ToString::to_string).collect();
@@ -454,6 +482,18 @@ async fn give_gateway(rtnl: &Rtnl, bridge: &IfName, subnet: Subnet, alias: &Netw
     // Guests reach each other by themselves; a packet that comes back to its network has been translated.
     sysctl::write(Conf::Ipv4, bridge.as_str(), "send_redirects", "0")?;
     rtnl.add_address(index_of(bridge.as_str())?, subnet.gateway().into(), subnet.prefix_len()).await
+}
+
+/// Gives a bridge of ours its IPv6 addresses, and none of its own making.
+async fn give_gateway6(rtnl: &Rtnl, bridge: &IfName, network: &Ipv6Network) -> io::Result<()> {
+    // 1: no address is generated (IN6_ADDR_GEN_MODE_NONE).
+    sysctl::write(Conf::Ipv6, bridge.as_str(), "addr_gen_mode", "1")?;
+    sysctl::write(Conf::Ipv6, bridge.as_str(), "disable_ipv6", "0")?;
+    let link = index_of(bridge.as_str())?;
+    for ip in [network.link_local, network.gateway] {
+        rtnl.add_address6(link, ip, PREFIX_LEN).await?;
+    }
+    Ok(())
 }
 
 /// Makes a tap and returns it with its interface number.

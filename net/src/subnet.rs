@@ -4,7 +4,7 @@
 //! most starts and hosts, and two networks seldom meet. What is beyond a default route cannot be seen: a site behind a
 //! router may use the same addresses, which is what `subnet=` is for.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::facts::Facts;
 use crate::hash;
@@ -78,6 +78,12 @@ pub(crate) fn choose(bridge: &str, taken: &[Taken]) -> Option<Subnet> {
             .filter(|subnet| overlap(*subnet, taken).is_none());
         free.next()
     })
+}
+
+/// The IPv6 prefix of the network that a bridge makes: one for local use (RFC 4193), with 40 bits that follow from the name.
+pub(crate) fn prefix6(bridge: &str) -> Ipv6Addr {
+    let [a, b, c, d, e, ..] = hash::of_bytes(bridge.as_bytes().iter()).to_be_bytes();
+    Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
 /// Whose addresses a subnet overlaps, in words.

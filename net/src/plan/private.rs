@@ -1,7 +1,7 @@
 //! Cards on networks of our own: the bridge with its gateway, the lease, the rules and the services.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Draft, ETHERNET_MTU, guest_mtu};
 use crate::alias::{Mode, NetworkAlias, TapAlias};
@@ -11,10 +11,13 @@ use crate::lease;
 use crate::mac::MacAddr;
 use crate::refusal::Refusal;
 use crate::rules::Member;
-use crate::services::{Ipv4Network, Reach, ServiceSpec};
+use crate::services::{Ipv4Network, Ipv6Network, Reach, ServiceSpec};
 use crate::spec::{IfName, Mtu, Private, Queues, Subnet, Switch};
 use crate::step::Step;
 use crate::subnet::{self, Taken};
+
+/// The address of every gateway of ours on its link.
+const LINK_LOCAL_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// A network of ours that a card of this plan is on.
 #[derive(Clone, Debug)]
@@ -46,6 +49,7 @@ impl Draft<'_> {
         let bridge = spec.bridge();
         let (network, address) = self.lease(card, &bridge, spec)?;
         let mtu = guest_mtu(spec.card.mtu, network.mtu, bridge.as_str())?;
+        let ipv6 = (spec.ipv6 == Switch::On).then(|| self.give_gateway6(&bridge, spec.mode));
         let queues = spec.card.queues.unwrap_or(self.default_queues);
         if !spec.forward.is_empty() {
             self.steps.push(Step::HoldPorts { card, forward: spec.forward.to_vec() });
@@ -67,7 +71,8 @@ impl Draft<'_> {
         let Network { subnet, mac: gateway_mac, .. } = network;
         let forward = spec.forward.to_vec();
         let mode = spec.mode;
-        self.networks.members.push(Member { card, mode, bridge, mac, address, subnet, forward, antispoof, isolate });
+        let member = Member { card, mode, bridge, mac, address, subnet, ipv6, forward, antispoof, isolate };
+        self.networks.members.push(member);
         let service = ServiceSpec {
             vm_name: self.vm.to_owned(),
             mac,
@@ -75,7 +80,7 @@ impl Draft<'_> {
             mtu,
             reach: if mode == Mode::Nat { Reach::Outside } else { Reach::HostOnly },
             ipv4: Ipv4Network { address, gateway: subnet.gateway(), prefix_len: subnet.prefix_len() },
-            ipv6: None,
+            ipv6,
         };
         self.networks.services.push((card, service));
         Ok((mtu, queues))
@@ -174,10 +179,28 @@ impl Draft<'_> {
             },
             (None, None) => free().ok_or(Refusal::NoFreeSubnet)?,
         };
-        let (net, forward) = (spec.name.to_string(), BTreeSet::new());
-        let alias = NetworkAlias { mode: spec.mode, net, forward, forward_all: false };
+        let net = spec.name.to_string();
+        let alias = NetworkAlias::new(spec.mode, net);
         self.steps.push(Step::GiveGateway { bridge: bridge.clone(), subnet, alias });
         Ok(subnet)
+    }
+
+    /// The steps that give a network IPv6, for its first card that wants it.
+    fn give_gateway6(&mut self, bridge: &IfName, mode: Mode) -> Ipv6Network {
+        let prefix = subnet::prefix6(bridge.as_str());
+        let gateway = Ipv6Addr::from_bits(prefix.to_bits() | 1);
+        let network = Ipv6Network { prefix, gateway, link_local: LINK_LOCAL_GATEWAY };
+        let given = |step: &Step| matches!(step, Step::GiveGateway6 { bridge: other, .. } if other == bridge);
+        if !self.steps.iter().any(given) {
+            self.steps.push(Step::GiveGateway6 { bridge: bridge.clone(), network });
+        }
+        let enabled = |step: &Step| matches!(step, Step::EnableForwarding6 { .. });
+        if mode == Mode::Nat && !self.facts.ip.forwards6 && !self.steps.iter().any(enabled) {
+            let advertised = self.facts.links.iter().filter(|link| self.facts.ip.advertised6.contains(&link.index));
+            let uplinks = advertised.filter_map(|link| link.name.parse().ok()).collect();
+            self.steps.push(Step::EnableForwarding6 { bridge: bridge.clone(), uplinks });
+        }
+        network
     }
 
     /// The MTU of a new network: what every way out carries.

@@ -481,3 +481,27 @@ fn a_subnet_that_somebody_has_is_refused() {
         "subnet=10.2.3.0/24 overlaps the subnet of mvn-a"
     );
 }
+
+#[test]
+fn a_network_with_ipv6_has_the_host_forward_it() {
+    let mut facts = uplinked_host();
+    facts.ip.advertised6 = [2].into();
+    let texts = |facts: &Facts, flags: &[&str]| -> Vec<String> {
+        let plan = plan("vm", &specs(flags), facts).unwrap();
+        plan.steps
+            .iter()
+            .map(ToString::to_string)
+            .filter(|text| text.contains("IPv6") || text.contains("fe80"))
+            .collect()
+    };
+    assert_eq!(
+        texts(&facts, &["nat,ipv6=on", "nat,ipv6=on"]),
+        [
+            "give bridge mvn-default the addresses fd3e:ffb2:d49a::1/64 and fe80::1/64",
+            "forward IPv6, and go on taking router advertisements on eth0",
+        ]
+    );
+    assert_eq!(texts(&facts, &["host,ipv6=on"]).len(), 1);
+    facts.ip.forwards6 = true;
+    assert_eq!(texts(&facts, &["nat,ipv6=on"]).len(), 1);
+}

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::card::CardSpec;
-use super::fields::IfName;
+use super::fields::{IfName, Switch};
 use super::forward::{Forward, ForwardList};
 use super::guard::GuardSpec;
 use super::network::{NetworkName, Subnet};
@@ -19,6 +19,9 @@ pub struct NatSpec {
     /// Its addresses; a free private subnet if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Subnet>,
+    /// Whether it has IPv6 as well.
+    #[serde(default)]
+    pub ipv6: Switch,
     /// Ports of the host that lead to the guest.
     #[serde(default)]
     pub forward: ForwardList,
@@ -38,6 +41,9 @@ pub struct HostSpec {
     /// Its addresses; a free private subnet if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Subnet>,
+    /// Whether it has IPv6 as well.
+    #[serde(default)]
+    pub ipv6: Switch,
     /// What is refused to the guest.
     #[serde(flatten)]
     pub guard: GuardSpec,
@@ -55,6 +61,8 @@ pub struct Private<'a> {
     pub name: &'a NetworkName,
     /// Its addresses, if the user says.
     pub subnet: Option<Subnet>,
+    /// Whether it has IPv6 as well.
+    pub ipv6: Switch,
     /// Ports of the host that lead to the guest.
     pub forward: &'a [Forward],
     /// What is refused to the guest.
@@ -74,22 +82,23 @@ impl NatSpec {
     /// What it asks for, as both modes have it.
     pub(crate) fn private(&self) -> Private<'_> {
         let (mode, forward) = (Mode::Nat, self.forward.as_slice());
-        Private { mode, name: &self.nat, subnet: self.subnet, forward, guard: self.guard, card: &self.card }
+        let (name, subnet, ipv6, guard) = (&self.nat, self.subnet, self.ipv6, self.guard);
+        Private { mode, name, subnet, ipv6, forward, guard, card: &self.card }
     }
 }
 
 impl HostSpec {
     /// What it asks for, as both modes have it.
     pub(crate) fn private(&self) -> Private<'_> {
-        let (mode, guard) = (Mode::Host, self.guard);
-        Private { mode, name: &self.host, subnet: self.subnet, forward: &[], guard, card: &self.card }
+        let (name, subnet, ipv6, guard) = (&self.host, self.subnet, self.ipv6, self.guard);
+        Private { mode: Mode::Host, name, subnet, ipv6, forward: &[], guard, card: &self.card }
     }
 }
 
 impl fmt::Display for NatSpec {
     /// The flag as far as the card's own keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_network(f, "nat", &self.nat, self.subnet)?;
+        write_network(f, "nat", &self.nat, self.subnet, self.ipv6)?;
         if !self.forward.is_empty() {
             write!(f, ",forward={}", self.forward)?;
         }
@@ -100,15 +109,24 @@ impl fmt::Display for NatSpec {
 impl fmt::Display for HostSpec {
     /// The flag as far as the card's own keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_network(f, "host", &self.host, self.subnet)?;
+        write_network(f, "host", &self.host, self.subnet, self.ipv6)?;
         write!(f, "{}", self.guard)
     }
 }
 
-fn write_network(f: &mut fmt::Formatter<'_>, mode: &str, name: &NetworkName, subnet: Option<Subnet>) -> fmt::Result {
+fn write_network(
+    f: &mut fmt::Formatter<'_>,
+    mode: &str,
+    name: &NetworkName,
+    subnet: Option<Subnet>,
+    ipv6: Switch,
+) -> fmt::Result {
     f.write_str(mode)?;
     if !name.is_default() {
         write!(f, "={name}")?;
     }
-    subnet.map_or(Ok(()), |subnet| write!(f, ",subnet={subnet}"))
+    if let Some(subnet) = subnet {
+        write!(f, ",subnet={subnet}")?;
+    }
+    if ipv6 == Switch::On { f.write_str(",ipv6=on") } else { Ok(()) }
 }

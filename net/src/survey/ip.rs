@@ -1,4 +1,4 @@
-//! IPv4 as far as networks of ours depend on it: addresses, routes, and who forwards.
+//! IP as far as networks of ours depend on it: addresses, routes, and who forwards.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,11 +19,24 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Reads it all. A host with the routes of the whole internet has a million, and a start there takes a second.
 pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let addresses = rtnl.addresses().await?.iter().filter_map(address).collect();
-    let routes: Vec<Route> = rtnl.routes(AddressFamily::Inet).await?.iter().flat_map(routes).collect();
+    let routes: Vec<Route> = rtnl.routes(AddressFamily::Inet).await?.iter().flat_map(routes_of).collect();
     let users: BTreeSet<u32> = routes.iter().filter_map(|route| route.link).collect();
     let forwards = |link: &&Link| sysctl::read(Conf::Ipv4, &link.name, "forwarding").is_ok_and(|value| value == "1");
     let forwarding = links.iter().filter(|link| users.contains(&link.index)).filter(forwards);
-    Ok(IpFacts { forwarding: forwarding.map(|link| link.index).collect(), addresses, routes, resolvers: resolvers() })
+    let forwarding = forwarding.map(|link| link.index).collect();
+    let forwards6 = sysctl::read(Conf::Ipv6, "all", "forwarding").is_ok_and(|value| value == "1");
+    let advertised6 = advertised(rtnl, links).await?;
+    Ok(IpFacts { addresses, routes, forwarding, forwards6, advertised6, resolvers: resolvers() })
+}
+
+/// The links that lead to all of IPv6 and learn that from router advertisements.
+async fn advertised(rtnl: &Rtnl, links: &[Link]) -> io::Result<BTreeSet<u32>> {
+    let routes = rtnl.routes(AddressFamily::Inet6).await?;
+    let routes: Vec<Route> = routes.iter().flat_map(routes_of).filter(|route| route.unicast).collect();
+    let defaults: BTreeSet<u32> =
+        routes.iter().filter(|route| route.prefix_len == 0).filter_map(|route| route.link).collect();
+    let learns = |link: &&Link| sysctl::read(Conf::Ipv6, &link.name, "accept_ra").is_ok_and(|value| value == "1");
+    Ok(links.iter().filter(|link| defaults.contains(&link.index)).filter(learns).map(|link| link.index).collect())
 }
 
 /// The IPv4 name servers of resolv.conf(5); a host without the file has none.
@@ -44,7 +57,7 @@ fn address(message: &AddressMessage) -> Option<Address> {
 }
 
 /// A route for each link that it leads to. Routes that lead nowhere stand in nobody's way.
-fn routes(message: &RouteMessage) -> Vec<Route> {
+fn routes_of(message: &RouteMessage) -> Vec<Route> {
     if !matches!(message.header.kind, RouteType::Unicast | RouteType::Local | RouteType::Anycast) {
         return Vec::new();
     }

@@ -19,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     ("nat_forward_of_one_address_leads_from_there_alone", forward_address),
     ("nat_forward_of_a_port_that_is_taken_is_refused", forward_taken),
     ("nat_guest_that_forges_is_dropped_and_counted", forged),
+    ("nat_ipv6_leads_out_and_is_put_back", ipv6),
     ("host_guest_reaches_host_and_siblings_and_nobody_else", host_only),
 ];
 
@@ -32,7 +33,7 @@ fn world() -> Namespace {
 
 /// Everything that a network of ours changes.
 fn state() -> String {
-    let forwarding = sh("sysctl -a --pattern net.ipv4.conf.*.(forwarding|route_localnet)");
+    let forwarding = sh("sysctl -a --pattern net.ipv[46].conf.*.(forwarding|route_localnet|accept_ra)$");
     [snapshot(), sh("nft list ruleset"), sh("ip route show table all"), sh("ip rule"), forwarding].concat()
 }
 
@@ -344,6 +345,44 @@ fn forged() {
     }
     assert!(ask_tcp(&guest, "198.51.100.1:7").is_some());
     vmm.stop();
+}
+
+fn ipv6() {
+    let world = world();
+    sh("sysctl -q net.ipv6.conf.up0.disable_ipv6=0");
+    // The host has its way out from a router advertisement, as far as it can be told from its settings.
+    sh("ip -6 addr add 2001:db8:1::2/64 dev up0 nodad");
+    sh("ip -6 route add default via 2001:db8:1::1 dev up0");
+    world.sh("ip -6 addr add 2001:db8:1::1/64 dev eth0 nodad");
+    let setting =
+        |key: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{key}")).unwrap().trim().to_owned();
+    until(|| !sh("ip -6 addr show dev up0").contains("tentative"));
+    let before = state();
+    let (vmm, guest) = Vmm::start_with_guest("web", "nat,ipv6=on");
+    assert_eq!([setting("all/forwarding"), setting("up0/accept_ra")], ["1", "2"]);
+    let global = || {
+        let text = guest.sh("ip -6 -o addr show dev eth0 scope global -tentative");
+        text.split_whitespace().skip_while(|word| *word != "inet6").nth(1).map(str::to_owned)
+    };
+    // The prefix and the route come with an advertisement.
+    until(|| global().is_some());
+    assert!(global().unwrap().starts_with("fd"), "{:?}", global());
+    until(|| guest.sh("ip -6 route").contains("default via fe80::1 "));
+    guest.sh("ping -6 -c 1 -W 5 2001:db8:1::1");
+    world.sh("ip -6 route add fd00::/8 via 2001:db8:1::2");
+    let address = global().unwrap().replace("/64", "");
+    assert!(!world.attempt(&format!("ping -6 -c 1 -W 1 {address}")).0);
+
+    let (second, db) = Vmm::start_with_guest("db", "nat=other,ipv6=on");
+    vmm.stop();
+    // Another network needs it still.
+    assert_eq!([setting("all/forwarding"), setting("up0/accept_ra")], ["1", "2"]);
+    db.sh("ip -6 addr add fdff::1/64 dev eth0 nodad");
+    let guessed = "ping -6 -c 1 -W 1 -I fdff::1 fe80::1%eth0";
+    assert!(!db.attempt(guessed).0);
+    assert!(counted("db", "spoofed-ip") > 0);
+    second.stop();
+    assert_eq!(state(), before);
 }
 
 fn host_only() {
