@@ -32,8 +32,8 @@ pub use wire::{PATIENCE_S, Timing};
 use wire::{PortHeader, Reply, ServiceHeader};
 
 /// How long the keeper may take to undo everything, in seconds. It takes 0.2 s for eight cards; waiting for the lock of other
-/// keepers adds two. A keeper that is left behind goes on undoing by itself.
-const STOP_PATIENCE_S: i64 = 10;
+/// keepers adds up to twenty. A keeper that is left behind goes on undoing by itself.
+const STOP_PATIENCE_S: i64 = 25;
 
 /// How long the keeper's process may take to end once it has nothing left to do.
 const EXIT_PATIENCE: Duration = Duration::from_secs(3);
