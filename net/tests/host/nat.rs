@@ -1,5 +1,7 @@
 //! `nat` and `host`: what guests reach, and what is left of it.
 
+use std::time::{Duration, Instant};
+
 use net::MacAddr;
 
 use crate::Case;
@@ -11,6 +13,8 @@ pub(crate) const CASES: &[Case] = &[
     ("nat_guest_reaches_the_world_by_the_hosts_address", out),
     ("nat_guest_gets_its_lease_by_dhcp", lease),
     ("nat_leaves_nothing_however_it_ends", endings),
+    ("nat_leaves_nothing_when_it_is_killed_during_set_up", killed_early),
+    ("nat_mtu_is_that_of_the_way_out", mtu),
     ("nat_forwarding_of_the_host_is_put_back_by_the_last_network", forwarding),
     ("nat_siblings_reach_each_other_also_by_name", siblings),
     ("nat_subnet_avoids_what_the_host_can_reach", subnets),
@@ -99,6 +103,35 @@ fn endings() {
 
 fn is_forwarding(link: &str) -> bool {
     std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{link}/forwarding")).unwrap().trim() == "1"
+}
+
+fn killed_early() {
+    let _world = world();
+    let before = state();
+    for kill_after_ms in 0..20 {
+        let mut vmm = Vmm::spawn("web", &["nat,ipv6=on,forward=tcp:8080:80", "host"]);
+        let start = Instant::now();
+        until(|| start.elapsed() >= Duration::from_millis(kill_after_ms));
+        vmm.kill();
+        vmm.end();
+        assert_eq!(state(), before, "killed after {kill_after_ms} ms");
+    }
+}
+
+fn mtu() {
+    let world = world();
+    sh("ip link set up0 mtu 1400");
+    world.sh("ip link set eth0 mtu 1400");
+    let (vmm, guest) = Vmm::start_with_guest("web", "nat");
+    assert_eq!([&link("mvn-default")["mtu"], &link("vmtap0")["mtu"]], [1400, 1400]);
+    let address = address("vmtap0");
+    configure(&guest, &address, &gateway(&address));
+    echo(&world, 7);
+    assert!(ask_tcp(&guest, "198.51.100.1:7").is_some());
+    vmm.stop();
+    let (vmm, _guest) = Vmm::start_with_guest("web", "nat,mtu=9000");
+    assert_eq!([&link("mvn-default")["mtu"], &link("vmtap0")["mtu"]], [9000, 9000]);
+    vmm.stop();
 }
 
 fn forwarding() {
