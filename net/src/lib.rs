@@ -73,6 +73,7 @@ mod hash;
 mod hold;
 mod inherited;
 mod lease;
+mod limits;
 mod lock;
 mod rtnl;
 mod rules;

@@ -18,13 +18,14 @@ use crate::guard::{
     self, Guard, ISOLATED, OTHER_PROTOCOL, PROTOCOLS, ROGUE_DHCP, ROGUE_ROUTER, SPOOFED_ARP, SPOOFED_IP, SPOOFED_MAC,
     SPOOFED_ND, drop_as, own_ip6,
 };
+use crate::limits::{self, TOO_FAST, TOO_MANY};
 use crate::mac::MacAddr;
 use crate::nft::{
     AddrType, Base, Chain, ChainType, CtState, CtStatus, EtherAddr, EtherType, Expr, Family, Hook, Icmp6Type, IpFields,
-    Item, L4Proto, Match, Mss, NatPort, NatTarget, Policy, Rule, Statement, Table, TableName, Test, Verdict,
+    Item, L4Proto, Match, Mss, NatPort, NatTarget, NfProto, Policy, Rule, Statement, Table, TableName, Test, Verdict,
 };
 use crate::services::{Ipv6Network, PREFIX_LEN};
-use crate::spec::{Forward, IfName, Protocol, Subnet, Switch};
+use crate::spec::{Forward, IfName, LimitSpec, Protocol, Subnet, Switch};
 
 /// Priorities of hooks (`NF_IP_PRI_*`, linux/netfilter_ipv4.h).
 const DSTNAT: i32 = -100;
@@ -68,6 +69,8 @@ pub struct Member {
     pub antispoof: Switch,
     /// Whether other VMs are out of reach.
     pub isolate: Switch,
+    /// What the guest may take of the host.
+    pub limits: LimitSpec,
 }
 
 /// The tables of a VM, as many as its cards need. `tap` gives the tap of a card.
@@ -84,7 +87,7 @@ pub(crate) fn tables(
     };
     let mut tables = Vec::new();
     if !members.is_empty() {
-        tables.push(table(Family::Inet, &[UNASKED, NO_WAY_OUT, ISOLATED], routed(members)));
+        tables.push(table(Family::Inet, &[UNASKED, NO_WAY_OUT, ISOLATED, TOO_MANY, TOO_FAST], routed(members)));
     }
     let of_members = members.iter().filter_map(|member| Some(guard(member, tap(member.card)?)));
     let chains: Vec<Chain> =
@@ -109,7 +112,8 @@ pub(crate) fn tables(
 /// The chains for what the host routes.
 fn routed(members: &[Member]) -> Vec<Chain> {
     let all = |rules: fn(&Member) -> Vec<Rule>| members.iter().flat_map(rules).collect::<Vec<_>>();
-    let mut chains = vec![chain("forward", ChainType::Filter, Hook::Forward, FILTER, all(forward))];
+    let mut chains = limits::chains(members);
+    chains.push(chain("forward", ChainType::Filter, Hook::Forward, FILTER, all(forward)));
     let nat = |name: &str, hook, priority, rules| chain(name, ChainType::Nat, hook, priority, rules);
     chains.push(nat("postrouting", Hook::Postrouting, SRCNAT, all(source)));
     if members.iter().any(|member| !member.forward.is_empty()) {
@@ -201,6 +205,8 @@ fn within(member: &Member) -> Vec<Rule> {
     vec![
         drop_as(within().with(ip4_saddr(own())).with(ip4_daddr(other())), ISOLATED),
         drop_as(within().with(ip4_daddr(own())).with(ip4_saddr(other())), ISOLATED),
+        // Which IPv6 address is whose only the guests know. Siblings that are not isolated need no router.
+        drop_as(within().with(Match::NfProto(Test::is(NfProto::IP6))), ISOLATED),
     ]
 }
 

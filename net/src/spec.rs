@@ -10,6 +10,7 @@
 //! tap=NAME                      a tap that exists
 //! fd=N[:N...]                   an open tap, inherited
 //!
+//! and with nat and host: [,connections=N][,new-connections=N/s]
 //! and with the first three: [,antispoof=on|off][,isolate=on|off]
 //! and with each: [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|csum:tso:ecn:ufo:uso]
 //!                     [,vhost=on|off][,rate=IN/OUT[,burst=BYTES]][,delay=TIME][,jitter=TIME][,loss=PERCENT][,seed=N]
@@ -27,6 +28,7 @@ mod fields;
 mod forward;
 mod guard;
 mod impair;
+mod limits;
 mod network;
 mod offload;
 mod private;
@@ -44,6 +46,7 @@ pub use fields::{FdList, FieldError, IfName, MTU_MIN, Mtu, QUEUES_MAX, Queues, R
 pub use forward::{FORWARDED_PORTS_MAX, Forward, ForwardList, Protocol};
 pub use guard::{ADDRESSES_MAX, AddressList, GuardSpec};
 pub use impair::{Burst, ImpairSpec, Lateness, Loss, RatePair, Seed};
+pub use limits::{Connections, LimitSpec, NewConnections};
 pub(crate) use network::mask;
 pub use network::{NetworkName, Subnet};
 pub use offload::{Offload, OffloadList};
@@ -115,6 +118,8 @@ struct ModeKey {
     options: &'static [&'static str],
     /// The keys of [`GuardSpec`], if it takes them.
     guard: &'static [&'static str],
+    /// The keys of [`LimitSpec`], if it takes them.
+    limits: &'static [&'static str],
     read: fn(Value) -> Result<NetSpec, serde_json::Error>,
 }
 
@@ -124,6 +129,7 @@ const MODES: &[ModeKey] = &[
         alone: None,
         options: &["create", "addresses"],
         guard: GuardSpec::KEYS,
+        limits: &[],
         read: |value| serde_json::from_value(value).map(NetSpec::Bridge),
     },
     ModeKey {
@@ -131,6 +137,7 @@ const MODES: &[ModeKey] = &[
         alone: Some(network::DEFAULT_NAME),
         options: &["subnet", "ipv6", "forward"],
         guard: GuardSpec::KEYS,
+        limits: LimitSpec::KEYS,
         read: |value| serde_json::from_value(value).map(NetSpec::Nat),
     },
     ModeKey {
@@ -138,6 +145,7 @@ const MODES: &[ModeKey] = &[
         alone: Some(network::DEFAULT_NAME),
         options: &["subnet", "ipv6"],
         guard: GuardSpec::KEYS,
+        limits: LimitSpec::KEYS,
         read: |value| serde_json::from_value(value).map(NetSpec::Host),
     },
     ModeKey {
@@ -145,6 +153,7 @@ const MODES: &[ModeKey] = &[
         alone: None,
         options: &[],
         guard: &[],
+        limits: &[],
         read: |value| serde_json::from_value(value).map(NetSpec::Tap),
     },
     ModeKey {
@@ -152,6 +161,7 @@ const MODES: &[ModeKey] = &[
         alone: None,
         options: &[],
         guard: &[],
+        limits: &[],
         read: |value| serde_json::from_value(value).map(NetSpec::Fd),
     },
 ];
@@ -159,7 +169,7 @@ const MODES: &[ModeKey] = &[
 impl ModeKey {
     /// All keys that may follow.
     fn known(&self) -> Vec<&'static str> {
-        [self.options, self.guard, &CardSpec::keys()].concat()
+        [self.options, self.guard, self.limits, &CardSpec::keys()].concat()
     }
 }
 

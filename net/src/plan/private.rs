@@ -71,8 +71,19 @@ impl Draft<'_> {
         let Network { subnet, mac: gateway_mac, .. } = network;
         let forward = spec.forward.to_vec();
         let mode = spec.mode;
-        let member = Member { card, mode, bridge, mac, address, subnet, ipv6, forward, antispoof, isolate };
-        self.networks.members.push(member);
+        self.networks.members.push(Member {
+            card,
+            mode,
+            bridge,
+            mac,
+            address,
+            subnet,
+            ipv6,
+            forward,
+            antispoof,
+            isolate,
+            limits: spec.limits,
+        });
         let service = ServiceSpec {
             vm_name: self.vm.to_owned(),
             mac,

@@ -14,6 +14,7 @@ use super::capture::{CaptureSize, Snaplen};
 use super::forward::{FORWARDED_PORTS_MAX, Forward, ForwardList};
 use super::guard::AddressList;
 use super::impair::{Burst, Lateness, Loss, RatePair, Seed};
+use super::limits::{Connections, NewConnections};
 use super::network::{NetworkName, Subnet};
 use super::offload::OffloadList;
 
@@ -329,6 +330,12 @@ pub enum FieldError {
         /// The rule it breaks.
         reason: &'static str,
     },
+    /// Not a number of connections.
+    #[error("connections={0} is not possible: give a whole number from 1 to 10000000")]
+    Connections(String),
+    /// Not a rate of new connections.
+    #[error("new-connections={0} is not possible: give a whole number in a second, such as 100/s, up to 10000000/s")]
+    NewConnections(String),
     /// Not an address of a guest.
     #[error("addresses= with \"{given}\" is not possible: {reason}")]
     Address {
@@ -363,7 +370,7 @@ pub enum FieldError {
 }
 
 /// A number written in decimal digits only; `+5`, ` 5` and `0x5` are not.
-fn whole_number(text: &str) -> Option<u64> {
+pub(super) fn whole_number(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
@@ -443,6 +450,8 @@ deserialize_as_flag_text!(
     Subnet,
     ForwardList,
     AddressList,
+    Connections,
+    NewConnections,
     RatePair,
     Burst,
     Lateness,

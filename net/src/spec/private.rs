@@ -8,6 +8,7 @@ use super::card::CardSpec;
 use super::fields::{IfName, Switch};
 use super::forward::{Forward, ForwardList};
 use super::guard::GuardSpec;
+use super::limits::LimitSpec;
 use super::network::{NetworkName, Subnet};
 use crate::alias::Mode;
 
@@ -28,6 +29,9 @@ pub struct NatSpec {
     /// What is refused to the guest.
     #[serde(flatten)]
     pub guard: GuardSpec,
+    /// What the guest may take of the host.
+    #[serde(flatten)]
+    pub limits: LimitSpec,
     /// The card.
     #[serde(flatten)]
     pub card: CardSpec,
@@ -47,6 +51,9 @@ pub struct HostSpec {
     /// What is refused to the guest.
     #[serde(flatten)]
     pub guard: GuardSpec,
+    /// What the guest may take of the host.
+    #[serde(flatten)]
+    pub limits: LimitSpec,
     /// The card.
     #[serde(flatten)]
     pub card: CardSpec,
@@ -67,6 +74,8 @@ pub struct Private<'a> {
     pub forward: &'a [Forward],
     /// What is refused to the guest.
     pub guard: GuardSpec,
+    /// What the guest may take of the host.
+    pub limits: LimitSpec,
     /// The card.
     pub card: &'a CardSpec,
 }
@@ -82,16 +91,16 @@ impl NatSpec {
     /// What it asks for, as both modes have it.
     pub(crate) fn private(&self) -> Private<'_> {
         let (mode, forward) = (Mode::Nat, self.forward.as_slice());
-        let (name, subnet, ipv6, guard) = (&self.nat, self.subnet, self.ipv6, self.guard);
-        Private { mode, name, subnet, ipv6, forward, guard, card: &self.card }
+        let Self { subnet, ipv6, guard, limits, .. } = *self;
+        Private { mode, name: &self.nat, subnet, ipv6, forward, guard, limits, card: &self.card }
     }
 }
 
 impl HostSpec {
     /// What it asks for, as both modes have it.
     pub(crate) fn private(&self) -> Private<'_> {
-        let (name, subnet, ipv6, guard) = (&self.host, self.subnet, self.ipv6, self.guard);
-        Private { mode: Mode::Host, name, subnet, ipv6, forward: &[], guard, card: &self.card }
+        let Self { subnet, ipv6, guard, limits, .. } = *self;
+        Private { mode: Mode::Host, name: &self.host, subnet, ipv6, forward: &[], guard, limits, card: &self.card }
     }
 }
 
@@ -102,7 +111,7 @@ impl fmt::Display for NatSpec {
         if !self.forward.is_empty() {
             write!(f, ",forward={}", self.forward)?;
         }
-        write!(f, "{}", self.guard)
+        write!(f, "{}{}", self.guard, self.limits)
     }
 }
 
@@ -110,7 +119,7 @@ impl fmt::Display for HostSpec {
     /// The flag as far as the card's own keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_network(f, "host", &self.host, self.subnet, self.ipv6)?;
-        write!(f, "{}", self.guard)
+        write!(f, "{}{}", self.guard, self.limits)
     }
 }
 

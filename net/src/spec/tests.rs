@@ -105,14 +105,15 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
     let name: IfName = "x".parse().unwrap();
     let guard = GuardSpec { antispoof: Some(Switch::On), isolate: Switch::On };
     let addresses = "192.0.2.5".parse().unwrap();
+    let limits = LimitSpec { connections: "1".parse().ok(), new_connections: "1/s".parse().ok() };
     let bridge = BridgeSpec { bridge: name.clone(), create: Switch::On, addresses, guard, card: card.clone() };
     let tap = TapSpec { tap: name, card: card.clone() };
     let private = [parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1"), parse("host=a,subnet=10.0.0.0/24")];
     let [mut nat, mut host] = private;
     for spec in [&mut nat, &mut host] {
         match spec {
-            NetSpec::Nat(spec) => (spec.card, spec.guard) = (card.clone(), guard),
-            NetSpec::Host(spec) => (spec.card, spec.guard) = (card.clone(), guard),
+            NetSpec::Nat(spec) => (spec.card, spec.guard, spec.limits) = (card.clone(), guard, limits),
+            NetSpec::Host(spec) => (spec.card, spec.guard, spec.limits) = (card.clone(), guard, limits),
             _ => panic!("another mode"),
         }
     }
@@ -136,6 +137,9 @@ fn guards_are_refused_where_they_do_nothing() {
     let text = "bridge=br0,addresses=192.0.2.5+2001:db8::5,antispoof=on,isolate=on";
     assert_eq!(parse(text).to_string(), text);
     assert_eq!(parse("nat,antispoof=off").to_string(), "nat,antispoof=off");
+    let text = "nat,isolate=on,connections=1000,new-connections=50/s";
+    assert_eq!(parse(text).to_string(), text);
+    assert!(refusal("nat,new-connections=50").starts_with("new-connections=50 is not possible"));
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod endings;
 mod guard;
 mod guest;
 mod lan;
+mod limits;
 mod links;
 mod nat;
 mod nft;
@@ -42,6 +43,7 @@ fn cases() -> Vec<Case> {
         descriptors::CASES,
         endings::CASES,
         guard::CASES,
+        limits::CASES,
         links::CASES,
         nat::CASES,
         &nft,
