@@ -1,6 +1,7 @@
 //! The links of this host as far as VMs use them, for whoever asks which VM has what.
 //!
 //! Reads one link dump, which any user may. A tap that minivmm made says whose it is; one that somebody else made does not.
+//! What the rules of a VM have dropped is for root to know.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,9 @@ use rtnetlink::packet_route::link::LinkMessage;
 use crate::alias::TapAlias;
 use crate::error::Error;
 use crate::link::passes;
+use crate::nft::{NftError, NftSocket};
 use crate::rtnl::{self, Rtnl};
+use crate::rules;
 use crate::survey;
 
 /// A link.
@@ -34,6 +37,23 @@ pub fn inventory() -> Result<BTreeMap<String, Entry>, Error> {
         rtnl.links().await.map_err(Error::Survey)
     })?;
     Ok(links.iter().filter_map(|link| Some((rtnl::name(link)?.to_owned(), entry(link, &links)))).collect())
+}
+
+/// Packets that the rules of a VM have dropped, by reason; only reasons that there were.
+///
+/// # Errors
+/// The kernel does not say so, as to users without `CAP_NET_ADMIN`.
+pub fn dropped(vm: &str) -> Result<BTreeMap<String, u64>, NftError> {
+    let mut socket = NftSocket::open()?;
+    let mut dropped = BTreeMap::new();
+    for family in rules::FAMILIES {
+        for counter in socket.named_counters(&rules::name(vm, family))? {
+            if counter.counts.packets > 0 {
+                *dropped.entry(counter.name).or_insert(0) += counter.counts.packets;
+            }
+        }
+    }
+    Ok(dropped)
 }
 
 fn entry(link: &LinkMessage, links: &[LinkMessage]) -> Entry {

@@ -81,7 +81,7 @@ pub(crate) fn tables(
     tap: impl Fn(usize) -> Option<IfName>,
 ) -> Vec<Table> {
     let table = |family, counters: &[&str], chains| {
-        let name = TableName { family, name: format!("minivmm-{vm}") };
+        let name = name(vm, family);
         let counters = counters.iter().map(|name| (*name).to_owned()).collect();
         Table { name, counters, sets: Vec::new(), chains }
     };
@@ -107,6 +107,14 @@ pub(crate) fn tables(
         tables.push(table(Family::Bridge, &[ISOLATED], vec![guard::isolation(rules)]));
     }
     tables
+}
+
+/// The families in which a VM can have a table.
+pub(crate) const FAMILIES: [Family; 3] = [Family::Inet, Family::Netdev, Family::Bridge];
+
+/// The name of a VM's table.
+pub(crate) fn name(vm: &str, family: Family) -> TableName {
+    TableName { family, name: format!("minivmm-{vm}") }
 }
 
 /// The chains for what the host routes.

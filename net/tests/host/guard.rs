@@ -125,6 +125,8 @@ fn listed() {
         until(|| counted("netdev", "web", reason) > so_far);
     }
     assert_eq!(all_counted("web"), [1, 2, 3, 2, 2, 3, 2]);
+    let dropped = net::inventory::dropped("web").unwrap();
+    assert_eq!(REASONS.map(|reason| dropped[reason]), all_counted("web"));
     guest.sh("ping -c 1 -W 5 192.0.2.1");
     vmm.stop();
     assert_eq!(snapshot(), before);

@@ -7,7 +7,7 @@ use crate::call;
 use crate::error::Error;
 use crate::name::{self, VmName};
 use crate::request::{Reply, Request};
-use net::inventory::{Entry, inventory};
+use net::inventory::{self, Entry, inventory};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ const COLUMNS: [(&str, &str); 8] = [
 pub(super) fn list() -> Result<Value, Error> {
     let links = inventory()?;
     let names = name::running().map_err(Error::host("read /proc/net/unix"))?;
-    Ok(names.iter().map(|name| vm(name, &links)).collect())
+    Ok(names.iter().map(|name| with_dropped(vm(name, &links), name)).collect())
 }
 
 /// The same as a table.
@@ -68,6 +68,14 @@ fn vm(name: &VmName, links: &BTreeMap<String, Entry>) -> Value {
         Ok(_) => json!({ "name": name.as_str(), "note": "It answers another question", "cards": taps(name, links) }),
         Err(err) => json!({ "name": name.as_str(), "note": err.chain(), "cards": taps(name, links) }),
     }
+}
+
+/// What the VM's rules have dropped, if we may know.
+fn with_dropped(mut vm: Value, name: &VmName) -> Value {
+    if let Ok(dropped) = inventory::dropped(name.as_str()) {
+        vm["dropped"] = json!(dropped);
+    }
+    vm
 }
 
 /// What the VM says of a card, and what the host says of its tap.
