@@ -99,6 +99,22 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// `RTM_SETLINK` with `IFLA_BR_STP_STATE`.
+    #[error("Have bridge {bridge} take part in a spanning tree")]
+    StartStp {
+        /// The bridge.
+        bridge: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// `RTM_SETLINK` with `IFLA_BR_VLAN_FILTERING`.
+    #[error("Have bridge {bridge} filter VLANs")]
+    FilterVlans {
+        /// The bridge.
+        bridge: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// `RTM_SETLINK` with the bridge's own address.
     #[error("Keep the address of bridge {bridge} as it is")]
     PinAddress {
@@ -203,9 +219,11 @@ impl Error {
     pub(crate) fn is_stale_plan(&self) -> bool {
         match self {
             Self::CreateBridge { source, .. } => source.raw_os_error() == Some(libc::EEXIST),
-            Self::AttachTap { source, .. } | Self::PinAddress { source, .. } | Self::GiveGateway { source, .. } => {
-                source.raw_os_error() == Some(libc::ENODEV)
-            }
+            Self::AttachTap { source, .. }
+            | Self::StartStp { source, .. }
+            | Self::FilterVlans { source, .. }
+            | Self::PinAddress { source, .. }
+            | Self::GiveGateway { source, .. } => source.raw_os_error() == Some(libc::ENODEV),
             _ => false,
         }
     }

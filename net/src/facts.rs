@@ -100,6 +100,19 @@ pub struct Link {
     pub alias: Option<String>,
     /// What only tun and tap have.
     pub tun: Option<TunFact>,
+    /// What only bridges have.
+    pub bridge: BridgeFact,
+}
+
+/// What rtnetlink says of a bridge (`IFLA_BR_*`, linux/if_link.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BridgeFact {
+    /// Whether it keeps VLANs apart; none if the kernel cannot.
+    pub vlan_filtering: Option<bool>,
+    /// The VLAN that every new port is untagged in, 0 if none.
+    pub default_pvid: u16,
+    /// Its forward delay in seconds, if it takes part in a spanning tree.
+    pub stp_delay_s: Option<u8>,
 }
 
 /// What rtnetlink says of a tun or tap (`IFLA_TUN_*`, linux/if_link.h).

@@ -40,7 +40,7 @@
 //!
 //! # Not supported
 //!
-//! Forwarded ports for IPv6, VLANs, filters, macvtap and Open vSwitch. Interfaces of other network namespaces, except
+//! Forwarded ports for IPv6, filters, macvtap and Open vSwitch. Interfaces of other network namespaces, except
 //! through `fd=`; what becomes of their links is not known, nor of any `fd=` without CAP_NET_ADMIN. A card's settings do
 //! not change while the VM runs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]
@@ -82,6 +82,7 @@ mod subnet;
 mod survey;
 mod sysctl;
 mod tun;
+mod vlan;
 
 pub use error::{Error, Report};
 pub use guard::Guard;
@@ -95,3 +96,4 @@ pub use rules::Member;
 pub use siblings::Siblings;
 pub use spec::{NetSpec, SpecError};
 pub use steer::{Steering, SteeringProgram};
+pub use vlan::PortVlans;

@@ -16,8 +16,9 @@ use crate::guard::Guard;
 use crate::mac::MacAddr;
 use crate::refusal::Refusal;
 use crate::request::Request;
-use crate::spec::{BridgeSpec, FdSpec, IfName, Mtu, NetSpec, Queues, Switch, TapSpec};
+use crate::spec::{BridgeSpec, FdSpec, ForwardDelay, IfName, Mtu, NetSpec, Queues, Switch, TapSpec, VlanSpec};
 use crate::step::Step;
+use crate::vlan::PortVlans;
 use private::Networks;
 
 /// The MTU of a new tap and of a new bridge, in bytes (`ETH_DATA_LEN`).
@@ -26,6 +27,9 @@ pub const ETHERNET_MTU: u16 = 1500;
 /// The largest MTU of a tap, in bytes: what the kernel takes as a frame, 65535 bytes, less the Ethernet header (drivers/net/tun.c,
 /// `tun_net_initialize`).
 const TAP_MTU_MAX: u16 = 65535 - 14;
+
+/// The VLAN in which a new bridge puts every port (`br_vlan_init`, net/bridge/br_vlan.c).
+const DEFAULT_PVID: u16 = 1;
 
 /// What the host has to do for the cards of one VM, in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -130,10 +134,14 @@ impl Draft<'_> {
             Some(link) if !link.is_bridge() => {
                 return Err(Refusal::NotABridge { name: name.clone(), kind: link.kind_text() });
             }
-            Some(link) => self.join(link, name),
+            Some(link) => {
+                check_stp(link, spec)?;
+                self.join(link, name)
+            }
             None => self.create(spec)?,
         };
         let bridge_mtu = bridge_mtu.min(TAP_MTU_MAX);
+        let vlans = self.vlans(name, &spec.vlans)?;
         let mtu = guest_mtu(spec.card.mtu, bridge_mtu, name.as_str())?;
         let queues = spec.card.queues.unwrap_or(self.default_queues);
         self.steps.push(Step::CreateTap { card, queues: queues.get() });
@@ -151,9 +159,31 @@ impl Draft<'_> {
             alias,
             pinned: (antispoof == Switch::On).then_some(mac),
             isolated: isolate,
+            vlans,
         });
         self.guard(Guard { card, mac, antispoof, addresses, isolate });
         Ok((mtu, queues))
+    }
+
+    /// The VLANs of a port, with the step that has the bridge filter if it does not.
+    fn vlans(&mut self, name: &IfName, spec: &VlanSpec) -> Result<Option<PortVlans>, Refusal> {
+        if spec.is_empty() {
+            return Ok(None);
+        }
+        let link = self.facts.link(name.as_str());
+        let filters = link.is_some_and(|link| link.bridge.vlan_filtering == Some(true))
+            || self.steps.iter().any(|step| matches!(step, Step::FilterVlans { bridge } if bridge == name));
+        match link {
+            _ if filters => {}
+            Some(link) if link.bridge.vlan_filtering.is_none() => return Err(Refusal::NoVlans),
+            Some(link) if !link.is_our_bridge() => return Err(Refusal::NoVlanFiltering { name: name.clone() }),
+            _ => self.steps.push(Step::FilterVlans { bridge: name.clone() }),
+        }
+        let default = link.map_or(DEFAULT_PVID, |link| link.bridge.default_pvid);
+        let untagged = spec.untagged();
+        let stays = |id: u16| untagged.is_some_and(|own| own.get() == id) || spec.trunk.contains(id);
+        let leave = Some(default).filter(|id| *id != 0 && !stays(*id));
+        Ok(Some(PortVlans { untagged, tagged: spec.trunk.clone(), leave }))
     }
 
     /// Steps for a bridge that exists, at its first card. Returns the bridge's MTU.
@@ -190,6 +220,7 @@ impl Draft<'_> {
             _ => None,
         });
         if let Some(mtu) = planned {
+            self.spanning_tree(spec)?;
             return Ok(mtu);
         }
         if spec.create == Switch::Off {
@@ -199,7 +230,26 @@ impl Draft<'_> {
         let created = self.steps.iter().filter(|step| matches!(step, Step::CreateBridge { .. })).count();
         let mac = self.facts.spare_macs.get(created).copied().ok_or(Refusal::NoSpareMac)?;
         self.steps.push(Step::CreateBridge { bridge: name.clone(), mac, mtu });
+        self.spanning_tree(spec)?;
         Ok(mtu)
+    }
+
+    /// The step for the spanning tree of a new bridge, if a card asks for one and no other card has.
+    fn spanning_tree(&mut self, spec: &BridgeSpec) -> Result<(), Refusal> {
+        let Some(delay) = spec.stp.delay() else { return Ok(()) };
+        let planned = self.steps.iter().find_map(|step| match step {
+            Step::StartStp { bridge, delay } if *bridge == spec.bridge => Some(*delay),
+            _ => None,
+        });
+        match planned {
+            None => self.steps.push(Step::StartStp { bridge: spec.bridge.clone(), delay }),
+            Some(planned) if planned == delay => {}
+            Some(planned) => {
+                let (delay_s, wanted_s) = (Some(planned.seconds()), delay.seconds());
+                return Err(Refusal::OtherStp { name: spec.bridge.clone(), delay_s, wanted_s });
+            }
+        }
+        Ok(())
     }
 
     fn tap(&mut self, card: usize, spec: &TapSpec) -> Result<(u16, Queues), Refusal> {
@@ -308,6 +358,17 @@ impl Draft<'_> {
 
     fn bridges(&self) -> Vec<String> {
         self.facts.links.iter().filter(|link| link.is_bridge()).map(|link| link.name.clone()).collect()
+    }
+}
+
+/// Refuses a bridge that exists and does not have the spanning tree that a card asks for.
+fn check_stp(bridge: &Link, spec: &BridgeSpec) -> Result<(), Refusal> {
+    let delay_s = bridge.bridge.stp_delay_s;
+    match spec.stp.delay().map(ForwardDelay::seconds) {
+        Some(wanted_s) if delay_s != Some(wanted_s) => {
+            Err(Refusal::OtherStp { name: spec.bridge.clone(), delay_s, wanted_s })
+        }
+        _ => Ok(()),
     }
 }
 

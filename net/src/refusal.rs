@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
 use crate::mac::MacAddr;
+use crate::rtnl::USER_HZ;
 use crate::spec::{IfName, NetworkName, Protocol, Subnet};
 
 /// Why cards cannot be had on this host. Nothing has been changed.
@@ -27,6 +28,25 @@ pub enum Refusal {
         /// What it is.
         kind: String,
     },
+    /// A bridge that exists, and is not what `stp=` asks for.
+    #[error("Bridge {name} exists, and {}", stp_text(*.delay_s))]
+    OtherStp {
+        /// The bridge.
+        name: IfName,
+        /// Its forward delay in seconds, if it takes part in a spanning tree.
+        delay_s: Option<u8>,
+        /// What was asked for, in seconds.
+        wanted_s: u8,
+    },
+    /// Somebody else's bridge that does not keep VLANs apart.
+    #[error("Bridge {name} does not filter VLANs, and minivmm did not make it")]
+    NoVlanFiltering {
+        /// The bridge.
+        name: IfName,
+    },
+    /// The kernel has bridges without VLANs (`CONFIG_BRIDGE_VLAN_FILTERING`).
+    #[error("The kernel of this host has no VLAN filtering on bridges")]
+    NoVlans,
     /// The card's address belongs to somebody else.
     #[error("MAC address {mac} is already used by {by}")]
     MacUsed {
@@ -181,6 +201,18 @@ impl Refusal {
                 bridges.join(", ")
             ),
             Self::NotABridge { .. } => "give the name of a bridge; `ip link show type bridge` lists them".to_owned(),
+            Self::OtherStp { name, wanted_s, .. } => format!(
+                "leave stp= and forward-delay= out, or set it yourself: \
+                 ip link set {name} type bridge stp_state 1 forward_delay {}",
+                u32::from(*wanted_s).saturating_mul(USER_HZ)
+            ),
+            Self::NoVlanFiltering { name } => format!(
+                "have it filter, after giving its other ports their VLANs: ip link set {name} type bridge vlan_filtering 1"
+            ),
+            Self::NoVlans => {
+                "leave vlan= and trunk= out, or boot a kernel with CONFIG_BRIDGE_VLAN_FILTERING, as those of distributions are"
+                    .to_owned()
+            }
             Self::MacUsed { .. } => {
                 "give the card another address with mac=, or the VM another name with --name".to_owned()
             }
@@ -222,5 +254,13 @@ impl Refusal {
             Self::NotOurAddress { .. } => "give one that `ip address` shows, or none for all of them".to_owned(),
             Self::NoSpareMac => "this is a bug in minivmm: the survey skipped the address".to_owned(),
         }
+    }
+}
+
+/// What a bridge does about spanning trees, in words.
+fn stp_text(delay_s: Option<u8>) -> String {
+    match delay_s {
+        Some(delay_s) => format!("its spanning tree has a forward delay of {delay_s} s"),
+        None => "takes part in no spanning tree".to_owned(),
     }
 }

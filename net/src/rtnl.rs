@@ -13,7 +13,9 @@ use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{
+    BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
@@ -25,10 +27,14 @@ use tokio::task::JoinHandle;
 use crate::alias::TapAlias;
 use crate::facts::OUR_GROUP;
 use crate::mac::MacAddr;
-use crate::spec::Switch;
+use crate::spec::{ForwardDelay, Switch};
+use crate::vlan::PortVlans;
 
 /// What people see next to a bridge of ours in `ip link`.
 const BRIDGE_ALIAS: &str = "minivmm: goes with its last port";
+
+/// Ticks of a second in what user space is told (`USER_HZ`, uapi/asm-generic/param.h).
+pub(crate) const USER_HZ: u32 = 100;
 
 /// Room for notifications, each of which takes 4 KiB. A card with 64 queue pairs causes some 200 when it goes.
 const EVENT_BUFFER_BYTES: usize = 2 * 1024 * 1024;
@@ -52,6 +58,8 @@ pub(crate) struct Attachment {
     pub(crate) pinned: Option<MacAddr>,
     /// Whether no frame passes between it and other isolated ports.
     pub(crate) isolated: Switch,
+    /// The VLANs that it is in, if that is to differ from what the bridge gives every port.
+    pub(crate) vlans: Option<PortVlans>,
 }
 
 /// Notifications of the kernel about links, from the moment of the subscription.
@@ -168,10 +176,17 @@ impl Rtnl {
             .address(attachment.mac.octets().to_vec())
             .mtu(u32::from(attachment.mtu))
             .alias(attachment.alias.to_string())
-            .controller(bridge)
-            .up()
-            .build();
-        self.handle.link().change(message).execute().await.map_err(io_error)?;
+            .controller(bridge);
+        match &attachment.vlans {
+            None => self.handle.link().change(message.up().build()).execute().await.map_err(io_error)?,
+            Some(vlans) => {
+                // A bridge puts a new port in its default VLAN, where no frame of this one may be seen.
+                self.handle.link().change(message.down().build()).execute().await.map_err(io_error)?;
+                self.set_vlans(index, vlans).await?;
+                let up = LinkUnspec::new_with_index(index).up().build();
+                self.handle.link().change(up).execute().await.map_err(io_error)?;
+            }
+        }
         if attachment.isolated == Switch::On {
             let message = LinkBridgePort::new(index).isolated(true).build();
             self.handle.link().set_port(message).execute().await.map_err(io_error)?;
@@ -180,6 +195,39 @@ impl Rtnl {
             Some(mac) => self.pin(index, mac).await,
             None => Ok(()),
         }
+    }
+
+    /// Gives a port of a bridge its VLANs, and no others.
+    async fn set_vlans(&self, port: u32, vlans: &PortVlans) -> io::Result<()> {
+        if let Some(message) = vlans.leave_message(port) {
+            match self.handle.link().del_with_message(message).execute().await.map_err(io_error) {
+                // Somebody has changed the bridge's default since the survey.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                result => result?,
+            }
+        }
+        self.handle.link().set(vlans.join_message(port)).execute().await.map_err(io_error)
+    }
+
+    /// Has a bridge filter VLANs, if the kernel can.
+    pub(crate) async fn filter_vlans(&self, bridge: u32) -> io::Result<()> {
+        self.set_bridge(bridge, vec![InfoBridge::VlanFiltering(true)]).await
+    }
+
+    /// Has a bridge take part in a spanning tree.
+    pub(crate) async fn start_stp(&self, bridge: u32, delay: ForwardDelay) -> io::Result<()> {
+        let delay = InfoBridge::ForwardDelay(u32::from(delay.seconds()).saturating_mul(USER_HZ));
+        self.set_bridge(bridge, vec![delay, InfoBridge::StpState(BridgeStpState::KernelStp)]).await
+    }
+
+    async fn set_bridge(&self, bridge: u32, data: Vec<InfoBridge>) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = bridge;
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(data)),
+        ]));
+        self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
     /// Has a bridge send to its port what is for `mac`, and nothing that is for others: it learns no address there and floods

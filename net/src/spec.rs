@@ -1,7 +1,8 @@
 //! The grammar of `--net`: `MODE=ARG[,key=value...]`.
 //!
 //! ```text
-//! bridge=NAME[,create=on|off][,addresses=IP[+IP...]]
+//! bridge=NAME[,create=on|off[,stp=on|off[,forward-delay=SECONDS]]][,vlan=ID | ,trunk=LIST[,native=ID]]
+//!        [,addresses=IP[+IP...]]
 //!                               a new tap on this bridge
 //! nat[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,forward=LIST]
 //!                               a network of our own, with a way out
@@ -32,6 +33,8 @@ mod limits;
 mod network;
 mod offload;
 mod private;
+mod stp;
+mod vlan;
 
 use std::fmt;
 use std::str::FromStr;
@@ -51,6 +54,8 @@ pub(crate) use network::mask;
 pub use network::{NetworkName, Subnet};
 pub use offload::{Offload, OffloadList};
 pub use private::{HostSpec, NatSpec, Private};
+pub use stp::{ForwardDelay, StpSpec};
+pub use vlan::{VlanId, VlanList, VlanRange, VlanSpec};
 
 /// Longest distance, in edits, at which a known key is offered for an unknown one.
 const SUGGEST_DISTANCE: usize = 2;
@@ -79,6 +84,12 @@ pub struct BridgeSpec {
     /// Whether to make the bridge if it is missing.
     #[serde(default)]
     pub create: Switch,
+    /// The spanning tree of the bridge, if it is made.
+    #[serde(flatten)]
+    pub stp: StpSpec,
+    /// The VLANs that it is in.
+    #[serde(flatten)]
+    pub vlans: VlanSpec,
     /// The guest's addresses; any if empty.
     #[serde(default, skip_serializing_if = "AddressList::is_empty")]
     pub addresses: AddressList,
@@ -127,7 +138,7 @@ const MODES: &[ModeKey] = &[
     ModeKey {
         key: "bridge",
         alone: None,
-        options: &["create", "addresses"],
+        options: &["create", "stp", "forward-delay", "vlan", "trunk", "native", "addresses"],
         guard: GuardSpec::KEYS,
         limits: &[],
         read: |value| serde_json::from_value(value).map(NetSpec::Bridge),
@@ -220,6 +231,21 @@ pub enum SpecError {
         /// What `fd=` says.
         fds: FdList,
     },
+    /// A guest that sees tags and one that does not.
+    #[error(
+        "vlan= and trunk= contradict each other: write trunk={trunk},native={vlan} for both, or leave one of them out"
+    )]
+    TwoVlans {
+        /// What `vlan=` says.
+        vlan: VlanId,
+        /// What `trunk=` says.
+        trunk: VlanList,
+    },
+    /// Rules that know frames without tags only.
+    #[error(
+        "trunk= and antispoof=on contradict each other, its rules are for frames without tags: leave one of them out"
+    )]
+    GuardedTrunk,
     /// A key that only works without vhost-net.
     #[error(
         "{0}= and vhost=on contradict each other, the kernel's vhost-net moves frames as they come: leave one of them out"
@@ -289,6 +315,9 @@ impl NetSpec {
         {
             return Err(SpecError::QueuesOfFds { queues: queues.get(), fds: fd.clone() });
         }
+        if let Self::Bridge(bridge) = &spec {
+            bridge.check()?;
+        }
         let CardSpec { vhost, impair, capture, .. } = spec.card();
         if let Some(key) =
             impair.first_key().or(capture.capture.as_ref().map(|_| "capture")).filter(|_| *vhost == Switch::On)
@@ -308,6 +337,30 @@ impl NetSpec {
             return Err(SpecError::Idle { key, needed: "capture=FILE" });
         }
         Ok(spec)
+    }
+}
+
+impl BridgeSpec {
+    /// Refuses keys that contradict each other.
+    fn check(&self) -> Result<(), SpecError> {
+        if self.stp.stp == Switch::On && self.create == Switch::Off {
+            return Err(SpecError::Idle { key: "stp", needed: "create=on" });
+        }
+        if self.stp.forward_delay.is_some() && self.stp.stp == Switch::Off {
+            return Err(SpecError::Idle { key: "forward-delay", needed: "stp=on" });
+        }
+        match &self.vlans {
+            VlanSpec { vlan: Some(vlan), trunk, .. } if !trunk.is_empty() => {
+                Err(SpecError::TwoVlans { vlan: *vlan, trunk: trunk.clone() })
+            }
+            VlanSpec { trunk, .. } if !trunk.is_empty() && self.guard.antispoof == Some(Switch::On) => {
+                Err(SpecError::GuardedTrunk)
+            }
+            VlanSpec { native: Some(_), trunk, .. } if trunk.is_empty() => {
+                Err(SpecError::Idle { key: "native", needed: "trunk=" })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -359,6 +412,7 @@ impl fmt::Display for NetSpec {
                 if spec.create == Switch::On {
                     f.write_str(",create=on")?;
                 }
+                write!(f, "{}{}", spec.stp, spec.vlans)?;
                 if !spec.addresses.is_empty() {
                     write!(f, ",addresses={}", spec.addresses)?;
                 }

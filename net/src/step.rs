@@ -22,10 +22,11 @@ use crate::refusal::Refusal;
 use crate::rtnl::{Attachment, Rtnl};
 use crate::rules::{self, Member};
 use crate::services::{self, Ipv6Network, PREFIX_LEN, ServiceSpec};
-use crate::spec::{Forward, IfName, Subnet, Switch};
+use crate::spec::{Forward, ForwardDelay, IfName, Subnet, Switch};
 use crate::survey;
 use crate::sysctl::{self, Conf};
 use crate::tun::{self, QueueMode};
+use crate::vlan::PortVlans;
 
 /// The kernel's vhost-net: each opening is an instance, which serves one queue pair.
 const VHOST: &str = "/dev/vhost-net";
@@ -46,6 +47,18 @@ pub enum Step {
     /// Take part in a bridge that another VM made, and with it in the duty to remove it.
     ShareBridge {
         /// Its name.
+        bridge: IfName,
+    },
+    /// Have a new bridge take part in a spanning tree.
+    StartStp {
+        /// The bridge.
+        bridge: IfName,
+        /// How long a new port waits, twice.
+        delay: ForwardDelay,
+    },
+    /// Have a bridge of ours keep VLANs apart.
+    FilterVlans {
+        /// The bridge.
         bridge: IfName,
     },
     /// Set the address that a bridge has, so that it does not follow its ports.
@@ -145,6 +158,9 @@ pub enum Step {
         pinned: Option<MacAddr>,
         /// Whether no frame passes between it and other isolated ports.
         isolated: Switch,
+        /// The VLANs that it is in, if that is to differ from what the bridge gives every port.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        vlans: Option<PortVlans>,
     },
     /// Open a tap that exists.
     OpenTap {
@@ -214,8 +230,9 @@ impl Step {
 
     /// What a tap gets with its bridge, if this step attaches one.
     pub(crate) fn attachment(&self) -> Option<Attachment> {
-        let Self::AttachTap { mac, mtu, alias, pinned, isolated, .. } = self else { return None };
-        Some(Attachment { mac: *mac, mtu: *mtu, alias: alias.clone(), pinned: *pinned, isolated: *isolated })
+        let Self::AttachTap { mac, mtu, alias, pinned, isolated, vlans, .. } = self else { return None };
+        let (alias, vlans) = (alias.clone(), vlans.clone());
+        Some(Attachment { mac: *mac, mtu: *mtu, alias, pinned: *pinned, isolated: *isolated, vlans })
     }
 
     /// What takes it back at the end, in words.
@@ -227,7 +244,11 @@ impl Step {
             Self::PinAddress { .. } => "nothing, the address is the same".to_owned(),
             Self::CreateTap { .. } => "remove the tap".to_owned(),
             Self::AttachTap { .. } => "nothing, it goes with the tap".to_owned(),
-            Self::GiveGateway { bridge, .. } | Self::GiveGateway6 { bridge, .. } | Self::RouteLoopback { bridge } => {
+            Self::StartStp { bridge, .. }
+            | Self::FilterVlans { bridge }
+            | Self::GiveGateway { bridge, .. }
+            | Self::GiveGateway6 { bridge, .. }
+            | Self::RouteLoopback { bridge } => {
                 format!("nothing, it goes with bridge {bridge}")
             }
             Self::EnableForwarding { bridge, uplinks } if uplinks.is_empty() => {
@@ -251,6 +272,8 @@ impl Step {
             Self::CreateBridge { bridge, mac, mtu } => (host.rtnl.create_bridge(bridge.as_str(), *mac, *mtu).await)
                 .map_err(|source| Error::CreateBridge { bridge: bridge.clone(), source }),
             Self::ShareBridge { .. } => Ok(()),
+            Self::StartStp { bridge, delay } => start_stp(&host.rtnl, bridge, *delay).await,
+            Self::FilterVlans { bridge } => filter_vlans(&host.rtnl, bridge).await,
             Self::PinAddress { bridge, mac } => (host.rtnl.set_address(bridge.as_str(), *mac).await)
                 .map_err(|source| Error::PinAddress { bridge: bridge.clone(), source }),
             Self::CreateTap { card, queues } => {
@@ -311,7 +334,9 @@ impl Step {
                 (remove_bridge_if_unused(&host.rtnl, bridge).await)
                     .map_err(|source| Error::Remove { link: bridge.to_string(), source })
             }
-            Self::PinAddress { .. }
+            Self::StartStp { .. }
+            | Self::FilterVlans { .. }
+            | Self::PinAddress { .. }
             | Self::AttachTap { .. }
             | Self::GiveGateway { .. }
             | Self::EnableForwarding { .. }
@@ -411,16 +436,25 @@ impl fmt::Display for Step {
                 write!(f, "create bridge {bridge} with address {mac} and mtu {mtu}, and raise it")
             }
             Self::ShareBridge { bridge } => write!(f, "share bridge {bridge}, which minivmm made"),
+            Self::StartStp { bridge, delay } => {
+                write!(
+                    f,
+                    "have bridge {bridge} take part in a spanning tree with a forward delay of {} s",
+                    delay.seconds()
+                )
+            }
+            Self::FilterVlans { bridge } => write!(f, "have bridge {bridge} filter VLANs"),
             Self::PinAddress { bridge, mac } => write!(f, "keep the address of bridge {bridge} at {mac}"),
             Self::CreateTap { card, queues } => write!(f, "create a tap with {queues} queue pairs for card {card}"),
             Self::OpenVhost { card, queues } => {
                 write!(f, "open {VHOST} for {queues} queue pairs of card {card}")
             }
-            Self::AttachTap { card, bridge, mac, mtu, .. } => {
-                write!(
-                    f,
-                    "attach the tap of card {card} to bridge {bridge} with address {mac} and mtu {mtu}, and raise it"
-                )
+            Self::AttachTap { card, bridge, mac, mtu, vlans, .. } => {
+                write!(f, "attach the tap of card {card} to bridge {bridge} with address {mac} and mtu {mtu}, ")?;
+                if let Some(vlans) = vlans {
+                    write!(f, "{vlans}, ")?;
+                }
+                f.write_str("and raise it")
             }
             Self::GiveGateway { bridge, subnet, .. } => {
                 write!(f, "give bridge {bridge} the address {}/{}", subnet.gateway(), subnet.prefix_len())
@@ -494,6 +528,19 @@ async fn give_gateway6(rtnl: &Rtnl, bridge: &IfName, network: &Ipv6Network) -> i
         rtnl.add_address6(link, ip, PREFIX_LEN).await?;
     }
     Ok(())
+}
+
+async fn start_stp(rtnl: &Rtnl, bridge: &IfName, delay: ForwardDelay) -> Result<(), Error> {
+    let start = async { rtnl.start_stp(index_of(bridge.as_str())?, delay).await };
+    start.await.map_err(|source| Error::StartStp { bridge: bridge.clone(), source })
+}
+
+async fn filter_vlans(rtnl: &Rtnl, bridge: &IfName) -> Result<(), Error> {
+    let filter = async { rtnl.filter_vlans(index_of(bridge.as_str())?).await };
+    filter.await.map_err(|source| match source.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => Refusal::NoVlans.into(),
+        _ => Error::FilterVlans { bridge: bridge.clone(), source },
+    })
 }
 
 /// Makes a tap and returns it with its interface number.

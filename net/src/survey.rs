@@ -9,16 +9,18 @@ use std::net::IpAddr;
 use std::os::fd::{OwnedFd, RawFd};
 
 use rtnetlink::packet_core::{DefaultNla, Nla};
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoTun, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoTun, LinkAttribute, LinkInfo, LinkMessage,
+};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 
 use crate::error::Error;
-use crate::facts::{Facts, FdFact, FdKind, FdbEntry, Link, Neighbour, RawMac, TunFact};
+use crate::facts::{BridgeFact, Facts, FdFact, FdKind, FdbEntry, Link, Neighbour, RawMac, TunFact};
 use crate::mac::MacAddr;
 use crate::plan::{Plan, plan};
 use crate::refusal::Refusal;
 use crate::request::Request;
-use crate::rtnl::{self, Rtnl};
+use crate::rtnl::{self, Rtnl, USER_HZ};
 use crate::spec::{NetSpec, Switch};
 use crate::tun;
 
@@ -102,6 +104,7 @@ pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
         group: 0,
         alias: None,
         tun: None,
+        bridge: BridgeFact::default(),
     };
     for attribute in &message.attributes {
         match attribute {
@@ -126,9 +129,29 @@ fn read_infos(infos: &[LinkInfo], link: &mut Link) {
                 }
             }
             LinkInfo::Data(InfoData::Tun(attributes)) => link.tun = Some(tun_fact(attributes)),
+            LinkInfo::Data(InfoData::Bridge(attributes)) => link.bridge = bridge_fact(attributes),
             _ => {}
         }
     }
+}
+
+fn bridge_fact(attributes: &[InfoBridge]) -> BridgeFact {
+    let mut fact = BridgeFact::default();
+    let (mut stp, mut delay, mut default_pvid) = (false, 0, None);
+    for attribute in attributes {
+        match attribute {
+            InfoBridge::VlanFiltering(on) => fact.vlan_filtering = Some(*on),
+            InfoBridge::VlanDefaultPvid(id) => default_pvid = Some(*id),
+            InfoBridge::StpState(state) => stp = *state != BridgeStpState::Disabled,
+            InfoBridge::ForwardDelay(ticks) => delay = *ticks / USER_HZ,
+            _ => {}
+        }
+    }
+    // A kernel without VLANs says that it does not filter, and leaves the VLAN of new ports out.
+    fact.vlan_filtering = fact.vlan_filtering.filter(|_| default_pvid.is_some());
+    fact.default_pvid = default_pvid.unwrap_or_default();
+    fact.stp_delay_s = u8::try_from(delay).ok().filter(|_| stp);
+    fact
 }
 
 fn tun_fact(attributes: &[InfoTun]) -> TunFact {
@@ -184,4 +207,25 @@ fn fd_facts(spec: &NetSpec, inherited: &BTreeMap<RawFd, OwnedFd>) -> Vec<FdFact>
     let NetSpec::Fd(spec) = spec else { return Vec::new() };
     let fact = |&fd: &RawFd| FdFact { fd, kind: inherited.get(&fd).map_or(FdKind::Closed, tun::inspect) };
     spec.fd.as_slice().iter().map(fact).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_without_vlans_leaves_the_default_one_out() {
+        let without = bridge_fact(&[InfoBridge::VlanFiltering(false)]);
+        assert_eq!(without.vlan_filtering, None);
+
+        let with = bridge_fact(&[InfoBridge::VlanFiltering(false), InfoBridge::VlanDefaultPvid(1)]);
+        assert_eq!((with.vlan_filtering, with.default_pvid), (Some(false), 1));
+    }
+
+    #[test]
+    fn forward_delay_counts_in_a_spanning_tree_only() {
+        let delay = InfoBridge::ForwardDelay(1500);
+        assert_eq!(bridge_fact(std::slice::from_ref(&delay)).stp_delay_s, None);
+        assert_eq!(bridge_fact(&[delay, InfoBridge::StpState(BridgeStpState::KernelStp)]).stp_delay_s, Some(15));
+    }
 }

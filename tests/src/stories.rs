@@ -23,6 +23,7 @@ mod resets;
 mod rss;
 mod stop;
 mod vhost;
+mod vlans;
 
 use crate::stage::Stage;
 
@@ -55,6 +56,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         rss::STORIES,
         stop::STORIES,
         vhost::STORIES,
+        vlans::STORIES,
         bad_input::STORIES,
     ]
     .into_iter()

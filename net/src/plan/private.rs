@@ -67,6 +67,7 @@ impl Draft<'_> {
             alias,
             pinned: (antispoof == Switch::On).then_some(mac),
             isolated: isolate,
+            vlans: None,
         });
         let Network { subnet, mac: gateway_mac, .. } = network;
         let forward = spec.forward.to_vec();

@@ -1,7 +1,7 @@
 use super::*;
 use std::collections::BTreeSet;
 
-use crate::facts::{Address, FdFact, FdbEntry, Neighbour, OUR_GROUP, Route, TunFact};
+use crate::facts::{Address, BridgeFact, FdFact, FdbEntry, Neighbour, OUR_GROUP, Route, TunFact};
 
 fn specs(flags: &[&str]) -> Vec<NetSpec> {
     flags.iter().map(|flag| flag.parse().unwrap()).collect()
@@ -38,6 +38,7 @@ fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
         group: 0,
         alias: None,
         tun: None,
+        bridge: BridgeFact::default(),
     }
 }
 
@@ -504,4 +505,108 @@ fn a_network_with_ipv6_has_the_host_forward_it() {
     assert_eq!(texts(&facts, &["host,ipv6=on"]).len(), 1);
     facts.ip.forwards6 = true;
     assert_eq!(texts(&facts, &["nat,ipv6=on"]).len(), 1);
+}
+
+/// The bridge br0 with this in it.
+fn host_with_br0(fact: BridgeFact, group: u32) -> Facts {
+    let mut facts = host();
+    facts.links[2].bridge = fact;
+    facts.links[2].group = group;
+    facts
+}
+
+const FILTERS: BridgeFact = BridgeFact { vlan_filtering: Some(true), default_pvid: 1, stp_delay_s: None };
+const FLAT: BridgeFact = BridgeFact { vlan_filtering: Some(false), default_pvid: 1, stp_delay_s: None };
+
+fn vlans_of(plan: &Plan) -> PortVlans {
+    let mut vlans = plan.steps.iter().filter_map(|step| match step {
+        Step::AttachTap { vlans, .. } => vlans.clone(),
+        _ => None,
+    });
+    vlans.next().unwrap()
+}
+
+#[test]
+fn a_new_bridge_filters_vlans_once_for_all_cards() {
+    assert_eq!(
+        text(
+            &[
+                "bridge=new,create=on,mac=52:54:00:00:00:01",
+                "bridge=new,vlan=100,mac=52:54:00:00:00:02",
+                "bridge=new,trunk=10+100-110,native=5,mac=52:54:00:00:00:03",
+            ],
+            &host()
+        )
+        .lines()
+        .skip(3)
+        .filter(|line| !line.contains("create a tap"))
+        .collect::<Vec<_>>(),
+        [
+            "1. create bridge new with address 02:01:02:03:04:05 and mtu 1500, and raise it; \
+             at the end: remove bridge new if it has no ports left",
+            "3. attach the tap of card 0 to bridge new with address fe:54:00:00:00:01 and mtu 1500, and raise it; \
+             at the end: nothing, it goes with the tap",
+            "4. have bridge new filter VLANs; at the end: nothing, it goes with bridge new",
+            "6. attach the tap of card 1 to bridge new with address fe:54:00:00:00:02 and mtu 1500, untagged in VLAN 100, \
+             and raise it; at the end: nothing, it goes with the tap",
+            "8. attach the tap of card 2 to bridge new with address fe:54:00:00:00:03 and mtu 1500, untagged in VLAN 5 \
+             and tagged in 10+100-110, and raise it; at the end: nothing, it goes with the tap",
+        ]
+    );
+}
+
+#[test]
+fn a_port_leaves_the_default_vlan_unless_it_is_to_be_in_it() {
+    for (flag, pvid, leave) in [
+        ("bridge=br0,vlan=100", 1, Some(1)),
+        ("bridge=br0,vlan=100", 7, Some(7)),
+        ("bridge=br0,vlan=100", 0, None),
+        ("bridge=br0,vlan=1", 1, None),
+        ("bridge=br0,trunk=2-9,native=1", 1, None),
+        ("bridge=br0,trunk=1-9", 1, None),
+        ("bridge=br0,trunk=2-9", 1, Some(1)),
+    ] {
+        let facts = host_with_br0(BridgeFact { default_pvid: pvid, ..FILTERS }, 0);
+        let plan = plan("vm", &specs(&[flag]), &facts).unwrap();
+        assert_eq!(vlans_of(&plan).leave, leave, "{flag} with default {pvid}");
+        assert!(!plan.steps.iter().any(|step| matches!(step, Step::FilterVlans { .. })), "{flag}");
+    }
+}
+
+#[test]
+fn a_bridge_of_ours_is_made_to_filter() {
+    let plan = plan("vm", &specs(&["bridge=br0,vlan=5"]), &host_with_br0(FLAT, OUR_GROUP)).unwrap();
+    assert!(plan.steps.iter().any(|step| matches!(step, Step::FilterVlans { .. })));
+}
+
+#[test]
+fn a_bridge_of_somebody_else_is_not_made_to_filter() {
+    let error = plan("vm", &specs(&["bridge=br0,vlan=5"]), &host_with_br0(FLAT, 0)).unwrap_err();
+    assert_eq!(error.to_string(), "Bridge br0 does not filter VLANs, and minivmm did not make it");
+    assert!(error.hint().ends_with("ip link set br0 type bridge vlan_filtering 1"));
+}
+
+#[test]
+fn a_kernel_without_vlans_is_told_apart() {
+    assert_eq!(refusal(&["bridge=br0,vlan=5"], &host()), "The kernel of this host has no VLAN filtering on bridges");
+}
+
+#[test]
+fn a_new_bridge_takes_part_in_a_spanning_tree_if_asked() {
+    let plan = plan("vm", &specs(&["bridge=new,create=on,stp=on"]), &host()).unwrap();
+    assert_eq!(plan.steps[1].to_string(), "have bridge new take part in a spanning tree with a forward delay of 15 s");
+}
+
+#[test]
+fn a_bridge_that_exists_has_the_spanning_tree_or_is_refused() {
+    let flag = "bridge=br0,create=on,stp=on,forward-delay=4";
+    let has = |stp_delay_s| host_with_br0(BridgeFact { stp_delay_s, ..FLAT }, OUR_GROUP);
+    assert!(plan("vm", &specs(&[flag]), &has(Some(4))).is_ok());
+    assert_eq!(refusal(&[flag], &has(None)), "Bridge br0 exists, and takes part in no spanning tree");
+    assert_eq!(
+        refusal(&[flag], &has(Some(15))),
+        "Bridge br0 exists, and its spanning tree has a forward delay of 15 s"
+    );
+    let error = plan("vm", &specs(&[flag]), &has(None)).unwrap_err();
+    assert!(error.hint().ends_with("ip link set br0 type bridge stp_state 1 forward_delay 400"));
 }

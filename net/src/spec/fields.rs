@@ -17,6 +17,8 @@ use super::impair::{Burst, Lateness, Loss, RatePair, Seed};
 use super::limits::{Connections, NewConnections};
 use super::network::{NetworkName, Subnet};
 use super::offload::OffloadList;
+use super::stp::ForwardDelay;
+use super::vlan::{VlanId, VlanList, VlanRange};
 
 /// Longest interface name: `IFNAMSIZ` less the closing zero (linux/if.h).
 const NAME_MAX: usize = 15;
@@ -355,6 +357,23 @@ pub enum FieldError {
     /// More ports than can be held.
     #[error("forward= lists {0} ports, and a card has at most {FORWARDED_PORTS_MAX}: give fewer")]
     ForwardCount(usize),
+    /// Not a delay of a spanning tree.
+    #[error("forward-delay={0} is not possible: give whole seconds from 2 to 30")]
+    ForwardDelay(String),
+    /// Not a VLAN.
+    #[error("VLAN {0:?} is not possible: give a whole number from 1 to 4094")]
+    Vlan(String),
+    /// A range that ends before it begins.
+    #[error("VLANs {0} are not possible: a range is FIRST-LAST, such as 100-110")]
+    VlanRange(String),
+    /// The same VLAN twice.
+    #[error("trunk= lists a VLAN twice, in {first} and {second}: keep one of them")]
+    VlanTwice {
+        /// One.
+        first: VlanRange,
+        /// The other.
+        second: VlanRange,
+    },
     /// Not a descriptor.
     #[error("fd={0} is not possible: give the numbers of inherited descriptors, such as fd=3 or fd=3:4")]
     Fd(String),
@@ -448,6 +467,9 @@ deserialize_as_flag_text!(
     OffloadList,
     NetworkName,
     Subnet,
+    ForwardDelay,
+    VlanId,
+    VlanList,
     ForwardList,
     AddressList,
     Connections,

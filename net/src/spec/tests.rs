@@ -21,6 +21,8 @@ fn a_bridge_needs_nothing_but_its_name() {
 fn every_key_of_every_mode_is_read_in_any_order() {
     for text in [
         "bridge=br0,create=on,mac=52:54:00:00:00:01,mtu=9000,queues=4,ring=1024,offload=csum:tso,vhost=on",
+        "bridge=br0,create=on,stp=on,forward-delay=4,vlan=100,mtu=1400",
+        "bridge=br0,create=on,trunk=10+20+100-110,native=30,queues=2",
         "nat=web,subnet=10.1.2.0/24,ipv6=on,forward=tcp:8080:80+udp:127.0.0.1:53:53,mac=52:54:00:00:00:01,queues=2",
         "host=lab,subnet=10.1.2.0/24,ipv6=on,mac=52:54:00:00:00:01,mtu=9000,queues=2",
         "tap=tap7,mac=52:54:00:00:00:01,mtu=1400,queues=1,ring=64,offload=off,vhost=on",
@@ -52,6 +54,13 @@ fn limits_themselves_are_taken() {
 fn a_table_with_native_values_gives_the_same_as_the_flag() {
     for (flag, table) in [
         ("bridge=br0,create=on,mtu=9000", r#"{"bridge": "br0", "create": true, "mtu": 9000}"#),
+        (
+            "bridge=b,create=on,stp=on,forward-delay=4",
+            r#"{"bridge": "b", "create": true, "stp": true, "forward-delay": 4}"#,
+        ),
+        ("bridge=br0,vlan=7", r#"{"bridge": "br0", "vlan": 7}"#),
+        ("bridge=br0,trunk=7+8,native=9", r#"{"bridge": "br0", "trunk": [7, 8], "native": 9}"#),
+        ("bridge=br0,trunk=7-9+11", r#"{"bridge": "br0", "trunk": ["7-9", "11"]}"#),
         ("tap=t0,mac=52:54:00:00:00:01", r#"{"mac": "52:54:00:00:00:01", "tap": "t0"}"#),
         ("nat", r#"{"nat": "default"}"#),
         ("nat=web,forward=tcp:1:2+udp:3:4", r#"{"nat": "web", "forward": ["tcp:1:2", "udp:3:4"]}"#),
@@ -70,6 +79,8 @@ fn a_table_with_native_values_gives_the_same_as_the_flag() {
 fn a_spec_survives_json() {
     for flag in [
         "bridge=br0,create=on,mtu=9000,queues=3,ring=512,offload=csum:ufo",
+        "bridge=br0,vlan=100",
+        "bridge=br0,trunk=10+100-110,native=3",
         "tap=t0,mac=52:54:00:00:00:01",
         "fd=3:4",
         "tap=t0,rate=100M/1500k,burst=2M,delay=20ms,jitter=500us,loss=0.25%,seed=7,capture=/a b.pcapng,snaplen=96,capture-size=1M",
@@ -103,10 +114,13 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
         },
     };
     let name: IfName = "x".parse().unwrap();
+    let stp = StpSpec { stp: Switch::On, forward_delay: "4".parse().ok() };
+    let vlans = VlanSpec { vlan: "1".parse().ok(), trunk: "2".parse().unwrap(), native: "3".parse().ok() };
     let guard = GuardSpec { antispoof: Some(Switch::On), isolate: Switch::On };
     let addresses = "192.0.2.5".parse().unwrap();
     let limits = LimitSpec { connections: "1".parse().ok(), new_connections: "1/s".parse().ok() };
-    let bridge = BridgeSpec { bridge: name.clone(), create: Switch::On, addresses, guard, card: card.clone() };
+    let (bridge, create) = (name.clone(), Switch::On);
+    let bridge = BridgeSpec { bridge, create, stp, vlans, addresses, guard, card: card.clone() };
     let tap = TapSpec { tap: name, card: card.clone() };
     let private = [parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1"), parse("host=a,subnet=10.0.0.0/24")];
     let [mut nat, mut host] = private;
@@ -183,8 +197,8 @@ fn the_mode_has_to_be_there_once() {
 fn keys_are_known_given_once_and_have_a_value() {
     assert_eq!(refusal("bridge=br0,quues=2"), "bridge= takes no key \"quues\": did you mean queues=?");
     assert_eq!(
-        refusal("bridge=br0,vlan=100"),
-        "bridge= takes no key \"vlan\": it takes create, addresses, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size"
+        refusal("bridge=br0,colour=on"),
+        "bridge= takes no key \"colour\": it takes create, stp, forward-delay, vlan, trunk, native, addresses, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size"
     );
     assert_eq!(
         refusal("tap=t0,colour=on"),
@@ -315,5 +329,46 @@ fn no_text_panics() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn vlans_that_contradict_each_other_are_refused() {
+    for (text, message) in [
+        (
+            "bridge=b,vlan=7,trunk=8+9",
+            "vlan= and trunk= contradict each other: write trunk=8+9,native=7 for both, or leave one of them out",
+        ),
+        ("bridge=b,native=7", "native= does nothing by itself: give trunk= with it, or leave it out"),
+        ("bridge=b,vlan=7,native=8", "native= does nothing by itself: give trunk= with it, or leave it out"),
+        (
+            "bridge=b,trunk=7,antispoof=on",
+            "trunk= and antispoof=on contradict each other, its rules are for frames without tags: leave one of them out",
+        ),
+        ("bridge=b,vlan=0", "VLAN \"0\" is not possible: give a whole number from 1 to 4094"),
+    ] {
+        assert_eq!(refusal(text), message);
+    }
+    assert!(refusal("nat,vlan=7").contains("nat= takes no key \"vlan\""));
+}
+
+#[test]
+fn spanning_trees_are_for_bridges_that_are_made() {
+    for (text, message) in [
+        ("bridge=b,stp=on", "stp= does nothing by itself: give create=on with it, or leave it out"),
+        (
+            "bridge=b,create=on,forward-delay=4",
+            "forward-delay= does nothing by itself: give stp=on with it, or leave it out",
+        ),
+        (
+            "bridge=b,create=on,stp=on,forward-delay=1",
+            "forward-delay=1 is not possible: give whole seconds from 2 to 30",
+        ),
+        (
+            "bridge=b,create=on,stp=on,forward-delay=31",
+            "forward-delay=31 is not possible: give whole seconds from 2 to 30",
+        ),
+    ] {
+        assert_eq!(refusal(text), message);
     }
 }

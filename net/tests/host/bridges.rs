@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use net::{Keeper, MacAddr, NetSpec, Request};
 
 use crate::Case;
-use crate::lan::{Monitor, bridge_with_uplink, empty_bridge, exists, link, names, sh, snapshot};
+use crate::lan::{Monitor, bridge_with_uplink, empty_bridge, exists, link, names, sh, snapshot, until};
 use crate::vmm::Vmm;
 
 pub(crate) const CASES: &[Case] = &[
@@ -15,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     ("bridge_port_tells_the_vmm_what_it_needs", port_tells_the_vmm),
     ("bridge_with_eight_cards_and_many_queues", eight_cards),
     ("bridge_is_created_and_removed", created_and_removed),
+    ("bridge_created_takes_part_in_a_spanning_tree", spanning_tree),
     ("bridge_created_goes_with_the_last_of_two_vms", goes_with_the_last),
     ("bridge_created_by_many_vms_at_once_is_one", many_at_once),
     ("bridge_created_survives_with_a_foreign_port", survives_with_a_foreign_port),
@@ -121,6 +122,22 @@ fn created_and_removed() {
     assert_eq!(link("vmtap0")["master"], "lan");
     assert_eq!(link("vmtap1")["master"], "lan");
     vmm.stop();
+    assert_eq!(snapshot(), before);
+}
+
+fn spanning_tree() {
+    let before = snapshot();
+    let flag = "bridge=lan,create=on,stp=on,forward-delay=2";
+    let first = Vmm::start("first", &[flag]);
+    let second = Vmm::start("second", &[flag]);
+    let bridge = &link("lan")["linkinfo"]["info_data"];
+    assert_eq!(bridge["stp_state"], 1);
+    assert_eq!(bridge["forward_delay"], 200);
+    for tap in ["vmtap0", "vmtap1"] {
+        until(|| link(tap)["linkinfo"]["info_slave_data"]["state"] == "forwarding");
+    }
+    first.stop();
+    second.stop();
     assert_eq!(snapshot(), before);
 }
 
