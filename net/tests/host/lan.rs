@@ -70,7 +70,10 @@ pub(crate) fn names() -> Vec<String> {
 
 /// Everything that `ip` and `bridge` say of links, without the timers that run by themselves.
 pub(crate) fn snapshot() -> String {
-    let text = sh("ip -d link") + &sh("bridge link") + &sh("bridge fdb");
+    // What a bridge learns comes and goes by itself.
+    let kept = |entry: &&str| ["permanent", "static", "self"].iter().any(|word| entry.contains(word));
+    let entries: String = sh("bridge fdb").split_inclusive('\n').filter(kept).collect();
+    let text = sh("ip -d link") + &sh("bridge link") + &entries;
     let mut words: Vec<&str> = text.split_inclusive([' ', '\n']).filter(|word| *word != " ").collect();
     for idx in 1..words.len() {
         if words[idx - 1].ends_with("_timer ") {
