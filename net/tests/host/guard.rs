@@ -33,6 +33,12 @@ fn machine_on_bridge() -> Namespace {
     }
     until(|| link("br0")["operstate"] == "UP");
     give6(&machine, "2001:db8::1");
+    // The bridge learns where it is from what it asks, whenever that is: have it ask first.
+    let links: Value = serde_json::from_str(&machine.sh("ip -j link show dev eth0")).expect("JSON");
+    let mac = links[0]["address"].as_str().expect("an address").to_owned();
+    let socket = machine.within(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+    socket.send_to(b"?", "192.0.2.99:9").unwrap();
+    until(|| sh("bridge fdb show br br0").contains(&mac));
     machine
 }
 
@@ -173,10 +179,17 @@ fn port_flags() {
     // Nothing for a machine that nobody knows comes to the guest.
     let sent = || link_stats("vmtap0");
     let before = sent();
-    send_frame(&machine, &[&[2, 0, 0, 0, 0, 0x77][..], &[2, 0, 0, 0, 0, 0x78], &[8, 0], &[0; 46]].concat());
-    assert_eq!(sent(), before);
-    send_frame(&machine, &[&[0xff; 6][..], &[2, 0, 0, 0, 0, 0x78], &[8, 0], &[0; 46]].concat());
-    until(|| sent() > before);
+    let burst = |to: [u8; 6]| {
+        for _ in 0..50 {
+            // Of a protocol for experiments (IEEE 802), which no firewall on the bridge looks into.
+            send_frame(&machine, &[&to[..], &[2, 0, 0, 0, 0, 0x78], &[0x88, 0xb5], &[0; 46]].concat());
+        }
+    };
+    burst([2, 0, 0, 0, 0, 0x77]);
+    // The machine's kernel may say something to all meanwhile.
+    assert!(sent() < before + 50);
+    burst([0xff; 6]);
+    until(|| sent() >= before + 50);
     // It is put back with all of that.
     sh("ip link set vmtap0 nomaster");
     until(|| link("vmtap0")["master"] == "br0" && flags() == [false, false, true] && entry());
