@@ -44,6 +44,9 @@ pub enum Error {
         /// How long it was waited for.
         seconds: i64,
     },
+    /// The VMM has gone, or does not want its network any more.
+    #[error("The VM ended before its network was made")]
+    Unwanted,
     /// The keeper was killed, or died.
     #[error("The network keeper ended without an answer")]
     Gone,

@@ -70,8 +70,13 @@ async fn serve(
     let mut host = Host::new(rtnl, inherited);
     let mut clock = Clock { last: birth, timing: Timing::default() };
     clock.lap(|timing| &mut timing.connect_us);
-    let plan = match set_up(&mut host, request, &mut clock).await {
+    let plan = match set_up(socket, &mut host, request, &mut clock).await {
         Ok(plan) => plan,
+        Err(Error::Unwanted) => {
+            // A VMM that waits for the end reads it; one that died does not.
+            let _ = fail(socket, &Error::Unwanted);
+            return Ok(());
+        }
         Err(error) => return fail(socket, &error),
     };
     let answer = hand_over(socket, &plan, &mut host, request.steering.as_ref(), clock.timing);
@@ -93,10 +98,10 @@ fn fail(socket: &OwnedFd, error: &Error) -> Result<(), Error> {
 }
 
 /// Surveys, plans and applies, and leaves nothing behind if that fails.
-async fn set_up(host: &mut Host, request: &Request, clock: &mut Clock) -> Result<Plan, Error> {
+async fn set_up(socket: &OwnedFd, host: &mut Host, request: &Request, clock: &mut Clock) -> Result<Plan, Error> {
     let mut attempt = 1;
     loop {
-        match try_set_up(host, request, clock).await {
+        match try_set_up(socket, host, request, clock).await {
             Err(error) if error.is_stale_plan() && attempt < ATTEMPTS => {
                 log::info!("Plan again, the host changed meanwhile: {}", error.report().message);
                 attempt += 1;
@@ -106,8 +111,8 @@ async fn set_up(host: &mut Host, request: &Request, clock: &mut Clock) -> Result
     }
 }
 
-async fn try_set_up(host: &mut Host, request: &Request, clock: &mut Clock) -> Result<Plan, Error> {
-    let _lock = lock_if_bridged(&request.cards).await;
+async fn try_set_up(socket: &OwnedFd, host: &mut Host, request: &Request, clock: &mut Clock) -> Result<Plan, Error> {
+    let _lock = lock_if_bridged(&request.cards, socket).await?;
     let mut facts = survey(&host.rtnl, &request.cards, &host.inherited).await.map_err(Error::Survey)?;
     clock.lap(|timing| &mut timing.survey_us);
     let plan = plan_with_neighbours(&host.rtnl, request, &mut facts).await?;
@@ -248,12 +253,19 @@ async fn undo_all(steps: &[Step], host: &mut Host) -> Vec<Report> {
     reports
 }
 
-async fn lock_if_bridged(cards: &[NetSpec]) -> Option<NamespaceLock> {
-    if cards.iter().any(|card| matches!(card, NetSpec::Bridge(_)) || card.private().is_some()) {
-        Some(NamespaceLock::take().await)
-    } else {
-        None
+/// The lock, if the cards need it. A VMM that ends meanwhile does not have to wait for it.
+async fn lock_if_bridged(cards: &[NetSpec], socket: &OwnedFd) -> Result<Option<NamespaceLock>, Error> {
+    if !cards.iter().any(|card| matches!(card, NetSpec::Bridge(_)) || card.private().is_some()) {
+        return Ok(None);
     }
+    let Ok(end) = pollable(socket) else { return Ok(Some(NamespaceLock::take().await)) };
+    let lock = match select(pin!(NamespaceLock::take()), pin!(end.readable())).await {
+        Either::Left((lock, _)) => lock,
+        Either::Right(_) => return Err(Error::Unwanted),
+    };
+    // What follows writes to the socket and waits for room.
+    end.into_std().and_then(|end| end.set_nonblocking(false)).map_err(Error::Socket)?;
+    Ok(Some(lock))
 }
 
 /// Measures phases that follow each other.
