@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::fields::FieldError;
+use super::fields::{FieldError, whole_number};
+use super::impair::scaled;
 
 /// Longest frame: 64 KiB of IP behind an Ethernet header with a tag.
 const SNAP_MAX: u32 = 65_553;
@@ -78,8 +79,7 @@ impl FromStr for Snaplen {
     type Err = FieldError;
 
     fn from_str(text: &str) -> Result<Self, FieldError> {
-        let bytes = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
-        match bytes {
+        match whole_number(text).and_then(|bytes| u32::try_from(bytes).ok()) {
             Some(bytes @ 14..=SNAP_MAX) => Ok(Self(bytes)),
             _ => Err(FieldError::Snaplen(text.to_owned())),
         }
@@ -100,10 +100,7 @@ impl FromStr for CaptureSize {
     type Err = FieldError;
 
     fn from_str(text: &str) -> Result<Self, FieldError> {
-        let digits = text.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let shift = [("", 0), ("K", 10), ("M", 20), ("G", 30)].iter().find(|(name, _)| *name == unit);
-        let bytes = shift.and_then(|(_, shift)| number.parse::<u64>().ok()?.checked_mul(1 << shift));
+        let bytes = scaled(text, &[("", 1), ("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)]);
         match bytes {
             Some(bytes @ SIZE_MIN..=SIZE_MAX) => Ok(Self(bytes)),
             _ => Err(FieldError::CaptureSize(text.to_owned())),

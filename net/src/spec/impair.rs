@@ -266,7 +266,7 @@ macro_rules! serialize_as_flag_text {
 serialize_as_flag_text!(RatePair, Burst, Lateness, Loss, Seed);
 
 /// A whole number with one of these units.
-fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+pub(super) fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let end = text.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let (_, scale) = units.iter().find(|(name, _)| *name == unit)?;
