@@ -18,7 +18,7 @@ const DERIVED_PREFIX: u8 = 0x02;
 
 /// First octet of the host side of a card. It is the highest value a locally administered unicast address can start
 /// with, so a bridge that takes the lowest address among its ports never takes this one while it has another.
-const HOST_SIDE_PREFIX: u8 = 0xfe;
+pub(crate) const HOST_SIDE_PREFIX: u8 = 0xfe;
 
 /// A unicast, non-zero Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::alias::{Mode, TapAlias};
 use crate::facts::{Facts, FdKind, Link, RawMac};
 use crate::guard::Guard;
-use crate::mac::MacAddr;
+use crate::mac::{HOST_SIDE_PREFIX, MacAddr};
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::spec::{BridgeSpec, FdSpec, ForwardDelay, IfName, Mtu, NetSpec, Queues, Switch, TapSpec, VlanSpec};
@@ -203,10 +203,11 @@ impl Draft<'_> {
     /// The address of a bridge that would change when a tap of ours joins.
     ///
     /// A bridge whose address nobody set takes the lowest among its ports (`br_stp_recalculate_bridge_id`). Our taps
-    /// have the highest, which is enough while there is another port. A bridge without ports would take the first
+    /// have nearly the highest, which is enough while there is a port below them. Any other bridge would take the
     /// tap's, and lose it with the tap: all machines that know the old address would lose the host.
     fn address_at_risk(&self, bridge: &Link) -> Option<MacAddr> {
-        if self.facts.ports_of(bridge).next().is_some() {
+        let below_taps = |port: &Link| port.mac.is_some_and(|mac| mac[0] < HOST_SIDE_PREFIX);
+        if self.facts.ports_of(bridge).any(below_taps) {
             return None;
         }
         bridge.mac.and_then(|mac| MacAddr::new(mac).ok())

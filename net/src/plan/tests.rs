@@ -86,6 +86,16 @@ fn a_bridge_without_ports_keeps_its_address() {
 }
 
 #[test]
+fn a_bridge_whose_ports_are_all_above_a_tap_keeps_its_address() {
+    let mut facts = host();
+    for link in &mut facts.links {
+        link.mac = link.mac.map(|[_, rest @ ..]| [[0xfe].as_slice(), &rest].concat().try_into().unwrap());
+    }
+    let plan = plan("vm", &specs(&["bridge=br0"]), &facts).unwrap();
+    assert!(matches!(plan.steps[0], Step::PinAddress { .. }), "{:?}", plan.steps[0]);
+}
+
+#[test]
 fn a_bridge_that_has_lost_its_address_cannot_keep_it() {
     let mut facts = host();
     facts.links[3].mac = Some([0; 6]);

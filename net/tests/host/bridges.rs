@@ -48,11 +48,18 @@ fn tap_is_attached() {
 fn bridge_address_never_changes() {
     bridge_with_uplink("br0");
     empty_bridge("br1");
-    let before = [link("br0")["address"].clone(), link("br1")["address"].clone()];
-    let vmm = Vmm::start("web", &["bridge=br0", "bridge=br1"]);
-    assert_eq!([link("br0")["address"].clone(), link("br1")["address"].clone()], before);
+    empty_bridge("br2");
+    // Two ports of others, one below the addresses that our taps have, one above.
+    sh("ip link set up0 address 02:00:00:00:00:01");
+    sh("ip link add up2 address fe:ff:ff:ff:ff:fe type veth peer name peer2");
+    sh("ip link set up2 master br2");
+    let addresses = || ["br0", "br1", "br2"].map(|bridge| link(bridge)["address"].clone());
+    let before = addresses();
+    assert_eq!([&before[0], &before[2]], ["02:00:00:00:00:01", "fe:ff:ff:ff:ff:fe"]);
+    let vmm = Vmm::start("web", &["bridge=br0", "bridge=br1", "bridge=br2"]);
+    assert_eq!(addresses(), before);
     vmm.stop();
-    assert_eq!([link("br0")["address"].clone(), link("br1")["address"].clone()], before);
+    assert_eq!(addresses(), before);
 }
 
 fn mtu_is_matched() {
