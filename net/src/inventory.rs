@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use serde::Serialize;
 
 use crate::alias::TapAlias;
 use crate::error::Error;
@@ -24,6 +25,19 @@ pub struct Entry {
     pub master: Option<String>,
     /// Whose it is, if minivmm made it for a card.
     pub card: Option<TapAlias>,
+    /// What the card behind it has received.
+    pub received: Traffic,
+    /// What the card behind it has sent.
+    pub sent: Traffic,
+}
+
+/// Frames that have crossed a link since it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// How many; one that a kernel would cut into segments later is one.
+    pub frames: u64,
+    /// Their length, without what is written before them (`struct virtio_net_hdr`).
+    pub bytes: u64,
 }
 
 /// Every link of this network namespace, by its name.
@@ -56,13 +70,29 @@ pub fn dropped(vm: &str) -> Result<BTreeMap<String, u64>, NftError> {
     Ok(dropped)
 }
 
-fn entry(link: &LinkMessage, links: &[LinkMessage]) -> Entry {
-    let index = rtnl::master(link);
+fn entry(message: &LinkMessage, links: &[LinkMessage]) -> Entry {
+    let index = rtnl::master(message);
     let master = links.iter().find(|other| Some(other.header.index) == index);
-    let alias = survey::link(link).and_then(|link| link.alias);
+    let link = survey::link(message);
+    let (rx, tx) = traffic(message);
+    // What a card sends, its tap receives. Other links are seen from the card's side.
+    let (received, sent) = if link.as_ref().is_some_and(|link| link.tun.is_some()) { (tx, rx) } else { (rx, tx) };
     Entry {
-        up: passes(link, master),
+        up: passes(message, master),
         master: master.and_then(rtnl::name).map(str::to_owned),
-        card: alias.and_then(|alias| TapAlias::parse(&alias)),
+        card: link.and_then(|link| link.alias).and_then(|alias| TapAlias::parse(&alias)),
+        received,
+        sent,
     }
+}
+
+/// What a link has received, and what it has sent (`IFLA_STATS64`).
+fn traffic(message: &LinkMessage) -> (Traffic, Traffic) {
+    let stats = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(*stats),
+        _ => None,
+    });
+    let stats = stats.unwrap_or_default();
+    let rx = Traffic { frames: stats.rx_packets, bytes: stats.rx_bytes };
+    (rx, Traffic { frames: stats.tx_packets, bytes: stats.tx_bytes })
 }

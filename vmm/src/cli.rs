@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub(crate) use disk::DiskSpec;
+use file::BadConfig;
 pub(crate) use settings::Settings;
 pub(crate) use size::{MIB, MemSize};
-use word::Word;
-pub(crate) use word::{DoctorArgs, NetWord, Question};
+pub(crate) use word::{Look, Question};
+use word::{NetWord, Word};
 
 /// Boot a Linux kernel in a small virtual machine whose network cards are already on your bridge.
 #[derive(Debug, Parser)]
@@ -140,8 +141,10 @@ pub(crate) fn parse() -> Parsed {
             },
             Some(Word::Counters { name }) => Parsed::Ask(name, Request::Counters),
             Some(Word::Link { name, card, state }) => Parsed::Ask(name, Request::Link { card, state }),
-            Some(Word::Net(word)) => Parsed::Explain(Question::Net(word)),
-            Some(Word::Doctor(args)) => Parsed::Explain(Question::Doctor(args)),
+            Some(Word::Net(NetWord::Plan(args))) => explain(args.look().map(Question::Plan)),
+            Some(Word::Net(NetWord::List { json })) => Parsed::Explain(Question::List { json }),
+            Some(Word::Net(NetWord::Gc)) => Parsed::Explain(Question::Gc),
+            Some(Word::Doctor(args)) => explain(args.look().map(Question::Doctor)),
         },
         Err(err) => match err.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Answer(err.to_string()),
@@ -154,18 +157,21 @@ pub(crate) fn parse() -> Parsed {
 fn with_file(path: &Path) -> Parsed {
     let settings = match file::read(path) {
         Ok(settings) => settings,
-        Err(err) => {
-            return Parsed::Refused {
-                sentence: format!("--config {}: {err}", path.display()),
-                hint: "The keys are the flags of minivmm --help; cards and disks are [[net]] and [[disk]] tables"
-                    .to_owned(),
-            };
-        }
+        Err(err) => return bad_config(&err),
     };
     match explicit(Cli::command()).try_get_matches().and_then(|matches| settings.overridden(&matches)) {
         Ok(settings) => Parsed::Run(Box::new(settings)),
         Err(err) => refusal(&err.to_string()),
     }
+}
+
+fn explain(question: Result<Question, BadConfig>) -> Parsed {
+    question.map_or_else(|err| bad_config(&err), Parsed::Explain)
+}
+
+fn bad_config(err: &BadConfig) -> Parsed {
+    let hint = "The keys are the flags of minivmm --help; cards and disks are [[net]] and [[disk]] tables".to_owned();
+    Parsed::Refused { sentence: err.to_string(), hint }
 }
 
 /// `command` without default values, so that it matches only what is given.
@@ -247,7 +253,7 @@ mod tests {
             (&["link", "web", "eth0", "down"], "net0, net1"),
             (&["link", "web", "net0", "sideways"], "sideways"),
             (&["net"], "subcommand"),
-            (&["net", "plan"], "not provided: --net <SPEC>"),
+            (&["net", "plan"], "not provided: <--net <SPEC>|--config <FILE>>"),
             (&["net", "plan", "--net", "brige=x"], "bridge=NAME"),
         ] {
             let (sentence, hint) = refused(args);

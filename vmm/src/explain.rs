@@ -3,7 +3,7 @@
 mod doctor;
 mod list;
 
-use crate::cli::{NetWord, Question};
+use crate::cli::Question;
 use crate::error::Error;
 use net::{gc, preview};
 use serde_json::Value;
@@ -13,31 +13,26 @@ use serde_json::Value;
 /// # Errors
 /// What a start would be refused for, or the host does not tell.
 pub(crate) fn answer(question: &Question) -> Result<(String, u8), Error> {
-    match question {
-        Question::Net(word) => networks(word).map(|text| (text, 0)),
-        Question::Doctor(args) => doctor::examined(args),
-    }
-}
-
-fn networks(word: &NetWord) -> Result<String, Error> {
-    match word {
-        NetWord::Plan(args) => {
-            let plan = preview::preview(&args.request())?;
-            Ok(if args.json { pretty(&preview::json(&plan)) } else { plan.to_string() })
+    let text = match question {
+        Question::Doctor(look) => return doctor::examined(look),
+        Question::Plan(look) => {
+            let plan = preview::preview(&look.request)?;
+            if look.json { pretty(&preview::json(&plan)) } else { plan.to_string() }
         }
-        NetWord::List { json } => {
+        Question::List { json } => {
             let vms = list::list()?;
-            Ok(if *json { pretty(&vms) } else { list::table(&vms) })
+            if *json { pretty(&vms) } else { list::table(&vms) }
         }
-        NetWord::Gc => {
+        Question::Gc => {
             let gc::Collected { removed, failed } = gc::collect()?;
             if !failed.is_empty() {
                 return Err(net::Error::Teardown(failed).into());
             }
             let lines = removed.iter().map(|bridge| format!("Removed bridge {bridge}, which had no ports left\n"));
-            Ok(if removed.is_empty() { "Nothing is left behind\n".to_owned() } else { lines.collect() })
+            if removed.is_empty() { "Nothing is left behind\n".to_owned() } else { lines.collect() }
         }
-    }
+    };
+    Ok((text, 0))
 }
 
 fn pretty(value: &Value) -> String {

@@ -3,11 +3,21 @@
 use super::Settings;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// A file that gives no settings.
+#[derive(Debug, thiserror::Error)]
+#[error("--config {}: {why}", path.display())]
+pub(crate) struct BadConfig {
+    /// Which.
+    path: PathBuf,
+    /// Why.
+    why: BadFile,
+}
 
 /// Why a file gives no settings. The message says what to do where the reason alone does not.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BadFile {
+enum BadFile {
     /// It cannot be read.
     #[error("{0}")]
     Read(io::Error),
@@ -33,8 +43,9 @@ pub(crate) enum BadFile {
 ///
 /// # Errors
 /// It cannot be read, or has a key or a value that no flag has.
-pub(super) fn read(path: &Path) -> Result<Settings, BadFile> {
-    settings(&fs::read_to_string(path).map_err(BadFile::Read)?)
+pub(super) fn read(path: &Path) -> Result<Settings, BadConfig> {
+    let text = fs::read_to_string(path).map_err(BadFile::Read);
+    text.and_then(|text| settings(&text)).map_err(|why| BadConfig { path: path.to_owned(), why })
 }
 
 fn settings(text: &str) -> Result<Settings, BadFile> {

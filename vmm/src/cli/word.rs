@@ -1,9 +1,11 @@
 //! What minivmm can be told instead of running a VM.
 
-use super::settings::vcpus;
+use super::file::{self, BadConfig};
+use super::settings::{Settings, vcpus};
 use crate::name::VmName;
 use crate::request::{CardName, LinkWish};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
+use std::path::PathBuf;
 
 /// The words. A VM that runs listens to the user who started it and to root.
 #[derive(Debug, Subcommand)]
@@ -27,7 +29,7 @@ pub(crate) enum Word {
     },
     /// Say what on this host keeps a VM or its cards from working, and the command that changes it. The exit code is 0 if a start
     /// with these cards would work
-    Doctor(DoctorArgs),
+    Doctor(LookArgs),
     /// Look at the networks of VMs on this host
     #[command(subcommand, disable_help_subcommand = true, arg_required_else_help = false)]
     Net(NetWord),
@@ -36,10 +38,26 @@ pub(crate) enum Word {
 /// A question about this host.
 #[derive(Debug)]
 pub(crate) enum Question {
-    /// About networks.
-    Net(NetWord),
+    /// What a start would do to its networks.
+    Plan(Look),
+    /// Which cards VMs have.
+    List {
+        /// Whether as JSON.
+        json: bool,
+    },
+    /// What is left behind, which is removed.
+    Gc,
     /// What is wrong with it.
-    Doctor(DoctorArgs),
+    Doctor(Look),
+}
+
+/// Cards to look at, and how to answer.
+#[derive(Debug)]
+pub(crate) struct Look {
+    /// What a start would ask of the network.
+    pub(crate) request: net::Request,
+    /// Whether as JSON.
+    pub(crate) json: bool,
 }
 
 /// What can be asked about networks.
@@ -59,59 +77,60 @@ pub(crate) enum NetWord {
 
 /// The cards that are planned for.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("cards").args(["net", "config"]).multiple(true).required(true)))]
 pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    look: LookArgs,
+}
+
+/// The cards that are looked at, in the flags of a start.
+#[derive(Debug, Args)]
+pub(crate) struct LookArgs {
     /// Network card, as at a start; can be repeated
-    #[arg(long, value_name = "SPEC", required = true)]
+    #[arg(long, value_name = "SPEC")]
     net: Vec<net::NetSpec>,
+
+    /// Settings that are not given here: the file of a start
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 
     /// Name of the VM, from which the cards' addresses are derived [default: minivmm-PID, which differs at the start]
     #[arg(long, value_name = "NAME")]
     name: Option<VmName>,
 
-    /// Number of vCPUs, from which the number of queue pairs follows
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = vcpus)]
-    cpus: u32,
+    /// Number of vCPUs, from which the number of queue pairs follows [default: 1]
+    #[arg(long, value_name = "N", value_parser = vcpus)]
+    cpus: Option<u32>,
 
     /// Print JSON
     #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// The cards that are looked at.
-#[derive(Debug, Args)]
-pub(crate) struct DoctorArgs {
-    /// Network card, as at a start; can be repeated [default: what a bridge and NAT need]
-    #[arg(long, value_name = "SPEC")]
-    net: Vec<net::NetSpec>,
-
-    /// Name of the VM, as at a start
-    #[arg(long, value_name = "NAME")]
-    name: Option<VmName>,
-
-    /// Number of vCPUs, as at a start
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = vcpus)]
-    cpus: u32,
-
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
+    json: bool,
 }
 
 impl PlanArgs {
-    /// What a start would ask of the network.
-    pub(crate) fn request(&self) -> net::Request {
-        request(self.name.as_ref(), self.cpus, &self.net)
+    /// The cards, with what their file says of them.
+    ///
+    /// # Errors
+    /// The file gives no settings.
+    pub(super) fn look(self) -> Result<Look, BadConfig> {
+        self.look.look()
     }
 }
 
-impl DoctorArgs {
-    /// What a start would ask of the network.
-    pub(crate) fn request(&self) -> net::Request {
-        request(self.name.as_ref(), self.cpus, &self.net)
+impl LookArgs {
+    /// The cards, with what their file says of them.
+    ///
+    /// # Errors
+    /// The file gives no settings.
+    pub(super) fn look(self) -> Result<Look, BadConfig> {
+        let file = self.config.as_deref().map_or_else(|| Ok(Settings::default()), file::read)?;
+        let name = self.name.or(file.name).unwrap_or_else(|| VmName::of_process(std::process::id()));
+        let request = net::Request {
+            vm_name: name.as_str().to_owned(),
+            vcpus: self.cpus.unwrap_or(file.cpus),
+            cards: if self.net.is_empty() { file.net } else { self.net },
+            steering: None,
+        };
+        Ok(Look { request, json: self.json })
     }
-}
-
-fn request(name: Option<&VmName>, vcpus: u32, cards: &[net::NetSpec]) -> net::Request {
-    let name = name.map_or_else(|| VmName::of_process(std::process::id()), VmName::clone);
-    net::Request { vm_name: name.as_str().to_owned(), vcpus, cards: cards.to_vec(), steering: None }
 }

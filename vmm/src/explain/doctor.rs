@@ -1,6 +1,6 @@
 //! `minivmm doctor`: what keeps a VM from running here, or its cards from working, and what changes it.
 
-use crate::cli::DoctorArgs;
+use crate::cli::Look;
 use crate::error::Error;
 use crate::exit;
 use crate::kvm::{self, Speed};
@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 ///
 /// # Errors
 /// The host does not say what there is.
-pub(super) fn examined(args: &DoctorArgs) -> Result<(String, u8), Error> {
+pub(super) fn examined(look: &Look) -> Result<(String, u8), Error> {
     let mut findings = vec![kvm()];
-    findings.extend(examine(&args.request())?);
+    findings.extend(examine(&look.request)?);
     let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
-    let text = if args.json { super::pretty(&as_json(&findings, problems)) } else { as_text(&findings, problems) };
+    let text = if look.json { super::pretty(&as_json(&findings, problems)) } else { as_text(&findings, problems) };
     Ok((text, if problems == 0 { 0 } else { exit::HOST }))
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The table's columns: headings, and the keys of a card.
-const COLUMNS: [(&str, &str); 8] = [
+const COLUMNS: [(&str, &str); 11] = [
     ("VM", "vm"),
     ("CARD", "card"),
     ("MODE", "mode"),
@@ -20,7 +20,10 @@ const COLUMNS: [(&str, &str); 8] = [
     ("TAP", "tap"),
     ("MAC", "mac"),
     ("ADDRESSES", "addresses"),
+    ("FORWARDS", "forwards"),
     ("LINK", "link"),
+    ("RECEIVED", "received"),
+    ("SENT", "sent"),
 ];
 
 /// Every VM with its cards, as a list of objects.
@@ -54,8 +57,21 @@ fn cell(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(items) if !items.is_empty() => items.iter().map(cell).collect::<Vec<_>>().join(","),
+        Value::Object(traffic) => traffic.get("bytes").and_then(Value::as_u64).map_or_else(|| "-".to_owned(), size),
         _ => "-".to_owned(),
     }
+}
+
+/// Bytes as people read them, in the largest unit that leaves a whole number.
+fn size(bytes: u64) -> String {
+    let mut rest = bytes;
+    for unit in ["", "K", "M", "G"] {
+        if rest < 1024 {
+            return format!("{rest}{unit}");
+        }
+        rest /= 1024;
+    }
+    format!("{rest}T")
 }
 
 fn vm(name: &VmName, links: &BTreeMap<String, Entry>) -> Value {
@@ -84,6 +100,8 @@ fn with_link(mut card: Value, links: &BTreeMap<String, Entry>) -> Value {
     let network = entry.and_then(|entry| entry.card.as_ref().map(|card| &card.net).or(entry.master.as_ref()));
     card["network"] = json!(network);
     card["link"] = json!(entry.map(link));
+    card["received"] = json!(entry.map(|entry| entry.received));
+    card["sent"] = json!(entry.map(|entry| entry.sent));
     card
 }
 
@@ -100,6 +118,8 @@ fn taps(name: &VmName, links: &BTreeMap<String, Entry>) -> Value {
             "tap": tap,
             "addresses": addresses.collect::<Vec<_>>(),
             "link": link(entry),
+            "received": entry.received,
+            "sent": entry.sent,
         }))
     });
     cards.collect()

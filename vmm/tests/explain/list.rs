@@ -41,7 +41,8 @@ fn every_vm() {
     assert_eq!(vms[0]["name"], "db");
     let db = json!({
         "card": "net0", "mode": "bridge", "bridge": "br0", "network": "br0", "tap": "vmtap0", "mac": "52:54:00:00:00:02",
-        "address": "awaited", "addresses": [], "forwards": [], "link": "up",
+        "address": "awaited", "addresses": [], "forwards": [], "link": "up", "received": vms[0]["cards"][0]["received"],
+        "sent": { "frames": 0, "bytes": 0 },
     });
     assert_eq!(vms[0]["cards"], json!([db]));
     assert_eq!(vms[1]["name"], "web");
@@ -49,10 +50,16 @@ fn every_vm() {
         (&vms[1]["cards"][0]["address"], &vms[1]["cards"][0]["addresses"]),
         (&json!("known"), &json!(["10.0.0.5"]))
     );
+    assert_eq!(vms[1]["cards"][0]["sent"], json!({ "frames": 1, "bytes": 42 }));
+    assert!(vms[1]["cards"][0]["received"]["frames"].is_u64());
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines[0], ["VM", "CARD", "MODE", "NETWORK", "TAP", "MAC", "ADDRESSES", "LINK"]);
-    assert_eq!(lines[1], ["db", "net0", "bridge", "br0", "vmtap0", "52:54:00:00:00:02", "-", "up"]);
-    assert_eq!(lines[2], ["web", "net0", "tap", "-", "tap0", "52:54:00:00:00:01", "10.0.0.5", "up"]);
+    assert_eq!(
+        lines[0],
+        ["VM", "CARD", "MODE", "NETWORK", "TAP", "MAC", "ADDRESSES", "FORWARDS", "LINK", "RECEIVED", "SENT"]
+    );
+    assert_eq!(lines[1][..9], ["db", "net0", "bridge", "br0", "vmtap0", "52:54:00:00:00:02", "-", "-", "up"]);
+    assert_eq!(lines[2][..9], ["web", "net0", "tap", "-", "tap0", "52:54:00:00:00:01", "10.0.0.5", "-", "up"]);
+    assert_eq!(lines[2][10], "42");
 }
 
 fn stranger() {

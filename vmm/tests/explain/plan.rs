@@ -9,6 +9,7 @@ pub(crate) const CASES: &[Case] = &[
     ("plan_as_json_has_the_steps_as_data_and_in_words", json),
     ("plan_touches_nothing", touches_nothing),
     ("plan_needs_no_privilege", needs_no_privilege),
+    ("plan_and_doctor_take_the_file_of_a_start", takes_a_file),
     ("plan_is_refused_like_a_start", refused),
 ];
 
@@ -58,6 +59,26 @@ fn needs_no_privilege() {
 
     assert_eq!((code, errors.as_str()), (0, ""));
     assert!(text.contains("create a tap with 4 queue pairs"), "{text}");
+}
+
+fn takes_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("web.toml");
+    std::fs::write(&file, "name = \"web\"\ncpus = 4\n[[net]]\nbridge = \"new0\"\ncreate = true\n").unwrap();
+    let file = file.to_str().unwrap();
+
+    let (_, from_file, _) = said(&mut minivmm(&["net", "plan", "--config", file]));
+    assert!(from_file.contains("create a tap with 4 queue pairs"), "{from_file}");
+    let (_, overridden, _) = said(&mut minivmm(&["net", "plan", "--config", file, "--cpus", "2"]));
+    assert!(overridden.contains("create a tap with 2 queue pairs"), "{overridden}");
+
+    let (_, text, _) = said(&mut minivmm(&["doctor", "--config", file, "--net", "bridge=none0"]));
+    assert!(text.contains("plan: Bridge none0 does not exist"), "{text}");
+    let (_, text, _) = said(&mut minivmm(&["doctor", "--config", file]));
+    assert!(text.contains("plan: 3 steps would make the cards"), "{text}");
+    let (code, _, errors) = said(&mut minivmm(&["doctor", "--config", "/nowhere.toml"]));
+    assert_eq!(code, 64);
+    assert!(errors.starts_with("minivmm: --config /nowhere.toml: No such file or directory"), "{errors}");
 }
 
 fn refused() {
