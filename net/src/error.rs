@@ -171,6 +171,9 @@ pub enum Error {
     /// The VM's tables.
     #[error("Create the nftables of this VM")]
     Nftables(#[source] NftError),
+    /// No descriptor for the VMM.
+    #[error("Share the connection to the kernel's packet filter (nf_tables)")]
+    ShareTables(#[source] io::Error),
     /// The packet socket of a card's services.
     #[error("Open a packet socket on tap {tap}")]
     OpenServices {

@@ -3,8 +3,8 @@
 //! [`Keeper::start`] forks it and returns at once, so that KVM and the network are set up side by side.
 //! [`Keeper::ports`] waits for the descriptors. From then on the keeper holds no descriptor of a tap and reads nothing
 //! that a guest can write; it sleeps until something happens to a tap or the VMM ends. However the VMM ends, the kernel
-//! closes its end of the socket, and the keeper undoes every step. If the keeper is killed, the taps still go with the
-//! VMM; a bridge that minivmm made stays, and goes with the next VM on it.
+//! closes its end of the socket, and the keeper undoes every step. If the keeper is killed, taps and nftables still last as long as the
+//! VMM, which has descriptors of them, and go with it; a bridge that minivmm made stays, and goes with the next VM on it.
 
 mod child;
 mod process;
@@ -104,6 +104,8 @@ pub struct Keeper {
 struct Process {
     pid: Pid,
     socket: OwnedFd,
+    /// What keeps the nftables of the VM, if it has some, also without the keeper.
+    tables: Option<OwnedFd>,
 }
 
 impl Keeper {
@@ -127,7 +129,7 @@ impl Keeper {
             Ok(theirs) => child::run(theirs, request),
             Err(_) => 1,
         })?;
-        Ok(Self { process: Some(Process { pid, socket: ours }) })
+        Ok(Self { process: Some(Process { pid, socket: ours, tables: None }) })
     }
 
     /// Waits until every card is ready and returns the cards in the order of the request. To be called once.
@@ -144,12 +146,15 @@ impl Keeper {
     /// As [`Keeper::ports`].
     pub fn ports_timed(&mut self) -> Result<(Vec<Port>, Timing), Error> {
         let mut ports = Vec::new();
-        let Some(process) = &self.process else { return Ok((ports, Timing::default())) };
+        let Some(process) = &mut self.process else { return Ok((ports, Timing::default())) };
         loop {
-            let (reply, fds) = Reply::receive(process.socket.as_fd())?.ok_or(Error::Gone)?;
+            let (reply, mut fds) = Reply::receive(process.socket.as_fd())?.ok_or(Error::Gone)?;
             match reply {
                 Reply::Port(header) => ports.push(port(header, fds)?),
-                Reply::Ready(timing) => return Ok((ports, timing)),
+                Reply::Ready(timing) => {
+                    process.tables = fds.pop();
+                    return Ok((ports, timing));
+                }
                 Reply::Failed(report) => return Err(Error::Keeper(report)),
                 Reply::Link { .. } | Reply::Stopped(_) => return Err(Error::Protocol),
             }

@@ -81,6 +81,7 @@ mod siblings;
 mod subnet;
 mod survey;
 mod sysctl;
+mod tables;
 mod tun;
 mod vlan;
 

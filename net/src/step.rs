@@ -17,7 +17,6 @@ use crate::forwarding;
 use crate::guard::Guard;
 use crate::hold;
 use crate::mac::MacAddr;
-use crate::nft::{Batch, Command, NftSocket};
 use crate::refusal::Refusal;
 use crate::rtnl::{Attachment, Rtnl};
 use crate::rules::{self, Member};
@@ -25,6 +24,7 @@ use crate::services::{self, Ipv6Network, PREFIX_LEN, ServiceSpec};
 use crate::spec::{Forward, ForwardDelay, IfName, Subnet, Switch};
 use crate::survey;
 use crate::sysctl::{self, Conf};
+use crate::tables::Tables;
 use crate::tun::{self, QueueMode};
 use crate::vlan::PortVlans;
 
@@ -110,7 +110,7 @@ pub enum Step {
         /// The ports.
         forward: Vec<Forward>,
     },
-    /// Make the nftables of a VM, gone with the keeper.
+    /// Make the nftables of a VM, gone with keeper and VMM.
     CreateTables {
         /// The VM.
         vm: String,
@@ -202,7 +202,7 @@ pub(crate) struct Host {
     /// The sockets of services with what they say, by card, until they are handed over.
     pub(crate) services: BTreeMap<usize, (ServiceSpec, OwnedFd)>,
     /// The owner of the VM's tables, if it has some.
-    pub(crate) nft: Option<NftSocket>,
+    pub(crate) tables: Option<Tables>,
     /// Descriptors that the VMM inherited for `fd=`, by number.
     pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
 }
@@ -347,11 +347,7 @@ impl Step {
                 host.ports.remove(card);
                 Ok(())
             }
-            Self::CreateTables { .. } => {
-                // The kernel removes the tables of a socket that is closed.
-                host.nft = None;
-                Ok(())
-            }
+            Self::CreateTables { .. } => host.tables.take().map_or(Ok(()), Tables::remove).map_err(Error::Nftables),
             Self::OpenServices { card, .. } => {
                 host.services.remove(card);
                 Ok(())
@@ -382,7 +378,7 @@ impl Host {
     /// A host that nothing has been done to.
     pub(crate) fn new(rtnl: Rtnl, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
         let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { rtnl, taps, vhosts, ports, services, nft: None, inherited }
+        Self { rtnl, taps, vhosts, ports, services, tables: None, inherited }
     }
 
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
@@ -399,10 +395,7 @@ impl Host {
     fn create_tables(&mut self, vm: &str, members: &[Member], guards: &[Guard]) -> Result<(), Error> {
         let taps = &self.taps;
         let tables = rules::tables(vm, members, guards, |card| taps.get(&card)?.name.parse().ok());
-        let mut socket = NftSocket::open().map_err(Error::Nftables)?;
-        let batch = Batch { commands: tables.into_iter().map(Command::AddTable).collect() };
-        socket.apply(&batch).map_err(Error::Nftables)?;
-        self.nft = Some(socket);
+        self.tables = Some(Tables::create(tables).map_err(Error::Nftables)?);
         Ok(())
     }
 

@@ -30,6 +30,7 @@ use crate::spec::NetSpec;
 use crate::steer::{Steering, SteeringProgram};
 use crate::step::{Host, Step};
 use crate::survey::{plan_with_neighbours, survey};
+use crate::tables::Tables;
 
 /// How often a plan is made anew because the host changed between survey and step. Keepers keep out of each other's
 /// way with a lock, so this takes somebody else who makes and removes bridges in the same millisecond.
@@ -169,7 +170,8 @@ fn hand_over(
         Reply::Port(header).send(socket.as_fd(), &fds)?;
     }
     host.inherited.clear();
-    Reply::Ready(timing).send(socket.as_fd(), &[])
+    let tables = host.tables.as_ref().map(Tables::share).transpose().map_err(Error::ShareTables)?;
+    Reply::Ready(timing).send(socket.as_fd(), &Vec::from_iter(tables))
 }
 
 /// What hears the guest behind the tap with this number.

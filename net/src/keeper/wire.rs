@@ -33,7 +33,7 @@ const FDS_MAX: usize = 2 * QUEUES_MAX as usize + 4;
 pub(crate) enum Reply {
     /// A card is ready; its descriptors come along.
     Port(PortHeader),
-    /// All cards are ready.
+    /// All cards are ready; what keeps the VM's nftables comes along, if it has some.
     Ready(Timing),
     /// A card's link has changed.
     Link {

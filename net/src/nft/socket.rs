@@ -88,6 +88,11 @@ impl NftSocket {
         Ok(Self { fd: open().map_err(|errno| NftError::Open(errno.into()))?, next_seq: 1 })
     }
 
+    /// Another descriptor of the connection: its tables live as long as one of them is open.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// Makes all changes of a batch, or none.
     ///
     /// # Errors

@@ -82,7 +82,7 @@ fn lease() {
 }
 
 fn endings() {
-    let _world = world();
+    let world = world();
     let before = state();
     let mut vmm = Vmm::start("web", &["nat"]);
     vmm.kill();
@@ -90,9 +90,20 @@ fn endings() {
     assert_eq!(state(), before);
 
     let mut vmm = Vmm::start("web", &["nat"]);
-    vmm.guest();
+    let guest = vmm.guest();
+    // But for the name of the process that made the tables.
+    let rules = || sh("nft -s list ruleset").replace(" # progname keeper", "");
+    let before_the_kill = rules();
     vmm.kill_keeper();
     assert_eq!(vmm.line(), "keeper gone");
+    // The guest is still guarded, and still has its network.
+    let named = rules();
+    let after = named.split_inclusive('\n').map(|line| line.split(" # progname").next().unwrap().trim_end());
+    assert_eq!(after.collect::<Vec<_>>(), before_the_kill.lines().collect::<Vec<_>>());
+    let address = address("vmtap0");
+    configure(&guest, &address, &gateway(&address));
+    echo(&world, 7);
+    assert!(ask_tcp(&guest, "198.51.100.1:7").is_some());
     vmm.kill();
     assert!(exists("mvn-default"));
     assert_eq!(sh("nft list ruleset"), "");

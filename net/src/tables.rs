@@ -1,0 +1,37 @@
+//! The nftables of a VM, and the socket that they belong to.
+//!
+//! The kernel removes the tables when the last descriptor of the socket that made them is closed. The VMM gets one of them: if the
+//! keeper is killed, the rules stay for as long as there is a guest to keep an eye on. It can do nothing else with it, because the
+//! kernel asks whoever sends on such a socket for CAP_NET_ADMIN, which the VMM has given up by then.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::nft::{Batch, Command, NftError, NftSocket, Table, TableName};
+
+/// The tables, which live at least as long as this.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    socket: NftSocket,
+    names: Vec<TableName>,
+}
+
+impl Tables {
+    /// Makes them, all or none.
+    pub(crate) fn create(tables: Vec<Table>) -> Result<Self, NftError> {
+        let names = tables.iter().map(|table| table.name.clone()).collect();
+        let mut socket = NftSocket::open()?;
+        socket.apply(&Batch { commands: tables.into_iter().map(Command::AddTable).collect() })?;
+        Ok(Self { socket, names })
+    }
+
+    /// What keeps them as well.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        self.socket.share()
+    }
+
+    /// Removes them, whoever else has a descriptor: a VMM that is being killed may have one for a moment.
+    pub(crate) fn remove(mut self) -> Result<(), NftError> {
+        self.socket.apply(&Batch { commands: self.names.into_iter().map(Command::DeleteTable).collect() })
+    }
+}
