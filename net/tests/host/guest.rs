@@ -26,14 +26,15 @@ const SILENCE: Duration = Duration::from_millis(400);
 /// Largest frame with its header.
 const FRAME_BYTES: usize = 70 * 1024;
 
-/// Puts guests behind the ports that have services, and with `GUESTS` in the environment behind the others as well, on threads that end
-/// with the process. Prints a line with the namespace of each.
+/// Puts guests behind the ports that have services, on threads that end with the process; with `all` as `GUESTS` in the environment behind
+/// the others as well, with `none` nowhere. Prints a line with the namespace of each.
 pub(crate) fn put_behind(ports: &mut [Port]) {
+    let wanted = std::env::var("GUESTS").unwrap_or_default();
     for port in ports {
-        let services = port.services.take();
-        if services.is_none() && std::env::var_os("GUESTS").is_none() {
+        if wanted == "none" || port.services.is_none() && wanted != "all" {
             continue;
         }
+        let services = port.services.take();
         services.into_iter().for_each(serve);
         let queue = port.fds[0].try_clone().expect("a descriptor");
         let mac = port.mac.to_string();

@@ -18,6 +18,7 @@ mod descriptors;
 mod endings;
 mod guard;
 mod guest;
+mod kills;
 mod lan;
 mod limits;
 mod links;
@@ -43,6 +44,7 @@ fn cases() -> Vec<Case> {
         descriptors::CASES,
         endings::CASES,
         guard::CASES,
+        kills::CASES,
         limits::CASES,
         links::CASES,
         nat::CASES,
@@ -82,8 +84,10 @@ fn harness() -> ExitCode {
             println!("skipped {name}: {reason}");
         }
     }
-    let trial = |(name, _): Case| Trial::test(name, move || run(name)).with_ignored_flag(missing.is_some());
-    libtest_mimic::run(&Arguments::from_args(), cases().into_iter().map(trial).collect()).exit_code()
+    let arguments = Arguments::from_args();
+    let say = arguments.nocapture;
+    let trial = |(name, _): Case| Trial::test(name, move || run(name, say)).with_ignored_flag(missing.is_some());
+    libtest_mimic::run(&arguments, cases().into_iter().map(trial).collect()).exit_code()
 }
 
 /// Why the cases cannot run here.
@@ -99,9 +103,13 @@ fn what_is_missing() -> Option<String> {
     })
 }
 
-fn run(name: &str) -> Result<(), Failed> {
+/// Runs a case. With `--nocapture` what it says is shown also where it succeeds.
+fn run(name: &str, say: bool) -> Result<(), Failed> {
     let output = vmm::itself(&["case", name]).output()?;
     if output.status.success() {
+        if say {
+            print!("{}", String::from_utf8_lossy(&output.stdout));
+        }
         return Ok(());
     }
     let text = [output.stdout, output.stderr].concat();

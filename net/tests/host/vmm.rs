@@ -209,17 +209,17 @@ impl Vmm {
 
     /// The process number of the keeper: the child of the VMM.
     pub(crate) fn keeper(&self) -> i32 {
-        let pid = self.child.id();
-        let children = std::fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| {
-            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-            let (start, end) = stat.rsplit_once(") ")?;
-            let parent: u32 = end.split(' ').nth(1)?.parse().ok()?;
-            let number = entry.file_name().to_str()?.parse().ok()?;
-            (parent == pid).then(|| (number, start.to_owned()))
-        });
-        let (number, name) = children.last().expect("a keeper");
-        assert!(name.ends_with("(keeper"), "{name}");
+        let number = self.try_keeper().expect("a keeper");
+        let name = std::fs::read_to_string(format!("/proc/{number}/comm")).expect("its name");
+        assert_eq!(name, "keeper\n");
         number
+    }
+
+    /// The same, as far as there is one by now.
+    pub(crate) fn try_keeper(&self) -> Option<i32> {
+        let pid = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        children.split_whitespace().next()?.parse().ok()
     }
 
     /// Waits until VMM and keeper have ended, and returns what they wrote to stderr.
