@@ -73,7 +73,7 @@ pub(crate) fn snapshot() -> String {
     // What a bridge learns comes and goes by itself.
     let kept = |entry: &&str| ["permanent", "static", "self"].iter().any(|word| entry.contains(word));
     let entries: String = sh("bridge fdb").split_inclusive('\n').filter(kept).collect();
-    let text = sh("ip -d link") + &sh("bridge link") + &entries;
+    let text = links_at_rest() + &sh("bridge link") + &entries;
     let mut words: Vec<&str> = text.split_inclusive([' ', '\n']).filter(|word| *word != " ").collect();
     for idx in 1..words.len() {
         if words[idx - 1].ends_with("_timer ") {
@@ -81,6 +81,19 @@ pub(crate) fn snapshot() -> String {
         }
     }
     words.concat()
+}
+
+/// Links as `ip` describes them, once the kernel, which reports a new carrier from a work queue, has no news of them.
+fn links_at_rest() -> String {
+    let start = Instant::now();
+    loop {
+        let text = sh("ip -d link");
+        let news = |line: &str| line.contains("NO-CARRIER") && line.contains("LOWER_UP");
+        if !text.lines().any(news) {
+            return text;
+        }
+        assert!(start.elapsed() < DEADLINE, "links do not come to rest: {text}");
+    }
 }
 
 /// `ip monitor`: changes of links as they happen.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 /// The binary.
 pub(crate) const MINIVMM: &str = env!("CARGO_BIN_EXE_minivmm");
@@ -51,8 +52,8 @@ pub(crate) fn said(command: &mut Command) -> (i32, String, String) {
 
 /// Everything that could be changed in the namespace: links, addresses, routes, rules, nftables and sysctls.
 pub(crate) fn snapshot() -> String {
-    let mut text = String::new();
-    for line in ["ip -d link", "ip address", "ip route show table all", "ip rule", "bridge fdb"] {
+    let mut text = links_at_rest();
+    for line in ["ip address", "ip route show table all", "ip rule", "bridge fdb"] {
         text += &sh(line);
     }
     if let Ok(ruleset) = Command::new("nft").args(["list", "ruleset"]).output() {
@@ -60,6 +61,19 @@ pub(crate) fn snapshot() -> String {
     }
     read_all(Path::new("/proc/sys/net"), &mut text);
     without_timers(&text)
+}
+
+/// Links as `ip` describes them, once the kernel, which reports a new carrier from a work queue, has no news of them.
+fn links_at_rest() -> String {
+    let start = Instant::now();
+    loop {
+        let text = sh("ip -d link");
+        let news = |line: &str| line.contains("NO-CARRIER") && line.contains("LOWER_UP");
+        if !text.lines().any(news) {
+            return text;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "links do not come to rest: {text}");
+    }
 }
 
 fn read_all(directory: &Path, text: &mut String) {
