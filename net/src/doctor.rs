@@ -1,7 +1,7 @@
 //! What on this host would keep cards from working, or working well: each with the one command that changes it.
 //!
 //! Only looks: at what a plan is made from, and at what may swallow packets afterwards. Whoever may not see something is told so.
-//! Not seen: rules of an iptables that does not work through nf_tables, eBPF programs, policy routing, and what firewalls of
+//! Not seen: single rules that drop some packets, eBPF programs, policy routing, and what firewalls of
 //! other machines do.
 
 mod firewall;
@@ -124,7 +124,7 @@ pub fn examine(request: &Request) -> Result<Vec<Finding>, Error> {
 fn looks(needs: Needs, request: &Request, facts: &Facts) -> Vec<Finding> {
     [
         traffic::look(needs, &request.cards, facts),
-        firewall::look(needs, facts),
+        firewall::look(needs, &request.cards, facts),
         if needs.tap { managers::look(std::path::Path::new("/")) } else { Vec::new() },
     ]
     .concat()

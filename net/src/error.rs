@@ -174,6 +174,9 @@ pub enum Error {
     /// No descriptor for the VMM.
     #[error("Share the connection to the kernel's packet filter (nf_tables)")]
     ShareTables(#[source] io::Error),
+    /// Docker's chain for rules of others.
+    #[error("Change the rules of VMs in Docker's chain DOCKER-USER")]
+    Docker(#[source] NftError),
     /// The packet socket of a card's services.
     #[error("Open a packet socket on tap {tap}")]
     OpenServices {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
 
+use crate::docker::DockerTables;
 use crate::mac::{MAC_LEN, MacAddr};
 
 /// Device group (`ip link show group 28022`) of the bridges that minivmm made. It is set by the very message that
@@ -47,6 +48,10 @@ pub struct IpFacts {
     pub forwards6: bool,
     /// The links with an IPv6 default route that take router advertisements as long as the host does not forward.
     pub advertised6: BTreeSet<u32>,
+    /// Where Docker drops what nobody has let through, and leaves a place for others.
+    pub docker: DockerTables,
+    /// Whether what is bridged passes the rules for what is routed (`net.bridge.bridge-nf-call-iptables`).
+    pub bridged_as_routed: bool,
     /// The name servers that the host asks.
     pub resolvers: Vec<Ipv4Addr>,
 }

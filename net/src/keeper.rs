@@ -58,6 +58,8 @@ pub struct Port {
     /// What hears the guest's address; none with services, which give it, and where the tap cannot be listened on: in another
     /// namespace, or without CAP_NET_RAW.
     pub lookout: Option<Lookout>,
+    /// The chains of other programs that have rules for the card as long as the VM runs: `ip filter DOCKER-USER`.
+    pub foreign_rules: Vec<String>,
     /// The guest's address.
     pub mac: MacAddr,
     /// The MTU to tell the guest, in bytes.
@@ -192,7 +194,7 @@ impl Keeper {
 
 /// A port from what the keeper said of it and the descriptors that came along.
 fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
-    let PortHeader { tap_name, bridge, mac, mtu, queues, vhosts, lookouts, service } = header;
+    let PortHeader { tap_name, bridge, foreign_rules, mac, mtu, queues, vhosts, lookouts, service } = header;
     if queues.saturating_add(vhosts).saturating_add(lookouts) > fds.len() {
         return Err(Error::Protocol);
     }
@@ -213,7 +215,7 @@ fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
         Err(rest) if rest.is_empty() => None,
         Err(_) => return Err(Error::Protocol),
     };
-    Ok(Port { tap_name, bridge, fds, vhost, lookout, mac, mtu, steering, services })
+    Ok(Port { tap_name, bridge, fds, vhost, lookout, foreign_rules, mac, mtu, steering, services })
 }
 
 impl Drop for Keeper {

@@ -13,7 +13,7 @@
 //! | `spec`, `request` | what is wanted |
 //! | `facts`, `survey`, `subnet`, `lease` | what there is, and which addresses are free |
 //! | `plan`, `refusal`, `step` | what is to be done, and what takes it back |
-//! | `rtnl`, `tun`, `sysctl`, `forwarding`, `hold`, `nft`, `rules` | the kernel's interfaces that steps use |
+//! | `rtnl`, `tun`, `sysctl`, `forwarding`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
 //! | `alias`, `siblings` | what links say of VMs and networks |
 //! | `services` | DHCP and DNS, which the VMM runs |
 //! | `keeper`, `lock` | the process that does it, and keeps out of the way of others |
@@ -34,9 +34,10 @@
 //! | other processes | links that come, go and change during a plan | a lock between keepers, a new plan when a step meets a changed host |
 //! | local users | the lock of the namespace held for ever | a deadline, then on without it |
 //! | VMM taken over by its guest | the packet socket that hears the guest's address | its filter is locked, and it is closed as soon as the address is known; until then it could be bound to another interface |
+//! | Docker's containers | guests let through in its chain for others | the rules are for the guest's address, do not lead to containers, and come after the user's own |
 //! | other processes | rules of ours that somebody else changes, or takes away with `flush ruleset` | our tables belong to our socket: the kernel refuses |
 //! | death of the keeper alone | rules that go with it while the VM runs | the guest loses its way out; until the VM ends it could reach the host's loopback address if one of its network's VMs has `forward=` |
-//! | death at any moment | leftovers | taps and tables belong to the kernel and die with their descriptors; what other interfaces had before is written on our bridge; at most an empty bridge of ours stays, and the next VM on it takes it away |
+//! | death at any moment | leftovers | taps and tables belong to the kernel and die with their descriptors; what other interfaces had before is written on our bridge; at most an empty bridge of ours and rules in Docker's chain stay, and the next VM on it takes them away |
 //!
 //! # Not supported
 //!
@@ -65,6 +66,7 @@ pub mod spec;
 pub mod steer;
 pub mod step;
 
+mod docker;
 mod error;
 mod ethtool;
 mod forwarding;

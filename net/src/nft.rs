@@ -31,7 +31,7 @@ mod test;
 mod value;
 
 pub use batch::{Batch, Command};
-pub use dump::{BaseChainSeen, Counts, Ending, NamedCounter, RuleCounter, TableSeen};
+pub use dump::{BaseChainSeen, Counts, Ending, NamedCounter, RuleCounter, RuleInChain, TableSeen};
 pub use matching::{CtState, CtStatus, IpFields, Match, TcpFlag};
 pub use objects::{EncodeError, RuleError};
 pub use socket::{NftError, NftSocket};

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::alias::{Mode, TapAlias};
+use crate::docker::Admission;
 use crate::facts::{Facts, FdKind, Link, RawMac};
 use crate::guard::Guard;
 use crate::mac::{HOST_SIDE_PREFIX, MacAddr};
@@ -93,6 +94,16 @@ impl Plan {
         })
     }
 
+    /// The chains of others that have rules for a card.
+    pub(crate) fn foreign_rules_of(&self, card_idx: usize) -> Vec<String> {
+        let bridge = self.bridge_of(card_idx);
+        let admissions = self.steps.iter().flat_map(|step| match step {
+            Step::AdmitInDocker { admissions, .. } => admissions.as_slice(),
+            _ => &[],
+        });
+        admissions.filter(|admission| Some(&admission.bridge) == bridge).flat_map(Admission::chains).collect()
+    }
+
     /// What is written on a card's tap; nothing if minivmm does not write on it.
     pub(crate) fn alias_of(&self, card_idx: usize) -> String {
         let alias = self.steps.iter().find_map(|step| match step {
@@ -159,6 +170,7 @@ impl Draft<'_> {
             alias,
             pinned: (antispoof == Switch::On).then_some(mac),
             isolated: isolate,
+            hairpin: Switch::Off,
             vlans,
         });
         self.guard(Guard { card, mac, antispoof, addresses, isolate });

@@ -58,6 +58,8 @@ pub(crate) struct Attachment {
     pub(crate) pinned: Option<MacAddr>,
     /// Whether no frame passes between it and other isolated ports.
     pub(crate) isolated: Switch,
+    /// Whether frames go back to where they came from.
+    pub(crate) hairpin: Switch,
     /// The VLANs that it is in, if that is to differ from what the bridge gives every port.
     pub(crate) vlans: Option<PortVlans>,
 }
@@ -187,9 +189,10 @@ impl Rtnl {
                 self.handle.link().change(up).execute().await.map_err(io_error)?;
             }
         }
-        if attachment.isolated == Switch::On {
-            let message = LinkBridgePort::new(index).isolated(true).build();
-            self.handle.link().set_port(message).execute().await.map_err(io_error)?;
+        let on = |switch| switch == Switch::On;
+        if on(attachment.isolated) || on(attachment.hairpin) {
+            let message = LinkBridgePort::new(index).isolated(on(attachment.isolated)).hairpin(on(attachment.hairpin));
+            self.handle.link().set_port(message.build()).execute().await.map_err(io_error)?;
         }
         match attachment.pinned {
             Some(mac) => self.pin(index, mac).await,

@@ -69,6 +69,8 @@ pub struct Member {
     pub antispoof: Switch,
     /// Whether other VMs are out of reach.
     pub isolate: Switch,
+    /// Whether its port sends frames back to where they came from.
+    pub hairpin: Switch,
     /// What the guest may take of the host.
     pub limits: LimitSpec,
 }
@@ -102,7 +104,9 @@ pub(crate) fn tables(
         .flat_map(|tap| [Match::iif(&tap), Match::oif(&tap)].map(|passing| drop_as(rule(passing), ISOLATED)));
     let isolated = guards.iter().filter(|guard| guard.isolate == Switch::On);
     let between = isolated.filter_map(|guard| tap(guard.card)).flat_map(|tap| guard::between_taps(&tap));
-    let rules: Vec<Rule> = alone.chain(between).collect();
+    let reflecting = members.iter().filter(|member| member.hairpin == Switch::On);
+    let reflected = reflecting.filter_map(|member| Some(reflected(member, &tap(member.card)?))).flatten();
+    let rules: Vec<Rule> = reflected.chain(alone).chain(between).collect();
     if !rules.is_empty() {
         tables.push(table(Family::Bridge, &[ISOLATED], vec![guard::isolation(rules)]));
     }
@@ -180,6 +184,14 @@ fn guard(member: &Member, tap: IfName) -> Chain {
         rules.retain(|rule| !rule.exprs.iter().any(|expr| reasons.contains(expr)));
     }
     guard::ingress(member.card, tap, rules)
+}
+
+/// What a port that sends frames back keeps to itself: all but what has been translated for its own guest. One that hears its own questions
+/// whether an address is free believes that it is not.
+fn reflected(member: &Member, tap: &IfName) -> [Rule; 2] {
+    let own = EtherAddr::from(member.mac);
+    let back = || rule(Match::iif(tap)).with(Match::oif(tap));
+    [back().with(Match::EtherDaddr(Test::is_not(own))).with(Verdict::Drop), back().with(Verdict::Accept)]
 }
 
 /// What may pass between the network and the rest of the world.

@@ -12,6 +12,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use serde::Serialize;
 
 use crate::alias::{NetworkAlias, TapAlias};
+use crate::docker::{self, Admission, Placed};
 use crate::error::Error;
 use crate::forwarding;
 use crate::guard::Guard;
@@ -120,6 +121,16 @@ pub enum Step {
         #[serde(skip_serializing_if = "Vec::is_empty")]
         guards: Vec<Guard>,
     },
+    /// Have Docker's rules let the cards behind NAT through, in the chain that Docker leaves to others.
+    AdmitInDocker {
+        /// The VM.
+        vm: String,
+        /// Its cards.
+        admissions: Vec<Admission>,
+        /// Bridges of containers, to which they do not lead.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        containers: Vec<IfName>,
+    },
     /// Open the socket on which a card's services answer.
     OpenServices {
         /// The card.
@@ -158,6 +169,8 @@ pub enum Step {
         pinned: Option<MacAddr>,
         /// Whether no frame passes between it and other isolated ports.
         isolated: Switch,
+        /// Whether frames go back to where they came from.
+        hairpin: Switch,
         /// The VLANs that it is in, if that is to differ from what the bridge gives every port.
         #[serde(skip_serializing_if = "Option::is_none")]
         vlans: Option<PortVlans>,
@@ -203,6 +216,8 @@ pub(crate) struct Host {
     pub(crate) services: BTreeMap<usize, (ServiceSpec, OwnedFd)>,
     /// The owner of the VM's tables, if it has some.
     pub(crate) tables: Option<Tables>,
+    /// Rules of the VM in tables of Docker's.
+    pub(crate) admitted: Vec<Placed>,
     /// Descriptors that the VMM inherited for `fd=`, by number.
     pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
 }
@@ -230,9 +245,10 @@ impl Step {
 
     /// What a tap gets with its bridge, if this step attaches one.
     pub(crate) fn attachment(&self) -> Option<Attachment> {
-        let Self::AttachTap { mac, mtu, alias, pinned, isolated, vlans, .. } = self else { return None };
+        let Self::AttachTap { mac, mtu, alias, pinned, isolated, hairpin, vlans, .. } = self else { return None };
         let (alias, vlans) = (alias.clone(), vlans.clone());
-        Some(Attachment { mac: *mac, mtu: *mtu, alias, pinned: *pinned, isolated: *isolated, vlans })
+        let (pinned, isolated, hairpin) = (*pinned, *isolated, *hairpin);
+        Some(Attachment { mac: *mac, mtu: *mtu, alias, pinned, isolated, hairpin, vlans })
     }
 
     /// What takes it back at the end, in words.
@@ -260,6 +276,7 @@ impl Step {
             Self::EnableForwarding6 { bridge, .. } => format!("with bridge {bridge}, forward IPv6 no longer"),
             Self::HoldPorts { .. } => "close them".to_owned(),
             Self::CreateTables { .. } => "remove them".to_owned(),
+            Self::AdmitInDocker { .. } => "remove the rules".to_owned(),
             Self::OpenTap { .. } | Self::AdoptTap { .. } | Self::OpenVhost { .. } | Self::OpenServices { .. } => {
                 "close it".to_owned()
             }
@@ -310,6 +327,7 @@ impl Step {
                 Ok(())
             }
             Self::CreateTables { vm, members, guards } => host.create_tables(vm, members, guards),
+            Self::AdmitInDocker { vm, admissions, containers } => host.admit(vm, admissions, containers).await,
             Self::OpenServices { card, spec } => host.open_services(*card, spec),
             Self::OpenTap { card, tap, queues, multi_queue } => {
                 let mode = if *multi_queue { QueueMode::Multi } else { QueueMode::Single };
@@ -348,6 +366,7 @@ impl Step {
                 Ok(())
             }
             Self::CreateTables { .. } => host.tables.take().map_or(Ok(()), Tables::remove).map_err(Error::Nftables),
+            Self::AdmitInDocker { .. } => docker::withdraw(&std::mem::take(&mut host.admitted)).map_err(Error::Docker),
             Self::OpenServices { card, .. } => {
                 host.services.remove(card);
                 Ok(())
@@ -378,7 +397,7 @@ impl Host {
     /// A host that nothing has been done to.
     pub(crate) fn new(rtnl: Rtnl, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
         let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { rtnl, taps, vhosts, ports, services, tables: None, inherited }
+        Self { rtnl, taps, vhosts, ports, services, tables: None, admitted: Vec::new(), inherited }
     }
 
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
@@ -396,6 +415,13 @@ impl Host {
         let taps = &self.taps;
         let tables = rules::tables(vm, members, guards, |card| taps.get(&card)?.name.parse().ok());
         self.tables = Some(Tables::create(tables).map_err(Error::Nftables)?);
+        Ok(())
+    }
+
+    async fn admit(&mut self, vm: &str, admissions: &[Admission], containers: &[IfName]) -> Result<(), Error> {
+        let links = self.rtnl.links().await.map_err(Error::Survey)?;
+        let links: Vec<_> = links.iter().filter_map(survey::link).collect();
+        self.admitted = docker::admit(vm, admissions, containers, &links).map_err(Error::Docker)?;
         Ok(())
     }
 
@@ -477,6 +503,11 @@ impl fmt::Display for Step {
                 let tables = rules::tables(vm, members, guards, name);
                 let families: Vec<String> = tables.iter().map(|table| table.name.family.to_string()).collect();
                 write!(f, "create the nftables {} minivmm-{vm} for card {}", families.join(" and "), cards.join(", "))
+            }
+            Self::AdmitInDocker { admissions, .. } => {
+                let guests: Vec<String> =
+                    admissions.iter().map(|it| format!("{} on {}", it.address, it.bridge)).collect();
+                write!(f, "let {} through in chain {} of Docker", guests.join(" and "), docker::CHAIN)
             }
             Self::OpenServices { card, spec } => {
                 write!(f, "answer DHCP and DNS of card {card}, which has {}", spec.ipv4.address)

@@ -24,12 +24,15 @@ pub(crate) fn answer(question: &Question) -> Result<(String, u8), Error> {
             if *json { pretty(&vms) } else { list::table(&vms) }
         }
         Question::Gc => {
-            let gc::Collected { removed, failed } = gc::collect()?;
+            let gc::Collected { removed, rules, failed } = gc::collect()?;
             if !failed.is_empty() {
                 return Err(net::Error::Teardown(failed).into());
             }
             let lines = removed.iter().map(|bridge| format!("Removed bridge {bridge}, which had no ports left\n"));
-            if removed.is_empty() { "Nothing is left behind\n".to_owned() } else { lines.collect() }
+            let rules =
+                (rules > 0).then(|| format!("Removed {rules} rules of VMs that have gone from chain DOCKER-USER\n"));
+            let text: String = lines.chain(rules).collect();
+            if text.is_empty() { "Nothing is left behind\n".to_owned() } else { text }
         }
     };
     Ok((text, 0))

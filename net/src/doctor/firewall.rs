@@ -1,30 +1,82 @@
 //! Rules of others that drop what guests send.
 //!
 //! A table of ours cannot let pass what another one drops. A chain whose policy or last rule drops is a problem unless somebody has
-//! put a rule for networks of ours into it, which is looked for in the text that the command nft prints, where there is one.
+//! put a rule for the card's network into it, which is looked for in the text that the command nft prints, or iptables. What helps is what
+//! the program that made the chain has for it: ufw and firewalld forget rules that others put into their chains.
 
 use std::process::Command;
 
 use super::traffic::setting;
 use super::{Finding, Needs};
-use crate::facts::Facts;
-use crate::nft::{BaseChainSeen, Ending, NftSocket, Policy};
+use crate::alias::Mode;
+use crate::docker;
+use crate::facts::{Facts, IpFacts};
+use crate::nft::{BaseChainSeen, Ending, Family, NftSocket, Policy, TableName};
+use crate::spec::{NetSpec, Switch};
 
 /// What tables of minivmm begin with.
 const OURS: &str = "minivmm-";
 
-/// What the names of bridges that make networks of ours begin with, in rules of others.
-const NETWORKS: &str = "mvn-";
+/// The bridge of a card behind NAT whose network has no name.
+const DEFAULT_NETWORK: &str = "mvn-default";
 
-/// Families whose chains see routed IPv4.
-const ROUTED: [&str; 2] = ["ip", "inet"];
+/// What the kernel says of the tables of the predecessor of nf_tables.
+const LEGACY_TABLES: [(&str, &str); 2] =
+    [("iptables-legacy", "/proc/self/net/ip_tables_names"), ("ip6tables-legacy", "/proc/self/net/ip6_tables_names")];
 
-pub(super) fn look(needs: Needs, facts: &Facts) -> Vec<Finding> {
-    if !needs.bridge && !needs.forwarding {
+const WHY_ROUTED: &str = "no packet between a guest behind NAT and the world passes it";
+
+/// What has to get through chains for routed packets.
+struct Wanted {
+    /// The bridges of networks of ours.
+    bridges: Vec<String>,
+    /// The families whose chains see their packets.
+    families: Vec<&'static str>,
+}
+
+impl Wanted {
+    fn of(cards: &[NetSpec], ip: &IpFacts) -> Self {
+        // Frames between guests of a network without a way out are seen there as well if the host has it so.
+        let private = cards.iter().filter_map(NetSpec::private);
+        let routed = private.filter(|card| card.mode == Mode::Nat || ip.bridged_as_routed);
+        let (mut bridges, mut families) = (Vec::new(), vec!["ip", "inet"]);
+        for card in routed {
+            bridges.push(card.bridge().to_string());
+            if card.ipv6 == Switch::On && !families.contains(&"ip6") {
+                families.push("ip6");
+            }
+        }
+        bridges.dedup();
+        if cards.is_empty() {
+            bridges.push(DEFAULT_NETWORK.to_owned());
+        }
+        Self { bridges, families }
+    }
+
+    /// Whether the text of a table, or of all rules of an iptables, has a rule for each bridge that does not drop.
+    fn is_admitted_by(&self, text: &str) -> bool {
+        let lines: Vec<&str> = text.lines().filter(|line| !line.contains(" drop") && !line.contains("DROP")).collect();
+        let named = |bridge: &String| {
+            let words = [format!("\"{bridge}\""), "\"mvn-*\"".to_owned(), format!(" {bridge} "), " mvn-+ ".to_owned()];
+            lines.iter().any(|line| words.iter().any(|word| line.contains(word.as_str())))
+        };
+        self.bridges.iter().all(named)
+    }
+
+    /// A command for each bridge.
+    fn each(&self, command: impl Fn(&str) -> String) -> String {
+        self.bridges.iter().map(|bridge| command(bridge)).collect::<Vec<_>>().join(" && ")
+    }
+}
+
+pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Finding> {
+    let wanted = Wanted::of(cards, &facts.ip);
+    if !needs.bridge && wanted.bridges.is_empty() {
         return Vec::new();
     }
-    let chains = match NftSocket::open().and_then(|mut socket| socket.base_chains(OURS)) {
-        Ok(chains) => chains,
+    let looked = NftSocket::open().and_then(|mut socket| Ok((socket.base_chains(OURS)?, socket)));
+    let (chains, mut socket) = match looked {
+        Ok(looked) => looked,
         Err(error) => {
             let what = "The host's firewall cannot be looked at";
             let fix = "sudo minivmm doctor, with the same flags";
@@ -34,9 +86,10 @@ pub(super) fn look(needs: Needs, facts: &Facts) -> Vec<Finding> {
     };
     let dropping: Vec<_> = chains.iter().filter(|chain| chain.hook == "forward" && drops(chain)).collect();
     let mut findings = Vec::new();
-    if needs.forwarding {
-        let routed = dropping.iter().filter(|chain| ROUTED.contains(&chain.family) && !admits(chain));
-        findings.extend(routed.map(|chain| drops_routed(chain, facts)));
+    if !wanted.bridges.is_empty() {
+        let routed = dropping.iter().filter(|chain| wanted.families.contains(&chain.family));
+        findings.extend(routed.filter_map(|chain| drops_routed(chain, &wanted, &facts.ip, &mut socket)));
+        findings.extend(legacy(&wanted));
     }
     if needs.bridge {
         findings.extend(dropping.iter().filter(|chain| chain.family == "bridge").map(|chain| drops_bridged(chain)));
@@ -56,24 +109,79 @@ fn drops(chain: &BaseChainSeen) -> bool {
     }
 }
 
-/// Whether a rule of the chain's table names networks of ours.
-fn admits(chain: &BaseChainSeen) -> bool {
-    let table = Command::new("nft").args(["list", "table", chain.family, &chain.table]).output();
-    table.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(NETWORKS))
+/// What a command prints; nothing if it is not there or fails.
+fn output(program: &str, words: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(words).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn drops_routed(chain: &BaseChainSeen, facts: &Facts) -> Finding {
+/// The program that works with the tables of iptables of a family.
+fn iptables(family: &str) -> &'static str {
+    if family == "ip6" { "ip6tables" } else { "iptables" }
+}
+
+fn drops_routed(chain: &BaseChainSeen, wanted: &Wanted, ip: &IpFacts, socket: &mut NftSocket) -> Option<Finding> {
     let BaseChainSeen { family, table, chain: name, .. } = chain;
-    // Tables of iptables have its names, and it does not see rules that others have put into them.
-    let fix = if table == "filter" && name == "FORWARD" {
-        let chain = if facts.link("docker0").is_some() { "DOCKER-USER" } else { "FORWARD" };
-        format!("iptables -I {chain} -i {NETWORKS}+ -j ACCEPT && iptables -I {chain} -o {NETWORKS}+ -j ACCEPT")
-    } else {
-        let rule = |side| format!("nft insert rule {family} {table} {name} {side} '\"{NETWORKS}*\"' accept");
-        format!("{} && {}", rule("iifname"), rule("oifname"))
+    let of_iptables = table == "filter" && name == "FORWARD";
+    let docker = if *family == "ip6" { ip.docker.ip6 } else { ip.docker.ip4 };
+    if of_iptables && docker {
+        let what =
+            format!("Docker drops what nobody lets through; minivmm lets its guests through in {}", docker::CHAIN);
+        return Some(Finding::fine("firewall", what));
+    }
+    let text = output("nft", &["list", "table", family, table]);
+    let text = text.or_else(|| of_iptables.then(|| output(iptables(family), &["-S"])).flatten());
+    if text.is_some_and(|text| wanted.is_admitted_by(&text)) {
+        return None;
+    }
+    let fix = match table.as_str() {
+        "firewalld" => wanted.each(|bridge| {
+            let add = |permanent| format!("firewall-cmd {permanent}--zone=trusted --add-interface={bridge}");
+            format!("{} && {}", add(""), add("--permanent "))
+        }),
+        "filter" if of_iptables && is_of_ufw(socket, chain) => {
+            wanted.each(|bridge| format!("ufw route allow in on {bridge} && ufw route allow out on {bridge}"))
+        }
+        "filter" if of_iptables => admit_by(iptables(family), "FORWARD", wanted),
+        _ => wanted.each(|bridge| {
+            let rule = |side| format!("nft insert rule {family} {table} {name} {side} {bridge} accept");
+            format!("{} && {}", rule("iifname"), rule("oifname"))
+        }),
     };
     let what = format!("Chain {name} of table {family} {table} drops what it does not know");
-    Finding::problem("firewall", what, "no packet between a guest behind NAT and the world passes it", Some(fix))
+    Some(Finding::problem("firewall", what, WHY_ROUTED, Some(fix)))
+}
+
+fn admit_by(program: &str, chain: &str, wanted: &Wanted) -> String {
+    wanted.each(|bridge| {
+        let rule = |side| format!("{program} -I {chain} {side} {bridge} -j ACCEPT");
+        format!("{} && {}", rule("-i"), rule("-o"))
+    })
+}
+
+/// Whether ufw made the chain.
+fn is_of_ufw(socket: &mut NftSocket, chain: &BaseChainSeen) -> bool {
+    let (family, own) =
+        if chain.family == "ip6" { (Family::Ip6, "ufw6-user-forward") } else { (Family::Ip, "ufw-user-forward") };
+    let table = TableName { family, name: chain.table.clone() };
+    socket.policy_of(&table, own).is_ok_and(|policy| policy.is_some())
+}
+
+/// The predecessor of nf_tables, where it is in use and its own program can say what it does.
+fn legacy(wanted: &Wanted) -> Vec<Finding> {
+    let finding = |(program, tables): (&str, &str)| {
+        std::fs::read_to_string(tables).ok().filter(|names| names.lines().any(|name| name == "filter"))?;
+        let text = output(program, &["-S"])?;
+        let has = |line: &str| text.lines().any(|found| found == line);
+        if !has("-P FORWARD DROP") || wanted.is_admitted_by(&text) {
+            return None;
+        }
+        let chain = if has(&format!("-N {}", docker::CHAIN)) { docker::CHAIN } else { "FORWARD" };
+        let what = format!("Chain FORWARD of {program} drops what it does not know");
+        Some(Finding::problem("firewall", what, WHY_ROUTED, Some(admit_by(program, chain, wanted))))
+    };
+    let families = LEGACY_TABLES.into_iter().zip(["ip", "ip6"]);
+    families.filter(|(_, family)| wanted.families.contains(family)).filter_map(|(tables, _)| finding(tables)).collect()
 }
 
 fn drops_bridged(chain: &BaseChainSeen) -> Finding {

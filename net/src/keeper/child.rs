@@ -151,6 +151,7 @@ fn hand_over(
         let header = PortHeader {
             tap_name: tap.name.clone(),
             bridge: plan.bridge_of(card_idx).map(ToString::to_string),
+            foreign_rules: plan.foreign_rules_of(card_idx),
             mac: card.mac,
             mtu: card.mtu,
             queues: tap.fds.len(),

@@ -56,6 +56,8 @@ pub(crate) struct PortHeader {
     pub(crate) bridge: Option<String>,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: u16,
+    /// The chains of others that have rules for it.
+    pub(crate) foreign_rules: Vec<String>,
     /// How many of the descriptors are queues of the tap.
     pub(crate) queues: usize,
     /// How many of the following ones are instances of vhost-net: as many, or none.

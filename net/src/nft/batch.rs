@@ -5,7 +5,7 @@ use std::fmt;
 use super::objects::{EncodeError, Object, Transaction};
 use super::table::{Chain, Elements, Rule, Table, TableName};
 
-/// Changes of tables that the socket owns, in order. They take effect at once and together, or not at all.
+/// Changes of tables that the socket, or nobody, owns, in order. They take effect at once and together, or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// The changes.
@@ -27,6 +27,19 @@ pub enum Command {
     ReplaceRules(TableName, String, Vec<Rule>),
     /// Puts elements in place of those of a set with a name.
     ReplaceElements(TableName, String, Elements),
+    /// Puts a rule before the one with this handle, or at the end of the chain. The table may be somebody else's.
+    InsertRule {
+        /// The table.
+        table: TableName,
+        /// The chain.
+        chain: String,
+        /// The rule that comes next.
+        before: Option<u64>,
+        /// What is inserted.
+        rule: Rule,
+    },
+    /// Deletes the rule with this handle.
+    DeleteRule(TableName, String, u64),
 }
 
 impl Batch {
@@ -59,6 +72,10 @@ impl Batch {
                     transaction.add_rules(table, chain, rules)?;
                 }
                 Command::ReplaceElements(table, set, elements) => transaction.replace_elements(table, set, elements),
+                Command::InsertRule { table, chain, before, rule } => {
+                    transaction.insert_rule(table, chain, *before, rule)?;
+                }
+                Command::DeleteRule(table, chain, handle) => transaction.delete_rule(table, chain, *handle),
             }
         }
         transaction.end()
@@ -95,6 +112,11 @@ impl fmt::Display for Command {
                 write!(f, "flush set {table} {set}")?;
                 if elements.is_empty() { Ok(()) } else { write!(f, "\nadd element {table} {set} {elements}") }
             }
+            Self::InsertRule { table, chain, before: None, rule } => write!(f, "add rule {table} {chain} {rule}"),
+            Self::InsertRule { table, chain, before: Some(handle), rule } => {
+                write!(f, "insert rule {table} {chain} position {handle} {rule}")
+            }
+            Self::DeleteRule(table, chain, handle) => write!(f, "delete rule {table} {chain} handle {handle}"),
         }
     }
 }

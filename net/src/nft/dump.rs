@@ -78,6 +78,17 @@ pub enum Ending {
     Accept,
 }
 
+/// A rule of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleInChain {
+    /// By which the kernel knows it.
+    pub handle: u64,
+    /// Its comment.
+    pub comment: Option<String>,
+    /// Whether all that it says is that what comes to it leaves the chain.
+    pub returns: bool,
+}
+
 /// A rule as far as it is read.
 struct RuleSeen {
     family: u8,
@@ -135,6 +146,35 @@ impl NftSocket {
         )
     }
 
+    /// The rules of a chain in their order, whoever made them; none if the chain is not there.
+    ///
+    /// # Errors
+    /// Trouble with the kernel.
+    pub fn rules_of(&mut self, table: &TableName, chain: &str) -> Result<Vec<RuleInChain>, NftError> {
+        let place = |w: &mut Writer| {
+            w.text(NFTA_RULE_TABLE, &table.name);
+            w.text(NFTA_RULE_CHAIN, chain);
+        };
+        self.dump(NFT_MSG_GETRULE, table.family.number(), place, |_, rule| {
+            let here = rule.text(NFTA_RULE_TABLE)? == table.name && rule.text(NFTA_RULE_CHAIN)? == chain;
+            let handle = rule.be64(NFTA_RULE_HANDLE).filter(|_| here)?;
+            let comment = rule.find(NFTA_RULE_USERDATA).and_then(comment);
+            Some(RuleInChain { handle, comment, returns: verdict(rule) == Some(NFT_RETURN) })
+        })
+    }
+
+    /// The policy of a chain that is there; that of one without a hook is to accept.
+    ///
+    /// # Errors
+    /// Trouble with the kernel.
+    pub fn policy_of(&mut self, table: &TableName, chain: &str) -> Result<Option<Policy>, NftError> {
+        let place = |w: &mut Writer| {
+            w.text(NFTA_CHAIN_TABLE, &table.name);
+            w.text(NFTA_CHAIN_NAME, chain);
+        };
+        self.get(NFT_MSG_GETCHAIN, table.family.number(), place, |chain| Some(policy(chain)))
+    }
+
     /// All base chains of the namespace but those in tables whose names begin with `but`. Rules of iptables are among them where it is
     /// the one that works through nf_tables; those of its predecessor are not.
     ///
@@ -160,14 +200,13 @@ impl NftSocket {
                 let hook = Attrs::from(chain.find(NFTA_CHAIN_HOOK)?);
                 let last =
                     rules.iter().rfind(|rule| rule.family == family && rule.table == table && rule.chain == name);
-                let drops = chain.be32(NFTA_CHAIN_POLICY) == Some(NF_DROP.cast_unsigned());
                 Some(BaseChainSeen {
                     family: family_name(family),
                     table,
                     chain: name,
                     hook: hook_name(family, hook.be32(NFTA_HOOK_HOOKNUM)?),
                     priority: hook.be32(NFTA_HOOK_PRIORITY)?.cast_signed(),
-                    policy: if drops { Policy::Drop } else { Policy::Accept },
+                    policy: policy(chain),
                     ending: last.map_or(Ending::Policy, |rule| rule.ending),
                 })
             },
@@ -199,23 +238,38 @@ fn comment(mut userdata: &[u8]) -> Option<String> {
     }
 }
 
-/// What a rule does with every packet. Only a rule that begins with what it does, counters and logs aside, has no condition.
+fn policy(chain: Attrs<'_>) -> Policy {
+    let drops = chain.be32(NFTA_CHAIN_POLICY) == Some(NF_DROP.cast_unsigned());
+    if drops { Policy::Drop } else { Policy::Accept }
+}
+
+/// The verdict of a rule that has no condition.
+fn verdict(rule: Attrs<'_>) -> Option<i32> {
+    match unconditional(rule) {
+        Some(("immediate", data)) => {
+            let verdict = data.list(NFTA_IMMEDIATE_DATA).list(NFTA_DATA_VERDICT);
+            verdict.be32(NFTA_VERDICT_CODE).map(u32::cast_signed)
+        }
+        _ => None,
+    }
+}
+
+/// What a rule does first, counters and logs aside: only a rule that begins with that has no condition.
+fn unconditional(rule: Attrs<'_>) -> Option<(&str, Attrs<'_>)> {
+    exprs(rule).find(|(name, _)| !matches!(*name, "counter" | "objref" | "log"))
+}
+
+/// What a rule does with every packet.
 fn ending(rule: Attrs<'_>) -> Ending {
-    let mut rest = exprs(rule).skip_while(|(name, _)| matches!(*name, "counter" | "objref" | "log"));
-    match rest.next() {
-        Some(("reject", _)) => Ending::Reject,
-        Some(("target", data)) => match data.text(NFTA_TARGET_NAME) {
+    match (unconditional(rule), verdict(rule)) {
+        (Some(("reject", _)), _) => Ending::Reject,
+        (Some(("target", data)), _) => match data.text(NFTA_TARGET_NAME) {
             Some("REJECT") => Ending::Reject,
             Some("DROP") => Ending::Drop,
             _ => Ending::Policy,
         },
-        Some(("immediate", data)) => {
-            match data.list(NFTA_IMMEDIATE_DATA).list(NFTA_DATA_VERDICT).be32(NFTA_VERDICT_CODE).map(u32::cast_signed) {
-                Some(NF_DROP) => Ending::Drop,
-                Some(NF_ACCEPT) => Ending::Accept,
-                _ => Ending::Policy,
-            }
-        }
+        (_, Some(NF_DROP)) => Ending::Drop,
+        (_, Some(NF_ACCEPT)) => Ending::Accept,
         _ => Ending::Policy,
     }
 }

@@ -87,7 +87,12 @@ impl RuleEncoder {
     }
 
     fn need_network(&mut self, kind: EtherType) {
-        if self.network == Some(kind) {
+        let known = match self.family {
+            Family::Ip => Some(EtherType::IP4),
+            Family::Ip6 => Some(EtherType::IP6),
+            _ => self.network,
+        };
+        if known == Some(kind) {
             return;
         }
         self.network = Some(kind);

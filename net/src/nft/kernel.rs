@@ -45,7 +45,9 @@ pub(super) const NFTA_CHAIN_TYPE: u16 = 7;
 
 pub(super) const NFTA_RULE_TABLE: u16 = 1;
 pub(super) const NFTA_RULE_CHAIN: u16 = 2;
+pub(super) const NFTA_RULE_HANDLE: u16 = 3;
 pub(super) const NFTA_RULE_EXPRESSIONS: u16 = 4;
+pub(super) const NFTA_RULE_POSITION: u16 = 6;
 pub(super) const NFTA_RULE_USERDATA: u16 = 7;
 /// A user's agreement (libnftnl): the first record in a rule's userdata is its comment.
 pub(super) const NFTNL_UDATA_RULE_COMMENT: u8 = 0;

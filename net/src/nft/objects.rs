@@ -287,32 +287,54 @@ impl<'a> Transaction<'a> {
         });
     }
 
-    /// Appends rules to a chain, each after the sets that it takes.
+    /// Appends rules to a chain.
     pub(super) fn add_rules(
         &mut self,
         table: &'a TableName,
         chain: &'a str,
         rules: &'a [Rule],
     ) -> Result<(), EncodeError> {
-        for rule in rules {
-            let object = Object::Rule(table, chain, rule);
-            let (exprs, sets) = RuleEncoder::encode(table.family, rule, self.next_set_id)
-                .map_err(|source| EncodeError::Rule { object: object.to_string(), source })?;
-            for set in &sets {
-                self.take_set_id();
-                self.new_set(object, table, set.name(), set);
-                self.new_elements(object, table, &set.lookup(), &set.elements);
-            }
-            self.message(object, table.family, NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, |w| {
-                w.text(NFTA_RULE_TABLE, &table.name);
-                w.text(NFTA_RULE_CHAIN, chain);
-                w.nest(NFTA_RULE_EXPRESSIONS, |w| w.append(&exprs));
-                if let Some(comment) = &rule.comment {
-                    let text = [comment.as_bytes(), &[0]].concat();
-                    w.attr(NFTA_RULE_USERDATA, &record(NFTNL_UDATA_RULE_COMMENT, &text));
-                }
-            });
+        rules.iter().try_for_each(|rule| self.insert_rule(table, chain, None, rule))
+    }
+
+    /// Deletes a rule.
+    pub(super) fn delete_rule(&mut self, table: &'a TableName, chain: &'a str, handle: u64) {
+        self.message(Object::Chain(table, chain), table.family, NFT_MSG_DELRULE, 0, |w| {
+            w.text(NFTA_RULE_TABLE, &table.name);
+            w.text(NFTA_RULE_CHAIN, chain);
+            w.be64(NFTA_RULE_HANDLE, handle);
+        });
+    }
+
+    /// Puts a rule before another one or at the end of a chain, after the sets that it takes.
+    pub(super) fn insert_rule(
+        &mut self,
+        table: &'a TableName,
+        chain: &'a str,
+        before: Option<u64>,
+        rule: &'a Rule,
+    ) -> Result<(), EncodeError> {
+        let object = Object::Rule(table, chain, rule);
+        let (exprs, sets) = RuleEncoder::encode(table.family, rule, self.next_set_id)
+            .map_err(|source| EncodeError::Rule { object: object.to_string(), source })?;
+        for set in &sets {
+            self.take_set_id();
+            self.new_set(object, table, set.name(), set);
+            self.new_elements(object, table, &set.lookup(), &set.elements);
         }
+        let place = if before.is_some() { 0 } else { libc::NLM_F_APPEND };
+        self.message(object, table.family, NFT_MSG_NEWRULE, libc::NLM_F_CREATE | place, |w| {
+            w.text(NFTA_RULE_TABLE, &table.name);
+            w.text(NFTA_RULE_CHAIN, chain);
+            if let Some(handle) = before {
+                w.be64(NFTA_RULE_POSITION, handle);
+            }
+            w.nest(NFTA_RULE_EXPRESSIONS, |w| w.append(&exprs));
+            if let Some(comment) = &rule.comment {
+                let text = [comment.as_bytes(), &[0]].concat();
+                w.attr(NFTA_RULE_USERDATA, &record(NFTNL_UDATA_RULE_COMMENT, &text));
+            }
+        });
         Ok(())
     }
 

@@ -128,24 +128,40 @@ impl NftSocket {
         each: impl Fn(u8, Attrs<'_>) -> Option<T>,
     ) -> Result<Vec<T>, NftError> {
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(list) = self.try_dump(kind, family, &body, &each)? {
+            if let Some(list) = self.ask(kind, libc::NLM_F_DUMP, family, &body, &each)? {
                 return Ok(list);
             }
         }
         Err(NftError::Changing)
     }
 
-    /// A list, or nothing if it has changed meanwhile.
-    fn try_dump<T>(
+    /// Asks for one object and gives `read` its attributes; none if it is not there.
+    pub(super) fn get<T>(
         &mut self,
         kind: u16,
+        family: u8,
+        body: impl Fn(&mut Writer),
+        read: impl Fn(Attrs<'_>) -> Option<T>,
+    ) -> Result<Option<T>, NftError> {
+        match self.ask(kind, libc::NLM_F_ACK, family, body, |_, attrs| read(attrs)) {
+            Ok(found) => Ok(found.into_iter().flatten().next()),
+            Err(NftError::Talk(error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the kernel answers to a request with these flags, until it says that this is all; nothing if that has changed meanwhile.
+    fn ask<T>(
+        &mut self,
+        kind: u16,
+        flags: i32,
         family: u8,
         body: impl Fn(&mut Writer),
         each: impl Fn(u8, Attrs<'_>) -> Option<T>,
     ) -> Result<Option<Vec<T>>, NftError> {
         let seq = self.next_seq;
         self.next_seq = self.next_seq.wrapping_add(1);
-        let flags = u16::try_from(libc::NLM_F_DUMP).unwrap_or_default();
+        let flags = u16::try_from(flags).unwrap_or_default();
         let kind = NFNL_SUBSYS_NFTABLES << 8 | kind;
         let mut writer = Writer::default();
         writer.message(Head { kind, flags, seq, family, res_id: 0 }, body);

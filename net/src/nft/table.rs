@@ -15,6 +15,10 @@ use crate::spec::IfName;
 pub enum Family {
     /// IPv4 and IPv6.
     Inet,
+    /// IPv4 alone, as tables of iptables.
+    Ip,
+    /// IPv6 alone.
+    Ip6,
     /// All that goes in or out through an interface.
     Netdev,
     /// All that goes through a bridge.
@@ -205,6 +209,8 @@ impl Family {
     pub(super) fn number(self) -> u8 {
         match self {
             Self::Inet => 1,
+            Self::Ip => 2,
+            Self::Ip6 => 10,
             Self::Netdev => 5,
             Self::Bridge => 7,
         }
@@ -300,6 +306,8 @@ impl fmt::Display for Family {
             Self::Inet => "inet",
             Self::Netdev => "netdev",
             Self::Bridge => "bridge",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
         })
     }
 }

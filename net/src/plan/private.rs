@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Draft, ETHERNET_MTU, guest_mtu};
 use crate::alias::{Mode, NetworkAlias, TapAlias};
+use crate::docker::{self, Admission};
 use crate::facts::Link;
 use crate::guard::Guard;
 use crate::lease;
@@ -42,6 +43,8 @@ pub(super) struct Networks {
     guards: Vec<Guard>,
     /// What serves them.
     services: Vec<(usize, ServiceSpec)>,
+    /// Those that Docker would not let through.
+    admissions: Vec<Admission>,
 }
 
 impl Draft<'_> {
@@ -57,6 +60,9 @@ impl Draft<'_> {
         }
         self.steps.push(Step::CreateTap { card, queues: queues.get() });
         let (antispoof, isolate) = (spec.guard.antispoof_or(Switch::On), spec.guard.isolate);
+        // A frame that is translated on the bridge goes back to the port that it came from, if the guest asks for itself.
+        let hairpin =
+            if self.facts.ip.bridged_as_routed && !spec.forward.is_empty() { Switch::On } else { Switch::Off };
         let (vm, net) = (self.vm.to_owned(), spec.name.to_string());
         let alias = TapAlias { vm, card, mode: spec.mode, net, ip4: Some(address), ip6: None };
         self.steps.push(Step::AttachTap {
@@ -66,12 +72,19 @@ impl Draft<'_> {
             mtu: network.mtu,
             alias,
             pinned: (antispoof == Switch::On).then_some(mac),
-            isolated: isolate,
+            // A bridge sends nothing back to an isolated port. The rules that isolate it as well let that pass.
+            isolated: if hairpin == Switch::On { Switch::Off } else { isolate },
+            hairpin,
             vlans: None,
         });
         let Network { subnet, mac: gateway_mac, .. } = network;
         let forward = spec.forward.to_vec();
         let mode = spec.mode;
+        let docker = self.facts.ip.docker;
+        if docker.ip4 && (mode == Mode::Nat || self.facts.ip.bridged_as_routed) {
+            let prefix6 = ipv6.filter(|_| docker.ip6).map(|network| network.prefix);
+            self.networks.admissions.push(Admission { bridge: bridge.clone(), address, prefix6 });
+        }
         self.networks.members.push(Member {
             card,
             mode,
@@ -83,6 +96,7 @@ impl Draft<'_> {
             forward,
             antispoof,
             isolate,
+            hairpin,
             limits: spec.limits,
         });
         let service = ServiceSpec {
@@ -107,11 +121,15 @@ impl Draft<'_> {
 
     /// What all cards need together, after their taps.
     pub(super) fn guard_and_serve(&mut self) {
-        let Networks { members, guards, services, .. } = std::mem::take(&mut self.networks);
+        let Networks { members, guards, services, admissions, .. } = std::mem::take(&mut self.networks);
         if members.is_empty() && guards.is_empty() {
             return;
         }
         self.steps.push(Step::CreateTables { vm: self.vm.to_owned(), members, guards });
+        if !admissions.is_empty() {
+            let containers = docker::containers(&self.facts.links);
+            self.steps.push(Step::AdmitInDocker { vm: self.vm.to_owned(), admissions, containers });
+        }
         self.steps.extend(services.into_iter().map(|(card, spec)| Step::OpenServices { card, spec }));
     }
 

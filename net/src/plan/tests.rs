@@ -1,7 +1,8 @@
 use super::*;
 use std::collections::BTreeSet;
 
-use crate::facts::{Address, BridgeFact, FdFact, FdbEntry, Neighbour, OUR_GROUP, Route, TunFact};
+use crate::docker::DockerTables;
+use crate::facts::{Address, BridgeFact, FdFact, FdbEntry, IpFacts, Neighbour, OUR_GROUP, Route, TunFact};
 
 fn specs(flags: &[&str]) -> Vec<NetSpec> {
     flags.iter().map(|flag| flag.parse().unwrap()).collect()
@@ -205,6 +206,7 @@ fn a_plan_is_also_json() {
                     "mtu": 1500,
                     "alias": "minivmm vm=vm card=0 mode=bridge net=br0",
                     "isolated": "off",
+                    "hairpin": "off",
                 },
             ],
         })
@@ -619,4 +621,33 @@ fn a_bridge_that_exists_has_the_spanning_tree_or_is_refused() {
     );
     let error = plan("vm", &specs(&[flag]), &has(None)).unwrap_err();
     assert!(error.hint().ends_with("ip link set br0 type bridge stp_state 1 forward_delay 400"));
+}
+
+#[test]
+fn guests_behind_nat_are_let_through_where_docker_drops() {
+    let drops =
+        |ip4| Facts { ip: IpFacts { docker: DockerTables { ip4, ip6: false }, ..IpFacts::default() }, ..host() };
+    let admits = |spec: &str, facts: &Facts| {
+        let plan = plan("web", &specs(&[spec]), facts).unwrap();
+        plan.steps.iter().filter(|step| matches!(step, Step::AdmitInDocker { .. })).map(ToString::to_string).next()
+    };
+    let text = admits("nat,subnet=10.1.2.0/30", &drops(true)).unwrap();
+    assert_eq!(text, "let 10.1.2.2 on mvn-default through in chain DOCKER-USER of Docker");
+    assert_eq!(admits("host", &drops(true)), None);
+    assert_eq!(admits("nat", &drops(false)), None);
+}
+
+#[test]
+fn frames_come_back_to_a_forwarded_guest_where_the_bridge_translates_them() {
+    let hairpin = |spec: &str, bridged_as_routed| {
+        let facts = Facts { ip: IpFacts { bridged_as_routed, ..IpFacts::default() }, ..host() };
+        let plan = plan("web", &specs(&[spec]), &facts).unwrap();
+        plan.steps.iter().find_map(Step::attachment).unwrap()
+    };
+    let forwarded = "nat,forward=tcp:80:80,isolate=on";
+    let attachment = hairpin(forwarded, true);
+    assert_eq!((attachment.hairpin, attachment.isolated), (Switch::On, Switch::Off));
+    let attachment = hairpin(forwarded, false);
+    assert_eq!((attachment.hairpin, attachment.isolated), (Switch::Off, Switch::On));
+    assert_eq!(hairpin("nat", true).hairpin, Switch::Off);
 }

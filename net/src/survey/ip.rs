@@ -9,12 +9,16 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 
+use crate::docker;
 use crate::facts::{Address, IpFacts, Link, Route};
 use crate::rtnl::Rtnl;
 use crate::sysctl::{self, Conf};
 
 /// Where the host's name servers are.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Whether frames on bridges pass the rules of iptables; not there without `br_netfilter`.
+const BRIDGE_NF: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// Reads it all. A host with the routes of the whole internet has a million, and a start there takes a second.
 pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
@@ -26,7 +30,10 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let forwarding = forwarding.map(|link| link.index).collect();
     let forwards6 = sysctl::read(Conf::Ipv6, "all", "forwarding").is_ok_and(|value| value == "1");
     let advertised6 = advertised(rtnl, links).await?;
-    Ok(IpFacts { addresses, routes, forwarding, forwards6, advertised6, resolvers: resolvers() })
+    let docker = docker::survey();
+    let bridged_as_routed = fs::read_to_string(BRIDGE_NF).is_ok_and(|value| value.trim() == "1");
+    let resolvers = resolvers();
+    Ok(IpFacts { addresses, routes, forwarding, forwards6, advertised6, docker, bridged_as_routed, resolvers })
 }
 
 /// The links that lead to all of IPv6 and learn that from router advertisements.

@@ -14,6 +14,7 @@
 mod addresses;
 mod bridges;
 mod client;
+mod coexist;
 mod descriptors;
 mod endings;
 mod guard;
@@ -41,6 +42,7 @@ fn cases() -> Vec<Case> {
     let cases = [
         addresses::CASES,
         bridges::CASES,
+        coexist::CASES,
         descriptors::CASES,
         endings::CASES,
         guard::CASES,
@@ -79,14 +81,15 @@ fn main() -> ExitCode {
 
 fn harness() -> ExitCode {
     let missing = what_is_missing();
-    if let Some(reason) = &missing {
-        for (name, _) in cases() {
-            println!("skipped {name}: {reason}");
-        }
-    }
     let arguments = Arguments::from_args();
     let say = arguments.nocapture;
-    let trial = |(name, _): Case| Trial::test(name, move || run(name, say)).with_ignored_flag(missing.is_some());
+    let trial = |(name, _): Case| {
+        let reason = missing.clone().or_else(|| program_is_missing(name));
+        if let Some(reason) = &reason {
+            println!("skipped {name}: {reason}");
+        }
+        Trial::test(name, move || run(name, say)).with_ignored_flag(reason.is_some())
+    };
     libtest_mimic::run(&arguments, cases().into_iter().map(trial).collect()).exit_code()
 }
 
@@ -101,6 +104,13 @@ fn what_is_missing() -> Option<String> {
     ["ip", "nft"].into_iter().find_map(|command| {
         Command::new(command).arg("-V").output().err().map(|error| format!("needs the command {command}: {error}"))
     })
+}
+
+/// The same for one of them.
+fn program_is_missing(name: &str) -> Option<String> {
+    let (_, program) = coexist::PROGRAMS.iter().find(|(case, _)| name.starts_with(case))?;
+    let found = Command::new(program).arg("--version").output().is_ok();
+    (!found).then(|| format!("needs the command {program}"))
 }
 
 /// Runs a case. With `--nocapture` what it says is shown also where it succeeds.

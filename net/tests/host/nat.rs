@@ -28,7 +28,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// The world: a namespace behind the host's only uplink. It has no route to networks of ours.
-fn world() -> Namespace {
+pub(crate) fn world() -> Namespace {
     sh("ip link set lo up");
     let world = Namespace::behind("up0", "198.51.100.1/24", "198.51.100.2/24");
     sh("ip route add default via 198.51.100.1");
@@ -42,13 +42,13 @@ fn state() -> String {
 }
 
 /// The lease that is written on a tap.
-fn address(tap: &str) -> String {
+pub(crate) fn address(tap: &str) -> String {
     let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
     alias.split("ip4=").nth(1).unwrap().to_owned()
 }
 
 /// The gateway of a network of /24.
-fn gateway(address: &str) -> String {
+pub(crate) fn gateway(address: &str) -> String {
     format!("{}.1", address.rsplit_once('.').unwrap().0)
 }
 
@@ -168,7 +168,7 @@ fn forwarding() {
 }
 
 /// Stops a VMM whose guests nobody asked for.
-fn stop(mut vmm: Vmm) {
+pub(crate) fn stop(mut vmm: Vmm) {
     vmm.guest();
     assert_eq!(vmm.order("stop"), "stopped");
     assert_eq!(vmm.end(), "");

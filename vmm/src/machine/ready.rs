@@ -55,6 +55,7 @@ struct Card {
     bridge: Option<String>,
     network: Option<String>,
     forwards: Vec<String>,
+    foreign_rules: Vec<String>,
     tap: String,
     mac: net::MacAddr,
     address: Address,
@@ -92,6 +93,7 @@ impl Ready {
             bridge: port.bridge.clone(),
             network: spec.private().map(|private| private.name.to_string()),
             forwards: spec.private().into_iter().flat_map(|private| private.forward).map(ToString::to_string).collect(),
+            foreign_rules: port.foreign_rules.clone(),
             tap: port.tap_name.clone(),
             mac: port.mac,
             address: match (&port.services, port.lookout.take()) {
@@ -225,6 +227,7 @@ impl Card {
             "address": state,
             "addresses": addresses,
             "forwards": self.forwards,
+            "foreign_rules": self.foreign_rules,
         })
     }
 }

@@ -41,7 +41,7 @@ fn every_vm() {
     assert_eq!(vms[0]["name"], "db");
     let db = json!({
         "card": "net0", "mode": "bridge", "bridge": "br0", "network": "br0", "tap": "vmtap0", "mac": "52:54:00:00:00:02",
-        "address": "awaited", "addresses": [], "forwards": [], "link": "up", "received": vms[0]["cards"][0]["received"],
+        "address": "awaited", "addresses": [], "forwards": [], "foreign_rules": [], "link": "up", "received": vms[0]["cards"][0]["received"],
         "sent": { "frames": 0, "bytes": 0 },
     });
     assert_eq!(vms[0]["cards"], json!([db]));

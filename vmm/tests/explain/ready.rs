@@ -44,7 +44,7 @@ fn with_the_address() {
 
     let card = json!({
         "card": "net0", "mode": "tap", "bridge": null, "network": null, "tap": "tap0", "mac": "52:54:00:00:00:01",
-        "address": "known", "addresses": ["10.0.0.5"], "forwards": [],
+        "address": "known", "addresses": ["10.0.0.5"], "forwards": [], "foreign_rules": [],
     });
     assert_eq!(ready["event"], "ready");
     assert_eq!(ready["name"], "web");
@@ -66,7 +66,7 @@ fn lease() {
 
     let card = json!({
         "card": "net0", "mode": "nat", "bridge": "mvn-lab", "network": "lab", "tap": "vmtap0", "mac": "52:54:00:00:00:01",
-        "address": "known", "addresses": [ip.to_string()], "forwards": ["tcp:8080:80"],
+        "address": "known", "addresses": [ip.to_string()], "forwards": ["tcp:8080:80"], "foreign_rules": [],
     });
     assert_eq!(ready["cards"], json!([card]));
     assert_eq!(vm.quit().0, 131);
