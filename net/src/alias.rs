@@ -3,6 +3,7 @@
 //! ```text
 //! tap        minivmm vm=web card=0 mode=nat net=default ip4=10.1.2.3
 //! bridge     minivmm mode=nat net=default forward=2,5
+//! bridge     minivmm uplink=eth1 moved=on
 //! ```
 //!
 //! It belongs to the link, so it goes with it, whoever dies first, and any user can read it: there is no file that
@@ -165,6 +166,45 @@ impl Serialize for NetworkAlias {
     }
 }
 
+/// Which interface of the host a bridge of ours leads out by, and what is to be given back to it when the bridge goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkAlias {
+    /// The interface.
+    pub uplink: String,
+    /// The bridge's addresses and routes are the interface's.
+    pub moved: bool,
+    /// The interface was down.
+    pub raised: bool,
+}
+
+impl UplinkAlias {
+    /// Reads the alias of a link; none if it is not one of a bridge with an uplink.
+    pub fn parse(text: &str) -> Option<Self> {
+        let words = Words::of(text)?;
+        Some(Self {
+            uplink: words.get("uplink")?.to_owned(),
+            moved: words.get("moved") == Some("on"),
+            raised: words.get("raised") == Some("on"),
+        })
+    }
+}
+
+impl fmt::Display for UplinkAlias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{MARK} uplink={}", self.uplink)?;
+        for (word, holds) in [(" moved=on", self.moved), (" raised=on", self.raised)] {
+            f.write_str(if holds { word } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for UplinkAlias {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// The words of an alias of ours.
 struct Words<'a>(&'a str);
 
@@ -218,6 +258,18 @@ mod tests {
             assert_eq!(TapAlias::parse(&alias.to_string()), None);
         }
         assert_eq!(NetworkAlias::parse(&web().to_string()), None);
+    }
+
+    #[test]
+    fn uplink_alias_reads_back() {
+        let alias = UplinkAlias { uplink: "eth1".to_owned(), moved: true, raised: true };
+        assert_eq!(alias.to_string(), "minivmm uplink=eth1 moved=on raised=on");
+        for alias in [alias.clone(), UplinkAlias { moved: false, raised: false, ..alias }] {
+            assert_eq!(UplinkAlias::parse(&alias.to_string()), Some(alias.clone()));
+            assert_eq!(TapAlias::parse(&alias.to_string()), None);
+            assert_eq!(NetworkAlias::parse(&alias.to_string()), None);
+        }
+        assert_eq!(UplinkAlias::parse(&web().to_string()), None);
     }
 
     #[test]

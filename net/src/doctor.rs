@@ -8,6 +8,7 @@ mod firewall;
 mod managers;
 mod privileges;
 mod traffic;
+mod uplink;
 
 use serde::Serialize;
 
@@ -126,6 +127,7 @@ fn looks(needs: Needs, request: &Request, facts: &Facts) -> Vec<Finding> {
         traffic::look(needs, &request.cards, facts),
         firewall::look(needs, &request.cards, facts),
         if needs.tap { managers::look(std::path::Path::new("/")) } else { Vec::new() },
+        uplink::look(std::path::Path::new("/"), &request.cards, facts),
     ]
     .concat()
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::nft::NftError;
 use crate::refusal::Refusal;
 use crate::spec::{IfName, Protocol};
+use crate::uplink::MoveError;
 
 /// Why the cards of a VM could not be made, kept or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +119,32 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// `RTM_SETLINK` with the VLANs of an uplink.
+    #[error("Have {link} carry VLANs")]
+    JoinVlans {
+        /// The port.
+        link: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// An interface that should become the port of a bridge of ours.
+    #[error("Take {uplink} as uplink")]
+    TakeUplink {
+        /// The interface.
+        uplink: String,
+        /// What went wrong.
+        source: MoveError,
+    },
+    /// An interface that should have again what the bridge has from it.
+    #[error("Give back to {uplink} what bridge {bridge} has from it; both are left as they are")]
+    GiveBack {
+        /// The bridge.
+        bridge: String,
+        /// The interface.
+        uplink: String,
+        /// What went wrong.
+        source: MoveError,
+    },
     /// `RTM_SETLINK` with the bridge's own address.
     #[error("Keep the address of bridge {bridge} as it is")]
     PinAddress {
@@ -211,6 +238,8 @@ impl Error {
             Self::OpenTun(source) => open_tun_hint(source),
             Self::OpenVhost(source) => open_vhost_hint(source),
             Self::OpenTap { tap, source } => open_tap_hint(tap, source),
+            Self::TakeUplink { source, .. } => source.errno().and_then(uplink_hint),
+            Self::GiveBack { .. } => Some("once that is mended, minivmm net gc does it".to_owned()),
             _ => self.source_errno().and_then(privilege_hint),
         }
     }
@@ -281,6 +310,15 @@ fn open_vhost_hint(source: &io::Error) -> Option<String> {
 fn open_tap_hint(tap: &str, source: &io::Error) -> Option<String> {
     (source.raw_os_error() == Some(libc::EPERM))
         .then(|| format!("run as the tap's owner, or make it anew: ip tuntap add {tap} mode tap user $USER"))
+}
+
+fn uplink_hint(errno: i32) -> Option<String> {
+    match errno {
+        libc::EBUSY | libc::EOPNOTSUPP => {
+            Some("this card cannot be a port of a bridge, or something else takes its frames; use --net nat".to_owned())
+        }
+        errno => privilege_hint(errno),
+    }
 }
 
 fn privilege_hint(errno: i32) -> Option<String> {

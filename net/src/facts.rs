@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
 
+use crate::alias::UplinkAlias;
 use crate::docker::DockerTables;
 use crate::mac::{MAC_LEN, MacAddr};
 
@@ -29,6 +30,8 @@ pub struct Facts {
     pub neighbours: Vec<Neighbour>,
     /// IPv4, if a card is to be on a network of ours; else nothing.
     pub ip: IpFacts,
+    /// What the interfaces have that a request names as uplinks.
+    pub uplinks: Vec<UplinkFact>,
     /// What is behind the descriptors that a request names, in any order.
     pub fds: Vec<FdFact>,
     /// Random addresses, enough for the bridges that a plan may create.
@@ -54,6 +57,25 @@ pub struct IpFacts {
     pub bridged_as_routed: bool,
     /// The name servers that the host asks.
     pub resolvers: Vec<Ipv4Addr>,
+}
+
+/// What an interface has that a bridge would take over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UplinkFact {
+    /// The interface.
+    pub link: u32,
+    /// Its addresses with their prefix lengths, but for link-local ones of IPv6.
+    pub addresses: Vec<String>,
+    /// When the first of them ends, in seconds, if one does.
+    pub lifetime_s: Option<u32>,
+    /// Routes through it, but for those that come and go with addresses by themselves.
+    pub routes: usize,
+    /// Whether one of them leads to all that no other leads to.
+    pub default_route: bool,
+    /// Whether one of them leads through an object of its own (`ip nexthop`).
+    pub nexthop_objects: bool,
+    /// It is a radio.
+    pub wireless: bool,
 }
 
 /// An IPv4 address of this host.
@@ -97,6 +119,8 @@ pub struct Link {
     pub mtu: u32,
     /// The bridge or bond it is a port of.
     pub master: Option<u32>,
+    /// What it is made on (a VLAN's or macvlan's interface), if that is in the same namespace.
+    pub lower: Option<u32>,
     /// Whether it is administratively up.
     pub up: bool,
     /// Its device group.
@@ -186,6 +210,11 @@ impl Facts {
         self.links.iter().find(|link| link.name == name)
     }
 
+    /// What a request's uplink has.
+    pub fn uplink(&self, link: &Link) -> Option<&UplinkFact> {
+        self.uplinks.iter().find(|fact| fact.link == link.index)
+    }
+
     /// The name of an interface, or its number if it has gone.
     pub fn name_of(&self, index: u32) -> String {
         match self.links.iter().find(|link| link.index == index) {
@@ -210,6 +239,11 @@ impl Link {
     /// Whether it is a bridge that minivmm made, so that the last port takes it away.
     pub fn is_our_bridge(&self) -> bool {
         self.is_bridge() && self.group == OUR_GROUP
+    }
+
+    /// Its uplink, if it is a bridge of ours with one.
+    pub fn uplink(&self) -> Option<UplinkAlias> {
+        self.alias.as_deref().filter(|_| self.is_our_bridge()).and_then(UplinkAlias::parse)
     }
 
     /// What it is, in a word.

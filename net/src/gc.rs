@@ -1,16 +1,19 @@
-//! Removes what is left when both VMM and keeper were killed: bridges of ours without ports, and rules in Docker's chain for others.
+//! Removes what is left when both VMM and keeper were killed: bridges of ours without VMs, with what they have from their uplinks given
+//! back, and rules in Docker's chain for others.
 //!
 //! All else belongs to the kernel and has gone with them. The next VM on such a bridge would remove it as well, and the next one behind NAT
 //! the rules.
 
 use crate::docker;
 use crate::error::{Error, Report};
+use crate::facts::Link;
+use crate::forwarding;
 use crate::lock::NamespaceLock;
 use crate::nft::NftError;
 use crate::rtnl::Rtnl;
 use crate::spec::IfName;
-use crate::step::remove_bridge_if_unused;
 use crate::survey;
+use crate::uplink;
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub struct Collected {
     pub failed: Vec<Report>,
 }
 
-/// Removes every bridge of ours that has no ports, and puts back what was changed for it. VMs that run or start are not
+/// Removes every bridge of ours that has no ports but an uplink, and puts back what was changed for it. VMs that run or start are not
 /// disturbed: the lock of the network namespace keeps out those that are about to use such a bridge.
 ///
 /// # Errors
@@ -34,8 +37,7 @@ pub fn collect() -> Result<Collected, Error> {
         let rtnl = Rtnl::connect().map_err(Error::Connect)?;
         let _lock = NamespaceLock::take().await;
         let links: Vec<_> = rtnl.links().await.map_err(Error::Survey)?.iter().filter_map(survey::link).collect();
-        let unused = |index| !links.iter().any(|link| link.master == Some(index));
-        let bridges = links.iter().filter(|link| link.is_our_bridge() && unused(link.index));
+        let bridges = links.iter().filter(|link| link.is_our_bridge() && is_unused(link, &links));
         let mut collected = Collected::default();
         match docker::sweep(&links) {
             Ok(rules) => collected.rules = rules,
@@ -48,9 +50,33 @@ pub fn collect() -> Result<Collected, Error> {
             let Ok(name) = bridge.name.parse::<IfName>() else { continue };
             match remove_bridge_if_unused(&rtnl, &name).await {
                 Ok(()) => collected.removed.push(name.to_string()),
-                Err(source) => collected.failed.push(Error::Remove { link: name.to_string(), source }.report()),
+                Err(error) => collected.failed.push(error.report()),
             }
         }
         Ok(collected)
     })
+}
+
+/// Removes a bridge of ours that no VM is on, and puts back what was changed for it.
+///
+/// The caller holds the namespace's lock, so no other keeper attaches a tap between the look and the removal.
+pub(crate) async fn remove_bridge_if_unused(rtnl: &Rtnl, bridge: &IfName) -> Result<(), Error> {
+    let failed = |source| Error::Remove { link: bridge.to_string(), source };
+    let links: Vec<_> = rtnl.links().await.map_err(failed)?.iter().filter_map(survey::link).collect();
+    let ours = links.iter().find(|link| link.name == bridge.as_str() && link.is_our_bridge());
+    let Some(ours) = ours.filter(|ours| is_unused(ours, &links)) else { return Ok(()) };
+    forwarding::release(rtnl, ours, &links).await.map_err(failed)?;
+    if let Some(alias) = ours.uplink()
+        && let Some(uplink) = links.iter().find(|link| link.name == alias.uplink)
+    {
+        let given = uplink::give_back(rtnl, ours, &alias, uplink).await;
+        given.map_err(|source| Error::GiveBack { bridge: bridge.to_string(), uplink: alias.uplink, source })?;
+    }
+    rtnl.remove(ours.index).await.map_err(failed)
+}
+
+/// Whether a bridge of ours has no ports but its uplink.
+fn is_unused(bridge: &Link, links: &[Link]) -> bool {
+    let uplink = bridge.uplink().map(|alias| alias.uplink);
+    !links.iter().any(|link| link.master == Some(bridge.index) && Some(&link.name) != uplink.as_ref())
 }

@@ -13,7 +13,7 @@
 //! | `spec`, `request` | what is wanted |
 //! | `facts`, `survey`, `subnet`, `lease` | what there is, and which addresses are free |
 //! | `plan`, `refusal`, `step` | what is to be done, and what takes it back |
-//! | `rtnl`, `tun`, `sysctl`, `forwarding`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
+//! | `rtnl`, `tun`, `sysctl`, `forwarding`, `uplink`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
 //! | `alias`, `siblings` | what links say of VMs and networks |
 //! | `services` | DHCP and DNS, which the VMM runs |
 //! | `keeper`, `lock` | the process that does it, and keeps out of the way of others |
@@ -85,6 +85,7 @@ mod survey;
 mod sysctl;
 mod tables;
 mod tun;
+mod uplink;
 mod vlan;
 
 pub use error::{Error, Report};

@@ -17,7 +17,7 @@
 //!
 //! The formats follow linux/netfilter/nf_tables.h and net/netfilter/nf_tables_api.c.
 
-mod attr;
+pub(crate) mod attr;
 mod batch;
 mod dump;
 mod expressions;

@@ -4,6 +4,7 @@
 //! refused before the host is changed is refused here.
 
 mod private;
+mod uplink;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -151,6 +152,7 @@ impl Draft<'_> {
             }
             None => self.create(spec)?,
         };
+        self.uplink(spec)?;
         let bridge_mtu = bridge_mtu.min(TAP_MTU_MAX);
         let vlans = self.vlans(name, &spec.vlans)?;
         let mtu = guest_mtu(spec.card.mtu, bridge_mtu, name.as_str())?;
@@ -195,6 +197,7 @@ impl Draft<'_> {
         let untagged = spec.untagged();
         let stays = |id: u16| untagged.is_some_and(|own| own.get() == id) || spec.trunk.contains(id);
         let leave = Some(default).filter(|id| *id != 0 && !stays(*id));
+        self.uplink_vlans(name, spec);
         Ok(Some(PortVlans { untagged, tagged: spec.trunk.clone(), leave }))
     }
 
@@ -238,6 +241,11 @@ impl Draft<'_> {
         }
         if spec.create == Switch::Off {
             return Err(Refusal::NoBridge { name: name.clone(), bridges: self.bridges() });
+        }
+        if let Some((mac, mtu)) = self.uplink_card(spec)? {
+            self.steps.push(Step::CreateBridge { bridge: name.clone(), mac, mtu });
+            self.spanning_tree(spec)?;
+            return Ok(mtu);
         }
         let mtu = spec.card.mtu.map_or(ETHERNET_MTU, Mtu::get);
         let created = self.steps.iter().filter(|step| matches!(step, Step::CreateBridge { .. })).count();

@@ -47,6 +47,74 @@ pub enum Refusal {
     /// The kernel has bridges without VLANs (`CONFIG_BRIDGE_VLAN_FILTERING`).
     #[error("The kernel of this host has no VLAN filtering on bridges")]
     NoVlans,
+    /// No interface has the uplink's name.
+    #[error("Uplink {name} does not exist")]
+    NoUplink {
+        /// The name.
+        name: IfName,
+    },
+    /// The name belongs to something that cannot be a port of a bridge.
+    #[error("{name} cannot be an uplink, it is {kind}")]
+    NotAnUplink {
+        /// The name.
+        name: IfName,
+        /// What it is.
+        kind: String,
+    },
+    /// A station of a radio network may send from its own address only.
+    #[error("{name} cannot be an uplink, it is a wireless card, whose access point takes frames of nobody else")]
+    WirelessUplink {
+        /// The name.
+        name: IfName,
+    },
+    /// A port of something else.
+    #[error("{name} is a port of {master} already")]
+    UplinkOfOther {
+        /// The uplink.
+        name: IfName,
+        /// What it is a port of.
+        master: String,
+    },
+    /// Something is made on it, and takes frames before a bridge sees them.
+    #[error("{name} cannot be an uplink while {by} is on it, which is {kind} and takes frames before the bridge")]
+    UplinkInUse {
+        /// The uplink.
+        name: IfName,
+        /// What is on it.
+        by: String,
+        /// What that is.
+        kind: String,
+    },
+    /// What the host would be cut off from.
+    #[error("{name} has {}, and a port of a bridge cannot use them", holdings_text(addresses, *.default_route))]
+    UplinkHasAddresses {
+        /// The uplink.
+        name: IfName,
+        /// Its addresses.
+        addresses: Vec<String>,
+        /// Whether all that no other route leads to is reached by it.
+        default_route: bool,
+    },
+    /// Routes through objects that belong to the interface.
+    #[error("Routes through {name} use nexthop objects, which cannot be moved")]
+    NexthopObjects {
+        /// The uplink.
+        name: IfName,
+    },
+    /// A bridge of somebody else's.
+    #[error("Bridge {name} exists, and minivmm did not make it")]
+    ForeignBridge {
+        /// The bridge.
+        name: IfName,
+    },
+    /// A bridge of ours that leads out otherwise, or not.
+    #[error("Bridge {name} exists, and {}", uplink_text(uplink.as_deref()))]
+    OtherUplink {
+        /// The bridge.
+        name: IfName,
+        /// Its uplink.
+        uplink: Option<String>,
+    },
     /// The card's address belongs to somebody else.
     #[error("MAC address {mac} is already used by {by}")]
     MacUsed {
@@ -213,6 +281,23 @@ impl Refusal {
                 "leave vlan= and trunk= out, or boot a kernel with CONFIG_BRIDGE_VLAN_FILTERING, as those of distributions are"
                     .to_owned()
             }
+            Self::NoUplink { .. } => "give the name of a network card; `ip link` lists them".to_owned(),
+            Self::NotAnUplink { .. } => "give the name of an Ethernet card".to_owned(),
+            Self::WirelessUplink { .. } => "use --net nat, which needs no bridge on the card".to_owned(),
+            Self::UplinkOfOther { master, .. } => {
+                format!("use that bridge if it is one (--net bridge={master}), or free the card first")
+            }
+            Self::UplinkInUse { by, .. } => {
+                format!("use that as uplink (uplink={by}), or remove it first: ip link del {by}")
+            }
+            Self::UplinkHasAddresses { .. } => {
+                "add move-addresses=on to have them on the bridge while VMs use it".to_owned()
+            }
+            Self::NexthopObjects { .. } => "leave uplink= out, and make the bridge yourself".to_owned(),
+            Self::ForeignBridge { name } => {
+                format!("leave uplink= out and put the card on it yourself (ip link set IFACE master {name}), or use another name")
+            }
+            Self::OtherUplink { .. } => "give the bridge another name, or end its VMs first".to_owned(),
             Self::MacUsed { .. } => {
                 "give the card another address with mac=, or the VM another name with --name".to_owned()
             }
@@ -255,6 +340,18 @@ impl Refusal {
             Self::NoSpareMac => "this is a bug in minivmm: the survey skipped the address".to_owned(),
         }
     }
+}
+
+/// What an interface has that would be lost, in words.
+fn holdings_text(addresses: &[String], default_route: bool) -> String {
+    let route = if default_route { Some("the default route") } else { None };
+    let texts: Vec<&str> = addresses.iter().map(String::as_str).chain(route).collect();
+    if texts.is_empty() { "routes".to_owned() } else { texts.join(", ") }
+}
+
+/// How a bridge of ours leads out, in words.
+fn uplink_text(uplink: Option<&str>) -> String {
+    uplink.map_or_else(|| "has no uplink".to_owned(), |uplink| format!("its uplink is {uplink}"))
 }
 
 /// What a bridge does about spanning trees, in words.

@@ -265,6 +265,23 @@ impl Rtnl {
         Ok(())
     }
 
+    /// Makes a link a port of a bridge as it is, and raises it.
+    pub(crate) async fn join(&self, index: u32, bridge: u32) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(index).controller(bridge).up().build();
+        self.handle.link().change(message).execute().await.map_err(io_error)
+    }
+
+    /// Takes a link off its bridge.
+    pub(crate) async fn leave(&self, index: u32) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(index).nocontroller().build();
+        self.handle.link().change(message).execute().await.map_err(io_error)
+    }
+
+    /// Gives a port of a bridge VLANs beside those that it has.
+    pub(crate) async fn join_vlans(&self, port: u32, vlans: &PortVlans) -> io::Result<()> {
+        self.handle.link().set(vlans.join_message(port)).execute().await.map_err(io_error)
+    }
+
     /// Gives a link an address.
     pub(crate) async fn set_address(&self, name: &str, mac: MacAddr) -> io::Result<()> {
         let message = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).build();

@@ -1,7 +1,7 @@
 //! The grammar of `--net`: `MODE=ARG[,key=value...]`.
 //!
 //! ```text
-//! bridge=NAME[,create=on|off[,stp=on|off[,forward-delay=SECONDS]]][,vlan=ID | ,trunk=LIST[,native=ID]]
+//! bridge=NAME[,create=on|off[,uplink=IFACE[,move-addresses=on|off]][,stp=on|off[,forward-delay=SECONDS]]][,vlan=ID | ,trunk=LIST[,native=ID]]
 //!        [,addresses=IP[+IP...]]
 //!                               a new tap on this bridge
 //! nat[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,forward=LIST]
@@ -34,6 +34,7 @@ mod network;
 mod offload;
 mod private;
 mod stp;
+mod uplink;
 mod vlan;
 
 use std::fmt;
@@ -55,6 +56,7 @@ pub use network::{NetworkName, Subnet};
 pub use offload::{Offload, OffloadList};
 pub use private::{HostSpec, NatSpec, Private};
 pub use stp::{ForwardDelay, StpSpec};
+pub use uplink::UplinkSpec;
 pub use vlan::{VlanId, VlanList, VlanRange, VlanSpec};
 
 /// Longest distance, in edits, at which a known key is offered for an unknown one.
@@ -84,6 +86,9 @@ pub struct BridgeSpec {
     /// Whether to make the bridge if it is missing.
     #[serde(default)]
     pub create: Switch,
+    /// The interface that it leads out by, if it is made.
+    #[serde(flatten)]
+    pub uplink: UplinkSpec,
     /// The spanning tree of the bridge, if it is made.
     #[serde(flatten)]
     pub stp: StpSpec,
@@ -138,7 +143,17 @@ const MODES: &[ModeKey] = &[
     ModeKey {
         key: "bridge",
         alone: None,
-        options: &["create", "stp", "forward-delay", "vlan", "trunk", "native", "addresses"],
+        options: &[
+            "create",
+            "uplink",
+            "move-addresses",
+            "stp",
+            "forward-delay",
+            "vlan",
+            "trunk",
+            "native",
+            "addresses",
+        ],
         guard: GuardSpec::KEYS,
         limits: &[],
         read: |value| serde_json::from_value(value).map(NetSpec::Bridge),
@@ -241,6 +256,11 @@ pub enum SpecError {
         /// What `trunk=` says.
         trunk: VlanList,
     },
+    /// A spanning tree on the bridge that gets the host's addresses.
+    #[error(
+        "stp=on and move-addresses=on contradict each other, the host would be cut off while the port waits: leave one of them out"
+    )]
+    CutOff,
     /// Rules that know frames without tags only.
     #[error(
         "trunk= and antispoof=on contradict each other, its rules are for frames without tags: leave one of them out"
@@ -290,6 +310,14 @@ impl NetSpec {
             Self::Nat(spec) => Some(spec.private()),
             Self::Host(spec) => Some(spec.private()),
             Self::Bridge(_) | Self::Tap(_) | Self::Fd(_) => None,
+        }
+    }
+
+    /// The interface of the host that its bridge is to lead out by, if it asks for one.
+    pub fn uplink(&self) -> Option<&IfName> {
+        match self {
+            Self::Bridge(spec) => spec.uplink.uplink.as_ref(),
+            _ => None,
         }
     }
 
@@ -349,6 +377,7 @@ impl BridgeSpec {
         if self.stp.forward_delay.is_some() && self.stp.stp == Switch::Off {
             return Err(SpecError::Idle { key: "forward-delay", needed: "stp=on" });
         }
+        self.uplink.check(self.create, self.stp.stp)?;
         match &self.vlans {
             VlanSpec { vlan: Some(vlan), trunk, .. } if !trunk.is_empty() => {
                 Err(SpecError::TwoVlans { vlan: *vlan, trunk: trunk.clone() })
@@ -412,7 +441,7 @@ impl fmt::Display for NetSpec {
                 if spec.create == Switch::On {
                     f.write_str(",create=on")?;
                 }
-                write!(f, "{}{}", spec.stp, spec.vlans)?;
+                write!(f, "{}{}{}", spec.uplink, spec.stp, spec.vlans)?;
                 if !spec.addresses.is_empty() {
                     write!(f, ",addresses={}", spec.addresses)?;
                 }

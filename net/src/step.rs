@@ -11,10 +11,11 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use serde::Serialize;
 
-use crate::alias::{NetworkAlias, TapAlias};
+use crate::alias::{NetworkAlias, TapAlias, UplinkAlias};
 use crate::docker::{self, Admission, Placed};
 use crate::error::Error;
 use crate::forwarding;
+use crate::gc::remove_bridge_if_unused;
 use crate::guard::Guard;
 use crate::hold;
 use crate::mac::MacAddr;
@@ -27,6 +28,7 @@ use crate::survey;
 use crate::sysctl::{self, Conf};
 use crate::tables::Tables;
 use crate::tun::{self, QueueMode};
+use crate::uplink;
 use crate::vlan::PortVlans;
 
 /// The kernel's vhost-net: each opening is an instance, which serves one queue pair.
@@ -49,6 +51,26 @@ pub enum Step {
     ShareBridge {
         /// Its name.
         bridge: IfName,
+    },
+    /// Make an interface of the host a port of a bridge of ours.
+    TakeUplink {
+        /// The bridge.
+        bridge: IfName,
+        /// The interface.
+        uplink: IfName,
+        /// What is written on the bridge.
+        alias: UplinkAlias,
+        /// The addresses that go to the bridge.
+        addresses: Vec<String>,
+        /// How many routes do.
+        routes: usize,
+    },
+    /// Have a port of a bridge carry VLANs beside those that it carries.
+    JoinVlans {
+        /// The port.
+        link: IfName,
+        /// The VLANs.
+        vlans: PortVlans,
     },
     /// Have a new bridge take part in a spanning tree.
     StartStp {
@@ -260,6 +282,13 @@ impl Step {
             Self::PinAddress { .. } => "nothing, the address is the same".to_owned(),
             Self::CreateTap { .. } => "remove the tap".to_owned(),
             Self::AttachTap { .. } => "nothing, it goes with the tap".to_owned(),
+            Self::TakeUplink { bridge, uplink, addresses, routes, .. } if addresses.is_empty() && *routes == 0 => {
+                format!("with bridge {bridge}, release {uplink}")
+            }
+            Self::TakeUplink { bridge, uplink, .. } => {
+                format!("with bridge {bridge}, move them back to {uplink} and release it")
+            }
+            Self::JoinVlans { link, .. } => format!("nothing, it ends when {link} leaves the bridge"),
             Self::StartStp { bridge, .. }
             | Self::FilterVlans { bridge }
             | Self::GiveGateway { bridge, .. }
@@ -289,6 +318,9 @@ impl Step {
             Self::CreateBridge { bridge, mac, mtu } => (host.rtnl.create_bridge(bridge.as_str(), *mac, *mtu).await)
                 .map_err(|source| Error::CreateBridge { bridge: bridge.clone(), source }),
             Self::ShareBridge { .. } => Ok(()),
+            Self::TakeUplink { bridge, uplink, alias, .. } => (uplink::take(&host.rtnl, bridge.as_str(), alias).await)
+                .map_err(|source| Error::TakeUplink { uplink: uplink.to_string(), source }),
+            Self::JoinVlans { link, vlans } => join_vlans(&host.rtnl, link, vlans).await,
             Self::StartStp { bridge, delay } => start_stp(&host.rtnl, bridge, *delay).await,
             Self::FilterVlans { bridge } => filter_vlans(&host.rtnl, bridge).await,
             Self::PinAddress { bridge, mac } => (host.rtnl.set_address(bridge.as_str(), *mac).await)
@@ -349,10 +381,11 @@ impl Step {
     pub(crate) async fn undo(&self, host: &mut Host) -> Result<(), Error> {
         match self {
             Self::CreateBridge { bridge, .. } | Self::ShareBridge { bridge } => {
-                (remove_bridge_if_unused(&host.rtnl, bridge).await)
-                    .map_err(|source| Error::Remove { link: bridge.to_string(), source })
+                remove_bridge_if_unused(&host.rtnl, bridge).await
             }
-            Self::StartStp { .. }
+            Self::TakeUplink { .. }
+            | Self::JoinVlans { .. }
+            | Self::StartStp { .. }
             | Self::FilterVlans { .. }
             | Self::PinAddress { .. }
             | Self::AttachTap { .. }
@@ -455,6 +488,15 @@ impl fmt::Display for Step {
                 write!(f, "create bridge {bridge} with address {mac} and mtu {mtu}, and raise it")
             }
             Self::ShareBridge { bridge } => write!(f, "share bridge {bridge}, which minivmm made"),
+            Self::TakeUplink { bridge, uplink, addresses, routes, .. } => {
+                write!(f, "make {uplink} a port of bridge {bridge}")?;
+                match addresses.as_slice() {
+                    [] if *routes == 0 => Ok(()),
+                    [] => write!(f, ", which takes over {routes} routes"),
+                    list => write!(f, ", which takes over {} and {routes} routes", list.join(", ")),
+                }
+            }
+            Self::JoinVlans { link, vlans } => write!(f, "have {link} be {vlans} as well"),
             Self::StartStp { bridge, delay } => {
                 write!(
                     f,
@@ -559,6 +601,11 @@ async fn start_stp(rtnl: &Rtnl, bridge: &IfName, delay: ForwardDelay) -> Result<
     start.await.map_err(|source| Error::StartStp { bridge: bridge.clone(), source })
 }
 
+async fn join_vlans(rtnl: &Rtnl, link: &IfName, vlans: &PortVlans) -> Result<(), Error> {
+    let join = async { rtnl.join_vlans(index_of(link.as_str())?, vlans).await };
+    join.await.map_err(|source| Error::JoinVlans { link: link.clone(), source })
+}
+
 async fn filter_vlans(rtnl: &Rtnl, bridge: &IfName) -> Result<(), Error> {
     let filter = async { rtnl.filter_vlans(index_of(bridge.as_str())?).await };
     filter.await.map_err(|source| match source.raw_os_error() {
@@ -595,17 +642,4 @@ fn open_queues(queues: u16) -> Result<Vec<File>, Error> {
 
 fn index_of(name: &str) -> io::Result<u32> {
     nix::net::if_::if_nametoindex(name).map_err(io::Error::from)
-}
-
-/// The caller holds the namespace's lock, so no other keeper attaches a tap between the look and the removal.
-pub(crate) async fn remove_bridge_if_unused(rtnl: &Rtnl, bridge: &IfName) -> io::Result<()> {
-    let links: Vec<_> = rtnl.links().await?.iter().filter_map(survey::link).collect();
-    let ours = links.iter().find(|link| link.name == bridge.as_str() && link.is_our_bridge());
-    match ours {
-        Some(ours) if !links.iter().any(|link| link.master == Some(ours.index)) => {
-            forwarding::release(rtnl, ours, &links).await?;
-            rtnl.remove(ours.index).await
-        }
-        _ => Ok(()),
-    }
 }

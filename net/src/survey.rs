@@ -23,11 +23,15 @@ use crate::request::Request;
 use crate::rtnl::{self, Rtnl, USER_HZ};
 use crate::spec::{NetSpec, Switch};
 use crate::tun;
+use crate::uplink;
 
 /// Attributes of a tun or tap (`IFLA_TUN_*`, linux/if_link.h); the crate has no names for them.
 const IFLA_TUN_TYPE: u16 = 3;
 const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 const IFLA_TUN_NUM_QUEUES: u16 = 8;
+
+/// Kinds of links that come in pairs.
+const PAIRS: [&str; 2] = ["veth", "netkit"];
 
 /// Value of `IFLA_TUN_TYPE` for a tap (`IFF_TAP`).
 const TUN_TYPE_TAP: u8 = 2;
@@ -41,6 +45,10 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
     }
     if specs.iter().any(|spec| spec.private().is_some()) {
         facts.ip = ip::survey(rtnl, &facts.links).await?;
+    }
+    for name in specs.iter().filter_map(NetSpec::uplink) {
+        let fact = facts.link(name.as_str()).map(uplink::survey).transpose()?;
+        facts.uplinks.extend(fact);
     }
     facts.fds = specs.iter().flat_map(|spec| fd_facts(spec, inherited)).collect();
     facts.spare_macs = spare_macs(specs)?;
@@ -100,6 +108,7 @@ pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         master: rtnl::master(message),
+        lower: lower(message),
         up: rtnl::is_up(message),
         group: 0,
         alias: None,
@@ -117,6 +126,23 @@ pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+/// What a link is made on. A pair of links that are each other's ends say so in the same way.
+fn lower(message: &LinkMessage) -> Option<u32> {
+    let infos = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let pair = |info: &LinkInfo| matches!(info, LinkInfo::Kind(kind) if PAIRS.contains(&kind.to_string().as_str()));
+    let elsewhere = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkNetNsId(_));
+    if infos.flatten().any(pair) || message.attributes.iter().any(elsewhere) {
+        return None;
+    }
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) if *index != 0 => Some(*index),
+        _ => None,
+    })
 }
 
 fn read_infos(infos: &[LinkInfo], link: &mut Link) {

@@ -4,7 +4,7 @@
 //! list it is in. Lengths are in the byte order of the host; what nftables carries as a number is big-endian.
 
 /// Bytes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`.
-pub(super) const MESSAGE_HEADER_LEN: usize = 16;
+pub(crate) const MESSAGE_HEADER_LEN: usize = 16;
 const FAMILY_HEADER_LEN: usize = 4;
 const ATTR_HEADER_LEN: usize = 4;
 
@@ -17,22 +17,22 @@ const NLA_F_NET_BYTEORDER: u16 = 1 << 14;
 
 /// What a message starts with.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Head {
+pub(crate) struct Head {
     /// `nlmsg_type`.
-    pub(super) kind: u16,
+    pub(crate) kind: u16,
     /// `nlmsg_flags` without NLM_F_REQUEST, which every message has.
-    pub(super) flags: u16,
+    pub(crate) flags: u16,
     /// `nlmsg_seq`.
-    pub(super) seq: u32,
+    pub(crate) seq: u32,
     /// `nfgen_family`.
-    pub(super) family: u8,
+    pub(crate) family: u8,
     /// `res_id`: the subsystem that a batch is for.
-    pub(super) res_id: u16,
+    pub(crate) res_id: u16,
 }
 
 /// Messages being written.
 #[derive(Debug, Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     bytes: Vec<u8>,
     too_long: bool,
 }
@@ -44,7 +44,7 @@ pub struct TooLong;
 
 impl Writer {
     /// Appends a message with the attributes that `body` writes.
-    pub(super) fn message(&mut self, head: Head, body: impl FnOnce(&mut Self)) {
+    pub(crate) fn message(&mut self, head: Head, body: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         let flags = head.flags | NLM_F_REQUEST;
         self.bytes.extend_from_slice(&[0; 4]);
@@ -62,27 +62,27 @@ impl Writer {
     }
 
     /// An attribute of these bytes.
-    pub(super) fn attr(&mut self, kind: u16, payload: &[u8]) {
+    pub(crate) fn attr(&mut self, kind: u16, payload: &[u8]) {
         self.wrap(kind, |writer| writer.bytes.extend_from_slice(payload));
     }
 
     /// An attribute that holds attributes.
-    pub(super) fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
+    pub(crate) fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
         self.wrap(kind | NLA_F_NESTED, body);
     }
 
     /// A number of 32 bits.
-    pub(super) fn be32(&mut self, kind: u16, value: u32) {
+    pub(crate) fn be32(&mut self, kind: u16, value: u32) {
         self.attr(kind, &value.to_be_bytes());
     }
 
     /// A number of 64 bits.
-    pub(super) fn be64(&mut self, kind: u16, value: u64) {
+    pub(crate) fn be64(&mut self, kind: u16, value: u64) {
         self.attr(kind, &value.to_be_bytes());
     }
 
     /// A text, which ends with a zero byte in the kernel.
-    pub(super) fn text(&mut self, kind: u16, text: &str) {
+    pub(crate) fn text(&mut self, kind: u16, text: &str) {
         self.wrap(kind, |writer| {
             writer.bytes.extend(text.bytes().take_while(|byte| *byte != 0));
             writer.bytes.push(0);
@@ -90,18 +90,18 @@ impl Writer {
     }
 
     /// Attributes that another writer has written.
-    pub(super) fn append(&mut self, other: &Self) {
+    pub(crate) fn append(&mut self, other: &Self) {
         self.bytes.extend_from_slice(&other.bytes);
         self.too_long |= other.too_long;
     }
 
     /// Whether an attribute so far was too long.
-    pub(super) fn check(&self) -> Result<(), TooLong> {
+    pub(crate) fn check(&self) -> Result<(), TooLong> {
         if self.too_long { Err(TooLong) } else { Ok(()) }
     }
 
     /// What has been written.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
@@ -129,32 +129,32 @@ const NLM_F_REQUEST: u16 = 1;
 
 /// A message that came in.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Message<'a> {
+pub(crate) struct Message<'a> {
     /// `nlmsg_type`.
-    pub(super) kind: u16,
+    pub(crate) kind: u16,
     /// `nlmsg_flags`.
-    pub(super) flags: u16,
+    pub(crate) flags: u16,
     /// `nlmsg_seq`.
-    pub(super) seq: u32,
+    pub(crate) seq: u32,
     /// All that follows `struct nlmsghdr`.
-    pub(super) body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// The protocol family of a message of nftables.
-    pub(super) fn family(&self) -> u8 {
+    pub(crate) fn family(&self) -> u8 {
         self.body.first().copied().unwrap_or_default()
     }
 
     /// The attributes of a message of nftables.
-    pub(super) fn attrs(&self) -> Attrs<'a> {
+    pub(crate) fn attrs(&self) -> Attrs<'a> {
         Attrs(self.body.get(FAMILY_HEADER_LEN..).unwrap_or_default())
     }
 }
 
 /// The messages in what was received. The last one is given as far as it is there: a refusal carries the refused message, which may have
 /// been cut off.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let (header, rest) = bytes.split_first_chunk::<MESSAGE_HEADER_LEN>()?;
         let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
@@ -169,31 +169,31 @@ pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
 
 /// A list of attributes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Attrs<'a>(&'a [u8]);
+pub(crate) struct Attrs<'a>(&'a [u8]);
 
 impl<'a> Attrs<'a> {
     /// The payload of the first attribute of that number.
-    pub(super) fn find(self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn find(self, kind: u16) -> Option<&'a [u8]> {
         self.into_iter().find(|(found, _)| *found == kind).map(|(_, payload)| payload)
     }
 
     /// The list in the first attribute of that number, empty without one.
-    pub(super) fn list(self, kind: u16) -> Attrs<'a> {
+    pub(crate) fn list(self, kind: u16) -> Attrs<'a> {
         Attrs(self.find(kind).unwrap_or_default())
     }
 
     /// A number of 32 bits.
-    pub(super) fn be32(self, kind: u16) -> Option<u32> {
+    pub(crate) fn be32(self, kind: u16) -> Option<u32> {
         self.find(kind)?.try_into().ok().map(u32::from_be_bytes)
     }
 
     /// A number of 64 bits.
-    pub(super) fn be64(self, kind: u16) -> Option<u64> {
+    pub(crate) fn be64(self, kind: u16) -> Option<u64> {
         self.find(kind)?.try_into().ok().map(u64::from_be_bytes)
     }
 
     /// A text.
-    pub(super) fn text(self, kind: u16) -> Option<&'a str> {
+    pub(crate) fn text(self, kind: u16) -> Option<&'a str> {
         let payload = self.find(kind)?;
         let len = payload.iter().position(|byte| *byte == 0).unwrap_or(payload.len());
         std::str::from_utf8(payload.get(..len)?).ok()
@@ -211,7 +211,7 @@ impl<'a> IntoIterator for Attrs<'a> {
 
 /// The attributes of a list, each with its number.
 #[derive(Debug)]
-pub(super) struct AttrIter<'a>(&'a [u8]);
+pub(crate) struct AttrIter<'a>(&'a [u8]);
 
 impl<'a> Iterator for AttrIter<'a> {
     type Item = (u16, &'a [u8]);

@@ -22,6 +22,8 @@ fn every_key_of_every_mode_is_read_in_any_order() {
     for text in [
         "bridge=br0,create=on,mac=52:54:00:00:00:01,mtu=9000,queues=4,ring=1024,offload=csum:tso,vhost=on",
         "bridge=br0,create=on,stp=on,forward-delay=4,vlan=100,mtu=1400",
+        "bridge=br0,create=on,uplink=eth1,stp=on,vlan=100",
+        "bridge=br0,create=on,uplink=eth1,move-addresses=on",
         "bridge=br0,create=on,trunk=10+20+100-110,native=30,queues=2",
         "nat=web,subnet=10.1.2.0/24,ipv6=on,forward=tcp:8080:80+udp:127.0.0.1:53:53,mac=52:54:00:00:00:01,queues=2",
         "host=lab,subnet=10.1.2.0/24,ipv6=on,mac=52:54:00:00:00:01,mtu=9000,queues=2",
@@ -57,6 +59,10 @@ fn a_table_with_native_values_gives_the_same_as_the_flag() {
         (
             "bridge=b,create=on,stp=on,forward-delay=4",
             r#"{"bridge": "b", "create": true, "stp": true, "forward-delay": 4}"#,
+        ),
+        (
+            "bridge=b,create=on,uplink=e1,move-addresses=on",
+            r#"{"bridge": "b", "create": true, "uplink": "e1", "move-addresses": true}"#,
         ),
         ("bridge=br0,vlan=7", r#"{"bridge": "br0", "vlan": 7}"#),
         ("bridge=br0,trunk=7+8,native=9", r#"{"bridge": "br0", "trunk": [7, 8], "native": 9}"#),
@@ -120,7 +126,8 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
     let addresses = "192.0.2.5".parse().unwrap();
     let limits = LimitSpec { connections: "1".parse().ok(), new_connections: "1/s".parse().ok() };
     let (bridge, create) = (name.clone(), Switch::On);
-    let bridge = BridgeSpec { bridge, create, stp, vlans, addresses, guard, card: card.clone() };
+    let uplink = UplinkSpec { uplink: Some(name.clone()), move_addresses: Switch::On };
+    let bridge = BridgeSpec { bridge, create, uplink, stp, vlans, addresses, guard, card: card.clone() };
     let tap = TapSpec { tap: name, card: card.clone() };
     let private = [parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1"), parse("host=a,subnet=10.0.0.0/24")];
     let [mut nat, mut host] = private;
@@ -137,6 +144,24 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
         let mut all = [vec![mode.key], mode.known()].concat();
         all.sort_unstable();
         assert_eq!(table.keys().collect::<Vec<_>>(), all);
+    }
+}
+
+#[test]
+fn an_uplink_needs_a_bridge_of_ours_and_no_host_that_waits() {
+    for (text, message) in [
+        ("bridge=b,uplink=e1", "uplink= does nothing by itself: give create=on with it, or leave it out"),
+        (
+            "bridge=b,create=on,move-addresses=on",
+            "move-addresses= does nothing by itself: give uplink=IFACE with it, or leave it out",
+        ),
+        (
+            "bridge=b,create=on,uplink=e1,move-addresses=on,stp=on",
+            "stp=on and move-addresses=on contradict each other, the host would be cut off while the port waits: \
+             leave one of them out",
+        ),
+    ] {
+        assert_eq!(refusal(text), message);
     }
 }
 
@@ -198,7 +223,7 @@ fn keys_are_known_given_once_and_have_a_value() {
     assert_eq!(refusal("bridge=br0,quues=2"), "bridge= takes no key \"quues\": did you mean queues=?");
     assert_eq!(
         refusal("bridge=br0,colour=on"),
-        "bridge= takes no key \"colour\": it takes create, stp, forward-delay, vlan, trunk, native, addresses, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size"
+        "bridge= takes no key \"colour\": it takes create, uplink, move-addresses, stp, forward-delay, vlan, trunk, native, addresses, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size"
     );
     assert_eq!(
         refusal("tap=t0,colour=on"),

@@ -153,6 +153,22 @@ impl VlanSpec {
     pub fn untagged(&self) -> Option<VlanId> {
         self.vlan.or(self.native)
     }
+
+    /// All of its VLANs but one.
+    pub(crate) fn all_but(&self, id: u16) -> VlanList {
+        let own = self.untagged().filter(|own| !self.trunk.contains(own.get()));
+        let own = own.map(|own| VlanRange { first: own, last: own });
+        let parts = |range: &VlanRange| {
+            let (first, last) = (range.first.get(), range.last.get());
+            if !(first..=last).contains(&id) {
+                return vec![*range];
+            }
+            let ends = [(first, id.saturating_sub(1)), (id.saturating_add(1), last)].into_iter();
+            let ends = ends.filter(|(first, last)| first <= last);
+            ends.map(|(first, last)| VlanRange { first: VlanId(first), last: VlanId(last) }).collect()
+        };
+        VlanList(self.trunk.as_slice().iter().chain(&own).flat_map(parts).collect())
+    }
 }
 
 impl fmt::Display for VlanSpec {
@@ -174,6 +190,17 @@ impl fmt::Display for VlanSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_but_one_leaves_the_others() {
+        let (trunk, native) = ("10+20-22".parse().unwrap(), "30".parse().ok());
+        let spec = VlanSpec { vlan: None, trunk, native };
+        for (id, rest) in
+            [(1, "10+20-22+30"), (10, "20-22+30"), (20, "10+21-22+30"), (21, "10+20+22+30"), (30, "10+20-22")]
+        {
+            assert_eq!(spec.all_but(id).to_string(), rest);
+        }
+    }
 
     #[test]
     fn lists_read_back() {

@@ -27,6 +27,7 @@ mod nat;
 mod nft;
 mod refusals;
 mod services;
+mod uplink;
 mod vmm;
 
 use std::process::{Command, ExitCode};
@@ -53,6 +54,7 @@ fn cases() -> Vec<Case> {
         &nft,
         refusals::CASES,
         services::CASES,
+        uplink::CASES,
     ];
     cases.concat()
 }

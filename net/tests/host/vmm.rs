@@ -207,7 +207,7 @@ impl Vmm {
         nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL).expect("SIGKILL");
     }
 
-    /// The process number of the keeper: the child of the VMM.
+    /// The process number of the keeper.
     pub(crate) fn keeper(&self) -> i32 {
         let number = self.try_keeper().expect("a keeper");
         let name = std::fs::read_to_string(format!("/proc/{number}/comm")).expect("its name");

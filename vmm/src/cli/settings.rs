@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 const DISK_HELP: &str = "Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT]; can be repeated";
 const NET_HELP: &str = "Network card: \
-                        bridge=NAME[,create=on|off[,stp=on|off][,forward-delay=SECONDS]][,vlan=ID][,trunk=LIST[,native=ID]][,addresses=LIST], \
+                        bridge=NAME[,create=on|off[,uplink=IFACE[,move-addresses=on|off]][,stp=on|off][,forward-delay=SECONDS]][,vlan=ID][,trunk=LIST[,native=ID]][,addresses=LIST], \
                         nat[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,forward=LIST], \
                         host[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off], each [,antispoof=on|off][,isolate=on|off], nat and host \
                         [,connections=N][,new-connections=N/s], tap=NAME or fd=N[:N...], then \

@@ -1,0 +1,113 @@
+//! Cards on a bridge of ours that leads out by an interface of the host.
+
+use super::Draft;
+use crate::alias::{NetworkAlias, UplinkAlias};
+use crate::facts::Link;
+use crate::mac::MacAddr;
+use crate::refusal::Refusal;
+use crate::spec::{BridgeSpec, IfName, Switch, VlanSpec};
+use crate::step::Step;
+use crate::vlan::PortVlans;
+
+impl Draft<'_> {
+    /// The address and the MTU that a new bridge has from its uplink, if it is to have one.
+    pub(super) fn uplink_card(&self, spec: &BridgeSpec) -> Result<Option<(MacAddr, u16)>, Refusal> {
+        let Some(name) = &spec.uplink.uplink else { return Ok(None) };
+        let link = self.uplink_link(name)?;
+        let kind = || Refusal::NotAnUplink { name: name.clone(), kind: link.kind_text() };
+        let mac = link.mac.and_then(|mac| MacAddr::new(mac).ok()).ok_or_else(kind)?;
+        Ok(Some((mac, u16::try_from(link.mtu).unwrap_or(u16::MAX))))
+    }
+
+    /// The step that makes the uplink a port, unless it is one that has nothing left to give.
+    pub(super) fn uplink(&mut self, spec: &BridgeSpec) -> Result<(), Refusal> {
+        let Some(name) = &spec.uplink.uplink else { return Ok(()) };
+        let planned = self.steps.iter().find_map(|step| match step {
+            Step::TakeUplink { bridge, uplink, .. } if uplink == name || *bridge == spec.bridge => {
+                Some((bridge, uplink))
+            }
+            _ => None,
+        });
+        match planned {
+            Some((bridge, uplink)) if *bridge == spec.bridge && uplink == name => return Ok(()),
+            Some((bridge, uplink)) if uplink == name => {
+                return Err(Refusal::UplinkOfOther { name: name.clone(), master: bridge.to_string() });
+            }
+            Some((bridge, uplink)) => {
+                return Err(Refusal::OtherUplink { name: bridge.clone(), uplink: Some(uplink.to_string()) });
+            }
+            None => {}
+        }
+        let link = self.uplink_link(name)?;
+        let bridge = self.facts.link(spec.bridge.as_str());
+        let known = bridge.map(|bridge| known_uplink(bridge, link, &spec.bridge)).transpose()?.flatten();
+        let is_port = bridge.is_some_and(|bridge| link.master == Some(bridge.index));
+        if let Some(master) = link.master.filter(|_| !is_port) {
+            return Err(Refusal::UplinkOfOther { name: name.clone(), master: self.facts.name_of(master) });
+        }
+        let fact = self.facts.uplink(link).cloned().unwrap_or_default();
+        if fact.wireless {
+            return Err(Refusal::WirelessUplink { name: name.clone() });
+        }
+        if let Some(user) = self.facts.links.iter().find(|other| other.lower == Some(link.index)) {
+            return Err(Refusal::UplinkInUse { name: name.clone(), by: user.name.clone(), kind: user.kind_text() });
+        }
+        let moves = spec.uplink.move_addresses == Switch::On || known.as_ref().is_some_and(|known| known.moved);
+        let has_some = !fact.addresses.is_empty() || fact.routes > 0;
+        if has_some && !moves {
+            let (addresses, default_route) = (fact.addresses, fact.default_route);
+            return Err(Refusal::UplinkHasAddresses { name: name.clone(), addresses, default_route });
+        }
+        if has_some && fact.nexthop_objects {
+            return Err(Refusal::NexthopObjects { name: name.clone() });
+        }
+        if is_port && !has_some && known.is_some() {
+            return Ok(());
+        }
+        let raised = !link.up || known.is_some_and(|known| known.raised);
+        let alias = UplinkAlias { uplink: name.to_string(), moved: moves, raised };
+        let (addresses, routes) = (fact.addresses, fact.routes);
+        let (bridge, uplink) = (spec.bridge.clone(), name.clone());
+        self.steps.push(Step::TakeUplink { bridge, uplink, alias, addresses, routes });
+        Ok(())
+    }
+
+    /// The step that has the uplink of a bridge carry the VLANs of a port, with their tags.
+    pub(super) fn uplink_vlans(&mut self, bridge: &IfName, spec: &VlanSpec) {
+        let planned = self.steps.iter().find_map(|step| match step {
+            Step::TakeUplink { bridge: other, uplink, .. } if other == bridge => Some(uplink.clone()),
+            _ => None,
+        });
+        let link = self.facts.link(bridge.as_str());
+        let known = link.and_then(Link::uplink).and_then(|alias| alias.uplink.parse().ok());
+        let Some(uplink) = planned.or(known) else { return };
+        let default = link.map_or(super::DEFAULT_PVID, |link| link.bridge.default_pvid);
+        // What has no tag on the wire is in the default VLAN already.
+        let tagged = spec.all_but(default);
+        if !tagged.is_empty() {
+            let vlans = PortVlans { untagged: None, tagged, leave: None };
+            self.steps.push(Step::JoinVlans { link: uplink, vlans });
+        }
+    }
+
+    fn uplink_link(&self, name: &IfName) -> Result<&Link, Refusal> {
+        let link = self.facts.link(name.as_str()).ok_or_else(|| Refusal::NoUplink { name: name.clone() })?;
+        let is_card = link.mac.is_some() && link.name != "lo" && !link.is_bridge();
+        if is_card { Ok(link) } else { Err(Refusal::NotAnUplink { name: name.clone(), kind: link.kind_text() }) }
+    }
+}
+
+/// What is written on a bridge about its uplink, which has to be `link`. A bridge that was made for it and has nothing written on it
+/// has its address.
+fn known_uplink(bridge: &Link, link: &Link, name: &IfName) -> Result<Option<UplinkAlias>, Refusal> {
+    if !bridge.is_our_bridge() {
+        return Err(Refusal::ForeignBridge { name: name.clone() });
+    }
+    let other = |uplink: Option<String>| Err(Refusal::OtherUplink { name: name.clone(), uplink });
+    match bridge.uplink() {
+        Some(known) if known.uplink == link.name => Ok(Some(known)),
+        Some(known) => other(Some(known.uplink)),
+        None if bridge.mac == link.mac && bridge.alias.as_deref().and_then(NetworkAlias::parse).is_none() => Ok(None),
+        None => other(None),
+    }
+}
