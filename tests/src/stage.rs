@@ -40,6 +40,11 @@ impl Stage {
         self.parts.probe()
     }
 
+    /// The cases of `net/tests/host`.
+    pub fn host_cases(&self) -> PathBuf {
+        self.parts.host_cases()
+    }
+
     /// The program under test.
     pub fn minivmm(&self) -> &Path {
         &self.parts.minivmm

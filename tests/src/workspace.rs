@@ -18,6 +18,9 @@ const PROGRAMS: [&str; 1] = ["ethtool"];
 /// The probe guest's name among the guests.
 const PROBE: &str = "probe";
 
+/// The name, also there, of the network's own cases, some of which take a stock kernel.
+const HOST_CASES: &str = "host-cases";
+
 /// Why the project's parts are not there.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -35,11 +38,17 @@ pub enum Error {
         /// The command line.
         command: String,
     },
+    /// cargo did not say where it has put the program.
+    #[error("cargo does not say where the program of `{command}` is")]
+    NoProgram {
+        /// The command line.
+        command: String,
+    },
     /// The probe guest could not be built.
     #[error(transparent)]
     Probe(#[from] probe::Error),
-    /// It could not be put among the guests.
-    #[error("The probe guest could not be copied to {to}")]
+    /// Something could not be put among the guests.
+    #[error("A program could not be copied to {to}")]
     Copy {
         /// Where to.
         to: PathBuf,
@@ -87,14 +96,21 @@ impl Parts {
             let guest = Guest::at(&guests, series);
             vmlinux::extract(&guest.bzimage, &guest.vmlinux)?;
         }
-        let to = guests.join(PROBE);
-        std::fs::copy(probe::build(&target_folder())?, &to).map_err(|source| Error::Copy { to, source })?;
+        for (name, program) in [(PROBE, probe::build(&target_folder())?), (HOST_CASES, build_host_cases()?)] {
+            let to = guests.join(name);
+            std::fs::copy(program, &to).map_err(|source| Error::Copy { to, source })?;
+        }
         Ok(Self { minivmm: binaries.join("minivmm"), guests })
     }
 
     /// The probe guest.
     pub fn probe(&self) -> PathBuf {
         self.guests.join(PROBE)
+    }
+
+    /// The cases of `net/tests/host`.
+    pub fn host_cases(&self) -> PathBuf {
+        self.guests.join(HOST_CASES)
     }
 
     /// The parts as flags of this program's own words `story` and `show`.
@@ -130,6 +146,23 @@ fn build() -> Result<PathBuf, Error> {
     let build = ["build", "--release", "--quiet", "--package", "minivmm", "--package", "images"];
     run(Command::new(cargo).args(build).current_dir(root()))?;
     Ok(release_folder())
+}
+
+/// Builds `net/tests/host` as `cargo test` does. Returns the program.
+fn build_host_cases() -> Result<PathBuf, Error> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // Of the whole workspace, so that nothing is built anew with fewer features.
+    let words = ["test", "--quiet", "--workspace", "--test", "host", "--no-run", "--message-format=json"];
+    let command = format!("cargo {}", words.join(" "));
+    let output = Command::new(cargo).args(words).current_dir(root()).stderr(std::process::Stdio::inherit()).output();
+    let output = output.map_err(|source| Error::Start { program: "cargo".to_owned(), source })?;
+    if !output.status.success() {
+        return Err(Error::Failed { command });
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let messages = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let mut programs = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+    programs.next_back().ok_or(Error::NoProgram { command })
 }
 
 fn own_program() -> Option<String> {

@@ -145,10 +145,16 @@ impl Namespace {
         text
     }
 
+    /// A command line to be run in it.
+    pub(crate) fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path)).args(line.split(' '));
+        command
+    }
+
     /// Whether a command line succeeds in it, and what it prints.
     pub(crate) fn attempt(&self, line: &str) -> (bool, String) {
-        let mut command = Command::new("nsenter");
-        let output = command.arg(format!("--net={}", self.path)).args(line.split(' ')).output().expect("nsenter");
+        let output = self.command(line).output().expect("nsenter");
         (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
     }
 

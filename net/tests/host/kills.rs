@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -13,6 +12,7 @@ use nix::unistd::Pid;
 use crate::Case;
 use crate::guest::Namespace;
 use crate::lan::{bridge_with_uplink, link, sh, snapshot, until};
+use crate::vlans;
 use crate::vmm::{Vmm, itself};
 
 pub(crate) const CASES: &[Case] = &[("end_by_sigkill_at_random_moments_leaves_nothing", at_random)];
@@ -150,9 +150,7 @@ fn prepare() -> Namespace {
 }
 
 fn modes() -> Vec<(&'static str, &'static [&'static str])> {
-    let with_vlans = Command::new("ip").args("link add vlans type bridge vlan_filtering 1".split(' ')).output();
-    if with_vlans.expect("ip").status.success() {
-        sh("ip link del vlans");
+    if vlans::are_there() {
         return [MODES, VLAN_MODES].concat();
     }
     println!("skipped VLANs: this kernel's bridges do not know them");

@@ -7,6 +7,7 @@
 //! host            the harness: lists the cases, runs each as a process
 //! host case NAME  one case: new namespace, the links it needs, assertions
 //! host nft-owner  owns a table until it is killed
+//! host vlans?     whether this kernel's bridges have VLANs
 //! host vmm SPEC.. a VMM without a VM: starts a keeper, holds the ports, obeys stdin (see `vmm`)
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
@@ -23,11 +24,13 @@ mod kills;
 mod lan;
 mod limits;
 mod links;
+mod modes;
 mod nat;
 mod nft;
 mod refusals;
 mod services;
 mod uplink;
+mod vlans;
 mod vmm;
 
 use std::process::{Command, ExitCode};
@@ -50,6 +53,7 @@ fn cases() -> Vec<Case> {
         kills::CASES,
         limits::CASES,
         links::CASES,
+        modes::CASES,
         nat::CASES,
         &nft,
         refusals::CASES,
@@ -57,6 +61,11 @@ fn cases() -> Vec<Case> {
         uplink::CASES,
     ];
     cases.concat()
+}
+
+/// Those that take a kernel whose bridges have VLANs.
+fn vlan_cases() -> Vec<Case> {
+    [modes::VLAN_CASES, vlans::CASES].concat()
 }
 
 fn main() -> ExitCode {
@@ -68,7 +77,11 @@ fn main() -> ExitCode {
             for scope in ["all", "default"] {
                 let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
             }
-            let (_, case) = cases().into_iter().find(|(name, _)| *name == args[1]).expect("a case of that name");
+            let (_, case) = cases()
+                .into_iter()
+                .chain(vlan_cases())
+                .find(|(name, _)| *name == args[1])
+                .expect("a case of that name");
             case();
             ExitCode::SUCCESS
         }
@@ -77,6 +90,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Some("vmm") => vmm::run(&args[1..]),
+        Some("vlans?") => ExitCode::from(u8::from(!vlans::probe())),
         _ => harness(),
     }
 }
@@ -92,7 +106,12 @@ fn harness() -> ExitCode {
         }
         Trial::test(name, move || run(name, say)).with_ignored_flag(reason.is_some())
     };
-    libtest_mimic::run(&arguments, cases().into_iter().map(trial).collect()).exit_code()
+    let mut cases = cases();
+    // Where there are none, the story `vlans::cards_in_vlans_have_all_that_cards_have` runs these in the host VM.
+    if missing.is_none() && vmm::itself(&["vlans?"]).status().is_ok_and(|status| status.success()) {
+        cases.extend(vlan_cases());
+    }
+    libtest_mimic::run(&arguments, cases.into_iter().map(trial).collect()).exit_code()
 }
 
 /// Why the cases cannot run here.

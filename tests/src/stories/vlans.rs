@@ -12,6 +12,7 @@ use crate::stage::Stage;
 
 pub(super) const STORIES: &[Story] = &[
     Story { name: "vlans::guests_meet_who_is_in_their_vlan", tell: guests_meet },
+    Story { name: "vlans::cards_in_vlans_have_all_that_cards_have", tell: cases },
     Story { name: "vlans::bridge_of_somebody_else_is_refused_until_it_filters", tell: somebody_elses_bridge },
 ];
 
@@ -72,6 +73,15 @@ fn somebody_elses_bridge(stage: &Stage) {
     vm.signal(Signal::TERM);
     assert_eq!(vm.wait_exit(), 0, "exit code of a VM that was stopped");
     sh("ip link del lan");
+}
+
+/// The cases of the network that take a kernel with VLANs, with guests that are namespaces.
+fn cases(stage: &Stage) {
+    let program = stage.file("host-cases");
+    sh(&format!("cp {} {}", stage.host_cases().display(), program.display()));
+    let report = sh(&format!("{} vlan 2>&1 || true", program.display()));
+    println!("{}", report.trim());
+    assert!(report.contains("test result: ok. 4 passed;"), "{report}");
 }
 
 /// The taps on bridges and the VLANs of each.
