@@ -204,6 +204,9 @@ pub enum Error {
     /// Docker's chain for rules of others.
     #[error("Change the rules of VMs in Docker's chain DOCKER-USER")]
     Docker(#[source] NftError),
+    /// The VM's table of copies.
+    #[error("Copy frames to another interface")]
+    Mirror(#[source] NftError),
     /// The packet socket of a card's services.
     #[error("Open a packet socket on tap {tap}")]
     OpenServices {

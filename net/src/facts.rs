@@ -121,6 +121,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// What it is made on (a VLAN's or macvlan's interface), if that is in the same namespace.
     pub lower: Option<u32>,
+    /// The other end of a pair, if that is in the same namespace.
+    pub peer: Option<u32>,
     /// Whether it is administratively up.
     pub up: bool,
     /// Its device group.

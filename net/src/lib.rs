@@ -13,7 +13,7 @@
 //! | `spec`, `request` | what is wanted |
 //! | `facts`, `survey`, `subnet`, `lease` | what there is, and which addresses are free |
 //! | `plan`, `refusal`, `step` | what is to be done, and what takes it back |
-//! | `rtnl`, `tun`, `sysctl`, `forwarding`, `uplink`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
+//! | `rtnl`, `tun`, `sysctl`, `forwarding`, `uplink`, `mirror`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
 //! | `alias`, `siblings` | what links say of VMs and networks |
 //! | `services` | DHCP and DNS, which the VMM runs |
 //! | `keeper`, `lock` | the process that does it, and keeps out of the way of others |
@@ -77,6 +77,7 @@ mod inherited;
 mod lease;
 mod limits;
 mod lock;
+mod mirror;
 mod rtnl;
 mod rules;
 mod siblings;

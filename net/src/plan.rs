@@ -3,6 +3,7 @@
 //! [`plan`] is a pure function: it touches nothing, the same input gives the same steps, and everything that can be
 //! refused before the host is changed is refused here.
 
+mod mirror;
 mod private;
 mod uplink;
 
@@ -16,6 +17,7 @@ use crate::docker::Admission;
 use crate::facts::{Facts, FdKind, Link, RawMac};
 use crate::guard::Guard;
 use crate::mac::{HOST_SIDE_PREFIX, MacAddr};
+use crate::mirror::Mirror;
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::spec::{BridgeSpec, FdSpec, ForwardDelay, IfName, Mtu, NetSpec, Queues, Switch, TapSpec, VlanSpec};
@@ -66,6 +68,7 @@ pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
         cards: Vec::new(),
         steps: Vec::new(),
         networks: Networks::default(),
+        mirrors: Vec::new(),
     };
     for (card_idx, spec) in request.cards.iter().enumerate() {
         let mac = spec.card().mac.unwrap_or_else(|| MacAddr::for_vm(&request.vm_name, card_idx));
@@ -77,12 +80,17 @@ pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
             NetSpec::Tap(spec) => draft.tap(card_idx, spec)?,
             NetSpec::Fd(spec) => draft.fd(card_idx, spec)?,
         };
+        draft.mirror(card_idx, spec)?;
         if spec.card().vhost == Switch::On {
             draft.steps.push(Step::OpenVhost { card: card_idx, queues: queues.get() });
         }
         draft.cards.push(Card { mac, mtu, queues: queues.get() });
     }
     draft.guard_and_serve();
+    if !draft.mirrors.is_empty() {
+        let (vm, mirrors) = (request.vm_name.clone(), draft.mirrors);
+        draft.steps.push(Step::MirrorFrames { vm, mirrors });
+    }
     Ok(Plan { cards: draft.cards, steps: draft.steps })
 }
 
@@ -137,6 +145,8 @@ struct Draft<'a> {
     steps: Vec<Step>,
     /// Networks of ours that its cards are on.
     networks: Networks,
+    /// Its cards whose frames are copied.
+    mirrors: Vec<Mirror>,
 }
 
 impl Draft<'_> {

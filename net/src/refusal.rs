@@ -115,6 +115,40 @@ pub enum Refusal {
         /// Its uplink.
         uplink: Option<String>,
     },
+    /// No interface has the mirror's name.
+    #[error("mirror={name} does not exist")]
+    NoMirror {
+        /// The name.
+        name: IfName,
+    },
+    /// Frames cannot leave by it, or would come back to this host or another VM.
+    #[error("mirror={name} cannot have copies of frames, it is {kind}")]
+    NotAMirror {
+        /// The name.
+        name: IfName,
+        /// What it is.
+        kind: String,
+    },
+    /// A copy would come to the card and be copied again.
+    #[error("mirror={name} leads to bridge {bridge}, where the card is: copies would be copied for ever")]
+    MirrorLoop {
+        /// The name.
+        name: IfName,
+        /// The card's bridge.
+        bridge: String,
+    },
+    /// Nothing goes out through it.
+    #[error("mirror={name} is down")]
+    MirrorDown {
+        /// The name.
+        name: IfName,
+    },
+    /// The rules would have to be in another network namespace.
+    #[error("mirror= is for taps of this network namespace")]
+    MirrorElsewhere,
+    /// A kernel older than Linux 5.16, or without `CONFIG_NETFILTER_EGRESS`.
+    #[error("The kernel of this host cannot copy what goes out through an interface")]
+    NoMirrors,
     /// The card's address belongs to somebody else.
     #[error("MAC address {mac} is already used by {by}")]
     MacUsed {
@@ -298,6 +332,15 @@ impl Refusal {
                 format!("leave uplink= out and put the card on it yourself (ip link set IFACE master {name}), or use another name")
             }
             Self::OtherUplink { .. } => "give the bridge another name, or end its VMs first".to_owned(),
+            Self::NoMirror { .. } => "give the name of an interface; `ip link` lists them".to_owned(),
+            Self::NotAMirror { .. } => "give an Ethernet card, a bridge, or an end of a veth pair".to_owned(),
+            Self::MirrorLoop { .. } => "give an interface that does not lead to the card".to_owned(),
+            Self::MirrorDown { name } => format!("raise it: ip link set {name} up"),
+            Self::MirrorElsewhere => "leave mirror= out, or run minivmm where the tap is".to_owned(),
+            Self::NoMirrors => {
+                "use capture=FILE, or boot Linux 5.16 or later with CONFIG_NETFILTER_EGRESS, as those of distributions are"
+                    .to_owned()
+            }
             Self::MacUsed { .. } => {
                 "give the card another address with mac=, or the VM another name with --name".to_owned()
             }

@@ -15,7 +15,7 @@
 //! and with the first three: [,antispoof=on|off][,isolate=on|off]
 //! and with each: [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|csum:tso:ecn:ufo:uso]
 //!                     [,vhost=on|off][,rate=IN/OUT[,burst=BYTES]][,delay=TIME][,jitter=TIME][,loss=PERCENT][,seed=N]
-//!                     [,capture=FILE[,snaplen=BYTES][,capture-size=BYTES]]
+//!                     [,capture=FILE[,snaplen=BYTES][,capture-size=BYTES]][,mirror=IFACE]
 //! ```
 //!
 //! Each mode is one struct with [`CardSpec`] in it, and the fields are the keys: the flag, a table of a configuration file and an

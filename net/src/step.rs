@@ -19,6 +19,8 @@ use crate::gc::remove_bridge_if_unused;
 use crate::guard::Guard;
 use crate::hold;
 use crate::mac::MacAddr;
+use crate::mirror::{self, Mirror, MirrorError};
+use crate::nft::NftSocket;
 use crate::refusal::Refusal;
 use crate::rtnl::{Attachment, Rtnl};
 use crate::rules::{self, Member};
@@ -153,6 +155,13 @@ pub enum Step {
         #[serde(skip_serializing_if = "Vec::is_empty")]
         containers: Vec<IfName>,
     },
+    /// Have the kernel copy the frames of cards, for as long as the keeper lives.
+    MirrorFrames {
+        /// The VM.
+        vm: String,
+        /// The cards.
+        mirrors: Vec<Mirror>,
+    },
     /// Open the socket on which a card's services answer.
     OpenServices {
         /// The card.
@@ -240,6 +249,8 @@ pub(crate) struct Host {
     pub(crate) tables: Option<Tables>,
     /// Rules of the VM in tables of Docker's.
     pub(crate) admitted: Vec<Placed>,
+    /// The owner of the table that has frames copied, if there is one.
+    pub(crate) mirrors: Option<NftSocket>,
     /// Descriptors that the VMM inherited for `fd=`, by number.
     pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
 }
@@ -305,6 +316,7 @@ impl Step {
             Self::EnableForwarding6 { bridge, .. } => format!("with bridge {bridge}, forward IPv6 no longer"),
             Self::HoldPorts { .. } => "close them".to_owned(),
             Self::CreateTables { .. } => "remove them".to_owned(),
+            Self::MirrorFrames { .. } => "copy them no longer".to_owned(),
             Self::AdmitInDocker { .. } => "remove the rules".to_owned(),
             Self::OpenTap { .. } | Self::AdoptTap { .. } | Self::OpenVhost { .. } | Self::OpenServices { .. } => {
                 "close it".to_owned()
@@ -360,6 +372,7 @@ impl Step {
             }
             Self::CreateTables { vm, members, guards } => host.create_tables(vm, members, guards),
             Self::AdmitInDocker { vm, admissions, containers } => host.admit(vm, admissions, containers).await,
+            Self::MirrorFrames { vm, mirrors } => host.mirror(vm, mirrors),
             Self::OpenServices { card, spec } => host.open_services(*card, spec),
             Self::OpenTap { card, tap, queues, multi_queue } => {
                 let mode = if *multi_queue { QueueMode::Multi } else { QueueMode::Single };
@@ -400,6 +413,10 @@ impl Step {
             }
             Self::CreateTables { .. } => host.tables.take().map_or(Ok(()), Tables::remove).map_err(Error::Nftables),
             Self::AdmitInDocker { .. } => docker::withdraw(&std::mem::take(&mut host.admitted)).map_err(Error::Docker),
+            Self::MirrorFrames { .. } => {
+                host.mirrors = None;
+                Ok(())
+            }
             Self::OpenServices { card, .. } => {
                 host.services.remove(card);
                 Ok(())
@@ -430,7 +447,7 @@ impl Host {
     /// A host that nothing has been done to.
     pub(crate) fn new(rtnl: Rtnl, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
         let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { rtnl, taps, vhosts, ports, services, tables: None, admitted: Vec::new(), inherited }
+        Self { rtnl, taps, vhosts, ports, services, tables: None, mirrors: None, admitted: Vec::new(), inherited }
     }
 
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
@@ -455,6 +472,16 @@ impl Host {
         let links = self.rtnl.links().await.map_err(Error::Survey)?;
         let links: Vec<_> = links.iter().filter_map(survey::link).collect();
         self.admitted = docker::admit(vm, admissions, containers, &links).map_err(Error::Docker)?;
+        Ok(())
+    }
+
+    fn mirror(&mut self, vm: &str, mirrors: &[Mirror]) -> Result<(), Error> {
+        let table = mirror::table(vm, mirrors, |card| self.taps.get(&card)?.name.parse().ok());
+        let socket = mirror::open(table).map_err(|error| match error {
+            MirrorError::NoHook => Refusal::NoMirrors.into(),
+            MirrorError::Nft(source) => Error::Mirror(source),
+        })?;
+        self.mirrors = Some(socket);
         Ok(())
     }
 
@@ -550,6 +577,10 @@ impl fmt::Display for Step {
                 let guests: Vec<String> =
                     admissions.iter().map(|it| format!("{} on {}", it.address, it.bridge)).collect();
                 write!(f, "let {} through in chain {} of Docker", guests.join(" and "), docker::CHAIN)
+            }
+            Self::MirrorFrames { mirrors, .. } => {
+                let copy = |mirror: &Mirror| format!("the frames of card {} to {}", mirror.card, mirror.to);
+                write!(f, "copy {}", mirrors.iter().map(copy).collect::<Vec<_>>().join(" and "))
             }
             Self::OpenServices { card, spec } => {
                 write!(f, "answer DHCP and DNS of card {card}, which has {}", spec.ipv4.address)

@@ -108,7 +108,8 @@ pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         master: rtnl::master(message),
-        lower: lower(message),
+        lower: None,
+        peer: None,
         up: rtnl::is_up(message),
         group: 0,
         alias: None,
@@ -125,24 +126,26 @@ pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
             _ => {}
         }
     }
+    (link.lower, link.peer) = lower_and_peer(message);
     Some(link)
 }
 
-/// What a link is made on. A pair of links that are each other's ends say so in the same way.
-fn lower(message: &LinkMessage) -> Option<u32> {
+/// What a link is made on, and the other end of one of a pair, which is said in the same way.
+fn lower_and_peer(message: &LinkMessage) -> (Option<u32>, Option<u32>) {
     let infos = message.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
     });
     let pair = |info: &LinkInfo| matches!(info, LinkInfo::Kind(kind) if PAIRS.contains(&kind.to_string().as_str()));
     let elsewhere = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkNetNsId(_));
-    if infos.flatten().any(pair) || message.attributes.iter().any(elsewhere) {
-        return None;
+    if message.attributes.iter().any(elsewhere) {
+        return (None, None);
     }
-    message.attributes.iter().find_map(|attribute| match attribute {
+    let other = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Link(index) if *index != 0 => Some(*index),
         _ => None,
-    })
+    });
+    if infos.flatten().any(pair) { (None, other) } else { (other, None) }
 }
 
 fn read_infos(infos: &[LinkInfo], link: &mut Link) {

@@ -67,6 +67,7 @@ mod tests {
             mtu: 1500,
             master: None,
             lower: None,
+            peer: None,
             up: true,
             group: 0,
             alias: None,

@@ -36,6 +36,7 @@ fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
         mtu: 1500,
         master: None,
         lower: None,
+        peer: None,
         up: true,
         group: 0,
         alias: None,

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::capture::CaptureSpec;
-use super::fields::{Mtu, Queues, RingSize, Switch};
+use super::fields::{IfName, Mtu, Queues, RingSize, Switch};
 use super::impair::ImpairSpec;
 use super::offload::OffloadList;
 use crate::mac::MacAddr;
@@ -34,15 +34,19 @@ pub struct CardSpec {
     /// What its frames meet on purpose.
     #[serde(flatten)]
     pub impair: ImpairSpec,
-    /// Where a copy of its frames goes.
+    /// The file that a copy of its frames goes to.
     #[serde(flatten)]
     pub capture: CaptureSpec,
+    /// The interface that a copy of its frames goes to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<IfName>,
 }
 
 impl CardSpec {
     /// The keys.
     pub(super) fn keys() -> Vec<&'static str> {
-        [&["mac", "mtu", "queues", "ring", "offload", "vhost"], ImpairSpec::KEYS, CaptureSpec::KEYS].concat()
+        [&["mac", "mtu", "queues", "ring", "offload", "vhost"], ImpairSpec::KEYS, CaptureSpec::KEYS, &["mirror"]]
+            .concat()
     }
 }
 
@@ -67,6 +71,10 @@ impl fmt::Display for CardSpec {
         if self.vhost == Switch::On {
             f.write_str(",vhost=on")?;
         }
-        write!(f, "{}{}", self.impair, self.capture)
+        write!(f, "{}{}", self.impair, self.capture)?;
+        match &self.mirror {
+            Some(to) => write!(f, ",mirror={to}"),
+            None => Ok(()),
+        }
     }
 }

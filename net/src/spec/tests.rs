@@ -89,7 +89,7 @@ fn a_spec_survives_json() {
         "bridge=br0,trunk=10+100-110,native=3",
         "tap=t0,mac=52:54:00:00:00:01",
         "fd=3:4",
-        "tap=t0,rate=100M/1500k,burst=2M,delay=20ms,jitter=500us,loss=0.25%,seed=7,capture=/a b.pcapng,snaplen=96,capture-size=1M",
+        "tap=t0,rate=100M/1500k,burst=2M,delay=20ms,jitter=500us,loss=0.25%,seed=7,capture=/a b.pcapng,snaplen=96,capture-size=1M,mirror=mon0",
     ] {
         let json = serde_json::to_string(&parse(flag)).unwrap();
         assert_eq!(serde_json::from_str::<NetSpec>(&json).unwrap(), parse(flag));
@@ -118,6 +118,7 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
             snaplen: "64".parse().ok(),
             capture_size: "64K".parse().ok(),
         },
+        mirror: "x".parse().ok(),
     };
     let name: IfName = "x".parse().unwrap();
     let stp = StpSpec { stp: Switch::On, forward_delay: "4".parse().ok() };
@@ -223,11 +224,11 @@ fn keys_are_known_given_once_and_have_a_value() {
     assert_eq!(refusal("bridge=br0,quues=2"), "bridge= takes no key \"quues\": did you mean queues=?");
     assert_eq!(
         refusal("bridge=br0,colour=on"),
-        "bridge= takes no key \"colour\": it takes create, uplink, move-addresses, stp, forward-delay, vlan, trunk, native, addresses, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size"
+        "bridge= takes no key \"colour\": it takes create, uplink, move-addresses, stp, forward-delay, vlan, trunk, native, addresses, antispoof, isolate, mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size, mirror"
     );
     assert_eq!(
         refusal("tap=t0,colour=on"),
-        "tap= takes no key \"colour\": it takes mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size"
+        "tap= takes no key \"colour\": it takes mac, mtu, queues, ring, offload, vhost, rate, burst, delay, jitter, loss, seed, capture, snaplen, capture-size, mirror"
     );
     assert_eq!(refusal("bridge=br0,bridge=br1"), "bridge= is given twice: keep one of them");
     assert_eq!(refusal("bridge=br0,mtu=1500,mtu=1500"), "mtu= is given twice: keep one of them");

@@ -244,24 +244,27 @@ pub(crate) fn is_silent(namespace: &Namespace, address: &str) -> bool {
 
 /// Sends a frame as it is out of a namespace's card.
 pub(crate) fn send_frame(namespace: &Namespace, frame: &[u8]) {
-    namespace.within(|| {
-        let (family, kind) = (AddressFamily::Packet, SockType::Raw);
-        let socket = socket(family, kind, SockFlag::empty(), SockProtocol::EthAll).expect("a packet socket");
-        let index = nix::net::if_::if_nametoindex("eth0").expect("eth0");
-        let mut address = nix::libc::sockaddr_ll {
-            sll_family: nix::libc::AF_PACKET.try_into().unwrap(),
-            sll_protocol: 0,
-            sll_ifindex: index.try_into().unwrap(),
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 6,
-            sll_addr: [0; 8],
-        };
-        address.sll_addr[..6].copy_from_slice(&frame[..6]);
-        let len = size_of_val(&address).try_into().unwrap();
-        #[expect(unsafe_code, reason = "an address of this family has no constructor")]
-        // SAFETY: a sockaddr_ll of its own length, which lives through the call.
-        let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(len)) }.expect("an address");
-        sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty()).expect("a frame that goes");
-    });
+    namespace.within(|| send_out("eth0", frame));
+}
+
+/// Sends a frame as it is out of an interface of this namespace.
+pub(crate) fn send_out(interface: &str, frame: &[u8]) {
+    let (family, kind) = (AddressFamily::Packet, SockType::Raw);
+    let socket = socket(family, kind, SockFlag::empty(), SockProtocol::EthAll).expect("a packet socket");
+    let index = nix::net::if_::if_nametoindex(interface).expect("an interface");
+    let mut address = nix::libc::sockaddr_ll {
+        sll_family: nix::libc::AF_PACKET.try_into().unwrap(),
+        sll_protocol: 0,
+        sll_ifindex: index.try_into().unwrap(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0; 8],
+    };
+    address.sll_addr[..6].copy_from_slice(&frame[..6]);
+    let len = size_of_val(&address).try_into().unwrap();
+    #[expect(unsafe_code, reason = "an address of this family has no constructor")]
+    // SAFETY: a sockaddr_ll of its own length, which lives through the call.
+    let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(len)) }.expect("an address");
+    sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty()).expect("a frame that goes");
 }

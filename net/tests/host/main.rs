@@ -24,6 +24,7 @@ mod kills;
 mod lan;
 mod limits;
 mod links;
+mod mirror;
 mod modes;
 mod nat;
 mod nft;
@@ -54,6 +55,7 @@ fn cases() -> Vec<Case> {
         limits::CASES,
         links::CASES,
         modes::CASES,
+        mirror::CASES,
         nat::CASES,
         &nft,
         refusals::CASES,

@@ -3,7 +3,7 @@
 mod lab;
 pub(crate) mod ownership;
 mod syntax;
-mod tap;
+pub(crate) mod tap;
 mod traffic;
 
 use net::nft::{Base, Batch, Chain, ChainType, Family, Hook, NftSocket, Policy, Rule, Table, TableName};

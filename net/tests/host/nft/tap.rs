@@ -80,26 +80,31 @@ impl Vm {
 }
 
 /// Everything that comes in, through whatever interface of the namespace.
-struct Sniffer(OwnedFd);
+pub(crate) struct Sniffer(OwnedFd);
 
 impl Sniffer {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll).unwrap();
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(20)).unwrap();
         Self(fd)
     }
 
     /// The frames that came in through `interface` up to `last`, and that one.
-    fn until(&self, interface: &str, last: &[u8]) -> Vec<Vec<u8>> {
+    pub(crate) fn until(&self, interface: &str, last: &[u8]) -> Vec<Vec<u8>> {
+        self.until_that(interface, |frame| frame == last)
+    }
+
+    /// The frames that came in through `interface` up to one that is wanted, and that one.
+    pub(crate) fn until_that(&self, interface: &str, wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         let index = usize::try_from(nix::net::if_::if_nametoindex(interface).unwrap()).unwrap();
         let mut frames = Vec::new();
+        let mut buffer = vec![0; 70_000];
         loop {
-            let mut buffer = [0; 2048];
             let (len, from) = recvfrom::<LinkAddr>(self.0.as_raw_fd(), &mut buffer).expect("the last frame in time");
             let from = from.unwrap();
             if from.ifindex() == index && from.pkttype() != libc::PACKET_OUTGOING {
                 frames.push(buffer[..len].to_vec());
-                if buffer[..len] == *last {
+                if wanted(&buffer[..len]) {
                     return frames;
                 }
             }

@@ -1,0 +1,78 @@
+//! Copies of all frames of a card at another interface (`mirror=`), made by the kernel on the card's tap: in nftables, so that they are there with
+//! vhost-net as well, cost the VMM nothing, and end with the keeper.
+//!
+//! A large frame of segmentation is copied as it is, and cut up if the interface cannot do that by itself. What the interface has no
+//! room for is lost to the copy alone and counted there (`ip -s link`), and when it has gone nothing is copied.
+//!
+//! The copies could also be written to a packet socket by the card's workers, which look at frames for `capture=` anyhow: that would
+//! cost a system call for each frame, and nothing would be seen of a card on vhost-net.
+
+use std::io;
+
+use serde::Serialize;
+
+use crate::nft::{
+    Base, Batch, Chain, ChainType, Command, Family, Hook, NftError, NftSocket, Policy, Rule, Statement, Table,
+    TableName,
+};
+use crate::spec::IfName;
+
+/// Before all rules that drop something, and after all of them on the way out: what is copied is what is on the wire.
+const FIRST: i32 = -1000;
+const LAST: i32 = 1000;
+
+/// A card whose frames are copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mirror {
+    /// The card.
+    pub card: usize,
+    /// Where the copies go out.
+    pub to: IfName,
+}
+
+/// Why there are no copies.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MirrorError {
+    /// The kernel has no hook on the way out (Linux 5.16, `CONFIG_NETFILTER_EGRESS`).
+    #[error("The kernel has no hook for it")]
+    NoHook,
+    /// Anything else.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+}
+
+/// The VM's table of copies. `tap` gives the tap of a card. No VM's name has a slash, so that no other table has this name.
+pub(crate) fn table(vm: &str, mirrors: &[Mirror], tap: impl Fn(usize) -> Option<IfName>) -> Table {
+    let mut table = Table {
+        name: TableName { family: Family::Netdev, name: format!("minivmm-{vm}/mirror") },
+        counters: Vec::new(),
+        sets: Vec::new(),
+        chains: Vec::new(),
+    };
+    for Mirror { card, to } in mirrors {
+        let Some(tap) = tap(*card) else { continue };
+        let ways = [("from-guest", Hook::Ingress(tap.clone()), FIRST), ("to-guest", Hook::Egress(tap), LAST)];
+        for (way, hook, priority) in ways {
+            let name = format!("card{card}-{way}");
+            let copy = Rule::new().with(Statement::CountIn(name.clone())).with(Statement::Dup(to.clone()));
+            table.counters.push(name.clone());
+            let base = Base { chain_type: ChainType::Filter, hook, priority, policy: Policy::Accept };
+            table.chains.push(Chain { name, base: Some(base), rules: vec![copy] });
+        }
+    }
+    table
+}
+
+/// Has the kernel make the copies for as long as the socket lives.
+pub(crate) fn open(table: Table) -> Result<NftSocket, MirrorError> {
+    let mut socket = NftSocket::open()?;
+    match socket.apply(&Batch { commands: vec![Command::AddTable(table)] }) {
+        Ok(()) => Ok(socket),
+        Err(NftError::Refused { source, .. }) if is_no_hook(&source) => Err(MirrorError::NoHook),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_no_hook(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EOPNOTSUPP)
+}
