@@ -35,6 +35,7 @@ pub(crate) const CASES: &[Case] = &[
 /// What cases take that not every machine has.
 pub(crate) const PROGRAMS: &[(&str, &str)] = &[
     ("coexist_with_docker", "iptables"),
+    ("end_by_sigkill_at_random", "iptables"),
     ("coexist_with_iptables", "iptables"),
     ("coexist_with_legacy_iptables", "iptables"),
     ("coexist_with_bridge_netfilter_and_docker", "iptables"),
@@ -127,7 +128,7 @@ fn nobody() {
 }
 
 /// Docker's part of the tables, with a network of containers behind which somebody is.
-fn start_docker() -> Namespace {
+pub(crate) fn start_docker() -> Namespace {
     let container = Namespace::behind("veth0", "172.17.0.2/16", "172.17.0.1/16");
     sh("ip addr flush dev veth0");
     sh("ip link add docker0 type bridge");

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::Case;
+use crate::coexist::start_docker;
 use crate::guest::Namespace;
 use crate::lan::{bridge_with_uplink, link, sh, snapshot, until};
 use crate::vlans;
@@ -31,6 +32,8 @@ const MODES: &[(&str, &[&str])] = &[
     ("nat ipv6", &["nat=six,ipv6=on"]),
     ("nat limits", &["nat,connections=10,new-connections=5/s,isolate=on"]),
     ("host", &["host"]),
+    ("uplink", &["bridge=lan,create=on,uplink=nic0"]),
+    ("uplink moved", &["bridge=lan,create=on,uplink=wan0,move-addresses=on"]),
     (
         "mixed",
         &["bridge=br0,queues=2", "nat,ipv6=on,forward=tcp:127.0.0.1:8080:80", "host=lab", "bridge=lan,create=on"],
@@ -112,8 +115,10 @@ fn at_random() {
     let seed = number("KILL_SEED").unwrap_or_else(|| std::process::id().into());
     let mut random = Random(seed);
     println!("seed {seed}");
-    let _world = prepare();
-    let modes = modes();
+    let _neighbours = prepare();
+    let mut modes = modes();
+    let wanted = std::env::var("KILL_MODES").unwrap_or_default();
+    modes.retain(|(mode, _)| mode.contains(&wanted));
     let before = state();
     let mut typical = Duration::from_millis(8);
     let mut tally = Tally::default();
@@ -139,14 +144,26 @@ fn at_random() {
     println!("{tally}, set-up in about {typical:.1?}, failures 0");
 }
 
-/// A host with a bridge and a way out.
-fn prepare() -> Namespace {
+/// A host with a bridge, a way out, another card, and Docker.
+fn prepare() -> [Namespace; 2] {
     sh("ip link set lo up");
     let world = Namespace::behind("wan0", "198.51.100.1/24", "198.51.100.2/24");
     sh("ip route add default via 198.51.100.1");
     bridge_with_uplink("br0");
-    until(|| link("wan0")["operstate"] == "UP");
-    world
+    sh("ip link add nic0 type veth peer name nic1");
+    sh("ip link set nic0 up");
+    sh("ip link set nic1 up");
+    sh("sysctl -q net.ipv6.conf.wan0.disable_ipv6=0");
+    sh("ip addr add 2001:db8:1::2/64 dev wan0 nodad");
+    sh("ip route add 10.200.0.0/16 via 198.51.100.1 metric 7 table 77");
+    sh("ip route add default via 2001:db8:1::1 dev wan0");
+    let container = start_docker();
+    for link in ["wan0", "nic0", "nic1", "docker0", "veth0"] {
+        until(|| self::link(link)["operstate"] == "UP");
+    }
+    until(|| sh("ip -6 addr show dev wan0").contains("fe80::"));
+    until(|| !sh("ip -6 addr").contains("tentative"));
+    [world, container]
 }
 
 fn modes() -> Vec<(&'static str, &'static [&'static str])> {
@@ -160,10 +177,18 @@ fn modes() -> Vec<(&'static str, &'static [&'static str])> {
 /// Everything that a start changes, by who says it.
 fn state() -> Vec<(&'static str, String)> {
     let settings = "sysctl -a --pattern ^net\\.(ipv4\\.ip_forward|ipv[46]\\.conf|bridge)";
-    let looks = ["nft list ruleset", "ip addr", "ip rule", "ip -6 rule", "bridge vlan"];
+    let looks = ["nft -s list ruleset", "ip addr", "ip rule", "ip -6 rule", "bridge vlan"];
     let routes = ["ip -4 route show table all", "ip -6 route show table all", settings];
     let mut state = vec![("links", snapshot())];
     state.extend(looks.into_iter().chain(routes).map(|look| (look, sh(look))));
+    // Addresses and routes that were somewhere else meanwhile need not come back in the order that they had.
+    for (look, text) in &mut state {
+        if look.contains("route") || look.contains("addr") {
+            let mut lines: Vec<&str> = text.lines().collect();
+            lines.sort_unstable();
+            *text = lines.join("\n");
+        }
+    }
     state
 }
 
