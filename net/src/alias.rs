@@ -29,11 +29,13 @@ pub enum Mode {
     Nat,
     /// A network of ours without one.
     Host,
+    /// An interface of the host.
+    Macvtap,
 }
 
 impl Mode {
     /// All of them.
-    const ALL: [Self; 3] = [Self::Bridge, Self::Nat, Self::Host];
+    const ALL: [Self; 4] = [Self::Bridge, Self::Nat, Self::Host, Self::Macvtap];
 
     /// The key of `--net` that asks for it.
     pub fn name(self) -> &'static str {
@@ -41,6 +43,7 @@ impl Mode {
             Self::Bridge => "bridge",
             Self::Nat => "nat",
             Self::Host => "host",
+            Self::Macvtap => "macvtap",
         }
     }
 }
@@ -60,7 +63,7 @@ pub struct TapAlias {
     pub card: usize,
     /// What connects it.
     pub mode: Mode,
-    /// The bridge or network.
+    /// The bridge, network or interface.
     pub net: String,
     /// The address that the guest is given, if it is given one.
     pub ip4: Option<Ipv4Addr>,

@@ -67,8 +67,10 @@ impl Finding {
 /// What the cards need of the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Needs {
-    /// A tap of our own.
+    /// The device of taps.
     tap: bool,
+    /// A link of our own of any kind.
+    link: bool,
     /// A bridge between the guest and others.
     bridge: bool,
     /// Ways for packets between a network of ours and the rest of the world.
@@ -81,11 +83,12 @@ impl Needs {
     /// Those of these cards; without any, those of a card on a bridge and of one behind NAT.
     fn of(cards: &[NetSpec]) -> Self {
         if cards.is_empty() {
-            return Self { tap: true, bridge: true, forwarding: true, vhost: false };
+            return Self { tap: true, link: true, bridge: true, forwarding: true, vhost: false };
         }
         let any = |is: fn(&NetSpec) -> bool| cards.iter().any(is);
         Self {
-            tap: any(|card| !matches!(card, NetSpec::Tap(_) | NetSpec::Fd(_))),
+            tap: any(|card| !matches!(card, NetSpec::Macvtap(_))),
+            link: any(|card| !matches!(card, NetSpec::Tap(_) | NetSpec::Fd(_))),
             bridge: any(|card| matches!(card, NetSpec::Bridge(_))),
             forwarding: any(|card| matches!(card, NetSpec::Nat(_))),
             vhost: any(|card| card.card().vhost == Switch::On),
@@ -126,7 +129,7 @@ fn looks(needs: Needs, request: &Request, facts: &Facts) -> Vec<Finding> {
     [
         traffic::look(needs, &request.cards, facts),
         firewall::look(needs, &request.cards, facts),
-        if needs.tap { managers::look(std::path::Path::new("/")) } else { Vec::new() },
+        if needs.link { managers::look(std::path::Path::new("/")) } else { Vec::new() },
         uplink::look(std::path::Path::new("/"), &request.cards, facts),
     ]
     .concat()

@@ -95,6 +95,22 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// `RTM_NEWLINK` of a macvtap, and its settings.
+    #[error("Create a macvtap on {lower}")]
+    CreateMacvtap {
+        /// The interface.
+        lower: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The character device of a macvtap.
+    #[error("Open the device of macvtap {tap}")]
+    OpenMacvtap {
+        /// The macvtap.
+        tap: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// `RTM_NEWLINK` of a bridge.
     #[error("Create bridge {bridge}")]
     CreateBridge {
@@ -243,6 +259,8 @@ impl Error {
             Self::OpenTap { tap, source } => open_tap_hint(tap, source),
             Self::TakeUplink { source, .. } => source.errno().and_then(uplink_hint),
             Self::GiveBack { .. } => Some("once that is mended, minivmm net gc does it".to_owned()),
+            Self::CreateMacvtap { lower, source } => create_macvtap_hint(lower, source),
+            Self::OpenMacvtap { source, .. } => open_macvtap_hint(source),
             _ => self.source_errno().and_then(privilege_hint),
         }
     }
@@ -260,6 +278,7 @@ impl Error {
     pub(crate) fn is_stale_plan(&self) -> bool {
         match self {
             Self::CreateBridge { source, .. } => source.raw_os_error() == Some(libc::EEXIST),
+            Self::CreateMacvtap { source, .. } => matches!(source.raw_os_error(), Some(libc::ENODEV | libc::EEXIST)),
             Self::AttachTap { source, .. }
             | Self::StartStp { source, .. }
             | Self::FilterVlans { source, .. }
@@ -322,6 +341,30 @@ fn uplink_hint(errno: i32) -> Option<String> {
         }
         errno => privilege_hint(errno),
     }
+}
+
+fn create_macvtap_hint(lower: &IfName, source: &io::Error) -> Option<String> {
+    match source.raw_os_error()? {
+        libc::EOPNOTSUPP => Some("load the driver: modprobe macvtap".to_owned()),
+        libc::EBUSY => Some(format!(
+            "{lower} already hands its frames to something else, such as an ipvlan or Open vSwitch: use another interface"
+        )),
+        libc::EINVAL => Some(format!(
+            "a macvlan or macvtap of another network namespace may be on {lower}, in mode passthru or beside one: use another \
+             interface or mode"
+        )),
+        libc::EADDRINUSE => Some(format!(
+            "a macvlan or macvtap of another network namespace has this address on {lower}: give the card another with mac="
+        )),
+        errno => privilege_hint(errno),
+    }
+}
+
+fn open_macvtap_hint(source: &io::Error) -> Option<String> {
+    matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES)).then(|| {
+        "run as root; a container has to be allowed to make and use devices of this kind (--device-cgroup-rule 'c *:* rmw')"
+            .to_owned()
+    })
 }
 
 fn privilege_hint(errno: i32) -> Option<String> {

@@ -9,9 +9,10 @@ use std::os::fd::RawFd;
 use crate::alias::UplinkAlias;
 use crate::docker::DockerTables;
 use crate::mac::{MAC_LEN, MacAddr};
+use crate::spec::IfName;
 
-/// Device group (`ip link show group 28022`) of the bridges that minivmm made. It is set by the very message that
-/// creates the bridge, so there is no moment at which a bridge of ours cannot be told from others. An alias would read
+/// Device group (`ip link show group 28022`) of the bridges and macvtaps that minivmm made. It is set by the very message that
+/// creates the link, so there is no moment at which one of ours cannot be told from others. An alias would read
 /// better but takes a second message; it is set as well, for people.
 pub const OUR_GROUP: u32 = 28022;
 
@@ -36,6 +37,12 @@ pub struct Facts {
     pub fds: Vec<FdFact>,
     /// Random addresses, enough for the bridges that a plan may create.
     pub spare_macs: Vec<MacAddr>,
+    /// Random names, enough for the macvtaps that a plan may create.
+    pub spare_names: Vec<IfName>,
+    /// Names of links that a VMM or a keeper still uses.
+    pub claimed: BTreeSet<String>,
+    /// The names of those of a request's interfaces that are radio cards.
+    pub wireless: BTreeSet<String>,
 }
 
 /// What networks of ours depend on.
@@ -129,6 +136,8 @@ pub struct Link {
     pub group: u32,
     /// What somebody has written on it.
     pub alias: Option<String>,
+    /// Its mode, if it is a macvlan or macvtap.
+    pub macvlan: Option<MacvlanMode>,
     /// What only tun and tap have.
     pub tun: Option<TunFact>,
     /// What only bridges have.
@@ -144,6 +153,15 @@ pub struct BridgeFact {
     pub default_pvid: u16,
     /// Its forward delay in seconds, if it takes part in a spanning tree.
     pub stp_delay_s: Option<u8>,
+}
+
+/// The mode of a macvlan or macvtap, as far as others on its interface have to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MacvlanMode {
+    /// It has the interface for itself.
+    Passthru,
+    /// It shares it.
+    Shared,
 }
 
 /// What rtnetlink says of a tun or tap (`IFLA_TUN_*`, linux/if_link.h).
@@ -217,6 +235,16 @@ impl Facts {
         self.uplinks.iter().find(|fact| fact.link == link.index)
     }
 
+    /// The interface with this number.
+    pub fn link_at(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+
+    /// Whether it is a macvtap of ours whose VMM and keeper were both killed.
+    pub fn is_left_behind(&self, link: &Link) -> bool {
+        link.is_our_macvtap() && !self.claimed.contains(&link.name)
+    }
+
     /// The name of an interface, or its number if it has gone.
     pub fn name_of(&self, index: u32) -> String {
         match self.links.iter().find(|link| link.index == index) {
@@ -246,6 +274,11 @@ impl Link {
     /// Its uplink, if it is a bridge of ours with one.
     pub fn uplink(&self) -> Option<UplinkAlias> {
         self.alias.as_deref().filter(|_| self.is_our_bridge()).and_then(UplinkAlias::parse)
+    }
+
+    /// Whether it is a macvtap that minivmm made.
+    pub fn is_our_macvtap(&self) -> bool {
+        self.kind.as_deref() == Some("macvtap") && self.group == OUR_GROUP
     }
 
     /// What it is, in a word.

@@ -1,14 +1,17 @@
 //! Removes what is left when both VMM and keeper were killed: bridges of ours without VMs, with what they have from their uplinks given
-//! back, and rules in Docker's chain for others.
+//! back, macvtaps that nobody uses, and rules in Docker's chain for others.
 //!
-//! All else belongs to the kernel and has gone with them. The next VM on such a bridge would remove it as well, and the next one behind NAT
-//! the rules.
+//! All else belongs to the kernel and has gone with them. The next VM on such a bridge or interface would remove it as well, and the
+//! next one behind NAT the rules.
+
+use std::fmt;
 
 use crate::docker;
 use crate::error::{Error, Report};
 use crate::facts::Link;
 use crate::forwarding;
 use crate::lock::NamespaceLock;
+use crate::macvtap::remove_if_left_behind;
 use crate::nft::NftError;
 use crate::rtnl::Rtnl;
 use crate::spec::IfName;
@@ -18,15 +21,34 @@ use crate::uplink;
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// The bridges that have gone.
-    pub removed: Vec<String>,
+    /// The links that have gone.
+    pub removed: Vec<Removed>,
     /// How many rules have gone from Docker's chain.
     pub rules: usize,
     /// What could not be done.
     pub failed: Vec<Report>,
 }
 
-/// Removes every bridge of ours that has no ports but an uplink, and puts back what was changed for it. VMs that run or start are not
+/// Something that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// A bridge.
+    Bridge(String),
+    /// A macvtap.
+    Macvtap(String),
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bridge(name) => write!(f, "bridge {name}, which had no ports left"),
+            Self::Macvtap(name) => write!(f, "macvtap {name}, which no VM had any more"),
+        }
+    }
+}
+
+/// Removes every bridge of ours that has no ports but an uplink, and every macvtap of ours that no VM has, and puts back what was changed
+/// for it. VMs that run or start are not
 /// disturbed: the lock of the network namespace keeps out those that are about to use such a bridge.
 ///
 /// # Errors
@@ -49,8 +71,15 @@ pub fn collect() -> Result<Collected, Error> {
             // The kernel takes a few names that the command line does not, and minivmm makes none of them.
             let Ok(name) = bridge.name.parse::<IfName>() else { continue };
             match remove_bridge_if_unused(&rtnl, &name).await {
-                Ok(()) => collected.removed.push(name.to_string()),
+                Ok(()) => collected.removed.push(Removed::Bridge(name.to_string())),
                 Err(error) => collected.failed.push(error.report()),
+            }
+        }
+        for link in links.iter().filter(|link| link.is_our_macvtap()) {
+            match remove_if_left_behind(&rtnl, &link.name).await {
+                Ok(true) => collected.removed.push(Removed::Macvtap(link.name.clone())),
+                Ok(false) => {}
+                Err(source) => collected.failed.push(Error::Remove { link: link.name.clone(), source }.report()),
             }
         }
         Ok(collected)

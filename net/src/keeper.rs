@@ -60,6 +60,8 @@ pub struct Port {
     pub lookout: Option<Lookout>,
     /// The chains of other programs that have rules for the card as long as the VM runs: `ip filter DOCKER-USER`.
     pub foreign_rules: Vec<String>,
+    /// What says that the interface is in use, on a macvtap: to be held for as long as the queues.
+    pub claim: Option<OwnedFd>,
     /// The guest's address.
     pub mac: MacAddr,
     /// The MTU to tell the guest, in bytes.
@@ -194,14 +196,15 @@ impl Keeper {
 
 /// A port from what the keeper said of it and the descriptors that came along.
 fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
-    let PortHeader { tap_name, bridge, foreign_rules, mac, mtu, queues, vhosts, lookouts, service } = header;
-    if queues.saturating_add(vhosts).saturating_add(lookouts) > fds.len() {
+    let PortHeader { tap_name, bridge, foreign_rules, mac, mtu, queues, vhosts, lookouts, claims, service } = header;
+    if queues.saturating_add(vhosts).saturating_add(lookouts).saturating_add(claims) > fds.len() {
         return Err(Error::Protocol);
     }
     let mut vhost = fds.split_off(queues);
     let mut lookout = vhost.split_off(vhosts);
-    let mut rest = lookout.split_off(lookouts);
-    let lookout = lookout.pop().map(Lookout::from_socket);
+    let mut claim = lookout.split_off(lookouts);
+    let mut rest = claim.split_off(claims);
+    let (claim, lookout) = (claim.pop(), lookout.pop().map(Lookout::from_socket));
     let services = match service {
         Some(ServiceHeader { spec, alias }) if !rest.is_empty() => {
             let tap = TapAlias::parse(&alias).ok_or(Error::Protocol)?;
@@ -215,7 +218,7 @@ fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
         Err(rest) if rest.is_empty() => None,
         Err(_) => return Err(Error::Protocol),
     };
-    Ok(Port { tap_name, bridge, fds, vhost, lookout, foreign_rules, mac, mtu, steering, services })
+    Ok(Port { tap_name, bridge, fds, vhost, lookout, foreign_rules, claim, mac, mtu, steering, services })
 }
 
 impl Drop for Keeper {

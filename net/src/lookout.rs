@@ -15,6 +15,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socket};
 
+use crate::tun::TapKind;
+
 /// What is read of a frame, in bytes: Ethernet's header and that of IPv6 or ARP.
 const HEAD_BYTES: u32 = 64;
 
@@ -47,13 +49,19 @@ impl Lookout {
     ///
     /// # Errors
     /// No CAP_NET_RAW, or a kernel before 4.20, which cannot tell the two directions apart.
-    pub(crate) fn open(index: u32) -> io::Result<Self> {
+    pub(crate) fn open(index: u32, kind: TapKind) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         // Without a protocol it hears nothing until it is bound.
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
-        attach_filter(&socket)?;
+        let program = match kind {
+            TapKind::Tap => program().to_vec(),
+            TapKind::Macvtap => [only_outgoing().as_slice(), &program()].concat(),
+        };
+        attach_filter(&socket, program)?;
         set_option(&socket, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, &1)?;
-        set_option(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)?;
+        if kind == TapKind::Tap {
+            set_option(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)?;
+        }
         bind(&socket, index)?;
         Ok(Self(socket))
     }
@@ -154,6 +162,17 @@ fn program() -> [libc::sock_filter; 20] {
     ]
 }
 
+/// What comes before [`program`] where the guest's frames go out.
+fn only_outgoing() -> [libc::sock_filter; 3] {
+    // What is not part of the frame has negative offsets, in two's complement.
+    let direction = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
+    [
+        statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, direction),
+        jump_if_equal(u32::from(libc::PACKET_OUTGOING), 1, 0),
+        statement(libc::BPF_RET | libc::BPF_K, 0),
+    ]
+}
+
 fn statement(code: u32, k: u32) -> libc::sock_filter {
     jump(code, k, 0, 0)
 }
@@ -167,8 +186,7 @@ fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code: u16::try_from(code).unwrap_or_default(), jt, jf, k }
 }
 
-fn attach_filter(socket: &OwnedFd) -> io::Result<()> {
-    let mut program = program();
+fn attach_filter(socket: &OwnedFd, mut program: Vec<libc::sock_filter>) -> io::Result<()> {
     let len = libc::c_ushort::try_from(program.len()).map_err(io::Error::other)?;
     let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)

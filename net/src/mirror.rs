@@ -16,6 +16,7 @@ use crate::nft::{
     TableName,
 };
 use crate::spec::IfName;
+use crate::tun::TapKind;
 
 /// Before all rules that drop something, and after all of them on the way out: what is copied is what is on the wire.
 const FIRST: i32 = -1000;
@@ -42,7 +43,7 @@ pub(crate) enum MirrorError {
 }
 
 /// The VM's table of copies. `tap` gives the tap of a card. No VM's name has a slash, so that no other table has this name.
-pub(crate) fn table(vm: &str, mirrors: &[Mirror], tap: impl Fn(usize) -> Option<IfName>) -> Table {
+pub(crate) fn table(vm: &str, mirrors: &[Mirror], tap: impl Fn(usize) -> Option<(IfName, TapKind)>) -> Table {
     let mut table = Table {
         name: TableName { family: Family::Netdev, name: format!("minivmm-{vm}/mirror") },
         counters: Vec::new(),
@@ -50,8 +51,12 @@ pub(crate) fn table(vm: &str, mirrors: &[Mirror], tap: impl Fn(usize) -> Option<
         chains: Vec::new(),
     };
     for Mirror { card, to } in mirrors {
-        let Some(tap) = tap(*card) else { continue };
-        let ways = [("from-guest", Hook::Ingress(tap.clone()), FIRST), ("to-guest", Hook::Egress(tap), LAST)];
+        let Some((tap, kind)) = tap(*card) else { continue };
+        let (into_host, out_of_host) = match kind {
+            TapKind::Tap => ("from-guest", "to-guest"),
+            TapKind::Macvtap => ("to-guest", "from-guest"),
+        };
+        let ways = [(into_host, Hook::Ingress(tap.clone()), FIRST), (out_of_host, Hook::Egress(tap), LAST)];
         for (way, hook, priority) in ways {
             let name = format!("card{card}-{way}");
             let copy = Rule::new().with(Statement::CountIn(name.clone())).with(Statement::Dup(to.clone()));

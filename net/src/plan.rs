@@ -3,6 +3,7 @@
 //! [`plan`] is a pure function: it touches nothing, the same input gives the same steps, and everything that can be
 //! refused before the host is changed is refused here.
 
+mod macvtap;
 mod mirror;
 mod private;
 mod uplink;
@@ -20,7 +21,9 @@ use crate::mac::{HOST_SIDE_PREFIX, MacAddr};
 use crate::mirror::Mirror;
 use crate::refusal::Refusal;
 use crate::request::Request;
-use crate::spec::{BridgeSpec, FdSpec, ForwardDelay, IfName, Mtu, NetSpec, Queues, Switch, TapSpec, VlanSpec};
+use crate::spec::{
+    BridgeSpec, FdSpec, ForwardDelay, IfName, MacvtapMode, Mtu, NetSpec, Queues, Switch, TapSpec, VlanSpec,
+};
 use crate::step::Step;
 use crate::vlan::PortVlans;
 use private::Networks;
@@ -77,6 +80,7 @@ pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
             NetSpec::Bridge(spec) => draft.bridge(card_idx, mac, spec)?,
             NetSpec::Nat(spec) => draft.private(card_idx, mac, &spec.private())?,
             NetSpec::Host(spec) => draft.private(card_idx, mac, &spec.private())?,
+            NetSpec::Macvtap(spec) => draft.macvtap(card_idx, mac, spec)?,
             NetSpec::Tap(spec) => draft.tap(card_idx, spec)?,
             NetSpec::Fd(spec) => draft.fd(card_idx, spec)?,
         };
@@ -340,14 +344,22 @@ impl Draft<'_> {
         if let Some(card) = self.cards.iter().position(|card| card.mac.host_side() == mac.host_side()) {
             return used(format!("card {card} of this VM"));
         }
-        if let Some(link) = self.facts.links.iter().find(|link| link.mac == Some(mac.octets())) {
+        // Interfaces that have it by right: what a VM left behind, and one that the guest is to have for itself.
+        let own = |link: &Link| match spec {
+            NetSpec::Macvtap(spec) => {
+                self.facts.is_left_behind(link)
+                    || spec.mode == MacvtapMode::Passthru && link.name == spec.macvtap.as_str()
+            }
+            _ => self.facts.is_left_behind(link),
+        };
+        if let Some(link) = self.facts.links.iter().find(|link| link.mac == Some(mac.octets()) && !own(link)) {
             return used(format!("interface {} of this host", link.name));
         }
         let bridge = match spec {
             NetSpec::Bridge(spec) => self.facts.link(spec.bridge.as_str()).map(|link| link.index),
             NetSpec::Tap(spec) => self.facts.link(spec.tap.as_str()).and_then(|link| link.master),
             // Addresses on networks of ours are those of their taps.
-            NetSpec::Nat(_) | NetSpec::Host(_) | NetSpec::Fd(_) => None,
+            NetSpec::Nat(_) | NetSpec::Host(_) | NetSpec::Macvtap(_) | NetSpec::Fd(_) => None,
         };
         let own_tap = match spec {
             NetSpec::Tap(spec) => self.facts.link(spec.tap.as_str()).map(|link| link.index),

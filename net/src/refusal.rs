@@ -137,6 +137,12 @@ pub enum Refusal {
         /// The card's bridge.
         bridge: String,
     },
+    /// The card's frames go there anyhow.
+    #[error("mirror={name} is the interface that the card is on")]
+    MirrorOfItself {
+        /// The name.
+        name: IfName,
+    },
     /// Nothing goes out through it.
     #[error("mirror={name} is down")]
     MirrorDown {
@@ -166,6 +172,54 @@ pub enum Refusal {
         link: String,
         /// What it carries, in bytes.
         link_mtu: u16,
+    },
+    /// No interface has the name.
+    #[error("Interface {name} does not exist")]
+    NoInterface {
+        /// The name.
+        name: IfName,
+        /// Those that could be meant.
+        interfaces: Vec<String>,
+    },
+    /// It carries no Ethernet frames, or to nowhere.
+    #[error("{name} cannot carry a macvtap, it is {kind}")]
+    NotForMacvtap {
+        /// The interface.
+        name: IfName,
+        /// What it is.
+        kind: String,
+    },
+    /// A port of a bridge or bond hands its frames to that.
+    #[error("{name} is a port of {master}, which takes all its frames")]
+    HasMaster {
+        /// The interface.
+        name: IfName,
+        /// What it is a port of.
+        master: String,
+        /// Whether that is a bridge.
+        is_bridge: bool,
+    },
+    /// A radio card.
+    #[error("{name} is a Wi-Fi card, and access points take frames from its own address only")]
+    Wireless {
+        /// The interface.
+        name: IfName,
+    },
+    /// Nothing passes an interface that is down.
+    #[error("{name} is down")]
+    LowerDown {
+        /// The interface.
+        name: IfName,
+    },
+    /// Somebody has the interface for itself, or is in the way of that.
+    #[error("{name} is used by {by}{}", if *.alone { " alone (mode=passthru)" } else { "" })]
+    MacvtapBusy {
+        /// The interface.
+        name: IfName,
+        /// Who is there.
+        by: String,
+        /// Whether it has the interface for itself.
+        alone: bool,
     },
     /// No interface has the tap's name.
     #[error("Tap {name} does not exist")]
@@ -286,6 +340,9 @@ pub enum Refusal {
         /// The address.
         address: Ipv4Addr,
     },
+    /// The survey brought no name for a new macvtap.
+    #[error("There is no name for a new macvtap")]
+    NoSpareName,
     /// The survey brought no address for a new bridge.
     #[error("There is no address for a new bridge")]
     NoSpareMac,
@@ -334,7 +391,7 @@ impl Refusal {
             Self::OtherUplink { .. } => "give the bridge another name, or end its VMs first".to_owned(),
             Self::NoMirror { .. } => "give the name of an interface; `ip link` lists them".to_owned(),
             Self::NotAMirror { .. } => "give an Ethernet card, a bridge, or an end of a veth pair".to_owned(),
-            Self::MirrorLoop { .. } => "give an interface that does not lead to the card".to_owned(),
+            Self::MirrorLoop { .. } | Self::MirrorOfItself { .. } => "give an interface that does not lead to the card".to_owned(),
             Self::MirrorDown { name } => format!("raise it: ip link set {name} up"),
             Self::MirrorElsewhere => "leave mirror= out, or run minivmm where the tap is".to_owned(),
             Self::NoMirrors => {
@@ -347,6 +404,19 @@ impl Refusal {
             Self::MtuAboveLink { mtu, link, link_mtu } => {
                 format!("give mtu={link_mtu} or less, or raise the link first: ip link set {link} mtu {mtu}")
             }
+            Self::NoInterface { interfaces, .. } if interfaces.is_empty() => {
+                "give the name of an interface; `ip link` lists them".to_owned()
+            }
+            Self::NoInterface { interfaces, .. } => format!("use one that exists: {}", interfaces.join(", ")),
+            Self::NotForMacvtap { .. } => {
+                "give the name of an interface that carries Ethernet frames to other machines; `ip link` lists them".to_owned()
+            }
+            Self::HasMaster { master, is_bridge: true, .. } => format!("put the card on the bridge: --net bridge={master}"),
+            Self::HasMaster { master, .. } => format!("use that: --net macvtap={master}"),
+            Self::Wireless { .. } => "use --net nat, or an interface with a wire".to_owned(),
+            Self::LowerDown { name } => format!("raise it first: ip link set {name} up"),
+            Self::MacvtapBusy { alone: true, .. } => "end who has it, or use another interface".to_owned(),
+            Self::MacvtapBusy { .. } => "end who has it, or share the interface: mode=bridge".to_owned(),
             Self::NoTap { name } => format!(
                 "make it first (ip tuntap add {name} mode tap), or use --net bridge=NAME, which needs no tap of yours"
             ),
@@ -380,6 +450,7 @@ impl Refusal {
                 format!("forward another port, or end who has it: ss -{flag}lnp 'sport = {port}' shows it")
             }
             Self::NotOurAddress { .. } => "give one that `ip address` shows, or none for all of them".to_owned(),
+            Self::NoSpareName => "this is a bug in minivmm: the survey skipped the name".to_owned(),
             Self::NoSpareMac => "this is a bug in minivmm: the survey skipped the address".to_owned(),
         }
     }

@@ -14,20 +14,20 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVtapMode,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::AsyncSocket;
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, MulticastGroup};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMacVtap, LinkUnspec, MulticastGroup};
 use tokio::task::JoinHandle;
 
 use crate::alias::TapAlias;
 use crate::facts::OUR_GROUP;
 use crate::mac::MacAddr;
-use crate::spec::{ForwardDelay, Switch};
+use crate::spec::{ForwardDelay, MacvtapMode, Switch};
 use crate::vlan::PortVlans;
 
 /// What people see next to a bridge of ours in `ip link`.
@@ -170,6 +170,36 @@ impl Rtnl {
             LinkBridge::new(name).address(mac.octets().to_vec()).mtu(u32::from(mtu)).link_group(OUR_GROUP).up().build();
         self.handle.link().add(bridge).execute().await.map_err(io_error)?;
         self.set_alias(name, BRIDGE_ALIAS).await
+    }
+
+    /// Makes a macvtap of ours on the interface `lower`, and leaves it down.
+    pub(crate) async fn create_macvtap(&self, name: &str, lower: u32, mode: MacvtapMode) -> io::Result<()> {
+        let mode = match mode {
+            MacvtapMode::Bridge => MacVtapMode::Bridge,
+            MacvtapMode::Private => MacVtapMode::Private,
+            MacvtapMode::Vepa => MacVtapMode::Vepa,
+            MacvtapMode::Passthru => MacVtapMode::Passthrough,
+        };
+        let message = LinkMacVtap::new(name, lower, mode).link_group(OUR_GROUP).build();
+        self.handle.link().add(message).execute().await.map_err(io_error)
+    }
+
+    /// Gives a macvtap its address and raises it. It takes all multicasts, of which the guest's card passes on what the guest
+    /// has asked for: the host has joined no groups there. On an interface that it has for itself it is promiscuous for that, as the
+    /// interface is anyhow: for all multicasts alone the kernel would leave that one set (drivers/net/macvlan.c, `macvlan_stop`).
+    pub(crate) async fn raise_macvtap(
+        &self,
+        index: u32,
+        mode: MacvtapMode,
+        mac: MacAddr,
+        alias: &TapAlias,
+    ) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(index).address(mac.octets().to_vec()).alias(alias.to_string());
+        let message = match mode {
+            MacvtapMode::Passthru => message.promiscuous(true),
+            MacvtapMode::Bridge | MacvtapMode::Private | MacvtapMode::Vepa => message.allmulticast(true),
+        };
+        self.handle.link().change(message.up().build()).execute().await.map_err(io_error)
     }
 
     /// Makes a link a port of `bridge` and raises it.

@@ -8,6 +8,8 @@
 //!                               a network of our own, with a way out
 //! host[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off]
 //!                               a network of our own, without one
+//! macvtap=IFACE[,mode=bridge|private|vepa|passthru]
+//!                               an address of its own on this interface
 //! tap=NAME                      a tap that exists
 //! fd=N[:N...]                   an open tap, inherited
 //!
@@ -30,6 +32,7 @@ mod forward;
 mod guard;
 mod impair;
 mod limits;
+mod macvtap;
 mod network;
 mod offload;
 mod private;
@@ -51,6 +54,7 @@ pub use forward::{FORWARDED_PORTS_MAX, Forward, ForwardList, Protocol};
 pub use guard::{ADDRESSES_MAX, AddressList, GuardSpec};
 pub use impair::{Burst, ImpairSpec, Lateness, Loss, RatePair, Seed};
 pub use limits::{Connections, LimitSpec, NewConnections};
+pub use macvtap::{MacvtapMode, MacvtapSpec};
 pub(crate) use network::mask;
 pub use network::{NetworkName, Subnet};
 pub use offload::{Offload, OffloadList};
@@ -72,6 +76,8 @@ pub enum NetSpec {
     Nat(NatSpec),
     /// A new tap on a network of our own that does not.
     Host(HostSpec),
+    /// A new macvtap on an interface of the host.
+    Macvtap(MacvtapSpec),
     /// A tap that exists.
     Tap(TapSpec),
     /// An open tap.
@@ -175,6 +181,14 @@ const MODES: &[ModeKey] = &[
         read: |value| serde_json::from_value(value).map(NetSpec::Host),
     },
     ModeKey {
+        key: "macvtap",
+        alone: None,
+        options: &["mode"],
+        guard: &[],
+        limits: &[],
+        read: |value| serde_json::from_value(value).map(NetSpec::Macvtap),
+    },
+    ModeKey {
         key: "tap",
         alone: None,
         options: &[],
@@ -203,10 +217,12 @@ impl ModeKey {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// Nothing there.
-    #[error("The network of a card is missing: give bridge=NAME, nat, host, tap=NAME or fd=N")]
+    #[error("The network of a card is missing: give bridge=NAME, nat, host, macvtap=IFACE, tap=NAME or fd=N")]
     Empty,
     /// No mode key.
-    #[error("{0:?} does not say what the card is connected to: start with bridge=NAME, nat, host, tap=NAME or fd=N")]
+    #[error(
+        "{0:?} does not say what the card is connected to: start with bridge=NAME, nat, host, macvtap=IFACE, tap=NAME or fd=N"
+    )]
     NoMode(String),
     /// Two mode keys.
     #[error("{first}= and {second}= contradict each other, a card has one network: give a --net flag for each")]
@@ -234,6 +250,14 @@ pub enum SpecError {
         key: String,
         /// What there is.
         known: Vec<&'static str>,
+    },
+    /// A key of other modes that `macvtap=` cannot have.
+    #[error("macvtap= takes no key {key:?}: {reason}")]
+    NotOnMacvtap {
+        /// What was given.
+        key: String,
+        /// Why not, or what there is instead.
+        reason: &'static str,
     },
     /// A value that its key does not take.
     #[error("{0}")]
@@ -288,6 +312,7 @@ impl NetSpec {
             Self::Bridge(spec) => &spec.card,
             Self::Nat(spec) => &spec.card,
             Self::Host(spec) => &spec.card,
+            Self::Macvtap(spec) => &spec.card,
             Self::Tap(spec) => &spec.card,
             Self::Fd(spec) => &spec.card,
         }
@@ -299,6 +324,7 @@ impl NetSpec {
             Self::Bridge(_) => "bridge",
             Self::Nat(_) => "nat",
             Self::Host(_) => "host",
+            Self::Macvtap(_) => "macvtap",
             Self::Tap(_) => "tap",
             Self::Fd(_) => "fd",
         }
@@ -309,7 +335,7 @@ impl NetSpec {
         match self {
             Self::Nat(spec) => Some(spec.private()),
             Self::Host(spec) => Some(spec.private()),
-            Self::Bridge(_) | Self::Tap(_) | Self::Fd(_) => None,
+            Self::Bridge(_) | Self::Macvtap(_) | Self::Tap(_) | Self::Fd(_) => None,
         }
     }
 
@@ -319,6 +345,19 @@ impl NetSpec {
             Self::Bridge(spec) => spec.uplink.uplink.as_ref(),
             _ => None,
         }
+    }
+
+    /// The interface of the host that the guest shares with it, if it does.
+    pub fn shared_interface(&self) -> Option<&IfName> {
+        match self {
+            Self::Macvtap(spec) => Some(&spec.macvtap),
+            _ => None,
+        }
+    }
+
+    /// Whether frames come for the guest's own address only, so that it cannot change it.
+    pub fn address_is_fixed(&self) -> bool {
+        matches!(self, Self::Macvtap(spec) if spec.mode != MacvtapMode::Passthru)
     }
 
     /// Reads a table of a configuration file or an API body, or a flag that was split into one.
@@ -335,6 +374,9 @@ impl NetSpec {
         }
         let known = mode.known();
         if let Some(key) = table.keys().find(|key| *key != mode.key && !known.contains(&key.as_str())) {
+            if let Some(reason) = macvtap::missing_key(key).filter(|_| mode.key == "macvtap") {
+                return Err(SpecError::NotOnMacvtap { key: key.clone(), reason });
+            }
             return Err(SpecError::UnknownKey { mode: mode.key, key: key.clone(), known });
         }
         let spec = (mode.read)(Value::Object(table)).map_err(|error| SpecError::Value(error.to_string()))?;
@@ -449,6 +491,12 @@ impl fmt::Display for NetSpec {
             }
             Self::Nat(spec) => write!(f, "{spec}")?,
             Self::Host(spec) => write!(f, "{spec}")?,
+            Self::Macvtap(MacvtapSpec { macvtap, mode, .. }) => {
+                write!(f, "macvtap={macvtap}")?;
+                if *mode != MacvtapMode::default() {
+                    write!(f, ",mode={mode}")?;
+                }
+            }
             Self::Tap(spec) => write!(f, "tap={}", spec.tap)?,
             Self::Fd(spec) => write!(f, "fd={}", spec.fd)?,
         }

@@ -19,17 +19,18 @@ use crate::gc::remove_bridge_if_unused;
 use crate::guard::Guard;
 use crate::hold;
 use crate::mac::MacAddr;
+use crate::macvtap::{self, Macvtap};
 use crate::mirror::{self, Mirror, MirrorError};
 use crate::nft::NftSocket;
 use crate::refusal::Refusal;
 use crate::rtnl::{Attachment, Rtnl};
 use crate::rules::{self, Member};
 use crate::services::{self, Ipv6Network, PREFIX_LEN, ServiceSpec};
-use crate::spec::{Forward, ForwardDelay, IfName, Subnet, Switch};
+use crate::spec::{Forward, ForwardDelay, IfName, MacvtapMode, Subnet, Switch};
 use crate::survey;
 use crate::sysctl::{self, Conf};
 use crate::tables::Tables;
-use crate::tun::{self, QueueMode};
+use crate::tun::{self, QueueMode, TapKind};
 use crate::uplink;
 use crate::vlan::PortVlans;
 
@@ -206,6 +207,19 @@ pub enum Step {
         #[serde(skip_serializing_if = "Option::is_none")]
         vlans: Option<PortVlans>,
     },
+    /// Remove a macvtap of ours that nobody uses.
+    RemoveLeftBehind {
+        /// Its name.
+        link: IfName,
+    },
+    /// Make a macvtap, open its queues and raise it.
+    CreateMacvtap {
+        /// The card it is for.
+        card: usize,
+        /// What it is to be.
+        #[serde(flatten)]
+        macvtap: Macvtap,
+    },
     /// Open a tap that exists.
     OpenTap {
         /// The card it is for.
@@ -251,6 +265,8 @@ pub(crate) struct Host {
     pub(crate) admitted: Vec<Placed>,
     /// The owner of the table that has frames copied, if there is one.
     pub(crate) mirrors: Option<NftSocket>,
+    /// What says that a card's macvtap is in use, by card.
+    pub(crate) claims: BTreeMap<usize, OwnedFd>,
     /// Descriptors that the VMM inherited for `fd=`, by number.
     pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
 }
@@ -261,6 +277,8 @@ pub(crate) struct Tap {
     pub(crate) name: String,
     /// Its interface number, none if it may be in another namespace.
     pub(crate) index: Option<u32>,
+    /// The driver that it is of.
+    pub(crate) kind: TapKind,
     /// Its queues, until they are handed over.
     pub(crate) fds: Vec<OwnedFd>,
 }
@@ -292,6 +310,11 @@ impl Step {
             }
             Self::PinAddress { .. } => "nothing, the address is the same".to_owned(),
             Self::CreateTap { .. } => "remove the tap".to_owned(),
+            Self::RemoveLeftBehind { .. } => "nothing, no VM has it".to_owned(),
+            Self::CreateMacvtap { macvtap: Macvtap { lower, mode: MacvtapMode::Passthru, .. }, .. } => {
+                format!("remove the macvtap, which gives {lower} its own address back")
+            }
+            Self::CreateMacvtap { .. } => "remove the macvtap".to_owned(),
             Self::AttachTap { .. } => "nothing, it goes with the tap".to_owned(),
             Self::TakeUplink { bridge, uplink, addresses, routes, .. } if addresses.is_empty() && *routes == 0 => {
                 format!("with bridge {bridge}, release {uplink}")
@@ -374,6 +397,11 @@ impl Step {
             Self::AdmitInDocker { vm, admissions, containers } => host.admit(vm, admissions, containers).await,
             Self::MirrorFrames { vm, mirrors } => host.mirror(vm, mirrors),
             Self::OpenServices { card, spec } => host.open_services(*card, spec),
+            Self::RemoveLeftBehind { link } => match macvtap::remove_if_left_behind(&host.rtnl, link.as_str()).await {
+                Ok(_) => Ok(()),
+                Err(source) => Err(Error::Remove { link: link.to_string(), source }),
+            },
+            Self::CreateMacvtap { card, macvtap } => host.create_macvtap(*card, macvtap).await,
             Self::OpenTap { card, tap, queues, multi_queue } => {
                 let mode = if *multi_queue { QueueMode::Multi } else { QueueMode::Single };
                 let tap = open_tap(tap, *queues, mode)?;
@@ -406,7 +434,8 @@ impl Step {
             | Self::EnableForwarding { .. }
             | Self::GiveGateway6 { .. }
             | Self::EnableForwarding6 { .. }
-            | Self::RouteLoopback { .. } => Ok(()),
+            | Self::RouteLoopback { .. }
+            | Self::RemoveLeftBehind { .. } => Ok(()),
             Self::HoldPorts { card, .. } => {
                 host.ports.remove(card);
                 Ok(())
@@ -421,11 +450,13 @@ impl Step {
                 host.services.remove(card);
                 Ok(())
             }
-            Self::CreateTap { card, .. } => {
+            Self::CreateTap { card, .. } | Self::CreateMacvtap { card, .. } => {
                 let Some(Tap { name, index: Some(index), .. }) = host.taps.remove(card) else { return Ok(()) };
                 // Most often the VMM's descriptors are closed and the tap has gone. A VMM that is being killed, or
                 // that calls stop() too early, still has it.
-                host.rtnl.remove(index).await.map_err(|source| Error::Remove { link: name, source })
+                let removed = host.rtnl.remove(index).await.map_err(|source| Error::Remove { link: name, source });
+                host.claims.remove(card);
+                removed
             }
             Self::OpenTap { card, .. } | Self::AdoptTap { card, .. } => {
                 host.taps.remove(card);
@@ -447,7 +478,8 @@ impl Host {
     /// A host that nothing has been done to.
     pub(crate) fn new(rtnl: Rtnl, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
         let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { rtnl, taps, vhosts, ports, services, tables: None, mirrors: None, admitted: Vec::new(), inherited }
+        let (admitted, claims) = (Vec::new(), BTreeMap::new());
+        Self { rtnl, taps, vhosts, ports, services, tables: None, mirrors: None, admitted, claims, inherited }
     }
 
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
@@ -476,7 +508,10 @@ impl Host {
     }
 
     fn mirror(&mut self, vm: &str, mirrors: &[Mirror]) -> Result<(), Error> {
-        let table = mirror::table(vm, mirrors, |card| self.taps.get(&card)?.name.parse().ok());
+        let table = mirror::table(vm, mirrors, |card| {
+            let tap = self.taps.get(&card)?;
+            Some((tap.name.parse().ok()?, tap.kind))
+        });
         let socket = mirror::open(table).map_err(|error| match error {
             MirrorError::NoHook => Refusal::NoMirrors.into(),
             MirrorError::Nft(source) => Error::Mirror(source),
@@ -504,7 +539,7 @@ impl Host {
         }
         let here = queues.first().is_some_and(tun::is_in_our_namespace);
         let index = if here { index_of(tap).ok() } else { None };
-        Ok(Tap { name: tap.to_owned(), index, fds: queues })
+        Ok(Tap { name: tap.to_owned(), index, kind: TapKind::Tap, fds: queues })
     }
 }
 
@@ -585,6 +620,14 @@ impl fmt::Display for Step {
             Self::OpenServices { card, spec } => {
                 write!(f, "answer DHCP and DNS of card {card}, which has {}", spec.ipv4.address)
             }
+            Self::RemoveLeftBehind { link } => {
+                write!(f, "remove macvtap {link}, which a VM that was killed with its keeper left behind")
+            }
+            Self::CreateMacvtap { card, macvtap: Macvtap { tap, lower, mode, mac, queues, .. } } => write!(
+                f,
+                "create macvtap {tap} on {lower} in mode {mode} with address {mac} and {queues} queue pairs for card {card}, \
+                 and raise it"
+            ),
             Self::OpenTap { card, tap, queues, .. } => {
                 write!(f, "open tap {tap} with {queues} queue pairs for card {card}")
             }
@@ -651,7 +694,7 @@ fn create_tap(queues: u16) -> Result<(Tap, u32), Error> {
     let name = tun::create(&files, QueueMode::for_queues(queues)).map_err(Error::CreateTap)?;
     let index = index_of(&name).map_err(Error::CreateTap)?;
     let fds = files.into_iter().map(OwnedFd::from).collect();
-    Ok((Tap { name, index: Some(index), fds }, index))
+    Ok((Tap { name, index: Some(index), kind: TapKind::Tap, fds }, index))
 }
 
 fn open_tap(tap: &IfName, queues: u16, mode: QueueMode) -> Result<Tap, Error> {
@@ -664,13 +707,13 @@ fn open_tap(tap: &IfName, queues: u16, mode: QueueMode) -> Result<Tap, Error> {
         })?;
     }
     let fds = files.into_iter().map(OwnedFd::from).collect();
-    Ok(Tap { name: tap.to_string(), index: index_of(tap.as_str()).ok(), fds })
+    Ok(Tap { name: tap.to_string(), index: index_of(tap.as_str()).ok(), kind: TapKind::Tap, fds })
 }
 
 fn open_queues(queues: u16) -> Result<Vec<File>, Error> {
     (0..queues).map(|_| tun::open_device()).collect::<io::Result<_>>().map_err(Error::OpenTun)
 }
 
-fn index_of(name: &str) -> io::Result<u32> {
+pub(crate) fn index_of(name: &str) -> io::Result<u32> {
     nix::net::if_::if_nametoindex(name).map_err(io::Error::from)
 }

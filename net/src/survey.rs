@@ -3,25 +3,28 @@
 pub(crate) mod ip;
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
 
 use rtnetlink::packet_core::{DefaultNla, Nla};
 use rtnetlink::packet_route::link::{
-    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoTun, LinkAttribute, LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoMacVlan, InfoMacVtap, InfoTun, LinkAttribute, LinkInfo,
+    LinkMessage, MacVlanMode, MacVtapMode,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 
+use crate::claim;
 use crate::error::Error;
-use crate::facts::{BridgeFact, Facts, FdFact, FdKind, FdbEntry, Link, Neighbour, RawMac, TunFact};
+use crate::facts::{BridgeFact, Facts, FdFact, FdKind, FdbEntry, Link, MacvlanMode, Neighbour, RawMac, TunFact};
 use crate::mac::MacAddr;
 use crate::plan::{Plan, plan};
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::rtnl::{self, Rtnl, USER_HZ};
-use crate::spec::{NetSpec, Switch};
+use crate::spec::{IfName, NetSpec, Switch};
 use crate::tun;
 use crate::uplink;
 
@@ -52,6 +55,9 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
     }
     facts.fds = specs.iter().flat_map(|spec| fd_facts(spec, inherited)).collect();
     facts.spare_macs = spare_macs(specs)?;
+    facts.claimed = claim::taken()?;
+    facts.spare_names = spare_names(specs)?;
+    facts.wireless = specs.iter().filter_map(|spec| wireless(spec, &facts)).collect();
     Ok(facts)
 }
 
@@ -82,6 +88,27 @@ fn spare_macs(specs: &[NetSpec]) -> io::Result<Vec<MacAddr>> {
     (0..count).map(|_| source.read_exact(&mut random).map(|()| MacAddr::local(random))).collect()
 }
 
+/// A random name for every card that needs a link which does not go by itself.
+fn spare_names(specs: &[NetSpec]) -> io::Result<Vec<IfName>> {
+    let count = specs.iter().filter(|spec| spec.shared_interface().is_some()).count();
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let mut source = File::open("/dev/urandom")?;
+    let mut random = [0; 4];
+    let name = |bytes| format!("vmtap{:08x}", u32::from_ne_bytes(bytes)).parse().map_err(io::Error::other);
+    (0..count).map(|_| source.read_exact(&mut random).and_then(|()| name(random))).collect()
+}
+
+/// The name of a card's interface if it is a radio card. A mount of sysfs can show another namespace, hence the number.
+fn wireless(spec: &NetSpec, facts: &Facts) -> Option<String> {
+    let link = facts.link(spec.shared_interface()?.as_str())?;
+    let directory = Path::new("/sys/class/net").join(&link.name);
+    let index = fs::read_to_string(directory.join("ifindex")).ok()?;
+    let same = index.trim().parse() == Ok(link.index);
+    (same && directory.join("phy80211").exists()).then(|| link.name.clone())
+}
+
 /// The bridges on which the guests' addresses would show, each once.
 fn bridges_of(specs: &[NetSpec], facts: &Facts) -> Vec<u32> {
     let mut bridges: Vec<u32> = (specs.iter())
@@ -89,7 +116,7 @@ fn bridges_of(specs: &[NetSpec], facts: &Facts) -> Vec<u32> {
             NetSpec::Bridge(spec) => {
                 facts.link(spec.bridge.as_str()).filter(|link| link.is_bridge()).map(|link| link.index)
             }
-            NetSpec::Nat(_) | NetSpec::Host(_) => None,
+            NetSpec::Nat(_) | NetSpec::Host(_) | NetSpec::Macvtap(_) => None,
             NetSpec::Tap(spec) => facts.link(spec.tap.as_str()).and_then(|link| link.master),
             NetSpec::Fd(_) => None,
         })
@@ -113,6 +140,7 @@ pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
         up: rtnl::is_up(message),
         group: 0,
         alias: None,
+        macvlan: None,
         tun: None,
         bridge: BridgeFact::default(),
     };
@@ -159,9 +187,19 @@ fn read_infos(infos: &[LinkInfo], link: &mut Link) {
             }
             LinkInfo::Data(InfoData::Tun(attributes)) => link.tun = Some(tun_fact(attributes)),
             LinkInfo::Data(InfoData::Bridge(attributes)) => link.bridge = bridge_fact(attributes),
+            LinkInfo::Data(InfoData::MacVlan(attributes)) => {
+                link.macvlan = Some(macvlan_mode(attributes, &InfoMacVlan::Mode(MacVlanMode::Passthrough)));
+            }
+            LinkInfo::Data(InfoData::MacVtap(attributes)) => {
+                link.macvlan = Some(macvlan_mode(attributes, &InfoMacVtap::Mode(MacVtapMode::Passthrough)));
+            }
             _ => {}
         }
     }
+}
+
+fn macvlan_mode<T: PartialEq>(attributes: &[T], passthru: &T) -> MacvlanMode {
+    if attributes.contains(passthru) { MacvlanMode::Passthru } else { MacvlanMode::Shared }
 }
 
 fn bridge_fact(attributes: &[InfoBridge]) -> BridgeFact {

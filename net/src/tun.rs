@@ -1,4 +1,5 @@
-//! Queues of tun and tap devices, by ioctl on `/dev/net/tun` (Documentation/networking/tuntap.rst).
+//! Queues of tun and tap devices, by ioctl on `/dev/net/tun` (Documentation/networking/tuntap.rst), and of macvtaps, which take
+//! the same.
 //!
 //! The kernel offers no other interface for this. Every function takes and gives owned descriptors; what a queue is
 //! used for is decided elsewhere.
@@ -24,6 +25,15 @@ const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 
 /// What every tap of a card must be opened with.
 const FRAME_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// Which driver's the interface of a queue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TapKind {
+    /// A tap: what the guest sends comes in on it.
+    Tap,
+    /// A macvtap: what the guest sends goes out on it. It takes no steering program.
+    Macvtap,
+}
 
 /// Whether `TUNSETIFF` asks for a device that can have several queues. The device's nature is fixed at its creation
 /// and every later queue has to ask for the same.
@@ -90,7 +100,7 @@ pub(crate) fn create(queues: &[File], mode: QueueMode) -> io::Result<String> {
     Ok(name)
 }
 
-/// Makes an open device a queue of the tap called `name`.
+/// Makes an open device a queue of the tap called `name`; of a macvtap it is one already, and learns what its frames look like.
 ///
 /// Returns the tap's name, which differs if `name` is a pattern.
 pub(crate) fn attach(queue: &File, name: &str, mode: QueueMode) -> io::Result<String> {
@@ -142,6 +152,14 @@ pub(crate) fn is_in_our_namespace(queue: &OwnedFd) -> bool {
         (Ok(theirs), Ok(ours)) => theirs == ours,
         _ => false,
     }
+}
+
+/// Has a queue take frames without a limit of its own, as those of taps do; the queues of the interface below have theirs. A
+/// macvtap's takes 208 KiB unless told, some three large frames.
+pub(crate) fn lift_send_limit(queue: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: TUNSETSNDBUF reads one int; `queue` is open.
+    let result = unsafe { ioctl_with_ref(queue, libc::TUNSETSNDBUF, &libc::c_int::MAX) };
+    check(result).map(drop)
 }
 
 fn set_header_size(queue: &impl AsRawFd) -> io::Result<()> {

@@ -79,7 +79,8 @@ fn on_minivmm(
         Err(error) => return vec![failed("minivmm builds", chain(&error))],
     };
     let vmm = Vmm::Minivmm(program);
-    let base = Config { probe, cmdline: "", bridge: lan.bridge(), keys: "", tap: "", disks: &[] };
+    let on_bridge = lan.on_bridge();
+    let base = Config { probe, cmdline: "", card: &on_bridge, keys: "", tap: "", disks: &[] };
     let devices = "probe=all strict echo";
     let mut trials = registers_in_time(&vmm, &base);
     for (end, code) in [("reset", codes::POWERED_OFF), ("panic", codes::PANICKED), ("triple-fault", CRASHED)] {
@@ -89,6 +90,10 @@ fn on_minivmm(
         trials.push(Trial::test(format!("minivmm: {end} ends it with code {code}"), move || {
             if as_wished { Ok(()) } else { Err(format!("ended with {seen:?}").into()) }
         }));
+    }
+    match vmm.run(&Config { cmdline: "probe=device strict echo", card: lan.on_interface(), ..base.clone() }) {
+        Ok(run) => trials.extend(reported("minivmm on a macvtap", run)),
+        Err(error) => trials.push(failed("minivmm on a macvtap", error.to_string())),
     }
     match vmm.run(&Config { cmdline: devices, disks, ..base }) {
         Ok(run) => trials.extend(reported("minivmm", run)),
@@ -120,7 +125,7 @@ fn on_qemu(place: &Place, probe: &Path, lan: &PeerLan, disks: &[(PathBuf, bool)]
     lan.tap("qemu0");
     let vmm = Vmm::Qemu { kvm: !matches!(place, Place::NoKvm { .. }) };
     let cmdline = format!("{REGISTER_SUITES},device echo");
-    match vmm.run(&Config { probe, cmdline: &cmdline, bridge: lan.bridge(), keys: "", tap: "qemu0", disks }) {
+    match vmm.run(&Config { probe, cmdline: &cmdline, card: "", keys: "", tap: "qemu0", disks }) {
         Ok(run) => reported("qemu", run).collect(),
         Err(error) => vec![failed("qemu", error.to_string())],
     }

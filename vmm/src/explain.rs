@@ -28,7 +28,7 @@ pub(crate) fn answer(question: &Question) -> Result<(String, u8), Error> {
             if !failed.is_empty() {
                 return Err(net::Error::Teardown(failed).into());
             }
-            let lines = removed.iter().map(|bridge| format!("Removed bridge {bridge}, which had no ports left\n"));
+            let lines = removed.iter().map(|removed| format!("Removed {removed}\n"));
             let rules =
                 (rules > 0).then(|| format!("Removed {rules} rules of VMs that have gone from chain DOCKER-USER\n"));
             let text: String = lines.chain(rules).collect();

@@ -207,6 +207,12 @@ impl Net {
         Self { steering: Some(Arc::new(steering)), ..self }
     }
 
+    /// The same where frames come for its own address only: the driver is refused another one.
+    pub fn with_fixed_address(self) -> Self {
+        self.mac.fix();
+        self
+    }
+
     /// The interface as after reset, without steering too.
     fn reset_interface(&self) -> io::Result<()> {
         let steering = if self.steering.is_some() { self.ports[0].set_steering(None) } else { Ok(()) };

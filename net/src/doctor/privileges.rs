@@ -13,13 +13,16 @@ const CAP_NET_RAW: u32 = 13;
 const AS_ROOT: &str = "run minivmm as root";
 
 pub(super) fn look(needs: Needs) -> Vec<Finding> {
-    let mut findings = vec![device("tun", "/dev/net/tun", Error::OpenTun)];
+    let mut findings = Vec::new();
+    if needs.tap {
+        findings.push(device("tun", "/dev/net/tun", Error::OpenTun));
+    }
     if needs.vhost {
         findings.push(device("vhost", "/dev/vhost-net", Error::OpenVhost));
     }
     let held = capabilities();
-    if needs.tap && held & 1 << CAP_NET_ADMIN == 0 {
-        let why = "a new tap cannot be put on a bridge";
+    if needs.link && held & 1 << CAP_NET_ADMIN == 0 {
+        let why = "a new tap cannot be put on a bridge, and no macvtap be made";
         findings.push(Finding::problem("privileges", "There is no CAP_NET_ADMIN", why, Some(AS_ROOT.to_owned())));
     }
     if held & 1 << CAP_NET_RAW == 0 {

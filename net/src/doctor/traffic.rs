@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use super::{Finding, Needs};
 use crate::facts::{Address, Facts, Link};
-use crate::spec::{BridgeSpec, NetSpec};
+use crate::spec::{BridgeSpec, MacvtapMode, MacvtapSpec, NetSpec};
 
 /// A table of connections that is fuller than this, in percent, is a warning: a guest that opens some more fills it.
 const CONNTRACK_PERCENT: u64 = 80;
@@ -14,8 +14,10 @@ const CONNTRACK_PERCENT: u64 = 80;
 pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for card in cards {
-        if let NetSpec::Bridge(spec) = card {
-            findings.extend(narrow_ports(spec, facts));
+        match card {
+            NetSpec::Bridge(spec) => findings.extend(narrow_ports(spec, facts)),
+            NetSpec::Macvtap(spec) => findings.push(apart(spec)),
+            _ => {}
         }
     }
     if needs.forwarding {
@@ -27,6 +29,21 @@ pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Findin
         findings.extend(overlaps(facts));
     }
     findings
+}
+
+/// A host and the guests on its interface do not hear each other: what either sends goes out on the wire.
+fn apart(spec: &MacvtapSpec) -> Finding {
+    let MacvtapSpec { macvtap, mode, .. } = spec;
+    let (what, fix) = match mode {
+        MacvtapMode::Passthru => {
+            (format!("{macvtap} is the guest's alone, with the guest's address"), "give the host another interface")
+        }
+        _ => (
+            format!("This host and the guest do not reach each other by {macvtap}"),
+            "give the VM a second card: --net host",
+        ),
+    };
+    Finding::warning("macvtap", what, "what either sends goes out on the wire, and does not come back", fix)
 }
 
 /// Ports of a card's bridge that carry less than the card may send.

@@ -71,6 +71,7 @@ mod tests {
             up: true,
             group: 0,
             alias: None,
+            macvlan: None,
             tun: None,
             bridge: BridgeFact::default(),
         };

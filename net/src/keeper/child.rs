@@ -31,6 +31,7 @@ use crate::steer::{Steering, SteeringProgram};
 use crate::step::{Host, Step};
 use crate::survey::{plan_with_neighbours, survey};
 use crate::tables::Tables;
+use crate::tun::TapKind;
 
 /// How often a plan is made anew because the host changed between survey and step. Keepers keep out of each other's
 /// way with a lock, so this takes somebody else who makes and removes bridges in the same millisecond.
@@ -113,7 +114,7 @@ async fn set_up(socket: &OwnedFd, host: &mut Host, request: &Request, clock: &mu
 }
 
 async fn try_set_up(socket: &OwnedFd, host: &mut Host, request: &Request, clock: &mut Clock) -> Result<Plan, Error> {
-    let _lock = lock_if_bridged(&request.cards, socket).await?;
+    let _lock = lock_if_shared(&request.cards, socket).await?;
     let mut facts = survey(&host.rtnl, &request.cards, &host.inherited).await.map_err(Error::Survey)?;
     clock.lap(|timing| &mut timing.survey_us);
     let plan = plan_with_neighbours(&host.rtnl, request, &mut facts).await?;
@@ -143,11 +144,13 @@ fn hand_over(
     for (card_idx, card) in plan.cards.iter().enumerate() {
         let Some(tap) = host.taps.get_mut(&card_idx) else { return Err(Error::Protocol) };
         let mut vhosts = host.vhosts.remove(&card_idx).unwrap_or_default();
-        // A card on vhost-net does not offer what a program is for.
-        let steering = steering.filter(|_| vhosts.is_empty() && tap.fds.len() > 1);
+        // A card on vhost-net does not offer what a program is for, and a macvtap takes none.
+        let takes_program = vhosts.is_empty() && tap.fds.len() > 1 && tap.kind == TapKind::Tap;
+        let steering = steering.filter(|_| takes_program);
         let service = host.services.remove(&card_idx);
         // Services know what address they have given.
-        let lookout = tap.index.filter(|_| service.is_none()).and_then(listen);
+        let lookout = tap.index.filter(|_| service.is_none()).and_then(|index| listen(index, tap.kind));
+        let claim = host.claims.get(&card_idx).map(OwnedFd::try_clone).transpose().map_err(Error::Socket)?;
         let header = PortHeader {
             tap_name: tap.name.clone(),
             bridge: plan.bridge_of(card_idx).map(ToString::to_string),
@@ -157,6 +160,7 @@ fn hand_over(
             queues: tap.fds.len(),
             vhosts: vhosts.len(),
             lookouts: lookout.iter().len(),
+            claims: claim.iter().len(),
             service: service
                 .as_ref()
                 .map(|(spec, _)| ServiceHeader { spec: spec.clone(), alias: plan.alias_of(card_idx) }),
@@ -164,6 +168,7 @@ fn hand_over(
         let mut fds = std::mem::take(&mut tap.fds);
         fds.append(&mut vhosts);
         fds.extend(lookout.map(Lookout::into_socket));
+        fds.extend(claim);
         fds.extend(service.map(|(_, socket)| socket));
         if let Some(Steering { program, map }) = steering.and_then(load) {
             fds.extend([program, map]);
@@ -176,8 +181,8 @@ fn hand_over(
 }
 
 /// What hears the guest behind the tap with this number.
-fn listen(index: u32) -> Option<Lookout> {
-    let lookout = Lookout::open(index);
+fn listen(index: u32, kind: TapKind) -> Option<Lookout> {
+    let lookout = Lookout::open(index, kind);
     lookout.inspect_err(|error| log::info!("The address of a guest cannot be heard: {error}")).ok()
 }
 
@@ -257,8 +262,11 @@ async fn undo_all(steps: &[Step], host: &mut Host) -> Vec<Report> {
 }
 
 /// The lock, if the cards need it. A VMM that ends meanwhile does not have to wait for it.
-async fn lock_if_bridged(cards: &[NetSpec], socket: &OwnedFd) -> Result<Option<NamespaceLock>, Error> {
-    if !cards.iter().any(|card| matches!(card, NetSpec::Bridge(_)) || card.private().is_some()) {
+async fn lock_if_shared(cards: &[NetSpec], socket: &OwnedFd) -> Result<Option<NamespaceLock>, Error> {
+    let shares = |card: &NetSpec| {
+        matches!(card, NetSpec::Bridge(_)) || card.private().is_some() || card.shared_interface().is_some()
+    };
+    if !cards.iter().any(shares) {
         return Ok(None);
     }
     let Ok(end) = pollable(socket) else { return Ok(Some(NamespaceLock::take().await)) };

@@ -1,7 +1,7 @@
 //! What the keeper tells the VMM, and how descriptors travel with it.
 //!
 //! One message is one packet of a `SOCK_SEQPACKET` pair: JSON, and for a card its descriptors as `SCM_RIGHTS`
-//! (unix(7)). A card has at most 132, the kernel passes up to 253 at once. The VMM says one thing only, by closing its
+//! (unix(7)). A card has at most 133, the kernel passes up to 253 at once. The VMM says one thing only, by closing its
 //! end: that it is over.
 #![allow(unsafe_code)] // Received descriptors come as numbers.
 
@@ -25,8 +25,8 @@ pub const PATIENCE_S: i64 = 30;
 /// Largest message. The longest is a teardown report: a line for each step that failed.
 const MESSAGE_BYTES: usize = 64 * 1024;
 
-/// Descriptors a receiver has room for: a queue's two each, a lookout, the services' socket, a program and its map.
-const FDS_MAX: usize = 2 * QUEUES_MAX as usize + 4;
+/// Descriptors a receiver has room for: a queue's two each, a lookout, a claim, the services' socket, a program and its map.
+const FDS_MAX: usize = 2 * QUEUES_MAX as usize + 5;
 
 /// What the keeper says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ pub(crate) enum Reply {
     Stopped(Vec<Report>),
 }
 
-/// A port without its descriptors: those of the tap, those of vhost-net, a lookout, the services' socket, a steering program
+/// A port without its descriptors: those of the tap, those of vhost-net, a lookout, a claim, the services' socket, a steering program
 /// and its map.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PortHeader {
@@ -64,6 +64,8 @@ pub(crate) struct PortHeader {
     pub(crate) vhosts: usize,
     /// How many of the following ones are lookouts: one or none.
     pub(crate) lookouts: usize,
+    /// How many of the following ones say that the interface is in use: one or none.
+    pub(crate) claims: usize,
     /// What the services say whose socket is the next one, if the card has some.
     pub(crate) service: Option<ServiceHeader>,
 }

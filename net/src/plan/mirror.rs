@@ -15,6 +15,9 @@ impl Draft<'_> {
         if link.mac.is_none() || link.name == "lo" || link.tun.is_some() {
             return Err(Refusal::NotAMirror { name: name(), kind: link.kind_text() });
         }
+        if spec.shared_interface() == Some(to) {
+            return Err(Refusal::MirrorOfItself { name: name() });
+        }
         if let Some(bridge) = self.bridge_of(spec)
             && self.leads_to(link, &bridge)
         {

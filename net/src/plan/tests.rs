@@ -1,3 +1,7 @@
+//! Plans of hand-made hosts.
+
+mod macvtap;
+
 use super::*;
 use std::collections::BTreeSet;
 
@@ -40,6 +44,7 @@ fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
         up: true,
         group: 0,
         alias: None,
+        macvlan: None,
         tun: None,
         bridge: BridgeFact::default(),
     }

@@ -15,6 +15,7 @@ use super::forward::{FORWARDED_PORTS_MAX, Forward, ForwardList};
 use super::guard::AddressList;
 use super::impair::{Burst, Lateness, Loss, RatePair, Seed};
 use super::limits::{Connections, NewConnections};
+use super::macvtap::MacvtapMode;
 use super::network::{NetworkName, Subnet};
 use super::offload::OffloadList;
 use super::stp::ForwardDelay;
@@ -282,6 +283,9 @@ pub enum FieldError {
         /// What it rests on.
         needed: &'static str,
     },
+    /// Not a mode of a macvtap.
+    #[error("mode={0} is not possible: give bridge, private, vepa or passthru")]
+    MacvtapMode(String),
     /// Not a pair of rates.
     #[error(
         "rate={0} is not possible: give bits per second to and from the guest, such as 100M/20M, from 100 to 1000G"
@@ -474,6 +478,7 @@ deserialize_as_flag_text!(
     AddressList,
     Connections,
     NewConnections,
+    MacvtapMode,
     RatePair,
     Burst,
     Lateness,

@@ -27,6 +27,7 @@ fn every_key_of_every_mode_is_read_in_any_order() {
         "bridge=br0,create=on,trunk=10+20+100-110,native=30,queues=2",
         "nat=web,subnet=10.1.2.0/24,ipv6=on,forward=tcp:8080:80+udp:127.0.0.1:53:53,mac=52:54:00:00:00:01,queues=2",
         "host=lab,subnet=10.1.2.0/24,ipv6=on,mac=52:54:00:00:00:01,mtu=9000,queues=2",
+        "macvtap=eth1,mode=passthru,mac=52:54:00:00:00:01,mtu=9000,queues=2,vhost=on",
         "tap=tap7,mac=52:54:00:00:00:01,mtu=1400,queues=1,ring=64,offload=off,vhost=on",
         "fd=3:4:5,mac=52:54:00:00:00:01,mtu=1400,queues=3,ring=4096,offload=csum:tso:ecn:uso",
     ] {
@@ -68,6 +69,8 @@ fn a_table_with_native_values_gives_the_same_as_the_flag() {
         ("bridge=br0,trunk=7+8,native=9", r#"{"bridge": "br0", "trunk": [7, 8], "native": 9}"#),
         ("bridge=br0,trunk=7-9+11", r#"{"bridge": "br0", "trunk": ["7-9", "11"]}"#),
         ("tap=t0,mac=52:54:00:00:00:01", r#"{"mac": "52:54:00:00:00:01", "tap": "t0"}"#),
+        ("macvtap=eth1,mode=vepa", r#"{"macvtap": "eth1", "mode": "vepa"}"#),
+        ("macvtap=eth1,mode=bridge", r#"{"macvtap": "eth1"}"#),
         ("nat", r#"{"nat": "default"}"#),
         ("nat=web,forward=tcp:1:2+udp:3:4", r#"{"nat": "web", "forward": ["tcp:1:2", "udp:3:4"]}"#),
         ("host=lab,subnet=10.1.0.0/16", r#"{"host": "lab", "subnet": "10.1.0.0/16"}"#),
@@ -129,6 +132,7 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
     let (bridge, create) = (name.clone(), Switch::On);
     let uplink = UplinkSpec { uplink: Some(name.clone()), move_addresses: Switch::On };
     let bridge = BridgeSpec { bridge, create, uplink, stp, vlans, addresses, guard, card: card.clone() };
+    let macvtap = MacvtapSpec { macvtap: name.clone(), mode: MacvtapMode::Vepa, card: card.clone() };
     let tap = TapSpec { tap: name, card: card.clone() };
     let private = [parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1"), parse("host=a,subnet=10.0.0.0/24")];
     let [mut nat, mut host] = private;
@@ -140,7 +144,8 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
         }
     }
     let fd = FdSpec { fd: "3".parse().unwrap(), card };
-    for (mode, spec) in MODES.iter().zip([NetSpec::Bridge(bridge), nat, host, NetSpec::Tap(tap), NetSpec::Fd(fd)]) {
+    let (bridge, macvtap) = (NetSpec::Bridge(bridge), NetSpec::Macvtap(macvtap));
+    for (mode, spec) in MODES.iter().zip([bridge, nat, host, macvtap, NetSpec::Tap(tap), NetSpec::Fd(fd)]) {
         let Value::Object(table) = serde_json::to_value(&spec).unwrap() else { panic!("no table") };
         let mut all = [vec![mode.key], mode.known()].concat();
         all.sort_unstable();
@@ -183,6 +188,36 @@ fn guards_are_refused_where_they_do_nothing() {
 }
 
 #[test]
+fn what_a_macvtap_cannot_have_is_refused_with_the_reason() {
+    for (text, beginning) in [
+        ("macvtap=eth1,antispoof=on", "macvtap= takes no key \"antispoof\": what the guest sends does not come in"),
+        (
+            "macvtap=eth1,isolate=on",
+            "macvtap= takes no key \"isolate\": mode=private keeps VMs on the same interface apart",
+        ),
+        ("macvtap=eth1,vlan=5", "macvtap= takes no key \"vlan\": make a VLAN interface and give that"),
+        ("macvtap=eth1,mod=vepa", "macvtap= takes no key \"mod\": did you mean mode=?"),
+        ("macvtap=eth1,mode=open", "mode=open is not possible: give bridge, private, vepa or passthru"),
+        ("bridge=br0,mode=vepa", "bridge= takes no key \"mode\""),
+    ] {
+        let refused = refusal(text);
+        assert!(refused.starts_with(beginning), "{text}: {refused}");
+    }
+}
+
+#[test]
+fn the_address_of_a_guest_is_fixed_where_frames_come_for_it_alone() {
+    for (text, fixed) in [
+        ("macvtap=eth1", true),
+        ("macvtap=eth1,mode=vepa", true),
+        ("macvtap=eth1,mode=passthru", false),
+        ("bridge=br0", false),
+    ] {
+        assert_eq!(parse(text).address_is_fixed(), fixed, "{text}");
+    }
+}
+
+#[test]
 fn impairments_are_refused_where_they_do_nothing() {
     assert_eq!(
         refusal("tap=t0,vhost=on,loss=1%"),
@@ -204,14 +239,17 @@ fn impairments_are_refused_where_they_do_nothing() {
 
 #[test]
 fn the_mode_has_to_be_there_once() {
-    assert_eq!(refusal(""), "The network of a card is missing: give bridge=NAME, nat, host, tap=NAME or fd=N");
+    assert_eq!(
+        refusal(""),
+        "The network of a card is missing: give bridge=NAME, nat, host, macvtap=IFACE, tap=NAME or fd=N"
+    );
     assert_eq!(
         refusal("br0"),
-        "\"br0\" does not say what the card is connected to: start with bridge=NAME, nat, host, tap=NAME or fd=N"
+        "\"br0\" does not say what the card is connected to: start with bridge=NAME, nat, host, macvtap=IFACE, tap=NAME or fd=N"
     );
     assert_eq!(
         refusal("mtu=1500"),
-        "\"mtu\" does not say what the card is connected to: start with bridge=NAME, nat, host, tap=NAME or fd=N"
+        "\"mtu\" does not say what the card is connected to: start with bridge=NAME, nat, host, macvtap=IFACE, tap=NAME or fd=N"
     );
     assert_eq!(
         refusal("bridge=br0,tap=tap0"),

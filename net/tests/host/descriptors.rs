@@ -15,6 +15,7 @@ use crate::vmm::{DEADLINE, Vmm};
 pub(crate) const CASES: &[Case] = &[
     ("frames_pass_between_two_ports_of_a_bridge", frames_pass),
     ("frames_pass_through_every_queue", every_queue),
+    ("frames_pass_through_every_queue_of_a_macvtap", every_queue_of_a_macvtap),
     ("tap_that_exists_is_opened_and_left_as_it_was", existing_tap),
     ("tap_with_many_queues_is_opened", existing_multi_queue_tap),
     ("tap_on_a_bridge_stays_there", existing_tap_on_a_bridge),
@@ -81,7 +82,16 @@ fn frames_pass() {
 
 fn every_queue() {
     empty_bridge("br0");
-    let (keeper, ports) = start("web", &["bridge=br0,queues=4", "bridge=br0,queues=4"]);
+    through_every_queue("bridge=br0,queues=4");
+}
+
+fn every_queue_of_a_macvtap() {
+    bridge_with_uplink("br0");
+    through_every_queue("macvtap=peer0,queues=4");
+}
+
+fn through_every_queue(spec: &str) {
+    let (keeper, ports) = start("web", &[spec, spec]);
     for (queue, fd) in ports[0].fds.iter().enumerate() {
         let frame = frame(&ports[0], &format!("queue {queue}"));
         file(fd).write_all(&frame).unwrap();

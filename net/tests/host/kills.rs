@@ -34,6 +34,8 @@ const MODES: &[(&str, &[&str])] = &[
     ("host", &["host"]),
     ("uplink", &["bridge=lan,create=on,uplink=nic0"]),
     ("uplink moved", &["bridge=lan,create=on,uplink=wan0,move-addresses=on"]),
+    ("macvtap", &["macvtap=peer0", "macvtap=peer0,mode=private,queues=2"]),
+    ("macvtap alone", &["macvtap=peer0,mode=passthru"]),
     (
         "mixed",
         &["bridge=br0,queues=2", "nat,ipv6=on,forward=tcp:127.0.0.1:8080:80", "host=lab", "bridge=lan,create=on"],

@@ -24,6 +24,7 @@ mod kills;
 mod lan;
 mod limits;
 mod links;
+mod macvtap;
 mod mirror;
 mod modes;
 mod nat;
@@ -54,6 +55,7 @@ fn cases() -> Vec<Case> {
         kills::CASES,
         limits::CASES,
         links::CASES,
+        macvtap::CASES,
         modes::CASES,
         mirror::CASES,
         nat::CASES,

@@ -222,7 +222,7 @@ fn both_killed() {
     assert_eq!(ip_state(), before);
     kill_both(FLAG);
     let collected = net::gc::collect().unwrap();
-    assert_eq!((collected.removed, collected.failed), (vec!["br0".to_owned()], vec![]));
+    assert_eq!((collected.removed, collected.failed), (vec![net::gc::Removed::Bridge("br0".to_owned())], vec![]));
     assert_eq!(ip_state(), before);
 }
 

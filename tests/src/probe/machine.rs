@@ -32,11 +32,11 @@ pub struct Config<'a> {
     pub probe: &'a Path,
     /// Its command line.
     pub cmdline: &'a str,
-    /// The bridge that the card is on.
-    pub bridge: &'a str,
-    /// More keys of minivmm's card, each with a comma before it.
+    /// What minivmm's card is connected to, as `--net` begins.
+    pub card: &'a str,
+    /// More keys of that card, each with a comma before it.
     pub keys: &'a str,
-    /// A tap on that bridge, for QEMU.
+    /// A tap on the peer's bridge, for QEMU.
     pub tap: &'a str,
     /// Raw images: path and whether the guest may only read it.
     pub disks: &'a [(PathBuf, bool)],
@@ -105,7 +105,7 @@ impl Vmm {
             Self::Minivmm(program) => {
                 push(&[&program.display().to_string(), "--kernel", &probe, "--cmdline-replace", config.cmdline]);
                 push(&["--mem", &format!("{MEM_MIB}M"), "--cpus", "1", "--console", "stdio"]);
-                push(&["--net", &format!("bridge={},queues=2{}", config.bridge, config.keys)]);
+                push(&["--net", &format!("{},queues=2{}", config.card, config.keys)]);
                 for (idx, (path, readonly)) in config.disks.iter().enumerate() {
                     let mode = if *readonly { "on" } else { "off" };
                     push(&["--disk", &format!("path={},readonly={mode},serial=probe{idx}", path.display())]);

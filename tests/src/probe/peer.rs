@@ -25,7 +25,7 @@ const LARGE_MAX: usize = 1 << 16;
 /// as we are.
 const HEADER: [u8; 10] = [1, 3, 42, 0, 0xc8, 5, 34, 0, 6, 0];
 
-/// A bridge with a peer behind one of its ports.
+/// A bridge with a peer behind one of its ports, and an interface behind another.
 pub struct PeerLan {
     bridge: &'static str,
 }
@@ -37,7 +37,8 @@ impl PeerLan {
     /// If the peer gets no socket.
     pub fn new() -> io::Result<Self> {
         sh("ip link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0 && ip link set br0 up &&
-            ip link add peer0 type veth peer name port0 && ip link set port0 master br0 up && ip link set peer0 up");
+            ip link add peer0 type veth peer name port0 && ip link set port0 master br0 up && ip link set peer0 up &&
+            ip link add wire0 type veth peer name port1 && ip link set port1 master br0 up && ip link set wire0 up");
         let mut socket = packet_socket("peer0", ETHERTYPE)?;
         thread::Builder::new().name("peer".to_owned()).spawn(move || {
             let mut frame = [0; FRAME_MAX];
@@ -55,9 +56,14 @@ impl PeerLan {
         Ok(Self { bridge: "br0" })
     }
 
-    /// The bridge's name.
-    pub fn bridge(&self) -> &'static str {
-        self.bridge
+    /// A card on the bridge, as `--net` begins.
+    pub fn on_bridge(&self) -> String {
+        format!("bridge={}", self.bridge)
+    }
+
+    /// A card with a macvtap on the interface.
+    pub fn on_interface(&self) -> &'static str {
+        "macvtap=wire0"
     }
 
     /// A new persistent tap on the bridge, for VMMs that want one made for them.

@@ -143,7 +143,7 @@ fn hostile(stage: &Stage) {
         .run(&Config {
             probe: &stage.probe(),
             cmdline: "probe=card strict echo vhost",
-            bridge: lan.bridge(),
+            card: &lan.on_bridge(),
             keys: ",vhost=on",
             tap: "",
             disks: &[(disk, false)],

@@ -201,6 +201,7 @@ impl Slots<'_> {
 fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory) -> io::Result<Box<dyn Device>> {
     let tap = |fd: &OwnedFd| Ok(Arc::new(Tap::new(fd.try_clone()?)?) as Arc<dyn FramePort>);
     let taps = port.fds.iter().map(tap).collect::<io::Result<_>>()?;
+    let fixed = wanted.spec.address_is_fixed();
     let config = NetConfig {
         name: name.to_owned(),
         mac: port.mac.octets(),
@@ -211,7 +212,8 @@ fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory) -> io::Result
     };
     if !port.vhost.is_empty() {
         let instances = port.vhost.iter().map(|fd| Instance::new(fd.try_clone()?)).collect::<io::Result<_>>()?;
-        return Ok(Box::new(Vhost::new(config, taps, instances)?));
+        let card = Vhost::new(config, taps, instances)?;
+        return Ok(Box::new(if fixed { card.with_fixed_address() } else { card }));
     }
     let ports = impairment(&wanted.spec.card().impair).ports(taps, mem)?;
     let watch = |port| match &wanted.capture {
@@ -219,6 +221,7 @@ fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory) -> io::Result
         None => port,
     };
     let card = Net::new(config, ports.into_iter().map(watch).collect())?;
+    let card = if fixed { card.with_fixed_address() } else { card };
     Ok(Box::new(match &port.steering {
         Some(net::Steering { program, map }) => card.with_steering(Steering::new(program.try_clone()?, map)?),
         None => card,

@@ -91,7 +91,8 @@ impl Ready {
         let card = |(spec, port): (&NetSpec, &mut Port)| Card {
             mode: spec.mode(),
             bridge: port.bridge.clone(),
-            network: spec.private().map(|private| private.name.to_string()),
+            network: (spec.private().map(|private| private.name.to_string()))
+                .or_else(|| spec.shared_interface().map(ToString::to_string)),
             forwards: spec.private().into_iter().flat_map(|private| private.forward).map(ToString::to_string).collect(),
             foreign_rules: port.foreign_rules.clone(),
             tap: port.tap_name.clone(),
@@ -181,9 +182,10 @@ impl Ready {
         if now < self.wish.start + patience {
             return None;
         }
-        let place = match &card.bridge {
-            Some(bridge) => format!("bridge {bridge}"),
-            None => format!("tap {}", card.tap),
+        let place = match (&card.bridge, &card.network) {
+            (Some(bridge), _) => format!("bridge {bridge}"),
+            (None, Some(interface)) => format!("the network of {interface}"),
+            (None, None) => format!("tap {}", card.tap),
         };
         let sentence = format!("net{idx} has no address after {} s", patience.as_secs());
         let hint = match card.address {

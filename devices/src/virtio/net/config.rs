@@ -3,28 +3,41 @@
 use crate::virtio::net::link::Link;
 use crate::virtio::net::rss::{MAX_KEY_LEN, MAX_TABLE_LEN, supported_hash_types};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Bytes of the structure up to and with `supported_hash_types`; what is behind them reads as zero. Drivers look only at fields
 /// whose feature is offered.
 const LEN: usize = 24;
 
-/// The card's address, which the driver can change through the control queue.
-pub(super) struct MacRegister(AtomicU64);
+/// The card's address, which the driver can change through the control queue unless it is fixed.
+pub(super) struct MacRegister {
+    mac: AtomicU64,
+    fixed: AtomicBool,
+}
 
 impl MacRegister {
     /// A register that holds `mac`.
     pub(super) fn new(mac: [u8; 6]) -> Self {
-        Self(AtomicU64::new(pack(mac)))
+        Self { mac: AtomicU64::new(pack(mac)), fixed: AtomicBool::new(false) }
+    }
+
+    /// Has the driver keep the address that it has. Relaxed, as below: called before there is a driver.
+    pub(super) fn fix(&self) {
+        self.fixed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the driver may choose this address.
+    pub(super) fn may_become(&self, mac: [u8; 6]) -> bool {
+        mac == self.get() || !self.fixed.load(Ordering::Relaxed)
     }
 
     /// Changes the address. Relaxed: nothing else depends on it.
     pub(super) fn set(&self, mac: [u8; 6]) {
-        self.0.store(pack(mac), Ordering::Relaxed);
+        self.mac.store(pack(mac), Ordering::Relaxed);
     }
 
     fn get(&self) -> [u8; 6] {
-        let [a, b, c, d, e, f, ..] = self.0.load(Ordering::Relaxed).to_le_bytes();
+        let [a, b, c, d, e, f, ..] = self.mac.load(Ordering::Relaxed).to_le_bytes();
         [a, b, c, d, e, f]
     }
 }

@@ -263,7 +263,7 @@ impl Control {
 
     fn set_mac(&self, mac: [u8; 6]) -> bool {
         // A group address is nobody's own (IEEE 802.3 3.2.3).
-        let own = mac[0] & 1 == 0 && mac != [0; 6];
+        let own = mac[0] & 1 == 0 && mac != [0; 6] && self.mac.may_become(mac);
         if own {
             self.mac.set(mac);
             self.filter.change(|filter| filter.set_mac(mac));

@@ -117,6 +117,12 @@ impl Vhost {
         })
     }
 
+    /// The same where frames come for its own address only: the driver is refused another one.
+    pub fn with_fixed_address(self) -> Self {
+        self.mac.fix();
+        self
+    }
+
     /// Prepares everything for the thread; nothing moves yet. The pairs are those whose both queues are enabled, up to the first
     /// that is not.
     fn attendant(&self, activation: Activation) -> Result<Attendant, StartError> {

@@ -101,6 +101,17 @@ fn new_address_is_seen_in_the_configuration_and_gone_after_reset() {
 }
 
 #[test]
+fn fixed_address_is_the_only_one_that_is_accepted() {
+    let (port, _wire) = port();
+    let net = Net::new(config(), vec![port]).unwrap().with_fixed_address();
+    let mut control = control(Vec::new(), bit(VIRTIO_NET_F_CTRL_MAC_ADDR));
+    control.mac = net.mac.clone();
+
+    assert!(!control.execute(ctrl::Command::Mac([2, 0, 0, 0, 0, 9])));
+    assert!(control.execute(ctrl::Command::Mac([2, 0, 0, 0, 0, 1])));
+}
+
+#[test]
 fn commands_whose_feature_was_not_negotiated_are_refused() {
     use filter::{Mode, Switch};
     let mut control = control(Vec::new(), 0);

@@ -1,0 +1,67 @@
+//! Says that a link is in use, for links that do not go by themselves: a socket named after it.
+//!
+//! Keeper and VMM both hold the socket, so that its name is taken for as long as one of them lives, however the other ended. It is an
+//! abstract name (unix(7)): it belongs to the network namespace as the link does, leaves no file, and is gone with its last
+//! holder, which a process number in an alias would not be. It is taken before the link is made. Names of such links are random, so that
+//! nobody can take one beforehand; whoever takes it afterwards keeps a link from being cleared away, and nothing more.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use crate::spec::IfName;
+
+/// What comes before the link's name. `minivmm/NAME` is a VM.
+const PREFIX: &str = "minivmm-link/";
+
+/// Takes the name of a link.
+///
+/// # Errors
+/// Somebody has it.
+pub(crate) fn take(link: &IfName) -> io::Result<OwnedFd> {
+    let address = SocketAddr::from_abstract_name(format!("{PREFIX}{link}"))?;
+    UnixDatagram::bind_addr(&address).map(OwnedFd::from)
+}
+
+/// The links of this network namespace that somebody uses. To be read after the links themselves: a claim comes before its link.
+pub(crate) fn taken() -> io::Result<BTreeSet<String>> {
+    Ok(names_in(&fs::read_to_string("/proc/self/net/unix")?))
+}
+
+/// The names in a list of sockets (proc(5)): the address is the last word of a line, and an abstract one begins with `@`.
+fn names_in(sockets: &str) -> BTreeSet<String> {
+    let addresses = sockets.lines().filter_map(|line| line.rsplit(' ').next()?.strip_prefix('@'));
+    addresses.filter_map(|address| address.strip_prefix(PREFIX)).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_links_are_read_and_those_of_others_are_not() {
+        let sockets = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+                       0000000000000000: 00000002 00000000 00000000 0002 01 20 @minivmm-link/vmtap0a\n\
+                       0000000000000000: 00000002 00000000 00010000 0001 01 21 @minivmm/web\n\
+                       0000000000000000: 00000002 00000000 00000000 0002 01 22 /run/minivmm-link/no\n\
+                       0000000000000000: 00000002 00000000 00000000 0002 01 23\n";
+        assert_eq!(names_in(sockets), BTreeSet::from(["vmtap0a".to_owned()]));
+    }
+
+    #[test]
+    fn claim_is_there_until_its_last_holder_lets_go() {
+        let link: IfName = format!("t{}", std::process::id()).parse().unwrap();
+        let claim = take(&link).unwrap();
+        let second = claim.try_clone().unwrap();
+        drop(claim);
+
+        assert!(taken().unwrap().contains(link.as_str()));
+        assert_eq!(take(&link).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+
+        drop(second);
+        assert!(!taken().unwrap().contains(link.as_str()));
+    }
+}

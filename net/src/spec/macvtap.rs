@@ -1,0 +1,87 @@
+//! `macvtap=`: an address of its own on an interface of the host, without a bridge.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::card::CardSpec;
+use super::fields::{FieldError, IfName};
+
+/// `macvtap=`: a new macvtap on an interface of the host, for as long as the VM runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MacvtapSpec {
+    /// The interface.
+    pub macvtap: IfName,
+    /// Who else is in reach.
+    #[serde(default)]
+    pub mode: MacvtapMode,
+    /// The card.
+    #[serde(flatten)]
+    pub card: CardSpec,
+}
+
+/// What a macvtap does with frames for its siblings on the same interface (`MACVLAN_MODE_*`, linux/if_link.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MacvtapMode {
+    /// Passes them on.
+    #[default]
+    Bridge,
+    /// Drops them, also when a switch sends them back.
+    Private,
+    /// Sends them out: a switch that sends them back decides.
+    Vepa,
+    /// It has none: the interface is the guest's alone.
+    Passthru,
+}
+
+impl MacvtapMode {
+    const ALL: [Self; 4] = [Self::Bridge, Self::Private, Self::Vepa, Self::Passthru];
+
+    /// The value of `mode=`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Private => "private",
+            Self::Vepa => "vepa",
+            Self::Passthru => "passthru",
+        }
+    }
+}
+
+impl FromStr for MacvtapMode {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        let mode = Self::ALL.into_iter().find(|mode| mode.name() == text);
+        mode.ok_or_else(|| FieldError::MacvtapMode(text.to_owned()))
+    }
+}
+
+impl fmt::Display for MacvtapMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for MacvtapMode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// Why a key of other modes is none of `macvtap=`, if it is one that people look for there.
+pub(super) fn missing_key(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "antispoof" | "addresses" => {
+            "what the guest sends does not come in on an interface where it could be checked: use bridge=NAME with \
+             antispoof=on, on a bridge that has the interface as a port"
+        }
+        "isolate" => "mode=private keeps VMs on the same interface apart",
+        "vlan" | "trunk" | "native" => {
+            "make a VLAN interface and give that: ip link add link IFACE name IFACE.100 type vlan id 100"
+        }
+        "create" | "stp" | "forward-delay" => "there is no bridge",
+        _ => return None,
+    })
+}
