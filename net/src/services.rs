@@ -18,27 +18,28 @@
 //! | From | What | Answer |
 //! |---|---|---|
 //! | guest | any bytes in a frame | total parsers, which are property-tested; what is not understood is counted and ignored |
-//! | guest | floods | frames wait in a socket buffer of fixed size, at most [`UPSTREAM_SLOTS`] questions wait upstream, every frame gets one answer at most, and it goes to the guest that asked |
+//! | guest | floods | frames wait in a socket buffer of fixed size, at most [`UPSTREAM_SLOTS`] questions wait upstream, every datagram gets one answer at most, and it goes to the guest that asked |
+//! | guest | connections that say nothing, nonsense, or take no answer | a few at a time, each with bounded buffers and ten seconds to say or take something whole |
 //! | guest | another VM's lease, or all of them | there is one address, for one Ethernet address |
 //! | guest | names of VMs asked from outside | what is under `minivmm`, and the network's own addresses, are never asked upstream |
 //! | outside | forged answers | random identifiers and ports, a socket for each question, connected to its server; the question must be repeated |
 //!
 //! # Not supported
 //!
-//! DNS over TCP: an answer that does not fit the client's datagram is cut and says so; connections are refused at once.
 //! Caching: the host's resolver does that. DHCP relays, option overload, rapid commit. IPv6 addresses from DHCPv6.
 
 mod counters;
 mod dhcp;
 mod dns;
+mod exchange;
 mod filter;
 mod frame;
 mod ipv6;
-mod refusal;
 mod resolv;
 mod responder;
 mod run;
 mod socket;
+mod streams;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -46,7 +47,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mac::MacAddr;
 pub use counters::Counters;
-pub use dns::relay::Upstream;
+pub use dns::relay::{Transport, Upstream};
 pub use frame::Frame;
 pub use responder::{Output, Responder};
 pub use run::{Setup, run};

@@ -16,7 +16,7 @@ pub(super) enum Count {
     DnsLocal,
     DnsForwarded,
     DnsAnswers,
-    DnsTcpRefused,
+    DnsTcpQuestions,
     Advertisements,
     Dhcpv6Replies,
 }
@@ -34,7 +34,7 @@ const NAMES: [&str; 14] = [
     "dns_local",
     "dns_forwarded",
     "dns_answers",
-    "dns_tcp_refused",
+    "dns_tcp_questions",
     "advertisements",
     "dhcpv6_replies",
 ];

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::{Count, Counters};
-use super::dns::relay::{Answer, Client, Relay};
+use super::dns::relay::{Answer, Client, Relay, Via};
 use super::dns::{self, Code, Query, Subject};
-use super::frame::{BROADCAST, Datagram, Frame, IPV6_BYTES, Link, Packet, Protocol, UDP_BYTES, packet, udp};
+use super::frame::{BROADCAST, Datagram, Frame, IPV6_BYTES, Link, Packet, Protocol, UDP_BYTES, be16, udp};
 use super::ipv6::advertiser::Advertiser;
 use super::ipv6::dhcpv6;
-use super::{Event, Names, Random, ServiceSpec, Upstream, dhcp, refusal};
+use super::streams::{Asked, Streams};
+use super::{Event, Names, Random, ServiceSpec, Upstream, dhcp};
 
 /// Octets of DNS that one datagram to the guest may have at most, whatever its MTU.
 pub(super) const DNS_MAX_BYTES: usize = 4096;
@@ -18,7 +19,7 @@ pub(super) const DNS_MAX_BYTES: usize = 4096;
 /// What is to be done after a call. The one who calls empties it.
 #[derive(Debug, Default)]
 pub struct Output {
-    /// Frames for the guest: at most one for each frame, answer from upstream or slot that it is about.
+    /// Frames for the guest: at most one for each frame, answer from upstream or slot that it is about, and a few for each connection.
     pub frames: Vec<Frame>,
     /// What to do with the sockets upstream, in this order.
     pub upstream: Vec<Upstream>,
@@ -29,11 +30,12 @@ pub struct Output {
 /// The services of one card.
 ///
 /// Frames, answers and the time go in, [`Output`] comes out; whoever owns one does the rest, on one thread. It holds the questions that
-/// wait for an answer (at most [`UPSTREAM_SLOTS`](super::UPSTREAM_SLOTS)) and nothing else that a guest can make grow.
+/// wait for an answer (at most [`UPSTREAM_SLOTS`](super::UPSTREAM_SLOTS)), a few connections, and nothing else that a guest can make grow.
 pub struct Responder {
     spec: ServiceSpec,
     names: Box<dyn Names>,
     relay: Relay,
+    streams: Streams,
     advertiser: Advertiser,
     random: Random,
     counters: Arc<Counters>,
@@ -44,13 +46,15 @@ impl Responder {
     pub fn new(
         spec: ServiceSpec,
         names: Box<dyn Names>,
-        random: Random,
+        mut random: Random,
         counters: Arc<Counters>,
         now: Instant,
     ) -> Self {
         let frame_max = usize::from(spec.mtu).saturating_sub(IPV6_BYTES + UDP_BYTES).min(DNS_MAX_BYTES);
         let (relay, advertiser) = (Relay::new(frame_max), Advertiser::new(now));
-        Self { spec, names, relay, advertiser, random, counters }
+        let seed = (0..4).fold(0, |seed, _| seed << 16 | u64::from(random()));
+        let streams = Streams::new(&spec, seed, now);
+        Self { spec, names, relay, streams, advertiser, random, counters }
     }
 
     /// Whom to ask for names of the outside from now on, in this order. Nobody at first.
@@ -63,7 +67,7 @@ impl Responder {
         self.counters.add(Count::Frames);
         let handled = Packet::parse(frame).and_then(|packet| match packet.protocol {
             Protocol::Udp => self.on_datagram(&Datagram::parse(&packet)?, now, out),
-            Protocol::Tcp => self.on_segment(&packet, out),
+            Protocol::Tcp => self.on_segment(&packet, frame, now, out),
             Protocol::Icmpv6 => self.on_neighbour(&packet, now, out),
         });
         if handled.is_none() {
@@ -74,19 +78,26 @@ impl Responder {
     /// Takes what came back on the socket of a slot: any bytes.
     pub fn on_upstream(&mut self, slot: usize, bytes: &[u8], now: Instant, out: &mut Output) {
         let answer = self.relay.on_answer(slot, bytes, now, &mut self.random, &mut out.upstream);
-        self.answer_dns(answer, out);
+        self.answer_dns(answer, now, out);
+        self.streams.turn(now, &mut out.frames);
     }
 
     /// Takes note that the socket of a slot failed.
     pub fn on_upstream_failure(&mut self, slot: usize, now: Instant, out: &mut Output) {
         let answer = self.relay.on_failure(slot, now, &mut self.random, &mut out.upstream);
-        self.answer_dns(answer, out);
+        self.answer_dns(answer, now, out);
+        self.streams.turn(now, &mut out.frames);
     }
 
     /// Does what is due.
     pub fn on_time(&mut self, now: Instant, out: &mut Output) {
         let answers = self.relay.on_time(now, &mut self.random, &mut out.upstream);
-        self.answer_dns(answers, out);
+        self.answer_dns(answers, now, out);
+        if self.streams.deadline().is_some_and(|due| due <= now) {
+            self.serve_streams(now, out);
+        } else {
+            self.streams.turn(now, &mut out.frames);
+        }
         if self.advertiser.deadline() <= now
             && let Some(frame) = self.advertiser.on_time(&self.spec, now, (self.random)())
         {
@@ -95,9 +106,9 @@ impl Responder {
     }
 
     /// When [`on_time`](Self::on_time) has something to do; never if none.
-    pub fn next_deadline(&self) -> Option<Instant> {
+    pub fn next_deadline(&mut self) -> Option<Instant> {
         let advertisement = self.spec.ipv6.as_ref().map(|_| self.advertiser.deadline());
-        self.relay.deadline().into_iter().chain(advertisement).min()
+        self.relay.deadline().into_iter().chain(advertisement).chain(self.streams.deadline()).min()
     }
 
     /// What it has counted.
@@ -115,16 +126,26 @@ impl Responder {
         }
     }
 
-    /// Says that nobody listens where a resolver would; none for what needs no such word.
-    fn on_segment(&self, segment: &Packet<'_>, out: &mut Output) -> Option<()> {
-        let (port, reset) = refusal::reset(segment)?;
-        if port != dns::PORT || !self.is_guest(segment.source, segment.destination) {
+    /// None for what is not for the resolver.
+    fn on_segment(&mut self, segment: &Packet<'_>, frame: &[u8], now: Instant, out: &mut Output) -> Option<()> {
+        if be16(segment.payload, 2)? != dns::PORT || !self.is_guest(segment.source, segment.destination) {
             return None;
         }
-        let link = self.link_to(segment.source_mac);
-        out.frames.extend(packet(link, segment.destination, segment.source, Protocol::Tcp, &reset));
-        self.counters.add(Count::DnsTcpRefused);
+        self.streams.on_segment(segment, frame, now, &mut out.frames)?;
+        self.serve_streams(now, out);
         Some(())
+    }
+
+    /// Asks and answers what has come over connections.
+    fn serve_streams(&mut self, now: Instant, out: &mut Output) {
+        for Asked { stream, client, server, mac, message } in self.streams.questions(now) {
+            self.counters.add(Count::DnsTcpQuestions);
+            let client = Client { mac, address: client, server, via: Via::Stream(stream) };
+            if self.on_question(client, &message, now, out).is_none() {
+                self.streams.refuse(stream);
+            }
+        }
+        self.streams.turn(now, &mut out.frames);
     }
 
     /// None for what is not a solicitation.
@@ -203,22 +224,27 @@ impl Responder {
         if !fair || !self.is_guest(source.ip(), server.ip()) {
             return None;
         }
-        let client = Client { mac: datagram.source_mac, address: source, server };
-        let message = match Query::parse(datagram.payload)? {
+        let client = Client { mac: datagram.source_mac, address: source, server, via: Via::Datagram };
+        self.on_question(client, datagram.payload, now, out)
+    }
+
+    /// Answers a question or passes it on; none for what is not to be answered.
+    fn on_question(&mut self, client: Client, message: &[u8], now: Instant, out: &mut Output) -> Option<()> {
+        let message = match Query::parse(message)? {
             Query::Bad { id, flags, code } => dns::bad(id, flags, code),
             Query::Question(question) => match dns::subject(&self.spec, self.names.as_mut(), &question) {
                 Subject::Ours(answer) => answer,
                 Subject::Theirs if self.spec.reach.leads_out() => {
                     self.counters.add(Count::DnsForwarded);
                     let answer = self.relay.ask(&question, client, now, &mut self.random, &mut out.upstream);
-                    self.answer_dns(answer, out);
+                    self.answer_dns(answer, now, out);
                     return Some(());
                 }
                 Subject::Theirs => question.refuse(Code::Refused),
             },
         };
         self.counters.add(Count::DnsLocal);
-        self.answer_dns([Answer { client, message }], out);
+        self.answer_dns([Answer { client, message }], now, out);
         Some(())
     }
 
@@ -227,9 +253,14 @@ impl Responder {
         self.spec.is_gateway(destination) && self.spec.is_on_network(source) && !self.spec.is_gateway(source)
     }
 
-    fn answer_dns(&self, answers: impl IntoIterator<Item = Answer>, out: &mut Output) {
+    fn answer_dns(&mut self, answers: impl IntoIterator<Item = Answer>, now: Instant, out: &mut Output) {
         for Answer { client, message } in answers {
-            out.frames.extend(udp(self.link_to(client.mac), client.server, client.address, &message));
+            match client.via {
+                Via::Datagram => {
+                    out.frames.extend(udp(self.link_to(client.mac), client.server, client.address, &message));
+                }
+                Via::Stream(stream) => self.streams.answer(stream, &message, now),
+            }
             self.counters.add(Count::DnsAnswers);
         }
     }

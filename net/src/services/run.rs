@@ -14,9 +14,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::counters::{Count, Counters};
+use super::exchange::Exchange;
 use super::resolv::ResolvConf;
 use super::responder::DNS_MAX_BYTES;
-use super::{Event, Names, Output, Responder, ServiceSpec, UPSTREAM_SLOTS, Upstream};
+use super::{Event, Names, Output, Responder, ServiceSpec, Transport, UPSTREAM_SLOTS, Upstream};
 
 /// Octets of a frame that are received. Nothing that is answered is longer; a longer one is cut, lies about its length then, and is ignored.
 const FRAME_MAX_BYTES: usize = 2048;
@@ -76,10 +77,16 @@ fn random() -> io::Result<u16> {
 struct Services {
     responder: Responder,
     socket: OwnedFd,
-    upstream: [Option<UdpSocket>; UPSTREAM_SLOTS],
+    upstream: [Option<Asking>; UPSTREAM_SLOTS],
     resolv_conf: ResolvConf,
     counters: Arc<Counters>,
     output: Output,
+}
+
+/// What a question upstream is on.
+enum Asking {
+    Datagram(UdpSocket),
+    Stream(Exchange),
 }
 
 /// What there is to do.
@@ -90,16 +97,15 @@ struct Ready {
 
 impl Services {
     /// Waits; none if it is over.
-    fn wait(&self, stop: BorrowedFd<'_>) -> io::Result<Option<Ready>> {
-        let open: Vec<(usize, BorrowedFd<'_>)> = self
-            .upstream
-            .iter()
-            .enumerate()
-            .filter_map(|(slot, socket)| socket.as_ref().map(|socket| (slot, socket.as_fd())))
-            .collect();
-        let fds = [stop, self.socket.as_fd()].into_iter().chain(open.iter().map(|(_, fd)| *fd));
-        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        match poll(&mut fds, self.timeout()) {
+    fn wait(&mut self, stop: BorrowedFd<'_>) -> io::Result<Option<Ready>> {
+        let timeout = self.timeout();
+        let asking = self.upstream.iter().enumerate();
+        let open: Vec<(usize, &Asking)> =
+            asking.filter_map(|(slot, asking)| asking.as_ref().map(|asking| (slot, asking))).collect();
+        let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let own = [input(stop), input(self.socket.as_fd())];
+        let mut fds: Vec<PollFd<'_>> = own.into_iter().chain(open.iter().map(|(_, asking)| asking.poll_fd())).collect();
+        match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -110,7 +116,7 @@ impl Services {
     }
 
     /// Until something is due, rounded up to what poll(2) can wait for.
-    fn timeout(&self) -> PollTimeout {
+    fn timeout(&mut self) -> PollTimeout {
         let Some(deadline) = self.responder.next_deadline() else { return PollTimeout::NONE };
         let wait = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
@@ -129,14 +135,12 @@ impl Services {
 
     /// Takes what a resolver said.
     fn hear(&mut self, slot: usize) {
-        let mut bytes = [0; DNS_MAX_BYTES + 1];
-        let Some(socket) = self.upstream.get(slot).and_then(Option::as_ref) else { return };
+        let Some(asking) = self.upstream.get_mut(slot).and_then(Option::as_mut) else { return };
+        let heard = asking.hear();
         let now = Instant::now();
-        match socket.recv(&mut bytes) {
-            Ok(len) => {
-                self.responder.on_upstream(slot, bytes.get(..len).unwrap_or(&bytes), now, &mut self.output);
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+        match heard {
+            Ok(Some(bytes)) => self.responder.on_upstream(slot, &bytes, now, &mut self.output),
+            Ok(None) => {}
             Err(_) => self.responder.on_upstream_failure(slot, now, &mut self.output),
         }
         self.perform();
@@ -180,14 +184,40 @@ impl Services {
     fn obey(&mut self, order: Upstream) {
         match order {
             Upstream::Forget { slot } => self.upstream[slot] = None,
-            Upstream::Ask { slot, server, message } => {
-                let socket = ask(server, &message);
-                if let Err(error) = &socket {
+            Upstream::Ask { slot, server, transport, message } => {
+                let asking = match transport {
+                    Transport::Udp => ask(server, &message).map(Asking::Datagram),
+                    Transport::Tcp => Exchange::start(server, &message).map(Asking::Stream),
+                };
+                if let Err(error) = &asking {
                     log::debug!("Cannot ask resolver {server}: {error}");
                     self.responder.on_upstream_failure(slot, Instant::now(), &mut self.output);
                 }
-                self.upstream[slot] = socket.ok();
+                self.upstream[slot] = asking.ok();
             }
+        }
+    }
+}
+
+impl Asking {
+    fn poll_fd(&self) -> PollFd<'_> {
+        match self {
+            Self::Datagram(socket) => PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+            Self::Stream(exchange) => PollFd::new(exchange.as_fd(), exchange.wants()),
+        }
+    }
+
+    /// A message, if there is one.
+    fn hear(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let socket = match self {
+            Self::Stream(exchange) => return exchange.go_on(),
+            Self::Datagram(socket) => socket,
+        };
+        let mut bytes = [0; DNS_MAX_BYTES + 1];
+        match socket.recv(&mut bytes) {
+            Ok(len) => Ok(Some(bytes.get(..len).unwrap_or(&bytes).to_vec())),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

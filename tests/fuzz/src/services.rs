@@ -1,5 +1,5 @@
-//! The network services of a card: any frames from its guest, any answers from resolvers, in any order and at any time. Each frame is
-//! answered once at most, every answer is whole, and no question waits for ever.
+//! The network services of a card: any frames from its guest, any answers from resolvers, in any order and at any time, over datagrams and
+//! connections. Each datagram is answered once at most, every answer is whole, and no question waits for ever.
 //!
 //! ```text
 //!   shape u8, then for each event: kind u8, argument u8, length u16, bytes
@@ -41,7 +41,21 @@ const ANSWER: u8 = 7;
 const GOOD_ANSWER: u8 = 8;
 const FAILURE: u8 = 9;
 const WAIT: u8 = 10;
-const KINDS: u8 = 11;
+const CONNECT: u8 = 11;
+const SAY: u8 = 12;
+const OTHERWISE: u8 = 13;
+const KINDS: u8 = 14;
+
+/// Connections of the guest, open or not.
+const PEERS: usize = 12;
+
+/// Most frames that the connections send at a time: those that answer a segment, and those that answer what it asked.
+const SEGMENTS_MAX: usize = 80;
+
+/// Control bits.
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
 
 struct Neighbours;
 
@@ -60,6 +74,8 @@ struct Rig {
     now: Instant,
     /// The question that each open socket has sent.
     asked: Vec<Option<Vec<u8>>>,
+    /// The guest's end of each connection: what it sends next, and what it has heard.
+    peers: [(u32, u32); PEERS],
 }
 
 /// Runs the events in `bytes`.
@@ -102,7 +118,7 @@ impl Rig {
         responder.set_resolvers(
             resolvers[..usize::from(shape >> 2) % 4].iter().map(|at| at.parse().expect("one")).collect(),
         );
-        Self { responder, now, asked: vec![None; UPSTREAM_SLOTS] }
+        Self { responder, now, asked: vec![None; UPSTREAM_SLOTS], peers: [(0, 0); PEERS] }
     }
 
     fn event(&mut self, kind: u8, argument: u8, bytes: &[u8]) {
@@ -116,6 +132,22 @@ impl Rig {
             DHCPV6 => self.frame(&ipv6(UDP, ALL_SERVERS, &datagram(546, 547, bytes))),
             SOLICITATION => self.frame(&ipv6(ICMPV6, ALL_ROUTERS, &[&[133, 0, 0, 0, 0, 0, 0, 0], bytes].concat())),
             SEGMENT => self.frame(&ipv4(TCP, GATEWAY, bytes)),
+            CONNECT => {
+                let peer = usize::from(argument) % PEERS;
+                self.peers[peer] = (u32::from(argument) << 24, 0);
+                self.segment(peer, SYN, &[]);
+                self.segment(peer, ACK, &[]);
+            }
+            SAY => self.segment(usize::from(argument) % PEERS, ACK, bytes),
+            OTHERWISE => {
+                // What the guest's numbers and flags are off by.
+                let (head, data) = bytes.split_at(bytes.len().min(3));
+                let at = |idx: usize| head.get(idx).copied().unwrap_or(FIN | ACK);
+                let peer = usize::from(argument) % PEERS;
+                self.peers[peer].0 = self.peers[peer].0.wrapping_add_signed(i32::from(at(1).cast_signed()));
+                self.peers[peer].1 = self.peers[peer].1.wrapping_add_signed(i32::from(at(2).cast_signed()));
+                self.segment(peer, at(0), data);
+            }
             ANSWER => self.answer(slot, bytes),
             GOOD_ANSWER => {
                 let Some(mut message) = self.asked[slot].clone() else { return };
@@ -128,8 +160,8 @@ impl Rig {
                 let open = self.asked[slot].is_some();
                 let mut out = Output::default();
                 self.responder.on_upstream_failure(slot, self.now, &mut out);
-                assert!(open || out.frames.is_empty(), "nobody asked");
-                self.check(out, 1);
+                assert!(open || out.upstream.is_empty(), "nobody asked");
+                self.check(out, SEGMENTS_MAX);
             }
             _ => self.wait(Duration::from_millis(u64::from(argument) * 16)),
         }
@@ -138,16 +170,42 @@ impl Rig {
     fn frame(&mut self, frame: &[u8]) {
         let mut out = Output::default();
         self.responder.on_frame(frame, self.now, &mut out);
+        if frame.get(23) == Some(&TCP) || frame.get(20) == Some(&TCP) {
+            return self.check(out, SEGMENTS_MAX);
+        }
         assert!(out.frames.len() + out.upstream.len() <= 1, "one answer or one question");
         self.check(out, 1);
+    }
+
+    /// A segment of a connection to the resolver, with the numbers that the connection has come to.
+    fn segment(&mut self, peer: usize, flags: u8, data: &[u8]) {
+        let (sequence, heard) = self.peers[peer];
+        let port = 2000 + u16::try_from(peer).expect("few");
+        let head = [&port.to_be_bytes()[..], &[0, 53], &sequence.to_be_bytes(), &heard.to_be_bytes()].concat();
+        let taken = u32::try_from(data.len()).expect("short") + u32::from(flags & (SYN | FIN) != 0);
+        self.peers[peer].0 = sequence.wrapping_add(taken);
+        self.frame(&ipv4(TCP, GATEWAY, &[&head[..], &[0x50, flags, 0x40, 0, 0, 0, 0, 0], data].concat()));
+    }
+
+    /// The guest takes note of what it has heard on its connections.
+    fn hear(&mut self, frame: &Frame) {
+        if frame[12..14] != [8, 0] || frame[23] != TCP {
+            return;
+        }
+        let segment = &frame[34..];
+        let peer = usize::from(u16::from_be_bytes([segment[2], segment[3]])).wrapping_sub(2000);
+        let Some((_, heard)) = self.peers.get_mut(peer) else { return };
+        let len = u32::try_from(segment.len() - usize::from(segment[12] >> 4) * 4).expect("short");
+        let sequence = u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]);
+        *heard = sequence.wrapping_add(len + u32::from(segment[13] & (SYN | FIN) != 0));
     }
 
     fn answer(&mut self, slot: usize, bytes: &[u8]) {
         let open = self.asked[slot].is_some();
         let mut out = Output::default();
         self.responder.on_upstream(slot, bytes, self.now, &mut out);
-        assert!(open || out.frames.is_empty() && out.upstream.is_empty(), "nobody asked");
-        self.check(out, 1);
+        assert!(open || out.upstream.is_empty(), "nobody asked");
+        self.check(out, SEGMENTS_MAX);
     }
 
     fn wait(&mut self, time: Duration) {
@@ -155,7 +213,7 @@ impl Rig {
         let mut out = Output::default();
         self.responder.on_time(self.now, &mut out);
         assert!(self.responder.next_deadline().is_none_or(|due| due > self.now), "what is due is done");
-        self.check(out, UPSTREAM_SLOTS + 1);
+        self.check(out, UPSTREAM_SLOTS + 1 + SEGMENTS_MAX);
     }
 
     /// Follows the orders for sockets, and looks at the frames.
@@ -167,7 +225,10 @@ impl Rig {
                 Upstream::Forget { slot } => assert!(self.asked[slot].take().is_some(), "only what is open is closed"),
             }
         }
-        out.frames.iter().for_each(check_frame);
+        for frame in &out.frames {
+            check_frame(frame);
+            self.hear(frame);
+        }
     }
 
     /// Whatever was asked has its answer some time.
@@ -247,6 +308,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let outside = [question(b"\x07example\x03org\x00", 16), opt.to_vec()].concat();
     let local = [question(b"\x02db\x07minivmm\x00", 28), opt.to_vec()].concat();
     let pointer = [question(b"\x017\x018\x019\x0210\x07in-addr\x04arpa\x00", 12), opt.to_vec()].concat();
+    let prefixed = |message: &[u8]| [&u16::try_from(message.len()).expect("short").to_be_bytes()[..], message].concat();
     let mut events: Vec<Vec<u8>> = vec![
         event(DNS, 1, &outside),
         event(GOOD_ANSWER, 0, &[7; 600]),
@@ -266,6 +328,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
         event(DHCPV6, 0, &[11, 1, 2, 3, 0, 1, 0, 2, 9, 9, 0, 6, 0, 4, 0, 23, 0, 24]),
         event(SOLICITATION, 0, &[1, 1, 2, 0, 0, 0, 0, 9]),
         event(SEGMENT, 0, &[0x12, 0x34, 0, 53, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 1, 0, 0, 0, 0, 0]),
+        event(CONNECT, 1, &[]),
+        event(SAY, 1, &prefixed(&local)),
+        event(SAY, 1, &[prefixed(&outside), prefixed(&pointer)].concat()),
+        event(GOOD_ANSWER, 0, &[7; 2000]),
+        event(SAY, 1, &prefixed(&outside)[..9]),
+        event(WAIT, 200, &[]),
+        event(OTHERWISE, 1, &[FIN | ACK, 0, 0]),
+        event(CONNECT, 2, &[]),
+        event(SAY, 2, &[0, 0]),
         event(WAIT, 255, &[]),
         event(RAW, 0, &ipv4(UDP, GATEWAY, &datagram(9, 53, &local))),
     ];

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::message::{self, Code, Query, Question};
 use crate::services::Random;
 use crate::services::frame::Octets;
+use crate::services::streams::StreamId;
 
 /// Questions that may be waiting. A guest that looks up a thousand names at once waits its turn by asking again; the host has no more
 /// sockets open for it than this.
@@ -33,6 +34,24 @@ pub(in crate::services) struct Client {
     pub(in crate::services) address: SocketAddr,
     /// Which of our addresses it asked.
     pub(in crate::services) server: SocketAddr,
+    /// How it asked.
+    pub(in crate::services) via: Via,
+}
+
+/// How a client asks, and is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::services) enum Via {
+    Datagram,
+    Stream(StreamId),
+}
+
+/// How a resolver is asked: as the client asks us, so that long answers come whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// One datagram each way.
+    Udp,
+    /// A connection for one question and its answer, each with its length before it (RFC 7766 8).
+    Tcp,
 }
 
 /// What the owner of the sockets is to do.
@@ -45,6 +64,8 @@ pub enum Upstream {
         slot: usize,
         /// Whom to ask.
         server: SocketAddr,
+        /// How.
+        transport: Transport,
         /// What to send.
         message: Vec<u8>,
     },
@@ -101,7 +122,9 @@ impl Relay {
         out: &mut Vec<Upstream>,
     ) -> Option<Answer> {
         let query = question.message();
-        let again = |waiting: &&Waiting| waiting.client == client && waiting.query == query;
+        // Nothing is lost on a connection, so what is asked twice there is meant.
+        let again =
+            |waiting: &&Waiting| client.via == Via::Datagram && waiting.client == client && waiting.query == query;
         if self.slots.iter().flatten().any(|waiting| again(&waiting)) {
             return None;
         }
@@ -125,7 +148,10 @@ impl Relay {
     ) -> Option<Answer> {
         let waiting = self.slots.get_mut(slot)?.take()?;
         let Some(Query::Question(question)) = Query::parse(&waiting.query) else { return None };
-        let max = question.udp_max().min(self.frame_max);
+        let max = match waiting.client.via {
+            Via::Datagram => question.udp_max().min(self.frame_max),
+            Via::Stream(_) => usize::from(u16::MAX),
+        };
         let Some(message) = question.relayed(bytes, waiting.id, max) else {
             // Not an answer to this: it may still come.
             self.slots[slot] = Some(waiting);
@@ -193,7 +219,8 @@ impl Relay {
         waiting.deadline = now + PATIENCE;
         let mut message = waiting.query.clone();
         message[..2].copy_from_slice(&waiting.id.to_be_bytes());
-        out.push(Upstream::Ask { slot, server: *server, message });
+        let transport = if waiting.client.via == Via::Datagram { Transport::Udp } else { Transport::Tcp };
+        out.push(Upstream::Ask { slot, server: *server, transport, message });
         self.slots[slot] = Some(waiting);
     }
 
