@@ -223,6 +223,9 @@ pub enum Error {
     /// The VM's table of copies.
     #[error("Copy frames to another interface")]
     Mirror(#[source] NftError),
+    /// The tables of a policy.
+    #[error("Enforce the policy")]
+    Policy(#[source] NftError),
     /// The packet socket of a card's services.
     #[error("Open a packet socket on tap {tap}")]
     OpenServices {
@@ -261,6 +264,7 @@ impl Error {
             Self::GiveBack { .. } => Some("once that is mended, minivmm net gc does it".to_owned()),
             Self::CreateMacvtap { lower, source } => create_macvtap_hint(lower, source),
             Self::OpenMacvtap { source, .. } => open_macvtap_hint(source),
+            Self::Policy(source) => policy_hint(source),
             _ => self.source_errno().and_then(privilege_hint),
         }
     }
@@ -324,6 +328,23 @@ fn open_vhost_hint(source: &io::Error) -> Option<String> {
         ),
         Some(libc::EACCES | libc::EPERM) => {
             Some("run as root, or let this user open it: setfacl -m u:$USER:rw /dev/vhost-net".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn policy_hint(source: &NftError) -> Option<String> {
+    match source {
+        NftError::Refused { source, .. }
+            if matches!(source.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT | libc::EINVAL)) =>
+        {
+            Some(
+                "it takes Linux 5.16 with CONFIG_NETFILTER_EGRESS; a policy is enforced as a whole or not at all"
+                    .to_owned(),
+            )
+        }
+        NftError::Refused { source, .. } | NftError::Talk(source) | NftError::Open(source) => {
+            source.raw_os_error().and_then(privilege_hint)
         }
         _ => None,
     }

@@ -11,7 +11,8 @@ use serde::Serialize;
 use crate::alias::TapAlias;
 use crate::error::Error;
 use crate::link::passes;
-use crate::nft::{NftError, NftSocket};
+use crate::nft::{Family, NftError, NftSocket, TableName};
+use crate::policy::rules::table_prefix;
 use crate::rtnl::{self, Rtnl};
 use crate::rules;
 use crate::survey;
@@ -62,6 +63,13 @@ pub fn dropped(vm: &str) -> Result<BTreeMap<String, u64>, NftError> {
     let mut dropped = BTreeMap::new();
     for family in rules::FAMILIES {
         for counter in socket.named_counters(&rules::name(vm, family))? {
+            if counter.counts.packets > 0 {
+                *dropped.entry(counter.name).or_insert(0) += counter.counts.packets;
+            }
+        }
+    }
+    for table in socket.tables(&table_prefix(vm))? {
+        for counter in socket.named_counters(&TableName { family: Family::Netdev, name: table.name })? {
             if counter.counts.packets > 0 {
                 *dropped.entry(counter.name).or_insert(0) += counter.counts.packets;
             }

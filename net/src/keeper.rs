@@ -7,6 +7,7 @@
 //! VMM, which has descriptors of them, and go with it; a bridge that minivmm made stays, and goes with the next VM on it.
 
 mod child;
+mod desk;
 mod process;
 mod watch;
 mod wire;

@@ -14,6 +14,7 @@
 //! | `facts`, `survey`, `subnet`, `lease` | what there is, and which addresses are free |
 //! | `plan`, `refusal`, `step` | what is to be done, and what takes it back |
 //! | `rtnl`, `tun`, `macvtap`, `claim`, `sysctl`, `forwarding`, `uplink`, `mirror`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
+//! | `policy` | who may talk to whom |
 //! | `alias`, `siblings` | what links say of VMs and networks |
 //! | `services` | DHCP and DNS, which the VMM runs |
 //! | `keeper`, `lock` | the process that does it, and keeps out of the way of others |
@@ -28,7 +29,9 @@
 //! | guest | the host's own services at the gateway's address | as for any machine: they are there, unless the host's firewall says no |
 //! | outside | guests behind NAT, packets for the host's loopback address that is forwarded | only what is forwarded or an answer gets in; nothing from a wire is translated for 127.0.0.0/8 |
 //! | outside | the host as a router between its uplinks, while a network of ours has them forward | nothing: a host for which that matters has a firewall |
-//! | VMM taken over by its guest | the keeper's privileges | the keeper reads nothing from the socket but its end |
+//! | VMM taken over by its guest | the keeper's privileges | the keeper reads nothing from the VMM's socket but its end |
+//! | VMM taken over by its guest, local users | the policy of the VM | whoever asks for another is root or the VM's user, and has CAP_NET_ADMIN, which a VMM has given up; what is asked is parsed into types that cannot hold a wrong one, within bounds |
+//! | guest, outside | what a policy forbids | judged on the tap itself, at which everything passes; before the first frame can; a new policy takes effect as a whole; without room for a connection its answers are judged by themselves |
 //! | guest | what the kernel's steering program reads | the program is made and loaded before the guest exists and is checked by the kernel; the guest's numbers are data in its map |
 //! | command line | names, numbers, descriptors | parsed once into types that cannot hold a wrong one; a descriptor is asked what it is |
 //! | other processes | links that come, go and change during a plan | a lock between keepers, a new plan when a step meets a changed host |
@@ -42,7 +45,7 @@
 //!
 //! # Not supported
 //!
-//! Forwarded ports for IPv6, filters and Open vSwitch. Interfaces of other network namespaces, except
+//! Forwarded ports for IPv6 and Open vSwitch. Interfaces of other network namespaces, except
 //! through `fd=`; what becomes of their links is not known, nor of any `fd=` without CAP_NET_ADMIN. A card's settings do
 //! not change while the VM runs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]
@@ -59,6 +62,7 @@ pub mod mac;
 pub mod nft;
 pub mod own_code;
 pub mod plan;
+pub mod policy;
 pub mod preview;
 pub mod refusal;
 pub mod request;
@@ -100,6 +104,7 @@ pub use lookout::Lookout;
 pub use mac::MacAddr;
 pub use macvtap::Macvtap;
 pub use plan::{Plan, plan};
+pub use policy::Policy;
 pub use request::Request;
 pub use rules::Member;
 pub use siblings::Siblings;

@@ -12,7 +12,7 @@
 //! In a table of the inet family the ingress hook lets everything but IPv4 and IPv6 pass unseen: what is to be said about ARP belongs into a
 //! netdev table. `dup to` and `fwd to` exist in netdev tables only, too.
 //!
-//! Not supported: tables with `dormant`, flowtables, verdict maps, concatenated keys, named objects other than counters, and reading rules
+//! Not supported: tables with `dormant`, flowtables, verdict maps, elements with concatenated keys, named objects other than counters, and reading rules
 //! back as anything but their counters.
 //!
 //! The formats follow linux/netfilter/nf_tables.h and net/netfilter/nf_tables_api.c.
@@ -32,12 +32,12 @@ mod value;
 
 pub use batch::{Batch, Command};
 pub use dump::{BaseChainSeen, Counts, Ending, NamedCounter, RuleCounter, RuleInChain, TableSeen};
-pub use matching::{CtState, CtStatus, IpFields, Match, TcpFlag};
+pub use matching::{CtState, CtStatus, Field, Fragment, IpFields, Match, TcpFlag};
 pub use objects::{EncodeError, RuleError};
 pub use socket::{NftError, NftSocket};
 pub use statement::{Limit, Mss, NatPort, NatTarget, Per, Reject, Statement, Verdict};
 pub use table::{
-    Base, COMMENT_MAX, Chain, ChainType, Elements, Expr, Family, Hook, Policy, Rule, Set, Table, TableName,
+    Base, COMMENT_MAX, Chain, ChainType, Elements, Expr, Family, Hook, KeyPart, Policy, Rule, Set, Table, TableName,
 };
 pub use test::{Item, Test};
 pub use value::{AddrType, ArpOp, Datum, EtherAddr, EtherType, Icmp6Type, IcmpType, L4Proto, LinkKind, NfProto};

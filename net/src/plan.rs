@@ -19,6 +19,7 @@ use crate::facts::{Facts, FdKind, Link, RawMac};
 use crate::guard::Guard;
 use crate::mac::{HOST_SIDE_PREFIX, MacAddr};
 use crate::mirror::Mirror;
+use crate::policy::Policy;
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::spec::{
@@ -64,8 +65,12 @@ pub struct Card {
 /// The first thing that speaks against a card.
 pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
     let default_queues = Queues::for_vcpus(request.vcpus);
+    if let Some(policy) = &request.policy {
+        policy.check_cards(request.cards.len())?;
+    }
     let mut draft = Draft {
         vm: &request.vm_name,
+        policy: request.policy.as_ref(),
         facts,
         default_queues,
         cards: Vec::new(),
@@ -142,6 +147,7 @@ impl fmt::Display for Plan {
 /// A plan in the making.
 struct Draft<'a> {
     vm: &'a str,
+    policy: Option<&'a Policy>,
     facts: &'a Facts,
     /// Of a card whose spec does not say.
     default_queues: Queues,
@@ -172,6 +178,7 @@ impl Draft<'_> {
         let mtu = guest_mtu(spec.card.mtu, bridge_mtu, name.as_str())?;
         let queues = spec.card.queues.unwrap_or(self.default_queues);
         self.steps.push(Step::CreateTap { card, queues: queues.get() });
+        self.judge(card, None, Switch::Off);
         let (vm, net) = (self.vm.to_owned(), name.to_string());
         let addresses = spec.addresses.as_slice().to_vec();
         let ip4 = addresses.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None });
@@ -304,6 +311,7 @@ impl Draft<'_> {
         }
         let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
         let mtu = guest_mtu(spec.card.mtu, mtu, name.as_str())?;
+        self.judge(card, Some(name), Switch::Off);
         self.steps.push(Step::OpenTap { card, tap: name.clone(), queues: queues.get(), multi_queue: tun.multi_queue });
         if !link.up {
             self.steps.push(Step::Raise { link: name.clone() });
@@ -335,7 +343,16 @@ impl Draft<'_> {
         let mtu = self.facts.link(&name).and_then(|link| u16::try_from(link.mtu).ok()).unwrap_or(ETHERNET_MTU);
         let mtu = guest_mtu(spec.card.mtu, mtu, &name)?;
         self.steps.push(Step::AdoptTap { card, tap: name, fds: spec.fd.as_slice().to_vec() });
+        self.judge(card, None, Switch::Off);
         Ok((mtu, spec.fd.queues()))
+    }
+
+    /// The step that puts the policy on a card, if there is one: before a frame can get to the guest. `tap` is one that is there already.
+    fn judge(&mut self, card: usize, tap: Option<&IfName>, served: Switch) {
+        if let Some(policy) = self.policy {
+            let (vm, tap, policy) = (self.vm.to_owned(), tap.cloned(), policy.clone());
+            self.steps.push(Step::JudgeCard { vm, card, tap, served, policy });
+        }
     }
 
     /// Refuses an address that the host knows to be somebody else's.

@@ -163,6 +163,20 @@ pub enum Refusal {
         /// Who has it.
         by: String,
     },
+    /// A policy with rules for a card that there is not.
+    #[error("The policy has a rule for card {card}, and the VM has {count}")]
+    PolicyCard {
+        /// The card.
+        card: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A tap on which no rule can be put.
+    #[error("The tap of card {card} is in another network namespace, where a policy cannot be enforced")]
+    PolicyElsewhere {
+        /// The card.
+        card: usize,
+    },
     /// More than the link carries.
     #[error("mtu={mtu} is more than {link} carries, which is {link_mtu}")]
     MtuAboveLink {
@@ -401,6 +415,10 @@ impl Refusal {
             Self::MacUsed { .. } => {
                 "give the card another address with mac=, or the VM another name with --name".to_owned()
             }
+            Self::PolicyCard { .. } => {
+                "cards are counted from 0 in the order of --net; leave cards out for all of them".to_owned()
+            }
+            Self::PolicyElsewhere { .. } => "leave --policy out, or give the VM a tap of this network namespace".to_owned(),
             Self::MtuAboveLink { mtu, link, link_mtu } => {
                 format!("give mtu={link_mtu} or less, or raise the link first: ip link set {link} mtu {mtu}")
             }

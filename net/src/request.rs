@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 
+use crate::policy::Policy;
 use crate::spec::NetSpec;
 use crate::steer::SteeringProgram;
 
@@ -14,6 +15,8 @@ pub struct Request {
     pub vcpus: u32,
     /// One spec for each card.
     pub cards: Vec<NetSpec>,
+    /// What the guest may say, and to whom; everything if there is none.
+    pub policy: Option<Policy>,
     /// What chooses between the queues of a card that has several, if the kernel lets it.
     pub steering: Option<SteeringProgram>,
 }

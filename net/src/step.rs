@@ -21,7 +21,9 @@ use crate::hold;
 use crate::mac::MacAddr;
 use crate::macvtap::{self, Macvtap};
 use crate::mirror::{self, Mirror, MirrorError};
-use crate::nft::NftSocket;
+use crate::nft::{NftError, NftSocket};
+use crate::policy::rules::Judged;
+use crate::policy::{InForce, Policy};
 use crate::refusal::Refusal;
 use crate::rtnl::{Attachment, Rtnl};
 use crate::rules::{self, Member};
@@ -36,6 +38,9 @@ use crate::vlan::PortVlans;
 
 /// The kernel's vhost-net: each opening is an instance, which serves one queue pair.
 const VHOST: &str = "/dev/vhost-net";
+
+/// Frames that wait in a queue of a tap at most: its length by default is half of that.
+const QUEUED_MAX: usize = 1000;
 
 /// One change of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -163,6 +168,20 @@ pub enum Step {
         /// The cards.
         mirrors: Vec<Mirror>,
     },
+    /// Have a policy hold for a card, gone with keeper and VMM.
+    JudgeCard {
+        /// The VM.
+        vm: String,
+        /// The card.
+        card: usize,
+        /// Its tap, if it was there before.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tap: Option<IfName>,
+        /// Whether services of ours give the guest its address.
+        served: Switch,
+        /// The policy.
+        policy: Policy,
+    },
     /// Open the socket on which a card's services answer.
     OpenServices {
         /// The card.
@@ -261,6 +280,8 @@ pub(crate) struct Host {
     pub(crate) services: BTreeMap<usize, (ServiceSpec, OwnedFd)>,
     /// The owner of the VM's tables, if it has some.
     pub(crate) tables: Option<Tables>,
+    /// The policy that holds for its cards, if there is one.
+    pub(crate) in_force: Option<InForce>,
     /// Rules of the VM in tables of Docker's.
     pub(crate) admitted: Vec<Placed>,
     /// The owner of the table that has frames copied, if there is one.
@@ -340,7 +361,7 @@ impl Step {
             Self::HoldPorts { .. } => "close them".to_owned(),
             Self::CreateTables { .. } => "remove them".to_owned(),
             Self::MirrorFrames { .. } => "copy them no longer".to_owned(),
-            Self::AdmitInDocker { .. } => "remove the rules".to_owned(),
+            Self::AdmitInDocker { .. } | Self::JudgeCard { .. } => "remove the rules".to_owned(),
             Self::OpenTap { .. } | Self::AdoptTap { .. } | Self::OpenVhost { .. } | Self::OpenServices { .. } => {
                 "close it".to_owned()
             }
@@ -396,6 +417,16 @@ impl Step {
             Self::CreateTables { vm, members, guards } => host.create_tables(vm, members, guards),
             Self::AdmitInDocker { vm, admissions, containers } => host.admit(vm, admissions, containers).await,
             Self::MirrorFrames { vm, mirrors } => host.mirror(vm, mirrors),
+            Self::JudgeCard { vm, card, tap, served, policy } => {
+                let (tap, kind) = match tap {
+                    Some(tap) => (tap.clone(), TapKind::Tap),
+                    None => host.judged_tap(*card)?,
+                };
+                let judged = Judged { card: *card, tap, kind, served: *served == Switch::On };
+                host.judge(vm, policy, vec![judged]).map_err(Error::Policy)?;
+                host.forget_frames(*card);
+                Ok(())
+            }
             Self::OpenServices { card, spec } => host.open_services(*card, spec),
             Self::RemoveLeftBehind { link } => match macvtap::remove_if_left_behind(&host.rtnl, link.as_str()).await {
                 Ok(_) => Ok(()),
@@ -440,12 +471,14 @@ impl Step {
                 host.ports.remove(card);
                 Ok(())
             }
-            Self::CreateTables { .. } => host.tables.take().map_or(Ok(()), Tables::remove).map_err(Error::Nftables),
+            Self::CreateTables { .. } => host.remove_tables().map_err(Error::Nftables),
             Self::AdmitInDocker { .. } => docker::withdraw(&std::mem::take(&mut host.admitted)).map_err(Error::Docker),
             Self::MirrorFrames { .. } => {
                 host.mirrors = None;
                 Ok(())
             }
+            // All cards of a VM are undone together.
+            Self::JudgeCard { .. } => host.remove_tables().map_err(Error::Policy),
             Self::OpenServices { card, .. } => {
                 host.services.remove(card);
                 Ok(())
@@ -478,8 +511,9 @@ impl Host {
     /// A host that nothing has been done to.
     pub(crate) fn new(rtnl: Rtnl, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
         let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (tables, in_force, mirrors) = (None, None, None);
         let (admitted, claims) = (Vec::new(), BTreeMap::new());
-        Self { rtnl, taps, vhosts, ports, services, tables: None, mirrors: None, admitted, claims, inherited }
+        Self { rtnl, taps, vhosts, ports, services, tables, in_force, mirrors, admitted, claims, inherited }
     }
 
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
@@ -496,8 +530,52 @@ impl Host {
     fn create_tables(&mut self, vm: &str, members: &[Member], guards: &[Guard]) -> Result<(), Error> {
         let taps = &self.taps;
         let tables = rules::tables(vm, members, guards, |card| taps.get(&card)?.name.parse().ok());
-        self.tables = Some(Tables::create(tables).map_err(Error::Nftables)?);
+        self.owner().and_then(|owner| owner.add(tables)).map_err(Error::Nftables)
+    }
+
+    /// What owns the VM's tables.
+    pub(crate) fn owner(&mut self) -> Result<&mut Tables, NftError> {
+        match &mut self.tables {
+            Some(tables) => Ok(tables),
+            none => Ok(none.insert(Tables::open()?)),
+        }
+    }
+
+    fn remove_tables(&mut self) -> Result<(), NftError> {
+        self.in_force = None;
+        self.tables.take().map_or(Ok(()), Tables::remove)
+    }
+
+    /// The tap of a card as a policy can be enforced on it.
+    pub(crate) fn judged_tap(&self, card: usize) -> Result<(IfName, TapKind), Refusal> {
+        let tap = self.taps.get(&card).filter(|tap| tap.index.is_some());
+        tap.and_then(|tap| Some((tap.name.parse().ok()?, tap.kind))).ok_or(Refusal::PolicyElsewhere { card })
+    }
+
+    /// Drops what has come for a card whose tap could take frames before anybody judged them. More of them than a tap holds are not there.
+    fn forget_frames(&self, card: usize) {
+        // The header of virtio-net has to fit.
+        let mut head = [0; 64];
+        for fd in self.taps.get(&card).into_iter().flat_map(|tap| &tap.fds) {
+            // The rest of a frame is gone with its head; an error is that there is none.
+            (0..QUEUED_MAX).take_while(|_| nix::unistd::read(fd, &mut head).is_ok()).for_each(drop);
+        }
+    }
+
+    /// Has a policy hold for more cards of `vm`, which are all of them if it has none yet.
+    pub(crate) fn judge(&mut self, vm: &str, policy: &Policy, cards: Vec<Judged>) -> Result<(), NftError> {
+        let mut in_force = self.in_force.take().unwrap_or_else(|| InForce::new(policy.clone()));
+        in_force.extend(self.owner()?, vm, cards)?;
+        self.in_force = Some(in_force);
         Ok(())
+    }
+
+    /// Puts a policy in the place of the one before.
+    pub(crate) fn replace_policy(&mut self, vm: &str, policy: Policy) -> Result<(), NftError> {
+        let Some(mut in_force) = self.in_force.take() else { return Ok(()) };
+        let result = self.owner().and_then(|owner| in_force.replace(owner, vm, policy));
+        self.in_force = Some(in_force);
+        result
     }
 
     async fn admit(&mut self, vm: &str, admissions: &[Admission], containers: &[IfName]) -> Result<(), Error> {
@@ -616,6 +694,13 @@ impl fmt::Display for Step {
             Self::MirrorFrames { mirrors, .. } => {
                 let copy = |mirror: &Mirror| format!("the frames of card {} to {}", mirror.card, mirror.to);
                 write!(f, "copy {}", mirrors.iter().map(copy).collect::<Vec<_>>().join(" and "))
+            }
+            Self::JudgeCard { vm, card, policy, .. } => {
+                let rules = policy.ingress.len() + policy.egress.len();
+                write!(
+                    f,
+                    "create the nftables netdev minivmm-{vm}/policy{card}: {rules} rules of the policy for card {card}"
+                )
             }
             Self::OpenServices { card, spec } => {
                 write!(f, "answer DHCP and DNS of card {card}, which has {}", spec.ipv4.address)

@@ -17,12 +17,22 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Makes them, all or none.
-    pub(crate) fn create(tables: Vec<Table>) -> Result<Self, NftError> {
-        let names = tables.iter().map(|table| table.name.clone()).collect();
-        let mut socket = NftSocket::open()?;
-        socket.apply(&Batch { commands: tables.into_iter().map(Command::AddTable).collect() })?;
-        Ok(Self { socket, names })
+    /// None so far.
+    pub(crate) fn open() -> Result<Self, NftError> {
+        Ok(Self { socket: NftSocket::open()?, names: Vec::new() })
+    }
+
+    /// Makes more of them, all or none.
+    pub(crate) fn add(&mut self, tables: Vec<Table>) -> Result<(), NftError> {
+        let names: Vec<TableName> = tables.iter().map(|table| table.name.clone()).collect();
+        self.change(tables.into_iter().map(Command::AddTable).collect())?;
+        self.names.extend(names);
+        Ok(())
+    }
+
+    /// Changes what is in them, all of it or nothing.
+    pub(crate) fn change(&mut self, commands: Vec<Command>) -> Result<(), NftError> {
+        self.socket.apply(&Batch { commands })
     }
 
     /// What keeps them as well.

@@ -143,6 +143,7 @@ pub(crate) fn parse() -> Parsed {
             Some(Word::Link { name, card, state }) => Parsed::Ask(name, Request::Link { card, state }),
             Some(Word::Net(NetWord::Plan(args))) => explain(args.look().map(Question::Plan)),
             Some(Word::Net(NetWord::List { json })) => Parsed::Explain(Question::List { json }),
+            Some(Word::Net(NetWord::Policy { name, file })) => Parsed::Explain(Question::Policy(name, file)),
             Some(Word::Net(NetWord::Gc)) => Parsed::Explain(Question::Gc),
             Some(Word::Doctor(args)) => explain(args.look().map(Question::Doctor)),
         },

@@ -54,6 +54,9 @@ pub(crate) enum Error {
     /// The network cannot be set up.
     #[error(transparent)]
     Net(#[from] net::Error),
+    /// The keeper of a VM does not do what was asked.
+    #[error(transparent)]
+    Policy(#[from] net::policy::AskError),
     /// KVM refuses.
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
@@ -136,6 +139,10 @@ impl Error {
                 Some("Leave it open across exec, for writing: 7>ready.json with --ready-fd 7".to_owned())
             }
             Self::Net(err) => err.hint(),
+            Self::Policy(net::policy::AskError::NoVm(_)) => {
+                Some("Give the name that the VM was started with: --name; minivmm net list has them".to_owned())
+            }
+            Self::Policy(_) => Some("The policy of the VM is as it was; minivmm net policy VM prints it".to_owned()),
             Self::Kvm(err) => err.hint(),
             Self::Vcpu { source: kvm::exit::Failure::Internal { .. }, .. } => Some(
                 "The guest did what this host's KVM cannot do; a KVM without hardware virtualization cannot run Linux"
@@ -164,6 +171,7 @@ impl Error {
             | Self::Console(console::Error::OpenFile { .. })
             | Self::Disk(_)
             | Self::ReadyFd(_)
+            | Self::Policy(net::policy::AskError::NoVm(_) | net::policy::AskError::Refused(_))
             | Self::Name(name::LockError::Taken(_)) => exit::USAGE,
             _ => exit::HOST,
         }

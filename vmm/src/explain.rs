@@ -5,8 +5,8 @@ mod list;
 
 use crate::cli::Question;
 use crate::error::Error;
-use net::{gc, preview};
-use serde_json::Value;
+use net::{gc, policy, preview};
+use serde_json::{Value, json};
 
 /// Answers. Returns what is to be printed, and the exit code.
 ///
@@ -22,6 +22,11 @@ pub(crate) fn answer(question: &Question) -> Result<(String, u8), Error> {
         Question::List { json } => {
             let vms = list::list()?;
             if *json { pretty(&vms) } else { list::table(&vms) }
+        }
+        Question::Policy(name, file) => {
+            let replace = file.as_ref().map(|file| file.0.clone());
+            let in_force = policy::ask(name.as_str(), replace)?;
+            if file.is_some() { String::new() } else { pretty(&json!(in_force)) }
         }
         Question::Gc => {
             let gc::Collected { removed, rules, failed } = gc::collect()?;

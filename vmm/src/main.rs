@@ -48,6 +48,7 @@ mod limits;
 mod logger;
 mod machine;
 mod name;
+mod policy;
 mod request;
 mod signals;
 
@@ -112,6 +113,7 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
         vm_name: name.as_str().to_owned(),
         vcpus: cli.cpus,
         cards: cli.net.clone(),
+        policy: cli.policy.as_ref().map(|file| file.0.clone()),
         steering: Some(steering()),
     };
     let keeper = Keeper::start(&request)?;

@@ -13,6 +13,8 @@ mod host;
 mod list;
 #[path = "explain/plan.rs"]
 mod plan;
+#[path = "explain/policy.rs"]
+mod policy;
 #[path = "explain/ready.rs"]
 mod ready;
 #[path = "explain/vm.rs"]
@@ -25,7 +27,7 @@ use std::process::{Command, ExitCode};
 type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
-    [doctor::CASES, list::CASES, plan::CASES, ready::CASES].concat()
+    [doctor::CASES, list::CASES, plan::CASES, policy::CASES, ready::CASES].concat()
 }
 
 fn main() -> ExitCode {

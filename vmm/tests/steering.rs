@@ -108,6 +108,7 @@ impl Lan {
             vm_name: "steering".to_owned(),
             vcpus: 1,
             cards: cards.iter().map(|card| card.parse().unwrap()).collect(),
+            policy: None,
             steering: Some(SteeringProgram { instructions, map_fd_at, map_bytes }),
         })
         .unwrap();

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{Either, select};
 use tokio::net::UnixStream;
 
+use super::desk::Desk;
 use super::process;
 use super::watch::Watch;
 use super::wire::{PortHeader, Reply, ServiceHeader, Timing};
@@ -24,13 +25,15 @@ use crate::lock::NamespaceLock;
 use crate::lookout::Lookout;
 use crate::own_code;
 use crate::plan::Plan;
+use crate::policy::rules::Judged;
+use crate::policy::{Answer, Order, Policy};
+use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::rtnl::{Events, Rtnl};
 use crate::spec::NetSpec;
 use crate::steer::{Steering, SteeringProgram};
 use crate::step::{Host, Step};
 use crate::survey::{plan_with_neighbours, survey};
-use crate::tables::Tables;
 use crate::tun::TapKind;
 
 /// How often a plan is made anew because the host changed between survey and step. Keepers keep out of each other's
@@ -81,9 +84,10 @@ async fn serve(
         }
         Err(error) => return fail(socket, &error),
     };
+    let desk = Desk::open(&request.vm_name);
     let answer = hand_over(socket, &plan, &mut host, request.steering.as_ref(), clock.timing);
     if answer.is_ok() {
-        watch(socket, &plan, &host).await;
+        watch(socket, &plan, &mut host, &desk, request).await;
     }
     let reports = tear_down(&plan.steps, &mut host).await;
     for report in &reports {
@@ -176,7 +180,8 @@ fn hand_over(
         Reply::Port(header).send(socket.as_fd(), &fds)?;
     }
     host.inherited.clear();
-    let tables = host.tables.as_ref().map(Tables::share).transpose().map_err(Error::ShareTables)?;
+    // Also for tables that are made later, for a policy. A kernel without nf_tables has none of them.
+    let tables = host.owner().ok().map(|tables| tables.share()).transpose().map_err(Error::ShareTables)?;
     Reply::Ready(timing).send(socket.as_fd(), &Vec::from_iter(tables))
 }
 
@@ -193,7 +198,7 @@ fn load(steering: &SteeringProgram) -> Option<Steering> {
 }
 
 /// Looks after the taps until the VMM closes its end, or dies.
-async fn watch(socket: &OwnedFd, plan: &Plan, host: &Host) {
+async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, request: &Request) {
     let end = match pollable(socket) {
         Ok(end) => end,
         Err(error) => {
@@ -210,22 +215,56 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &Host) {
             // What happened before the subscription.
             watch.look(host).await;
             own_code::release();
+            // Goes on where it was when something else happens.
+            let mut calling = Box::pin(desk.next());
             loop {
                 let (event, retry) = (pin!(events.next()), pin!(pause(watch.is_behind())));
-                match select(closed.as_mut(), select(event, retry)).await {
+                let happening = pin!(select(event, select(retry, calling.as_mut())));
+                match select(closed.as_mut(), happening).await {
                     Either::Left(_) => return,
                     Either::Right((Either::Left((Some(message), _)), _)) => watch.note(&message, host).await,
                     Either::Right((Either::Left((None, _)), _)) => {
                         log::error!("The kernel's link notifications ended: a detached tap will stay detached");
                         break;
                     }
-                    Either::Right((Either::Right(_), _)) => watch.catch_up(),
+                    Either::Right((Either::Right((Either::Left(_), _)), _)) => watch.catch_up(),
+                    Either::Right((Either::Right((Either::Right((caller, _)), _)), _)) => {
+                        let answer = obey(plan, host, request, &caller.order);
+                        caller.answer(&answer).await;
+                        calling = Box::pin(desk.next());
+                    }
                 }
             }
         }
         Err(error) => log::error!("No link notifications, a detached tap will stay detached: {error}"),
     }
     let _ = end.readable().await;
+}
+
+/// Does what a caller wants, and says what is in force.
+fn obey(plan: &Plan, host: &mut Host, request: &Request, order: &Order) -> Answer {
+    if let Order::Replace(policy) = order {
+        if let Err(error) = replace(plan, host, request, policy) {
+            return Answer::Refused(error.report().message);
+        }
+        log::debug!("The policy of this VM has {} rules now", policy.ingress.len() + policy.egress.len());
+    }
+    Answer::InForce(host.in_force.as_ref().map(|in_force| in_force.policy().clone()))
+}
+
+fn replace(plan: &Plan, host: &mut Host, request: &Request, policy: &Policy) -> Result<(), Error> {
+    policy.check_cards(plan.cards.len())?;
+    if host.in_force.is_some() {
+        return host.replace_policy(&request.vm_name, policy.clone()).map_err(Error::Policy);
+    }
+    let served =
+        |card| plan.steps.iter().any(|step| matches!(step, Step::OpenServices { card: other, .. } if *other == card));
+    let judged = |card| {
+        let (tap, kind) = host.judged_tap(card)?;
+        Ok(Judged { card, tap, kind, served: served(card) })
+    };
+    let cards = (0..plan.cards.len()).map(judged).collect::<Result<Vec<_>, Refusal>>()?;
+    host.judge(&request.vm_name, policy, cards).map_err(Error::Policy)
 }
 
 /// Passes when it is time to tell the VMM again what it had no room for; never if it has been told everything.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::objects::{EncodeError, Object, Transaction};
-use super::table::{Chain, Elements, Rule, Table, TableName};
+use super::table::{Chain, Elements, Rule, Set, Table, TableName};
 
 /// Changes of tables that the socket, or nobody, owns, in order. They take effect at once and together, or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub enum Command {
     AddChain(TableName, Chain),
     /// Deletes a chain to which nothing jumps.
     DeleteChain(TableName, String),
+    /// Creates a set, with its elements.
+    AddSet(TableName, Set),
+    /// Deletes a set that no rule uses.
+    DeleteSet(TableName, String),
     /// Puts rules in place of those of a chain.
     ReplaceRules(TableName, String, Vec<Rule>),
     /// Puts elements in place of those of a set with a name.
@@ -67,6 +71,8 @@ impl Batch {
                     transaction.add_rules(table, &chain.name, &chain.rules)?;
                 }
                 Command::DeleteChain(table, chain) => transaction.delete_chain(table, chain),
+                Command::AddSet(table, set) => transaction.add_set(table, set),
+                Command::DeleteSet(table, set) => transaction.delete_set(table, set),
                 Command::ReplaceRules(table, chain, rules) => {
                     transaction.flush_chain(table, chain);
                     transaction.add_rules(table, chain, rules)?;
@@ -104,6 +110,8 @@ impl fmt::Display for Command {
             Self::DeleteTable(table) => write!(f, "delete table {table}"),
             Self::AddChain(table, chain) => write!(f, "table {table} {{\n{chain}\n}}"),
             Self::DeleteChain(table, chain) => write!(f, "delete chain {table} {chain}"),
+            Self::AddSet(table, set) => write!(f, "table {table} {{\n{set}\n}}"),
+            Self::DeleteSet(table, set) => write!(f, "delete set {table} {set}"),
             Self::ReplaceRules(table, chain, rules) => {
                 write!(f, "flush chain {table} {chain}")?;
                 rules.iter().try_for_each(|rule| write!(f, "\nadd rule {table} {chain} {rule}"))

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::attr::Writer;
 use super::kernel::*;
-use super::matching::{DPORT, Load, Match, Needs, RawMatch};
+use super::matching::{DPORT, Field, Load, Match, Needs, RawMatch};
 use super::objects::{Lookup, NewSet, RuleError};
 use super::statement::{Limit, Mss, NatPort, NatTarget, Reject, Statement, Verdict};
 use super::table::{Expr, Family, Rule};
@@ -52,6 +52,7 @@ impl RuleEncoder {
         self.test(test);
         // What has been said need not be said again.
         match condition {
+            Match::Protocol(test) => self.network = test.single().copied().or(self.network),
             Match::NfProto(test) if test.single() == Some(&NfProto::IP4) => self.network = Some(EtherType::IP4),
             Match::NfProto(test) if test.single() == Some(&NfProto::IP6) => self.network = Some(EtherType::IP6),
             Match::L4Proto(test) => self.transport = test.single().copied().or(self.transport),
@@ -217,6 +218,19 @@ impl RuleEncoder {
         });
     }
 
+    /// Loads fields one after the other, from the first register on.
+    fn concatenate(&mut self, key: &[Field]) -> Result<(), RuleError> {
+        let raw: Vec<(Vec<Needs>, Load, usize)> = key.iter().map(Field::raw).collect();
+        // What is tested for takes the same register.
+        raw.iter().flat_map(|(needs, ..)| needs).try_for_each(|needs| self.need(*needs))?;
+        let mut register = NFT_REG32_00;
+        for (_, load, len) in raw {
+            self.load(load, register);
+            register += u32::try_from(len.div_ceil(NFT_REG32_SIZE)).unwrap_or(u32::MAX);
+        }
+        Ok(())
+    }
+
     fn immediate(&mut self, register: u32, value: &[u8]) {
         self.expr("immediate", |w| {
             w.be32(NFTA_IMMEDIATE_DREG, register);
@@ -236,6 +250,19 @@ impl RuleEncoder {
                 w.be32(NFTA_CONNLIMIT_COUNT, *count);
                 w.be32(NFTA_CONNLIMIT_FLAGS, NFT_CONNLIMIT_F_INV);
             }),
+            Statement::InSet { key, set } => {
+                self.concatenate(key)?;
+                self.lookup(&Lookup::named(set), NFT_REG32_00, None, false);
+            }
+            Statement::Update { set, key, timeout_s } => {
+                self.concatenate(key)?;
+                self.expr("dynset", |w| {
+                    w.text(NFTA_DYNSET_SET_NAME, set);
+                    w.be32(NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE);
+                    w.be32(NFTA_DYNSET_SREG_KEY, NFT_REG32_00);
+                    w.be64(NFTA_DYNSET_TIMEOUT, u64::from(*timeout_s) * 1000);
+                });
+            }
             Statement::Snat(target) => self.nat(NFT_NAT_SNAT, target),
             Statement::Dnat(target) => self.nat(NFT_NAT_DNAT, target),
             Statement::Masquerade(ports) => {

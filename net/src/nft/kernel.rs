@@ -15,6 +15,7 @@ pub(super) mod msg {
     pub(crate) const NFT_MSG_GETRULE: u16 = 7;
     pub(crate) const NFT_MSG_DELRULE: u16 = 8;
     pub(crate) const NFT_MSG_NEWSET: u16 = 9;
+    pub(crate) const NFT_MSG_DELSET: u16 = 11;
     pub(crate) const NFT_MSG_NEWSETELEM: u16 = 12;
     pub(crate) const NFT_MSG_DELSETELEM: u16 = 14;
     pub(crate) const NFT_MSG_NEWOBJ: u16 = 18;
@@ -56,6 +57,8 @@ pub(super) const NFT_SET_ANONYMOUS: u32 = 0x1;
 pub(super) const NFT_SET_CONSTANT: u32 = 0x2;
 pub(super) const NFT_SET_INTERVAL: u32 = 0x4;
 pub(super) const NFT_SET_MAP: u32 = 0x8;
+pub(super) const NFT_SET_TIMEOUT: u32 = 0x10;
+pub(super) const NFT_SET_EVAL: u32 = 0x20;
 pub(super) const NFTA_SET_TABLE: u16 = 1;
 pub(super) const NFTA_SET_NAME: u16 = 2;
 pub(super) const NFTA_SET_FLAGS: u16 = 3;
@@ -103,6 +106,10 @@ pub(super) const NFT_REG_VERDICT: u32 = 0;
 pub(super) const NFT_REG_1: u32 = 1;
 pub(super) const NFT_REG_2: u32 = 2;
 pub(super) const NFT_REG_3: u32 = 3;
+/// The first of the registers of 4 bytes, which is the beginning of the first of 16.
+pub(super) const NFT_REG32_00: u32 = 8;
+/// Bytes in such a register.
+pub(super) const NFT_REG32_SIZE: usize = 4;
 
 pub(super) const NFTA_IMMEDIATE_DREG: u16 = 1;
 pub(super) const NFTA_IMMEDIATE_DATA: u16 = 2;
@@ -139,6 +146,12 @@ pub(super) const NFTA_LOOKUP_SREG: u16 = 2;
 pub(super) const NFTA_LOOKUP_DREG: u16 = 3;
 pub(super) const NFTA_LOOKUP_SET_ID: u16 = 4;
 pub(super) const NFTA_LOOKUP_FLAGS: u16 = 5;
+
+pub(super) const NFT_DYNSET_OP_UPDATE: u32 = 1;
+pub(super) const NFTA_DYNSET_SET_NAME: u16 = 1;
+pub(super) const NFTA_DYNSET_OP: u16 = 3;
+pub(super) const NFTA_DYNSET_SREG_KEY: u16 = 4;
+pub(super) const NFTA_DYNSET_TIMEOUT: u16 = 6;
 
 pub(super) const NFT_PAYLOAD_LL_HEADER: u32 = 0;
 pub(super) const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;

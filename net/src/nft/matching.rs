@@ -20,6 +20,8 @@ pub enum Match {
     IifKind(Test<LinkKind>),
     /// `meta oifkind`
     OifKind(Test<LinkKind>),
+    /// `meta protocol`: what is above Ethernet and tags. At egress, too.
+    Protocol(Test<EtherType>),
     /// `meta nfproto`
     NfProto(Test<NfProto>),
     /// `meta l4proto`
@@ -41,6 +43,12 @@ pub enum Match {
     Ip4(IpFields<Ipv4Addr>),
     /// `ip6 saddr`, `ip6 daddr`
     Ip6(IpFields<Ipv6Addr>),
+    /// Whether it is a fragment of an IPv4 packet.
+    Fragment4(Fragment),
+    /// `ip6 nexthdr`: what follows the header of IPv6 itself.
+    Ip6Next(Test<L4Proto>),
+    /// The same for IPv6, where a fragment header follows at once, which has to be tested for before.
+    Fragment6(Fragment),
     /// `tcp sport`
     TcpSport(Test<u16>),
     /// `tcp dport`
@@ -89,6 +97,49 @@ pub enum IpFields<T> {
     Saddr(Test<T>),
     /// Where it goes.
     Daddr(Test<T>),
+}
+
+/// A part of a packet that was too long for a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragment {
+    /// The first, which has the ports.
+    First,
+    /// Another, which has not.
+    Later,
+}
+
+/// A field that can be part of a key, see [`super::Statement::InSet`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// `meta l4proto`
+    L4Proto,
+    /// `ip saddr`
+    Ip4Saddr,
+    /// `ip daddr`
+    Ip4Daddr,
+    /// `ip6 saddr`
+    Ip6Saddr,
+    /// `ip6 daddr`
+    Ip6Daddr,
+    /// The source port of this protocol.
+    Sport(L4Proto),
+    /// Its destination port.
+    Dport(L4Proto),
+    /// `icmp id`: of an echo request or reply, which has to be tested for before.
+    IcmpId,
+    /// `icmpv6 id`
+    Icmp6Id,
+    /// `ip id`
+    Ip4Id,
+    /// The same in a fragment header that follows the header of IPv6 at once, which has to be tested for before.
+    Ip6FragmentId,
+    /// So many bytes at an offset from the header above IP, whatever they are. An error of ICMP quotes a packet from 8 on.
+    Quoted {
+        /// The offset in bytes.
+        at: u32,
+        /// How many bytes.
+        len: u32,
+    },
 }
 
 /// Words that are bits.
@@ -147,6 +198,73 @@ impl<T: fmt::Display> fmt::Display for Words<'_, T> {
     }
 }
 
+impl Field {
+    /// What it belongs to, where it is, and its bytes in a register.
+    pub(super) fn raw(&self) -> (Vec<Needs>, Load, usize) {
+        let (ip4, ip6) = (Needs::Network(EtherType::IP4), Needs::Network(EtherType::IP6));
+        let transport = |proto: &L4Proto| vec![Needs::Transport(*proto)];
+        match self {
+            Self::L4Proto => (Vec::new(), Load::Meta(NFT_META_L4PROTO), 1),
+            Self::Ip4Saddr => (vec![ip4], IP4_SADDR, 4),
+            Self::Ip4Daddr => (vec![ip4], IP4_DADDR, 4),
+            Self::Ip6Saddr => (vec![ip6], IP6_SADDR, 16),
+            Self::Ip6Daddr => (vec![ip6], IP6_DADDR, 16),
+            Self::Sport(proto) => (transport(proto), SPORT, 2),
+            Self::Dport(proto) => (transport(proto), DPORT, 2),
+            Self::IcmpId => (transport(&L4Proto::ICMP), ICMP_ID, 2),
+            Self::Icmp6Id => (transport(&L4Proto::ICMP6), ICMP_ID, 2),
+            Self::Ip4Id => (vec![ip4], IP4_ID, 2),
+            Self::Ip6FragmentId => (vec![ip6], IP6_FRAGMENT_ID, 4),
+            Self::Quoted { at, len } => {
+                let bytes = usize::try_from(*len).unwrap_or_default();
+                (Vec::new(), Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, *at, *len), bytes)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::L4Proto => f.write_str("meta l4proto"),
+            Self::Ip4Saddr => f.write_str("ip saddr"),
+            Self::Ip4Daddr => f.write_str("ip daddr"),
+            Self::Ip6Saddr => f.write_str("ip6 saddr"),
+            Self::Ip6Daddr => f.write_str("ip6 daddr"),
+            Self::Sport(proto) => write!(f, "{proto} sport"),
+            Self::Dport(proto) => write!(f, "{proto} dport"),
+            Self::IcmpId => f.write_str("icmp id"),
+            Self::Icmp6Id => f.write_str("icmpv6 id"),
+            Self::Ip4Id => f.write_str("ip id"),
+            Self::Ip6FragmentId => f.write_str("@nh,352,32"),
+            Self::Quoted { at, len } => write!(f, "@th,{},{}", at * 8, len * 8),
+        }
+    }
+}
+
+impl Fragment {
+    /// The part of the offset with its flags that tells (RFC 791 3.1), for IPv4.
+    fn test4(self) -> RawTest {
+        match self {
+            Self::First => bits(0x3fff, 0x2000, false),
+            Self::Later => bits(0x1fff, 0, true),
+        }
+    }
+
+    /// The same for IPv6 (RFC 8200 4.5).
+    fn test6(self) -> RawTest {
+        match self {
+            Self::First => bits(0xfff9, 1, false),
+            Self::Later => bits(0xfff8, 0, true),
+        }
+    }
+}
+
+/// What remains of a number in the packet under the mask is, or is not, the value.
+fn bits(mask: u16, value: u16, negate: bool) -> RawTest {
+    RawTest::Bits { mask: mask.to_be_bytes().to_vec(), value: value.to_be_bytes().to_vec(), negate }
+}
+
 impl Match {
     /// It came in through this interface.
     pub fn iif(name: &IfName) -> Self {
@@ -171,6 +289,7 @@ impl fmt::Display for Match {
             Self::Oif(test) => write!(f, "oifname {test}"),
             Self::IifKind(test) => write!(f, "meta iifkind {test}"),
             Self::OifKind(test) => write!(f, "meta oifkind {test}"),
+            Self::Protocol(test) => write!(f, "meta protocol {test}"),
             Self::NfProto(test) => write!(f, "meta nfproto {test}"),
             Self::L4Proto(test) => write!(f, "meta l4proto {test}"),
             Self::Mark { mask: u32::MAX, value } => write!(f, "meta mark {value:#010x}"),
@@ -182,8 +301,14 @@ impl fmt::Display for Match {
             Self::Ip4(IpFields::Daddr(test)) => write!(f, "ip daddr {test}"),
             Self::Ip6(IpFields::Saddr(test)) => write!(f, "ip6 saddr {test}"),
             Self::Ip6(IpFields::Daddr(test)) => write!(f, "ip6 daddr {test}"),
+            Self::Fragment4(Fragment::First) => f.write_str("ip frag-off & 16383 == 8192"),
+            Self::Fragment4(Fragment::Later) => f.write_str("ip frag-off & 8191 != 0"),
+            Self::Ip6Next(test) => write!(f, "ip6 nexthdr {test}"),
+            Self::Fragment6(Fragment::First) => f.write_str("@nh,336,16 & 0xfff9 == 0x1"),
+            Self::Fragment6(Fragment::Later) => f.write_str("@nh,336,16 & 0xfff8 != 0x0"),
             Self::TcpSport(test) => write!(f, "tcp sport {test}"),
             Self::TcpDport(test) => write!(f, "tcp dport {test}"),
+            Self::TcpFlags { value, mask } if value.is_empty() => write!(f, "tcp flags ! {}", Words(mask)),
             Self::TcpFlags { value, mask } => write!(f, "tcp flags {} / {}", Words(value), Words(mask)),
             Self::UdpSport(test) => write!(f, "udp sport {test}"),
             Self::UdpDport(test) => write!(f, "udp dport {test}"),
@@ -245,6 +370,13 @@ const IP4_SADDR: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 12, 4);
 const IP4_DADDR: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 16, 4);
 const IP6_SADDR: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 8, 16);
 const IP6_DADDR: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 24, 16);
+const IP4_ID: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 4, 2);
+const IP4_FRAGMENT: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 6, 2);
+const IP6_NEXT: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 6, 1);
+/// In a fragment header behind the 40 bytes of IPv6 itself.
+const IP6_FRAGMENT: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 42, 2);
+const IP6_FRAGMENT_ID: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 44, 4);
+const ICMP_ID: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 4, 2);
 const ARP_OPERATION: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 6, 2);
 const ARP_SADDR_ETHER: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 8, 6);
 const ARP_SADDR_IP: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 14, 4);
@@ -271,6 +403,7 @@ impl Match {
             Self::Oif(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFNAME)),
             Self::IifKind(_) => (Needs::Nothing, Load::Meta(NFT_META_IIFKIND)),
             Self::OifKind(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFKIND)),
+            Self::Protocol(_) => (Needs::Nothing, Load::Meta(NFT_META_PROTOCOL)),
             Self::NfProto(_) => (Needs::Nothing, Load::Meta(NFT_META_NFPROTO)),
             Self::L4Proto(_) => (Needs::Nothing, Load::Meta(NFT_META_L4PROTO)),
             Self::Mark { .. } => (Needs::Nothing, Load::Meta(NFT_META_MARK)),
@@ -281,6 +414,9 @@ impl Match {
             Self::Ip4(IpFields::Daddr(_)) => (ip4, IP4_DADDR),
             Self::Ip6(IpFields::Saddr(_)) => (ip6, IP6_SADDR),
             Self::Ip6(IpFields::Daddr(_)) => (ip6, IP6_DADDR),
+            Self::Fragment4(_) => (ip4, IP4_FRAGMENT),
+            Self::Ip6Next(_) => (ip6, IP6_NEXT),
+            Self::Fragment6(_) => (ip6, IP6_FRAGMENT),
             Self::TcpSport(_) => (transport(L4Proto::TCP), SPORT),
             Self::TcpDport(_) => (transport(L4Proto::TCP), DPORT),
             Self::TcpFlags { .. } => (transport(L4Proto::TCP), TCP_FLAGS),
@@ -304,6 +440,7 @@ impl Match {
         match self {
             Self::Iif(test) | Self::Oif(test) => test.raw(),
             Self::IifKind(test) | Self::OifKind(test) => test.raw(),
+            Self::Protocol(test) => test.raw(),
             Self::NfProto(test) => test.raw(),
             Self::L4Proto(test) => test.raw(),
             Self::Mark { mask: u32::MAX, value } => {
@@ -319,6 +456,9 @@ impl Match {
             Self::Ip4(IpFields::Saddr(test) | IpFields::Daddr(test)) => test.raw(),
             Self::Ip6(IpFields::Saddr(test) | IpFields::Daddr(test)) | Self::NdTarget(test) => test.raw(),
             Self::TcpSport(test) | Self::TcpDport(test) | Self::UdpSport(test) | Self::UdpDport(test) => test.raw(),
+            Self::Fragment4(part) => part.test4(),
+            Self::Ip6Next(test) => test.raw(),
+            Self::Fragment6(part) => part.test6(),
             Self::TcpFlags { value, mask } => {
                 RawTest::Bits { mask: vec![TcpFlag::all(mask)], value: vec![TcpFlag::all(value)], negate: false }
             }

@@ -78,6 +78,8 @@ pub(super) struct NewSet {
     pub(super) id: u32,
     flags: u32,
     key: KeyKind,
+    /// How many elements it has or may have, if that is said.
+    size: Option<u32>,
     elements: Vec<Element>,
 }
 
@@ -112,14 +114,16 @@ impl NewSet {
     pub(super) fn keys(items: Vec<RawItem>, key: KeyKind) -> Self {
         let has_intervals = items.iter().any(|item| item.first != item.last);
         let flags = NFT_SET_ANONYMOUS | NFT_SET_CONSTANT | if has_intervals { NFT_SET_INTERVAL } else { 0 };
-        Self { id: 0, flags, key, elements: elements(&items, has_intervals) }
+        let elements = elements(&items, has_intervals);
+        Self { id: 0, flags, key, size: u32::try_from(elements.len()).ok(), elements }
     }
 
     /// A map from ports to ports.
     pub(super) fn ports(pairs: &[(u16, u16)], key: KeyKind) -> Self {
         let element = |(from, to): &(u16, u16)| Element { key: from.bytes(), data: Some(to.bytes()), end: false };
         let flags = NFT_SET_ANONYMOUS | NFT_SET_CONSTANT | NFT_SET_MAP;
-        Self { id: 0, flags, key, elements: pairs.iter().map(element).collect() }
+        let elements: Vec<Element> = pairs.iter().map(element).collect();
+        Self { id: 0, flags, key, size: u32::try_from(elements.len()).ok(), elements }
     }
 
     /// How the rule that it was made for finds it.
@@ -230,11 +234,26 @@ impl<'a> Transaction<'a> {
         });
     }
 
-    fn add_set(&mut self, table: &'a TableName, set: &'a Set) {
-        let flags = if set.elements.has_intervals() { NFT_SET_INTERVAL } else { 0 };
-        let new = NewSet { id: self.take_set_id(), flags, key: set.elements.key(), elements: Vec::new() };
+    /// Creates a set with a name, with its elements.
+    pub(super) fn add_set(&mut self, table: &'a TableName, set: &'a Set) {
+        let flags = match &set.elements {
+            Elements::Timed { .. } => NFT_SET_TIMEOUT | NFT_SET_EVAL,
+            elements if elements.has_intervals() => NFT_SET_INTERVAL,
+            _ => 0,
+        };
+        let size = if let Elements::Timed { most, .. } = &set.elements { Some(*most) } else { None };
+        let key = set.elements.key();
+        let new = NewSet { id: self.take_set_id(), flags, key, size, elements: Vec::new() };
         self.new_set(Object::Set(table, &set.name), table, &set.name, &new);
         self.add_elements(table, &set.name, &set.elements);
+    }
+
+    /// Deletes a set with a name.
+    pub(super) fn delete_set(&mut self, table: &'a TableName, set: &'a str) {
+        self.message(Object::Set(table, set), table.family, NFT_MSG_DELSET, 0, |w| {
+            w.text(NFTA_SET_TABLE, &table.name);
+            w.text(NFTA_SET_NAME, set);
+        });
     }
 
     /// Puts elements in place of those in a set.
@@ -359,8 +378,8 @@ impl<'a> Transaction<'a> {
             w.be32(NFTA_SET_ID, set.id);
             let order = if set.key.host_order { BYTEORDER_HOST_ENDIAN } else { BYTEORDER_BIG_ENDIAN };
             w.attr(NFTA_SET_USERDATA, &record(NFTNL_UDATA_SET_KEYBYTEORDER, &order.to_ne_bytes()));
-            if set.flags & NFT_SET_CONSTANT != 0 {
-                w.nest(NFTA_SET_DESC, |w| w.be32(NFTA_SET_DESC_SIZE, len(set.elements.len())));
+            if let Some(size) = set.size {
+                w.nest(NFTA_SET_DESC, |w| w.be32(NFTA_SET_DESC_SIZE, size));
             }
         });
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::matching::Field;
 use super::value::L4Proto;
 use crate::spec::IfName;
 
@@ -17,6 +18,24 @@ pub enum Statement {
     Limit(Limit),
     /// `ct count over N`: connections that this rule has seen and that are still there, this one included, are more than N.
     CtCountOver(u32),
+    /// A condition: what these fields are, one after the other, is in the table's set of that name. They need not mean anything: what
+    /// they belong to is tested for as by a [`super::Match`].
+    InSet {
+        /// The fields.
+        key: Vec<Field>,
+        /// The set.
+        set: String,
+    },
+    /// `update`: what these fields are is in the set from now on, for a time that begins anew. The rest of the rule is for packets for
+    /// which the set has room.
+    Update {
+        /// The set.
+        set: String,
+        /// The fields.
+        key: Vec<Field>,
+        /// The time in seconds.
+        timeout_s: u32,
+    },
     /// `snat to`
     Snat(NatTarget),
     /// `dnat to`
@@ -160,6 +179,10 @@ impl fmt::Display for Statement {
             Self::CountIn(name) => write!(f, "counter name \"{name}\""),
             Self::Limit(limit) => limit.fmt(f),
             Self::CtCountOver(count) => write!(f, "ct count over {count}"),
+            Self::InSet { key, set } => write!(f, "{} @{set}", Dotted(key)),
+            Self::Update { set, key, timeout_s } => {
+                write!(f, "update @{set} {{ {} timeout {} }}", Dotted(key), Time(*timeout_s))
+            }
             Self::Snat(target) => write!(f, "snat {target}"),
             Self::Dnat(target) => write!(f, "dnat {target}"),
             Self::Masquerade(None) => f.write_str("masquerade"),
@@ -175,6 +198,28 @@ impl fmt::Display for Statement {
             Self::Reject(reject) => reject.fmt(f),
             Self::Verdict(verdict) => verdict.fmt(f),
         }
+    }
+}
+
+/// Fields with dots between them.
+struct Dotted<'a>(&'a [Field]);
+
+impl fmt::Display for Dotted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (idx, field) in self.0.iter().enumerate() {
+            write!(f, "{}{field}", if idx == 0 { "" } else { " . " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Seconds as nft writes them.
+struct Time(u32);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [(self.0 / 3600, "h"), (self.0 / 60 % 60, "m"), (self.0 % 60, "s")];
+        parts.iter().filter(|(count, _)| *count > 0).try_for_each(|(count, unit)| write!(f, "{count}{unit}"))
     }
 }
 

@@ -7,7 +7,7 @@ use super::kernel::*;
 use super::matching::Match;
 use super::statement::{Statement, Verdict};
 use super::test::{Braces, Item, KeyKind, RawItem};
-use super::value::EtherAddr;
+use super::value::{EtherAddr, L4Proto};
 use crate::spec::IfName;
 
 /// The packets that a table sees.
@@ -152,6 +152,51 @@ pub enum Elements {
     Ether(Vec<EtherAddr>),
     /// Interfaces.
     Interfaces(Vec<IfName>),
+    /// What [`Statement::Update`] puts in, each for a time.
+    Timed {
+        /// What the keys consist of.
+        key: Vec<KeyPart>,
+        /// Most of them; beyond that, nothing is put in.
+        most: u32,
+    },
+}
+
+/// A part of a key: what a [`super::Field`] that stands there can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyPart {
+    /// A protocol above IP.
+    L4Proto,
+    /// An IPv4 address.
+    Ip4,
+    /// An IPv6 address.
+    Ip6,
+    /// A port, or another number of 16 bits.
+    Port,
+    /// A number of 32 bits.
+    Number,
+}
+
+impl KeyPart {
+    fn kind(self) -> KeyKind {
+        match self {
+            Self::L4Proto => KeyKind::of::<L4Proto>(),
+            Self::Ip4 => KeyKind::of::<Ipv4Addr>(),
+            Self::Ip6 => KeyKind::of::<Ipv6Addr>(),
+            Self::Port => KeyKind::of::<u16>(),
+            // What nft calls a mark.
+            Self::Number => KeyKind { number: 19, len: 4, host_order: false },
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::L4Proto => "inet_proto",
+            Self::Ip4 => Elements::Ip4(Vec::new()).type_name(),
+            Self::Ip6 => Elements::Ip6(Vec::new()).type_name(),
+            Self::Port => Elements::Ports(Vec::new()).type_name(),
+            Self::Number => "mark",
+        }
+    }
 }
 
 impl Rule {
@@ -260,6 +305,12 @@ impl Elements {
             Self::Ports(_) => KeyKind::of::<u16>(),
             Self::Ether(_) => KeyKind::of::<EtherAddr>(),
             Self::Interfaces(_) => KeyKind::of::<IfName>(),
+            // Parts begin at registers, and nft has six bits for the type of each.
+            Self::Timed { key, .. } => KeyKind {
+                number: key.iter().fold(0, |number, part| number << 6 | part.kind().number),
+                len: key.iter().map(|part| part.kind().len.next_multiple_of(NFT_REG32_SIZE)).sum(),
+                host_order: false,
+            },
         }
     }
 
@@ -276,6 +327,7 @@ impl Elements {
             Self::Ports(items) => items.iter().map(Item::raw).collect(),
             Self::Ether(addrs) => addrs.iter().map(|addr| Item::One(*addr).raw()).collect(),
             Self::Interfaces(names) => names.iter().map(|name| Item::One(name.clone()).raw()).collect(),
+            Self::Timed { .. } => Vec::new(),
         }
     }
 
@@ -285,7 +337,7 @@ impl Elements {
             Self::Ip6(_) => "ipv6_addr",
             Self::Ports(_) => "inet_service",
             Self::Ether(_) => "ether_addr",
-            Self::Interfaces(_) => "ifname",
+            Self::Interfaces(_) | Self::Timed { .. } => "ifname",
         }
     }
 
@@ -296,6 +348,7 @@ impl Elements {
             Self::Ports(items) => items.is_empty(),
             Self::Ether(addrs) => addrs.is_empty(),
             Self::Interfaces(names) => names.is_empty(),
+            Self::Timed { .. } => true,
         }
     }
 }
@@ -336,7 +389,14 @@ impl fmt::Display for Table {
 
 impl fmt::Display for Set {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\tset {} {{\n\t\ttype {}", self.name, self.elements.type_name())?;
+        writeln!(f, "\tset {} {{", self.name)?;
+        match &self.elements {
+            Elements::Timed { key, most } => {
+                let parts: Vec<&str> = key.iter().map(|part| part.name()).collect();
+                writeln!(f, "\t\ttype {}\n\t\tsize {most}\n\t\tflags dynamic,timeout", parts.join(" . "))?;
+            }
+            elements => writeln!(f, "\t\ttype {}", elements.type_name())?,
+        }
         if self.elements.has_intervals() {
             writeln!(f, "\t\tflags interval")?;
         }
@@ -355,6 +415,7 @@ impl fmt::Display for Elements {
             Self::Ports(items) => Braces(items).fmt(f),
             Self::Ether(addrs) => Braces(&addrs.iter().copied().map(Item::One).collect::<Vec<_>>()).fmt(f),
             Self::Interfaces(names) => Braces(&names.iter().cloned().map(Item::One).collect::<Vec<_>>()).fmt(f),
+            Self::Timed { .. } => Ok(()),
         }
     }
 }

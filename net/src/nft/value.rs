@@ -174,7 +174,7 @@ named_number! {
 }
 named_number! {
     /// A protocol above IP (<https://www.iana.org/assignments/protocol-numbers>).
-    L4Proto(u8), 12, to_be_bytes, "{}", { ICMP = 1 "icmp", TCP = 6 "tcp", UDP = 17 "udp", ICMP6 = 58 "ipv6-icmp" }
+    L4Proto(u8), 12, to_be_bytes, "{}", { ICMP = 1 "icmp", TCP = 6 "tcp", UDP = 17 "udp", FRAGMENT = 44 "ipv6-frag", ICMP6 = 58 "ipv6-icmp" }
 }
 named_number! {
     /// A protocol above Ethernet (linux/if_ether.h).

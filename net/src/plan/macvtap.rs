@@ -6,7 +6,7 @@ use crate::facts::{Link, MacvlanMode};
 use crate::mac::MacAddr;
 use crate::macvtap::Macvtap;
 use crate::refusal::Refusal;
-use crate::spec::{MacvtapMode, MacvtapSpec, Queues};
+use crate::spec::{MacvtapMode, MacvtapSpec, Queues, Switch};
 use crate::step::Step;
 
 impl Draft<'_> {
@@ -35,6 +35,7 @@ impl Draft<'_> {
         let alias = TapAlias { vm, card, mode: Mode::Macvtap, net, ip4: None, ip6: None };
         let macvtap = Macvtap { tap, lower: lower.clone(), mode, mac, queues: queues.get(), alias };
         self.steps.push(Step::CreateMacvtap { card, macvtap });
+        self.judge(card, None, Switch::Off);
         Ok((mtu, queues))
     }
 

@@ -59,6 +59,7 @@ impl Draft<'_> {
             self.steps.push(Step::RouteLoopback { bridge: bridge.clone() });
         }
         self.steps.push(Step::CreateTap { card, queues: queues.get() });
+        self.judge(card, None, Switch::On);
         let (antispoof, isolate) = (spec.guard.antispoof_or(Switch::On), spec.guard.isolate);
         // A frame that is translated on the bridge goes back to the port that it came from, if the guest asks for itself.
         let hairpin =

@@ -14,7 +14,10 @@ fn specs(flags: &[&str]) -> Vec<NetSpec> {
 
 /// The plan of a VM with one vCPU.
 fn plan(vm_name: &str, cards: &[NetSpec], facts: &Facts) -> Result<Plan, Refusal> {
-    super::plan(&Request { vm_name: vm_name.to_owned(), vcpus: 1, cards: cards.to_vec(), steering: None }, facts)
+    super::plan(
+        &Request { vm_name: vm_name.to_owned(), vcpus: 1, cards: cards.to_vec(), policy: None, steering: None },
+        facts,
+    )
 }
 
 /// The plan of a VM called "vm" as text.
@@ -283,7 +286,7 @@ fn a_card_has_a_queue_pair_for_each_vcpu_as_far_as_its_tap_has_them() {
         (4, "tap=multi", 4),
         (4, "tap=multi,queues=2", 2),
     ] {
-        let request = Request { vm_name: "vm".to_owned(), vcpus, cards: specs(&[flag]), steering: None };
+        let request = Request { vm_name: "vm".to_owned(), vcpus, cards: specs(&[flag]), policy: None, steering: None };
         let plan = super::plan(&request, &facts).unwrap();
         assert_eq!(plan.cards[0].queues, queues, "{vcpus} {flag}");
         let steps = plan.steps.iter().find_map(|step| match step {

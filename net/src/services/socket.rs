@@ -8,6 +8,7 @@ use libc::{c_int, c_void, socklen_t};
 
 use super::ServiceSpec;
 use super::filter::{self, Instruction};
+use crate::policy::rules::SERVICES_MARK;
 
 /// `AF_PACKET` and `ETH_P_ALL` as they are in an address.
 const FAMILY: u16 = 17;
@@ -32,6 +33,8 @@ pub fn open_socket(tap_index: u32, spec: &ServiceSpec) -> io::Result<OwnedFd> {
     // What is sent to the guest is not what it sends.
     set_option(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)?;
     set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER_BYTES)?;
+    // What tells it from what others send to the guest.
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &SERVICES_MARK)?;
     bind(socket.as_fd(), tap_index)?;
     Ok(socket)
 }

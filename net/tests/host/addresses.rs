@@ -29,7 +29,8 @@ impl Card {
     fn start(spec: &str) -> Self {
         let cards = vec![spec.parse().unwrap()];
         let mut keeper =
-            Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, steering: None }).unwrap();
+            Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None })
+                .unwrap();
         let port = keeper.ports().unwrap().remove(0);
         let tap = File::from(port.fds[0].try_clone().unwrap());
         Self { _keeper: keeper, port, tap }

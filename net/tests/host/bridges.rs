@@ -68,8 +68,14 @@ fn mtu_is_matched() {
         sh(&format!("ip link set {name} mtu 9000"));
     }
     let specs = ["bridge=br0", "bridge=br0,mtu=1400"].map(|spec| spec.parse::<NetSpec>().unwrap());
-    let mut keeper =
-        Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards: specs.to_vec(), steering: None }).unwrap();
+    let mut keeper = Keeper::start(&Request {
+        vm_name: "web".to_owned(),
+        vcpus: 1,
+        cards: specs.to_vec(),
+        policy: None,
+        steering: None,
+    })
+    .unwrap();
     let ports = keeper.ports().unwrap();
     assert_eq!([ports[0].mtu, ports[1].mtu], [9000, 1400]);
     for name in ["vmtap0", "vmtap1", "br0"] {
@@ -83,7 +89,8 @@ fn mtu_is_matched() {
 fn port_tells_the_vmm() {
     bridge_with_uplink("br0");
     let cards = vec!["bridge=br0,queues=3".parse().unwrap()];
-    let mut keeper = Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, steering: None }).unwrap();
+    let mut keeper =
+        Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None }).unwrap();
     let (ports, timing) = keeper.ports_timed().unwrap();
     assert_eq!(ports.len(), 1);
     assert_eq!(ports[0].tap_name, "vmtap0");

@@ -48,7 +48,8 @@ const SPEC: &str = "nat,forward=tcp:8080:80";
 /// What doctor finds wrong.
 fn troubles(spec: &str) -> Vec<Finding> {
     let cards = vec![spec.parse().unwrap()];
-    let findings = examine(&Request { vm_name: "another".to_owned(), vcpus: 1, cards, steering: None }).unwrap();
+    let findings =
+        examine(&Request { vm_name: "another".to_owned(), vcpus: 1, cards, policy: None, steering: None }).unwrap();
     findings.into_iter().filter(|finding| finding.level != Level::Fine).collect()
 }
 

@@ -29,7 +29,8 @@ const HEADER: usize = 12;
 
 fn start(vm_name: &str, cards: &[&str]) -> (Keeper, Vec<Port>) {
     let cards = cards.iter().map(|card| card.parse().unwrap()).collect();
-    let mut keeper = Keeper::start(&Request { vm_name: vm_name.to_owned(), vcpus: 1, cards, steering: None }).unwrap();
+    let mut keeper =
+        Keeper::start(&Request { vm_name: vm_name.to_owned(), vcpus: 1, cards, policy: None, steering: None }).unwrap();
     let ports = keeper.ports().unwrap();
     (keeper, ports)
 }

@@ -32,7 +32,8 @@ impl Vm {
     fn start(cards: &[&str]) -> Self {
         let specs = cards.iter().map(|card| card.parse().unwrap()).collect();
         let mut keeper =
-            Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards: specs, steering: None }).unwrap();
+            Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards: specs, policy: None, steering: None })
+                .unwrap();
         let ports = keeper.ports().unwrap();
         let vm = Self { keeper, ports };
         for card in 0..cards.len() {
@@ -101,7 +102,8 @@ fn spanning_tree() {
     sh("ip link add br0 type bridge stp_state 1 forward_delay 200");
     sh("ip link set br0 up");
     let cards = vec!["bridge=br0".parse().unwrap()];
-    let mut keeper = Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, steering: None }).unwrap();
+    let mut keeper =
+        Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None }).unwrap();
     let ports = keeper.ports().unwrap();
     let vm = Vm { keeper, ports };
     assert_eq!(vm.news(), (0, false));

@@ -128,7 +128,8 @@ fn passthru() {
 
 fn start(spec: &str) -> (Keeper, Port) {
     let cards = vec![spec.parse().unwrap()];
-    let mut keeper = Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, steering: None }).unwrap();
+    let mut keeper =
+        Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None }).unwrap();
     let port = keeper.ports().unwrap().remove(0);
     (keeper, port)
 }

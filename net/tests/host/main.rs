@@ -8,6 +8,7 @@
 //! host case NAME  one case: new namespace, the links it needs, assertions
 //! host nft-owner  owns a table until it is killed
 //! host vlans?     whether this kernel's bridges have VLANs
+//! host ask-policy VM  asks for the policy of a VM
 //! host vmm SPEC.. a VMM without a VM: starts a keeper, holds the ports, obeys stdin (see `vmm`)
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
@@ -29,6 +30,7 @@ mod mirror;
 mod modes;
 mod nat;
 mod nft;
+mod policy;
 mod refusals;
 mod services;
 mod uplink;
@@ -60,6 +62,7 @@ fn cases() -> Vec<Case> {
         mirror::CASES,
         nat::CASES,
         &nft,
+        policy::CASES,
         refusals::CASES,
         services::CASES,
         uplink::CASES,
@@ -91,6 +94,10 @@ fn main() -> ExitCode {
         }
         Some("nft-owner") => {
             nft::ownership::own();
+            ExitCode::SUCCESS
+        }
+        Some("ask-policy") => {
+            policy::call(&args[1]);
             ExitCode::SUCCESS
         }
         Some("vmm") => vmm::run(&args[1..]),

@@ -39,7 +39,7 @@ struct Card {
 impl Card {
     fn start() -> Self {
         let cards = vec!["bridge=br0,mac=52:54:00:00:00:01,mirror=mon0".parse().unwrap()];
-        let request = Request { vm_name: "web".to_owned(), vcpus: 1, cards, steering: None };
+        let request = Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None };
         let mut keeper = Keeper::start(&request).unwrap();
         let port = keeper.ports().unwrap().remove(0);
         let queue = File::from(port.fds[0].try_clone().unwrap());

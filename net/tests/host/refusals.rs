@@ -119,7 +119,8 @@ fn descriptors() {
     let file = std::fs::File::open("/dev/null").unwrap();
     let number = std::os::fd::AsRawFd::as_raw_fd(&file);
     let cards = vec![format!("fd={number}").parse().unwrap()];
-    let mut keeper = Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, steering: None }).unwrap();
+    let mut keeper =
+        Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None }).unwrap();
     assert_eq!(keeper.ports().unwrap_err().to_string(), format!("fd={number} is not a tap"));
 }
 
@@ -127,7 +128,8 @@ fn threads() {
     let (sender, receiver) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || receiver.recv());
     let cards = vec!["bridge=br0".parse().unwrap()];
-    let error = Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, steering: None }).unwrap_err();
+    let error = Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None })
+        .unwrap_err();
     assert!(matches!(error, Error::Threads { threads: 2 }));
     assert_eq!(error.to_string(), "The network keeper has to be started before any thread, and the process has 2");
     drop(sender);

@@ -513,7 +513,8 @@ fn dhcp_for_a_card(tap: &OwnedFd) -> u8 {
 
 fn on_a_bridge() {
     let cards = vec![format!("bridge=lan,create=on,queues=1,mac={MAC}").parse().unwrap()];
-    let mut keeper = Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, steering: None }).unwrap();
+    let mut keeper =
+        Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None }).unwrap();
     let ports = keeper.ports().unwrap();
     let (tap, name) = (&ports[0].fds[0], &ports[0].tap_name);
     let services = Services::start(name, spec(Reach::Outside));

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
-use net::{Keeper, NetSpec, News, Request};
+use net::{Keeper, NetSpec, News, Policy, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::guest::{self, Namespace};
@@ -45,8 +45,9 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     log::set_logger(&Stderr).expect("the first logger");
     log::set_max_level(log::LevelFilter::Info);
     let cards: Vec<NetSpec> = args[1..].iter().map(|spec| spec.parse().expect("a spec")).collect();
-    let mut keeper =
-        Keeper::start(&Request { vm_name: args[0].clone(), vcpus: 1, cards, steering: None }).expect("a keeper");
+    let policy = std::env::var("POLICY").ok().map(|text| serde_json::from_str(&text).expect("a policy"));
+    let request = Request { vm_name: args[0].clone(), vcpus: 1, cards, policy, steering: None };
+    let mut keeper = Keeper::start(&request).expect("a keeper");
     let mut ports = match keeper.ports() {
         Ok(ports) => ports,
         Err(error) => {
@@ -130,6 +131,16 @@ impl Vmm {
     pub(crate) fn start_bridged(name: &str, spec: &str) -> (Self, Namespace) {
         let mut command = itself(&["vmm", name, spec]);
         command.env("GUESTS", "all");
+        let vmm = Self::from_command(command);
+        vmm.taps();
+        let guest = vmm.guest();
+        (vmm, guest)
+    }
+
+    /// The same with a policy, for any card.
+    pub(crate) fn start_judged(name: &str, spec: &str, policy: &Policy) -> (Self, Namespace) {
+        let mut command = itself(&["vmm", name, spec]);
+        command.env("GUESTS", "all").env("POLICY", serde_json::to_string(policy).expect("JSON"));
         let vmm = Self::from_command(command);
         vmm.taps();
         let guest = vmm.guest();

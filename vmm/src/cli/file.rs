@@ -82,6 +82,7 @@ mod tests {
             cpus = 4
             mem = "1G"
             name = "web"
+            policy = "/dev/null"
             console = "file=web.log"
             on-reboot = "restart"
             stop-timeout = 3
@@ -134,6 +135,7 @@ mod tests {
             ("[[net]]\nbridge = \"br0\"\nmtu = 1", "line 1: mtu=1 is not possible"),
             ("[[disk]]\nro = true", "line 2: unknown field `ro`, expected one of `path`, "),
             ("cpus", "line 1: "),
+            ("\npolicy = \"/none\"", "line 2: /none: No such file"),
         ] {
             let error = settings(text).unwrap_err().to_string();
             assert!(error.starts_with(message), "{text}: {error}");

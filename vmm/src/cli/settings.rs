@@ -2,6 +2,7 @@
 
 use super::{ConsoleSpec, DiskSpec, LogLevel, MemSize, OnReboot};
 use crate::name::VmName;
+use crate::policy::PolicyFile;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
@@ -55,6 +56,12 @@ pub(crate) struct Settings {
     /// Network cards, by ascending slot.
     #[arg(long, value_name = "SPEC", help = NET_HELP)]
     pub(crate) net: Vec<net::NetSpec>,
+
+    /// Security groups: a TOML or JSON file that says what may reach the guest and what the guest may reach, on all cards, connection by
+    /// connection. Unless it says otherwise, the guest reaches everything and nothing reaches the guest
+    #[arg(long, value_name = "FILE")]
+    #[serde(deserialize_with = "some_text")]
+    pub(crate) policy: Option<PolicyFile>,
 
     /// Name of the VM, unique on this host; the cards' addresses are derived from it [default: minivmm-PID]
     #[arg(long, value_name = "NAME")]

@@ -3,6 +3,7 @@
 use super::file::{self, BadConfig};
 use super::settings::{Settings, vcpus};
 use crate::name::VmName;
+use crate::policy::PolicyFile;
 use crate::request::{CardName, LinkWish};
 use clap::{ArgGroup, Args, Subcommand};
 use std::path::PathBuf;
@@ -47,6 +48,8 @@ pub(crate) enum Question {
     },
     /// What is left behind, which is removed.
     Gc,
+    /// Which policy a VM has, after it has been given this one.
+    Policy(VmName, Option<PolicyFile>),
     /// What is wrong with it.
     Doctor(Look),
 }
@@ -71,6 +74,15 @@ pub(crate) enum NetWord {
         #[arg(long)]
         json: bool,
     },
+    /// Put another policy in the place of that of a running VM, at once and as a whole; or print the one in force, as JSON
+    Policy {
+        /// The VM's name
+        #[arg(value_name = "VM")]
+        name: VmName,
+        /// The policy, as with --policy. Connections that it forbids are cut
+        #[arg(value_name = "FILE")]
+        file: Option<PolicyFile>,
+    },
     /// Remove what is left of VMs that were killed together with their keeper: bridges of minivmm without ports
     Gc,
 }
@@ -93,6 +105,10 @@ pub(crate) struct LookArgs {
     /// Settings that are not given here: the file of a start
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// Policy, as at a start
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PolicyFile>,
 
     /// Name of the VM, from which the cards' addresses are derived [default: minivmm-PID, which differs at the start]
     #[arg(long, value_name = "NAME")]
@@ -129,6 +145,7 @@ impl LookArgs {
             vm_name: name.as_str().to_owned(),
             vcpus: self.cpus.unwrap_or(file.cpus),
             cards: if self.net.is_empty() { file.net } else { self.net },
+            policy: self.policy.or(file.policy).map(|file| file.0),
             steering: None,
         };
         Ok(Look { request, json: self.json })

@@ -3,9 +3,9 @@
 use std::net::Ipv4Addr;
 
 use net::nft::{
-    AddrType, ArpOp, Chain, ChainType, CtState, CtStatus, Elements, EtherAddr, EtherType, Expr, Family, Hook,
-    Icmp6Type, IcmpType, IpFields, Item, L4Proto, Limit, LinkKind, Match, Mss, NatPort, NatTarget, NfProto, Per,
-    Reject, Rule, Set, Statement, Table, TableName, Test, Verdict,
+    AddrType, ArpOp, Chain, ChainType, CtState, CtStatus, Elements, EtherAddr, EtherType, Expr, Family, Field,
+    Fragment, Hook, Icmp6Type, IcmpType, IpFields, Item, KeyPart, L4Proto, Limit, LinkKind, Match, Mss, NatPort,
+    NatTarget, NfProto, Per, Reject, Rule, Set, Statement, Table, TableName, TcpFlag, Test, Verdict,
 };
 
 use super::{applied, base, inet, table};
@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
     ("nft_statements_read_back_as_they_are_printed", statements),
     ("nft_translations_read_back_as_they_are_printed", translations),
     ("nft_netdev_rules_read_back_as_they_are_printed", netdev),
+    ("nft_keys_of_several_fields_read_back_as_they_are_printed", keys),
     ("nft_bridge_rules_read_back_as_they_are_printed", bridge),
     ("nft_target_of_a_neighbour_solicitation_is_where_it_should_be", neighbour_target),
     ("nft_sets_counters_and_chains_read_back_as_they_are_printed", objects),
@@ -180,6 +181,48 @@ fn netdev() {
     read_back(&table(TableName { family: Family::Netdev, name: "x".to_owned() }, chains));
     let ingress = base("in", ChainType::Filter, Hook::Ingress(tap()), 0, Vec::new());
     read_back(&table(inet("y"), vec![ingress]));
+}
+
+/// What a policy uses.
+fn keys() {
+    sh("ip link add tap0 type veth peer name peer0");
+    let timed = |name: &str, ip, last: &[KeyPart]| {
+        let key = [&[KeyPart::L4Proto, ip, ip], last].concat();
+        Set { name: name.to_owned(), elements: Elements::Timed { key, most: 4096 } }
+    };
+    let known = |key: &[Field], set: &str| {
+        let (key, set) = (key.to_vec(), set.to_owned());
+        [
+            Statement::InSet { key: key.clone(), set: set.clone() }.into(),
+            Statement::Update { set, key, timeout_s: 7860 }.into(),
+            Verdict::Accept.into(),
+        ]
+    };
+    let ports = |proto| [Field::Sport(proto), Field::Dport(proto)];
+    let (v4, v6) =
+        ([Field::L4Proto, Field::Ip4Saddr, Field::Ip4Daddr], [Field::L4Proto, Field::Ip6Daddr, Field::Ip6Saddr]);
+    let flags = Match::TcpFlags { value: Vec::new(), mask: vec![TcpFlag::Fin, TcpFlag::Syn, TcpFlag::Rst] };
+    let rules = vec![
+        rule([flags.into()].into_iter().chain(known(&[&v4[..], &ports(L4Proto::TCP)].concat(), "v4"))),
+        rule(known(&[&v6[..], &ports(L4Proto::UDP)].concat(), "v6")),
+        rule([Match::Protocol(Test::is(EtherType::ARP)).into(), Verdict::Accept.into()]),
+        rule([Match::Protocol(Test::NotIn(vec![Item::One(EtherType::IP4), Item::One(EtherType::IP6)])).into()]),
+        rule([Match::L4Proto(Test::Is(Item::Range(L4Proto(0), L4Proto(255)))).into(), Verdict::Accept.into()]),
+        rule([Match::Fragment4(Fragment::First).into(), Verdict::Accept.into()]),
+        rule([Match::Fragment4(Fragment::Later).into(), Verdict::Accept.into()]),
+        rule([Match::Ip6Next(Test::is(L4Proto::FRAGMENT)).into(), Verdict::Accept.into()]),
+    ];
+    let table = Table {
+        name: TableName { family: Family::Netdev, name: "minivmm-x/policy0".to_owned() },
+        counters: Vec::new(),
+        sets: vec![
+            timed("v4", KeyPart::Ip4, &[KeyPart::Port, KeyPart::Port]),
+            timed("v6", KeyPart::Ip6, &[KeyPart::Port, KeyPart::Port]),
+            timed("ids", KeyPart::Ip6, &[KeyPart::Number]),
+        ],
+        chains: vec![base("out", ChainType::Filter, Hook::Egress("tap0".parse().unwrap()), 10, rules)],
+    };
+    read_back(&table);
 }
 
 fn bridge() {

@@ -34,7 +34,7 @@ struct Vm {
 impl Vm {
     fn start() -> Self {
         let cards = vec!["bridge=br0".parse().unwrap()];
-        let request = Request { vm_name: "web".to_owned(), vcpus: 1, cards, steering: None };
+        let request = Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None };
         let mut keeper = Keeper::start(&request).unwrap();
         let port = keeper.ports().unwrap().remove(0);
         Self { _keeper: keeper, port }

@@ -1,0 +1,202 @@
+//! Security groups: which connections a guest may make, and which may be made to it.
+//!
+//! ```toml
+//! [default]
+//! ingress = "drop"       # what no rule is about, to the guest
+//! egress = "accept"      # and from it
+//!
+//! [[ingress]]
+//! protocol = "tcp"
+//! ports = [22, "8000-8010"]
+//! source = ["192.0.2.0/24", "2001:db8::/32"]
+//! ```
+//!
+//! Of the rules of a direction the first that fits decides. A rule is about the packets that begin something: whatever belongs to a
+//! connection that was let through passes in both directions, and so do errors of ICMP that quote it. The same value comes
+//! from a TOML file, a JSON file and the socket of a keeper.
+//!
+//! How it is enforced is said in `rules`.
+
+mod ask;
+mod fields;
+mod judged;
+pub(crate) mod rules;
+
+use serde::{Deserialize, Serialize};
+
+use crate::refusal::Refusal;
+
+pub(crate) use ask::{Answer, LINE_MAX, Order, address};
+pub use ask::{AskError, ask};
+pub use fields::{Cidr, CidrList, PortList, PortRange};
+pub(crate) use judged::InForce;
+
+/// Most rules of both directions. Each packet that begins something goes through them one by one.
+pub const RULES_MAX: usize = 1000;
+
+/// Most bytes of a policy as text, in a file and as it is sent: a thousand rules with a few addresses each.
+pub const POLICY_BYTES_MAX: usize = 256 * 1024;
+
+/// What a VM may say, and to whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, try_from = "RawPolicy")]
+pub struct Policy {
+    /// What becomes of packets that no rule is about.
+    #[serde(rename = "default")]
+    pub defaults: Defaults,
+    /// Rules for what goes to the guest.
+    pub ingress: Vec<PolicyRule>,
+    /// Rules for what comes from it.
+    pub egress: Vec<PolicyRule>,
+}
+
+/// What becomes of packets that no rule is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Defaults {
+    /// To the guest: dropped unless it is said.
+    pub ingress: Action,
+    /// From the guest: accepted unless it is said.
+    pub egress: Action,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It passes, and so does what belongs to the same connection.
+    #[default]
+    Accept,
+    /// It is gone, without an answer.
+    Drop,
+}
+
+/// What a rule is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP, and ICMPv6 on IPv6.
+    Icmp,
+    /// All above IP.
+    #[default]
+    Any,
+}
+
+/// A rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyRule {
+    /// The protocol.
+    pub protocol: PolicyProtocol,
+    /// Destination ports; all if empty.
+    #[serde(skip_serializing_if = "PortList::is_empty")]
+    pub ports: PortList,
+    /// Where packets come from; anywhere if empty.
+    #[serde(skip_serializing_if = "CidrList::is_empty")]
+    pub source: CidrList,
+    /// Where they go; anywhere if empty.
+    #[serde(skip_serializing_if = "CidrList::is_empty")]
+    pub destination: CidrList,
+    /// What becomes of them.
+    pub action: Action,
+    /// The cards that it is for, counted from 0 in the order of `--net`; all if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cards: Option<Vec<usize>>,
+}
+
+/// What a policy cannot say.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// Ports of what has none.
+    #[error(
+        "Rule {number} of {direction} has ports, which are those of tcp or udp: give protocol = \"tcp\" or \"udp\" with them"
+    )]
+    PortsWithoutProtocol {
+        /// The list.
+        direction: &'static str,
+        /// The rule in it, from 1.
+        number: usize,
+    },
+    /// Addresses that no packet has together.
+    #[error(
+        "Rule {number} of {direction} has IPv4 on one side and IPv6 on the other, and no packet has both: give addresses of the same family"
+    )]
+    TwoFamilies {
+        /// The list.
+        direction: &'static str,
+        /// The rule in it, from 1.
+        number: usize,
+    },
+    /// More than [`RULES_MAX`].
+    #[error("It has {0} rules, and a policy has at most 1000: join some by giving lists of ports and addresses")]
+    TooMany(usize),
+}
+
+/// The text of a policy before its rules are looked at.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[derive(Default)]
+struct RawPolicy {
+    #[serde(rename = "default")]
+    defaults: Defaults,
+    ingress: Vec<PolicyRule>,
+    egress: Vec<PolicyRule>,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { ingress: Action::Drop, egress: Action::Accept }
+    }
+}
+
+impl TryFrom<RawPolicy> for Policy {
+    type Error = PolicyError;
+
+    fn try_from(raw: RawPolicy) -> Result<Self, PolicyError> {
+        let RawPolicy { defaults, ingress, egress } = raw;
+        let count = ingress.len().saturating_add(egress.len());
+        if count > RULES_MAX {
+            return Err(PolicyError::TooMany(count));
+        }
+        for (direction, rules) in [("ingress", &ingress), ("egress", &egress)] {
+            for (idx, rule) in rules.iter().enumerate() {
+                rule.check(direction, idx + 1)?;
+            }
+        }
+        Ok(Self { defaults, ingress, egress })
+    }
+}
+
+impl Policy {
+    /// Refuses rules for cards that a VM with so many does not have.
+    pub(crate) fn check_cards(&self, count: usize) -> Result<(), Refusal> {
+        let named = self.ingress.iter().chain(&self.egress).filter_map(|rule| rule.cards.as_ref()).flatten();
+        match named.copied().find(|card| *card >= count) {
+            Some(card) => Err(Refusal::PolicyCard { card, count }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl PolicyRule {
+    fn check(&self, direction: &'static str, number: usize) -> Result<(), PolicyError> {
+        if !self.ports.is_empty() && !matches!(self.protocol, PolicyProtocol::Tcp | PolicyProtocol::Udp) {
+            return Err(PolicyError::PortsWithoutProtocol { direction, number });
+        }
+        let possible =
+            [self.source.has_ip4() && self.destination.has_ip4(), self.source.has_ip6() && self.destination.has_ip6()];
+        if possible.contains(&true) { Ok(()) } else { Err(PolicyError::TwoFamilies { direction, number }) }
+    }
+
+    /// Whether it is for this card.
+    fn is_for(&self, card: usize) -> bool {
+        self.cards.as_ref().is_none_or(|cards| cards.contains(&card))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,49 @@
+//! The policy that a VM has, and the cards that it is in force on, as the keeper holds them.
+
+use super::Policy;
+use super::rules::{self, Edition, Judged};
+use crate::nft::NftError;
+use crate::tables::Tables;
+
+/// A policy in force.
+#[derive(Debug)]
+pub(crate) struct InForce {
+    policy: Policy,
+    number: u32,
+    cards: Vec<Judged>,
+}
+
+impl InForce {
+    /// A policy for a VM that has had none, on no card yet.
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self { policy, number: 0, cards: Vec::new() }
+    }
+
+    /// What is in force.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Has it hold for cards of `vm`, all or none.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(crate) fn extend(&mut self, owner: &mut Tables, vm: &str, cards: Vec<Judged>) -> Result<(), NftError> {
+        let edition = Edition { vm, number: self.number };
+        owner.add(cards.iter().map(|judged| rules::table(edition, judged, &self.policy)).collect())?;
+        self.cards.extend(cards);
+        Ok(())
+    }
+
+    /// Puts another policy in its place on all cards at once. After an error the old one holds.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(crate) fn replace(&mut self, owner: &mut Tables, vm: &str, policy: Policy) -> Result<(), NftError> {
+        let number = self.number.wrapping_add(1);
+        let commands = |judged: &Judged| rules::replacement(Edition { vm, number }, judged, &policy);
+        owner.change(self.cards.iter().flat_map(commands).collect())?;
+        (self.policy, self.number) = (policy, number);
+        Ok(())
+    }
+}

@@ -1,0 +1,488 @@
+//! A policy as nftables rules: a table of its own for each card, on the card's tap.
+//!
+//! ```text
+//! table netdev minivmm-VM/policyN
+//!   from-guest  at the tap's ingress   IP? -> judge-from -> known-from? -> the rules of egress  -> begin-from -> pass
+//!   to-guest    at the tap's egress    IP? -> judge-to   -> known-to?   -> the rules of ingress -> begin-to   -> pass
+//! ```
+//!
+//! On a macvtap the hooks are the other way round: what the guest sends goes out on it.
+//!
+//! All that a guest sends and gets goes through its tap: to and from the outside, the host, its services and other VMs, on every kind
+//! of network, IPv4 and IPv6, translated addresses as the guest knows them. So this is the one place where nothing gets around the
+//! rules. Connection tracking of the kernel is at work elsewhere (above a bridge, or on it where the kernel has that), and chains of a
+//! tap cannot ask it. Instead, what was let through is put into a set: protocol, the guest's address and port and the other's. Packets with the
+//! same in either direction pass, and have the entry live on. Sequence numbers are not looked at.
+//!
+//! Fragments but the first have no ports: they pass if the first one has. Whatever is neither IP nor ARP is dropped.
+//!
+//! A new policy comes with new sets, in one transaction: what belongs to an old connection is judged as if it began something.
+
+use crate::guard::drop_as;
+use crate::nft::{
+    Base, Chain, ChainType, Command, Elements, EtherType, Expr, Family, Field, Fragment, Hook, Icmp6Type, IcmpType,
+    IpFields, Item, KeyPart, L4Proto, Match, Policy as Verdicts, Rule, Set, Statement, Table, TableName, TcpFlag, Test,
+    Verdict,
+};
+use crate::spec::IfName;
+use crate::tun::TapKind;
+
+use super::{Action, Policy, PolicyProtocol, PolicyRule};
+
+/// Why packets are dropped: the names of the counters.
+const EGRESS: &str = "policy-egress";
+const INGRESS: &str = "policy-ingress";
+const NOT_IP: &str = "policy-not-ip";
+const MALFORMED: &str = "policy-malformed";
+const FRAGMENT: &str = "policy-fragment";
+
+/// The mark of what the services of a card send to its guest, which no policy is about. Only a process with CAP_NET_ADMIN can set one.
+pub(crate) const SERVICES_MARK: u32 = 0x6d76_6d73;
+
+/// Priority of the chains: after those of guards.
+const POLICY: i32 = 10;
+
+/// How long a connection is known after its last packet, in seconds: TCP that is open (RFC 5382 5), that begins or ends; UDP (RFC 4787
+/// 4.3); what asks for an echo; other protocols. Entries of a first fragment live as long as a packet may take to be put together.
+const TCP_S: u32 = 7860;
+const TCP_EDGE_S: u32 = 120;
+const UDP_S: u32 = 180;
+const ECHO_S: u32 = 30;
+const OTHER_S: u32 = 600;
+const FRAGMENT_S: u32 = 30;
+
+/// Most connections of one card and IP version that are known: beyond the 100,000 that a busy server has. An entry takes some 100 bytes.
+const KNOWN_MAX: u32 = 1 << 17;
+
+/// Most packets that are put together at a time.
+const FRAGMENTED_MAX: u32 = 1 << 12;
+
+/// Ports of DHCP.
+const DHCP: [u16; 2] = [68, 67];
+const DHCP6: [u16; 2] = [546, 547];
+
+/// A card whose packets are judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Judged {
+    /// The card.
+    pub(crate) card: usize,
+    /// Its tap.
+    pub(crate) tap: IfName,
+    /// The tap's driver.
+    pub(crate) kind: TapKind,
+    /// Whether services of ours give it its address, over a socket on the tap; else somebody on its network may.
+    pub(crate) served: bool,
+}
+
+/// Whose policy it is, and which one: sets of two that follow each other have different names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Edition<'a> {
+    pub(crate) vm: &'a str,
+    pub(crate) number: u32,
+}
+
+/// What the names of a VM's tables for policies begin with. A VM's name has no slash.
+pub(crate) fn table_prefix(vm: &str) -> String {
+    format!("minivmm-{vm}/policy")
+}
+
+/// The table of a card.
+pub(crate) fn table(edition: Edition<'_>, judged: &Judged, policy: &Policy) -> Table {
+    let counters = [EGRESS, INGRESS, NOT_IP, MALFORMED, FRAGMENT].map(str::to_owned).to_vec();
+    let way = |direction| Way { direction, judged, policy, edition: edition.number };
+    let (from, to) = (way(Direction::From), way(Direction::To));
+    let chains = [[from.base()].to_vec(), [to.base()].to_vec(), from.chains(), to.chains()].concat();
+    Table { name: name(edition.vm, judged.card), counters, sets: sets(edition.number), chains }
+}
+
+/// What puts a policy in the place of the one before, in the table of a card.
+pub(crate) fn replacement(edition: Edition<'_>, judged: &Judged, policy: &Policy) -> Vec<Command> {
+    let table = name(edition.vm, judged.card);
+    let way = |direction| Way { direction, judged, policy, edition: edition.number };
+    let chains = [way(Direction::From).chains(), way(Direction::To).chains()].concat();
+    let mut commands: Vec<Command> =
+        sets(edition.number).into_iter().map(|set| Command::AddSet(table.clone(), set)).collect();
+    commands.extend(chains.into_iter().map(|chain| Command::ReplaceRules(table.clone(), chain.name, chain.rules)));
+    let old = sets(edition.number.wrapping_sub(1));
+    commands.extend(old.into_iter().map(|set| Command::DeleteSet(table.clone(), set.name)));
+    commands
+}
+
+fn name(vm: &str, card: usize) -> TableName {
+    TableName { family: Family::Netdev, name: format!("{}{card}", table_prefix(vm)) }
+}
+
+/// What is known: connections, and packets of which the first fragment has passed.
+fn sets(edition: u32) -> Vec<Set> {
+    let set = |version: Version, kind, key: &[KeyPart], most| Set {
+        name: version.set(kind, edition),
+        elements: Elements::Timed { key: key.to_vec(), most },
+    };
+    [(Version::V4, KeyPart::Ip4, KeyPart::Port), (Version::V6, KeyPart::Ip6, KeyPart::Number)]
+        .into_iter()
+        .flat_map(|(version, ip, id)| {
+            let known = [KeyPart::L4Proto, ip, ip, KeyPart::Port, KeyPart::Port];
+            let fragmented = [KeyPart::L4Proto, ip, ip, id];
+            [set(version, Kept::Known, &known, KNOWN_MAX), set(version, Kept::Fragmented, &fragmented, FRAGMENTED_MAX)]
+        })
+        .collect()
+}
+
+/// What a set is for.
+#[derive(Clone, Copy)]
+enum Kept {
+    Known,
+    Fragmented,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V4,
+    V6,
+}
+
+impl Version {
+    const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    fn set(self, kept: Kept, edition: u32) -> String {
+        let kind = match kept {
+            Kept::Known => "known",
+            Kept::Fragmented => "fragmented",
+        };
+        let version = if self == Self::V4 { 4 } else { 6 };
+        format!("{kind}{version}-{edition}")
+    }
+
+    fn is(self) -> Match {
+        Match::Protocol(Test::is(if self == Self::V4 { EtherType::IP4 } else { EtherType::IP6 }))
+    }
+
+    fn icmp(self) -> L4Proto {
+        if self == Self::V4 { L4Proto::ICMP } else { L4Proto::ICMP6 }
+    }
+
+    /// Conditions for a part of a packet, and how all parts of one are known.
+    fn fragment(self, part: Fragment) -> (Rule, Vec<Field>) {
+        match self {
+            Self::V4 => {
+                (rule(Match::Fragment4(part)), vec![Field::L4Proto, Field::Ip4Saddr, Field::Ip4Daddr, Field::Ip4Id])
+            }
+            Self::V6 => (
+                rule(Match::Ip6Next(Test::is(L4Proto::FRAGMENT))).with(Match::Fragment6(part)),
+                vec![Field::L4Proto, Field::Ip6Saddr, Field::Ip6Daddr, Field::Ip6FragmentId],
+            ),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    /// From the guest: egress.
+    From,
+    /// To the guest: ingress.
+    To,
+}
+
+/// One direction of a card.
+struct Way<'a> {
+    direction: Direction,
+    judged: &'a Judged,
+    policy: &'a Policy,
+    edition: u32,
+}
+
+/// A kind of connection: what its packets are, those that begin it and all, how it is known, and for how long.
+struct Kind {
+    begins: Rule,
+    belongs: Rule,
+    key: Vec<Field>,
+    seconds: u32,
+}
+
+impl Way<'_> {
+    /// The name of a chain.
+    fn name(&self, part: &str) -> String {
+        let side = if self.direction == Direction::From { "from" } else { "to" };
+        format!("{part}-{side}")
+    }
+
+    /// The chain that packets come into. It is the same for every policy.
+    fn base(&self) -> Chain {
+        let tap = self.judged.tap.clone();
+        let name = if self.direction == Direction::From { "from-guest" } else { "to-guest" };
+        let hook = match (self.direction, self.judged.kind) {
+            (Direction::From, TapKind::Tap) | (Direction::To, TapKind::Macvtap) => Hook::Ingress(tap),
+            (Direction::To, TapKind::Tap) | (Direction::From, TapKind::Macvtap) => Hook::Egress(tap),
+        };
+        let mut rules = Vec::new();
+        if self.direction == Direction::To && self.judged.served {
+            rules.push(rule(Match::Mark { mask: u32::MAX, value: SERVICES_MARK }).with(Verdict::Accept));
+        }
+        let ip = [EtherType::IP4, EtherType::IP6].map(Item::One).to_vec();
+        let any = Item::Range(L4Proto(0), L4Proto(u8::MAX));
+        rules.extend([
+            rule(Match::Protocol(Test::is(EtherType::ARP))).with(Verdict::Accept),
+            drop_as(rule(Match::Protocol(Test::NotIn(ip))), NOT_IP),
+            // It does not hold where the header above IP cannot be found.
+            rule(Match::L4Proto(Test::Is(any))).with(Verdict::Goto(self.name("judge"))),
+            drop_as(Rule::new(), MALFORMED),
+        ]);
+        let base = Base { chain_type: ChainType::Filter, hook, priority: POLICY, policy: Verdicts::Accept };
+        Chain { name: name.to_owned(), base: Some(base), rules }
+    }
+
+    /// The chains that a policy consists of.
+    fn chains(&self) -> Vec<Chain> {
+        let chain = |part, rules| Chain { name: self.name(part), base: None, rules };
+        vec![
+            chain("judge", self.judge()),
+            chain("known", self.known()),
+            chain("begin", self.begin()),
+            chain("pass", self.pass()),
+        ]
+    }
+
+    fn rules(&self) -> impl Iterator<Item = &PolicyRule> {
+        let rules = if self.direction == Direction::From { &self.policy.egress } else { &self.policy.ingress };
+        rules.iter().filter(|rule| rule.is_for(self.judged.card))
+    }
+
+    fn default(&self) -> Action {
+        let defaults = self.policy.defaults;
+        if self.direction == Direction::From { defaults.egress } else { defaults.ingress }
+    }
+
+    fn judge(&self) -> Vec<Rule> {
+        let accept = || Verdict::Goto(self.name("begin"));
+        let counter = if self.direction == Direction::From { EGRESS } else { INGRESS };
+        let decide = |rule: Rule, action| match action {
+            Action::Accept => rule.with(accept()),
+            Action::Drop => drop_as(rule, counter),
+        };
+        if self.default() == Action::Accept && self.rules().all(|rule| rule.action == Action::Accept) {
+            return vec![Rule::new().with(accept())];
+        }
+        let mut rules = vec![Rule::new().with(Verdict::Jump(self.name("known")))];
+        rules.extend(self.link().into_iter().map(|rule| rule.with(Verdict::Accept)));
+        for rule in self.rules() {
+            rules.extend(fitting(rule).into_iter().map(|conditions| decide(conditions, rule.action)));
+        }
+        rules.push(decide(Rule::new(), self.default()));
+        rules
+    }
+
+    /// What a machine needs to be on a network at all: neighbours and routers of IPv6, groups, and an address.
+    fn link(&self) -> Vec<Rule> {
+        let types = match self.direction {
+            Direction::From => vec![
+                Icmp6Type::ROUTER_SOLICIT,
+                Icmp6Type::NEIGHBOR_SOLICIT,
+                Icmp6Type::NEIGHBOR_ADVERT,
+                Icmp6Type::MLD_REPORT,
+                Icmp6Type::MLD_DONE,
+                Icmp6Type::MLD2_REPORT,
+            ],
+            Direction::To => vec![
+                Icmp6Type::ROUTER_ADVERT,
+                Icmp6Type::NEIGHBOR_SOLICIT,
+                Icmp6Type::NEIGHBOR_ADVERT,
+                Icmp6Type::MLD_QUERY,
+            ],
+        };
+        let mut rules = vec![rule(Match::Icmp6Type(Test::any(types)))];
+        if !self.judged.served {
+            let asks = |version: Version, [client, server]: [u16; 2]| {
+                let (from, to) = if self.direction == Direction::From { (client, server) } else { (server, client) };
+                rule(version.is()).with(Match::UdpSport(Test::is(from))).with(Match::UdpDport(Test::is(to)))
+            };
+            rules.extend([asks(Version::V4, DHCP), asks(Version::V6, DHCP6)]);
+        }
+        rules
+    }
+
+    /// Lets pass what belongs to something that is known.
+    fn known(&self) -> Vec<Rule> {
+        let pass = || Verdict::Goto(self.name("pass"));
+        let mut rules = Vec::new();
+        for version in Version::BOTH {
+            let (later, key) = version.fragment(Fragment::Later);
+            let set = version.set(Kept::Fragmented, self.edition);
+            rules.push(later.clone().with(Statement::InSet { key, set }).with(Verdict::Accept));
+            rules.push(drop_as(later, FRAGMENT));
+        }
+        for version in Version::BOTH {
+            let set = || version.set(Kept::Known, self.edition);
+            for Kind { belongs, key, seconds, .. } in self.kinds(version) {
+                let known = Statement::InSet { key: key.clone(), set: set() };
+                rules.push(
+                    belongs.with(known).with(Statement::Update { set: set(), key, timeout_s: seconds }).with(pass()),
+                );
+            }
+            for key in self.quoted(version) {
+                rules.push(error(version).with(Statement::InSet { key, set: set() }).with(pass()));
+            }
+        }
+        rules
+    }
+
+    /// Remembers what begins. Where there is no room it passes all the same, and what belongs to it is judged by itself.
+    fn begin(&self) -> Vec<Rule> {
+        let pass = || Verdict::Goto(self.name("pass"));
+        let mut rules = Vec::new();
+        for version in Version::BOTH {
+            for Kind { begins, key, seconds, .. } in self.kinds(version) {
+                let set = version.set(Kept::Known, self.edition);
+                rules.push(begins.with(Statement::Update { set, key, timeout_s: seconds }).with(pass()));
+            }
+        }
+        rules.push(Rule::new().with(pass()));
+        rules
+    }
+
+    /// Lets a packet pass, and what is left of it.
+    fn pass(&self) -> Vec<Rule> {
+        let mut rules: Vec<Rule> = Vec::new();
+        for version in Version::BOTH {
+            let (first, key) = version.fragment(Fragment::First);
+            let set = version.set(Kept::Fragmented, self.edition);
+            rules.push(first.with(Statement::Update { set, key, timeout_s: FRAGMENT_S }));
+        }
+        rules.push(Rule::new().with(Verdict::Accept));
+        rules
+    }
+
+    /// The guest's address and the other's.
+    fn addresses(&self, version: Version) -> [Field; 2] {
+        match (version, self.direction) {
+            (Version::V4, Direction::From) => [Field::Ip4Saddr, Field::Ip4Daddr],
+            (Version::V4, Direction::To) => [Field::Ip4Daddr, Field::Ip4Saddr],
+            (Version::V6, Direction::From) => [Field::Ip6Saddr, Field::Ip6Daddr],
+            (Version::V6, Direction::To) => [Field::Ip6Daddr, Field::Ip6Saddr],
+        }
+    }
+
+    fn kinds(&self, version: Version) -> [Kind; 5] {
+        let [guest, other] = self.addresses(version);
+        let key = |last: [Field; 2]| [[Field::L4Proto, guest, other].as_slice(), &last].concat();
+        let ports = |proto| match self.direction {
+            Direction::From => key([Field::Sport(proto), Field::Dport(proto)]),
+            Direction::To => key([Field::Dport(proto), Field::Sport(proto)]),
+        };
+        let of = |proto| rule(version.is()).with(Match::L4Proto(Test::is(proto)));
+        let kind = |packets: Rule, key, seconds| Kind { begins: packets.clone(), belongs: packets, key, seconds };
+        let edges = vec![TcpFlag::Fin, TcpFlag::Syn, TcpFlag::Rst];
+        let (echo, id) = match version {
+            Version::V4 => (
+                [IcmpType::ECHO_REQUEST, IcmpType::ECHO_REPLY].map(|kind| Match::IcmpType(Test::is(kind))),
+                Field::IcmpId,
+            ),
+            Version::V6 => (
+                [Icmp6Type::ECHO_REQUEST, Icmp6Type::ECHO_REPLY].map(|kind| Match::Icmp6Type(Test::is(kind))),
+                Field::Icmp6Id,
+            ),
+        };
+        let [asks, answers] = echo.map(rule);
+        let others = [L4Proto::TCP, L4Proto::UDP, version.icmp()].map(Item::One).to_vec();
+        let others = rule(version.is()).with(Match::L4Proto(Test::NotIn(others)));
+        [
+            kind(of(L4Proto::TCP).with(Match::TcpFlags { value: Vec::new(), mask: edges }), ports(L4Proto::TCP), TCP_S),
+            kind(of(L4Proto::TCP), ports(L4Proto::TCP), TCP_EDGE_S),
+            kind(of(L4Proto::UDP), ports(L4Proto::UDP), UDP_S),
+            Kind { begins: asks, belongs: answers, key: key([id, id]), seconds: ECHO_S },
+            // In the place of ports, which are not known.
+            kind(others, key([Field::L4Proto, Field::L4Proto]), OTHER_S),
+        ]
+    }
+
+    /// How a connection is known by a packet of it that an error of ICMP quotes: one with ports, and one with an identifier. It went the
+    /// other way.
+    fn quoted(&self, version: Version) -> [Vec<Field>; 2] {
+        // Where the quoted packet's protocol, addresses and next header are (RFC 792, RFC 4443 3).
+        let (proto, [source, destination], above, len) = match version {
+            Version::V4 => (17, [20, 24], 28, 4),
+            Version::V6 => (14, [16, 32], 48, 16),
+        };
+        let (addresses, ports) = match self.direction {
+            Direction::To => ([source, destination], [above, above + 2]),
+            Direction::From => ([destination, source], [above + 2, above]),
+        };
+        let quoted = |at, len| Field::Quoted { at, len };
+        let key = |last: [u32; 2]| {
+            let [guest, other] = addresses.map(|at| quoted(at, len));
+            let [first, second] = last.map(|at| quoted(at, 2));
+            vec![quoted(proto, 1), guest, other, first, second]
+        };
+        [key(ports), key([above + 4, above + 4])]
+    }
+}
+
+/// Errors of ICMP that belong to a connection.
+fn error(version: Version) -> Rule {
+    match version {
+        Version::V4 => rule(Match::IcmpType(Test::any([
+            IcmpType::DESTINATION_UNREACHABLE,
+            IcmpType::TIME_EXCEEDED,
+            IcmpType::PARAMETER_PROBLEM,
+        ]))),
+        Version::V6 => rule(Match::Icmp6Type(Test::any([
+            Icmp6Type::DESTINATION_UNREACHABLE,
+            Icmp6Type::PACKET_TOO_BIG,
+            Icmp6Type::TIME_EXCEEDED,
+            Icmp6Type::PARAMETER_PROBLEM,
+        ]))),
+    }
+}
+
+/// What a rule of a policy is about, in conditions: one list of them for each IP version, if it makes a difference.
+fn fitting(policy: &PolicyRule) -> Vec<Rule> {
+    let PolicyRule { protocol, source, destination, .. } = policy;
+    let anywhere = source.is_empty() && destination.is_empty();
+    if anywhere && *protocol != PolicyProtocol::Icmp {
+        return vec![above_ip(Rule::new(), policy, None)];
+    }
+    let mut rules = Vec::new();
+    if source.has_ip4() && destination.has_ip4() {
+        let mut conditions = rule(Version::V4.is());
+        for (list, field) in [(source, IpFields::Saddr as fn(_) -> _), (destination, IpFields::Daddr)] {
+            if !list.is_empty() {
+                conditions = conditions.with(Match::Ip4(field(one_of(list.items4()))));
+            }
+        }
+        rules.push(above_ip(conditions, policy, Some(Version::V4)));
+    }
+    if source.has_ip6() && destination.has_ip6() {
+        let mut conditions = rule(Version::V6.is());
+        for (list, field) in [(source, IpFields::Saddr as fn(_) -> _), (destination, IpFields::Daddr)] {
+            if !list.is_empty() {
+                conditions = conditions.with(Match::Ip6(field(one_of(list.items6()))));
+            }
+        }
+        rules.push(above_ip(conditions, policy, Some(Version::V6)));
+    }
+    rules
+}
+
+/// The conditions with those on what is above IP of this version.
+fn above_ip(conditions: Rule, policy: &PolicyRule, version: Option<Version>) -> Rule {
+    let ports = policy.ports.items();
+    match policy.protocol {
+        PolicyProtocol::Any => conditions,
+        PolicyProtocol::Icmp => conditions.with(Match::L4Proto(Test::is(version.unwrap_or(Version::V4).icmp()))),
+        PolicyProtocol::Tcp if ports.is_empty() => conditions.with(Match::L4Proto(Test::is(L4Proto::TCP))),
+        PolicyProtocol::Udp if ports.is_empty() => conditions.with(Match::L4Proto(Test::is(L4Proto::UDP))),
+        PolicyProtocol::Tcp => conditions.with(Match::TcpDport(one_of(ports))),
+        PolicyProtocol::Udp => conditions.with(Match::UdpDport(one_of(ports))),
+    }
+}
+
+/// One of these, of which there is one at least.
+fn one_of<T: Clone>(items: Vec<Item<T>>) -> Test<T> {
+    match items.as_slice() {
+        [item] => Test::Is(item.clone()),
+        _ => Test::In(items),
+    }
+}
+
+fn rule(condition: impl Into<Expr>) -> Rule {
+    Rule::new().with(condition)
+}
