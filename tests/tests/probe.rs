@@ -95,6 +95,7 @@ fn on_minivmm(
         Ok(run) => trials.extend(reported("minivmm on a macvtap", run)),
         Err(error) => trials.push(failed("minivmm on a macvtap", error.to_string())),
     }
+    trials.extend(captured(&vmm, &base));
     match vmm.run(&Config { cmdline: devices, disks, ..base }) {
         Ok(run) => trials.extend(reported("minivmm", run)),
         Err(error) => trials.push(failed("minivmm", error.to_string())),
@@ -115,6 +116,68 @@ fn registers_in_time(vmm: &Vmm, base: &Config<'_>) -> Vec<Trial> {
         if cpu < REGISTERS_AT_MOST { Ok(()) } else { Err(format!("{cpu:?}, in {took:?}").into()) }
     }));
     trials
+}
+
+/// What tshark reads of a run's capture: every frame, also those that are larger than the wire takes.
+fn captured(vmm: &Vmm, base: &Config<'_>) -> Vec<Trial> {
+    const NAME: &str = "minivmm: capture is read back by tshark, large frames included";
+    if Command::new("tshark").arg("--version").stdin(Stdio::null()).output().is_err() {
+        return vec![skipped(NAME, "tshark is not installed".to_owned())];
+    }
+    let folder = match tempfile::tempdir() {
+        Ok(folder) => folder,
+        Err(error) => return vec![failed(NAME, error.to_string())],
+    };
+    let file = folder.path().join("net0.pcapng");
+    let keys = format!(",capture={}", file.display());
+    let run = match vmm.run(&Config { cmdline: "probe=net strict echo", keys: &keys, ..base.clone() }) {
+        Ok(run) => run,
+        Err(error) => return vec![failed(NAME, error.to_string())],
+    };
+    let frames = tshark(&file);
+    let mut trials: Vec<Trial> = reported("minivmm captured", run).collect();
+    trials.push(Trial::test(NAME, move || Ok(check_frames(&frames?)?)));
+    trials
+}
+
+/// A frame as tshark sees it.
+struct Frame {
+    interface: String,
+    len: usize,
+    captured: usize,
+    source: String,
+}
+
+fn tshark(file: &Path) -> Result<Vec<Frame>, String> {
+    let fields = ["frame.interface_name", "frame.len", "frame.cap_len", "eth.src"];
+    let mut command = Command::new("tshark");
+    command.arg("-n").arg("-r").arg(file).args(["-T", "fields"]).args(fields.iter().flat_map(|field| ["-e", field]));
+    let output = command.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    let frame = |line: &str| {
+        let words: Vec<&str> = line.split('\t').collect();
+        let &[interface, len, captured, source] = words.as_slice() else { return Err(line.to_owned()) };
+        let number = |text: &str| text.parse().map_err(|_| line.to_owned());
+        let (len, captured) = (number(len)?, number(captured)?);
+        Ok(Frame { interface: interface.to_owned(), len, captured, source: source.to_owned() })
+    };
+    String::from_utf8_lossy(&output.stdout).lines().map(frame).collect()
+}
+
+fn check_frames(frames: &[Frame]) -> Result<(), String> {
+    let senders: std::collections::BTreeSet<&str> = frames.iter().map(|frame| frame.source.as_str()).collect();
+    let largest = frames.iter().map(|frame| frame.len).max().unwrap_or_default();
+    println!("{} frames of {} senders, the largest of {largest} bytes", frames.len(), senders.len());
+    if frames.iter().any(|frame| frame.interface != "net0" || frame.captured != frame.len) {
+        return Err("a frame is of another card, or not whole".to_owned());
+    }
+    match (senders.len(), largest) {
+        (..2, _) => Err(format!("only {senders:?} is seen to send")),
+        (_, ..=1514) => Err(format!("no frame is larger than {largest} bytes")),
+        _ => Ok(()),
+    }
 }
 
 fn on_qemu(place: &Place, probe: &Path, lan: &PeerLan, disks: &[(PathBuf, bool)]) -> Vec<Trial> {
