@@ -31,11 +31,13 @@ pub enum Mode {
     Host,
     /// An interface of the host.
     Macvtap,
+    /// A bridge of Open vSwitch.
+    Ovs,
 }
 
 impl Mode {
     /// All of them.
-    const ALL: [Self; 4] = [Self::Bridge, Self::Nat, Self::Host, Self::Macvtap];
+    const ALL: [Self; 5] = [Self::Bridge, Self::Nat, Self::Host, Self::Macvtap, Self::Ovs];
 
     /// The key of `--net` that asks for it.
     pub fn name(self) -> &'static str {
@@ -44,6 +46,7 @@ impl Mode {
             Self::Nat => "nat",
             Self::Host => "host",
             Self::Macvtap => "macvtap",
+            Self::Ovs => "ovs",
         }
     }
 }

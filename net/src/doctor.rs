@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::facts::Facts;
 use crate::inherited;
+use crate::ovs::OvsFact;
 use crate::request::Request;
 use crate::rtnl::Rtnl;
 use crate::spec::{NetSpec, Switch};
@@ -125,12 +126,26 @@ pub fn examine(request: &Request) -> Result<Vec<Finding>, Error> {
     Ok(findings)
 }
 
+/// What has become of the question to Open vSwitch.
+fn ovs(fact: &OvsFact) -> Option<Finding> {
+    match fact {
+        OvsFact::NotAsked => None,
+        OvsFact::There { bridges, .. } => {
+            Some(Finding::fine("ovs", format!("Open vSwitch answers; its bridges: {}", bridges.join(", "))))
+        }
+        OvsFact::Trouble(error) => {
+            Some(Finding::problem("ovs", error.to_string(), "the card's port cannot be made", error.hint()))
+        }
+    }
+}
+
 fn looks(needs: Needs, request: &Request, facts: &Facts) -> Vec<Finding> {
     [
         traffic::look(needs, &request.cards, facts),
         firewall::look(needs, &request.cards, facts),
         if needs.link { managers::look(std::path::Path::new("/")) } else { Vec::new() },
         uplink::look(std::path::Path::new("/"), &request.cards, facts),
+        ovs(&facts.ovs).into_iter().collect(),
     ]
     .concat()
 }

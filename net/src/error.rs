@@ -5,6 +5,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::nft::NftError;
+use crate::ovs::OvsError;
 use crate::refusal::Refusal;
 use crate::spec::{IfName, Protocol};
 use crate::uplink::MoveError;
@@ -110,6 +111,22 @@ pub enum Error {
         tap: String,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// A port of Open vSwitch.
+    #[error("Add a port to Open vSwitch bridge {bridge}")]
+    AddOvsPort {
+        /// The bridge.
+        bridge: IfName,
+        /// What went wrong.
+        source: OvsError,
+    },
+    /// The same, taken back.
+    #[error("Remove Open vSwitch port {port}")]
+    RemoveOvsPort {
+        /// The port.
+        port: IfName,
+        /// What went wrong.
+        source: OvsError,
     },
     /// `RTM_NEWLINK` of a bridge.
     #[error("Create bridge {bridge}")]
@@ -265,6 +282,7 @@ impl Error {
             Self::CreateMacvtap { lower, source } => create_macvtap_hint(lower, source),
             Self::OpenMacvtap { source, .. } => open_macvtap_hint(source),
             Self::Policy(source) => policy_hint(source),
+            Self::AddOvsPort { source, .. } | Self::RemoveOvsPort { source, .. } => source.hint(),
             _ => self.source_errno().and_then(privilege_hint),
         }
     }

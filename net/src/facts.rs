@@ -9,6 +9,7 @@ use std::os::fd::RawFd;
 use crate::alias::UplinkAlias;
 use crate::docker::DockerTables;
 use crate::mac::{MAC_LEN, MacAddr};
+use crate::ovs::OvsFact;
 use crate::spec::IfName;
 
 /// Device group (`ip link show group 28022`) of the bridges and macvtaps that minivmm made. It is set by the very message that
@@ -37,7 +38,9 @@ pub struct Facts {
     pub fds: Vec<FdFact>,
     /// Random addresses, enough for the bridges that a plan may create.
     pub spare_macs: Vec<MacAddr>,
-    /// Random names, enough for the macvtaps that a plan may create.
+    /// What there is of Open vSwitch.
+    pub ovs: OvsFact,
+    /// Random names, enough for the links that do not go by themselves and that a plan may create.
     pub spare_names: Vec<IfName>,
     /// Names of links that a VMM or a keeper still uses.
     pub claimed: BTreeSet<String>,

@@ -1,5 +1,5 @@
 //! Removes what is left when both VMM and keeper were killed: bridges of ours without VMs, with what they have from their uplinks given
-//! back, macvtaps that nobody uses, and rules in Docker's chain for others.
+//! back, macvtaps and ports of Open vSwitch that nobody uses, and rules in Docker's chain for others.
 //!
 //! All else belongs to the kernel and has gone with them. The next VM on such a bridge or interface would remove it as well, and the
 //! next one behind NAT the rules.
@@ -13,6 +13,7 @@ use crate::forwarding;
 use crate::lock::NamespaceLock;
 use crate::macvtap::remove_if_left_behind;
 use crate::nft::NftError;
+use crate::ovs;
 use crate::rtnl::Rtnl;
 use crate::spec::IfName;
 use crate::survey;
@@ -36,6 +37,8 @@ pub enum Removed {
     Bridge(String),
     /// A macvtap.
     Macvtap(String),
+    /// A port of Open vSwitch.
+    OvsPort(IfName),
 }
 
 impl fmt::Display for Removed {
@@ -43,6 +46,7 @@ impl fmt::Display for Removed {
         match self {
             Self::Bridge(name) => write!(f, "bridge {name}, which had no ports left"),
             Self::Macvtap(name) => write!(f, "macvtap {name}, which no VM had any more"),
+            Self::OvsPort(name) => write!(f, "Open vSwitch port {name}, which no VM had any more"),
         }
     }
 }
@@ -80,6 +84,14 @@ pub fn collect() -> Result<Collected, Error> {
                 Ok(true) => collected.removed.push(Removed::Macvtap(link.name.clone())),
                 Ok(false) => {}
                 Err(source) => collected.failed.push(Error::Remove { link: link.name.clone(), source }.report()),
+            }
+        }
+        // A host without Open vSwitch has no ports there.
+        let ports = ovs::left_behind().inspect_err(|error| log::debug!("{error}")).unwrap_or_default();
+        for port in ports {
+            match ovs::remove(&port) {
+                Ok(()) => collected.removed.push(Removed::OvsPort(port)),
+                Err(source) => collected.failed.push(Error::RemoveOvsPort { port, source }.report()),
             }
         }
         Ok(collected)

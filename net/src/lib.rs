@@ -13,7 +13,7 @@
 //! | `spec`, `request` | what is wanted |
 //! | `facts`, `survey`, `subnet`, `lease` | what there is, and which addresses are free |
 //! | `plan`, `refusal`, `step` | what is to be done, and what takes it back |
-//! | `rtnl`, `tun`, `macvtap`, `claim`, `sysctl`, `forwarding`, `uplink`, `mirror`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
+//! | `rtnl`, `tun`, `macvtap`, `ovs`, `claim`, `sysctl`, `forwarding`, `uplink`, `mirror`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
 //! | `policy` | who may talk to whom |
 //! | `alias`, `siblings` | what links say of VMs and networks |
 //! | `services` | DHCP and DNS, which the VMM runs |
@@ -40,12 +40,12 @@
 //! | Docker's containers | guests let through in its chain for others | the rules are for the guest's address, do not lead to containers, and come after the user's own |
 //! | other processes | rules of ours that somebody else changes, or takes away with `flush ruleset` | our tables belong to our socket: the kernel refuses |
 //! | death of the keeper alone | rules that go with it while the VM runs | the guest loses its way out; until the VM ends it could reach the host's loopback address if one of its network's VMs has `forward=` |
-//! | death at any moment | leftovers | taps and tables belong to the kernel and die with their descriptors; what other interfaces had before is written on our bridge; at most an empty bridge, an unused macvtap of ours and rules in Docker's chain stay, and the next VM there takes them away |
+//! | death at any moment | leftovers | taps and tables belong to the kernel and die with their descriptors; what other interfaces had before is written on our bridge; at most an empty bridge, an unused macvtap or Open vSwitch port of ours and rules in Docker's chain stay, and the next VM there takes them away |
 //! | guest | another address on a macvtap | it cannot have frames for it, and its card refuses to change; what it sends is not filtered |
 //!
 //! # Not supported
 //!
-//! Forwarded ports for IPv6 and Open vSwitch. Interfaces of other network namespaces, except
+//! Forwarded ports for IPv6. Interfaces of other network namespaces, except
 //! through `fd=`; what becomes of their links is not known, nor of any `fd=` without CAP_NET_ADMIN. A card's settings do
 //! not change while the VM runs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]
@@ -85,6 +85,7 @@ mod limits;
 mod lock;
 mod macvtap;
 mod mirror;
+mod ovs;
 mod rtnl;
 mod rules;
 mod siblings;
@@ -103,6 +104,7 @@ pub use link::LinkState;
 pub use lookout::Lookout;
 pub use mac::MacAddr;
 pub use macvtap::Macvtap;
+pub use ovs::{OvsError, OvsFact, OvsPort};
 pub use plan::{Plan, plan};
 pub use policy::Policy;
 pub use request::Request;

@@ -9,6 +9,8 @@ use rtnetlink::packet_route::link::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::rtnl::is_up;
+
 /// What is to be known of a card's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkState {
@@ -38,7 +40,17 @@ impl LinkState {
 pub(crate) fn passes(tap: &LinkMessage, master: Option<&LinkMessage>) -> bool {
     let up = LinkFlags::Up | LinkFlags::LowerUp;
     // The master's own carrier follows from its ports'.
-    tap.header.flags.contains(up) && forwards(tap) && master.is_none_or(crate::rtnl::is_up)
+    tap.header.flags.contains(up) && forwards(tap) && master.is_none_or(|master| is_up(master) || is_ovs(master))
+}
+
+/// Whether it stands for a data path of Open vSwitch, which passes frames on while its interface is down.
+fn is_ovs(master: &LinkMessage) -> bool {
+    let infos = master.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let is_ovs = |info: &LinkInfo| matches!(info, LinkInfo::Kind(kind) if kind.to_string() == "openvswitch");
+    infos.flatten().any(is_ovs)
 }
 
 /// Whether a bridge would have the port forward; a link that is no port of a bridge has nobody to forbid it.
@@ -99,6 +111,15 @@ mod tests {
         ] {
             assert_eq!(passes(&port(state), Some(&bridge)), up, "{state:?}");
         }
+    }
+
+    #[test]
+    fn open_vswitch_passes_frames_while_its_interface_is_down() {
+        use rtnetlink::packet_route::link::InfoKind;
+        let mut master = link(LinkFlags::empty());
+        let kind = InfoKind::Other("openvswitch".to_owned());
+        master.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+        assert!(passes(&link(LinkFlags::Up | LinkFlags::LowerUp), Some(&master)));
     }
 
     #[test]

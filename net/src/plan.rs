@@ -5,6 +5,7 @@
 
 mod macvtap;
 mod mirror;
+mod ovs;
 mod private;
 mod uplink;
 
@@ -86,6 +87,7 @@ pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
             NetSpec::Nat(spec) => draft.private(card_idx, mac, &spec.private())?,
             NetSpec::Host(spec) => draft.private(card_idx, mac, &spec.private())?,
             NetSpec::Macvtap(spec) => draft.macvtap(card_idx, mac, spec)?,
+            NetSpec::Ovs(spec) => draft.ovs(card_idx, mac, spec)?,
             NetSpec::Tap(spec) => draft.tap(card_idx, spec)?,
             NetSpec::Fd(spec) => draft.fd(card_idx, spec)?,
         };
@@ -108,6 +110,7 @@ impl Plan {
     pub(crate) fn bridge_of(&self, card_idx: usize) -> Option<&IfName> {
         self.steps.iter().find_map(|step| match step {
             Step::AttachTap { card, bridge, .. } if *card == card_idx => Some(bridge),
+            Step::CreateOvsPort { card, port } if *card == card_idx => Some(&port.bridge),
             _ => None,
         })
     }
@@ -376,7 +379,7 @@ impl Draft<'_> {
             NetSpec::Bridge(spec) => self.facts.link(spec.bridge.as_str()).map(|link| link.index),
             NetSpec::Tap(spec) => self.facts.link(spec.tap.as_str()).and_then(|link| link.master),
             // Addresses on networks of ours are those of their taps.
-            NetSpec::Nat(_) | NetSpec::Host(_) | NetSpec::Macvtap(_) | NetSpec::Fd(_) => None,
+            NetSpec::Nat(_) | NetSpec::Host(_) | NetSpec::Macvtap(_) | NetSpec::Ovs(_) | NetSpec::Fd(_) => None,
         };
         let own_tap = match spec {
             NetSpec::Tap(spec) => self.facts.link(spec.tap.as_str()).map(|link| link.index),

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
 use crate::mac::MacAddr;
+use crate::ovs::OvsError;
 use crate::rtnl::USER_HZ;
 use crate::spec::{IfName, NetworkName, Protocol, Subnet};
 
@@ -186,6 +187,17 @@ pub enum Refusal {
         link: String,
         /// What it carries, in bytes.
         link_mtu: u16,
+    },
+    /// Open vSwitch is not there, or does not answer.
+    #[error(transparent)]
+    Ovs(#[from] OvsError),
+    /// Open vSwitch has no bridge of the name.
+    #[error("Open vSwitch has no bridge {name}")]
+    NoOvsBridge {
+        /// The name.
+        name: IfName,
+        /// The bridges it has.
+        bridges: Vec<String>,
     },
     /// No interface has the name.
     #[error("Interface {name} does not exist")]
@@ -421,6 +433,11 @@ impl Refusal {
             Self::PolicyElsewhere { .. } => "leave --policy out, or give the VM a tap of this network namespace".to_owned(),
             Self::MtuAboveLink { mtu, link, link_mtu } => {
                 format!("give mtu={link_mtu} or less, or raise the link first: ip link set {link} mtu {mtu}")
+            }
+            Self::Ovs(error) => error.hint().unwrap_or_else(|| "see what ovs-vsctl show says".to_owned()),
+            Self::NoOvsBridge { name, bridges } if bridges.is_empty() => format!("make it first: ovs-vsctl add-br {name}"),
+            Self::NoOvsBridge { name, bridges } => {
+                format!("use one that exists ({}), or make it first: ovs-vsctl add-br {name}", bridges.join(", "))
             }
             Self::NoInterface { interfaces, .. } if interfaces.is_empty() => {
                 "give the name of an interface; `ip link` lists them".to_owned()

@@ -172,6 +172,12 @@ impl Rtnl {
         self.set_alias(name, BRIDGE_ALIAS).await
     }
 
+    /// Gives a tap its address and MTU and raises it.
+    pub(crate) async fn raise_tap(&self, index: u32, mac: MacAddr, mtu: u16, alias: &TapAlias) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(index).address(mac.octets().to_vec()).mtu(u32::from(mtu));
+        self.handle.link().change(message.alias(alias.to_string()).up().build()).execute().await.map_err(io_error)
+    }
+
     /// Makes a macvtap of ours on the interface `lower`, and leaves it down.
     pub(crate) async fn create_macvtap(&self, name: &str, lower: u32, mode: MacvtapMode) -> io::Result<()> {
         let mode = match mode {

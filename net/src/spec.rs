@@ -10,6 +10,8 @@
 //!                               a network of our own, without one
 //! macvtap=IFACE[,mode=bridge|private|vepa|passthru]
 //!                               an address of its own on this interface
+//! ovs=BRIDGE[,vlan=ID][,iface-id=ID]
+//!                               a new tap as a port of this Open vSwitch bridge
 //! tap=NAME                      a tap that exists
 //! fd=N[:N...]                   an open tap, inherited
 //!
@@ -35,6 +37,7 @@ mod limits;
 mod macvtap;
 mod network;
 mod offload;
+mod ovs;
 mod private;
 mod stp;
 mod uplink;
@@ -58,6 +61,7 @@ pub use macvtap::{MacvtapMode, MacvtapSpec};
 pub(crate) use network::mask;
 pub use network::{NetworkName, Subnet};
 pub use offload::{Offload, OffloadList};
+pub use ovs::{IfaceId, OvsSpec};
 pub use private::{HostSpec, NatSpec, Private};
 pub use stp::{ForwardDelay, StpSpec};
 pub use uplink::UplinkSpec;
@@ -78,6 +82,8 @@ pub enum NetSpec {
     Host(HostSpec),
     /// A new macvtap on an interface of the host.
     Macvtap(MacvtapSpec),
+    /// A new tap on an Open vSwitch bridge.
+    Ovs(OvsSpec),
     /// A tap that exists.
     Tap(TapSpec),
     /// An open tap.
@@ -189,6 +195,14 @@ const MODES: &[ModeKey] = &[
         read: |value| serde_json::from_value(value).map(NetSpec::Macvtap),
     },
     ModeKey {
+        key: "ovs",
+        alone: None,
+        options: &["vlan", "iface-id"],
+        guard: &[],
+        limits: &[],
+        read: |value| serde_json::from_value(value).map(NetSpec::Ovs),
+    },
+    ModeKey {
         key: "tap",
         alone: None,
         options: &[],
@@ -217,11 +231,13 @@ impl ModeKey {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// Nothing there.
-    #[error("The network of a card is missing: give bridge=NAME, nat, host, macvtap=IFACE, tap=NAME or fd=N")]
+    #[error(
+        "The network of a card is missing: give bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N"
+    )]
     Empty,
     /// No mode key.
     #[error(
-        "{0:?} does not say what the card is connected to: start with bridge=NAME, nat, host, macvtap=IFACE, tap=NAME or fd=N"
+        "{0:?} does not say what the card is connected to: start with bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N"
     )]
     NoMode(String),
     /// Two mode keys.
@@ -251,9 +267,11 @@ pub enum SpecError {
         /// What there is.
         known: Vec<&'static str>,
     },
-    /// A key of other modes that `macvtap=` cannot have.
-    #[error("macvtap= takes no key {key:?}: {reason}")]
-    NotOnMacvtap {
+    /// A key of other modes that this one cannot have.
+    #[error("{mode}= takes no key {key:?}: {reason}")]
+    NotThere {
+        /// The mode.
+        mode: &'static str,
         /// What was given.
         key: String,
         /// Why not, or what there is instead.
@@ -313,6 +331,7 @@ impl NetSpec {
             Self::Nat(spec) => &spec.card,
             Self::Host(spec) => &spec.card,
             Self::Macvtap(spec) => &spec.card,
+            Self::Ovs(spec) => &spec.card,
             Self::Tap(spec) => &spec.card,
             Self::Fd(spec) => &spec.card,
         }
@@ -325,6 +344,7 @@ impl NetSpec {
             Self::Nat(_) => "nat",
             Self::Host(_) => "host",
             Self::Macvtap(_) => "macvtap",
+            Self::Ovs(_) => "ovs",
             Self::Tap(_) => "tap",
             Self::Fd(_) => "fd",
         }
@@ -335,7 +355,7 @@ impl NetSpec {
         match self {
             Self::Nat(spec) => Some(spec.private()),
             Self::Host(spec) => Some(spec.private()),
-            Self::Bridge(_) | Self::Macvtap(_) | Self::Tap(_) | Self::Fd(_) => None,
+            Self::Bridge(_) | Self::Macvtap(_) | Self::Ovs(_) | Self::Tap(_) | Self::Fd(_) => None,
         }
     }
 
@@ -353,6 +373,11 @@ impl NetSpec {
             Self::Macvtap(spec) => Some(&spec.macvtap),
             _ => None,
         }
+    }
+
+    /// Whether its link is one that does not go by itself with what was made for it.
+    pub(crate) fn outlives_its_vm(&self) -> bool {
+        matches!(self, Self::Macvtap(_) | Self::Ovs(_))
     }
 
     /// Whether frames come for the guest's own address only, so that it cannot change it.
@@ -374,8 +399,13 @@ impl NetSpec {
         }
         let known = mode.known();
         if let Some(key) = table.keys().find(|key| *key != mode.key && !known.contains(&key.as_str())) {
-            if let Some(reason) = macvtap::missing_key(key).filter(|_| mode.key == "macvtap") {
-                return Err(SpecError::NotOnMacvtap { key: key.clone(), reason });
+            let reason = match mode.key {
+                "macvtap" => macvtap::missing_key(key),
+                "ovs" => ovs::missing_key(key),
+                _ => None,
+            };
+            if let Some(reason) = reason {
+                return Err(SpecError::NotThere { mode: mode.key, key: key.clone(), reason });
             }
             return Err(SpecError::UnknownKey { mode: mode.key, key: key.clone(), known });
         }
@@ -497,6 +527,7 @@ impl fmt::Display for NetSpec {
                     write!(f, ",mode={mode}")?;
                 }
             }
+            Self::Ovs(spec) => write!(f, "{spec}")?,
             Self::Tap(spec) => write!(f, "tap={}", spec.tap)?,
             Self::Fd(spec) => write!(f, "fd={}", spec.fd)?,
         }

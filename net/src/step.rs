@@ -22,6 +22,7 @@ use crate::mac::MacAddr;
 use crate::macvtap::{self, Macvtap};
 use crate::mirror::{self, Mirror, MirrorError};
 use crate::nft::{NftError, NftSocket};
+use crate::ovs::{self, OvsPort};
 use crate::policy::rules::Judged;
 use crate::policy::{InForce, Policy};
 use crate::refusal::Refusal;
@@ -239,6 +240,19 @@ pub enum Step {
         #[serde(flatten)]
         macvtap: Macvtap,
     },
+    /// Remove a port of ours in Open vSwitch that nobody uses.
+    RemoveOvsPort {
+        /// Its name.
+        port: IfName,
+    },
+    /// Make a tap and have Open vSwitch take it as a port.
+    CreateOvsPort {
+        /// The card it is for.
+        card: usize,
+        /// What it is to be.
+        #[serde(flatten)]
+        port: OvsPort,
+    },
     /// Open a tap that exists.
     OpenTap {
         /// The card it is for.
@@ -286,7 +300,7 @@ pub(crate) struct Host {
     pub(crate) admitted: Vec<Placed>,
     /// The owner of the table that has frames copied, if there is one.
     pub(crate) mirrors: Option<NftSocket>,
-    /// What says that a card's macvtap is in use, by card.
+    /// What says that a card's macvtap or port is in use, by card.
     pub(crate) claims: BTreeMap<usize, OwnedFd>,
     /// Descriptors that the VMM inherited for `fd=`, by number.
     pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
@@ -331,7 +345,8 @@ impl Step {
             }
             Self::PinAddress { .. } => "nothing, the address is the same".to_owned(),
             Self::CreateTap { .. } => "remove the tap".to_owned(),
-            Self::RemoveLeftBehind { .. } => "nothing, no VM has it".to_owned(),
+            Self::RemoveLeftBehind { .. } | Self::RemoveOvsPort { .. } => "nothing, no VM has it".to_owned(),
+            Self::CreateOvsPort { .. } => "remove the port and the tap".to_owned(),
             Self::CreateMacvtap { macvtap: Macvtap { lower, mode: MacvtapMode::Passthru, .. }, .. } => {
                 format!("remove the macvtap, which gives {lower} its own address back")
             }
@@ -382,7 +397,7 @@ impl Step {
             Self::PinAddress { bridge, mac } => (host.rtnl.set_address(bridge.as_str(), *mac).await)
                 .map_err(|source| Error::PinAddress { bridge: bridge.clone(), source }),
             Self::CreateTap { card, queues } => {
-                let (tap, index) = create_tap(*queues)?;
+                let (tap, index) = create_tap(tun::TAP_PATTERN, *queues)?;
                 host.taps.insert(*card, tap);
                 if let Err(error) = host.rtnl.bypass_queueing(index).await {
                     // A kernel without traffic control; the tap works, and costs more.
@@ -433,6 +448,10 @@ impl Step {
                 Err(source) => Err(Error::Remove { link: link.to_string(), source }),
             },
             Self::CreateMacvtap { card, macvtap } => host.create_macvtap(*card, macvtap).await,
+            Self::RemoveOvsPort { port } => {
+                ovs::remove(port).map_err(|source| Error::RemoveOvsPort { port: port.clone(), source })
+            }
+            Self::CreateOvsPort { card, port } => host.create_ovs_port(*card, port).await,
             Self::OpenTap { card, tap, queues, multi_queue } => {
                 let mode = if *multi_queue { QueueMode::Multi } else { QueueMode::Single };
                 let tap = open_tap(tap, *queues, mode)?;
@@ -466,6 +485,7 @@ impl Step {
             | Self::GiveGateway6 { .. }
             | Self::EnableForwarding6 { .. }
             | Self::RouteLoopback { .. }
+            | Self::RemoveOvsPort { .. }
             | Self::RemoveLeftBehind { .. } => Ok(()),
             Self::HoldPorts { card, .. } => {
                 host.ports.remove(card);
@@ -483,14 +503,12 @@ impl Step {
                 host.services.remove(card);
                 Ok(())
             }
-            Self::CreateTap { card, .. } | Self::CreateMacvtap { card, .. } => {
-                let Some(Tap { name, index: Some(index), .. }) = host.taps.remove(card) else { return Ok(()) };
-                // Most often the VMM's descriptors are closed and the tap has gone. A VMM that is being killed, or
-                // that calls stop() too early, still has it.
-                let removed = host.rtnl.remove(index).await.map_err(|source| Error::Remove { link: name, source });
-                host.claims.remove(card);
-                removed
+            Self::CreateOvsPort { card, port } => {
+                let gone = ovs::remove(&port.tap);
+                host.remove_tap(*card).await?;
+                gone.map_err(|source| Error::RemoveOvsPort { port: port.tap.clone(), source })
             }
+            Self::CreateTap { card, .. } | Self::CreateMacvtap { card, .. } => host.remove_tap(*card).await,
             Self::OpenTap { card, .. } | Self::AdoptTap { card, .. } => {
                 host.taps.remove(card);
                 Ok(())
@@ -583,6 +601,15 @@ impl Host {
         let links: Vec<_> = links.iter().filter_map(survey::link).collect();
         self.admitted = docker::admit(vm, admissions, containers, &links).map_err(Error::Docker)?;
         Ok(())
+    }
+
+    /// Most often the VMM's descriptors are closed and a tap has gone. A VMM that is being killed, or that calls stop() too early,
+    /// still has it.
+    async fn remove_tap(&mut self, card: usize) -> Result<(), Error> {
+        let Some(Tap { name, index: Some(index), .. }) = self.taps.remove(&card) else { return Ok(()) };
+        let removed = self.rtnl.remove(index).await.map_err(|source| Error::Remove { link: name, source });
+        self.claims.remove(&card);
+        removed
     }
 
     fn mirror(&mut self, vm: &str, mirrors: &[Mirror]) -> Result<(), Error> {
@@ -713,6 +740,10 @@ impl fmt::Display for Step {
                 "create macvtap {tap} on {lower} in mode {mode} with address {mac} and {queues} queue pairs for card {card}, \
                  and raise it"
             ),
+            Self::RemoveOvsPort { port } => {
+                write!(f, "remove Open vSwitch port {port}, which a VM that was killed with its keeper left behind")
+            }
+            Self::CreateOvsPort { card, port } => write!(f, "{port} for card {card}"),
             Self::OpenTap { card, tap, queues, .. } => {
                 write!(f, "open tap {tap} with {queues} queue pairs for card {card}")
             }
@@ -774,9 +805,9 @@ async fn filter_vlans(rtnl: &Rtnl, bridge: &IfName) -> Result<(), Error> {
 }
 
 /// Makes a tap and returns it with its interface number.
-fn create_tap(queues: u16) -> Result<(Tap, u32), Error> {
+pub(crate) fn create_tap(name: &str, queues: u16) -> Result<(Tap, u32), Error> {
     let files = open_queues(queues)?;
-    let name = tun::create(&files, QueueMode::for_queues(queues)).map_err(Error::CreateTap)?;
+    let name = tun::create(&files, name, QueueMode::for_queues(queues)).map_err(Error::CreateTap)?;
     let index = index_of(&name).map_err(Error::CreateTap)?;
     let fds = files.into_iter().map(OwnedFd::from).collect();
     Ok((Tap { name, index: Some(index), kind: TapKind::Tap, fds }, index))

@@ -20,6 +20,7 @@ use crate::claim;
 use crate::error::Error;
 use crate::facts::{BridgeFact, Facts, FdFact, FdKind, FdbEntry, Link, MacvlanMode, Neighbour, RawMac, TunFact};
 use crate::mac::MacAddr;
+use crate::ovs;
 use crate::plan::{Plan, plan};
 use crate::refusal::Refusal;
 use crate::request::Request;
@@ -56,6 +57,9 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
     facts.fds = specs.iter().flat_map(|spec| fd_facts(spec, inherited)).collect();
     facts.spare_macs = spare_macs(specs)?;
     facts.claimed = claim::taken()?;
+    if specs.iter().any(|spec| matches!(spec, NetSpec::Ovs(_))) {
+        facts.ovs = ovs::survey();
+    }
     facts.spare_names = spare_names(specs)?;
     facts.wireless = specs.iter().filter_map(|spec| wireless(spec, &facts)).collect();
     Ok(facts)
@@ -90,7 +94,7 @@ fn spare_macs(specs: &[NetSpec]) -> io::Result<Vec<MacAddr>> {
 
 /// A random name for every card that needs a link which does not go by itself.
 fn spare_names(specs: &[NetSpec]) -> io::Result<Vec<IfName>> {
-    let count = specs.iter().filter(|spec| spec.shared_interface().is_some()).count();
+    let count = specs.iter().filter(|spec| spec.outlives_its_vm()).count();
     if count == 0 {
         return Ok(Vec::new());
     }
@@ -116,7 +120,7 @@ fn bridges_of(specs: &[NetSpec], facts: &Facts) -> Vec<u32> {
             NetSpec::Bridge(spec) => {
                 facts.link(spec.bridge.as_str()).filter(|link| link.is_bridge()).map(|link| link.index)
             }
-            NetSpec::Nat(_) | NetSpec::Host(_) | NetSpec::Macvtap(_) => None,
+            NetSpec::Nat(_) | NetSpec::Host(_) | NetSpec::Macvtap(_) | NetSpec::Ovs(_) => None,
             NetSpec::Tap(spec) => facts.link(spec.tap.as_str()).and_then(|link| link.master),
             NetSpec::Fd(_) => None,
         })

@@ -15,7 +15,7 @@ use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref};
 use crate::facts::FdKind;
 
 /// Name pattern of new taps: the kernel puts the lowest free number.
-const TAP_PATTERN: &str = "vmtap%d";
+pub(crate) const TAP_PATTERN: &str = "vmtap%d";
 
 /// Bytes before every frame: `struct virtio_net_hdr_v1` (virtio 1.3 5.1.6.1).
 const VNET_HEADER_BYTES: libc::c_int = 12;
@@ -89,11 +89,11 @@ pub(crate) fn open_device() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")
 }
 
-/// Makes a tap named by the kernel, out of one open device for each queue. The tap goes with the last descriptor.
+/// Makes a tap of this name, which can be a pattern for the kernel, out of one open device for each queue. The tap goes with the last descriptor.
 ///
 /// Returns its name.
-pub(crate) fn create(queues: &[File], mode: QueueMode) -> io::Result<String> {
-    let mut name = TAP_PATTERN.to_owned();
+pub(crate) fn create(queues: &[File], name: &str, mode: QueueMode) -> io::Result<String> {
+    let mut name = name.to_owned();
     for queue in queues {
         name = attach(queue, &name, mode)?;
     }

@@ -6,7 +6,7 @@ use crate::facts::{Link, MacvlanMode};
 use crate::mac::MacAddr;
 use crate::macvtap::Macvtap;
 use crate::refusal::Refusal;
-use crate::spec::{MacvtapMode, MacvtapSpec, Queues, Switch};
+use crate::spec::{IfName, MacvtapMode, MacvtapSpec, Queues, Switch};
 use crate::step::Step;
 
 impl Draft<'_> {
@@ -29,14 +29,20 @@ impl Draft<'_> {
         let link_mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX).min(TAP_MTU_MAX);
         let mtu = guest_mtu(spec.card.mtu, link_mtu, lower.as_str())?;
         let queues = spec.card.queues.unwrap_or(self.default_queues);
-        let made = self.steps.iter().filter(|step| matches!(step, Step::CreateMacvtap { .. })).count();
-        let tap = facts.spare_names.get(made).cloned().ok_or(Refusal::NoSpareName)?;
+        let tap = self.spare_name()?;
         let (vm, net) = (self.vm.to_owned(), lower.to_string());
         let alias = TapAlias { vm, card, mode: Mode::Macvtap, net, ip4: None, ip6: None };
         let macvtap = Macvtap { tap, lower: lower.clone(), mode, mac, queues: queues.get(), alias };
         self.steps.push(Step::CreateMacvtap { card, macvtap });
         self.judge(card, None, Switch::Off);
         Ok((mtu, queues))
+    }
+
+    /// A name for a link that does not go by itself.
+    pub(super) fn spare_name(&self) -> Result<IfName, Refusal> {
+        let named = |step: &&Step| matches!(step, Step::CreateMacvtap { .. } | Step::CreateOvsPort { .. });
+        let taken = self.steps.iter().filter(named).count();
+        self.facts.spare_names.get(taken).cloned().ok_or(Refusal::NoSpareName)
     }
 
     /// Refuses an interface that cannot carry a macvtap of this mode.

@@ -1,6 +1,7 @@
 //! Plans of hand-made hosts.
 
 mod macvtap;
+mod ovs;
 
 use super::*;
 use std::collections::BTreeSet;

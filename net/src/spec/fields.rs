@@ -18,6 +18,7 @@ use super::limits::{Connections, NewConnections};
 use super::macvtap::MacvtapMode;
 use super::network::{NetworkName, Subnet};
 use super::offload::OffloadList;
+use super::ovs::IfaceId;
 use super::stp::ForwardDelay;
 use super::vlan::{VlanId, VlanList, VlanRange};
 
@@ -283,6 +284,9 @@ pub enum FieldError {
         /// What it rests on.
         needed: &'static str,
     },
+    /// Not an interface ID.
+    #[error("iface-id={0} is not possible: give 1 to 127 letters, digits and ._:/@-")]
+    IfaceId(String),
     /// Not a mode of a macvtap.
     #[error("mode={0} is not possible: give bridge, private, vepa or passthru")]
     MacvtapMode(String),
@@ -479,6 +483,7 @@ deserialize_as_flag_text!(
     Connections,
     NewConnections,
     MacvtapMode,
+    IfaceId,
     RatePair,
     Burst,
     Lateness,

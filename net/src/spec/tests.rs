@@ -28,6 +28,7 @@ fn every_key_of_every_mode_is_read_in_any_order() {
         "nat=web,subnet=10.1.2.0/24,ipv6=on,forward=tcp:8080:80+udp:127.0.0.1:53:53,mac=52:54:00:00:00:01,queues=2",
         "host=lab,subnet=10.1.2.0/24,ipv6=on,mac=52:54:00:00:00:01,mtu=9000,queues=2",
         "macvtap=eth1,mode=passthru,mac=52:54:00:00:00:01,mtu=9000,queues=2,vhost=on",
+        "ovs=b0,vlan=7,iface-id=ns_pod-1,mac=52:54:00:00:00:01,mtu=9000,queues=2",
         "tap=tap7,mac=52:54:00:00:00:01,mtu=1400,queues=1,ring=64,offload=off,vhost=on",
         "fd=3:4:5,mac=52:54:00:00:00:01,mtu=1400,queues=3,ring=4096,offload=csum:tso:ecn:uso",
     ] {
@@ -70,6 +71,7 @@ fn a_table_with_native_values_gives_the_same_as_the_flag() {
         ("bridge=br0,trunk=7-9+11", r#"{"bridge": "br0", "trunk": ["7-9", "11"]}"#),
         ("tap=t0,mac=52:54:00:00:00:01", r#"{"mac": "52:54:00:00:00:01", "tap": "t0"}"#),
         ("macvtap=eth1,mode=vepa", r#"{"macvtap": "eth1", "mode": "vepa"}"#),
+        ("ovs=b0,vlan=7,iface-id=a", r#"{"ovs": "b0", "vlan": 7, "iface-id": "a"}"#),
         ("macvtap=eth1,mode=bridge", r#"{"macvtap": "eth1"}"#),
         ("nat", r#"{"nat": "default"}"#),
         ("nat=web,forward=tcp:1:2+udp:3:4", r#"{"nat": "web", "forward": ["tcp:1:2", "udp:3:4"]}"#),
@@ -133,6 +135,8 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
     let uplink = UplinkSpec { uplink: Some(name.clone()), move_addresses: Switch::On };
     let bridge = BridgeSpec { bridge, create, uplink, stp, vlans, addresses, guard, card: card.clone() };
     let macvtap = MacvtapSpec { macvtap: name.clone(), mode: MacvtapMode::Vepa, card: card.clone() };
+    let (ovs, vlan, iface_id) = (name.clone(), "1".parse().ok(), "a".parse().ok());
+    let ovs = NetSpec::Ovs(OvsSpec { ovs, vlan, iface_id, card: card.clone() });
     let tap = TapSpec { tap: name, card: card.clone() };
     let private = [parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1"), parse("host=a,subnet=10.0.0.0/24")];
     let [mut nat, mut host] = private;
@@ -145,7 +149,7 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
     }
     let fd = FdSpec { fd: "3".parse().unwrap(), card };
     let (bridge, macvtap) = (NetSpec::Bridge(bridge), NetSpec::Macvtap(macvtap));
-    for (mode, spec) in MODES.iter().zip([bridge, nat, host, macvtap, NetSpec::Tap(tap), NetSpec::Fd(fd)]) {
+    for (mode, spec) in MODES.iter().zip([bridge, nat, host, macvtap, ovs, NetSpec::Tap(tap), NetSpec::Fd(fd)]) {
         let Value::Object(table) = serde_json::to_value(&spec).unwrap() else { panic!("no table") };
         let mut all = [vec![mode.key], mode.known()].concat();
         all.sort_unstable();
@@ -188,7 +192,7 @@ fn guards_are_refused_where_they_do_nothing() {
 }
 
 #[test]
-fn what_a_macvtap_cannot_have_is_refused_with_the_reason() {
+fn what_macvtap_and_ovs_cannot_have_is_refused_with_the_reason() {
     for (text, beginning) in [
         ("macvtap=eth1,antispoof=on", "macvtap= takes no key \"antispoof\": what the guest sends does not come in"),
         (
@@ -198,6 +202,9 @@ fn what_a_macvtap_cannot_have_is_refused_with_the_reason() {
         ("macvtap=eth1,vlan=5", "macvtap= takes no key \"vlan\": make a VLAN interface and give that"),
         ("macvtap=eth1,mod=vepa", "macvtap= takes no key \"mod\": did you mean mode=?"),
         ("macvtap=eth1,mode=open", "mode=open is not possible: give bridge, private, vepa or passthru"),
+        ("ovs=b0,antispoof=on", "ovs= takes no key \"antispoof\": what passes its bridge is up to Open vSwitch"),
+        ("ovs=b0,trunk=1+2", "ovs= takes no key \"trunk\": set trunks= of its port in Open vSwitch"),
+        ("ovs=b0,iface-id=a b", "iface-id=a b is not possible: give 1 to 127 letters, digits and ._:/@-"),
         ("bridge=br0,mode=vepa", "bridge= takes no key \"mode\""),
     ] {
         let refused = refusal(text);
@@ -241,15 +248,15 @@ fn impairments_are_refused_where_they_do_nothing() {
 fn the_mode_has_to_be_there_once() {
     assert_eq!(
         refusal(""),
-        "The network of a card is missing: give bridge=NAME, nat, host, macvtap=IFACE, tap=NAME or fd=N"
+        "The network of a card is missing: give bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N"
     );
     assert_eq!(
         refusal("br0"),
-        "\"br0\" does not say what the card is connected to: start with bridge=NAME, nat, host, macvtap=IFACE, tap=NAME or fd=N"
+        "\"br0\" does not say what the card is connected to: start with bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N"
     );
     assert_eq!(
         refusal("mtu=1500"),
-        "\"mtu\" does not say what the card is connected to: start with bridge=NAME, nat, host, macvtap=IFACE, tap=NAME or fd=N"
+        "\"mtu\" does not say what the card is connected to: start with bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N"
     );
     assert_eq!(
         refusal("bridge=br0,tap=tap0"),

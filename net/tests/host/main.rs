@@ -30,6 +30,7 @@ mod mirror;
 mod modes;
 mod nat;
 mod nft;
+mod ovs;
 mod policy;
 mod refusals;
 mod services;
@@ -62,6 +63,7 @@ fn cases() -> Vec<Case> {
         mirror::CASES,
         nat::CASES,
         &nft,
+        ovs::CASES,
         policy::CASES,
         refusals::CASES,
         services::CASES,

@@ -16,7 +16,7 @@ const NET_HELP: &str = "Network card: \
                         bridge=NAME[,create=on|off[,uplink=IFACE[,move-addresses=on|off]][,stp=on|off][,forward-delay=SECONDS]][,vlan=ID][,trunk=LIST[,native=ID]][,addresses=LIST], \
                         nat[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,forward=LIST], \
                         host[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off], each [,antispoof=on|off][,isolate=on|off], nat and host \
-                        [,connections=N][,new-connections=N/s], macvtap=IFACE[,mode=bridge|private|vepa|passthru], tap=NAME or fd=N[:N...], then \
+                        [,connections=N][,new-connections=N/s], macvtap=IFACE[,mode=bridge|private|vepa|passthru], ovs=BRIDGE[,vlan=ID][,iface-id=ID], tap=NAME or fd=N[:N...], then \
                         [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|LIST][,vhost=on|off][,capture=FILE][,mirror=IFACE]; can be repeated";
 
 /// What a VM is to be.
