@@ -4,26 +4,34 @@
 //! Packets to them are translated before they could reach these sockets.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
 };
 
 use crate::error::Error;
 use crate::refusal::Refusal;
-use crate::spec::{Forward, Protocol};
+use crate::spec::{Forward, Protocol, Switch};
 
-/// Takes every port of the host that these name.
-pub(crate) fn hold(forwards: &[Forward]) -> Result<Vec<OwnedFd>, Error> {
+/// Takes every port of the host that these name, with `ipv6` also that of IPv6 where it is of all addresses.
+pub(crate) fn hold(forwards: &[Forward], ipv6: Switch) -> Result<Vec<OwnedFd>, Error> {
     let ports = forwards.iter().flat_map(|forward| forward.pairs().map(|(port, _)| (*forward, port)));
-    ports.map(|(forward, port)| hold_one(forward, port)).collect()
+    let each = ports.flat_map(|(forward, port)| {
+        let also6 = forward.address.is_none() && ipv6 == Switch::On;
+        let ip4 = forward.address.unwrap_or(Ipv4Addr::UNSPECIFIED).into();
+        [Some(ip4), also6.then_some(Ipv6Addr::UNSPECIFIED.into())]
+            .into_iter()
+            .flatten()
+            .map(move |ip| (forward, ip, port))
+    });
+    each.map(|(forward, ip, port)| hold_one(forward, ip, port)).collect()
 }
 
-fn hold_one(forward: Forward, port: u16) -> Result<OwnedFd, Error> {
+fn hold_one(forward: Forward, ip: IpAddr, port: u16) -> Result<OwnedFd, Error> {
     let Forward { protocol, address, .. } = forward;
-    take(protocol, address.unwrap_or(Ipv4Addr::UNSPECIFIED), port).map_err(|source| match source.raw_os_error() {
+    take(protocol, SocketAddr::new(ip, port)).map_err(|source| match source.raw_os_error() {
         Some(libc::EADDRINUSE) => Refusal::PortTaken { protocol, port }.into(),
         Some(libc::EADDRNOTAVAIL) => match address {
             Some(address) => Refusal::NotOurAddress { address }.into(),
@@ -33,20 +41,31 @@ fn hold_one(forward: Forward, port: u16) -> Result<OwnedFd, Error> {
     })
 }
 
-fn take(protocol: Protocol, address: Ipv4Addr, port: u16) -> io::Result<OwnedFd> {
+fn take(protocol: Protocol, address: SocketAddr) -> io::Result<OwnedFd> {
     let kind = match protocol {
         Protocol::Tcp => SockType::Stream,
         Protocol::Udp => SockType::Datagram,
     };
-    let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    let address = SockaddrIn::from(SocketAddrV4::new(address, port));
+    let ipv4 = address.is_ipv4();
+    let family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    if !ipv4 {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    let address = SockaddrStorage::from(address);
     match protocol {
         Protocol::Tcp => {
             // Connections of a server that has ended linger for a minute and do not stand in the way. Listening is what makes
             // the port ours alone all the same.
             setsockopt(&socket, sockopt::ReuseAddr, &true)?;
             bind(socket.as_raw_fd(), &address)?;
-            listen(&socket, Backlog::new(1)?)?;
+            if ipv4 {
+                listen(&socket, Backlog::new(1)?)?;
+            } else {
+                // Who asks at ::1, which leads nowhere, is to be refused at once and to ask at 127.0.0.1. Nobody can listen beside a
+                // socket that does not share its port.
+                setsockopt(&socket, sockopt::ReuseAddr, &false)?;
+            }
         }
         Protocol::Udp => bind(socket.as_raw_fd(), &address)?,
     }

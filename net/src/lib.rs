@@ -45,7 +45,7 @@
 //!
 //! # Not supported
 //!
-//! Forwarded ports for IPv6. Interfaces of other network namespaces, except
+//! Forwarded ports of single IPv6 addresses and of `::1`. Interfaces of other network namespaces, except
 //! through `fd=`; what becomes of their links is not known, nor of any `fd=` without CAP_NET_ADMIN. A card's settings do
 //! not change while the VM runs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]

@@ -30,7 +30,7 @@ pub(crate) fn chains(members: &[Member]) -> Vec<Chain> {
     let mut chains: Vec<Chain> = limited().map(limits).collect();
     if !chains.is_empty() {
         chains.push(base("limit-from", Hook::Prerouting, limited().map(from).collect()));
-        chains.push(base("limit-to", Hook::Forward, limited().map(to).collect()));
+        chains.push(base("limit-to", Hook::Forward, limited().flat_map(to).collect()));
     }
     chains
 }
@@ -61,12 +61,17 @@ fn from(member: &Member) -> Rule {
         .with(Verdict::Jump(name(member)))
 }
 
-fn to(member: &Member) -> Rule {
-    Rule::new()
-        .with(Match::oif(&member.bridge))
-        .with(Match::Ip4(IpFields::Daddr(Test::is(member.address))))
-        .with(Match::CtState(vec![CtState::New]))
-        .with(Verdict::Jump(name(member)))
+fn to(member: &Member) -> Vec<Rule> {
+    let ip4 = Match::Ip4(IpFields::Daddr(Test::is(member.address)));
+    let ip6 = member.address6.map(|address| Match::Ip6(IpFields::Daddr(Test::is(address))));
+    let rule = |to_guest: Match| {
+        Rule::new()
+            .with(Match::oif(&member.bridge))
+            .with(to_guest)
+            .with(Match::CtState(vec![CtState::New]))
+            .with(Verdict::Jump(name(member)))
+    };
+    [Some(ip4), ip6].into_iter().flatten().map(rule).collect()
 }
 
 fn base(name: &str, hook: Hook, rules: Vec<Rule>) -> Chain {

@@ -9,7 +9,7 @@
 //!
 //! The guards are in tables of other families because inet tables do not see ARP, nor whatever else is not IP. What the services of a card answer is dropped there, after their packet socket has seen it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
@@ -58,6 +58,9 @@ pub struct Member {
     pub mac: MacAddr,
     /// The guest's address.
     pub address: Ipv4Addr,
+    /// That of IPv6 by which others know it, if it has one. It may use others on its network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
     /// The network's addresses.
     pub subnet: Subnet,
     /// Its IPv6 network, if it has one.
@@ -247,13 +250,20 @@ fn gateway6(network: Ipv6Network) -> [Rule; 6] {
 }
 
 /// The same for IPv6, where the addresses of a guest are its own choice: for the whole network.
-fn forward6(bridge: &IfName, network: Ipv6Network) -> [Rule; 4] {
+fn forward6(bridge: &IfName, network: Ipv6Network) -> [Rule; 5] {
     let own = || Test::prefix6(network.prefix, PREFIX_LEN);
     let outward = rule(Match::iif(bridge)).with(oif_not(bridge)).with(Match::Ip6(IpFields::Saddr(own())));
     let inward = || rule(Match::oif(bridge)).with(iif_not(bridge)).with(Match::Ip6(IpFields::Daddr(own())));
     let clamp = |rule: Rule| rule.with(Match::tcp_syn()).with(Statement::SetMss(Mss::RouteMtu));
     let answers = Match::CtState(vec![CtState::Established, CtState::Related]);
-    [clamp(outward), clamp(inward()), inward().with(answers).with(Verdict::Accept), drop_as(inward(), UNASKED)]
+    [
+        clamp(outward),
+        clamp(inward()),
+        inward().with(answers).with(Verdict::Accept),
+        // By a forwarded port, be it of another VM.
+        inward().with(Match::CtStatus(vec![CtStatus::Dnat])).with(Verdict::Accept),
+        drop_as(inward(), UNASKED),
+    ]
 }
 
 /// From whom packets seem to come.
@@ -278,27 +288,43 @@ fn source(member: &Member) -> Vec<Rule> {
                     .with(Statement::Masquerade(None)),
             );
         }
+        if let (Some(network), Some(own)) = (member.ipv6, member.address6) {
+            rules.push(
+                rule(Match::oif(bridge))
+                    .with(Match::Ip6(IpFields::Saddr(Test::prefix6(network.prefix, PREFIX_LEN))))
+                    .with(Match::Ip6(IpFields::Daddr(Test::is(own))))
+                    .with(Match::CtStatus(vec![CtStatus::Dnat]))
+                    .with(Statement::Masquerade(None)),
+            );
+        }
     }
     rules
 }
 
 /// Where the host's ports lead.
 fn incoming(member: &Member) -> Vec<Rule> {
-    let lead = |forward: &Forward| {
-        let to_host = match forward.address {
-            Some(address) => ip4_daddr(Test::is(address)),
-            None => Match::FibDaddrType(Test::is(AddrType::LOCAL)),
-        };
+    let lead = |forward: &Forward, to_host: Rule, addr: IpAddr| {
         let (ports, proto) = (Test::range(forward.host_port, forward.last_host_port()), proto(forward.protocol));
         let port = match forward.protocol {
             Protocol::Tcp => Match::TcpDport(ports),
             Protocol::Udp => Match::UdpDport(ports),
         };
         let to = NatPort::shift(proto, forward.host_port, forward.guest_port, forward.count);
-        let target = NatTarget { addr: member.address.into(), port: to };
-        rule(to_host).with(port).with(Statement::Dnat(target))
+        to_host.with(port).with(Statement::Dnat(NatTarget { addr, port: to }))
     };
-    member.forward.iter().map(lead).collect()
+    let local = || Match::FibDaddrType(Test::is(AddrType::LOCAL));
+    let leads = |forward: &Forward| {
+        let ip4 = lead(
+            forward,
+            rule(forward.address.map_or_else(local, |own| ip4_daddr(Test::is(own)))),
+            member.address.into(),
+        );
+        let address6 = member.address6.filter(|_| forward.address.is_none());
+        // What comes from ::1 never leaves a host: IPv6 has no route_localnet.
+        let ip6 = rule(Match::Ip6(IpFields::Daddr(Test::is_not(Ipv6Addr::LOCALHOST)))).with(local());
+        [Some(ip4), address6.map(|address| lead(forward, ip6, address.into()))]
+    };
+    member.forward.iter().flat_map(leads).flatten().collect()
 }
 
 fn proto(protocol: Protocol) -> L4Proto {

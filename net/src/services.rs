@@ -162,6 +162,13 @@ impl Ipv4Network {
 }
 
 impl Ipv6Network {
+    /// The address that a guest makes from its Ethernet address (RFC 4291 appendix A), which Linux does unless it is told otherwise.
+    pub fn address_of(&self, mac: MacAddr) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = mac.octets();
+        let identifier = u64::from_be_bytes([a ^ 0x02, b, c, 0xff, 0xfe, d, e, f]);
+        Ipv6Addr::from_bits(self.prefix.to_bits() | u128::from(identifier))
+    }
+
     fn contains(&self, address: Ipv6Addr) -> bool {
         address.is_unicast_link_local() || (address.to_bits() ^ self.prefix.to_bits()) >> (128 - PREFIX_LEN) == 0
     }

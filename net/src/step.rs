@@ -141,6 +141,8 @@ pub enum Step {
         card: usize,
         /// The ports.
         forward: Vec<Forward>,
+        /// Whether those of all addresses are also those of IPv6.
+        ipv6: Switch,
     },
     /// Make the nftables of a VM, gone with keeper and VMM.
     CreateTables {
@@ -425,8 +427,8 @@ impl Step {
                 .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
             Self::RouteLoopback { bridge } => sysctl::write(Conf::Ipv4, bridge.as_str(), "route_localnet", "1")
                 .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
-            Self::HoldPorts { card, forward } => {
-                host.ports.insert(*card, hold::hold(forward)?);
+            Self::HoldPorts { card, forward, ipv6 } => {
+                host.ports.insert(*card, hold::hold(forward, *ipv6)?);
                 Ok(())
             }
             Self::CreateTables { vm, members, guards } => host.create_tables(vm, members, guards),
@@ -701,7 +703,7 @@ impl fmt::Display for Step {
                 write!(f, "forward IPv6, and go on taking router advertisements on {}", names(uplinks))
             }
             Self::RouteLoopback { bridge } => write!(f, "let 127.0.0.0/8 reach the guests of {bridge}"),
-            Self::HoldPorts { card, forward } => {
+            Self::HoldPorts { card, forward, .. } => {
                 let texts: Vec<String> = forward.iter().map(ToString::to_string).collect();
                 write!(f, "hold the host's ports of {} for card {card}", texts.join(" and "))
             }

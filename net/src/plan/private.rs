@@ -53,9 +53,10 @@ impl Draft<'_> {
         let (network, address) = self.lease(card, &bridge, spec)?;
         let mtu = guest_mtu(spec.card.mtu, network.mtu, bridge.as_str())?;
         let ipv6 = (spec.ipv6 == Switch::On).then(|| self.give_gateway6(&bridge, spec.mode));
+        let address6 = ipv6.map(|network| network.address_of(mac));
         let queues = spec.card.queues.unwrap_or(self.default_queues);
         if !spec.forward.is_empty() {
-            self.steps.push(Step::HoldPorts { card, forward: spec.forward.to_vec() });
+            self.steps.push(Step::HoldPorts { card, forward: spec.forward.to_vec(), ipv6: spec.ipv6 });
             self.steps.push(Step::RouteLoopback { bridge: bridge.clone() });
         }
         self.steps.push(Step::CreateTap { card, queues: queues.get() });
@@ -65,7 +66,7 @@ impl Draft<'_> {
         let hairpin =
             if self.facts.ip.bridged_as_routed && !spec.forward.is_empty() { Switch::On } else { Switch::Off };
         let (vm, net) = (self.vm.to_owned(), spec.name.to_string());
-        let alias = TapAlias { vm, card, mode: spec.mode, net, ip4: Some(address), ip6: None };
+        let alias = TapAlias { vm, card, mode: spec.mode, net, ip4: Some(address), ip6: address6 };
         self.steps.push(Step::AttachTap {
             card,
             bridge: bridge.clone(),
@@ -92,6 +93,7 @@ impl Draft<'_> {
             bridge,
             mac,
             address,
+            address6,
             subnet,
             ipv6,
             forward,

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -188,18 +188,18 @@ pub(crate) fn configure(guest: &Namespace, address: &str, gateway: &str) {
 
 /// Answers on TCP and UDP `port` of a namespace with the address of whoever asks, for as long as it lives.
 pub(crate) fn echo(namespace: &Namespace, port: u16) {
-    let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+    let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
     let (tcp, udp) =
         namespace.within(|| (TcpListener::bind(any).expect("a TCP port"), UdpSocket::bind(any).expect("a UDP port")));
     std::thread::spawn(move || {
         while let Ok((mut stream, peer)) = tcp.accept() {
-            let _ = stream.write_all(peer.ip().to_string().as_bytes());
+            let _ = stream.write_all(peer.ip().to_canonical().to_string().as_bytes());
         }
     });
     std::thread::spawn(move || {
         let mut bytes = [0; 64];
         while let Ok((_, peer)) = udp.recv_from(&mut bytes) {
-            let _ = udp.send_to(peer.ip().to_string().as_bytes(), peer);
+            let _ = udp.send_to(peer.ip().to_canonical().to_string().as_bytes(), peer);
         }
     });
 }
@@ -220,7 +220,8 @@ pub(crate) fn ask_tcp(namespace: &Namespace, address: &str) -> Option<IpAddr> {
 pub(crate) fn ask_udp(namespace: &Namespace, address: &str) -> Option<IpAddr> {
     let address: SocketAddr = address.parse().expect("an address");
     namespace.within(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        let any = if address.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0)).ok()?;
         socket.connect(address).ok()?;
         socket.set_read_timeout(Some(SILENCE)).ok()?;
         let mut bytes = [0; 64];

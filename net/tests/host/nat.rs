@@ -24,6 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     ("nat_forward_of_a_port_that_is_taken_is_refused", forward_taken),
     ("nat_guest_that_forges_is_dropped_and_counted", forged),
     ("nat_ipv6_leads_out_and_is_put_back", ipv6),
+    ("nat_forward_leads_over_ipv6_to_the_guest", forward6),
     ("host_guest_reaches_host_and_siblings_and_nobody_else", host_only),
 ];
 
@@ -44,7 +45,7 @@ fn state() -> String {
 /// The lease that is written on a tap.
 pub(crate) fn address(tap: &str) -> String {
     let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
-    alias.split("ip4=").nth(1).unwrap().to_owned()
+    alias.split(' ').find_map(|word| word.strip_prefix("ip4=")).unwrap().to_owned()
 }
 
 /// The gateway of a network of /24.
@@ -435,6 +436,59 @@ fn ipv6() {
     assert!(!db.attempt(guessed).0);
     assert!(counted("db", "spoofed-ip") > 0);
     second.stop();
+    assert_eq!(state(), before);
+}
+
+fn forward6() {
+    let world = world();
+    sh("sysctl -q net.ipv6.conf.up0.disable_ipv6=0 net.ipv6.conf.lo.disable_ipv6=0");
+    sh("ip -6 addr add 2001:db8:1::2/64 dev up0 nodad");
+    world.sh("ip -6 addr add 2001:db8:1::1/64 dev eth0 nodad");
+    until(|| !sh("ip -6 addr show dev up0").contains("tentative"));
+    let before = state();
+    let host = Namespace::at("/proc/self/ns/net");
+    let spec = "nat,ipv6=on,forward=tcp:8080:80+udp:8080:80+tcp:9000-9001:90-91+tcp:127.0.0.1:7000:80";
+    let (first, web) = Vmm::start_with_guest("web", spec);
+    let (second, db) = Vmm::start_with_guest("db", "nat,ipv6=on");
+    let known = |tap: &str| {
+        let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
+        alias.split(' ').find_map(|word| word.strip_prefix("ip6=")).unwrap().to_owned()
+    };
+    let [address, other] = ["vmtap0", "vmtap1"].map(known);
+    for (guest, address) in [(&web, &address), (&db, &other)] {
+        until(|| guest.sh("ip -6 addr show dev eth0 scope global -tentative").contains(&format!("inet6 {address}/64")));
+        until(|| guest.sh("ip -6 route").contains("default via fe80::1 "));
+    }
+    let gateway = format!("{}::1", address.split(':').take(3).collect::<Vec<_>>().join(":"));
+    for port in [80, 91] {
+        echo(&web, port);
+    }
+    for port in [8080, 9001] {
+        for (from, to, seen) in [
+            (&world, "2001:db8:1::2", "2001:db8:1::1"),
+            (&host, "2001:db8:1::2", "2001:db8:1::2"),
+            (&db, "2001:db8:1::2", &gateway),
+            (&web, "2001:db8:1::2", &gateway),
+        ] {
+            assert_eq!(ask_tcp(from, &format!("[{to}]:{port}")), Some(seen.parse().unwrap()), "{to} {port}");
+        }
+    }
+    assert_eq!(ask_udp(&world, "[2001:db8:1::2]:8080"), Some("2001:db8:1::1".parse().unwrap()));
+    assert!(is_silent(&world, "[2001:db8:1::2]:7000"));
+    // Refused at once, for clients that try it before 127.0.0.1; and nobody else gets it.
+    let refused = std::net::TcpStream::connect("[::1]:8080").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(std::net::TcpListener::bind("[::1]:8080").is_err());
+    assert!(is_silent(&world, &format!("[{address}]:80")));
+    let (ok, text) = db.attempt("dig +short @fe80::1%eth0 web.minivmm AAAA");
+    assert_eq!((ok, text.trim()), (true, address.as_str()));
+    first.stop();
+    second.stop();
+    let taken = std::net::TcpListener::bind("[2001:db8:1::2]:8080").unwrap();
+    let mut vmm = Vmm::spawn("web", &[spec]);
+    assert!(vmm.line().starts_with("failed tcp port 8080 of this host is taken"));
+    vmm.wait();
+    drop(taken);
     assert_eq!(state(), before);
 }
 
