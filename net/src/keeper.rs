@@ -1,12 +1,13 @@
 //! The keeper: a small process that makes the cards' network, looks after it and takes it away.
 //!
 //! [`Keeper::start`] forks it and returns at once, so that KVM and the network are set up side by side.
-//! [`Keeper::ports`] waits for the descriptors. From then on the keeper holds no descriptor of a tap and reads nothing
-//! that a guest can write; it sleeps until something happens to a tap or the VMM ends. However the VMM ends, the kernel
+//! [`Keeper::ports`] waits for the descriptors. From then on the keeper holds no descriptor of a tap and reads no frame
+//! of its guest, only ARP of others that claim the guest's address; it sleeps until something happens to a tap or the VMM ends. However the VMM ends, the kernel
 //! closes its end of the socket, and the keeper undoes every step. If the keeper is killed, taps and nftables still last as long as the
 //! VMM, which has descriptors of them, and go with it; a bridge that minivmm made stays, and goes with the next VM on it.
 
 mod child;
+mod conflict;
 mod desk;
 mod process;
 mod watch;
@@ -94,6 +95,15 @@ pub enum News {
         /// The link.
         state: LinkState,
     },
+    /// Others have been heard with addresses of a card's guest, so often so far.
+    Conflicts {
+        /// The card, by its place in the request.
+        card: usize,
+        /// With its MAC address.
+        macs: u64,
+        /// With an IP address of it.
+        addresses: u64,
+    },
     /// The keeper has ended, or cannot be understood: nothing is attached again, and no link is reported.
     Ended,
 }
@@ -161,7 +171,7 @@ impl Keeper {
                     return Ok((ports, timing));
                 }
                 Reply::Failed(report) => return Err(Error::Keeper(report)),
-                Reply::Link { .. } | Reply::Stopped(_) => return Err(Error::Protocol),
+                Reply::Link { .. } | Reply::Conflicts { .. } | Reply::Stopped(_) => return Err(Error::Protocol),
             }
         }
     }
@@ -177,6 +187,9 @@ impl Keeper {
     pub fn news(&self) -> Option<News> {
         match Reply::try_receive(self.socket()?) {
             Ok(Some((Reply::Link { card, state }, _))) => Some(News::Link { card, state }),
+            Ok(Some((Reply::Conflicts { card, macs, addresses }, _))) => {
+                Some(News::Conflicts { card, macs, addresses })
+            }
             Err(Error::Silent { .. }) => None,
             Ok(_) | Err(_) => Some(News::Ended),
         }
@@ -261,7 +274,7 @@ impl Process {
                 // The set-up failed, and the one who asked for the ports knows.
                 Some((Reply::Failed(_), _)) => return Ok(()),
                 // Ports that nobody asked for are closed here.
-                Some((Reply::Port(_) | Reply::Ready(_) | Reply::Link { .. }, _)) => {}
+                Some((Reply::Port(_) | Reply::Ready(_) | Reply::Link { .. } | Reply::Conflicts { .. }, _)) => {}
                 None => return Ok(()),
             }
         }

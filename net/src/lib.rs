@@ -25,6 +25,7 @@
 //! |---|---|---|
 //! | guest | frames | never read here: descriptors are handed over before the guest exists |
 //! | guest | an address of another machine on a bridge | the card's address is checked before the start; frames are not filtered |
+//! | outside, other VMs | a guest's address | told and counted, not prevented: the MAC by what the bridge learns, known IPv4 addresses by ARP; of a frame the keeper reads the sender alone, and it listens ten times a second at most |
 //! | guest | an address of another machine on a network of ours, a gateway's or DHCP server's words, the host's loopback | rules on its tap, and a bridge that learns nothing there |
 //! | guest | the host's own services at the gateway's address | as for any machine: they are there, unless the host's firewall says no |
 //! | outside | guests behind NAT, packets for the host's loopback address that is forwarded | only what is forwarded or an answer gets in; nothing from a wire is translated for 127.0.0.0/8 |

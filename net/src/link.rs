@@ -4,12 +4,44 @@
 //! forward. So it does not while the bridge waits for its spanning tree, which tells the guest to wait with its first words
 //! until somebody can hear them.
 
+use std::fmt;
+use std::net::Ipv4Addr;
+
 use rtnetlink::packet_route::link::{
     BridgePortState, InfoBridgePort, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::facts::RawMac;
 use crate::rtnl::is_up;
+
+/// Another machine with an address of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Conflict {
+    /// With its MAC.
+    Mac {
+        /// Behind this port of its bridge.
+        port: String,
+    },
+    /// With an IPv4 address of it.
+    Address {
+        /// The address.
+        ip: Ipv4Addr,
+        /// Who says to have it.
+        mac: RawMac,
+    },
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mac { port } => write!(f, "its MAC address is used behind port {port} as well"),
+            Self::Address { ip, mac: [a, b, c, d, e, g] } => {
+                write!(f, "{ip} is used by {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x} as well")
+            }
+        }
+    }
+}
 
 /// What is to be known of a card's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

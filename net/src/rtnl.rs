@@ -64,7 +64,7 @@ pub(crate) struct Attachment {
     pub(crate) vlans: Option<PortVlans>,
 }
 
-/// Notifications of the kernel about links, from the moment of the subscription.
+/// Notifications of the kernel about links and neighbours, from the moment of the subscription.
 ///
 /// They come over a socket of their own: where they fill the buffer, the kernel drops what comes next, and on a shared
 /// socket that could be the answer to a request.
@@ -75,7 +75,8 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) fn subscribe() -> io::Result<Self> {
-        let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
+        let groups = [MulticastGroup::Link, MulticastGroup::Neigh];
+        let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
         let socket = connection.socket_mut().socket_mut();
         // The keeper has the privilege to exceed the limit of the host; a smaller buffer only means to look more often.
         if let Err(errno) = setsockopt(socket, sockopt::RcvBufForce, &EVENT_BUFFER_BYTES) {

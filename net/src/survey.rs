@@ -267,7 +267,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     Some(Neighbour { mac, ip, link: message.header.ifindex })
 }
 
-fn link_layer_address(message: &NeighbourMessage) -> Option<RawMac> {
+pub(crate) fn link_layer_address(message: &NeighbourMessage) -> Option<RawMac> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(octets) => RawMac::try_from(octets.as_slice()).ok(),
         _ => None,

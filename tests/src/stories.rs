@@ -17,6 +17,7 @@ mod impair;
 mod large;
 mod memory;
 mod nat;
+mod policy;
 mod queues;
 mod ready;
 mod resets;
@@ -50,6 +51,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         large::STORIES,
         memory::STORIES,
         nat::STORIES,
+        policy::STORIES,
         queues::STORIES,
         ready::STORIES,
         resets::STORIES,

@@ -14,9 +14,12 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
+use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::net::UnixStream;
 
-use super::desk::Desk;
+use super::conflict::Conflicts;
+use super::desk::{Caller, Desk};
 use super::process;
 use super::watch::Watch;
 use super::wire::{PortHeader, Reply, ServiceHeader, Timing};
@@ -197,6 +200,18 @@ fn load(steering: &SteeringProgram) -> Option<Steering> {
     loaded.inspect_err(|error| log::info!("The kernel does not take a steering program for taps: {error}")).ok()
 }
 
+/// What the keeper wakes up for while the VM runs.
+enum Happening {
+    /// A word of the kernel, or that there will be no more.
+    Event(Option<NetlinkMessage<RouteNetlinkMessage>>),
+    /// The VMM may have room again for what it has not been told.
+    Room,
+    /// Somebody claims an address of the guest of this card.
+    Claim(usize),
+    /// Somebody asks for the policy.
+    Call(Caller),
+}
+
 /// Looks after the taps until the VMM closes its end, or dies.
 async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, request: &Request) {
     let end = match pollable(socket) {
@@ -210,6 +225,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
     // The VMM never sends anything, so readable means closed.
     let mut closed = pin!(end.readable());
     let mut watch = Watch::new(plan, host, socket);
+    let mut conflicts = Conflicts::new(plan, host);
     match Events::subscribe() {
         Ok(mut events) => {
             // What happened before the subscription.
@@ -218,17 +234,29 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
             // Goes on where it was when something else happens.
             let mut calling = Box::pin(desk.next());
             loop {
-                let (event, retry) = (pin!(events.next()), pin!(pause(watch.is_behind())));
-                let happening = pin!(select(event, select(retry, calling.as_mut())));
-                match select(closed.as_mut(), happening).await {
-                    Either::Left(_) => return,
-                    Either::Right((Either::Left((Some(message), _)), _)) => watch.note(&message, host).await,
-                    Either::Right((Either::Left((None, _)), _)) => {
+                let happening = {
+                    let (event, retry) = (pin!(events.next()), pin!(pause(watch.is_behind())));
+                    let (claimed, ours) = (pin!(conflicts.claimed()), select(event, retry));
+                    match select(closed.as_mut(), select(ours, select(claimed, calling.as_mut()))).await {
+                        Either::Left(_) => return,
+                        Either::Right((Either::Left((Either::Left((event, _)), _)), _)) => Happening::Event(event),
+                        Either::Right((Either::Left((Either::Right(_), _)), _)) => Happening::Room,
+                        Either::Right((Either::Right((Either::Left((idx, _)), _)), _)) => Happening::Claim(idx),
+                        Either::Right((Either::Right((Either::Right((caller, _)), _)), _)) => Happening::Call(caller),
+                    }
+                };
+                match happening {
+                    Happening::Event(Some(message)) => {
+                        watch.note(&message, host).await;
+                        conflicts.note(&message, &host.rtnl, socket).await;
+                    }
+                    Happening::Event(None) => {
                         log::error!("The kernel's link notifications ended: a detached tap will stay detached");
                         break;
                     }
-                    Either::Right((Either::Right((Either::Left(_), _)), _)) => watch.catch_up(),
-                    Either::Right((Either::Right((Either::Right((caller, _)), _)), _)) => {
+                    Happening::Room => watch.catch_up(),
+                    Happening::Claim(idx) => conflicts.hear(idx, socket),
+                    Happening::Call(caller) => {
                         let answer = obey(plan, host, request, &caller.order);
                         caller.answer(&answer).await;
                         calling = Box::pin(desk.next());
@@ -277,7 +305,7 @@ async fn pause(behind: bool) {
 }
 
 /// The socket as something tokio can wait for. It only asks for readiness, which does not differ by socket type.
-fn pollable(socket: &OwnedFd) -> io::Result<UnixStream> {
+pub(super) fn pollable(socket: &OwnedFd) -> io::Result<UnixStream> {
     let stream = std::os::unix::net::UnixStream::from(socket.try_clone()?);
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)

@@ -42,6 +42,15 @@ pub(crate) enum Reply {
         /// What it is like.
         state: LinkState,
     },
+    /// Others have been heard with addresses of a card's guest, so often so far.
+    Conflicts {
+        /// The card.
+        card: usize,
+        /// With its MAC address.
+        macs: u64,
+        /// With an IP address of it.
+        addresses: u64,
+    },
     /// They cannot be had; all is undone.
     Failed(Report),
     /// Teardown is over, and this went wrong.

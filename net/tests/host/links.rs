@@ -55,6 +55,7 @@ impl Vm {
             poll(&mut fds, PollTimeout::from(1000u16)).unwrap();
             match self.keeper.news() {
                 Some(News::Link { card, state }) => return (card, state),
+                Some(News::Conflicts { .. }) => panic!("nobody else is there"),
                 Some(News::Ended) => panic!("the keeper has ended"),
                 None => {}
             }

@@ -17,6 +17,7 @@ mod addresses;
 mod bridges;
 mod client;
 mod coexist;
+mod conflicts;
 mod descriptors;
 mod endings;
 mod guard;
@@ -52,6 +53,7 @@ fn cases() -> Vec<Case> {
         addresses::CASES,
         bridges::CASES,
         coexist::CASES,
+        conflicts::CASES,
         descriptors::CASES,
         endings::CASES,
         guard::CASES,

@@ -89,9 +89,15 @@ fn next_order(keeper: &Keeper) -> String {
         if fds[0].any() == Some(true) {
             break;
         }
-        if keeper.news() == Some(News::Ended) {
-            println!("keeper gone");
-            break;
+        match keeper.news() {
+            Some(News::Ended) => {
+                println!("keeper gone");
+                break;
+            }
+            Some(News::Conflicts { card, macs, addresses }) => {
+                println!("conflicts of card {card}: {macs} macs, {addresses} addresses");
+            }
+            Some(News::Link { .. }) | None => {}
         }
     }
     stdin.lock().read_line(&mut order).expect("an order");

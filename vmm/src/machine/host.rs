@@ -19,6 +19,8 @@ use boot::BootSpec;
 use devices::virtio::net::{Carrier, Duplex, Link, LinkState};
 use net::keeper::PATIENCE_S;
 use net::{Keeper, NetSpec, News, Port};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -110,6 +112,8 @@ pub(crate) struct Host {
     pub(super) leases: Arc<Leases>,
     keeper: Keeper,
     watches_keeper: bool,
+    /// By card, how often others had the MAC address of its guest, and an IP address of it.
+    conflicts: BTreeMap<usize, (u64, u64)>,
     confinement: Confinement,
 }
 
@@ -143,6 +147,7 @@ impl Host {
             services: ServiceThreads::default(),
             leases: Arc::new(Leases::new().map_err(Error::host("create an eventfd"))?),
             watches_keeper: true,
+            conflicts: BTreeMap::new(),
             keeper,
             confinement: Confinement::Open,
         })
@@ -202,11 +207,12 @@ impl Host {
 
     /// Goes on with whoever asks this VM something; `devices` are those of the machine that runs.
     pub(super) fn serve_desk(&mut self, devices: &Devices) {
-        let Self { desk, cards, services, ready, .. } = self;
+        let Self { desk, cards, services, ready, conflicts, .. } = self;
         desk.serve(|request| match request {
             Request::Counters => {
                 let mut counters = devices.counters();
                 services.add_counters(&mut counters);
+                add_conflicts(conflicts, &mut counters);
                 Reply::Counters(counters)
             }
             Request::Network => Reply::Network(ready.cards()),
@@ -248,6 +254,9 @@ impl Host {
                     card.link.follow(link_state(state));
                 }
             }
+            Some(News::Conflicts { card, macs, addresses }) => {
+                self.conflicts.insert(card, (macs, addresses));
+            }
             Some(News::Ended) => {
                 log::warn!(
                     "The network keeper has ended: rules and taps stay until this VM ends, a tap that loses its bridge is not attached again, and links stay as they are. Afterwards 'minivmm net gc' removes what is left"
@@ -278,6 +287,15 @@ impl Host {
     }
 }
 
+/// Adds how often others had addresses of guests, to the counters of the cards for which there were some.
+fn add_conflicts(conflicts: &BTreeMap<usize, (u64, u64)>, devices: &mut Value) {
+    for (card, (macs, addresses)) in conflicts {
+        let Some(card) = devices.get_mut(format!("net{card}")).and_then(Value::as_object_mut) else { continue };
+        card.insert("conflicts.mac".to_owned(), (*macs).into());
+        card.insert("conflicts.address".to_owned(), (*addresses).into());
+    }
+}
+
 /// The cards of `cli`, with the capture of each.
 fn cards(cli: &Settings, captures: Vec<Option<Capture>>) -> Vec<Card> {
     let card = |(spec, capture): (&NetSpec, _)| Card { spec: spec.clone(), link: Link::default(), capture };
@@ -293,5 +311,19 @@ fn link_state(state: net::LinkState) -> LinkState {
             net::link::Duplex::Half => Duplex::Half,
             net::link::Duplex::Full => Duplex::Full,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn conflicts_are_counters_of_their_card() {
+        let mut counters = json!({ "net0": { "rx.0.frames": 1 }, "net1": {} });
+        add_conflicts(&BTreeMap::from([(0, (2, 3)), (7, (1, 1))]), &mut counters);
+        let card = json!({ "rx.0.frames": 1, "conflicts.mac": 2, "conflicts.address": 3 });
+        assert_eq!(counters, json!({ "net0": card, "net1": {} }));
     }
 }
