@@ -71,6 +71,8 @@ enum Bench {
     Guest(BenchGuestArgs),
     /// Instructions that the card's own code takes for a frame, against the recorded figures; more than 10 % above them is a failure
     Instructions(BenchInstructionsArgs),
+    /// NAT against a bridge, without a VM: what a round trip costs more, and 100,000 connections at a time
+    Nat(BenchNatArgs),
 }
 
 /// The ends of `tests::traffic`. Each prints its report in a line of JSON.
@@ -140,6 +142,13 @@ struct BenchGuestArgs {
     #[command(flatten)]
     terms: BenchGuestTerms,
     /// Where the result goes [default: bench/guest.json in cargo's target folder]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct BenchNatArgs {
+    /// Where the result goes [default: bench/nat.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -304,6 +313,7 @@ fn main() -> ExitCode {
         Word::Bench(Bench::Card(args)) => bench_card(&args),
         Word::Bench(Bench::Guest(args)) => bench_guest(&args),
         Word::Bench(Bench::Instructions(args)) => bench_instructions(&args),
+        Word::Bench(Bench::Nat(args)) => bench_nat(&args),
         Word::BenchGuest(args) => bench_guest_here(&args),
         Word::Place => {
             println!("{}", Place::ask());
@@ -399,6 +409,15 @@ fn bench_instructions(args: &BenchInstructionsArgs) -> Result<ExitCode, Box<dyn 
     let (table, good) = bench::instructions::compare(&counts, &bench::instructions::recorded()?);
     print!("{table}");
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn bench_nat(args: &BenchNatArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let report = bench::nat::run(&workspace::build_host_cases()?)?;
+    println!("{report:#}");
+    let json = args.json.clone().unwrap_or_else(|| workspace::target_folder().join("bench/nat.json"));
+    bench::write_json(&report, &json)?;
+    println!("{}", json.display());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Builds everything and measures where Linux guests run.

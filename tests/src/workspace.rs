@@ -149,7 +149,10 @@ fn build() -> Result<PathBuf, Error> {
 }
 
 /// Builds `net/tests/host` as `cargo test` does. Returns the program.
-fn build_host_cases() -> Result<PathBuf, Error> {
+///
+/// # Errors
+/// If cargo fails.
+pub fn build_host_cases() -> Result<PathBuf, Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // Of the whole workspace, so that nothing is built anew with fewer features.
     let words = ["test", "--quiet", "--workspace", "--test", "host", "--no-run", "--message-format=json"];

@@ -145,6 +145,11 @@ impl Namespace {
         text
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// A command line to be run in it.
     pub(crate) fn command(&self, line: &str) -> Command {
         let mut command = Command::new("nsenter");

@@ -7,6 +7,7 @@
 //! host            the harness: lists the cases, runs each as a process
 //! host case NAME  one case: new namespace, the links it needs, assertions
 //! host nft-owner  owns a table until it is killed
+//! host measure WHAT   measurements of a NAT beside a bridge (see `measure`)
 //! host vlans?     whether this kernel's bridges have VLANs
 //! host ask-policy VM  asks for the policy of a VM
 //! host vmm SPEC.. a VMM without a VM: starts a keeper, holds the ports, obeys stdin (see `vmm`)
@@ -27,6 +28,7 @@ mod lan;
 mod limits;
 mod links;
 mod macvtap;
+mod measure;
 mod mirror;
 mod modes;
 mod nat;
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
             policy::call(&args[1]);
             ExitCode::SUCCESS
         }
+        Some("measure") => measure::run(&args[1..]),
         Some("vmm") => vmm::run(&args[1..]),
         Some("vlans?") => ExitCode::from(u8::from(!vlans::probe())),
         _ => harness(),

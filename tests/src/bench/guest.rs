@@ -97,7 +97,7 @@ pub fn run(plan: &Plan) -> Result<Report, Error> {
 
 fn once(test: Test, vm: &Vm, seconds: u32) -> io::Result<Moved> {
     let before = clock::thread_times(vm.pid())?;
-    let mut moved = test.run(&vm.address(), Duration::from_secs(seconds.into()))?;
+    let mut moved = test.run(vm.peer(), Duration::from_secs(seconds.into()))?;
     let after = clock::thread_times(vm.pid())?;
     moved.vmm_cpu = after.other.saturating_sub(before.other).as_secs_f64();
     moved.cpu = moved.vmm_cpu + after.vcpu.saturating_sub(before.vcpu).as_secs_f64();

@@ -18,6 +18,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What is sent where the kernel would send a stream of GB.
 const GB: f64 = 1e9;
 
+/// Ports of a guest's servers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ports {
+    pub(super) iperf: u16,
+    pub(super) echo: u16,
+}
+
+/// Where a guest's servers are.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) address: String,
+    pub(super) ports: Ports,
+}
+
 /// What a test moved.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moved {
@@ -83,47 +97,50 @@ impl Test {
         }
     }
 
-    /// Runs it against the guest at `address`.
+    /// Runs it against a guest.
     ///
     /// # Errors
     /// If iperf3 fails or says something unexpected, or the echo does not answer.
-    pub(super) fn run(self, address: &str, time: Duration) -> io::Result<Moved> {
+    pub(super) fn run(self, peer: &Peer, time: Duration) -> io::Result<Moved> {
         let (amount, seconds) = match self {
             Self::Tcp(way, connections) => {
-                let sum = iperf(address, time, way, &["-P", &connections.to_string()])?["sum_received"].take();
+                let sum = iperf(peer, time, way, &["-P", &connections.to_string()])?["sum_received"].take();
                 (figure(&sum, "bytes")? / GB, figure(&sum, "seconds")?)
             }
             Self::Udp(way) => {
-                let sum = iperf(address, time, way, &["-u", "-b", "0", "-l", &SMALL_BYTES.to_string()])?["sum"].take();
+                let sum = iperf(peer, time, way, &["-u", "-b", "0", "-l", &SMALL_BYTES.to_string()])?["sum"].take();
                 (figure(&sum, "packets")? - figure(&sum, "lost_packets")?, figure(&sum, "seconds")?)
             }
-            Self::Requests => request(address, time)?,
+            Self::Requests => request(peer, time)?,
         };
         Ok(Moved { amount, seconds, cpu: 0.0, vmm_cpu: 0.0 })
     }
 }
 
-/// Connects to a port of the guest, once it is there.
-///
-/// # Errors
-/// If it is not there in time.
-pub(super) fn connect(address: &str, port: u16) -> io::Result<TcpStream> {
-    let address: SocketAddr = format!("{address}:{port}").parse().map_err(io::Error::other)?;
-    let begin = Instant::now();
-    loop {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
-            Ok(stream) => return Ok(stream),
-            Err(error) if begin.elapsed() > PATIENCE => return Err(error),
-            // Refused at once while nobody listens.
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+impl Peer {
+    /// Connects to a port of the guest, once it is there.
+    ///
+    /// # Errors
+    /// If it is not there in time.
+    pub(super) fn connect(&self, port: u16) -> io::Result<TcpStream> {
+        let address: SocketAddr = format!("{}:{port}", self.address).parse().map_err(io::Error::other)?;
+        let begin = Instant::now();
+        loop {
+            match TcpStream::connect_timeout(&address, PATIENCE) {
+                Ok(stream) => return Ok(stream),
+                Err(error) if begin.elapsed() > PATIENCE => return Err(error),
+                // Refused at once while nobody listens.
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
         }
     }
 }
 
 /// The `end` of iperf3's report.
-fn iperf(address: &str, time: Duration, way: Way, words: &[&str]) -> io::Result<Value> {
+fn iperf(peer: &Peer, time: Duration, way: Way, words: &[&str]) -> io::Result<Value> {
     let mut command = Command::new("timeout");
-    command.args([&(time + PATIENCE).as_secs().to_string(), "iperf3", "-c", address, "-J"]);
+    command.args([&(time + PATIENCE).as_secs().to_string(), "iperf3", "-c", &peer.address, "-J"]);
+    command.args(["-p", &peer.ports.iperf.to_string()]);
     command.args(["-t", &time.as_secs().to_string()]).args(words);
     if way == Way::ToHost {
         command.arg("-R");
@@ -141,8 +158,8 @@ fn figure(sum: &Value, key: &str) -> io::Result<f64> {
 }
 
 /// Trips and seconds.
-fn request(address: &str, time: Duration) -> io::Result<(f64, f64)> {
-    let mut stream = connect(address, ECHO_PORT)?;
+fn request(peer: &Peer, time: Duration) -> io::Result<(f64, f64)> {
+    let mut stream = peer.connect(peer.ports.echo)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let (begin, mut trips, mut byte) = (Instant::now(), 0_u32, [b'x']);

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use super::traffic::{ECHO_PORT, IPERF_PORT, connect};
+use super::traffic::{ECHO_PORT, IPERF_PORT, Peer, Ports};
 use super::{BRIDGE, NETWORK, Plan};
 use crate::guest::{READY, script_parameter};
 use crate::lan::sh;
@@ -17,10 +17,16 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Addresses of guests begin here.
 const FIRST_ADDRESS: u8 = 11;
 
+/// The guest's own ports, and those of the host that lead to one behind NAT.
+const OWN: Ports = Ports { iperf: IPERF_PORT, echo: ECHO_PORT };
+const FORWARDED: Ports = Ports { iperf: 15201, echo: 10007 };
+
 /// Whose machine, with which data path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Contestant {
     Minivmm,
+    /// Behind NAT, reached by forwarded ports of the host.
+    MinivmmNat,
     MinivmmVhost,
     Qemu,
     QemuVhost,
@@ -32,10 +38,10 @@ impl Contestant {
         let help = Command::new(&plan.minivmm).arg("--help").stdin(Stdio::null()).output();
         let knows_vhost = help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("vhost="));
         let has_vhost = std::path::Path::new("/dev/vhost-net").exists();
-        [Self::Minivmm, Self::Qemu, Self::QemuVhost, Self::MinivmmVhost]
+        [Self::Minivmm, Self::MinivmmNat, Self::Qemu, Self::QemuVhost, Self::MinivmmVhost]
             .into_iter()
             .filter(|contestant| match contestant {
-                Self::Minivmm | Self::Qemu => true,
+                Self::Minivmm | Self::MinivmmNat | Self::Qemu => true,
                 Self::QemuVhost => has_vhost,
                 Self::MinivmmVhost => has_vhost && knows_vhost,
             })
@@ -46,6 +52,7 @@ impl Contestant {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Minivmm => "minivmm",
+            Self::MinivmmNat => "minivmm nat",
             Self::MinivmmVhost => "minivmm vhost",
             Self::Qemu => "QEMU",
             Self::QemuVhost => "QEMU vhost",
@@ -56,11 +63,18 @@ impl Contestant {
         let mac = format!("02:00:00:00:00:{:02x}", FIRST_ADDRESS + number);
         let (kernel, initramfs) = (plan.kernel.as_os_str(), plan.initramfs.as_os_str());
         match self {
-            Self::Minivmm | Self::MinivmmVhost => {
-                let vhost = if self == Self::MinivmmVhost { ",vhost=on" } else { "" };
+            Self::Minivmm | Self::MinivmmNat | Self::MinivmmVhost => {
+                let net = match self {
+                    Self::MinivmmNat => {
+                        let [iperf, echo] = [FORWARDED.iperf, FORWARDED.echo];
+                        format!("nat,forward=tcp:{iperf}:{IPERF_PORT}+udp:{iperf}:{IPERF_PORT}+tcp:{echo}:{ECHO_PORT}")
+                    }
+                    Self::MinivmmVhost => format!("bridge={BRIDGE},mac={mac},vhost=on"),
+                    _ => format!("bridge={BRIDGE},mac={mac}"),
+                };
                 let mut command = Command::new(&plan.minivmm);
                 command.args(["--mem", &format!("{MEM_MIB}M"), "--cmdline", appended]);
-                command.args(["--net", &format!("bridge={BRIDGE},mac={mac}{vhost}")]);
+                command.args(["--net", &net]);
                 command.arg("--kernel").arg(kernel).arg("--initrd").arg(initramfs);
                 command
             }
@@ -86,7 +100,7 @@ impl Contestant {
 /// A machine that is up; it is killed when this is dropped.
 pub(super) struct Vm {
     child: Child,
-    number: u8,
+    peer: Peer,
     // Kept so that the guest's later lines have somewhere to go.
     _console: Receiver<String>,
 }
@@ -99,7 +113,12 @@ impl Vm {
     pub(super) fn start(contestant: Contestant, plan: &Plan, number: u8) -> io::Result<Self> {
         let script = format!("nc -ll -p {ECHO_PORT} -e cat & iperf3 -s -p {IPERF_PORT} >/dev/null");
         let address = format!("{NETWORK}.{}", FIRST_ADDRESS + number);
-        let appended = format!("quiet minivmm.ip=eth0:{address}/24 {}", script_parameter(&script));
+        // Behind NAT it asks for its address.
+        let (given, peer) = match contestant {
+            Contestant::MinivmmNat => (String::new(), Peer { address: format!("{NETWORK}.1"), ports: FORWARDED }),
+            _ => (format!("minivmm.ip=eth0:{address}/24"), Peer { address, ports: OWN }),
+        };
+        let appended = format!("quiet {given} {}", script_parameter(&script));
         let mut command = contestant.command(plan, number, &appended);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().ok_or_else(|| io::Error::other("no standard output"))?;
@@ -124,15 +143,15 @@ impl Vm {
             }
             said = said + &line + "\n";
         }
-        let vm = Self { child, number, _console: console };
-        connect(&address, IPERF_PORT)?;
-        connect(&address, ECHO_PORT)?;
+        let vm = Self { child, peer, _console: console };
+        vm.peer.connect(vm.peer.ports.iperf)?;
+        vm.peer.connect(vm.peer.ports.echo)?;
         Ok(vm)
     }
 
-    /// The guest's address.
-    pub(super) fn address(&self) -> String {
-        format!("{NETWORK}.{}", FIRST_ADDRESS + self.number)
+    /// Where the guest's servers are.
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Process of the VMM.
