@@ -7,10 +7,17 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::inherited;
+use crate::mirror;
+use crate::nft::Table;
 use crate::plan::Plan;
+use crate::policy::rules::{Edition, Judged, table};
 use crate::request::Request;
 use crate::rtnl::Rtnl;
+use crate::rules;
+use crate::spec::Switch;
+use crate::step::Step;
 use crate::survey::{plan_with_neighbours, survey};
+use crate::tun::TapKind;
 
 /// Plans the cards of `request` on this host as it is.
 ///
@@ -28,13 +35,35 @@ pub fn preview(request: &Request) -> Result<Plan, Error> {
     })
 }
 
-/// A plan as JSON: its cards, and its steps in order, each with what it does (`text`) and what takes it back (`undo`) in words.
+/// A plan as JSON: its cards, and its steps in order, each with what it does (`text`) and what takes it back (`undo`) in words, and the
+/// nftables that it makes (`rules`), in which the tap of card 0 is called `tap0`.
 pub fn json(plan: &Plan) -> Value {
-    let step = |step: &crate::step::Step| {
+    let step = |step: &Step| {
         let mut value = json!(step);
         value["text"] = step.to_string().into();
         value["undo"] = step.undo_text().into();
+        let tables = tables(step);
+        if !tables.is_empty() {
+            value["rules"] = tables.iter().map(|table| format!("{table}\n")).collect::<String>().into();
+        }
         value
     };
     json!({ "cards": plan.cards, "steps": plan.steps.iter().map(step).collect::<Vec<_>>() })
+}
+
+/// The nftables that a step makes. The kernel, which has not named the taps yet, may call them something else.
+fn tables(step: &Step) -> Vec<Table> {
+    let tap = |card: usize| format!("tap{card}").parse().ok();
+    match step {
+        Step::CreateTables { vm, members, guards } => rules::tables(vm, members, guards, tap),
+        Step::MirrorFrames { vm, mirrors } => {
+            vec![mirror::table(vm, mirrors, |card| Some((tap(card)?, TapKind::Tap)))]
+        }
+        Step::JudgeCard { vm, card, tap: present, served, policy } => {
+            let Some(tap) = present.clone().or_else(|| tap(*card)) else { return Vec::new() };
+            let judged = Judged { card: *card, tap, kind: TapKind::Tap, served: *served == Switch::On };
+            vec![table(Edition { vm, number: 0 }, &judged, policy)]
+        }
+        _ => Vec::new(),
+    }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 pub(crate) const CASES: &[Case] = &[
     ("plan_says_every_step_and_what_undoes_it", says_every_step),
     ("plan_as_json_has_the_steps_as_data_and_in_words", json),
+    ("plan_as_json_has_the_rules_for_packets", rules),
     ("plan_touches_nothing", touches_nothing),
     ("plan_needs_no_privilege", needs_no_privilege),
     ("plan_and_doctor_take_the_file_of_a_start", takes_a_file),
@@ -37,6 +38,18 @@ fn json() {
     assert_eq!(plan["steps"][1]["step"], "create-tap");
     assert_eq!(plan["steps"][1]["text"], "create a tap with 1 queue pairs for card 0");
     assert_eq!(plan["steps"][1]["undo"], "remove the tap");
+    assert!(plan["steps"][1].get("rules").is_none());
+}
+
+fn rules() {
+    let (code, text, errors) = said(&mut minivmm(&["net", "plan", "--json", "--name", "web", "--net", "host"]));
+
+    assert_eq!((code, errors.as_str()), (0, ""));
+    let plan: Value = serde_json::from_str(&text).unwrap();
+    let steps = plan["steps"].as_array().unwrap();
+    let rules = steps.iter().find_map(|step| step["rules"].as_str()).unwrap();
+    assert!(rules.starts_with("table inet minivmm-web {\n"), "{rules}");
+    assert!(rules.contains("type filter hook ingress device \"tap0\""), "{rules}");
 }
 
 fn touches_nothing() {
