@@ -19,7 +19,7 @@ use crate::vmm::{Vmm, itself};
 pub(crate) const CASES: &[Case] = &[("end_by_sigkill_at_random_moments_leaves_nothing", at_random)];
 
 /// Rounds of the case, unless `KILL_ROUNDS` says otherwise.
-const ROUNDS: u64 = 30;
+const ROUNDS: u64 = 20;
 
 /// What a VM may have as its cards.
 const MODES: &[(&str, &[&str])] = &[
@@ -33,6 +33,8 @@ const MODES: &[(&str, &[&str])] = &[
     ("nat limits", &["nat,connections=10,new-connections=5/s,isolate=on"]),
     ("host", &["host"]),
     ("uplink", &["bridge=lan,create=on,uplink=nic0"]),
+    ("macvtap", &["macvtap=nic0"]),
+    ("mirror", &["bridge=br0,mirror=nic0"]),
     ("uplink moved", &["bridge=lan,create=on,uplink=wan0,move-addresses=on"]),
     ("macvtap", &["macvtap=peer0", "macvtap=peer0,mode=private,queues=2"]),
     ("macvtap alone", &["macvtap=peer0,mode=passthru"]),
@@ -107,7 +109,7 @@ impl fmt::Display for Tally {
             let ways: Vec<String> = ways.iter().map(|(how, count)| format!("{how} {count}")).collect();
             writeln!(f, "{mode:15} {:4}: {}", by_mode[mode].values().sum::<u32>(), ways.join(", "))?;
         }
-        write!(f, "{} rounds, {} bridges left to gc", self.rounds.values().sum::<u32>(), self.collected)
+        write!(f, "{} rounds, {} links left to gc", self.rounds.values().sum::<u32>(), self.collected)
     }
 }
 
