@@ -1,7 +1,7 @@
 //! What rules do to packets.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use net::nft::{
     AddrType, Batch, Chain, ChainType, Command, CtState, CtStatus, Elements, Hook, IpFields, Item, L4Proto, Limit,
@@ -247,16 +247,20 @@ fn no_gap() {
     let before = vec![Rule::new().with(Statement::Counter)];
     table.chains.push(base("before", ChainType::Filter, Hook::Forward, -10, before));
     let mut nft = applied(&table);
-    let done = AtomicBool::new(false);
+    let (done, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 lab.a.send_udp((OUTSIDE, 9), 50);
+                rounds.fetch_add(1, Ordering::Relaxed);
             }
         });
-        for port in 1..=REPLACEMENTS {
-            let replace = Command::ReplaceRules(inet("x"), "forward".to_owned(), drop_all(port));
+        let mut replacements = 0;
+        // The sender may be slow to start on a busy machine.
+        while replacements < REPLACEMENTS || rounds.load(Ordering::Relaxed) < 20 {
+            let replace = Command::ReplaceRules(inet("x"), "forward".to_owned(), drop_all(1 + replacements % 1000));
             nft.apply(&Batch::new().with(replace)).unwrap();
+            replacements = replacements.saturating_add(1);
         }
         done.store(true, Ordering::Relaxed);
     });
