@@ -91,8 +91,13 @@ fn on_minivmm(
             if as_wished { Ok(()) } else { Err(format!("ended with {seen:?}").into()) }
         }));
     }
-    match vmm.run(&Config { cmdline: "probe=device strict echo", card: lan.on_interface(), ..base.clone() }) {
-        Ok(run) => trials.extend(reported("minivmm on a macvtap", run)),
+    // A macvtap cuts uncut datagrams into fragments before the peer could see them: without UFO nothing is left to check there.
+    let keys = ",offload=csum:tso:ecn:uso";
+    match vmm.run(&Config { cmdline: "probe=device strict echo", card: lan.on_interface(), keys, ..base.clone() }) {
+        Ok(mut run) => {
+            run.verdicts.retain(|verdict| !matches!(verdict.outcome, Outcome::Skipped(_)));
+            trials.extend(reported("minivmm on a macvtap", run));
+        }
         Err(error) => trials.push(failed("minivmm on a macvtap", error.to_string())),
     }
     trials.extend(captured(&vmm, &base));
