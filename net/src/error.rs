@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::nft::NftError;
 use crate::ovs::OvsError;
 use crate::refusal::Refusal;
+use crate::shape::ShapeError;
 use crate::spec::{IfName, Protocol};
 use crate::uplink::MoveError;
 
@@ -237,6 +238,9 @@ pub enum Error {
     /// Docker's chain for rules of others.
     #[error("Change the rules of VMs in Docker's chain DOCKER-USER")]
     Docker(#[source] NftError),
+    /// Rates of a card on vhost-net.
+    #[error("Hold the rates of a card on its tap")]
+    HoldRates(#[source] ShapeError),
     /// The VM's table of copies.
     #[error("Copy frames to another interface")]
     Mirror(#[source] NftError),

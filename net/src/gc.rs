@@ -1,5 +1,5 @@
 //! Removes what is left when both VMM and keeper were killed: bridges of ours without VMs, with what they have from their uplinks given
-//! back, macvtaps and ports of Open vSwitch that nobody uses, and rules in Docker's chain for others.
+//! back, macvtaps and ports of Open vSwitch that nobody uses, interfaces where frames waited, and rules in Docker's chain for others.
 //!
 //! All else belongs to the kernel and has gone with them. The next VM on such a bridge or interface would remove it as well, and the
 //! next one behind NAT the rules.
@@ -15,6 +15,7 @@ use crate::macvtap::remove_if_left_behind;
 use crate::nft::NftError;
 use crate::ovs;
 use crate::rtnl::Rtnl;
+use crate::shape;
 use crate::spec::IfName;
 use crate::survey;
 use crate::uplink;
@@ -39,12 +40,15 @@ pub enum Removed {
     Macvtap(String),
     /// A port of Open vSwitch.
     OvsPort(IfName),
+    /// An ifb, where frames of a card on vhost-net waited for their turn.
+    Ifb(String),
 }
 
 impl fmt::Display for Removed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bridge(name) => write!(f, "bridge {name}, which had no ports left"),
+            Self::Ifb(name) => write!(f, "interface {name}, where frames of a VM waited"),
             Self::Macvtap(name) => write!(f, "macvtap {name}, which no VM had any more"),
             Self::OvsPort(name) => write!(f, "Open vSwitch port {name}, which no VM had any more"),
         }
@@ -70,6 +74,10 @@ pub fn collect() -> Result<Collected, Error> {
             Err(source @ NftError::Refused { .. }) => collected.failed.push(Error::Docker(source).report()),
             // Whoever may not look has put none there, and neither has anybody on a kernel without nf_tables.
             Err(error) => log::debug!("{error}"),
+        }
+        match shape::sweep(&rtnl, &links).await {
+            Ok(swept) => collected.removed.extend(swept.into_iter().map(Removed::Ifb)),
+            Err(source) => collected.failed.push(Error::HoldRates(source.into()).report()),
         }
         for bridge in bridges {
             // The kernel takes a few names that the command line does not, and minivmm makes none of them.

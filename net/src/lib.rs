@@ -13,7 +13,7 @@
 //! | `spec`, `request` | what is wanted |
 //! | `facts`, `survey`, `subnet`, `lease` | what there is, and which addresses are free |
 //! | `plan`, `refusal`, `step` | what is to be done, and what takes it back |
-//! | `rtnl`, `tun`, `macvtap`, `ovs`, `claim`, `sysctl`, `forwarding`, `uplink`, `mirror`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
+//! | `rtnl`, `tun`, `macvtap`, `ovs`, `claim`, `sysctl`, `forwarding`, `uplink`, `mirror`, `shape`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
 //! | `policy` | who may talk to whom |
 //! | `alias`, `siblings` | what links say of VMs and networks |
 //! | `services` | DHCP and DNS, which the VMM runs |
@@ -40,8 +40,8 @@
 //! | VMM taken over by its guest | the packet socket that hears the guest's address | its filter is locked, and it is closed as soon as the address is known; until then it could be bound to another interface |
 //! | Docker's containers | guests let through in its chain for others | the rules are for the guest's address, do not lead to containers, and come after the user's own |
 //! | other processes | rules of ours that somebody else changes, or takes away with `flush ruleset` | our tables belong to our socket: the kernel refuses |
-//! | death of the keeper alone | rules that go with it while the VM runs | the guest loses its way out; until the VM ends it could reach the host's loopback address if one of its network's VMs has `forward=` |
-//! | death at any moment | leftovers | taps and tables belong to the kernel and die with their descriptors; what other interfaces had before is written on our bridge; at most an empty bridge, an unused macvtap or Open vSwitch port of ours and rules in Docker's chain stay, and the next VM there takes them away |
+//! | death of the keeper alone | rules that go with it while the VM runs | the guest loses its way out, is not mirrored, and on vhost-net not held to its rate; until the VM ends it could reach the host's loopback address if one of its network's VMs has `forward=` |
+//! | death at any moment | leftovers | taps and tables belong to the kernel and die with their descriptors; what other interfaces had before is written on our bridge; at most a bridge of ours without VMs, which has what was its uplink's, an unused macvtap or Open vSwitch port of ours, an interface where frames waited and rules in Docker's chain stay, and the next VM there takes them away |
 //! | guest | another address on a macvtap | it cannot have frames for it, and its card refuses to change; what it sends is not filtered |
 //!
 //! # Not supported
@@ -89,6 +89,7 @@ mod mirror;
 mod ovs;
 mod rtnl;
 mod rules;
+mod shape;
 mod siblings;
 mod subnet;
 mod survey;

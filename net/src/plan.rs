@@ -7,6 +7,7 @@ mod macvtap;
 mod mirror;
 mod ovs;
 mod private;
+mod shape;
 mod uplink;
 
 use std::fmt;
@@ -98,6 +99,7 @@ pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
         draft.cards.push(Card { mac, mtu, queues: queues.get() });
     }
     draft.guard_and_serve();
+    draft.shape(&request.cards);
     if !draft.mirrors.is_empty() {
         let (vm, mirrors) = (request.vm_name.clone(), draft.mirrors);
         draft.steps.push(Step::MirrorFrames { vm, mirrors });

@@ -153,6 +153,9 @@ pub enum Refusal {
     /// The rules would have to be in another network namespace.
     #[error("mirror= is for taps of this network namespace")]
     MirrorElsewhere,
+    /// A kernel without what holds rates on a tap.
+    #[error("The kernel of this host cannot hold rates on a tap")]
+    NoRates,
     /// A kernel older than Linux 5.16, or without `CONFIG_NETFILTER_EGRESS`.
     #[error("The kernel of this host cannot copy what goes out through an interface")]
     NoMirrors,
@@ -420,6 +423,9 @@ impl Refusal {
             Self::MirrorLoop { .. } | Self::MirrorOfItself { .. } => "give an interface that does not lead to the card".to_owned(),
             Self::MirrorDown { name } => format!("raise it: ip link set {name} up"),
             Self::MirrorElsewhere => "leave mirror= out, or run minivmm where the tap is".to_owned(),
+            Self::NoRates => {
+                "leave vhost=on out, or load what is missing: modprobe -a sch_tbf ifb nft_fwd_netdev".to_owned()
+            }
             Self::NoMirrors => {
                 "use capture=FILE, or boot Linux 5.16 or later with CONFIG_NETFILTER_EGRESS, as those of distributions are"
                     .to_owned()

@@ -419,9 +419,12 @@ impl NetSpec {
             bridge.check()?;
         }
         let CardSpec { vhost, impair, capture, .. } = spec.card();
-        if let Some(key) =
-            impair.first_key().or(capture.capture.as_ref().map(|_| "capture")).filter(|_| *vhost == Switch::On)
-        {
+        // On a tap of our own the kernel holds rates.
+        let refused = match &spec {
+            Self::Bridge(_) | Self::Nat(_) | Self::Host(_) => impair.first_key_but_rates(),
+            _ => impair.first_key(),
+        };
+        if let Some(key) = refused.or(capture.capture.as_ref().map(|_| "capture")).filter(|_| *vhost == Switch::On) {
             return Err(SpecError::Vhost(key));
         }
         if let Self::Bridge(BridgeSpec { addresses, guard, .. }) = &spec

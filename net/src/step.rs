@@ -29,6 +29,7 @@ use crate::refusal::Refusal;
 use crate::rtnl::{Attachment, Rtnl};
 use crate::rules::{self, Member};
 use crate::services::{self, Ipv6Network, PREFIX_LEN, ServiceSpec};
+use crate::shape::{self, Shape, ShapeError};
 use crate::spec::{Forward, ForwardDelay, IfName, MacvtapMode, Subnet, Switch};
 use crate::survey;
 use crate::sysctl::{self, Conf};
@@ -185,6 +186,13 @@ pub enum Step {
         /// The policy.
         policy: Policy,
     },
+    /// Have the kernel hold the rates of cards.
+    HoldRates {
+        /// The VM.
+        vm: String,
+        /// The cards.
+        shapes: Vec<Shape>,
+    },
     /// Open the socket on which a card's services answer.
     OpenServices {
         /// The card.
@@ -304,6 +312,8 @@ pub(crate) struct Host {
     pub(crate) mirrors: Option<NftSocket>,
     /// What says that a card's macvtap or port is in use, by card.
     pub(crate) claims: BTreeMap<usize, OwnedFd>,
+    /// The owner of the table that has frames wait, if there is one.
+    pub(crate) rates: Option<NftSocket>,
     /// Descriptors that the VMM inherited for `fd=`, by number.
     pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
 }
@@ -378,6 +388,7 @@ impl Step {
             Self::HoldPorts { .. } => "close them".to_owned(),
             Self::CreateTables { .. } => "remove them".to_owned(),
             Self::MirrorFrames { .. } => "copy them no longer".to_owned(),
+            Self::HoldRates { .. } => "remove the interfaces where frames wait".to_owned(),
             Self::AdmitInDocker { .. } | Self::JudgeCard { .. } => "remove the rules".to_owned(),
             Self::OpenTap { .. } | Self::AdoptTap { .. } | Self::OpenVhost { .. } | Self::OpenServices { .. } => {
                 "close it".to_owned()
@@ -444,6 +455,7 @@ impl Step {
                 host.forget_frames(*card);
                 Ok(())
             }
+            Self::HoldRates { vm, shapes } => host.hold_rates(vm, shapes).await,
             Self::OpenServices { card, spec } => host.open_services(*card, spec),
             Self::RemoveLeftBehind { link } => match macvtap::remove_if_left_behind(&host.rtnl, link.as_str()).await {
                 Ok(_) => Ok(()),
@@ -495,6 +507,7 @@ impl Step {
             }
             Self::CreateTables { .. } => host.remove_tables().map_err(Error::Nftables),
             Self::AdmitInDocker { .. } => docker::withdraw(&std::mem::take(&mut host.admitted)).map_err(Error::Docker),
+            Self::HoldRates { shapes, .. } => host.release_rates(shapes).await,
             Self::MirrorFrames { .. } => {
                 host.mirrors = None;
                 Ok(())
@@ -531,9 +544,9 @@ impl Host {
     /// A host that nothing has been done to.
     pub(crate) fn new(rtnl: Rtnl, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
         let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let (tables, in_force, mirrors) = (None, None, None);
+        let (tables, in_force, mirrors, rates) = (None, None, None, None);
         let (admitted, claims) = (Vec::new(), BTreeMap::new());
-        Self { rtnl, taps, vhosts, ports, services, tables, in_force, mirrors, admitted, claims, inherited }
+        Self { rtnl, taps, vhosts, ports, services, tables, in_force, mirrors, rates, admitted, claims, inherited }
     }
 
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
@@ -625,6 +638,21 @@ impl Host {
         })?;
         self.mirrors = Some(socket);
         Ok(())
+    }
+
+    async fn hold_rates(&mut self, vm: &str, shapes: &[Shape]) -> Result<(), Error> {
+        self.rates = Some(shape::hold(&self.rtnl, vm, shapes, &self.taps).await.map_err(|error| match error {
+            ShapeError::Missing => Refusal::NoRates.into(),
+            error => Error::HoldRates(error),
+        })?);
+        Ok(())
+    }
+
+    /// The taps are removed by an earlier step, and so undone later than this.
+    async fn release_rates(&mut self, shapes: &[Shape]) -> Result<(), Error> {
+        self.rates = None;
+        let taps = shapes.iter().filter_map(|shape| self.taps.get(&shape.card)?.index);
+        shape::release(&self.rtnl, taps).await.map_err(|source| Error::HoldRates(source.into()))
     }
 
     fn open_services(&mut self, card: usize, spec: &ServiceSpec) -> Result<(), Error> {
@@ -719,6 +747,12 @@ impl fmt::Display for Step {
                 let guests: Vec<String> =
                     admissions.iter().map(|it| format!("{} on {}", it.address, it.bridge)).collect();
                 write!(f, "let {} through in chain {} of Docker", guests.join(" and "), docker::CHAIN)
+            }
+            Self::HoldRates { shapes, .. } => {
+                let texts = shapes.iter().map(|Shape { card, to_guest, from_guest }| {
+                    format!("{}/{} bit/s of card {card}", to_guest.bits_per_s, from_guest.bits_per_s)
+                });
+                write!(f, "hold {}", texts.collect::<Vec<_>>().join(" and "))
             }
             Self::MirrorFrames { mirrors, .. } => {
                 let copy = |mirror: &Mirror| format!("the frames of card {} to {}", mirror.card, mirror.to);

@@ -162,6 +162,14 @@ pub(crate) fn lift_send_limit(queue: &impl AsRawFd) -> io::Result<()> {
     check(result).map(drop)
 }
 
+/// Has a tap take no more frames of each of its queues than these bytes before the first of them has got to where it goes.
+pub(crate) fn limit_sending(queue: &OwnedFd, bytes: u64) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
+    // SAFETY: TUNSETSNDBUF reads one int; `queue` is open.
+    let result = unsafe { ioctl_with_ref(queue, libc::TUNSETSNDBUF, &bytes) };
+    check(result).map(drop)
+}
+
 fn set_header_size(queue: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: TUNSETVNETHDRSZ reads one int; `queue` is open.
     let result = unsafe { ioctl_with_ref(queue, libc::TUNSETVNETHDRSZ, &VNET_HEADER_BYTES) };

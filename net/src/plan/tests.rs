@@ -742,3 +742,31 @@ fn an_uplink_carries_the_vlans_of_guests_with_their_tags() {
     let steps: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
     assert!(steps.contains(&"have eth1 be tagged in VLAN 100 as well".to_owned()), "{steps:?}");
 }
+
+#[test]
+fn rates_of_a_card_on_vhost_net_are_the_kernels_and_of_another_card_the_vmms() {
+    let held =
+        plan("vm", &specs(&["bridge=br0,vhost=on,rate=100M/1M,burst=1K", "bridge=br0,rate=1M/1M"]), &host()).unwrap();
+    let texts: Vec<String> =
+        held.steps.iter().map(ToString::to_string).filter(|text| text.starts_with("hold")).collect();
+    assert_eq!(texts, ["hold 100000000/1000000 bit/s of card 0"]);
+    let Some(Step::HoldRates { shapes, .. }) = held.steps.last() else { panic!("no rates") };
+    // A whole frame fits into a burst.
+    assert_eq!([shapes[0].to_guest.burst_bytes, shapes[0].from_guest.burst_bytes], [1518, 1518]);
+}
+
+#[test]
+fn a_mirror_that_leads_to_the_card_is_refused() {
+    let facts = with(with(host(), Link { peer: Some(2), ..link(5, "mon1", Some("veth")) }), tap(6, "tap6"));
+    let facts = with(facts, link(7, "mon0", None));
+    let plan = plan("vm", &specs(&["bridge=br0,mirror=mon0"]), &facts).unwrap();
+    assert_eq!(plan.steps.last().unwrap().to_string(), "copy the frames of card 0 to mon0");
+    for name in ["eth0", "br0", "mon1"] {
+        assert_eq!(
+            refusal(&[&format!("bridge=br0,mirror={name}")], &facts),
+            format!("mirror={name} leads to bridge br0, where the card is: copies would be copied for ever")
+        );
+    }
+    assert_eq!(refusal(&["bridge=br0,mirror=tap6"], &facts), "mirror=tap6 cannot have copies of frames, it is a tap");
+    assert_eq!(refusal(&["bridge=br0,mirror=mon9"], &facts), "mirror=mon9 does not exist");
+}

@@ -68,6 +68,11 @@ impl ImpairSpec {
         Self::KEYS.iter().zip(there).find(|(_, there)| *there).map(|(key, _)| *key)
     }
 
+    /// The first key that is there, but for those of rates.
+    pub(super) fn first_key_but_rates(&self) -> Option<&'static str> {
+        Self { rate: None, burst: None, ..self.clone() }.first_key()
+    }
+
     /// A key that does nothing, and one of those that it needs.
     pub(super) fn idle_key(&self) -> Option<(&'static str, &'static str)> {
         if self.burst.is_some() && self.rate.is_none() {

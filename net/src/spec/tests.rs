@@ -230,6 +230,11 @@ fn impairments_are_refused_where_they_do_nothing() {
         refusal("tap=t0,vhost=on,loss=1%"),
         "loss= and vhost=on contradict each other, the kernel's vhost-net moves frames as they come: leave one of them out"
     );
+    for text in ["tap=t0,vhost=on,rate=1M/1M", "bridge=b,vhost=on,rate=1M/1M,delay=1ms", "nat,vhost=on,loss=1%"] {
+        assert!(refusal(text).contains("= and vhost=on contradict each other"), "{text}");
+    }
+    let held = "bridge=b,vhost=on,rate=1000000/2000000,burst=65536";
+    assert_eq!(parse(held).to_string(), held);
     assert_eq!(
         refusal("tap=t0,burst=1M"),
         "burst= does nothing by itself: give rate=100M/100M with it, or leave it out"

@@ -257,6 +257,13 @@ pub(crate) fn send_frame(namespace: &Namespace, frame: &[u8]) {
 pub(crate) fn send_out(interface: &str, frame: &[u8]) {
     let (family, kind) = (AddressFamily::Packet, SockType::Raw);
     let socket = socket(family, kind, SockFlag::empty(), SockProtocol::EthAll).expect("a packet socket");
+    let to = frame[..6].try_into().unwrap();
+    let address = link_address(interface, to);
+    sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty()).expect("a frame that goes");
+}
+
+/// An address beside an interface of this namespace.
+pub(crate) fn link_address(interface: &str, to: [u8; 6]) -> LinkAddr {
     let index = nix::net::if_::if_nametoindex(interface).expect("an interface");
     let mut address = nix::libc::sockaddr_ll {
         sll_family: nix::libc::AF_PACKET.try_into().unwrap(),
@@ -267,10 +274,10 @@ pub(crate) fn send_out(interface: &str, frame: &[u8]) {
         sll_halen: 6,
         sll_addr: [0; 8],
     };
-    address.sll_addr[..6].copy_from_slice(&frame[..6]);
+    address.sll_addr[..6].copy_from_slice(&to);
     let len = size_of_val(&address).try_into().unwrap();
     #[expect(unsafe_code, reason = "an address of this family has no constructor")]
     // SAFETY: a sockaddr_ll of its own length, which lives through the call.
-    let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(len)) }.expect("an address");
-    sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty()).expect("a frame that goes");
+    let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(len)) };
+    address.expect("an address")
 }

@@ -35,6 +35,7 @@ mod nat;
 mod nft;
 mod ovs;
 mod policy;
+mod rates;
 mod refusals;
 mod services;
 mod uplink;
@@ -69,6 +70,7 @@ fn cases() -> Vec<Case> {
         &nft,
         ovs::CASES,
         policy::CASES,
+        rates::CASES,
         refusals::CASES,
         services::CASES,
         uplink::CASES,

@@ -19,7 +19,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Bytes before every frame: `struct virtio_net_hdr_v1`.
-const HEADER: usize = 12;
+pub(crate) const HEADER: usize = 12;
 
 /// A bridge `br0` with `peer0` behind it, and a pair `mon0`, `mon1` to look at.
 fn links() {
@@ -66,7 +66,7 @@ impl Card {
 }
 
 /// A frame of an experimental protocol (IEEE Std 802) from the card, or to it.
-fn frame(to: [u8; 6], from: [u8; 6], text: u8) -> Vec<u8> {
+pub(crate) fn frame(to: [u8; 6], from: [u8; 6], text: u8) -> Vec<u8> {
     [to.as_slice(), &from, &[0x88, 0xb5], &[text; 100]].concat()
 }
 
@@ -74,7 +74,7 @@ const GUEST: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 const OUTSIDE: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
 
 /// A TCP segment of 4000 bytes that is to be cut into segments of 1000, with the header that says so.
-fn large() -> ([u8; HEADER], Vec<u8>) {
+pub(crate) fn large() -> ([u8; HEADER], Vec<u8>) {
     // VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, 54 bytes of headers, checksum of what begins at 34, 16 bytes further on.
     let mut header = [0; HEADER];
     header[..10].copy_from_slice(&[1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0]);

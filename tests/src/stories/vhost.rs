@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use super::Story;
 use crate::lan::{Lan, sh};
@@ -14,6 +15,7 @@ use crate::stage::Stage;
 pub(super) const STORIES: &[Story] = &[
     Story { name: "vhost::a_guest_moves_data_both_ways_by_threads_of_the_kernel", tell: data_both_ways },
     Story { name: "vhost::a_hostile_driver_harms_neither_the_machine_nor_the_host", tell: hostile },
+    Story { name: "vhost::a_card_holds_its_rates_and_is_mirrored", tell: rates },
     Story { name: "vhost::a_card_survives_resets_pairs_and_links_that_change_under_load", tell: changes },
 ];
 
@@ -80,6 +82,54 @@ fn data_both_ways(stage: &Stage) {
     assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
     assert_eq!(kernel_threads(), 0, "threads of vhost-net after the guest");
     assert_eq!(lan.links(), links_before, "the host's links after the guest");
+}
+
+/// Bytes that go each way at a rate, and what may pass at once.
+const SLOW_BYTES: usize = 4 << 20;
+const BURST_BYTES: usize = 64 << 10;
+
+fn rates(stage: &Stage) {
+    let lan = Lan::new();
+    let (host, listener) = (lan.address(), listener(&lan));
+    sh("ip link add mon0 type veth peer name mon1 && ip link set mon0 up && ip link set mon1 up");
+    let at = port(&listener);
+    let vm = stage
+        .vm()
+        .name("slow")
+        .net(format!("{},vhost=on,rate=20M/10M,mirror=mon0", lan.net()))
+        .script(&format!("nc {host} {at} </dev/null >/tmp/data; nc {host} {at} </tmp/data >/dev/null"))
+        .start();
+    let data: Vec<u8> = (0..SLOW_BYTES).map(|at| (at * 31 % 251).to_le_bytes()[0]).collect();
+    let accept = || listener.accept().expect("the guest connects").0;
+    let mut guest = accept();
+    let begin = Instant::now();
+    guest.write_all(&data).expect("sending to the guest");
+    drop(guest);
+    // It connects again once it has all of it.
+    let mut guest = accept();
+    let (to_guest, begin) = (begin.elapsed(), Instant::now());
+    let mut back = Vec::new();
+    guest.read_to_end(&mut back).expect("receiving from the guest");
+    let from_guest = begin.elapsed();
+    let counters = sh("nft list counters table netdev minivmm-slow/mirror");
+    println!("{SLOW_BYTES} bytes at 20 Mbit/s in {to_guest:.2?}, back at 10 Mbit/s in {from_guest:.2?}; {counters}");
+    println!("{}", sh("tc -s qdisc show dev $(ls /sys/class/net | grep mvifb)"));
+    assert!(back == data, "{} bytes came back, not those that were sent", back.len());
+    let least =
+        |bits_per_s: usize| Duration::from_secs_f64(((SLOW_BYTES - BURST_BYTES) * 8) as f64 / bits_per_s as f64);
+    assert!(to_guest >= least(20_000_000) && from_guest >= least(10_000_000), "faster than that");
+    let mirrored: Vec<usize> = counters.split("bytes ").skip(1).map(first_number).collect();
+    assert!(mirrored.len() == 2 && mirrored.iter().all(|bytes| *bytes > SLOW_BYTES), "mirrored bytes: {mirrored:?}");
+    assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
+    assert_eq!(
+        sh("ls /sys/class/net | grep -c mvifb || true").trim(),
+        "0",
+        "interfaces where frames waited, after the guest"
+    );
+}
+
+fn first_number(text: &str) -> usize {
+    text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or_default()
 }
 
 /// How often the guest resets its card.
