@@ -3,16 +3,11 @@
 //! `undo` may run after `apply` failed half-way, twice, and after somebody else has removed the thing: it then finds
 //! nothing to do and succeeds.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::fs::File;
-use std::io;
-use std::os::fd::{OwnedFd, RawFd};
-
-use serde::Serialize;
+mod host;
+mod text;
 
 use crate::alias::{NetworkAlias, TapAlias, UplinkAlias};
-use crate::docker::{self, Admission, Placed};
+use crate::docker::{self, Admission};
 use crate::error::Error;
 use crate::forwarding;
 use crate::gc::remove_bridge_if_unused;
@@ -20,29 +15,29 @@ use crate::guard::Guard;
 use crate::hold;
 use crate::mac::MacAddr;
 use crate::macvtap::{self, Macvtap};
-use crate::mirror::{self, Mirror, MirrorError};
-use crate::nft::{NftError, NftSocket};
+use crate::mirror::Mirror;
 use crate::ovs::{self, OvsPort};
+use crate::policy::Policy;
 use crate::policy::rules::Judged;
-use crate::policy::{InForce, Policy};
 use crate::refusal::Refusal;
 use crate::rtnl::{Attachment, Rtnl};
-use crate::rules::{self, Member};
-use crate::services::{self, Ipv6Network, PREFIX_LEN, ServiceSpec};
-use crate::shape::{self, Shape, ShapeError};
-use crate::spec::{Forward, ForwardDelay, IfName, MacvtapMode, Subnet, Switch};
-use crate::survey;
+use crate::rules::Member;
+use crate::services::{Ipv6Network, PREFIX_LEN, ServiceSpec};
+use crate::shape::Shape;
+use crate::spec::{Forward, ForwardDelay, IfName, Subnet, Switch};
 use crate::sysctl::{self, Conf};
-use crate::tables::Tables;
 use crate::tun::{self, QueueMode, TapKind};
 use crate::uplink;
 use crate::vlan::PortVlans;
+use host::open_tap;
+pub(crate) use host::{Host, Tap, create_tap, index_of};
+use serde::Serialize;
+use std::fs::File;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 
 /// The kernel's vhost-net: each opening is an instance, which serves one queue pair.
 const VHOST: &str = "/dev/vhost-net";
-
-/// Frames that wait in a queue of a tap at most: its length by default is half of that.
-const QUEUED_MAX: usize = 1000;
 
 /// One change of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -290,46 +285,6 @@ pub enum Step {
     },
 }
 
-/// What steps work on, and what they leave for each other.
-#[derive(Debug)]
-pub(crate) struct Host {
-    pub(crate) rtnl: Rtnl,
-    /// Taps by card.
-    pub(crate) taps: BTreeMap<usize, Tap>,
-    /// Descriptors of vhost-net by card, until they are handed over.
-    pub(crate) vhosts: BTreeMap<usize, Vec<OwnedFd>>,
-    /// Sockets that hold ports, by card.
-    pub(crate) ports: BTreeMap<usize, Vec<OwnedFd>>,
-    /// The sockets of services with what they say, by card, until they are handed over.
-    pub(crate) services: BTreeMap<usize, (ServiceSpec, OwnedFd)>,
-    /// The owner of the VM's tables, if it has some.
-    pub(crate) tables: Option<Tables>,
-    /// The policy that holds for its cards, if there is one.
-    pub(crate) in_force: Option<InForce>,
-    /// Rules of the VM in tables of Docker's.
-    pub(crate) admitted: Vec<Placed>,
-    /// The owner of the table that has frames copied, if there is one.
-    pub(crate) mirrors: Option<NftSocket>,
-    /// What says that a card's macvtap or port is in use, by card.
-    pub(crate) claims: BTreeMap<usize, OwnedFd>,
-    /// The owner of the table that has frames wait, if there is one.
-    pub(crate) rates: Option<NftSocket>,
-    /// Descriptors that the VMM inherited for `fd=`, by number.
-    pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
-}
-
-/// A tap of a card.
-#[derive(Debug)]
-pub(crate) struct Tap {
-    pub(crate) name: String,
-    /// Its interface number, none if it may be in another namespace.
-    pub(crate) index: Option<u32>,
-    /// The driver that it is of.
-    pub(crate) kind: TapKind,
-    /// Its queues, until they are handed over.
-    pub(crate) fds: Vec<OwnedFd>,
-}
-
 impl Step {
     /// The bridge that this step prepares.
     pub(crate) fn bridge(&self) -> Option<&IfName> {
@@ -347,54 +302,6 @@ impl Step {
         let (alias, vlans) = (alias.clone(), vlans.clone());
         let (pinned, isolated, hairpin) = (*pinned, *isolated, *hairpin);
         Some(Attachment { mac: *mac, mtu: *mtu, alias, pinned, isolated, hairpin, vlans })
-    }
-
-    /// What takes it back at the end, in words.
-    pub fn undo_text(&self) -> String {
-        match self {
-            Self::CreateBridge { bridge, .. } | Self::ShareBridge { bridge } => {
-                format!("remove bridge {bridge} if it has no ports left")
-            }
-            Self::PinAddress { .. } => "nothing, the address is the same".to_owned(),
-            Self::CreateTap { .. } => "remove the tap".to_owned(),
-            Self::RemoveLeftBehind { .. } | Self::RemoveOvsPort { .. } => "nothing, no VM has it".to_owned(),
-            Self::CreateOvsPort { .. } => "remove the port and the tap".to_owned(),
-            Self::CreateMacvtap { macvtap: Macvtap { lower, mode: MacvtapMode::Passthru, .. }, .. } => {
-                format!("remove the macvtap, which gives {lower} its own address back")
-            }
-            Self::CreateMacvtap { .. } => "remove the macvtap".to_owned(),
-            Self::AttachTap { .. } => "nothing, it goes with the tap".to_owned(),
-            Self::TakeUplink { bridge, uplink, addresses, routes, .. } if addresses.is_empty() && *routes == 0 => {
-                format!("with bridge {bridge}, release {uplink}")
-            }
-            Self::TakeUplink { bridge, uplink, .. } => {
-                format!("with bridge {bridge}, move them back to {uplink} and release it")
-            }
-            Self::JoinVlans { link, .. } => format!("nothing, it ends when {link} leaves the bridge"),
-            Self::StartStp { bridge, .. }
-            | Self::FilterVlans { bridge }
-            | Self::GiveGateway { bridge, .. }
-            | Self::GiveGateway6 { bridge, .. }
-            | Self::RouteLoopback { bridge } => {
-                format!("nothing, it goes with bridge {bridge}")
-            }
-            Self::EnableForwarding { bridge, uplinks } if uplinks.is_empty() => {
-                format!("nothing, it goes with bridge {bridge}")
-            }
-            Self::EnableForwarding { bridge, uplinks } => {
-                format!("with bridge {bridge}, forward from {} no longer", names(uplinks))
-            }
-            Self::EnableForwarding6 { bridge, .. } => format!("with bridge {bridge}, forward IPv6 no longer"),
-            Self::HoldPorts { .. } => "close them".to_owned(),
-            Self::CreateTables { .. } => "remove them".to_owned(),
-            Self::MirrorFrames { .. } => "copy them no longer".to_owned(),
-            Self::HoldRates { .. } => "remove the interfaces where frames wait".to_owned(),
-            Self::AdmitInDocker { .. } | Self::JudgeCard { .. } => "remove the rules".to_owned(),
-            Self::OpenTap { .. } | Self::AdoptTap { .. } | Self::OpenVhost { .. } | Self::OpenServices { .. } => {
-                "close it".to_owned()
-            }
-            Self::Raise { link } => format!("lower {link}"),
-        }
     }
 
     pub(crate) async fn apply(&self, host: &mut Host) -> Result<(), Error> {
@@ -540,263 +447,6 @@ impl Step {
     }
 }
 
-impl Host {
-    /// A host that nothing has been done to.
-    pub(crate) fn new(rtnl: Rtnl, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
-        let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let (tables, in_force, mirrors, rates) = (None, None, None, None);
-        let (admitted, claims) = (Vec::new(), BTreeMap::new());
-        Self { rtnl, taps, vhosts, ports, services, tables, in_force, mirrors, rates, admitted, claims, inherited }
-    }
-
-    /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
-    pub(crate) async fn attach(&self, card: usize, bridge: &IfName, attachment: &Attachment) -> Result<(), Error> {
-        let Some(Tap { name, index: Some(index), .. }) = self.taps.get(&card) else { return Ok(()) };
-        let attach = async {
-            let bridge_index = index_of(bridge.as_str())?;
-            self.rtnl.attach(*index, bridge_index, attachment).await
-        };
-        let tap = name.clone();
-        attach.await.map_err(|source| Error::AttachTap { tap, bridge: bridge.clone(), source })
-    }
-
-    fn create_tables(&mut self, vm: &str, members: &[Member], guards: &[Guard]) -> Result<(), Error> {
-        let taps = &self.taps;
-        let tables = rules::tables(vm, members, guards, |card| taps.get(&card)?.name.parse().ok());
-        self.owner().and_then(|owner| owner.add(tables)).map_err(Error::Nftables)
-    }
-
-    /// What owns the VM's tables.
-    pub(crate) fn owner(&mut self) -> Result<&mut Tables, NftError> {
-        match &mut self.tables {
-            Some(tables) => Ok(tables),
-            none => Ok(none.insert(Tables::open()?)),
-        }
-    }
-
-    fn remove_tables(&mut self) -> Result<(), NftError> {
-        self.in_force = None;
-        self.tables.take().map_or(Ok(()), Tables::remove)
-    }
-
-    /// The tap of a card as a policy can be enforced on it.
-    pub(crate) fn judged_tap(&self, card: usize) -> Result<(IfName, TapKind), Refusal> {
-        let tap = self.taps.get(&card).filter(|tap| tap.index.is_some());
-        tap.and_then(|tap| Some((tap.name.parse().ok()?, tap.kind))).ok_or(Refusal::PolicyElsewhere { card })
-    }
-
-    /// Drops what has come for a card whose tap could take frames before anybody judged them. More of them than a tap holds are not there.
-    fn forget_frames(&self, card: usize) {
-        // The header of virtio-net has to fit.
-        let mut head = [0; 64];
-        for fd in self.taps.get(&card).into_iter().flat_map(|tap| &tap.fds) {
-            // The rest of a frame is gone with its head; an error is that there is none.
-            (0..QUEUED_MAX).take_while(|_| nix::unistd::read(fd, &mut head).is_ok()).for_each(drop);
-        }
-    }
-
-    /// Has a policy hold for more cards of `vm`, which are all of them if it has none yet.
-    pub(crate) fn judge(&mut self, vm: &str, policy: &Policy, cards: Vec<Judged>) -> Result<(), NftError> {
-        let mut in_force = self.in_force.take().unwrap_or_else(|| InForce::new(policy.clone()));
-        in_force.extend(self.owner()?, vm, cards)?;
-        self.in_force = Some(in_force);
-        Ok(())
-    }
-
-    /// Puts a policy in the place of the one before.
-    pub(crate) fn replace_policy(&mut self, vm: &str, policy: Policy) -> Result<(), NftError> {
-        let Some(mut in_force) = self.in_force.take() else { return Ok(()) };
-        let result = self.owner().and_then(|owner| in_force.replace(owner, vm, policy));
-        self.in_force = Some(in_force);
-        result
-    }
-
-    async fn admit(&mut self, vm: &str, admissions: &[Admission], containers: &[IfName]) -> Result<(), Error> {
-        let links = self.rtnl.links().await.map_err(Error::Survey)?;
-        let links: Vec<_> = links.iter().filter_map(survey::link).collect();
-        self.admitted = docker::admit(vm, admissions, containers, &links).map_err(Error::Docker)?;
-        Ok(())
-    }
-
-    /// Most often the VMM's descriptors are closed and a tap has gone. A VMM that is being killed, or that calls stop() too early,
-    /// still has it.
-    async fn remove_tap(&mut self, card: usize) -> Result<(), Error> {
-        let Some(Tap { name, index: Some(index), .. }) = self.taps.remove(&card) else { return Ok(()) };
-        let removed = self.rtnl.remove(index).await.map_err(|source| Error::Remove { link: name, source });
-        self.claims.remove(&card);
-        removed
-    }
-
-    fn mirror(&mut self, vm: &str, mirrors: &[Mirror]) -> Result<(), Error> {
-        let table = mirror::table(vm, mirrors, |card| {
-            let tap = self.taps.get(&card)?;
-            Some((tap.name.parse().ok()?, tap.kind))
-        });
-        let socket = mirror::open(table).map_err(|error| match error {
-            MirrorError::NoHook => Refusal::NoMirrors.into(),
-            MirrorError::Nft(source) => Error::Mirror(source),
-        })?;
-        self.mirrors = Some(socket);
-        Ok(())
-    }
-
-    async fn hold_rates(&mut self, vm: &str, shapes: &[Shape]) -> Result<(), Error> {
-        self.rates = Some(shape::hold(&self.rtnl, vm, shapes, &self.taps).await.map_err(|error| match error {
-            ShapeError::Missing => Refusal::NoRates.into(),
-            error => Error::HoldRates(error),
-        })?);
-        Ok(())
-    }
-
-    /// The taps are removed by an earlier step, and so undone later than this.
-    async fn release_rates(&mut self, shapes: &[Shape]) -> Result<(), Error> {
-        self.rates = None;
-        let taps = shapes.iter().filter_map(|shape| self.taps.get(&shape.card)?.index);
-        shape::release(&self.rtnl, taps).await.map_err(|source| Error::HoldRates(source.into()))
-    }
-
-    fn open_services(&mut self, card: usize, spec: &ServiceSpec) -> Result<(), Error> {
-        let Some(Tap { name, index: Some(index), .. }) = self.taps.get(&card) else { return Ok(()) };
-        let socket = services::open_socket(*index, spec);
-        let socket = socket.map_err(|source| Error::OpenServices { tap: name.clone(), source })?;
-        self.services.insert(card, (spec.clone(), socket));
-        Ok(())
-    }
-
-    fn adopt(&mut self, tap: &str, fds: &[RawFd]) -> Result<Tap, Error> {
-        let mut queues = Vec::new();
-        for fd in fds {
-            let queue = self.inherited.get(fd).map_or_else(
-                || Err(io::Error::from_raw_os_error(libc::EBADF)),
-                |queue| tun::adopt(queue).and_then(|()| queue.try_clone()),
-            );
-            queues.push(queue.map_err(|source| Error::AdoptTap { tap: tap.to_owned(), source })?);
-        }
-        let here = queues.first().is_some_and(tun::is_in_our_namespace);
-        let index = if here { index_of(tap).ok() } else { None };
-        Ok(Tap { name: tap.to_owned(), index, kind: TapKind::Tap, fds: queues })
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CreateBridge { bridge, mac, mtu } => {
-                write!(f, "create bridge {bridge} with address {mac} and mtu {mtu}, and raise it")
-            }
-            Self::ShareBridge { bridge } => write!(f, "share bridge {bridge}, which minivmm made"),
-            Self::TakeUplink { bridge, uplink, addresses, routes, .. } => {
-                write!(f, "make {uplink} a port of bridge {bridge}")?;
-                match addresses.as_slice() {
-                    [] if *routes == 0 => Ok(()),
-                    [] => write!(f, ", which takes over {routes} routes"),
-                    list => write!(f, ", which takes over {} and {routes} routes", list.join(", ")),
-                }
-            }
-            Self::JoinVlans { link, vlans } => write!(f, "have {link} be {vlans} as well"),
-            Self::StartStp { bridge, delay } => {
-                write!(
-                    f,
-                    "have bridge {bridge} take part in a spanning tree with a forward delay of {} s",
-                    delay.seconds()
-                )
-            }
-            Self::FilterVlans { bridge } => write!(f, "have bridge {bridge} filter VLANs"),
-            Self::PinAddress { bridge, mac } => write!(f, "keep the address of bridge {bridge} at {mac}"),
-            Self::CreateTap { card, queues } => write!(f, "create a tap with {queues} queue pairs for card {card}"),
-            Self::OpenVhost { card, queues } => {
-                write!(f, "open {VHOST} for {queues} queue pairs of card {card}")
-            }
-            Self::AttachTap { card, bridge, mac, mtu, vlans, .. } => {
-                write!(f, "attach the tap of card {card} to bridge {bridge} with address {mac} and mtu {mtu}, ")?;
-                if let Some(vlans) = vlans {
-                    write!(f, "{vlans}, ")?;
-                }
-                f.write_str("and raise it")
-            }
-            Self::GiveGateway { bridge, subnet, .. } => {
-                write!(f, "give bridge {bridge} the address {}/{}", subnet.gateway(), subnet.prefix_len())
-            }
-            Self::EnableForwarding { bridge, uplinks } if uplinks.is_empty() => {
-                write!(f, "forward packets from {bridge}")
-            }
-            Self::EnableForwarding { bridge, uplinks } => {
-                write!(f, "forward packets from {bridge} and {}", names(uplinks))
-            }
-            Self::GiveGateway6 { bridge, network } => {
-                write!(f, "give bridge {bridge} the addresses {}/64 and {}/64", network.gateway, network.link_local)
-            }
-            Self::EnableForwarding6 { uplinks, .. } if uplinks.is_empty() => write!(f, "forward IPv6"),
-            Self::EnableForwarding6 { uplinks, .. } => {
-                write!(f, "forward IPv6, and go on taking router advertisements on {}", names(uplinks))
-            }
-            Self::RouteLoopback { bridge } => write!(f, "let 127.0.0.0/8 reach the guests of {bridge}"),
-            Self::HoldPorts { card, forward, .. } => {
-                let texts: Vec<String> = forward.iter().map(ToString::to_string).collect();
-                write!(f, "hold the host's ports of {} for card {card}", texts.join(" and "))
-            }
-            Self::CreateTables { vm, members, guards } => {
-                let cards = members.iter().map(|member| member.card).chain(guards.iter().map(|guard| guard.card));
-                let cards: Vec<String> = cards.map(|card| card.to_string()).collect();
-                let name = |card: usize| format!("tap{card}").parse().ok();
-                let tables = rules::tables(vm, members, guards, name);
-                let families: Vec<String> = tables.iter().map(|table| table.name.family.to_string()).collect();
-                write!(f, "create the nftables {} minivmm-{vm} for card {}", families.join(" and "), cards.join(", "))
-            }
-            Self::AdmitInDocker { admissions, .. } => {
-                let guests: Vec<String> =
-                    admissions.iter().map(|it| format!("{} on {}", it.address, it.bridge)).collect();
-                write!(f, "let {} through in chain {} of Docker", guests.join(" and "), docker::CHAIN)
-            }
-            Self::HoldRates { shapes, .. } => {
-                let texts = shapes.iter().map(|Shape { card, to_guest, from_guest }| {
-                    format!("{}/{} bit/s of card {card}", to_guest.bits_per_s, from_guest.bits_per_s)
-                });
-                write!(f, "hold {}", texts.collect::<Vec<_>>().join(" and "))
-            }
-            Self::MirrorFrames { mirrors, .. } => {
-                let copy = |mirror: &Mirror| format!("the frames of card {} to {}", mirror.card, mirror.to);
-                write!(f, "copy {}", mirrors.iter().map(copy).collect::<Vec<_>>().join(" and "))
-            }
-            Self::JudgeCard { vm, card, policy, .. } => {
-                let rules = policy.ingress.len() + policy.egress.len();
-                write!(
-                    f,
-                    "create the nftables netdev minivmm-{vm}/policy{card}: {rules} rules of the policy for card {card}"
-                )
-            }
-            Self::OpenServices { card, spec } => {
-                write!(f, "answer DHCP and DNS of card {card}, which has {}", spec.ipv4.address)
-            }
-            Self::RemoveLeftBehind { link } => {
-                write!(f, "remove macvtap {link}, which a VM that was killed with its keeper left behind")
-            }
-            Self::CreateMacvtap { card, macvtap: Macvtap { tap, lower, mode, mac, queues, .. } } => write!(
-                f,
-                "create macvtap {tap} on {lower} in mode {mode} with address {mac} and {queues} queue pairs for card {card}, \
-                 and raise it"
-            ),
-            Self::RemoveOvsPort { port } => {
-                write!(f, "remove Open vSwitch port {port}, which a VM that was killed with its keeper left behind")
-            }
-            Self::CreateOvsPort { card, port } => write!(f, "{port} for card {card}"),
-            Self::OpenTap { card, tap, queues, .. } => {
-                write!(f, "open tap {tap} with {queues} queue pairs for card {card}")
-            }
-            Self::AdoptTap { card, tap, fds } => {
-                write!(f, "take over tap {tap} through {} descriptors for card {card}", fds.len())
-            }
-            Self::Raise { link } => write!(f, "raise {link}"),
-        }
-    }
-}
-
-/// Interfaces in a sentence.
-fn names(links: &[IfName]) -> String {
-    let names: Vec<&str> = links.iter().map(IfName::as_str).collect();
-    names.join(", ")
-}
-
 /// Gives a bridge of ours its address and its name as a network.
 async fn give_gateway(rtnl: &Rtnl, bridge: &IfName, subnet: Subnet, alias: &NetworkAlias) -> io::Result<()> {
     rtnl.set_alias(bridge.as_str(), &alias.to_string()).await?;
@@ -838,34 +488,4 @@ async fn filter_vlans(rtnl: &Rtnl, bridge: &IfName) -> Result<(), Error> {
         Some(libc::EOPNOTSUPP) => Refusal::NoVlans.into(),
         _ => Error::FilterVlans { bridge: bridge.clone(), source },
     })
-}
-
-/// Makes a tap and returns it with its interface number.
-pub(crate) fn create_tap(name: &str, queues: u16) -> Result<(Tap, u32), Error> {
-    let files = open_queues(queues)?;
-    let name = tun::create(&files, name, QueueMode::for_queues(queues)).map_err(Error::CreateTap)?;
-    let index = index_of(&name).map_err(Error::CreateTap)?;
-    let fds = files.into_iter().map(OwnedFd::from).collect();
-    Ok((Tap { name, index: Some(index), kind: TapKind::Tap, fds }, index))
-}
-
-fn open_tap(tap: &IfName, queues: u16, mode: QueueMode) -> Result<Tap, Error> {
-    let files = open_queues(queues)?;
-    for file in &files {
-        tun::attach(file, tap.as_str(), mode).map_err(|source| match source.raw_os_error() {
-            // The survey sees the users of a multi-queue tap only.
-            Some(libc::EBUSY) => Refusal::TapBusy { name: tap.clone() }.into(),
-            _ => Error::OpenTap { tap: tap.to_string(), source },
-        })?;
-    }
-    let fds = files.into_iter().map(OwnedFd::from).collect();
-    Ok(Tap { name: tap.to_string(), index: index_of(tap.as_str()).ok(), kind: TapKind::Tap, fds })
-}
-
-fn open_queues(queues: u16) -> Result<Vec<File>, Error> {
-    (0..queues).map(|_| tun::open_device()).collect::<io::Result<_>>().map_err(Error::OpenTun)
-}
-
-pub(crate) fn index_of(name: &str) -> io::Result<u32> {
-    nix::net::if_::if_nametoindex(name).map_err(io::Error::from)
 }
