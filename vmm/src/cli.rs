@@ -279,6 +279,18 @@ mod tests {
     }
 
     #[test]
+    fn help_has_every_key_of_a_card() {
+        let help = Cli::command().render_long_help().to_string();
+        for mode in ["bridge=x", "nat", "host", "macvtap=x", "ovs=x", "tap=x", "fd=5"] {
+            let error = format!("{mode},nothing=1").parse::<net::NetSpec>().unwrap_err().to_string();
+            let (_, keys) = error.split_once("it takes ").unwrap();
+            for key in keys.split([',', ' ']).filter(|key| !matches!(*key, "" | "and" | "or")) {
+                assert!(help.contains(&format!(" {key}=")), "{mode}: {key}");
+            }
+        }
+    }
+
+    #[test]
     fn possible_values_become_the_hint() {
         let (_, hint) = refused(&["--on-reboot", "halt"]);
         assert_eq!(hint, "It can be exit, restart");

@@ -12,12 +12,19 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 const DISK_HELP: &str = "Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT]; can be repeated";
-const NET_HELP: &str = "Network card: \
-                        bridge=NAME[,create=on|off[,uplink=IFACE[,move-addresses=on|off]][,stp=on|off][,forward-delay=SECONDS]][,vlan=ID][,trunk=LIST[,native=ID]][,addresses=LIST], \
-                        nat[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,forward=LIST], \
-                        host[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off], each [,antispoof=on|off][,isolate=on|off], nat and host \
-                        [,connections=N][,new-connections=N/s], macvtap=IFACE[,mode=bridge|private|vepa|passthru], ovs=BRIDGE[,vlan=ID][,iface-id=ID], tap=NAME or fd=N[:N...], then \
-                        [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|LIST][,vhost=on|off][,capture=FILE][,mirror=IFACE]; can be repeated";
+const NET_HELP: &str = "\
+Network card: a mode, then keys, such as bridge=br0,mac=52:54:00:00:00:01; can be repeated
+
+bridge=NAME   create=on uplink=IFACE move-addresses=on stp=on forward-delay=SECONDS vlan=ID trunk=LIST native=ID addresses=LIST
+nat[=NAME]    subnet=A.B.C.D/LEN ipv6=on forward=LIST connections=N new-connections=N/s
+host[=NAME]   subnet=A.B.C.D/LEN ipv6=on connections=N new-connections=N/s
+macvtap=IFACE mode=bridge|private|vepa|passthru
+ovs=BRIDGE    vlan=ID iface-id=ID
+tap=NAME, fd=N[:N...]
+bridge, nat and host: antispoof=on|off isolate=on
+each mode:    mac=MAC mtu=BYTES queues=N ring=N offload=on|off|LIST vhost=on
+              rate=IN/OUT burst=BYTES delay=TIME jitter=TIME loss=PERCENT seed=N
+              capture=FILE snaplen=BYTES capture-size=BYTES mirror=IFACE";
 
 /// What a VM is to be.
 #[derive(Debug, Args, Deserialize)]
