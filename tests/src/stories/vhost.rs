@@ -120,6 +120,8 @@ fn rates(stage: &Stage) {
     assert!(to_guest >= least(20_000_000) && from_guest >= least(10_000_000), "faster than that");
     let mirrored: Vec<usize> = counters.split("bytes ").skip(1).map(first_number).collect();
     assert!(mirrored.len() == 2 && mirrored.iter().all(|bytes| *bytes > SLOW_BYTES), "mirrored bytes: {mirrored:?}");
+    // The guest's end waits for this.
+    drop(guest);
     assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
     assert_eq!(
         sh("ls /sys/class/net | grep -c mvifb || true").trim(),
