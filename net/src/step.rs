@@ -6,6 +6,12 @@
 mod host;
 mod text;
 
+use std::fs::File;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
+use serde::Serialize;
+
 use crate::alias::{NetworkAlias, TapAlias, UplinkAlias};
 use crate::docker::{self, Admission};
 use crate::error::Error;
@@ -31,10 +37,6 @@ use crate::uplink;
 use crate::vlan::PortVlans;
 use host::open_tap;
 pub(crate) use host::{Host, Tap, create_tap, index_of};
-use serde::Serialize;
-use std::fs::File;
-use std::io;
-use std::os::fd::{OwnedFd, RawFd};
 
 /// The kernel's vhost-net: each opening is an instance, which serves one queue pair.
 const VHOST: &str = "/dev/vhost-net";

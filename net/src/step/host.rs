@@ -1,5 +1,10 @@
 //! What the steps of a plan have made so far.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
 use crate::docker::{self, Admission, Placed};
 use crate::error::Error;
 use crate::guard::Guard;
@@ -16,10 +21,6 @@ use crate::spec::IfName;
 use crate::survey;
 use crate::tables::Tables;
 use crate::tun::{self, QueueMode, TapKind};
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
-use std::os::fd::{OwnedFd, RawFd};
 
 /// Frames that wait in a queue of a tap at most: its length by default is half of that.
 const QUEUED_MAX: usize = 1000;

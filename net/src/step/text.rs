@@ -1,5 +1,7 @@
 //! Steps in words: what each does, and what takes it back.
 
+use std::fmt;
+
 use super::{Step, VHOST};
 use crate::docker;
 use crate::macvtap::Macvtap;
@@ -7,7 +9,6 @@ use crate::mirror::Mirror;
 use crate::rules;
 use crate::shape::Shape;
 use crate::spec::{IfName, MacvtapMode};
-use std::fmt;
 
 impl Step {
     /// What takes it back at the end, in words.

@@ -29,7 +29,7 @@ pub(crate) enum Word {
         state: LinkWish,
     },
     /// Say what on this host keeps a VM or its cards from working, and the command that changes it. The exit code is 0 if a start
-    /// with these cards would work
+    /// with these cards would work; without cards, it looks at what a bridge and NAT need
     Doctor(LookArgs),
     /// Look at the networks of VMs on this host
     #[command(subcommand, disable_help_subcommand = true, arg_required_else_help = false)]
@@ -83,7 +83,8 @@ pub(crate) enum NetWord {
         #[arg(value_name = "FILE")]
         file: Option<PolicyFile>,
     },
-    /// Remove what is left of VMs that were killed together with their keeper: bridges of minivmm without ports
+    /// Remove what is left of VMs that were killed together with their keeper: bridges and macvtaps that no VM uses, ports of Open vSwitch,
+    /// rules for Docker; and give uplinks back what they had
     Gc,
 }
 
