@@ -36,13 +36,15 @@ pub(super) fn list() -> Result<Value, Error> {
     Ok(names.iter().map(|name| with_dropped(vm(name, &links), name)).collect())
 }
 
-/// The same as a table.
+/// The same as a table, with a line below it for each card that shares an address with somebody.
 pub(super) fn table(vms: &Value) -> String {
-    let vms = vms.as_array().into_iter().flatten();
-    let cards = vms.flat_map(|vm| vm["cards"].as_array().into_iter().flatten().map(move |card| (vm, card)));
+    let cards = || {
+        let vms = vms.as_array().into_iter().flatten();
+        vms.flat_map(|vm| vm["cards"].as_array().into_iter().flatten().map(move |card| (vm, card)))
+    };
     let mut rows = vec![COLUMNS.map(|(heading, _)| heading.to_owned())];
     rows.extend(
-        cards.map(|(vm, card)| COLUMNS.map(|(_, key)| cell(if key == "vm" { &vm["name"] } else { &card[key] }))),
+        cards().map(|(vm, card)| COLUMNS.map(|(_, key)| cell(if key == "vm" { &vm["name"] } else { &card[key] }))),
     );
     let widths: Vec<usize> =
         (0..COLUMNS.len()).map(|idx| rows.iter().map(|row| row[idx].len()).max().unwrap_or(0)).collect();
@@ -50,7 +52,21 @@ pub(super) fn table(vms: &Value) -> String {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
-    rows.iter().map(line).collect()
+    rows.iter().map(line).chain(cards().filter_map(|(vm, card)| shared(vm, card))).collect()
+}
+
+/// The line of a card whose guest is not the only one with its addresses.
+fn shared(vm: &Value, card: &Value) -> Option<String> {
+    let conflicts = &card["conflicts"];
+    let times = |kind: &str, what| {
+        let count = conflicts[kind].as_u64().filter(|count| *count > 0)?;
+        Some(format!("{what} ({count}x)"))
+    };
+    let shared: Vec<String> =
+        [times("mac", "its MAC address"), times("address", "an IP address of it")].into_iter().flatten().collect();
+    let card = format!("{} {}", cell(&vm["name"]), cell(&card["card"]));
+    (!shared.is_empty())
+        .then(|| format!("{card} is not alone: somebody else has been seen with {}\n", shared.join(" and ")))
 }
 
 fn cell(value: &Value) -> String {
@@ -127,4 +143,29 @@ fn taps(name: &VmName, links: &BTreeMap<String, Entry>) -> Value {
 
 fn link(entry: &Entry) -> &'static str {
     if entry.up { "up" } else { "down" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn card_that_shares_its_addresses_has_a_line_below_the_table() {
+        let vms = json!([
+            { "name": "db", "cards": [{ "card": "net0" }] },
+            { "name": "web", "cards": [
+                { "card": "net0", "conflicts": { "mac": 2, "address": 3 } },
+                { "card": "net1", "conflicts": { "mac": 0, "address": 1 } },
+            ] },
+        ]);
+        let text = table(&vms);
+        let below: Vec<&str> = text.lines().skip(4).collect();
+        assert_eq!(
+            below,
+            [
+                "web net0 is not alone: somebody else has been seen with its MAC address (2x) and an IP address of it (3x)",
+                "web net1 is not alone: somebody else has been seen with an IP address of it (1x)",
+            ]
+        );
+    }
 }

@@ -19,7 +19,7 @@ use boot::BootSpec;
 use devices::virtio::net::{Carrier, Duplex, Link, LinkState};
 use net::keeper::PATIENCE_S;
 use net::{Keeper, NetSpec, News, Port};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -215,7 +215,7 @@ impl Host {
                 add_conflicts(conflicts, &mut counters);
                 Reply::Counters(counters)
             }
-            Request::Network => Reply::Network(ready.cards()),
+            Request::Network => Reply::Network(with_conflicts(ready.cards(), conflicts)),
             Request::Link { card: name, state } => match cards.get(name.0) {
                 Some(card) => {
                     log::info!("The link of {name} is to be {state:?}");
@@ -296,6 +296,16 @@ fn add_conflicts(conflicts: &BTreeMap<usize, (u64, u64)>, devices: &mut Value) {
     }
 }
 
+/// What is known of every card, and, where others had addresses of its guest, how often.
+fn with_conflicts(mut cards: Value, conflicts: &BTreeMap<usize, (u64, u64)>) -> Value {
+    for (card, (macs, addresses)) in conflicts {
+        if let Some(card) = cards.get_mut(*card).and_then(Value::as_object_mut) {
+            card.insert("conflicts".to_owned(), json!({ "mac": macs, "address": addresses }));
+        }
+    }
+    cards
+}
+
 /// The cards of `cli`, with the capture of each.
 fn cards(cli: &Settings, captures: Vec<Option<Capture>>) -> Vec<Card> {
     let card = |(spec, capture): (&NetSpec, _)| Card { spec: spec.clone(), link: Link::default(), capture };
@@ -317,7 +327,6 @@ fn link_state(state: net::LinkState) -> LinkState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn conflicts_are_counters_of_their_card() {
@@ -325,5 +334,11 @@ mod tests {
         add_conflicts(&BTreeMap::from([(0, (2, 3)), (7, (1, 1))]), &mut counters);
         let card = json!({ "rx.0.frames": 1, "conflicts.mac": 2, "conflicts.address": 3 });
         assert_eq!(counters, json!({ "net0": card, "net1": {} }));
+    }
+
+    #[test]
+    fn conflicts_are_said_of_their_card() {
+        let cards = with_conflicts(json!([{}, { "tap": "vmtap1" }]), &BTreeMap::from([(1, (0, 3)), (7, (1, 1))]));
+        assert_eq!(cards, json!([{}, { "tap": "vmtap1", "conflicts": { "mac": 0, "address": 3 } }]));
     }
 }

@@ -4,10 +4,12 @@ use crate::Case;
 use crate::host::{bridge, minivmm, said, sh, snapshot, unprivileged};
 use crate::vm::{Vm, guest_says_arp, tap};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 pub(crate) const CASES: &[Case] = &[
     ("list_has_every_vm_with_its_cards", every_vm),
     ("list_for_a_stranger_has_what_taps_say", stranger),
+    ("list_says_of_which_card_others_have_an_address", shared),
     ("list_without_vms_is_empty", empty),
     ("gc_removes_bridges_of_ours_without_ports_and_nothing_else", gc),
     ("gc_puts_back_what_a_killed_vm_and_keeper_have_left", gc_after_sigkill),
@@ -72,6 +74,33 @@ fn stranger() {
     let vms: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(vms[0]["note"], "Only root and the user who started this VM may ask it");
     assert_eq!((&vms[0]["cards"][0]["tap"], &vms[0]["cards"][0]["network"]), (&json!("vmtap0"), &json!("br0")));
+}
+
+fn shared() {
+    bridge("br0");
+    sh("ip link add port0 type veth peer name peer0");
+    sh("ip link set peer0 up");
+    sh("ip link set port0 master br0 up");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !sh("bridge link show dev port0").contains("state forwarding") {
+        assert!(Instant::now() < deadline, "port0 learns nothing");
+    }
+    let _web = started(&["--name", "web", "--net", "bridge=br0,mac=52:54:00:00:00:02"]);
+    assert_eq!(vms()[0]["cards"][0]["conflicts"], Value::Null);
+
+    // What is learned before the keeper watches is not seen.
+    while vms()[0]["cards"][0]["conflicts"].is_null() {
+        assert!(Instant::now() < deadline, "no conflict is seen");
+        sh("bridge fdb replace 52:54:00:00:00:02 dev port0 master dynamic");
+        sh("bridge fdb del 52:54:00:00:00:02 dev port0 master");
+    }
+
+    let conflicts = &vms()[0]["cards"][0]["conflicts"];
+    assert!(conflicts["mac"].as_u64().unwrap() > 0);
+    assert_eq!(conflicts["address"], 0);
+    let (_, table, _) = said(&mut minivmm(&["net", "list"]));
+    let below = table.lines().last().unwrap();
+    assert!(below.starts_with("web net0 is not alone: somebody else has been seen with its MAC address ("), "{table}");
 }
 
 fn empty() {
