@@ -10,6 +10,7 @@ use std::process::{Child, Stdio};
 use crate::Case;
 use crate::guest::{Namespace, ask_tcp, ask_udp, configure, echo, is_silent};
 use crate::lan::{link, names, sh, until};
+use crate::ovs::Switch;
 use crate::vmm::{Vmm, itself};
 
 pub(crate) const CASES: &[Case] = &[
@@ -38,6 +39,14 @@ pub(crate) const CASES: &[Case] = &[
     ("mode_tap_has_ipv6", || has_ipv6(Mode::Tap)),
     ("mode_tap_passes_packets_of_9000_bytes", || passes_9000_bytes(Mode::Tap)),
     ("mode_tap_second_vm_outlives_the_first", || outlives_the_first(Mode::Tap)),
+    ("mode_ovs_guest_gets_an_address", || gets_an_address(Mode::Ovs)),
+    ("mode_ovs_guest_reaches_the_outside", || reaches_the_outside(Mode::Ovs)),
+    ("mode_ovs_guest_is_reached_from_outside", || is_reached_from_outside(Mode::Ovs)),
+    ("mode_ovs_guest_is_reached_by_the_host", || is_reached_by_the_host(Mode::Ovs)),
+    ("mode_ovs_guests_reach_each_other", || reach_each_other(Mode::Ovs)),
+    ("mode_ovs_has_ipv6", || has_ipv6(Mode::Ovs)),
+    ("mode_ovs_passes_packets_of_9000_bytes", || passes_9000_bytes(Mode::Ovs)),
+    ("mode_ovs_second_vm_outlives_the_first", || outlives_the_first(Mode::Ovs)),
 ];
 
 /// For kernels whose bridges have VLANs. They run in an emulated machine as well, so what can be seen at once is one case.
@@ -56,6 +65,8 @@ enum Mode {
     Vlan,
     /// On a tap that exists, on a bridge.
     Tap,
+    /// On a bridge of Open vSwitch, whose own interface is the host's.
+    Ovs,
     Nat,
     Host,
 }
@@ -63,7 +74,7 @@ enum Mode {
 impl Mode {
     /// Whether guests share a network with the outside.
     fn is_flat(self) -> bool {
-        matches!(self, Self::Bridge | Self::Vlan | Self::Tap)
+        matches!(self, Self::Bridge | Self::Vlan | Self::Tap | Self::Ovs)
     }
 }
 
@@ -85,22 +96,24 @@ struct Scene {
     outside: Namespace,
     host: Namespace,
     vms: Vec<(Vmm, Namespace, String)>,
+    /// Ends after all others.
+    switch: Option<Switch>,
 }
 
 impl Scene {
     /// A host with an outside, all with links of `mtu`.
     fn new(mode: Mode, mtu: u16) -> Self {
         sh("ip link set lo up");
-        let outside = if mode.is_flat() {
+        let (outside, switch) = if mode.is_flat() {
             flat(mode, mtu)
         } else {
             let world = Namespace::behind("up0", &format!("{WORLD}/24"), &format!("{UPLINK}/24"));
             sh(&format!("ip route add default via {WORLD}"));
             sh(&format!("ip link set up0 mtu {mtu}"));
-            world
+            (world, None)
         };
         outside.sh(&format!("ip link set eth0 mtu {mtu}"));
-        Self { mode, outside, host: Namespace::at("/proc/self/ns/net"), vms: Vec::new() }
+        Self { mode, outside, host: Namespace::at("/proc/self/ns/net"), vms: Vec::new(), switch }
     }
 
     /// The same with VMs, whose guests have their addresses.
@@ -120,11 +133,15 @@ impl Scene {
             Mode::Bridge => format!("bridge=br0{keys}"),
             Mode::Vlan => format!("bridge=br0,vlan=100{keys}"),
             Mode::Tap => format!("tap=tap{idx}{keys}"),
+            Mode::Ovs => format!("ovs=b0{keys}"),
             Mode::Nat => format!("nat{keys}"),
             Mode::Host => format!("host{keys}"),
         };
         let mut command = itself(&["vmm", &format!("vm{idx}"), &spec]);
         command.env("GUESTS", "all");
+        if let Some(switch) = &self.switch {
+            switch.at_home(&mut command);
+        }
         let vmm = Vmm::from_command(command);
         let tap = vmm.taps().remove(0);
         let guest = vmm.guest();
@@ -167,33 +184,38 @@ impl Scene {
             vmm.stop();
         }
         assert!(!names().iter().any(|name| name.starts_with("vmtap") || name.starts_with("mv")), "{:?}", names());
+        assert!(self.switch.is_none_or(|switch| switch.ports() == "up0"), "ports of Open vSwitch");
     }
 }
 
-/// A bridge with a machine behind its uplink; with VLANs, all of it is in VLAN 100.
-fn flat(mode: Mode, mtu: u16) -> Namespace {
+/// A switch with a machine behind its uplink; with VLANs, all of it is in VLAN 100.
+fn flat(mode: Mode, mtu: u16) -> (Namespace, Option<Switch>) {
     let outside = Namespace::behind("up0", "203.0.113.1/30", "203.0.113.2/30");
     sh("ip addr flush dev up0");
-    let filtering = if mode == Mode::Vlan { " vlan_filtering 1" } else { "" };
-    sh(&format!("ip link add br0 type bridge mcast_snooping 0{filtering}"));
-    for line in [&format!("ip link set up0 mtu {mtu} master br0"), &format!("ip link set br0 mtu {mtu} up")] {
-        sh(line);
-    }
-    let (there, here) = if mode == Mode::Vlan {
-        for line in [
-            "bridge vlan add dev up0 vid 100",
-            "bridge vlan add dev br0 vid 100 self",
-            "ip link add link br0 name lan100 type vlan id 100",
-            "ip link set lan100 up",
-        ] {
-            sh(line);
-        }
-        outside.sh(&format!("ip link set eth0 mtu {mtu}"));
-        outside.sh("ip link add link eth0 name lan100 type vlan id 100");
-        outside.sh("ip link set lan100 up");
-        ("lan100", "lan100")
+    sh(&format!("ip link set up0 mtu {mtu}"));
+    let switch = if mode == Mode::Ovs {
+        Some(open_vswitch(&outside, mtu))
     } else {
-        ("eth0", "br0")
+        linux_bridge(mode, mtu);
+        None
+    };
+    let (there, here) = match mode {
+        Mode::Vlan => {
+            for line in [
+                "bridge vlan add dev up0 vid 100",
+                "bridge vlan add dev br0 vid 100 self",
+                "ip link add link br0 name lan100 type vlan id 100",
+                "ip link set lan100 up",
+            ] {
+                sh(line);
+            }
+            outside.sh(&format!("ip link set eth0 mtu {mtu}"));
+            outside.sh("ip link add link eth0 name lan100 type vlan id 100");
+            outside.sh("ip link set lan100 up");
+            ("lan100", "lan100")
+        }
+        Mode::Ovs => ("eth0", "b0"),
+        _ => ("eth0", "br0"),
     };
     outside.sh(&format!("ip addr add {OUTSIDE}/24 dev {there}"));
     sh(&format!("ip addr add {HOST}/24 dev {here}"));
@@ -207,8 +229,29 @@ fn flat(mode: Mode, mtu: u16) -> Namespace {
             sh(&format!("ip link set {tap} mtu {mtu} master br0 up"));
         }
     }
-    until(|| link("br0")["operstate"] == "UP");
-    outside
+    if mode != Mode::Ovs {
+        until(|| link("br0")["operstate"] == "UP");
+    }
+    (outside, switch)
+}
+
+fn linux_bridge(mode: Mode, mtu: u16) {
+    let filtering = if mode == Mode::Vlan { " vlan_filtering 1" } else { "" };
+    sh(&format!("ip link add br0 type bridge mcast_snooping 0{filtering}"));
+    sh("ip link set up0 master br0");
+    sh(&format!("ip link set br0 mtu {mtu} up"));
+}
+
+fn open_vswitch(outside: &Namespace, mtu: u16) -> Switch {
+    let switch = Switch::start();
+    // A data path in user space gets a copy of frames as they are on the wire: nobody completes checksums that a virtual one leaves out,
+    outside.sh("ethtool -K eth0 tx off");
+    // and the host, which gets them as well, is not to answer in the switch's place.
+    sh("sysctl -q net.ipv4.conf.all.arp_ignore=1");
+    switch.ctl(&format!("add-port b0 up0 -- set Interface b0 mtu_request={mtu}")).expect("an uplink");
+    sh("ip link set b0 up");
+    until(|| link("b0")["mtu"] == mtu);
+    switch
 }
 
 /// The lease that is written on a tap.

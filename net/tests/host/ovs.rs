@@ -20,13 +20,13 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Open vSwitch with a bridge `b0`. Ends with the case.
-struct Switch {
+pub(crate) struct Switch {
     directory: tempfile::TempDir,
     daemons: Vec<Child>,
 }
 
 impl Switch {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut switch = Self::without_daemons();
         switch.spawn(&["ovsdb-server", "--remote=punix:db.sock", "conf.db"]);
         until(|| switch.ctl("--no-wait init").is_some());
@@ -45,7 +45,7 @@ impl Switch {
     }
 
     /// A command with this Open vSwitch for the only one.
-    fn at_home<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+    pub(crate) fn at_home<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("OVS_RUNDIR", self.directory.path()).env("OVS_LOGDIR", self.directory.path());
         command.current_dir(self.directory.path())
     }
@@ -59,12 +59,12 @@ impl Switch {
     }
 
     /// What `ovs-vsctl` prints, if it succeeds.
-    fn ctl(&self, words: &str) -> Option<String> {
+    pub(crate) fn ctl(&self, words: &str) -> Option<String> {
         let output = self.at_home(Command::new("ovs-vsctl").args(words.split(' '))).output().expect("ovs-vsctl");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    fn ports(&self) -> String {
+    pub(crate) fn ports(&self) -> String {
         self.ctl("list-ports b0").expect("a list of ports")
     }
 
