@@ -29,6 +29,7 @@ use crate::lookout::Lookout;
 use crate::mac::MacAddr;
 use crate::request::Request;
 use crate::services::ServiceSpec;
+use crate::spec::OffloadList;
 use crate::steer::Steering;
 pub use wire::{PATIENCE_S, Timing};
 use wire::{PortHeader, Reply, ServiceHeader};
@@ -68,6 +69,8 @@ pub struct Port {
     pub mac: MacAddr,
     /// The MTU to tell the guest, in bytes.
     pub mtu: u16,
+    /// What may be left to the tap, as far as it can do it.
+    pub offload: OffloadList,
     /// What can choose between the queues, loaded for this card alone; none with one queue, or if the kernel refused it.
     pub steering: Option<Steering>,
     /// The services of a network of ours, which the VMM runs; none on other networks.
@@ -210,7 +213,8 @@ impl Keeper {
 
 /// A port from what the keeper said of it and the descriptors that came along.
 fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
-    let PortHeader { tap_name, bridge, foreign_rules, mac, mtu, queues, vhosts, lookouts, claims, service } = header;
+    let PortHeader { tap_name, bridge, mac, mtu, offload, foreign_rules, queues, vhosts, lookouts, claims, service } =
+        header;
     if queues.saturating_add(vhosts).saturating_add(lookouts).saturating_add(claims) > fds.len() {
         return Err(Error::Protocol);
     }
@@ -232,7 +236,7 @@ fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
         Err(rest) if rest.is_empty() => None,
         Err(_) => return Err(Error::Protocol),
     };
-    Ok(Port { tap_name, bridge, fds, vhost, lookout, foreign_rules, claim, mac, mtu, steering, services })
+    Ok(Port { tap_name, bridge, fds, vhost, lookout, foreign_rules, claim, mac, mtu, offload, steering, services })
 }
 
 impl Drop for Keeper {

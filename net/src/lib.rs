@@ -106,7 +106,7 @@ pub use link::LinkState;
 pub use lookout::Lookout;
 pub use mac::MacAddr;
 pub use macvtap::Macvtap;
-pub use ovs::{OvsError, OvsFact, OvsPort};
+pub use ovs::{Datapath, OvsError, OvsFact, OvsPort};
 pub use plan::{Plan, plan};
 pub use policy::Policy;
 pub use request::Request;

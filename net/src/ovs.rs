@@ -6,7 +6,7 @@
 //!
 //! Nothing passes a shell, and every value that is not a plain word is quoted as the program wants it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -40,6 +40,8 @@ pub struct OvsPort {
     pub tap: IfName,
     /// The bridge.
     pub bridge: IfName,
+    /// How the bridge moves frames.
+    pub datapath: Datapath,
     /// The VLAN that it is an untagged member of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vlan: Option<VlanId>,
@@ -68,9 +70,49 @@ pub enum OvsFact {
     There {
         /// Its bridges.
         bridges: Vec<String>,
+        /// How those of them move frames that a request names.
+        datapaths: BTreeMap<String, Datapath>,
         /// Ports of ours that nobody uses.
         left_behind: Vec<IfName>,
     },
+}
+
+/// How a bridge of Open vSwitch moves frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Datapath {
+    /// By the kernel's module, which gets what comes in through a tap after the rules on the tap (`netdev_frame_hook`,
+    /// net/openvswitch/vport-netdev.c).
+    #[default]
+    Kernel,
+    /// By traffic control for flows that are known (`other_config:hw-offload`), also without hardware for it. It comes before rules on
+    /// the tap, and what it passes on to another one skips the rules there (`nf_skip_egress`, net/core/dev.c).
+    TrafficControl,
+    /// By `ovs-vswitchd` (`datapath_type=netdev`). Its packet socket gets a copy of what comes in through a tap before any rule, as the guest
+    /// has left it: nobody segments it or completes its checksums.
+    User,
+}
+
+impl Datapath {
+    /// Whether rules on a tap see all frames that get from there to the bridge and back.
+    pub fn heeds_rules(self) -> bool {
+        self == Self::Kernel
+    }
+
+    /// Whether it takes frames that are not ready for the wire.
+    pub(crate) fn completes_frames(self) -> bool {
+        self != Self::User
+    }
+}
+
+impl fmt::Display for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "the kernel",
+            Self::TrafficControl => "traffic control (other_config:hw-offload)",
+            Self::User => "a process (datapath_type=netdev)",
+        })
+    }
 }
 
 /// Why Open vSwitch does not do what is asked.
@@ -127,14 +169,38 @@ impl OvsError {
     }
 }
 
-/// Looks at Open vSwitch.
-pub(crate) fn survey() -> OvsFact {
-    let look = || Ok(OvsFact::There { bridges: bridges()?, left_behind: left_behind()? });
+/// Looks at Open vSwitch, and closer at the bridges in `wanted` that it has.
+pub(crate) fn survey(wanted: &BTreeSet<&IfName>) -> OvsFact {
+    let look = || {
+        let bridges = bridges()?;
+        let wanted = wanted.iter().map(|name| name.as_str()).filter(|wanted| bridges.iter().any(|name| name == wanted));
+        let datapaths = wanted.map(|name| Ok((name.to_owned(), datapath(name)?))).collect::<Result<_, _>>()?;
+        Ok(OvsFact::There { bridges, datapaths, left_behind: left_behind()? })
+    };
     look().unwrap_or_else(OvsFact::Trouble)
 }
 
 fn bridges() -> Result<Vec<String>, OvsError> {
     Ok(run(&["list-br"])?.lines().map(str::to_owned).collect())
+}
+
+/// How a bridge moves frames. One that stands for a VLAN of another is not in the table of bridges.
+fn datapath(bridge: &str) -> Result<Datapath, OvsError> {
+    let parent = run(&["br-to-parent", bridge])?;
+    let offload = ["--if-exists", "get", "Open_vSwitch", ".", "other_config:hw-offload"];
+    let text = run(&[&["get", "Bridge", parent.trim(), "datapath_type", "--"], &offload[..]].concat())?;
+    Ok(datapath_of(&text))
+}
+
+/// The same, from its type and whether flows go to traffic control, a line each.
+fn datapath_of(text: &str) -> Datapath {
+    let mut lines = text.lines().map(|line| line.trim_matches('"'));
+    let (kind, offload) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    match (kind, offload) {
+        ("" | "system", "true") => Datapath::TrafficControl,
+        ("" | "system", _) => Datapath::Kernel,
+        _ => Datapath::User,
+    }
 }
 
 /// Ports of ours that nobody uses.
@@ -273,6 +339,19 @@ mod tests {
         assert_eq!(marked(text), [("vmtap01".parse().unwrap(), "a/1".to_owned())]);
         for text in ["", "[]", r#"{"data":[[1,2],[["map"]],null]}"#] {
             assert_eq!(marked(text), []);
+        }
+    }
+
+    #[test]
+    fn datapath_is_that_of_the_kernel_unless_the_database_says_otherwise() {
+        for (text, expected) in [
+            ("\"\"\n\n", Datapath::Kernel),
+            ("system\n\"false\"\n", Datapath::Kernel),
+            ("\"\"\n\"true\"\n", Datapath::TrafficControl),
+            ("netdev\n\n", Datapath::User),
+            ("netdev\n\"true\"\n", Datapath::User),
+        ] {
+            assert_eq!(datapath_of(text), expected, "{text}");
         }
     }
 

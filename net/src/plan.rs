@@ -25,7 +25,7 @@ use crate::policy::Policy;
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::spec::{
-    BridgeSpec, FdSpec, ForwardDelay, IfName, MacvtapMode, Mtu, NetSpec, Queues, Switch, TapSpec, VlanSpec,
+    BridgeSpec, FdSpec, ForwardDelay, IfName, MacvtapMode, Mtu, NetSpec, OffloadList, Queues, Switch, TapSpec, VlanSpec,
 };
 use crate::step::Step;
 use crate::vlan::PortVlans;
@@ -59,6 +59,8 @@ pub struct Card {
     pub mtu: u16,
     /// Queue pairs.
     pub queues: u16,
+    /// What is left to the tap, as far as it can do it.
+    pub offload: OffloadList,
 }
 
 /// Plans the cards of a VM.
@@ -96,7 +98,8 @@ pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
         if spec.card().vhost == Switch::On {
             draft.steps.push(Step::OpenVhost { card: card_idx, queues: queues.get() });
         }
-        draft.cards.push(Card { mac, mtu, queues: queues.get() });
+        let offload = draft.offload(card_idx, spec.card().offload);
+        draft.cards.push(Card { mac, mtu, queues: queues.get(), offload });
     }
     draft.guard_and_serve();
     draft.shape(&request.cards);

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
 use crate::mac::MacAddr;
-use crate::ovs::OvsError;
+use crate::ovs::{Datapath, OvsError};
 use crate::rtnl::USER_HZ;
 use crate::spec::{IfName, NetworkName, Protocol, Subnet};
 
@@ -180,6 +180,18 @@ pub enum Refusal {
     PolicyElsewhere {
         /// The card.
         card: usize,
+    },
+    /// What rules on a tap do, where the bridge does not have them see all frames.
+    #[error(
+        "{wish} cannot work on Open vSwitch bridge {bridge}: {datapath} moves its frames, around the rules on a tap"
+    )]
+    AroundRules {
+        /// What is wanted.
+        wish: &'static str,
+        /// The bridge.
+        bridge: IfName,
+        /// Who moves its frames.
+        datapath: Datapath,
     },
     /// More than the link carries.
     #[error("mtu={mtu} is more than {link} carries, which is {link_mtu}")]
@@ -437,6 +449,16 @@ impl Refusal {
                 "cards are counted from 0 in the order of --net; leave cards out for all of them".to_owned()
             }
             Self::PolicyElsewhere { .. } => "leave --policy out, or give the VM a tap of this network namespace".to_owned(),
+            Self::AroundRules { bridge, datapath, .. } => {
+                let fix = match datapath {
+                    Datapath::TrafficControl => {
+                        "have the kernel move them (ovs-vsctl set Open_vSwitch . other_config:hw-offload=false, and restart ovs-vswitchd)"
+                            .to_owned()
+                    }
+                    _ => format!("have the kernel move them (ovs-vsctl set Bridge {bridge} datapath_type=system)"),
+                };
+                format!("leave it out and use flows of Open vSwitch, or {fix}")
+            }
             Self::MtuAboveLink { mtu, link, link_mtu } => {
                 format!("give mtu={link_mtu} or less, or raise the link first: ip link set {link} mtu {mtu}")
             }

@@ -2,7 +2,7 @@
 
 pub(crate) mod ip;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -57,8 +57,10 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
     facts.fds = specs.iter().flat_map(|spec| fd_facts(spec, inherited)).collect();
     facts.spare_macs = spare_macs(specs)?;
     facts.claimed = claim::taken()?;
-    if specs.iter().any(|spec| matches!(spec, NetSpec::Ovs(_))) {
-        facts.ovs = ovs::survey();
+    let switches = specs.iter().filter_map(|spec| if let NetSpec::Ovs(spec) = spec { Some(&spec.ovs) } else { None });
+    let switches: BTreeSet<&IfName> = switches.collect();
+    if !switches.is_empty() {
+        facts.ovs = ovs::survey(&switches);
     }
     facts.spare_names = spare_names(specs)?;
     facts.wireless = specs.iter().filter_map(|spec| wireless(spec, &facts)).collect();

@@ -164,6 +164,7 @@ fn hand_over(
             foreign_rules: plan.foreign_rules_of(card_idx),
             mac: card.mac,
             mtu: card.mtu,
+            offload: card.offload,
             queues: tap.fds.len(),
             vhosts: vhosts.len(),
             lookouts: lookout.iter().len(),
@@ -288,6 +289,7 @@ fn replace(plan: &Plan, host: &mut Host, request: &Request, policy: &Policy) -> 
     let served =
         |card| plan.steps.iter().any(|step| matches!(step, Step::OpenServices { card: other, .. } if *other == card));
     let judged = |card| {
+        plan.check_policy(card)?;
         let (tap, kind) = host.judged_tap(card)?;
         Ok(Judged { card, tap, kind, served: served(card) })
     };

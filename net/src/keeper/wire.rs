@@ -16,7 +16,7 @@ use crate::error::{Error, Report};
 use crate::link::LinkState;
 use crate::mac::MacAddr;
 use crate::services::ServiceSpec;
-use crate::spec::QUEUES_MAX;
+use crate::spec::{OffloadList, QUEUES_MAX};
 
 /// How long the VMM waits for the keeper's next word, in seconds. Set-up takes a millisecond; this covers a host that
 /// is starting hundreds of VMs, and bounds the wait for a kernel that hangs.
@@ -65,6 +65,8 @@ pub(crate) struct PortHeader {
     pub(crate) bridge: Option<String>,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: u16,
+    /// What is left to the tap.
+    pub(crate) offload: OffloadList,
     /// The chains of others that have rules for it.
     pub(crate) foreign_rules: Vec<String>,
     /// How many of the descriptors are queues of the tap.

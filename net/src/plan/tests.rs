@@ -206,7 +206,7 @@ fn a_plan_is_also_json() {
     assert_eq!(
         serde_json::to_value(&plan).unwrap(),
         serde_json::json!({
-            "cards": [{ "mac": "52:54:00:12:34:56", "mtu": 1500, "queues": 2 }],
+            "cards": [{ "mac": "52:54:00:12:34:56", "mtu": 1500, "queues": 2, "offload": "on" }],
             "steps": [
                 { "step": "create-tap", "card": 0, "queues": 2 },
                 {

@@ -70,6 +70,9 @@ impl Offload {
 pub struct OffloadList(u8);
 
 impl OffloadList {
+    /// Nothing: whole frames with complete checksums.
+    pub const NONE: Self = Self(0);
+
     /// Whether `offload` is in it.
     pub fn has(self, offload: Offload) -> bool {
         self.0 & offload.bit() != 0
@@ -94,10 +97,10 @@ impl FromStr for OffloadList {
     fn from_str(text: &str) -> Result<Self, FieldError> {
         match text {
             "on" | "true" => return Ok(Self::default()),
-            "off" | "false" => return Ok(Self(0)),
+            "off" | "false" => return Ok(Self::NONE),
             _ => {}
         }
-        let mut list = Self(0);
+        let mut list = Self::NONE;
         for part in text.split(':') {
             let offload = Offload::ALL.into_iter().find(|offload| offload.name() == part);
             list.0 |= offload.ok_or_else(|| FieldError::Offload(text.to_owned()))?.bit();
@@ -113,7 +116,7 @@ impl FromStr for OffloadList {
 
 impl fmt::Display for OffloadList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 == 0 {
+        if *self == Self::NONE {
             return f.write_str("off");
         }
         if *self == Self::default() {

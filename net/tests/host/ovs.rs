@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use net::gc::{self, Removed};
+use net::policy::ask;
 
 use crate::Case;
 use crate::guest::Namespace;
@@ -16,6 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     ("ovs_port_has_what_controllers_look_for", external_ids),
     ("ovs_port_is_gone_at_the_end", endings),
     ("ovs_port_left_behind_is_removed_by_gc_and_by_the_next_vm", left_behind),
+    ("ovs_policy_is_refused_where_frames_pass_around_it", policy),
     ("ovs_trouble_is_refused_in_words", trouble),
 ];
 
@@ -222,6 +224,23 @@ fn left_behind() {
     assert_eq!(switch.gc().len(), 1);
     vm.stop();
     assert_eq!(switch.ports(), "");
+}
+
+fn policy() {
+    let switch = Switch::start();
+    let reason = "A policy cannot work on Open vSwitch bridge b0: a process (datapath_type=netdev) moves its frames, around \
+                  the rules on a tap";
+    let mut command = itself(&["vmm", "web", "ovs=b0"]);
+    switch.at_home(&mut command).env("POLICY", "{}");
+    let refused = Vmm::from_command(command).line();
+    assert!(refused.starts_with(&format!("failed {reason} | leave it out")), "{refused}");
+    assert_eq!(switch.ports(), "");
+    // Nor later.
+    let (vm, _) = switch.vm("web", "ovs=b0");
+    assert_eq!(ask("web", None).unwrap(), None);
+    assert_eq!(ask("web", Some(serde_json::from_str("{}").unwrap())).unwrap_err().to_string(), reason);
+    assert_eq!(ask("web", None).unwrap(), None);
+    vm.stop();
 }
 
 fn trouble() {

@@ -207,7 +207,7 @@ fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory) -> io::Result
         mac: port.mac.octets(),
         mtu: port.mtu,
         ring: wanted.spec.card().ring.get(),
-        offloads: offloads(wanted.spec.card().offload),
+        offloads: offloads(port.offload),
         link: wanted.link.clone(),
     };
     if !port.vhost.is_empty() {

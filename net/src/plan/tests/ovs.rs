@@ -1,12 +1,19 @@
 //! Cards that are ports of Open vSwitch.
 
 use super::*;
-use crate::ovs::{OvsError, OvsFact};
+use crate::ovs::{Datapath, OvsError, OvsFact};
 
 fn host_with_ovs(left_behind: &[&str]) -> Facts {
     let left_behind = left_behind.iter().map(|name| name.parse().unwrap()).collect();
-    let ovs = OvsFact::There { bridges: vec!["b0".to_owned()], left_behind };
+    let datapaths = [("b0".to_owned(), Datapath::Kernel)].into();
+    let ovs = OvsFact::There { bridges: vec!["b0".to_owned()], datapaths, left_behind };
     Facts { ovs, spare_names: vec!["vmtap00000001".parse().unwrap()], ..host() }
+}
+
+fn host_whose_frames_move_by(datapath: Datapath) -> Facts {
+    let datapaths = [("b0".to_owned(), datapath)].into();
+    let ovs = OvsFact::There { bridges: vec!["b0".to_owned()], datapaths, left_behind: vec![] };
+    Facts { ovs, ..host_with_ovs(&[]) }
 }
 
 #[test]
@@ -33,4 +40,46 @@ fn open_vswitch_without_the_bridge_or_not_there_at_all_is_refused() {
     assert_eq!(refusal(&["ovs=b1"], &host_with_ovs(&[])), "Open vSwitch has no bridge b1");
     let facts = Facts { ovs: OvsFact::Trouble(OvsError::Missing), ..host() };
     assert_eq!(refusal(&["ovs=b0"], &facts), "Open vSwitch is not installed: there is no ovs-vsctl in PATH");
+}
+
+#[test]
+fn what_only_rules_can_do_is_refused_where_frames_pass_around_them() {
+    let outcome = |flag: &str, policy: bool, datapath| {
+        let policy = policy.then(|| serde_json::from_str("{}").unwrap());
+        let request = Request { vm_name: "vm".to_owned(), vcpus: 1, cards: specs(&[flag]), policy, steering: None };
+        let mut facts = host_whose_frames_move_by(datapath);
+        facts.links.push(link(9, "mon0", Some("veth")));
+        super::super::plan(&request, &facts).map_err(|refusal| (refusal.to_string(), refusal.hint()))
+    };
+    let judged = outcome("ovs=b0", true, Datapath::Kernel).unwrap();
+    assert!(matches!(judged.steps[..], [Step::CreateOvsPort { .. }, Step::JudgeCard { .. }]));
+    let (user, offloaded) = (Datapath::User, Datapath::TrafficControl);
+    let (text, hint) = outcome("ovs=b0", true, user).unwrap_err();
+    assert_eq!(
+        text,
+        "A policy cannot work on Open vSwitch bridge b0: a process (datapath_type=netdev) moves its frames, around the rules on a tap"
+    );
+    assert!(hint.contains("ovs-vsctl set Bridge b0 datapath_type=system"), "{hint}");
+    let (text, hint) = outcome("ovs=b0", true, offloaded).unwrap_err();
+    assert_eq!(
+        text,
+        "A policy cannot work on Open vSwitch bridge b0: traffic control (other_config:hw-offload) moves its frames, around \
+         the rules on a tap"
+    );
+    assert!(hint.contains("other_config:hw-offload=false"), "{hint}");
+    for datapath in [Datapath::Kernel, user] {
+        assert!(outcome("ovs=b0,mirror=mon0", false, datapath).is_ok());
+    }
+    let (text, _) = outcome("ovs=b0,mirror=mon0", false, offloaded).unwrap_err();
+    assert!(text.starts_with("mirror= cannot work on Open vSwitch bridge b0"), "{text}");
+}
+
+#[test]
+fn card_leaves_nothing_to_a_tap_whose_frames_nobody_completes() {
+    let offload = |flag: &str, datapath| {
+        plan("vm", &specs(&[flag]), &host_whose_frames_move_by(datapath)).unwrap().cards[0].offload.to_string()
+    };
+    assert_eq!(offload("ovs=b0", Datapath::User), "off");
+    assert_eq!(offload("ovs=b0", Datapath::Kernel), "on");
+    assert_eq!(offload("ovs=b0,offload=csum", Datapath::TrafficControl), "csum");
 }
