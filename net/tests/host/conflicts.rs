@@ -1,8 +1,8 @@
 //! Other machines with an address of a guest: told once, with both parties, and counted.
 
 use crate::Case;
-use crate::guest::{Namespace, send_frame};
-use crate::lan::{link, sh, until};
+use crate::guest::send_frame;
+use crate::machine::{mac, machine_on_bridge};
 use crate::vmm::Vmm;
 
 pub(crate) const CASES: &[Case] = &[
@@ -12,29 +12,7 @@ pub(crate) const CASES: &[Case] = &[
     ("conflict_is_not_what_the_guest_itself_says", alone),
 ];
 
-/// `br0` with a machine behind its uplink, which has `192.0.2.1/24`.
-fn machine_on_bridge() -> Namespace {
-    let machine = Namespace::behind("up0", "192.0.2.1/24", "198.51.100.1/30");
-    for line in [
-        "ip addr flush dev up0",
-        "ip link add br0 type bridge mcast_snooping 0",
-        "ip link set br0 up",
-        "ip link set up0 master br0",
-    ] {
-        sh(line);
-    }
-    until(|| link("br0")["operstate"] == "UP");
-    machine
-}
-
 const SPEC: &str = "bridge=br0,antispoof=on,mac=52:54:00:00:00:05,addresses=192.0.2.5";
-
-fn mac(namespace: &Namespace) -> (String, Vec<u8>) {
-    let links: serde_json::Value = serde_json::from_str(&namespace.sh("ip -j link show dev eth0")).unwrap();
-    let text = links[0]["address"].as_str().unwrap().to_owned();
-    let octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap()).collect();
-    (text, octets)
-}
 
 /// An ARP announcement.
 fn announcement(mac: &[u8], ip: [u8; 4]) -> Vec<u8> {
@@ -55,7 +33,7 @@ fn probed() {
     machine.sh("ip addr add 192.0.2.5/24 dev eth0");
     let (vmm, _guest) = Vmm::start_bridged("web", SPEC);
     assert_eq!(vmm.line(), "conflicts of card 0: 0 macs, 1 addresses");
-    let (other, _) = mac(&machine);
+    let other = mac(&machine);
     let expected =
         format!("warn: The guest of card 0 (52:54:00:00:00:05) is not alone: 192.0.2.5 is used by {other} as well\n");
     assert_eq!(end(vmm), expected);
@@ -64,7 +42,7 @@ fn probed() {
 fn claimed() {
     let machine = machine_on_bridge();
     let (vmm, _guest) = Vmm::start_bridged("web", SPEC);
-    let (_, other) = mac(&machine);
+    let other = mac(&machine).octets();
     // What is nobody's business, then the same claim twice.
     send_frame(&machine, &announcement(&other, [192, 0, 2, 6]));
     send_frame(&machine, &announcement(&other, [192, 0, 2, 5]));

@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::Case;
 use crate::guest::{Namespace, ask_tcp, ask_udp, configure, echo, is_silent, send_frame};
 use crate::lan::{exists, link, sh, snapshot, until};
+use crate::machine::{give6, machine_on_bridge};
 use crate::vmm::Vmm;
 
 pub(crate) const CASES: &[Case] = &[
@@ -19,34 +20,6 @@ pub(crate) const CASES: &[Case] = &[
 
 const REASONS: [&str; 7] =
     ["spoofed-mac", "spoofed-arp", "spoofed-ip", "spoofed-nd", "rogue-dhcp", "rogue-router", "other-protocol"];
-
-/// `br0` with a machine behind its uplink, which has `192.0.2.1/24` and `2001:db8::1/64`.
-fn machine_on_bridge() -> Namespace {
-    let machine = Namespace::behind("up0", "192.0.2.1/24", "198.51.100.1/30");
-    for line in [
-        "ip addr flush dev up0",
-        "ip link add br0 type bridge mcast_snooping 0",
-        "ip link set br0 up",
-        "ip link set up0 master br0",
-    ] {
-        sh(line);
-    }
-    until(|| link("br0")["operstate"] == "UP");
-    give6(&machine, "2001:db8::1");
-    // The bridge learns where it is from what it asks, whenever that is: have it ask first.
-    let links: Value = serde_json::from_str(&machine.sh("ip -j link show dev eth0")).expect("JSON");
-    let mac = links[0]["address"].as_str().expect("an address").to_owned();
-    let socket = machine.within(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
-    socket.send_to(b"?", "192.0.2.99:9").unwrap();
-    until(|| sh("bridge fdb show br br0").contains(&mac));
-    machine
-}
-
-/// Gives a namespace's card an IPv6 address, which this process keeps from new cards.
-fn give6(namespace: &Namespace, address: &str) {
-    namespace.sh("sysctl -q net.ipv6.conf.eth0.disable_ipv6=0");
-    namespace.sh(&format!("ip addr add {address}/64 dev eth0 nodad"));
-}
 
 /// Packets under a reason in a table of a VM.
 fn counted(family: &str, vm: &str, reason: &str) -> u64 {

@@ -27,6 +27,7 @@ mod kills;
 mod lan;
 mod limits;
 mod links;
+mod machine;
 mod macvtap;
 mod measure;
 mod mirror;

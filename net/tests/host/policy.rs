@@ -14,6 +14,7 @@ use net::policy::ask;
 use crate::Case;
 use crate::guest::{Namespace, ask_tcp, ask_udp, configure, echo, is_silent, send_frame};
 use crate::lan::{link, names, sh, snapshot, until};
+use crate::machine::{give6, mac, machine_on_bridge};
 use crate::vmm::{DEADLINE, Vmm};
 
 pub(crate) const CASES: &[Case] = &[
@@ -335,28 +336,6 @@ pub(crate) fn call(vm: &str) {
     }
 }
 
-/// `br0` with a machine behind its uplink, which has `192.0.2.1/24` and `2001:db8::1/64`.
-fn machine_on_bridge() -> Namespace {
-    let machine = Namespace::behind("up0", "192.0.2.1/24", "198.51.100.1/30");
-    for line in [
-        "ip addr flush dev up0",
-        "ip link add br0 type bridge mcast_snooping 0",
-        "ip link set br0 up",
-        "ip link set up0 master br0",
-    ] {
-        sh(line);
-    }
-    until(|| link("br0")["operstate"] == "UP");
-    give6(&machine, "2001:db8::1");
-    machine
-}
-
-/// Gives a namespace's card an IPv6 address, which this process keeps from new cards.
-fn give6(namespace: &Namespace, address: &str) {
-    namespace.sh("sysctl -q net.ipv6.conf.eth0.disable_ipv6=0");
-    namespace.sh(&format!("ip addr add {address}/64 dev eth0 nodad"));
-}
-
 /// Answers on TCP `port` over IPv6.
 fn echo6(namespace: &Namespace, port: u16) {
     let listener = namespace.within(|| TcpListener::bind(format!("[::]:{port}")).unwrap());
@@ -447,10 +426,7 @@ fn pieces() {
     }
     // The same about what the guest has never sent is nobody's business.
     let before = dropped("web", 0, "ingress");
-    let mac = |namespace: &Namespace| -> Vec<u8> {
-        let links: serde_json::Value = serde_json::from_str(&namespace.sh("ip -j link show dev eth0")).unwrap();
-        links[0]["address"].as_str().unwrap().split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap()).collect()
-    };
+    let mac = |namespace| mac(namespace).octets();
     let ip = |proto: u8, len: u8, from: u8, to: u8| {
         [&[0x45, 0, 0, len, 0, 1, 0, 0, 64, proto, 0, 0][..], &[192, 0, 2, from], &[192, 0, 2, to]].concat()
     };
