@@ -5,7 +5,7 @@
 //! until somebody can hear them.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use rtnetlink::packet_route::link::{
     BridgePortState, InfoBridgePort, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -23,10 +23,10 @@ pub(crate) enum Conflict {
         /// Behind this port of its bridge.
         port: String,
     },
-    /// With an IPv4 address of it.
+    /// With an IP address of it.
     Address {
         /// The address.
-        ip: Ipv4Addr,
+        ip: IpAddr,
         /// Who says to have it.
         mac: RawMac,
     },

@@ -15,8 +15,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socket};
 
-use crate::mac::MacAddr;
-use crate::spec::ADDRESSES_MAX;
 use crate::tun::TapKind;
 
 /// What is read of a frame, in bytes: Ethernet's header and that of IPv6 or ARP.
@@ -98,34 +96,6 @@ impl AsFd for Lookout {
     }
 }
 
-/// A socket that hears ARP on the interface with this number whose sender has one of these addresses, and not this MAC.
-pub(crate) fn open_arp(index: u32, mac: MacAddr, addresses: &[Ipv4Addr]) -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
-    attach_filter(&socket, arp_program(mac, addresses))?;
-    bind_to(&socket, index, libc::ETH_P_ARP)?;
-    Ok(socket)
-}
-
-/// The kernel's part of that. At most 64 addresses are compared.
-fn arp_program(mac: MacAddr, addresses: &[Ipv4Addr]) -> Vec<libc::sock_filter> {
-    let [a, b, c, d, e, f] = mac.octets();
-    let addresses = &addresses[..addresses.len().min(ADDRESSES_MAX)];
-    // At most 64.
-    let count = u8::try_from(addresses.len()).unwrap_or(u8::MAX);
-    let load = |size, at| statement(libc::BPF_LD | size | libc::BPF_ABS, at);
-    let mut program = vec![
-        load(libc::BPF_W, ARP_SENDER_AT - 6),
-        jump_if_equal(u32::from_be_bytes([a, b, c, d]), 0, 2),
-        load(libc::BPF_H, ARP_SENDER_AT - 2),
-        jump_if_equal(u32::from_be_bytes([0, 0, e, f]), count + 1, 0),
-        load(libc::BPF_W, ARP_SENDER_AT),
-    ];
-    program.extend((0..count).zip(addresses).map(|(idx, ip)| jump_if_equal(ip.to_bits(), count - idx, 0)));
-    program.extend([0, HEAD_BYTES].map(|bytes| statement(libc::BPF_RET | libc::BPF_K, bytes)));
-    program
-}
-
 /// The address of a frame's sender, if it has one that a network gave it.
 fn sender(frame: &[u8]) -> Option<IpAddr> {
     match u32::from(u16::from_be_bytes(field(frame, TYPE_AT)?)) {
@@ -203,11 +173,11 @@ fn only_outgoing() -> [libc::sock_filter; 3] {
     ]
 }
 
-fn statement(code: u32, k: u32) -> libc::sock_filter {
+pub(crate) fn statement(code: u32, k: u32) -> libc::sock_filter {
     jump(code, k, 0, 0)
 }
 
-fn jump_if_equal(value: u32, if_so: u8, if_not: u8) -> libc::sock_filter {
+pub(crate) fn jump_if_equal(value: u32, if_so: u8, if_not: u8) -> libc::sock_filter {
     jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, if_so, if_not)
 }
 
@@ -216,7 +186,7 @@ fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code: u16::try_from(code).unwrap_or_default(), jt, jf, k }
 }
 
-fn attach_filter(socket: &OwnedFd, mut program: Vec<libc::sock_filter>) -> io::Result<()> {
+pub(crate) fn attach_filter(socket: &OwnedFd, mut program: Vec<libc::sock_filter>) -> io::Result<()> {
     let len = libc::c_ushort::try_from(program.len()).map_err(io::Error::other)?;
     let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
@@ -234,7 +204,7 @@ fn bind(socket: &OwnedFd, index: u32) -> io::Result<()> {
     bind_to(socket, index, libc::ETH_P_ALL)
 }
 
-fn bind_to(socket: &OwnedFd, index: u32, protocol: libc::c_int) -> io::Result<()> {
+pub(crate) fn bind_to(socket: &OwnedFd, index: u32, protocol: libc::c_int) -> io::Result<()> {
     let protocol = u16::try_from(protocol).map_err(io::Error::other)?;
     let address = libc::sockaddr_ll {
         sll_family: u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?,

@@ -49,6 +49,7 @@ use crate::mac::MacAddr;
 pub use counters::Counters;
 pub use dns::relay::{Transport, Upstream};
 pub use frame::Frame;
+pub(crate) use ipv6::solicitation::solicitation;
 pub use responder::{Output, Responder};
 pub use run::{Setup, run};
 pub use socket::open_socket;

@@ -2,36 +2,36 @@
 //!
 //! ```text
 //! MAC      the bridge learns it behind another port (RTM_NEWNEIGH)
-//! IPv4     somebody with another MAC says by ARP that he has it: to all, or to a probe of ours (RFC 5227 2.1.1)
+//! IP       somebody with another MAC says that he has it, by ARP or neighbour discovery: to all, or to a question of ours
 //! ```
 //!
-//! The probe goes out as the VM starts to run, so that nobody waits for an answer. ARP is heard on the bridge, by a socket whose filter passes
-//! conflicts only, and which costs other frames nothing. Known are `addresses=` and leases; a guest that may have any address has none that
-//! could be taken from it. What is in a VLAN that the bridge itself is not in is not heard.
+//! The question goes out as the VM starts to run, so that nobody waits for an answer. Claims are heard on the bridge, by sockets whose filters
+//! pass nothing else: ARP and IPv6 that the host itself receives there pay for the filter, other frames nothing. Known are `addresses=`, leases, and the IPv6 address that
+//! a guest makes of our prefix and its MAC; a guest that may have any address has none that could be taken from it. What is in a VLAN that the
+//! bridge itself is not in is not heard, nor a solicitation that a bridge with a multicast querier passes to nobody but those who asked for it.
+
+mod claims;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::task::Poll;
 use std::time::Duration;
 
-use nix::sys::socket::{MsgFlags, recv, send};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::wire::Reply;
 use crate::link::Conflict;
-use crate::lookout;
-use crate::mac::{MAC_LEN, MacAddr};
+use crate::mac::MacAddr;
 use crate::plan::Plan;
 use crate::rtnl::{self, Rtnl};
 use crate::step::{Host, Step, index_of};
 use crate::survey;
+use claims::{Claim, Ear};
 
 /// Conflicts of a card that are logged, each once. Beyond that they are counted.
 const LOGGED_MAX: usize = 16;
@@ -42,15 +42,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Frames that are read in one go.
 const FRAMES_MAX: usize = 64;
 
-/// Bytes of a frame with ARP, and where its sender's addresses are.
-const ARP_BYTES: usize = 42;
-const SENDER_MAC_AT: usize = 22;
-const SENDER_IP_AT: usize = 28;
-
 /// The cards of a VM that are on bridges.
 pub(super) struct Conflicts {
     cards: Vec<Watched>,
-    /// When ARP is listened to again.
+    /// When claims are listened to again.
     again: Instant,
 }
 
@@ -58,8 +53,8 @@ struct Watched {
     card: usize,
     mac: MacAddr,
     tap: u32,
-    /// Where ARP about its addresses comes, if it has some: a packet socket in the clothes of another, which tokio can wait for.
-    arp: Option<UnixStream>,
+    /// Where claims of its addresses come, if it has some.
+    ears: Vec<Ear>,
     logged: BTreeSet<Conflict>,
     macs: u64,
     addresses: u64,
@@ -73,10 +68,11 @@ impl Conflicts {
             let (tap, mac) = (host.taps.get(card)?.index?, plan.cards.get(*card)?.mac);
             // Without a guard the guest may well have another MAC itself.
             let addresses = if pinned.is_some() { addresses(plan, *card) } else { Vec::new() };
-            let arp = (!addresses.is_empty()).then(|| listen(bridge.as_str(), mac, &addresses));
-            let arp = arp
-                .and_then(|arp| arp.inspect_err(|error| log::info!("ARP on {bridge} cannot be heard: {error}")).ok());
-            Some(Watched { card: *card, mac, tap, arp, logged: BTreeSet::new(), macs: 0, addresses: 0 })
+            let ears = listen(bridge.as_str(), mac, &addresses).unwrap_or_else(|error| {
+                log::info!("Claims of addresses on {bridge} cannot be heard: {error}");
+                Vec::new()
+            });
+            Some(Watched { card: *card, mac, tap, ears, logged: BTreeSet::new(), macs: 0, addresses: 0 })
         });
         Self { cards: cards.collect(), again: Instant::now() }
     }
@@ -85,9 +81,13 @@ impl Conflicts {
     pub(super) async fn claimed(&self) -> usize {
         tokio::time::sleep_until(self.again).await;
         std::future::poll_fn(|context| {
-            let ready = self.cards.iter().position(|card| {
-                card.arp.as_ref().is_some_and(|arp| matches!(arp.poll_read_ready(context), Poll::Ready(Ok(()))))
-            });
+            // All are to wake this.
+            let mut ready = None;
+            for (idx, card) in self.cards.iter().enumerate() {
+                for ear in &card.ears {
+                    ready = ear.poll(context).then_some(idx).or(ready);
+                }
+            }
             ready.map_or(Poll::Pending, Poll::Ready)
         })
         .await
@@ -121,16 +121,12 @@ impl Conflicts {
 
 impl Watched {
     fn read(&mut self, socket: &OwnedFd) {
-        let mut frame = [0; ARP_BYTES];
-        for _ in 0..FRAMES_MAX {
-            let Some(arp) = &self.arp else { return };
-            let receive = || Ok(recv(arp.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT)?);
-            let Ok(ARP_BYTES) = arp.try_io(Interest::READABLE, receive) else { return };
-            let mac = frame.get(SENDER_MAC_AT..).and_then(|rest| rest.first_chunk::<MAC_LEN>());
-            let ip = frame.get(SENDER_IP_AT..).and_then(|rest| rest.first_chunk::<4>());
-            let (Some(mac), Some(ip)) = (mac, ip) else { return };
-            self.addresses += 1;
-            self.tell(Conflict::Address { ip: Ipv4Addr::from(*ip), mac: *mac }, socket);
+        for idx in 0..self.ears.len() {
+            for _ in 0..FRAMES_MAX {
+                let Some(Claim { ip, mac }) = self.ears.get(idx).and_then(Ear::next) else { break };
+                self.addresses += 1;
+                self.tell(Conflict::Address { ip, mac }, socket);
+            }
         }
     }
 
@@ -145,37 +141,28 @@ impl Watched {
     }
 }
 
-/// The IPv4 addresses that the guest of a card has and nobody else may have.
-fn addresses(plan: &Plan, wanted: usize) -> Vec<Ipv4Addr> {
+/// The IP addresses that the guest of a card has and nobody else may have.
+fn addresses(plan: &Plan, wanted: usize) -> Vec<IpAddr> {
     let of = |step: &Step| match step {
         Step::CreateTables { members, guards, .. } => {
-            let leased = members.iter().filter(|member| member.card == wanted).map(|member| member.address);
+            let members = members.iter().filter(|member| member.card == wanted);
+            let given = members.flat_map(|member| [Some(member.address.into()), member.address6.map(IpAddr::from)]);
             let listed = guards.iter().filter(|guard| guard.card == wanted).flat_map(|guard| &guard.addresses);
-            let listed = listed.filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None });
-            leased.chain(listed).collect()
+            given.flatten().chain(listed.copied()).collect()
         }
         _ => Vec::new(),
     };
     plan.steps.iter().flat_map(of).collect()
 }
 
-/// A socket that hears who else says to have these addresses, after all have been asked.
-fn listen(bridge: &str, mac: MacAddr, addresses: &[Ipv4Addr]) -> io::Result<UnixStream> {
-    let socket = lookout::open_arp(index_of(bridge)?, mac, addresses)?;
-    let own = nix::ifaddrs::getifaddrs()?
-        .find(|interface| {
-            interface.interface_name == bridge && interface.address.is_some_and(|it| it.as_link_addr().is_some())
-        })
-        .and_then(|interface| interface.address?.as_link_addr()?.addr());
-    if let Some(own) = own {
-        for ip in addresses {
-            // The bridge itself asks, without an address, who has this one.
-            let head = [&[0xff; 6][..], &own, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &own, &[0; 4]].concat();
-            let probe = [&head[..], &[0; 6], &ip.octets()].concat();
-            if let Err(errno) = send(socket.as_raw_fd(), &probe, MsgFlags::MSG_DONTWAIT) {
-                log::debug!("Nobody is asked for {ip} on {bridge}: {errno}");
-            }
-        }
+/// Hears who else says to have these addresses, after the bridge itself has asked for all.
+fn listen(bridge: &str, mac: MacAddr, addresses: &[IpAddr]) -> io::Result<Vec<Ear>> {
+    if addresses.is_empty() {
+        return Ok(Vec::new());
     }
-    super::child::pollable(&socket)
+    let own = nix::ifaddrs::getifaddrs()?
+        .filter(|interface| interface.interface_name == bridge)
+        .find_map(|interface| MacAddr::new(interface.address?.as_link_addr()?.addr()?).ok());
+    let own = own.ok_or_else(|| io::Error::other("it has no MAC address"))?;
+    Ear::open(index_of(bridge)?, own, mac, addresses)
 }

@@ -2,6 +2,7 @@
 
 pub(super) mod advertiser;
 pub(super) mod dhcpv6;
+pub(super) mod solicitation;
 
 use super::{DOMAIN, dns};
 

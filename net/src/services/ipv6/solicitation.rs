@@ -1,0 +1,51 @@
+//! The question who has an IPv6 address (RFC 4861 4.3), as a whole frame.
+
+use std::net::Ipv6Addr;
+
+use crate::mac::MacAddr;
+use crate::services::Ipv6Network;
+use crate::services::frame::{Frame, Link, Protocol, packet};
+
+/// Its ICMPv6 type, and the option with the asker's own Ethernet address in units of 8 octets.
+const NEIGHBOR_SOLICIT: u8 = 135;
+const SOURCE_LINK_ADDRESS: [u8; 2] = [1, 1];
+
+/// The prefix of the addresses of a link (RFC 4291 2.5.6).
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+
+/// Asks from `mac` who has `target`.
+///
+/// The asker has the link-local address that goes with `mac`. The unspecified address would say that the asker is about to take `target`
+/// itself (RFC 4862 5.4.3): a guest to which the frame comes while it makes sure of its own address would give it up.
+pub(crate) fn solicitation(mac: MacAddr, target: Ipv6Addr) -> Option<Frame> {
+    let source = Ipv6Network { prefix: LINK_LOCAL, gateway: LINK_LOCAL, link_local: LINK_LOCAL }.address_of(mac);
+    let [.., a, b, c] = target.octets();
+    // Those who have such an address listen there (RFC 4291 2.7.1, RFC 2464 7).
+    let group = Ipv6Addr::from_bits(0xff02_0000_0000_0000_0000_0001_ff00_0000 | (target.to_bits() & 0xff_ffff));
+    let link = Link { source: mac.octets(), destination: [0x33, 0x33, 0xff, a, b, c] };
+    let message =
+        [&[NEIGHBOR_SOLICIT, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &SOURCE_LINK_ADDRESS, &mac.octets()].concat();
+    packet(link, source.into(), group.into(), Protocol::Icmpv6, &message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::frame::Packet;
+
+    #[test]
+    fn solicitation_is_from_an_address_of_the_link_to_the_group_of_its_target() {
+        let target: Ipv6Addr = "2001:db8::12:3456".parse().unwrap();
+
+        let frame = solicitation("52:54:00:00:00:01".parse().unwrap(), target).unwrap();
+
+        assert_eq!(frame[..6], [0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
+        let packet = Packet::parse(&frame).unwrap();
+        assert_eq!(packet.source.to_string(), "fe80::5054:ff:fe00:1");
+        assert_eq!(packet.destination.to_string(), "ff02::1:ff12:3456");
+        assert_eq!((packet.protocol, packet.hops), (Protocol::Icmpv6, 255));
+        assert_eq!(packet.payload[0], 135);
+        assert_eq!(packet.payload[8..24], target.octets());
+        assert_eq!(packet.payload[24..], [1, 1, 0x52, 0x54, 0, 0, 0, 1]);
+    }
+}
