@@ -3,6 +3,7 @@
 //! Every line of the probe is one test here. The VMs run in namespaces of their own, on a bridge with a peer that sends the
 //! probe's frames back. QEMU runs the same binary, which shows that the checks hold the specification and not minivmm's habits.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -21,6 +22,8 @@ use tests::probe::{self, Outcome};
 const REGISTERS_AT_MOST: Duration = Duration::from_secs(5);
 /// minivmm's exit code after a triple fault.
 const CRASHED: i32 = 98;
+/// What the probe has in its TCP segment, and its peer in the answer.
+const SEGMENT: usize = 20000;
 const REGISTER_SUITES: &str = "probe=platform,pci,common,status,msix";
 
 fn main() -> ExitCode {
@@ -151,10 +154,12 @@ struct Frame {
     len: usize,
     captured: usize,
     source: String,
+    /// Bytes that TCP carries, if it is TCP.
+    tcp: Option<usize>,
 }
 
 fn tshark(file: &Path) -> Result<Vec<Frame>, String> {
-    let fields = ["frame.interface_name", "frame.len", "frame.cap_len", "eth.src"];
+    let fields = ["frame.interface_name", "frame.len", "frame.cap_len", "eth.src", "tcp.len"];
     let mut command = Command::new("tshark");
     command.arg("-n").arg("-r").arg(file).args(["-T", "fields"]).args(fields.iter().flat_map(|field| ["-e", field]));
     let output = command.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
@@ -163,24 +168,29 @@ fn tshark(file: &Path) -> Result<Vec<Frame>, String> {
     }
     let frame = |line: &str| {
         let words: Vec<&str> = line.split('\t').collect();
-        let &[interface, len, captured, source] = words.as_slice() else { return Err(line.to_owned()) };
+        let &[interface, len, captured, source, tcp] = words.as_slice() else { return Err(line.to_owned()) };
         let number = |text: &str| text.parse().map_err(|_| line.to_owned());
         let (len, captured) = (number(len)?, number(captured)?);
-        Ok(Frame { interface: interface.to_owned(), len, captured, source: source.to_owned() })
+        let tcp = if tcp.is_empty() { None } else { Some(number(tcp)?) };
+        Ok(Frame { interface: interface.to_owned(), len, captured, source: source.to_owned(), tcp })
     };
     String::from_utf8_lossy(&output.stdout).lines().map(frame).collect()
 }
 
 fn check_frames(frames: &[Frame]) -> Result<(), String> {
-    let senders: std::collections::BTreeSet<&str> = frames.iter().map(|frame| frame.source.as_str()).collect();
-    let largest = frames.iter().map(|frame| frame.len).max().unwrap_or_default();
-    println!("{} frames of {} senders, the largest of {largest} bytes", frames.len(), senders.len());
+    let senders: BTreeSet<&str> = frames.iter().map(|frame| frame.source.as_str()).collect();
+    let largest = |wanted: fn(&Frame) -> bool| frames.iter().filter(|frame| wanted(frame)).map(|frame| frame.len).max();
+    let (datagram, segment) = (largest(|frame| frame.tcp.is_none()), largest(|frame| frame.tcp == Some(SEGMENT)));
+    println!("{} frames of {} senders: {datagram:?} bytes of UDP, {segment:?} of TCP", frames.len(), senders.len());
     if frames.iter().any(|frame| frame.interface != "net0" || frame.captured != frame.len) {
         return Err("a frame is of another card, or not whole".to_owned());
     }
-    match (senders.len(), largest) {
-        (..2, _) => Err(format!("only {senders:?} is seen to send")),
-        (_, ..=1514) => Err(format!("no frame is larger than {largest} bytes")),
+    let whole: BTreeSet<&str> =
+        frames.iter().filter(|frame| frame.tcp == Some(SEGMENT)).map(|frame| frame.source.as_str()).collect();
+    match (senders.len(), datagram, whole.len()) {
+        (..2, _, _) => Err(format!("only {senders:?} is seen to send")),
+        (_, None | Some(..=1514), _) => Err(format!("no datagram is larger than {datagram:?} bytes")),
+        (_, _, ..2) => Err(format!("a segment of {SEGMENT} bytes is seen from {whole:?} only")),
         _ => Ok(()),
     }
 }

@@ -18,6 +18,7 @@ mod messages;
 mod net;
 mod platform;
 mod queue_reset;
+mod segments;
 mod status;
 
 use core::fmt;
@@ -119,6 +120,7 @@ pub(crate) fn run(start: &StartInfo) -> Report {
             run_all(&mut report, &subject, own);
             if device.kind == Kind::Net {
                 run_all(&mut report, &subject, fragments::CHECKS);
+                run_all(&mut report, &subject, segments::CHECKS);
                 run_all(&mut report, &subject, queue_reset::CHECKS);
                 run_all(&mut report, &subject, coalescing::CHECKS);
             }

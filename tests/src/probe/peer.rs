@@ -21,9 +21,14 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 /// Bytes of a frame that nobody has cut.
 const LARGE: usize = 8000;
 const LARGE_MAX: usize = 1 << 16;
-/// `struct virtio_net_hdr` of what is sent back: NEEDS_CSUM, GSO_UDP, hdr_len 42, gso_size 1480, csum_start 34, csum_offset 6. Little-endian,
-/// as we are.
-const HEADER: [u8; 10] = [1, 3, 42, 0, 0xc8, 5, 34, 0, 6, 0];
+/// `struct virtio_net_hdr` of what is sent back, little-endian as we are. A datagram: NEEDS_CSUM, GSO_UDP, hdr_len 42, gso_size 1480,
+/// csum_start 34, csum_offset 6.
+const OF_UDP: [u8; 10] = [1, 3, 42, 0, 0xc8, 5, 34, 0, 6, 0];
+/// A segment: NEEDS_CSUM, GSO_TCPV4, hdr_len 54, gso_size 1460, csum_start 34, csum_offset 16.
+const OF_TCP: [u8; 10] = [1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0];
+/// Where a frame says what IPv4 carries, and TCP's number there.
+const PROTOCOL_AT: usize = 23;
+const TCP: u8 = 6;
 
 /// A bridge with a peer behind one of its ports, and an interface behind another.
 pub struct PeerLan {
@@ -72,20 +77,20 @@ impl PeerLan {
     }
 }
 
-/// Starts a thread that sends each frame with more than [`LARGE`] bytes of IPv4 and UDP back, to be cut into fragments on its way. The bridge
+/// Starts a thread that sends each frame with more than [`LARGE`] bytes of IPv4 and UDP or TCP back, to be cut on its way. The bridge
 /// itself sees frames as its ports have sent them; on the way to a port they are cut as far as that wants it.
 fn return_large(bridge: &str) -> io::Result<()> {
     let (mut from, mut to) = (packet_socket(bridge, ETHERTYPE_IPV4)?, packet_socket(bridge, 0)?);
     set_header(&to)?;
     thread::Builder::new().name("large".to_owned()).spawn(move || {
-        let mut frame = vec![0; HEADER.len() + LARGE_MAX];
-        frame[..HEADER.len()].copy_from_slice(&HEADER);
-        while let Ok(len) = from.read(&mut frame[HEADER.len()..]) {
+        let mut frame = vec![0; OF_UDP.len() + LARGE_MAX];
+        while let Ok(len) = from.read(&mut frame[OF_UDP.len()..]) {
             if len < LARGE {
                 continue;
             }
-            let whole = &mut frame[..HEADER.len() + len];
-            let ethernet = &mut whole[HEADER.len()..];
+            let whole = &mut frame[..OF_UDP.len() + len];
+            let (header, ethernet) = whole.split_at_mut(OF_UDP.len());
+            header.copy_from_slice(if ethernet[PROTOCOL_AT] == TCP { &OF_TCP } else { &OF_UDP });
             ethernet.copy_within(6..12, 0);
             ethernet[6..12].copy_from_slice(&OWN_MAC);
             if to.write(whole).is_err() {

@@ -19,8 +19,8 @@ const F_MRG_RXBUF: u64 = 1 << 15;
 
 const GSO_UDP: u8 = 3;
 const NEEDS_CSUM: u8 = 1;
-const ETHERNET: u64 = 14;
-const IP: u64 = 20;
+pub(super) const ETHERNET: u64 = 14;
+pub(super) const IP: u64 = 20;
 const UDP: u16 = 8;
 /// What the IP packet carries: UDP header and payload.
 const BYTES: u16 = UDP + 8000;
@@ -88,37 +88,21 @@ fn piece(packet: u64) -> Check<u16> {
     Ok(len)
 }
 
-fn payload(at: u16) -> u8 {
+/// The byte at this place of what is carried.
+pub(super) fn payload(at: u16) -> u8 {
     let [low, high] = at.to_le_bytes();
     low.wrapping_mul(3) ^ high
 }
 
-fn be16(at: u64) -> u16 {
+pub(super) fn be16(at: u64) -> u16 {
     u16::from_be_bytes([cpu::read8(at), cpu::read8(at + 1)])
 }
 
 /// A virtio header and a frame to everybody, of which the device is to make fragments.
 fn write_datagram(at: u64, mac: [u8; 6]) {
-    let frame = at + NET_HEADER;
-    arena::fill(at, NET_HEADER, 0);
-    cpu::write8(at, NEEDS_CSUM);
-    cpu::write8(at + 1, GSO_UDP);
-    // hdr_len, gso_size, csum_start, csum_offset.
-    for (at, value) in (at + 2..).step_by(2).zip([42, FRAGMENT, 34, 6]) {
-        cpu::write16(at, value);
-    }
-    arena::fill(frame, 6, 0xff);
-    for (at, byte) in (frame + 6..).zip(mac) {
-        cpu::write8(at, byte);
-    }
-    cpu::write16(frame + 12, 0x0800_u16.to_be());
-    let packet = frame + ETHERNET;
     let words = [0x4500, 20 + BYTES, IDENT, 0, 64 << 8 | 17, 0, 0x0a63, 1, 0x0a63, 2];
-    for (at, word) in (packet..).step_by(2).zip(words) {
-        cpu::write16(at, u16::to_be(word));
-    }
-    cpu::write16(packet + 10, (!sum(words.into_iter())).to_be());
-    let datagram = packet + IP;
+    write_heads(at, mac, GSO_UDP, [42, FRAGMENT, 34, 6], words);
+    let datagram = at + NET_HEADER + ETHERNET + IP;
     // The checksum is begun with that of the pseudo-header; the rest is left to the device as well.
     let begun = sum(words.into_iter().skip(6).chain([17, BYTES]));
     for (at, word) in (datagram..).step_by(2).zip([1000, 1001, BYTES, begun]) {
@@ -129,8 +113,30 @@ fn write_datagram(at: u64, mac: [u8; 6]) {
     }
 }
 
+/// A virtio header whose numbers are hdr_len, gso_size, csum_start and csum_offset, Ethernet's header to everybody, and that of IPv4, whose
+/// checksum is filled in.
+pub(super) fn write_heads(at: u64, mac: [u8; 6], gso: u8, numbers: [u16; 4], words: [u16; 10]) {
+    let frame = at + NET_HEADER;
+    arena::fill(at, NET_HEADER, 0);
+    cpu::write8(at, NEEDS_CSUM);
+    cpu::write8(at + 1, gso);
+    for (at, value) in (at + 2..).step_by(2).zip(numbers) {
+        cpu::write16(at, value);
+    }
+    arena::fill(frame, 6, 0xff);
+    for (at, byte) in (frame + 6..).zip(mac) {
+        cpu::write8(at, byte);
+    }
+    cpu::write16(frame + 12, 0x0800_u16.to_be());
+    let packet = frame + ETHERNET;
+    for (at, word) in (packet..).step_by(2).zip(words) {
+        cpu::write16(at, u16::to_be(word));
+    }
+    cpu::write16(packet + 10, (!sum(words.into_iter())).to_be());
+}
+
 /// The ones' complement sum (RFC 1071).
-fn sum(words: impl Iterator<Item = u16>) -> u16 {
+pub(super) fn sum(words: impl Iterator<Item = u16>) -> u16 {
     words.fold(0, |sum: u16, word| {
         let (sum, carry) = sum.overflowing_add(word);
         sum + u16::from(carry)
