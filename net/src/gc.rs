@@ -55,9 +55,9 @@ impl fmt::Display for Removed {
     }
 }
 
-/// Removes every bridge of ours that has no ports but an uplink, and every macvtap of ours that no VM has, and puts back what was changed
-/// for it. VMs that run or start are not
-/// disturbed: the lock of the network namespace keeps out those that are about to use such a bridge.
+/// Removes every bridge of ours that has no ports but an uplink, every macvtap, port of Open vSwitch and ifb of ours that no VM has, and
+/// rules in Docker's chain for VMs that are gone, and puts back what was changed for them. VMs that run or start are not disturbed: the lock
+/// of the network namespace keeps out those that are about to use such a bridge.
 ///
 /// # Errors
 /// The kernel does not say what there is.
