@@ -168,7 +168,10 @@ struct BenchGuestTerms {
     /// Seconds of each test
     #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Only tests with this in their names: tcp to guest, tcp to host x4, udp to guest, .., requests
+    /// Only NAT beside a bridge, without QEMU and vhost-net
+    #[arg(long)]
+    only_nat: bool,
+    /// Only tests with this in their names: tcp to guest, tcp to host x4, tcp to outside, udp to guest, .., requests
     #[arg(default_value = "")]
     filter: String,
 }
@@ -432,8 +435,9 @@ fn bench_guest(args: &BenchGuestArgs) -> Result<ExitCode, Box<dyn Error>> {
     {
         words.extend([flag.into(), path.into()]);
     }
-    let BenchGuestTerms { runs, seconds, filter } = &args.terms;
+    let BenchGuestTerms { runs, seconds, only_nat, filter } = &args.terms;
     words.extend(["--runs".into(), runs.to_string().into(), "--seconds".into(), seconds.to_string().into()]);
+    words.extend(only_nat.then(|| "--only-nat".into()));
     words.push(filter.into());
     let place = Place::ask();
     let code = if place.boots_linux() {
@@ -460,13 +464,14 @@ fn bench_guest(args: &BenchGuestArgs) -> Result<ExitCode, Box<dyn Error>> {
 
 fn bench_guest_here(args: &BenchGuestHereArgs) -> Result<ExitCode, Box<dyn Error>> {
     namespace::isolate()?;
-    let BenchGuestTerms { runs, seconds, filter } = &args.terms;
+    let BenchGuestTerms { runs, seconds, only_nat, filter } = &args.terms;
     let plan = bench::guest::Plan {
         minivmm: args.minivmm.clone(),
         kernel: args.kernel.clone(),
         initramfs: args.initramfs.clone(),
         runs: *runs,
         seconds: *seconds,
+        only_nat: *only_nat,
         filter: filter.clone(),
     };
     let report = bench::guest::run(&plan)?;

@@ -1,4 +1,5 @@
-//! A stock Linux guest on minivmm, on QEMU and on QEMU with vhost-net, in turns: TCP, small UDP packets, requests and responses.
+//! A stock Linux guest on minivmm, on QEMU and on QEMU with vhost-net, in turns: TCP, small UDP packets, requests and responses;
+//! with the host, and TCP with a namespace beyond it, which bridges and NAT lead to.
 //!
 //! All machines are up at once on one bridge and every test goes round them, so that they share whatever else the host does. iperf3
 //! runs on the host and in the guests; requests are single bytes to an echo of busybox. Processor time is that of the VMM's process with
@@ -20,12 +21,14 @@ pub use report::{Goals, Report, Row};
 use super::Spread;
 use crate::bench::clock;
 use crate::lan::sh;
-use traffic::{Moved, Test};
+use traffic::{Moved, OUTSIDE, Test};
 use vm::{Contestant, Vm};
 
 /// The bridge, and the first three numbers of its network.
 const BRIDGE: &str = "br0";
 const NETWORK: &str = "10.77.0";
+/// The network between the host and [`OUTSIDE`], which is a port of the bridge besides.
+const ROUTED: &str = "10.78.0";
 
 /// What to start, and how often.
 #[derive(Debug, Clone)]
@@ -40,6 +43,8 @@ pub struct Plan {
     pub runs: u32,
     /// Seconds of each test.
     pub seconds: u32,
+    /// Only minivmm, on a bridge and behind NAT.
+    pub only_nat: bool,
     /// Only tests with this in their names.
     pub filter: String,
 }
@@ -61,7 +66,12 @@ pub fn run(plan: &Plan) -> Result<Report, Error> {
     sh(&format!(
         "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do ! test -e $f || echo 1 >$f; done;
          ip link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0 &&
-         ip addr add {NETWORK}.1/24 dev {BRIDGE} && ip link set {BRIDGE} up"
+         ip addr add {NETWORK}.1/24 dev {BRIDGE} && ip link set {BRIDGE} up &&
+         mkdir -p /run/netns && mount -t tmpfs names /run/netns && ip netns add {OUTSIDE} && ip link add out0 type veth peer bridged netns {OUTSIDE} &&
+         ip link add out1 type veth peer routed netns {OUTSIDE} && ip link set out0 master {BRIDGE} up &&
+         ip addr add {ROUTED}.1/24 dev out1 && ip link set out1 up &&
+         ip -n {OUTSIDE} addr add {NETWORK}.2/24 dev bridged && ip -n {OUTSIDE} link set bridged up &&
+         ip -n {OUTSIDE} addr add {ROUTED}.2/24 dev routed && ip -n {OUTSIDE} link set routed up"
     ));
     let mut vms = Vec::new();
     for contestant in Contestant::all(plan) {

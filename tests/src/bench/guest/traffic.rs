@@ -11,6 +11,8 @@ use serde_json::Value;
 pub(super) const ECHO_PORT: u16 = 7;
 /// Where its iperf3 listens.
 pub(super) const IPERF_PORT: u16 = 5201;
+/// The network namespace of somebody beyond the host.
+pub(super) const OUTSIDE: &str = "outside";
 /// Payload of a small datagram in bytes: with all headers it makes the smallest frame, and iperf3 wants this much.
 const SMALL_BYTES: u32 = 16;
 /// Beyond the test's own time.
@@ -28,7 +30,10 @@ pub(super) struct Ports {
 /// Where a guest's servers are.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
+    /// For the host.
     pub(super) address: String,
+    /// For the namespace [`OUTSIDE`].
+    pub(super) from_outside: String,
     pub(super) ports: Ports,
 }
 
@@ -49,7 +54,7 @@ pub(super) struct Moved {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Test {
     /// TCP in some connections.
-    Tcp(Way, u8),
+    Tcp(Way, Place, u8),
     /// Small UDP datagrams, counted where they arrive.
     Udp(Way),
     /// One byte there and one back, one at a time.
@@ -59,31 +64,42 @@ pub(super) enum Test {
 /// Who sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
+    FromGuest,
     ToGuest,
-    ToHost,
+}
+
+/// Who the guest's peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Host,
+    Outside,
 }
 
 impl Test {
     /// All of them.
-    pub(super) const ALL: [Self; 7] = [
-        Self::Tcp(Way::ToGuest, 1),
-        Self::Tcp(Way::ToGuest, 4),
-        Self::Tcp(Way::ToHost, 1),
-        Self::Tcp(Way::ToHost, 4),
+    pub(super) const ALL: [Self; 9] = [
+        Self::Tcp(Way::ToGuest, Place::Host, 1),
+        Self::Tcp(Way::ToGuest, Place::Host, 4),
+        Self::Tcp(Way::FromGuest, Place::Host, 1),
+        Self::Tcp(Way::FromGuest, Place::Host, 4),
+        Self::Tcp(Way::ToGuest, Place::Outside, 1),
+        Self::Tcp(Way::FromGuest, Place::Outside, 1),
         Self::Udp(Way::ToGuest),
-        Self::Udp(Way::ToHost),
+        Self::Udp(Way::FromGuest),
         Self::Requests,
     ];
 
     /// Its name.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Tcp(Way::ToGuest, 1) => "tcp to guest",
-            Self::Tcp(Way::ToGuest, _) => "tcp to guest x4",
-            Self::Tcp(Way::ToHost, 1) => "tcp to host",
-            Self::Tcp(Way::ToHost, _) => "tcp to host x4",
+            Self::Tcp(Way::ToGuest, Place::Host, 1) => "tcp to guest",
+            Self::Tcp(Way::ToGuest, Place::Host, _) => "tcp to guest x4",
+            Self::Tcp(Way::FromGuest, Place::Host, 1) => "tcp to host",
+            Self::Tcp(Way::FromGuest, Place::Host, _) => "tcp to host x4",
+            Self::Tcp(Way::ToGuest, Place::Outside, _) => "tcp from outside",
+            Self::Tcp(Way::FromGuest, Place::Outside, _) => "tcp to outside",
             Self::Udp(Way::ToGuest) => "udp to guest",
-            Self::Udp(Way::ToHost) => "udp to host",
+            Self::Udp(Way::FromGuest) => "udp to host",
             Self::Requests => "requests",
         }
     }
@@ -103,12 +119,14 @@ impl Test {
     /// If iperf3 fails or says something unexpected, or the echo does not answer.
     pub(super) fn run(self, peer: &Peer, time: Duration) -> io::Result<Moved> {
         let (amount, seconds) = match self {
-            Self::Tcp(way, connections) => {
-                let sum = iperf(peer, time, way, &["-P", &connections.to_string()])?["sum_received"].take();
+            Self::Tcp(way, place, connections) => {
+                let sum = iperf(peer, time, way, place, &["-P", &connections.to_string()])?["sum_received"].take();
                 (figure(&sum, "bytes")? / GB, figure(&sum, "seconds")?)
             }
             Self::Udp(way) => {
-                let sum = iperf(peer, time, way, &["-u", "-b", "0", "-l", &SMALL_BYTES.to_string()])?["sum"].take();
+                let sum =
+                    iperf(peer, time, way, Place::Host, &["-u", "-b", "0", "-l", &SMALL_BYTES.to_string()])?["sum"]
+                        .take();
                 (figure(&sum, "packets")? - figure(&sum, "lost_packets")?, figure(&sum, "seconds")?)
             }
             Self::Requests => request(peer, time)?,
@@ -137,12 +155,19 @@ impl Peer {
 }
 
 /// The `end` of iperf3's report.
-fn iperf(peer: &Peer, time: Duration, way: Way, words: &[&str]) -> io::Result<Value> {
-    let mut command = Command::new("timeout");
-    command.args([&(time + PATIENCE).as_secs().to_string(), "iperf3", "-c", &peer.address, "-J"]);
+fn iperf(peer: &Peer, time: Duration, way: Way, place: Place, words: &[&str]) -> io::Result<Value> {
+    let (mut command, address) = match place {
+        Place::Host => (Command::new("timeout"), &peer.address),
+        Place::Outside => {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", OUTSIDE, "timeout"]);
+            (command, &peer.from_outside)
+        }
+    };
+    command.args([&(time + PATIENCE).as_secs().to_string(), "iperf3", "-c", address, "-J"]);
     command.args(["-p", &peer.ports.iperf.to_string()]);
     command.args(["-t", &time.as_secs().to_string()]).args(words);
-    if way == Way::ToHost {
+    if way == Way::FromGuest {
         command.arg("-R");
     }
     let output = command.stdin(Stdio::null()).output()?;

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::traffic::{ECHO_PORT, IPERF_PORT, Peer, Ports};
-use super::{BRIDGE, NETWORK, Plan};
+use super::{BRIDGE, NETWORK, Plan, ROUTED};
 use crate::guest::{READY, script_parameter};
 use crate::lan::sh;
 
@@ -16,6 +16,11 @@ const MEM_MIB: u32 = 512;
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Addresses of guests begin here.
 const FIRST_ADDRESS: u8 = 11;
+
+/// CUBIC's HyStart (`hystart_update` in net/ipv4/tcp_cubic.c) ends slow start when round trips get longer, and where one processor is
+/// all that host and guest have it ends it anywhere: the same path then carries all of what it can or half of it, for as long as a test
+/// lasts, and for all tests after it as the kernel remembers the threshold (`tcp_no_metrics_save`).
+const STEADY: &str = "tcp_cubic.hystart=0";
 
 /// The guest's own ports, and those of the host that lead to one behind NAT.
 const OWN: Ports = Ports { iperf: IPERF_PORT, echo: ECHO_PORT };
@@ -41,15 +46,16 @@ impl Contestant {
         [Self::Minivmm, Self::MinivmmNat, Self::Qemu, Self::QemuVhost, Self::MinivmmVhost]
             .into_iter()
             .filter(|contestant| match contestant {
-                Self::Minivmm | Self::MinivmmNat | Self::Qemu => true,
-                Self::QemuVhost => has_vhost,
-                Self::MinivmmVhost => has_vhost && knows_vhost,
+                Self::Minivmm | Self::MinivmmNat => true,
+                Self::Qemu => !plan.only_nat,
+                Self::QemuVhost => !plan.only_nat && has_vhost,
+                Self::MinivmmVhost => !plan.only_nat && has_vhost && knows_vhost,
             })
             .collect()
     }
 
     /// Its name.
-    pub(super) fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Minivmm => "minivmm",
             Self::MinivmmNat => "minivmm nat",
@@ -111,14 +117,22 @@ impl Vm {
     /// # Errors
     /// If it does not come up.
     pub(super) fn start(contestant: Contestant, plan: &Plan, number: u8) -> io::Result<Self> {
-        let script = format!("nc -ll -p {ECHO_PORT} -e cat & iperf3 -s -p {IPERF_PORT} >/dev/null");
+        let script = format!(
+            "sysctl -q -w net.ipv4.tcp_no_metrics_save=1; nc -ll -p {ECHO_PORT} -e cat & iperf3 -s -p {IPERF_PORT} >/dev/null"
+        );
         let address = format!("{NETWORK}.{}", FIRST_ADDRESS + number);
         // Behind NAT it asks for its address.
         let (given, peer) = match contestant {
-            Contestant::MinivmmNat => (String::new(), Peer { address: format!("{NETWORK}.1"), ports: FORWARDED }),
-            _ => (format!("minivmm.ip=eth0:{address}/24"), Peer { address, ports: OWN }),
+            Contestant::MinivmmNat => {
+                let (address, from_outside) = (format!("{NETWORK}.1"), format!("{ROUTED}.1"));
+                (String::new(), Peer { address, from_outside, ports: FORWARDED })
+            }
+            _ => {
+                let given = format!("minivmm.ip=eth0:{address}/24");
+                (given, Peer { from_outside: address.clone(), address, ports: OWN })
+            }
         };
-        let appended = format!("quiet {given} {}", script_parameter(&script));
+        let appended = format!("quiet {given} {STEADY} {}", script_parameter(&script));
         let mut command = contestant.command(plan, number, &appended);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().ok_or_else(|| io::Error::other("no standard output"))?;
