@@ -17,6 +17,7 @@ mod impair;
 mod large;
 mod memory;
 mod nat;
+mod ovs;
 mod policy;
 mod queues;
 mod ready;
@@ -51,6 +52,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         large::STORIES,
         memory::STORIES,
         nat::STORIES,
+        ovs::STORIES,
         policy::STORIES,
         queues::STORIES,
         ready::STORIES,
