@@ -286,6 +286,9 @@ impl Error {
             Self::CreateMacvtap { lower, source } => create_macvtap_hint(lower, source),
             Self::OpenMacvtap { source, .. } => open_macvtap_hint(source),
             Self::Policy(source) => policy_hint(source),
+            Self::Nftables(source) if source.has_no_owners() => {
+                Some("it takes Linux 5.12, whose nftables go with their owner: use --net bridge=NAME without antispoof= and isolate=, or boot a later kernel".to_owned())
+            }
             Self::AddOvsPort { source, .. } | Self::RemoveOvsPort { source, .. } => source.hint(),
             _ => self.source_errno().and_then(privilege_hint),
         }

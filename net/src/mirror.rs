@@ -7,8 +7,6 @@
 //! The copies could also be written to a packet socket by the card's workers, which look at frames for `capture=` anyhow: that would
 //! cost a system call for each frame, and nothing would be seen of a card on vhost-net.
 
-use std::io;
-
 use serde::Serialize;
 
 use crate::nft::{
@@ -71,13 +69,39 @@ pub(crate) fn table(vm: &str, mirrors: &[Mirror], tap: impl Fn(usize) -> Option<
 /// Has the kernel make the copies for as long as the socket lives.
 pub(crate) fn open(table: Table) -> Result<NftSocket, MirrorError> {
     let mut socket = NftSocket::open()?;
-    match socket.apply(&Batch { commands: vec![Command::AddTable(table)] }) {
-        Ok(()) => Ok(socket),
-        Err(NftError::Refused { source, .. }) if is_no_hook(&source) => Err(MirrorError::NoHook),
-        Err(error) => Err(error.into()),
+    socket.apply(&Batch { commands: vec![Command::AddTable(table)] }).map_err(MirrorError::of)?;
+    Ok(socket)
+}
+
+impl MirrorError {
+    /// What it means that the kernel did not take the table.
+    fn of(error: NftError) -> Self {
+        let no_hook =
+            matches!(&error, NftError::Refused { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP));
+        if no_hook || error.has_no_owners() { Self::NoHook } else { Self::Nft(error) }
     }
 }
 
-fn is_no_hook(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EOPNOTSUPP)
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn refused(object: &str, errno: i32) -> MirrorError {
+        MirrorError::of(NftError::Refused { object: object.to_owned(), source: io::Error::from_raw_os_error(errno) })
+    }
+
+    #[test]
+    fn kernel_before_5_16_has_no_hook_for_copies() {
+        let (table, chain) =
+            ("table netdev minivmm-web/mirror", "chain card0-to-guest of table netdev minivmm-web/mirror");
+        // Without the hook, and, before 5.12, without owners of tables.
+        for (object, errno) in [(chain, libc::EOPNOTSUPP), (table, libc::EINVAL)] {
+            assert!(matches!(refused(object, errno), MirrorError::NoHook), "{object}: {errno}");
+        }
+        for (object, errno) in [(chain, libc::ENOENT), (chain, libc::EPERM), (table, libc::EPERM)] {
+            assert!(matches!(refused(object, errno), MirrorError::Nft(_)), "{object}: {errno}");
+        }
+    }
 }

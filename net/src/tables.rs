@@ -45,3 +45,17 @@ impl Tables {
         self.socket.apply(&Batch { commands: self.names.into_iter().map(Command::DeleteTable).collect() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn tables_on_a_kernel_before_5_12_are_refused_with_what_they_take() {
+        let source = io::Error::from_raw_os_error(libc::EINVAL);
+        let report =
+            Error::Nftables(NftError::Refused { object: "table inet minivmm-web".to_owned(), source }).report();
+        assert!(report.hint.is_some_and(|hint| hint.starts_with("it takes Linux 5.12")), "{}", report.message);
+    }
+}

@@ -45,6 +45,15 @@ pub enum NftError {
     Changing,
 }
 
+impl NftError {
+    /// Whether the kernel has no tables that go with the socket of their owner, as before Linux 5.12: it refuses the flag, and with it
+    /// everything else of a batch.
+    pub(crate) fn has_no_owners(&self) -> bool {
+        let Self::Refused { object, source } = self else { return false };
+        object.starts_with("table ") && matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+    }
+}
+
 /// A connection to nf_tables of the network namespace that it was opened in. The tables that are created through it live as long as it does.
 #[derive(Debug)]
 pub struct NftSocket {

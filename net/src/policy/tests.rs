@@ -1,6 +1,7 @@
 use super::rules::{Edition, Judged, replacement, table};
 use super::*;
-use crate::nft::Command;
+use crate::error::Error;
+use crate::nft::{Command, NftError};
 use crate::tun::TapKind;
 
 fn read(text: &str) -> Result<Policy, String> {
@@ -155,4 +156,27 @@ fn another_policy_comes_with_sets_of_its_own_and_leaves_base_chains_alone() {
     let parts = |side: &str| ["judge", "known", "begin", "pass"].map(|part| format!("{part}-{side}"));
     assert_eq!(replaced, [parts("from"), parts("to")].concat());
     assert!(!text.concat().contains("known4-6 {"));
+}
+
+#[test]
+fn policy_on_a_kernel_before_5_16_is_refused_with_what_it_takes() {
+    let refused = |object: &str, errno| {
+        let source = std::io::Error::from_raw_os_error(errno);
+        Error::Policy(NftError::Refused { object: object.to_owned(), source }).report()
+    };
+    // Without the hook on the way out, and, before 5.12, without owners of tables.
+    for (object, errno) in [
+        ("chain card0-to-guest of table netdev minivmm-web/policy0", libc::EOPNOTSUPP),
+        ("table netdev minivmm-web/policy0", libc::EINVAL),
+    ] {
+        let report = refused(object, errno);
+        assert!(
+            report.message.starts_with(&format!("Enforce the policy: The kernel refuses {object}: ")),
+            "{report:?}"
+        );
+        let hint = "it takes Linux 5.16 with CONFIG_NETFILTER_EGRESS; a policy is enforced as a whole or not at all";
+        assert_eq!(report.hint.as_deref(), Some(hint));
+    }
+    let report = refused("table netdev minivmm-web/policy0", libc::EPERM);
+    assert!(report.hint.is_some_and(|hint| hint.contains("CAP_NET_ADMIN")));
 }
