@@ -36,7 +36,7 @@ pub(crate) const ISOLATED: &str = "isolated";
 pub(crate) const COUNTERS: [&str; 7] =
     [SPOOFED_MAC, SPOOFED_ARP, SPOOFED_IP, SPOOFED_ND, ROGUE_DHCP, ROGUE_ROUTER, OTHER_PROTOCOL];
 
-/// What a guest may speak. A tagged frame has the type of its tag.
+/// What a guest may speak. A tagged frame has the type of its tag, unless the guest is on a trunk.
 pub(crate) const PROTOCOLS: [EtherType; 3] = [EtherType::IP4, EtherType::ARP, EtherType::IP6];
 
 /// Ports of services that are not a guest's to offer.
@@ -63,6 +63,8 @@ pub struct Guard {
     pub addresses: Vec<IpAddr>,
     /// Whether other VMs are out of reach.
     pub isolate: Switch,
+    /// Whether its frames may have tags: what is said of the guest holds in every VLAN of its port then.
+    pub tagged: Switch,
 }
 
 impl Guard {
@@ -74,12 +76,18 @@ impl Guard {
         let own_mac = EtherAddr::from(self.mac);
         let mut rules = vec![
             drop_as(rule(Match::EtherSaddr(Test::is_not(own_mac))), SPOOFED_MAC),
-            drop_as(rule(Match::EtherType(Test::NotIn(PROTOCOLS.map(Item::One).to_vec()))), OTHER_PROTOCOL),
+            drop_as(rule(self.carries(Test::NotIn(PROTOCOLS.map(Item::One).to_vec()))), OTHER_PROTOCOL),
         ];
         rules.extend(self.ip4());
         rules.extend(self.arp(own_mac));
         rules.extend(self.ip6());
         Some(ingress(self.card, tap, rules))
+    }
+
+    /// What a frame carries. The kernel has taken a tag off before it comes to the chain: `ether type` is still that of the tag, `meta protocol`
+    /// what is behind it, which is another tag if there are two.
+    fn carries(&self, test: Test<EtherType>) -> Match {
+        if self.tagged == Switch::On { Match::Protocol(test) } else { Match::EtherType(test) }
     }
 
     /// The listed addresses of IPv4; none if there is no list.
@@ -95,7 +103,7 @@ impl Guard {
     }
 
     fn ip4(&self) -> Vec<Rule> {
-        let ip4 = || rule(Match::EtherType(Test::is(EtherType::IP4)));
+        let ip4 = || rule(self.carries(Test::is(EtherType::IP4)));
         let rogue = drop_as(ip4().with(Match::UdpSport(Test::is(DHCP_SERVER))), ROGUE_DHCP);
         let tcp = |rule: Rule| rule.with(Match::L4Proto(Test::is(L4Proto::TCP))).with(Verdict::Accept);
         let saddr = |test| rule(Match::Ip4(IpFields::Saddr(test)));
@@ -123,7 +131,7 @@ impl Guard {
             listed.push(Ipv4Addr::UNSPECIFIED);
             rules.push(drop_as(rule(Match::ArpSenderIp(none_of(&listed))), SPOOFED_ARP));
         }
-        rules.push(rule(Match::EtherType(Test::is(EtherType::ARP))).with(Verdict::Accept));
+        rules.push(rule(self.carries(Test::is(EtherType::ARP))).with(Verdict::Accept));
         rules
     }
 
@@ -131,7 +139,7 @@ impl Guard {
         let mut rules = vec![
             drop_as(rule(Match::Icmp6Type(Test::any([Icmp6Type::ROUTER_ADVERT, Icmp6Type::REDIRECT]))), ROGUE_ROUTER),
             drop_as(
-                rule(Match::EtherType(Test::is(EtherType::IP6))).with(Match::UdpSport(Test::is(DHCP6_SERVER))),
+                rule(self.carries(Test::is(EtherType::IP6))).with(Match::UdpSport(Test::is(DHCP6_SERVER))),
                 ROGUE_DHCP,
             ),
         ];

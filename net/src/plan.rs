@@ -204,7 +204,8 @@ impl Draft<'_> {
             hairpin: Switch::Off,
             vlans,
         });
-        self.guard(Guard { card, mac, antispoof, addresses, isolate });
+        let tagged = if spec.vlans.trunk.is_empty() { Switch::Off } else { Switch::On };
+        self.guard(Guard { card, mac, antispoof, addresses, isolate, tagged });
         Ok((mtu, queues))
     }
 

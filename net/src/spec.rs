@@ -303,11 +303,6 @@ pub enum SpecError {
         "stp=on and move-addresses=on contradict each other, the host would be cut off while the port waits: leave one of them out"
     )]
     CutOff,
-    /// Rules that know frames without tags only.
-    #[error(
-        "trunk= and antispoof=on contradict each other, its rules are for frames without tags: leave one of them out"
-    )]
-    GuardedTrunk,
     /// A key that only works without vhost-net.
     #[error(
         "{0}= and vhost=on contradict each other, the kernel's vhost-net moves frames as they come: leave one of them out"
@@ -456,9 +451,6 @@ impl BridgeSpec {
         match &self.vlans {
             VlanSpec { vlan: Some(vlan), trunk, .. } if !trunk.is_empty() => {
                 Err(SpecError::TwoVlans { vlan: *vlan, trunk: trunk.clone() })
-            }
-            VlanSpec { trunk, .. } if !trunk.is_empty() && self.guard.antispoof == Some(Switch::On) => {
-                Err(SpecError::GuardedTrunk)
             }
             VlanSpec { native: Some(_), trunk, .. } if trunk.is_empty() => {
                 Err(SpecError::Idle { key: "native", needed: "trunk=" })

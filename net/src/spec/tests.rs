@@ -417,10 +417,6 @@ fn vlans_that_contradict_each_other_are_refused() {
         ),
         ("bridge=b,native=7", "native= does nothing by itself: give trunk= with it, or leave it out"),
         ("bridge=b,vlan=7,native=8", "native= does nothing by itself: give trunk= with it, or leave it out"),
-        (
-            "bridge=b,trunk=7,antispoof=on",
-            "trunk= and antispoof=on contradict each other, its rules are for frames without tags: leave one of them out",
-        ),
         ("bridge=b,vlan=0", "VLAN \"0\" is not possible: give a whole number from 1 to 4094"),
     ] {
         assert_eq!(refusal(text), message);

@@ -18,6 +18,9 @@ pub(crate) const CASES: &[Case] = &[
     ("nat_without_antispoof_lets_any_mac_pass", nat_unguarded),
 ];
 
+/// Those that take a kernel whose bridges have VLANs.
+pub(crate) const VLAN_CASES: &[Case] = &[("guarded_trunk_guest_is_only_what_its_list_says_in_every_vlan", on_trunk)];
+
 const REASONS: [&str; 7] =
     ["spoofed-mac", "spoofed-arp", "spoofed-ip", "spoofed-nd", "rogue-dhcp", "rogue-router", "other-protocol"];
 
@@ -79,6 +82,12 @@ fn forgeries(own: [u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// A frame with the tag of a VLAN.
+fn tagged(frame: &[u8], vlan: u8) -> Vec<u8> {
+    let (addresses, rest) = frame.split_at(12);
+    [addresses, &[0x81, 0, 0, vlan], rest].concat()
+}
+
 /// How many of the forgeries need no list.
 const WITHOUT_LIST: usize = 9;
 
@@ -109,6 +118,43 @@ fn listed() {
     guest.sh("ping -c 1 -W 5 192.0.2.1");
     vmm.stop();
     assert_eq!(snapshot(), before);
+    assert_eq!(sh("nft list ruleset"), "");
+}
+
+fn on_trunk() {
+    let spec = "bridge=lan,create=on,trunk=100+101,antispoof=on,addresses=192.0.2.5+2001:db8::5";
+    let (vmm, guest) = Vmm::start_bridged("web", spec);
+    let (other, peer) = Vmm::start_bridged("db", "bridge=lan,trunk=100+101");
+    for (namespace, host) in [(&guest, 5), (&peer, 1)] {
+        for line in [
+            "ip link add link eth0 name tagged type vlan id 101",
+            "sysctl -q net.ipv6.conf.tagged.disable_ipv6=0",
+            &format!("ip addr add 192.0.2.{host}/24 dev tagged"),
+            &format!("ip addr add 2001:db8::{host}/64 dev tagged nodad"),
+            "ip link set tagged up",
+        ] {
+            namespace.sh(line);
+        }
+        echo(namespace, 7);
+    }
+    assert_eq!(ask_tcp(&guest, "192.0.2.1:7"), Some("192.0.2.5".parse().unwrap()));
+    assert_eq!(ask_udp(&guest, "192.0.2.1:7"), Some("192.0.2.5".parse().unwrap()));
+    assert_eq!(ask_tcp(&peer, "192.0.2.5:7"), Some("192.0.2.1".parse().unwrap()));
+    guest.sh("ping -6 -c 1 -W 5 2001:db8::1");
+    peer.sh("ping -6 -c 1 -W 5 2001:db8::5");
+    assert_eq!(all_counted("web"), [0; 7]);
+
+    for (idx, (reason, frame)) in forgeries(MacAddr::for_vm("web", 0).octets()).into_iter().enumerate() {
+        let so_far = counted("netdev", "web", reason);
+        // In either VLAN, and without a tag.
+        let frame = [tagged(&frame, 100), tagged(&frame, 101), frame][idx % 3].clone();
+        send_frame(&guest, &frame);
+        until(|| counted("netdev", "web", reason) > so_far);
+    }
+    assert_eq!(all_counted("web"), [1, 2, 3, 2, 2, 3, 2]);
+    guest.sh("ping -c 1 -W 5 192.0.2.1");
+    vmm.stop();
+    other.stop();
     assert_eq!(sh("nft list ruleset"), "");
 }
 

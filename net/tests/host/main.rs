@@ -81,7 +81,7 @@ fn cases() -> Vec<Case> {
 
 /// Those that take a kernel whose bridges have VLANs.
 fn vlan_cases() -> Vec<Case> {
-    [modes::VLAN_CASES, vlans::CASES].concat()
+    [guard::VLAN_CASES, modes::VLAN_CASES, vlans::CASES].concat()
 }
 
 fn main() -> ExitCode {

@@ -74,3 +74,17 @@ fn a_bridge_of_somebody_else_is_not_made_to_filter() {
 fn a_kernel_without_vlans_is_told_apart() {
     assert_eq!(refusal(&["bridge=br0,vlan=5"], &host()), "The kernel of this host has no VLAN filtering on bridges");
 }
+
+#[test]
+fn a_guarded_guest_on_a_trunk_is_known_by_what_is_behind_its_tags() {
+    let protocols = |flag: &str| {
+        let facts = host_with_br0(FILTERS, 0);
+        let plan = plan("vm", &specs(&[flag]), &facts).unwrap();
+        let Some(Step::CreateTables { guards, .. }) = plan.steps.last() else { panic!("no guard") };
+        let chain = guards[0].chain("vmtap0".parse().unwrap()).unwrap();
+        chain.rules[1].to_string()
+    };
+    let rest = "!= { ip, arp, ip6 } counter name \"other-protocol\" drop";
+    assert_eq!(protocols("bridge=br0,antispoof=on,trunk=7+9"), format!("meta protocol {rest}"));
+    assert_eq!(protocols("bridge=br0,antispoof=on,vlan=7"), format!("ether type {rest}"));
+}
