@@ -47,33 +47,60 @@ fn uncut(s: &Subject) -> Check {
     }
     let at = arena::take(NET_HEADER + ETHERNET + IP + u64::from(BYTES), 64);
     write_datagram(at, card.mac);
-    card.tx.chain(&[(at, 12 + 14 + 20 + u32::from(BYTES), 0)]);
-    card.tx.publish(0);
-    card.tx.kick();
-    require!(card.tx.wait_used(cpu::PATIENCE_TICKS).is_some(), "the frame is not returned");
-    let (mut bytes, mut frames, mut whole) = (0, 0, false);
-    for _ in 0..STRANGERS_MAX {
-        if bytes == BYTES {
-            let how = if whole { "uncut" } else { "in fragments" };
-            line!("# {s} got {bytes} bytes back {how}, in {frames} frames");
-            require!(!whole || card.features & F_GUEST_UFO != 0, "GUEST_UFO was not negotiated");
-            return Ok(());
+    let ours = |packet| be16(packet + 4) == IDENT;
+    Large { bytes: BYTES, head: 34, buffer: BUFFER, gso: GSO_UDP, feature: F_GUEST_UFO, ours, piece }
+        .echo(s, &mut card, at)
+}
+
+/// A packet that the device is to cut and the peer sends back.
+pub(super) struct Large {
+    /// What it carries, as far as pieces of it carry that.
+    pub(super) bytes: u16,
+    /// What stands before that in the frame.
+    pub(super) head: u16,
+    /// Of a receive buffer.
+    pub(super) buffer: u32,
+    /// What a whole one has in its virtio header.
+    pub(super) gso: u8,
+    /// The feature without which there may be no whole one.
+    pub(super) feature: u64,
+    /// Whether an IPv4 packet at this address is a piece of it.
+    pub(super) ours: fn(u64) -> bool,
+    /// Checks a piece, and says what of the bytes is in it.
+    pub(super) piece: fn(u64) -> Check<u16>,
+}
+
+impl Large {
+    /// Sends what has been written to `at`, and waits for all of it.
+    pub(super) fn echo(&self, s: &Subject, card: &mut Card, at: u64) -> Check {
+        card.tx.chain(&[(at, 12 + u32::from(self.head) + u32::from(self.bytes), 0)]);
+        card.tx.publish(0);
+        card.tx.kick();
+        require!(card.tx.wait_used(cpu::PATIENCE_TICKS).is_some(), "the frame is not returned");
+        let (mut bytes, mut frames, mut whole) = (0, 0, false);
+        for _ in 0..STRANGERS_MAX {
+            if bytes == self.bytes {
+                let how = if whole { "uncut" } else { "in pieces" };
+                line!("# {s} got {bytes} bytes back {how}, in {frames} frames");
+                require!(!whole || card.features & self.feature != 0, "the feature for that was not negotiated");
+                return Ok(());
+            }
+            let Some(used) = card.rx.wait_used(cpu::PATIENCE_TICKS) else {
+                fail!("{bytes} bytes of {} come back, in {frames} frames", self.bytes)
+            };
+            let Ok(idx) = u16::try_from(used.id) else { fail!("used id {:#x}", used.id) };
+            let buffer = card.rx_buffers + u64::from(idx) * u64::from(self.buffer);
+            let packet = buffer + NET_HEADER + ETHERNET;
+            if be16(packet - 2) == 0x0800 && (self.ours)(packet) {
+                whole |= cpu::read8(buffer + 1) == self.gso;
+                bytes += (self.piece)(packet)?;
+                frames += 1;
+            }
+            card.post(idx);
+            card.rx.kick();
         }
-        let Some(used) = card.rx.wait_used(cpu::PATIENCE_TICKS) else {
-            fail!("{bytes} bytes of {BYTES} come back, in {frames} frames")
-        };
-        let Ok(idx) = u16::try_from(used.id) else { fail!("used id {:#x}", used.id) };
-        let buffer = card.rx_buffers + u64::from(idx) * u64::from(BUFFER);
-        let packet = buffer + NET_HEADER + ETHERNET;
-        if be16(packet - 2) == 0x0800 && be16(packet + 4) == IDENT {
-            whole |= cpu::read8(buffer + 1) == GSO_UDP;
-            bytes += piece(packet)?;
-            frames += 1;
-        }
-        card.post(idx);
-        card.rx.kick();
+        fail!("only frames of others arrive")
     }
-    fail!("only frames of others arrive")
 }
 
 /// Checks what an IP packet carries, which may be a fragment. Returns how many bytes that is.

@@ -2,13 +2,13 @@
 //!
 //! The peer sends them back as it does with the datagrams of [`super::fragments`].
 
-use super::fragments::{ETHERNET, IP, be16, payload, sum, write_heads};
+use super::fragments::{ETHERNET, IP, Large, be16, payload, sum, write_heads};
 use super::live::NET_HEADER;
-use super::net::{Card, STRANGERS_MAX, need_echo};
+use super::net::{Card, need_echo};
 use super::{DeviceCheck, Subject};
 use crate::report::Check;
 use crate::virtio::feature;
-use crate::{arena, cpu, fail, line, require, skip};
+use crate::{arena, cpu, require, skip};
 
 const F_CSUM: u64 = 1;
 const F_GUEST_CSUM: u64 = 1 << 1;
@@ -45,33 +45,9 @@ fn uncut(s: &Subject) -> Check {
     }
     let at = arena::take(NET_HEADER + ETHERNET + IP + u64::from(TCP + BYTES), 64);
     write_segment(at, card.mac);
-    card.tx.chain(&[(at, 12 + 14 + 20 + u32::from(TCP + BYTES), 0)]);
-    card.tx.publish(0);
-    card.tx.kick();
-    require!(card.tx.wait_used(cpu::PATIENCE_TICKS).is_some(), "the frame is not returned");
-    let (mut bytes, mut frames, mut whole) = (0, 0, false);
-    for _ in 0..STRANGERS_MAX {
-        if bytes == BYTES {
-            let how = if whole { "uncut" } else { "in pieces" };
-            line!("# {s} got {bytes} bytes back {how}, in {frames} frames");
-            require!(!whole || card.features & F_GUEST_TSO4 != 0, "GUEST_TSO4 was not negotiated");
-            return Ok(());
-        }
-        let Some(used) = card.rx.wait_used(cpu::PATIENCE_TICKS) else {
-            fail!("{bytes} bytes of {BYTES} come back, in {frames} frames")
-        };
-        let Ok(idx) = u16::try_from(used.id) else { fail!("used id {:#x}", used.id) };
-        let buffer = card.rx_buffers + u64::from(idx) * u64::from(BUFFER);
-        let packet = buffer + NET_HEADER + ETHERNET;
-        if be16(packet - 2) == 0x0800 && be16(packet + 8) & 0xff == 6 && be16(packet + IP) == 1000 {
-            whole |= cpu::read8(buffer + 1) == GSO_TCPV4;
-            bytes += piece(packet)?;
-            frames += 1;
-        }
-        card.post(idx);
-        card.rx.kick();
-    }
-    fail!("only frames of others arrive")
+    let ours = |packet| be16(packet + 8) & 0xff == 6 && be16(packet + IP) == 1000;
+    Large { bytes: BYTES, head: 54, buffer: BUFFER, gso: GSO_TCPV4, feature: F_GUEST_TSO4, ours, piece }
+        .echo(s, &mut card, at)
 }
 
 /// Checks what a TCP packet carries, which may be a piece. Returns how many bytes that is.
