@@ -125,7 +125,7 @@ pub(crate) async fn remove_bridge_if_unused(rtnl: &Rtnl, bridge: &IfName) -> Res
 }
 
 /// Whether a bridge of ours has no ports but its uplink.
-fn is_unused(bridge: &Link, links: &[Link]) -> bool {
+pub(crate) fn is_unused(bridge: &Link, links: &[Link]) -> bool {
     let uplink = bridge.uplink().map(|alias| alias.uplink);
     !links.iter().any(|link| link.master == Some(bridge.index) && Some(&link.name) != uplink.as_ref())
 }

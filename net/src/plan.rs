@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::alias::{Mode, TapAlias};
 use crate::docker::Admission;
 use crate::facts::{Facts, FdKind, Link, RawMac};
+use crate::gc::is_unused;
 use crate::guard::Guard;
 use crate::mac::{HOST_SIDE_PREFIX, MacAddr};
 use crate::mirror::Mirror;
@@ -175,8 +176,14 @@ impl Draft<'_> {
                 return Err(Refusal::NotABridge { name: name.clone(), kind: link.kind_text() });
             }
             Some(link) => {
-                check_stp(link, spec)?;
-                self.join(link, name)
+                let mtu = self.join(link, name);
+                if link.is_our_bridge() && has_other_stp(link, spec) && is_unused(link, &self.facts.links) {
+                    // Left behind by a VM that did not ask for it, or did not get there.
+                    self.spanning_tree(spec)?;
+                } else {
+                    check_stp(link, spec)?;
+                }
+                mtu
             }
             None => self.create(spec)?,
         };
@@ -432,13 +439,18 @@ impl Draft<'_> {
 
 /// Refuses a bridge that exists and does not have the spanning tree that a card asks for.
 fn check_stp(bridge: &Link, spec: &BridgeSpec) -> Result<(), Refusal> {
-    let delay_s = bridge.bridge.stp_delay_s;
     match spec.stp.delay().map(ForwardDelay::seconds) {
-        Some(wanted_s) if delay_s != Some(wanted_s) => {
-            Err(Refusal::OtherStp { name: spec.bridge.clone(), delay_s, wanted_s })
+        Some(wanted_s) if has_other_stp(bridge, spec) => {
+            Err(Refusal::OtherStp { name: spec.bridge.clone(), delay_s: bridge.bridge.stp_delay_s, wanted_s })
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a card asks for a spanning tree that a bridge does not have.
+fn has_other_stp(bridge: &Link, spec: &BridgeSpec) -> bool {
+    let wanted = spec.stp.delay().map(ForwardDelay::seconds);
+    wanted.is_some() && bridge.bridge.stp_delay_s != wanted
 }
 
 /// The MTU that the guest is told: the one asked for, which the link has to carry, or the link's.

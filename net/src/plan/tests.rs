@@ -87,3 +87,16 @@ fn host_with_br0(fact: BridgeFact, group: u32) -> Facts {
 
 const FILTERS: BridgeFact = BridgeFact { vlan_filtering: Some(true), default_pvid: 1, stp_delay_s: None };
 const FLAT: BridgeFact = BridgeFact { vlan_filtering: Some(false), default_pvid: 1, stp_delay_s: None };
+
+#[test]
+fn bridge_left_behind_takes_the_spanning_tree_that_is_asked_for() {
+    let flag = "bridge=lan,create=on,stp=on,forward-delay=2";
+    let left = with(host(), Link { group: OUR_GROUP, ..link(9, "lan", Some("bridge")) });
+    let plan = plan("web", &specs(&[flag, flag]), &left).unwrap();
+    let starts = plan.steps.iter().filter(|step| matches!(step, Step::StartStp { .. })).count();
+    assert_eq!(starts, 1);
+
+    let used = with(left, Link { master: Some(9), ..tap(10, "vmtap0") });
+    let refused = refusal(&[flag], &used);
+    assert!(refused.starts_with("Bridge lan exists, and takes part in no spanning tree"), "{refused}");
+}

@@ -16,6 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     ("bridge_with_eight_cards_and_many_queues", eight_cards),
     ("bridge_is_created_and_removed", created_and_removed),
     ("bridge_created_takes_part_in_a_spanning_tree", spanning_tree),
+    ("bridge_left_behind_takes_the_spanning_tree_of_the_next_vm", spanning_tree_left_out),
     ("bridge_created_goes_with_the_last_of_two_vms", goes_with_the_last),
     ("bridge_created_by_many_vms_at_once_is_one", many_at_once),
     ("bridge_created_survives_with_a_foreign_port", survives_with_a_foreign_port),
@@ -152,6 +153,20 @@ fn spanning_tree() {
     }
     first.stop();
     second.stop();
+    assert_eq!(snapshot(), before);
+}
+
+fn spanning_tree_left_out() {
+    let before = snapshot();
+    // A keeper can also be killed between the bridge and its tree.
+    let mut killed = Vmm::start("web", &["bridge=lan,create=on"]);
+    killed.kill_keeper();
+    killed.kill();
+    assert_eq!(killed.end(), "");
+    let next = Vmm::start("web", &["bridge=lan,create=on,stp=on,forward-delay=2"]);
+    let bridge = &link("lan")["linkinfo"]["info_data"];
+    assert_eq!((&bridge["stp_state"], &bridge["forward_delay"]), (&1.into(), &200.into()));
+    next.stop();
     assert_eq!(snapshot(), before);
 }
 
