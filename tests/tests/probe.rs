@@ -16,6 +16,7 @@ use tests::place::Place;
 use tests::probe::machine::{Config, Run, Vmm};
 use tests::probe::peer::PeerLan;
 use tests::probe::{self, Outcome};
+use tests::workspace;
 
 /// The register-level checks of one card have to be this fast on minivmm: they are meant to run after every change. Processor time,
 /// so that a busy machine fails nobody.
@@ -24,6 +25,8 @@ const REGISTERS_AT_MOST: Duration = Duration::from_secs(5);
 const CRASHED: i32 = 98;
 /// What the probe has in its TCP segment, and its peer in the answer.
 const SEGMENT: usize = 20000;
+/// Rounds of SIGKILL, unless `KILL_ROUNDS` says otherwise.
+const KILL_ROUNDS: &str = "15";
 const REGISTER_SUITES: &str = "probe=platform,pci,common,status,msix";
 
 fn main() -> ExitCode {
@@ -33,7 +36,8 @@ fn main() -> ExitCode {
     }
     let target = probe::target_of(Path::new(env!("CARGO_TARGET_TMPDIR")));
     // Before the namespaces, where cargo may still need the network; inside, this finds everything up to date.
-    let programs = Programs { probe: probe::build(&target), minivmm: probe::build_minivmm(&target) };
+    let (probe, minivmm) = (probe::build(&target), probe::build_minivmm(&target));
+    let programs = Programs { probe, minivmm, host_cases: workspace::build_host_cases() };
     let trials = match namespace::isolate() {
         Ok(()) => trials(programs),
         Err(error) => vec![skipped("probe", chain(&error))],
@@ -45,12 +49,13 @@ fn main() -> ExitCode {
 struct Programs {
     probe: Result<PathBuf, probe::Error>,
     minivmm: Result<PathBuf, probe::Error>,
+    host_cases: Result<PathBuf, workspace::Error>,
 }
 
 fn trials(programs: Programs) -> Vec<Trial> {
-    let probe = match programs.probe {
-        Ok(probe) => probe,
-        Err(error) => return vec![failed("probe builds", chain(&error))],
+    let probe = match &programs.probe {
+        Ok(probe) => probe.clone(),
+        Err(error) => return vec![failed("probe builds", chain(error))],
     };
     let lan = match PeerLan::new() {
         Ok(lan) => lan,
@@ -63,25 +68,19 @@ fn trials(programs: Programs) -> Vec<Trial> {
     let disks = [(disk(scratch.path(), "writable"), false), (disk(scratch.path(), "readonly"), true)];
     let place = Place::ask();
     let mut trials = on_qemu(&place, &probe, &lan, &disks);
-    trials.extend(on_minivmm(&place, programs.minivmm, &probe, &lan, &disks));
+    trials.extend(on_minivmm(&place, programs, &probe, &lan, &disks));
     trials
 }
 
-fn on_minivmm(
-    place: &Place,
-    program: Result<PathBuf, probe::Error>,
-    probe: &Path,
-    lan: &PeerLan,
-    disks: &[(PathBuf, bool)],
-) -> Vec<Trial> {
+fn on_minivmm(place: &Place, programs: Programs, probe: &Path, lan: &PeerLan, disks: &[(PathBuf, bool)]) -> Vec<Trial> {
     if let Place::NoKvm { .. } = place {
         return vec![skipped("minivmm", place.to_string())];
     }
-    let program = match program {
+    let program = match programs.minivmm {
         Ok(program) => program,
         Err(error) => return vec![failed("minivmm builds", chain(&error))],
     };
-    let vmm = Vmm::Minivmm(program);
+    let vmm = Vmm::Minivmm(program.clone());
     let on_bridge = lan.on_bridge();
     let base = Config { probe, cmdline: "", card: &on_bridge, keys: "", tap: "", disks: &[] };
     let devices = "probe=all strict echo";
@@ -108,6 +107,7 @@ fn on_minivmm(
         Ok(run) => trials.extend(reported("minivmm", run)),
         Err(error) => trials.push(failed("minivmm", error.to_string())),
     }
+    trials.push(killed(programs.host_cases, program, probe.to_path_buf()));
     trials
 }
 
@@ -207,6 +207,37 @@ fn on_qemu(place: &Place, probe: &Path, lan: &PeerLan, disks: &[(PathBuf, bool)]
         Ok(run) => reported("qemu", run).collect(),
         Err(error) => vec![failed("qemu", error.to_string())],
     }
+}
+
+/// The rounds of `net/tests/host/kills`, with minivmm and the probe in the place of what stands for them there.
+fn killed(cases: Result<PathBuf, workspace::Error>, minivmm: PathBuf, probe: PathBuf) -> Trial {
+    const NAME: &str = "minivmm: SIGKILL of it and its keeper at random moments leaves nothing";
+    let cases = match cases {
+        Ok(cases) => cases,
+        Err(error) => return failed(NAME, chain(&error)),
+    };
+    Trial::ignorable_test(NAME, move || {
+        let mut command = Command::new(cases);
+        command.args(["end_by_sigkill_at_random", "--nocapture"]).stdin(Stdio::null());
+        command.env("KILL_BINARY", minivmm).env("KILL_PROBE", probe);
+        if std::env::var_os("KILL_ROUNDS").is_none() {
+            command.env("KILL_ROUNDS", KILL_ROUNDS);
+        }
+        let output = command.output()?;
+        let report = String::from_utf8_lossy(&output.stdout);
+        // Not the lines by which tests are counted.
+        report
+            .lines()
+            .filter(|line| line.contains("round") || line.starts_with("seed"))
+            .for_each(|line| println!("{line}"));
+        if report.contains("skipped end_by_sigkill") {
+            return Ok(Completion::ignored_with("the case says why"));
+        }
+        if !output.status.success() || !report.contains("test result: ok. 1 passed;") {
+            return Err(format!("{report}{}", String::from_utf8_lossy(&output.stderr)).into());
+        }
+        Ok(Completion::Completed)
+    })
 }
 
 /// One trial for each line of a run, and one for its end.

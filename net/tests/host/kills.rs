@@ -1,54 +1,101 @@
 //! SIGKILL at random moments: of the VMM, of its keeper, of both, in the middle of set-up and after it. Afterwards the host is as it was.
 //!
-//! What a keeper undoes is gone when it has ended; what is left without one is gone after `net::gc`.
+//! What a keeper undoes is gone when it has ended; what is left without one is gone after `net::gc`, or with the next VM.
+
+mod program;
+mod state;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use net::gc::Removed;
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::Case;
 use crate::coexist::start_docker;
 use crate::guest::Namespace;
-use crate::lan::{bridge_with_uplink, link, sh, snapshot, until};
+use crate::lan::{bridge_with_uplink, link, sh, until};
+use crate::ovs::Switch;
+use crate::rates;
 use crate::vlans;
-use crate::vmm::{Vmm, itself};
+use crate::vmm::children;
+use program::{Guest, Program};
+use state::State;
 
 pub(crate) const CASES: &[Case] = &[("end_by_sigkill_at_random_moments_leaves_nothing", at_random)];
 
 /// Rounds of the case, unless `KILL_ROUNDS` says otherwise.
 const ROUNDS: u64 = 20;
 
-/// What a VM may have as its cards.
-const MODES: &[(&str, &[&str])] = &[
-    ("bridge", &["bridge=br0"]),
-    ("bridge create", &["bridge=lan,create=on"]),
-    ("bridge stp", &["bridge=lan,create=on,stp=on,forward-delay=2"]),
-    ("bridge guarded", &["bridge=br0,antispoof=on,addresses=192.0.2.5+2001:db8::5,isolate=on"]),
-    ("nat", &["nat"]),
-    ("nat forward", &["nat,forward=tcp:8080:80+udp:5000-5010:5000-5010"]),
-    ("nat ipv6", &["nat=six,ipv6=on"]),
-    ("nat limits", &["nat,connections=10,new-connections=5/s,isolate=on"]),
-    ("host", &["host"]),
-    ("uplink", &["bridge=lan,create=on,uplink=nic0"]),
-    ("macvtap", &["macvtap=nic0"]),
-    ("mirror", &["bridge=br0,mirror=nic0"]),
-    ("uplink moved", &["bridge=lan,create=on,uplink=wan0,move-addresses=on"]),
-    ("macvtap", &["macvtap=peer0", "macvtap=peer0,mode=private,queues=2"]),
-    ("macvtap alone", &["macvtap=peer0,mode=passthru"]),
-    (
+/// What a VM has.
+#[derive(Clone, Copy, Debug)]
+struct Mode {
+    name: &'static str,
+    cards: &'static [&'static str],
+    policy: Option<&'static str>,
+}
+
+const MODES: &[Mode] = &[
+    mode("bridge", &["bridge=br0"]),
+    mode("bridge create", &["bridge=lan,create=on"]),
+    mode("bridge stp", &["bridge=lan,create=on,stp=on,forward-delay=2"]),
+    mode("bridge guarded", &["bridge=br0,antispoof=on,addresses=192.0.2.5+2001:db8::5,isolate=on"]),
+    mode("nat", &["nat"]),
+    mode("nat forward", &["nat,forward=tcp:8080:80+udp:5000-5010:5000-5010"]),
+    mode("nat ipv6", &["nat=six,ipv6=on"]),
+    mode("nat limits", &["nat,connections=10,new-connections=5/s,isolate=on"]),
+    mode("host", &["host"]),
+    mode("uplink", &["bridge=lan,create=on,uplink=nic0"]),
+    mode("macvtap", &["macvtap=nic0"]),
+    mode("mirror", &["bridge=br0,mirror=nic0"]),
+    mode("uplink moved", &["bridge=lan,create=on,uplink=wan0,move-addresses=on"]),
+    mode("macvtap pair", &["macvtap=nic0", "macvtap=nic0,mode=private,queues=2"]),
+    mode("macvtap alone", &["macvtap=nic0,mode=passthru"]),
+    mode(
         "mixed",
         &["bridge=br0,queues=2", "nat,ipv6=on,forward=tcp:127.0.0.1:8080:80", "host=lab", "bridge=lan,create=on"],
     ),
+    judged("policy", &["nat,ipv6=on,forward=tcp:8080:80", "bridge=br0"]),
+    judged("policy macvtap", &["macvtap=nic0"]),
+    mode("ovs", &["ovs=b0"]),
+    mode("ovs tagged", &["ovs=b0,vlan=7,iface-id=pod,queues=2", "nat", "ovs=b0"]),
 ];
 
 /// The same where the kernel's bridges know VLANs.
-const VLAN_MODES: &[(&str, &[&str])] = &[
-    ("vlan", &["bridge=lan,create=on,vlan=100"]),
-    ("trunk", &["bridge=lan,create=on,trunk=10+20+100-110,native=5", "bridge=lan,create=on,vlan=20"]),
+const VLAN_MODES: &[Mode] = &[
+    mode("vlan", &["bridge=lan,create=on,vlan=100"]),
+    mode("vlan trunk", &["bridge=lan,create=on,trunk=10+20+100-110,native=5", "bridge=lan,create=on,vlan=20"]),
+    mode(
+        "vlan guarded",
+        &["bridge=lan,create=on,trunk=10+20,antispoof=on", "bridge=lan,create=on,vlan=20,antispoof=on,isolate=on"],
+    ),
+    mode("vlan uplink", &["bridge=lan,create=on,uplink=nic0,vlan=100", "bridge=lan,create=on,trunk=100+200"]),
 ];
+
+/// The same with the devices of `rates`, which minivmm itself cannot do with.
+const RATES: Mode = mode("rates", &["bridge=br0,vhost=on,rate=4M/4M", "nat"]);
+
+/// What `--policy` says in a mode that has one.
+const POLICY: &str = r#"{"ingress": [{"protocol": "tcp", "ports": [22, "8000-8010"], "source": "192.0.2.0/24"}],
+                        "egress": [{"protocol": "udp", "ports": 53}, {"protocol": "tcp", "action": "drop"}]}"#;
+
+const fn mode(name: &'static str, cards: &'static [&'static str]) -> Mode {
+    Mode { name, cards, policy: None }
+}
+
+const fn judged(name: &'static str, cards: &'static [&'static str]) -> Mode {
+    Mode { name, cards, policy: Some(POLICY) }
+}
+
+impl Mode {
+    fn takes_ovs(&self) -> bool {
+        self.cards.iter().any(|card| card.starts_with("ovs="))
+    }
+}
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +103,15 @@ enum Victim {
     Vmm,
     Keeper,
     Both,
+}
+
+/// What removes what is left without a keeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remover {
+    /// `net gc`.
+    Gc,
+    /// The next VM of that mode, from its start to its end.
+    Next,
 }
 
 /// When.
@@ -92,11 +148,111 @@ impl Random {
     }
 }
 
+/// What is done in a round.
+#[derive(Debug)]
+struct Round {
+    mode: Mode,
+    victim: Victim,
+    moment: Moment,
+    guest: Guest,
+    remover: Remover,
+}
+
+impl Round {
+    fn draw(random: &mut Random, modes: &[Mode], tally: &Tally) -> Self {
+        let mode = random.of(modes);
+        let victim = random.of(&[Victim::Vmm, Victim::Keeper, Victim::Both]);
+        let moment = match random.below(3) {
+            0 => Moment::Ready(random.up_to(Duration::from_millis(20))),
+            _ => Moment::SetUp(random.up_to(tally.usual_set_up(&mode) * 5 / 4)),
+        };
+        let (guest, remover) = (random.of(&[Guest::Idle, Guest::Busy]), random.of(&[Remover::Gc, Remover::Next]));
+        Self { mode, victim, moment, guest, remover }
+    }
+
+    /// Starts a VMM, and kills it, its keeper, or both.
+    fn kill(&self, program: &Program, tally: &mut Tally, what: &str) {
+        let start = Instant::now();
+        let mut vmm = program.start(self.mode.cards, self.mode.policy, self.guest);
+        let wait = |since: Instant, delay| while since.elapsed() < delay {};
+        match self.moment {
+            Moment::SetUp(delay) => wait(start, delay),
+            Moment::Ready(delay) => {
+                program.await_ready(&vmm);
+                tally.note_set_up(&self.mode, start.elapsed());
+                wait(Instant::now(), delay);
+            }
+        }
+        if self.victim == Victim::Keeper {
+            until(|| vmm.try_keeper().is_some());
+        }
+        if let Some(pid) = vmm.try_keeper().filter(|_| self.victim != Victim::Vmm) {
+            nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).expect("SIGKILL");
+        }
+        if self.victim == Victim::Keeper {
+            program.await_notice(&vmm, self.moment);
+        }
+        vmm.kill();
+        program.check_words(&vmm.end(), what);
+    }
+
+    /// Has what is left removed.
+    fn remove(&self, tally: &mut Tally, what: &str) {
+        match self.remover {
+            Remover::Gc => tally.collect(what),
+            Remover::Next => {
+                tally.left_to_next += 1;
+                let next = Program::Fixture.start(self.mode.cards, self.mode.policy, self.guest);
+                next.taps();
+                next.stop();
+            }
+        }
+    }
+}
+
 /// What has been done so far.
 #[derive(Default)]
 struct Tally {
     rounds: BTreeMap<(&'static str, String), u32>,
-    collected: usize,
+    left_to_gc: BTreeMap<&'static str, usize>,
+    left_to_next: u32,
+    /// How long it has taken lately until the cards were there.
+    usual: BTreeMap<&'static str, Duration>,
+}
+
+impl Tally {
+    /// The same for a mode; of one that has not been seen, what others take.
+    fn usual_set_up(&self, mode: &Mode) -> Duration {
+        let longest = || self.usual.values().max().copied();
+        self.usual.get(mode.name).copied().or_else(longest).unwrap_or(Duration::from_millis(8))
+    }
+
+    fn note_set_up(&mut self, mode: &Mode, took: Duration) {
+        self.usual.entry(mode.name).and_modify(|usual| *usual = (*usual * 3 + took) / 4).or_insert(took);
+    }
+
+    fn count(&mut self, round: &Round) {
+        let when = if matches!(round.moment, Moment::SetUp(_)) { "in set-up" } else { "running" };
+        *self.rounds.entry((round.mode.name, format!("{:?} {when}", round.victim))).or_default() += 1;
+    }
+
+    /// Removes what is left, as `net gc` does.
+    fn collect(&mut self, what: &str) {
+        let collected = net::gc::collect().expect("gc");
+        assert_eq!(collected.failed, [], "{what}");
+        for removed in collected.removed {
+            let kind = match removed {
+                Removed::Bridge(_) => "bridges",
+                Removed::Macvtap(_) => "macvtaps",
+                Removed::OvsPort(_) => "ports of Open vSwitch",
+                Removed::Ifb(_) => "ifbs",
+            };
+            *self.left_to_gc.entry(kind).or_default() += 1;
+        }
+        if collected.rules > 0 {
+            *self.left_to_gc.entry("rules for Docker").or_default() += collected.rules;
+        }
+    }
 }
 
 impl fmt::Display for Tally {
@@ -109,7 +265,9 @@ impl fmt::Display for Tally {
             let ways: Vec<String> = ways.iter().map(|(how, count)| format!("{how} {count}")).collect();
             writeln!(f, "{mode:15} {:4}: {}", by_mode[mode].values().sum::<u32>(), ways.join(", "))?;
         }
-        write!(f, "{} rounds, {} links left to gc", self.rounds.values().sum::<u32>(), self.collected)
+        let left: Vec<String> = self.left_to_gc.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        let rounds = self.rounds.values().sum::<u32>();
+        write!(f, "{rounds} rounds, {} of them left to the next VM, left to gc: {}", self.left_to_next, left.join(", "))
     }
 }
 
@@ -117,35 +275,31 @@ fn at_random() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
     let rounds = number("KILL_ROUNDS").unwrap_or(ROUNDS);
     let seed = number("KILL_SEED").unwrap_or_else(|| std::process::id().into());
-    let mut random = Random(seed);
     println!("seed {seed}");
-    let _neighbours = prepare();
-    let mut modes = modes();
-    let wanted = std::env::var("KILL_MODES").unwrap_or_default();
-    modes.retain(|(mode, _)| mode.contains(&wanted));
-    let before = state();
-    let mut typical = Duration::from_millis(8);
-    let mut tally = Tally::default();
-    for round in 0..rounds {
-        let (mode, cards) = random.of(&modes);
-        let victim = random.of(&[Victim::Vmm, Victim::Keeper, Victim::Both]);
-        let moment = match random.below(3) {
-            0 => Moment::Ready(random.up_to(Duration::from_millis(20))),
-            _ => Moment::SetUp(random.up_to(typical * 5 / 4)),
-        };
-        let what = format!("round {round} of seed {seed}: {mode}, {victim:?} killed, {moment:?}");
-        let took = kill(cards, victim, moment);
-        typical = took.map_or(typical, |took| (typical * 3 + took) / 4);
-        if victim != Victim::Vmm {
-            let collected = net::gc::collect().expect("gc");
-            assert_eq!(collected.failed, [], "{what}");
-            tally.collected += collected.removed.len();
-        }
-        compare(&before, &what);
-        let when = if matches!(moment, Moment::SetUp(_)) { "in set-up" } else { "running" };
-        *tally.rounds.entry((mode, format!("{victim:?} {when}"))).or_default() += 1;
+    let program = Program::from_env();
+    let modes = modes(&program);
+    // What an ended keeper has started is a child of ours then, and can be waited for.
+    set_child_subreaper(true).expect("prctl(2)");
+    let switch = modes.iter().any(Mode::takes_ovs).then(Switch::start);
+    if let Some(switch) = &switch {
+        switch.be_the_only_one();
     }
-    println!("{tally}, set-up in about {typical:.1?}, failures 0");
+    let _neighbours = prepare();
+    let before = State::look(switch.as_ref());
+    let known = children(std::process::id());
+    let (start, mut random, mut tally) = (Instant::now(), Random(seed), Tally::default());
+    for number in 0..rounds {
+        let round = Round::draw(&mut random, &modes, &tally);
+        let what = format!("round {number} of seed {seed}: {round:?}");
+        round.kill(&program, &mut tally, &what);
+        reap_all_but(&known);
+        if round.victim != Victim::Vmm {
+            round.remove(&mut tally, &what);
+        }
+        before.assert_still(switch.as_ref(), &what);
+        tally.count(&round);
+    }
+    println!("{tally}, failures 0, in {:.0?}; set-up takes about {:.1?}", start.elapsed(), tally.usual);
 }
 
 /// A host with a bridge, a way out, another card, and Docker.
@@ -170,100 +324,28 @@ fn prepare() -> [Namespace; 2] {
     [world, container]
 }
 
-fn modes() -> Vec<(&'static str, &'static [&'static str])> {
+/// What is asked for, and possible here.
+fn modes(program: &Program) -> Vec<Mode> {
+    let mut modes = MODES.to_vec();
+    if matches!(program, Program::Fixture) {
+        rates::device();
+        modes.push(RATES);
+    }
     if vlans::are_there() {
-        return [MODES, VLAN_MODES].concat();
+        modes.extend(VLAN_MODES);
+    } else {
+        println!("skipped VLANs: this kernel's bridges do not know them");
     }
-    println!("skipped VLANs: this kernel's bridges do not know them");
-    MODES.to_vec()
+    let wanted = std::env::var("KILL_MODES").unwrap_or_default();
+    modes.retain(|mode| mode.name.contains(&wanted));
+    assert!(!modes.is_empty(), "no mode has {wanted} in its name");
+    modes
 }
 
-/// Everything that a start changes, by who says it.
-fn state() -> Vec<(&'static str, String)> {
-    let settings = "sysctl -a --pattern ^net\\.(ipv4\\.ip_forward|ipv[46]\\.conf|bridge)";
-    let looks = ["nft -s list ruleset", "ip addr", "ip rule", "ip -6 rule", "bridge vlan"];
-    let routes = ["ip -4 route show table all", "ip -6 route show table all", settings];
-    let mut state = vec![("links", snapshot())];
-    state.extend(looks.into_iter().chain(routes).map(|look| (look, sh(look))));
-    // Addresses and routes that were somewhere else meanwhile need not come back in the order that they had.
-    for (look, text) in &mut state {
-        if look.contains("route") || look.contains("addr") {
-            let mut lines: Vec<&str> = text.lines().collect();
-            lines.sort_unstable();
-            *text = lines.join("\n");
-        }
+/// Waits for the end of every child but those that are known, and of theirs: one that ends leaves its own to us.
+fn reap_all_but(known: &[i32]) {
+    let next = || children(std::process::id()).into_iter().find(|pid| !known.contains(pid));
+    while let Some(pid) = next() {
+        until(|| waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) != Ok(WaitStatus::StillAlive));
     }
-    state
-}
-
-fn compare(before: &[(&'static str, String)], what: &str) {
-    for ((look, before), (_, after)) in before.iter().zip(state()) {
-        let (new, gone) = (lines_beyond(&after, before), lines_beyond(before, &after));
-        assert!(after == *before, "{look} after {what}\nnew:\n{new}\ngone:\n{gone}");
-    }
-}
-
-/// The lines of a text that another one does not have.
-fn lines_beyond(text: &str, other: &str) -> String {
-    text.lines().filter(|line| !other.lines().any(|known| known == *line)).collect::<Vec<_>>().join("\n")
-}
-
-/// Starts a VM and kills. Returns how long it took until the cards were there, if that was waited for.
-fn kill(cards: &[&str], victim: Victim, moment: Moment) -> Option<Duration> {
-    let start = Instant::now();
-    // What puts a guest there has children for moments, which have what is open as well.
-    let mut command = itself(&[&["vmm", "web"], cards].concat());
-    command.env("GUESTS", "none");
-    let mut vmm = Vmm::from_command(command);
-    let wait = |since: Instant, delay| while since.elapsed() < delay {};
-    let took = match moment {
-        Moment::SetUp(delay) => {
-            wait(start, delay);
-            None
-        }
-        Moment::Ready(delay) => {
-            vmm.taps();
-            let took = start.elapsed();
-            wait(Instant::now(), delay);
-            Some(took)
-        }
-    };
-    if victim == Victim::Keeper {
-        until(|| vmm.try_keeper().is_some());
-    }
-    let keeper = vmm.try_keeper().filter(|_| victim != Victim::Vmm);
-    if let Some(pid) = keeper {
-        nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).expect("SIGKILL");
-    }
-    if victim == Victim::Keeper {
-        notice(&vmm);
-    }
-    vmm.kill();
-    vmm.end();
-    // Its descriptors are closed when it has become a zombie.
-    until(|| keeper.is_none_or(has_ended));
-    took
-}
-
-/// The VMM learns that its keeper has been killed: it has no cards then, or keeps them.
-fn notice(vmm: &Vmm) {
-    loop {
-        let line = vmm.line();
-        match line.split(' ').next() {
-            Some("ready") => {}
-            Some("failed") => {
-                assert!(line.starts_with("failed The network keeper "), "{line}");
-                return;
-            }
-            _ => {
-                assert_eq!(line, "keeper gone");
-                return;
-            }
-        }
-    }
-}
-
-fn has_ended(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-    stat.map_or(true, |stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
 }

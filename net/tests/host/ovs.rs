@@ -1,5 +1,6 @@
 //! Cards that are ports of Open vSwitch: its database and its switch run in the case's namespace, with the data path in user space.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -25,6 +26,7 @@ pub(crate) const CASES: &[Case] = &[
 pub(crate) struct Switch {
     directory: tempfile::TempDir,
     daemons: Vec<Child>,
+    settled: Cell<u32>,
 }
 
 impl Switch {
@@ -39,7 +41,8 @@ impl Switch {
 
     /// A database that nobody serves.
     fn without_daemons() -> Self {
-        let switch = Self { directory: tempfile::tempdir().expect("a directory"), daemons: Vec::new() };
+        let switch =
+            Self { directory: tempfile::tempdir().expect("a directory"), daemons: Vec::new(), settled: Cell::new(0) };
         let mut tool = Command::new("ovsdb-tool");
         tool.args(["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
         assert!(switch.at_home(&mut tool).status().expect("ovsdb-tool").success());
@@ -64,6 +67,23 @@ impl Switch {
     pub(crate) fn ctl(&self, words: &str) -> Option<String> {
         let output = self.at_home(Command::new("ovs-vsctl").args(words.split(' '))).output().expect("ovs-vsctl");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Waits until the switch has done what its database says.
+    pub(crate) fn settle(&self) {
+        self.settled.update(|count| count + 1);
+        let count = self.settled.get();
+        self.ctl(&format!("--timeout=20 set Open_vSwitch . external_ids:settled={count}"))
+            .expect("a switch that works");
+    }
+
+    /// Makes this Open vSwitch the only one for this process and those that it starts.
+    pub(crate) fn be_the_only_one(&self) {
+        // SAFETY: as far as a case has threads, they wait for lines of processes and read no environment.
+        #[expect(unsafe_code, reason = "the environment is shared by threads")]
+        unsafe {
+            std::env::set_var("OVS_RUNDIR", self.directory.path());
+        }
     }
 
     pub(crate) fn ports(&self) -> String {
@@ -103,11 +123,7 @@ impl Switch {
 
     /// `net::gc` as a process of this Open vSwitch.
     fn gc(&self) -> Vec<Removed> {
-        // SAFETY: as far as a case has threads, they wait for lines of processes and read no environment.
-        #[expect(unsafe_code, reason = "the environment is shared by threads")]
-        unsafe {
-            std::env::set_var("OVS_RUNDIR", self.directory.path());
-        }
+        self.be_the_only_one();
         let collected = gc::collect().expect("gc");
         assert_eq!(collected.failed, []);
         collected.removed

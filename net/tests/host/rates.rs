@@ -37,7 +37,7 @@ const BITS_PER_S: f64 = 4e6;
 const FLAG: &str = "bridge=br0,mac=52:54:00:00:00:01,vhost=on,rate=4M/4M";
 
 /// A `/dev` of this case's own, in which vhost-net can be opened.
-fn device() {
+pub(crate) fn device() {
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
     sh("mount --make-rprivate /");
     sh("mount -t tmpfs none /mnt");

@@ -104,6 +104,12 @@ fn next_order(keeper: &Keeper) -> String {
     order
 }
 
+/// The processes that the first thread of a process has started, or taken over, and not waited for. None if it has ended.
+pub(crate) fn children(pid: u32) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
+}
+
 /// A VMM process of a case. Killed if the case fails.
 pub(crate) struct Vmm {
     child: Child,
@@ -182,10 +188,15 @@ impl Vmm {
 
     /// The next line of stdout.
     pub(crate) fn line(&self) -> String {
+        self.try_line().unwrap_or_else(|| panic!("the VMM ended: {}", self.end()))
+    }
+
+    /// The same, or none when the VMM has ended.
+    pub(crate) fn try_line(&self) -> Option<String> {
         match self.lines.recv_timeout(DEADLINE) {
-            Ok(line) => line,
+            Ok(line) => Some(line),
             Err(RecvTimeoutError::Timeout) => panic!("the VMM said nothing in time"),
-            Err(RecvTimeoutError::Disconnected) => panic!("the VMM ended: {}", self.end()),
+            Err(RecvTimeoutError::Disconnected) => None,
         }
     }
 
@@ -234,9 +245,7 @@ impl Vmm {
 
     /// The same, as far as there is one by now.
     pub(crate) fn try_keeper(&self) -> Option<i32> {
-        let pid = self.child.id();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        children.split_whitespace().next()?.parse().ok()
+        children(self.child.id()).first().copied()
     }
 
     /// Waits until VMM and keeper have ended, and returns what they wrote to stderr.

@@ -1,0 +1,100 @@
+//! What a start changes on a host, as the host's own programs say it.
+//!
+//! Few programs are run for it: in an emulated host each takes longer than what it says.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::lan::{sh, snapshot};
+use crate::ovs::Switch;
+
+/// What of Open vSwitch's database is no count and no state of a moment.
+const OVS: &str = "-- --columns=_uuid,name,ports,external_ids,other_config list Bridge \
+                   -- --columns=_uuid,name,interfaces,tag,trunks,vlan_mode,external_ids list Port \
+                   -- --columns=_uuid,name,type,options,mac,ofport_request,external_ids list Interface";
+
+/// Everything that a start changes, by who says it.
+pub(super) struct State(Vec<(&'static str, String)>);
+
+impl State {
+    /// The state of this namespace, and of an Open vSwitch.
+    pub(super) fn look(switch: Option<&Switch>) -> Self {
+        let mut looks = vec![
+            ("ip -d link, bridge link, bridge fdb", snapshot()),
+            ("ip addr, ip rule, ip route", sorted(&batch("ip", &["addr", "rule", "route show table all"]))),
+            ("ip -6 rule", sh("ip -6 rule")),
+            ("bridge vlan", sh("bridge vlan")),
+            ("nft list ruleset", sh("nft -s list ruleset")),
+            ("sysctl", settings()),
+        ];
+        if let Some(switch) = switch {
+            switch.settle();
+            looks.push(("ovs-vsctl", switch.ctl(OVS).expect("a list of records")));
+        }
+        Self(looks)
+    }
+
+    /// Fails if the host is another than it was.
+    pub(super) fn assert_still(&self, switch: Option<&Switch>, what: &str) {
+        for ((look, before), (_, after)) in self.0.iter().zip(Self::look(switch).0) {
+            if after != *before {
+                let (new, gone) = (lines_beyond(&after, before), lines_beyond(before, &after));
+                panic!("{look} after {what}\nnew:\n{new}\ngone:\n{gone}");
+            }
+        }
+    }
+}
+
+/// What a program prints that reads its command lines from stdin.
+fn batch(program: &str, lines: &[&str]) -> String {
+    let mut command = Command::new(program);
+    let pipes = command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = pipes.spawn().expect(program);
+    let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    child.stdin.take().expect("stdin").write_all(text.as_bytes()).expect("a program that reads");
+    let output = child.wait_with_output().expect(program);
+    assert!(output.status.success(), "{program} {lines:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Addresses and routes that were somewhere else meanwhile need not come back in the order that they had.
+fn sorted(text: &str) -> String {
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
+/// The settings of all interfaces, of bridges, and whether this is a router.
+fn settings() -> String {
+    let mut lines = vec![setting(Path::new("/proc/sys/net/ipv4/ip_forward"))];
+    for folder in ["/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf", "/proc/sys/net/bridge"] {
+        collect_settings(Path::new(folder), &mut lines);
+    }
+    lines.sort_unstable();
+    lines.concat()
+}
+
+fn collect_settings(folder: &Path, lines: &mut Vec<String>) {
+    // A kernel without IPv6 or without filters on bridges has none.
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            collect_settings(&path, lines);
+        } else {
+            lines.push(setting(&path));
+        }
+    }
+}
+
+/// A setting with its value; without one that cannot be read, or has never been set.
+fn setting(path: &Path) -> String {
+    format!("{} = {}\n", path.display(), fs::read_to_string(path).unwrap_or_default().trim())
+}
+
+/// The lines of a text that another one does not have.
+fn lines_beyond(text: &str, other: &str) -> String {
+    let known: std::collections::BTreeSet<&str> = other.lines().collect();
+    text.lines().filter(|line| !known.contains(line)).collect::<Vec<_>>().join("\n")
+}
