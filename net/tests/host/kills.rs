@@ -330,9 +330,6 @@ fn modes(program: &Program) -> Vec<Mode> {
     if matches!(program, Program::Fixture) {
         rates::device();
         modes.push(RATES);
-    } else if std::env::var_os("KILL_MODES").is_none() {
-        // Cards on Open vSwitch are killed with minivmm on demand only.
-        modes.retain(|mode| !mode.takes_ovs());
     }
     if vlans::are_there() {
         modes.extend(VLAN_MODES);
