@@ -22,9 +22,14 @@ const FIRST_ADDRESS: u8 = 11;
 /// lasts, and for all tests after it as the kernel remembers the threshold (`tcp_no_metrics_save`).
 const STEADY: &str = "tcp_cubic.hystart=0";
 
-/// The guest's own ports, and those of the host that lead to one behind NAT.
+/// The guest's own ports.
 const OWN: Ports = Ports { iperf: IPERF_PORT, echo: ECHO_PORT };
-const FORWARDED: Ports = Ports { iperf: 15201, echo: 10007 };
+
+/// Those of the host that lead to the guest behind NAT with this number.
+fn forwarded(number: u8) -> Ports {
+    let number = u16::from(number);
+    Ports { iperf: 15201 + number, echo: 10007 + number }
+}
 
 /// Whose machine, with which data path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,18 +43,20 @@ pub(super) enum Contestant {
 }
 
 impl Contestant {
-    /// Those that there are here.
+    /// Those that there are here, in the order in which they start.
     pub(super) fn all(plan: &Plan) -> Vec<Self> {
+        if plan.only_nat {
+            return vec![Self::Minivmm, Self::MinivmmNat, Self::MinivmmNat, Self::Minivmm];
+        }
         let help = Command::new(&plan.minivmm).arg("--help").stdin(Stdio::null()).output();
         let knows_vhost = help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("vhost="));
         let has_vhost = std::path::Path::new("/dev/vhost-net").exists();
         [Self::Minivmm, Self::MinivmmNat, Self::Qemu, Self::QemuVhost, Self::MinivmmVhost]
             .into_iter()
             .filter(|contestant| match contestant {
-                Self::Minivmm | Self::MinivmmNat => true,
-                Self::Qemu => !plan.only_nat,
-                Self::QemuVhost => !plan.only_nat && has_vhost,
-                Self::MinivmmVhost => !plan.only_nat && has_vhost && knows_vhost,
+                Self::Minivmm | Self::MinivmmNat | Self::Qemu => true,
+                Self::QemuVhost => has_vhost,
+                Self::MinivmmVhost => has_vhost && knows_vhost,
             })
             .collect()
     }
@@ -72,7 +79,7 @@ impl Contestant {
             Self::Minivmm | Self::MinivmmNat | Self::MinivmmVhost => {
                 let net = match self {
                     Self::MinivmmNat => {
-                        let [iperf, echo] = [FORWARDED.iperf, FORWARDED.echo];
+                        let Ports { iperf, echo } = forwarded(number);
                         format!("nat,forward=tcp:{iperf}:{IPERF_PORT}+udp:{iperf}:{IPERF_PORT}+tcp:{echo}:{ECHO_PORT}")
                     }
                     Self::MinivmmVhost => format!("bridge={BRIDGE},mac={mac},vhost=on"),
@@ -125,7 +132,7 @@ impl Vm {
         let (given, peer) = match contestant {
             Contestant::MinivmmNat => {
                 let (address, from_outside) = (format!("{NETWORK}.1"), format!("{ROUTED}.1"));
-                (String::new(), Peer { address, from_outside, ports: FORWARDED })
+                (String::new(), Peer { address, from_outside, ports: forwarded(number) })
             }
             _ => {
                 let given = format!("minivmm.ip=eth0:{address}/24");
