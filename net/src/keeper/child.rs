@@ -13,13 +13,10 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use futures_util::future::{Either, select};
-use rtnetlink::packet_core::NetlinkMessage;
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::net::UnixStream;
 
 use super::conflict::Conflicts;
-use super::desk::{Caller, Desk};
+use super::desk::Desk;
 use super::process;
 use super::watch::Watch;
 use super::wire::{PortHeader, Reply, ServiceHeader, Timing};
@@ -201,18 +198,6 @@ fn load(steering: &SteeringProgram) -> Option<Steering> {
     loaded.inspect_err(|error| log::info!("The kernel does not take a steering program for taps: {error}")).ok()
 }
 
-/// What the keeper wakes up for while the VM runs.
-enum Happening {
-    /// A word of the kernel, or that there will be no more.
-    Event(Option<NetlinkMessage<RouteNetlinkMessage>>),
-    /// The VMM may have room again for what it has not been told.
-    Room,
-    /// Somebody claims an address of the guest of this card.
-    Claim(usize),
-    /// Somebody asks for the policy.
-    Call(Caller),
-}
-
 /// Looks after the taps until the VMM closes its end, or dies.
 async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, request: &Request) {
     let end = match pollable(socket) {
@@ -235,29 +220,20 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
             // Goes on where it was when something else happens.
             let mut calling = Box::pin(desk.next());
             loop {
-                let happening = {
-                    let (event, retry) = (pin!(events.next()), pin!(pause(watch.is_behind())));
-                    let (claimed, ours) = (pin!(conflicts.claimed()), select(event, retry));
-                    match select(closed.as_mut(), select(ours, select(claimed, calling.as_mut()))).await {
-                        Either::Left(_) => return,
-                        Either::Right((Either::Left((Either::Left((event, _)), _)), _)) => Happening::Event(event),
-                        Either::Right((Either::Left((Either::Right(_), _)), _)) => Happening::Room,
-                        Either::Right((Either::Right((Either::Left((idx, _)), _)), _)) => Happening::Claim(idx),
-                        Either::Right((Either::Right((Either::Right((caller, _)), _)), _)) => Happening::Call(caller),
-                    }
-                };
-                match happening {
-                    Happening::Event(Some(message)) => {
+                tokio::select! {
+                    biased;
+                    _ = closed.as_mut() => return,
+                    message = events.next() => {
+                        let Some(message) = message else {
+                            log::error!("The kernel's link notifications ended: a detached tap will stay detached");
+                            break;
+                        };
                         watch.note(&message, host).await;
                         conflicts.note(&message, &host.rtnl, socket).await;
                     }
-                    Happening::Event(None) => {
-                        log::error!("The kernel's link notifications ended: a detached tap will stay detached");
-                        break;
-                    }
-                    Happening::Room => watch.catch_up(),
-                    Happening::Claim(idx) => conflicts.hear(idx, socket),
-                    Happening::Call(caller) => {
+                    () = pause(watch.is_behind()) => watch.catch_up(),
+                    idx = conflicts.claimed() => conflicts.hear(idx, socket),
+                    caller = calling.as_mut() => {
                         let answer = obey(plan, host, request, &caller.order);
                         caller.answer(&answer).await;
                         calling = Box::pin(desk.next());
@@ -339,9 +315,10 @@ async fn lock_if_shared(cards: &[NetSpec], socket: &OwnedFd) -> Result<Option<Na
         return Ok(None);
     }
     let Ok(end) = pollable(socket) else { return Ok(Some(NamespaceLock::take().await)) };
-    let lock = match select(pin!(NamespaceLock::take()), pin!(end.readable())).await {
-        Either::Left((lock, _)) => lock,
-        Either::Right(_) => return Err(Error::Unwanted),
+    let lock = tokio::select! {
+        biased;
+        lock = NamespaceLock::take() => lock,
+        _ = end.readable() => return Err(Error::Unwanted),
     };
     // What follows writes to the socket and waits for room.
     end.into_std().and_then(|end| end.set_nonblocking(false)).map_err(Error::Socket)?;
