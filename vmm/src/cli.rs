@@ -16,7 +16,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-pub(crate) use disk::DiskSpec;
+pub(crate) use disk::{DiskSpec, Format as DiskFormat};
 use file::BadConfig;
 pub(crate) use settings::Settings;
 pub(crate) use size::{MIB, MemSize};

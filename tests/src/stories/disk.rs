@@ -10,6 +10,7 @@ pub(super) const STORIES: &[Story] = &[
     Story { name: "disk::an_ext4_root_keeps_what_was_written_and_stays_clean", tell: ext4_root },
     Story { name: "disk::a_read_only_disk_refuses_writes_and_stays_as_it_was", tell: read_only },
     Story { name: "disk::several_disks_are_told_apart_by_their_serials", tell: serials },
+    Story { name: "disk::partitions_in_blocks_of_4096_bytes_are_found", tell: large_blocks },
 ];
 
 /// Bytes that the guest writes, 8 MiB of numbers.
@@ -76,5 +77,30 @@ fn serials(stage: &Stage) {
     assert_eq!(vm.value("vda"), "disk-0 2048");
     assert_eq!(vm.value("vdb"), "disk-1 4096");
     assert_eq!(vm.value("vdc"), "disk-2 6144");
+    assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
+}
+
+fn large_blocks(stage: &Stage) {
+    let [whole, named, untold] = ["whole", "named", "untold"].map(|name| stage.file(name).display().to_string());
+    // A block device with such blocks, the image of one, and the same without a word about it.
+    let device = sh(&format!("modprobe loop; truncate -s 8M {whole} && losetup -b 4096 --find --show {whole}"));
+    let device = device.trim();
+    sh(&format!("echo size=4M | sfdisk -qX gpt {device} && cp {whole} {named} && cp {whole} {untold}"));
+    let disks = [format!("path={device}"), format!("path={named},block-size=4096"), format!("path={untold}")];
+    let machine = disks.into_iter().fold(stage.vm(), |machine, disk| machine.disk(disk));
+
+    let vm = machine
+        .script(
+            "for d in vda vdb vdc; do
+                echo $d=$(cat /sys/block/$d/queue/logical_block_size) $(cat /sys/block/$d/${d}1/size 2>&1)
+             done",
+        )
+        .start();
+
+    let [device, image, untold] = ["vda", "vdb", "vdc"].map(|name| vm.value(name));
+    println!("block size and sectors of partition 1: {device}; {image}; {untold}");
+    assert_eq!((device.as_str(), image.as_str()), ("4096 8192", "4096 8192"));
+    assert!(untold.starts_with("512 cat:"), "{untold}");
+    vm.wait_for_log("add block-size=4096");
     assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
 }

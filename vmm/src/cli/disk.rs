@@ -1,9 +1,9 @@
-//! The grammar of `--disk`: `path=FILE[,readonly=on|off][,serial=TEXT]`.
+//! The grammar of `--disk`: `path=FILE[,readonly=on|off][,serial=TEXT][,block-size=BYTES][,format=raw]`.
 //!
 //! One serde struct whose fields are the keys, as in `net::spec`, so that a configuration file gives the same value.
 
 use devices::virtio::blk::DiskSerial;
-use devices::virtio::blk::disk::Access;
+use devices::virtio::blk::disk::{Access, BlockSize};
 use net::spec::Switch;
 use serde::Deserialize;
 use serde::de::value::{Error as SerdeError, MapDeserializer};
@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 /// One disk.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct DiskSpec {
     /// A raw image or block device.
     pub(crate) path: PathBuf,
@@ -23,13 +23,27 @@ pub(crate) struct DiskSpec {
     /// What the guest sees as the disk's serial number.
     #[serde(default, deserialize_with = "read_serial")]
     pub(crate) serial: DiskSerial,
+    /// Bytes of a logical block; without it those of the block device, or 512.
+    #[serde(default, deserialize_with = "read_block_size")]
+    pub(crate) block_size: Option<BlockSize>,
+    /// What the file holds, if it is not to be looked at.
+    #[serde(default, deserialize_with = "read_format")]
+    pub(crate) format: Option<Format>,
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Format {
+    /// The disk's sectors, whatever they look like.
+    Raw,
 }
 
 /// Text that is no disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadDisk {
     /// A part without `=`.
-    #[error("{0:?} is not KEY=VALUE: a disk is path=FILE[,readonly=on][,serial=TEXT]")]
+    #[error("{0:?} is not KEY=VALUE: a disk is path=FILE[,readonly=on][,serial=TEXT][,block-size=BYTES][,format=raw]")]
     NoValue(String),
     /// An empty path.
     #[error("path= needs a file name")]
@@ -52,6 +66,26 @@ impl DiskSpec {
 fn read_serial<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DiskSerial, D::Error> {
     let text = String::deserialize(deserializer)?;
     DiskSerial::try_from(&*text).map_err(de::Error::custom)
+}
+
+/// A number, as a file has it, or text, as a flag has it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Bytes {
+    Number(u32),
+    Text(String),
+}
+
+fn read_block_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BlockSize>, D::Error> {
+    let size = match Bytes::deserialize(deserializer)? {
+        Bytes::Number(bytes) => bytes.try_into(),
+        Bytes::Text(text) => text.parse(),
+    };
+    size.map(Some).map_err(de::Error::custom)
+}
+
+fn read_format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Format>, D::Error> {
+    Format::deserialize(deserializer).map(Some)
 }
 
 impl FromStr for DiskSpec {
@@ -89,6 +123,16 @@ mod tests {
     }
 
     #[test]
+    fn block_size_and_format_are_read() {
+        let spec: DiskSpec = "path=a,block-size=4096,format=raw".parse().unwrap();
+        assert_eq!((spec.block_size, spec.format), (Some(4096.try_into().unwrap()), Some(Format::Raw)));
+        let spec: DiskSpec = "path=a".parse().unwrap();
+        assert_eq!((spec.block_size, spec.format), (None, None));
+        let spec: DiskSpec = toml::from_str("path = \"a\"\nblock-size = 4096").unwrap();
+        assert_eq!(spec.block_size, Some(4096.try_into().unwrap()));
+    }
+
+    #[test]
     fn wrong_keys_and_values_are_refused() {
         for (text, part) in [
             ("", "KEY=VALUE"),
@@ -100,6 +144,9 @@ mod tests {
             ("path=a,readonly=yes", "on"),
             ("path=a,serial=123456789012345678901", "20"),
             ("path=a,serial=ä", "printable"),
+            ("path=a,block-size=8192", "512, 1024, 2048 or 4096"),
+            ("path=a,block-size=4k", "512, 1024, 2048 or 4096"),
+            ("path=a,format=qcow2", "raw"),
         ] {
             let message = text.parse::<DiskSpec>().unwrap_err().to_string();
             assert!(message.contains(part), "{text}: {message}");

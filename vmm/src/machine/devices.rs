@@ -179,7 +179,12 @@ impl Slots<'_> {
         for (index, disk) in host.disks.iter().enumerate() {
             let name = format!("blk{index}");
             let file = disk.file.try_clone().map_err(Error::host("duplicate a descriptor"))?;
-            let backend = disk::Disk::new(file, disk.spec.access()).map_err(added(&name))?;
+            let backend = disk::Disk::new(file, disk.spec.access());
+            let backend = match disk.spec.block_size {
+                Some(size) => backend.and_then(|backend| backend.with_block_size(size)),
+                None => backend,
+            };
+            let backend = backend.map_err(added(&name))?;
             self.add(&name, Box::new(Blk::new(&name, backend, disk.spec.serial)))?;
         }
         let entropy = host.entropy.try_clone().map_err(Error::host("duplicate a descriptor"))?;

@@ -56,8 +56,8 @@ impl Files {
     /// # Errors
     /// If one cannot be used.
     pub(crate) fn open(cli: &Settings, boot: BootSpec) -> Result<Self, Error> {
-        let open_disk = |spec: &DiskSpec| Ok(Disk { file: disk::open(&spec.path, spec.access())?, spec: spec.clone() });
-        let disks = cli.disk.iter().map(open_disk).collect::<Result<_, Error>>()?;
+        let disks = cli.disk.iter().cloned().zip(disk::open_all(&cli.disk)?);
+        let disks = disks.map(|(spec, file)| Disk { spec, file }).collect();
         let entropy = File::open(Path::new(ENTROPY)).map_err(Error::host("open /dev/urandom"))?;
         let open_capture =
             |(index, spec): (usize, &NetSpec)| Ok(Capture::open(&format!("net{index}"), &spec.card().capture)?);

@@ -1,7 +1,7 @@
 //! The device configuration space of a block device, virtio 1.3 5.2.4. All of it is read-only.
 
 use crate::virtio::blk::QUEUE_SIZE;
-use crate::virtio::blk::disk::{Disk, SECTOR_BYTES};
+use crate::virtio::blk::disk::Disk;
 use crate::virtio::blk::request::MAX_SEGMENTS;
 use std::mem::offset_of;
 use virtio_bindings::virtio_blk::virtio_blk_config;
@@ -30,7 +30,7 @@ impl Config {
         put(offset_of!(virtio_blk_config, capacity), &disk.sectors().to_le_bytes());
         // The header and the status byte take a descriptor each.
         put(offset_of!(virtio_blk_config, seg_max), &(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
-        put(offset_of!(virtio_blk_config, blk_size), &(SECTOR_BYTES as u32).to_le_bytes());
+        put(offset_of!(virtio_blk_config, blk_size), &disk.block_size().bytes().to_le_bytes());
         put(offset_of!(virtio_blk_config, max_discard_sectors), &MAX_DISCARD_SECTORS.to_le_bytes());
         put(offset_of!(virtio_blk_config, max_discard_seg), &(MAX_SEGMENTS as u32).to_le_bytes());
         put(offset_of!(virtio_blk_config, discard_sector_alignment), &DISCARD_ALIGNMENT_SECTORS.to_le_bytes());

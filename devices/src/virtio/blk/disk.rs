@@ -1,13 +1,16 @@
 //! The backend of a block device: a raw image or a host block device, whatever the caller has opened.
 //!
-//! Works in sectors of 512 bytes (virtio 1.3 5.2.5.2). Nothing here blocks for ever except the host's disk. The file keeps its
-//! length: no operation goes past its end.
+//! Works in sectors of 512 bytes (virtio 1.3 5.2.5.2), whatever the block size that the driver is told: partition tables and file
+//! systems count in that one. Nothing here blocks for ever except the host's disk. The file keeps its length: no operation goes
+//! past its end.
+#![expect(unsafe_code, reason = "ioctl(BLKSSZGET) has no safe wrapper in the crates used here")]
 
 use crate::virtio::iovec::IoVecs;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::str::FromStr;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 /// Bytes in a sector.
@@ -16,6 +19,72 @@ pub const SECTOR_BYTES: u64 = 512;
 /// Zeros per write where the host cannot zero a range by itself.
 const ZEROS_BYTES: usize = 64 << 10;
 static ZEROS: [u8; ZEROS_BYTES] = [0; ZEROS_BYTES];
+
+/// The largest block that every x86-64 kernel takes: its page (`blk_validate_block_size`, block/bdev.c).
+const BLOCK_BYTES_MAX: u32 = 4096;
+/// The smallest block: a sector.
+const BLOCK_BYTES_MIN: u32 = 512;
+
+/// Bytes of a logical block, the unit in which partition tables count: a power of two from 512 to 4096.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockSize(u32);
+
+/// A number that is not a block size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("A block size is 512, 1024, 2048 or 4096")]
+pub struct BadBlockSize;
+
+impl Default for BlockSize {
+    fn default() -> Self {
+        Self(BLOCK_BYTES_MIN)
+    }
+}
+
+impl TryFrom<u32> for BlockSize {
+    type Error = BadBlockSize;
+
+    fn try_from(bytes: u32) -> Result<Self, BadBlockSize> {
+        let fits = bytes.is_power_of_two() && (BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&bytes);
+        if fits { Ok(Self(bytes)) } else { Err(BadBlockSize) }
+    }
+}
+
+impl FromStr for BlockSize {
+    type Err = BadBlockSize;
+
+    fn from_str(text: &str) -> Result<Self, BadBlockSize> {
+        text.parse::<u32>().map_err(|_| BadBlockSize)?.try_into()
+    }
+}
+
+impl BlockSize {
+    /// The size in bytes.
+    pub fn bytes(self) -> u32 {
+        self.0
+    }
+
+    /// The logical block of a host block device (`BLKSSZGET`); 512 bytes for a file. A host whose blocks are larger than a
+    /// guest's pages gives the largest there is, as all access goes through the host's page cache.
+    ///
+    /// # Errors
+    /// If the host does not say.
+    pub fn of(file: &File) -> io::Result<Self> {
+        if !file.metadata()?.file_type().is_block_device() {
+            return Ok(Self::default());
+        }
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and BLKSSZGET writes one int to where the pointer leads, which outlives the call.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut bytes) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let bytes = u32::try_from(bytes).unwrap_or_default().clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX);
+        Self::try_from(bytes).map_err(io::Error::other)
+    }
+}
+
+/// `_IO(0x12, 104)`, linux/fs.h.
+const BLKSSZGET: libc::Ioctl = 0x1268;
 
 /// What the guest may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +108,12 @@ pub enum DiskError {
     #[error("The disk is empty")]
     Empty,
     /// The last sector would be cut short.
-    #[error("The size of the disk is {bytes} bytes, which is not a multiple of {SECTOR_BYTES}")]
+    #[error("The size of the disk is {bytes} bytes, which is not a multiple of {block_bytes}")]
     Unaligned {
         /// Size of the file.
         bytes: u64,
+        /// Bytes of a block.
+        block_bytes: u32,
     },
 }
 
@@ -58,12 +129,14 @@ pub struct Extent {
 pub struct Disk {
     file: File,
     sectors: u64,
+    block_size: BlockSize,
     access: Access,
     can_discard: bool,
 }
 
 impl Disk {
-    /// Takes an open file as a disk. Its size now is the disk's capacity for ever.
+    /// Takes an open file as a disk. Its size now is the disk's capacity for ever. The block size is that of the host's block
+    /// device, or 512 bytes for a file.
     ///
     /// The caller has locked it against a second VM, and opened it without `O_DIRECT` (the guest's buffers are aligned to
     /// nothing) and without `O_APPEND` (which makes Linux ignore where a write is meant to go).
@@ -77,9 +150,7 @@ impl Disk {
         }
         // The metadata of a block device has no size; seeking works for both.
         let bytes = file.seek(SeekFrom::End(0)).map_err(DiskError::Inspect)?;
-        if !bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(DiskError::Unaligned { bytes });
-        }
+        let block_size = BlockSize::of(&file).map_err(DiskError::Inspect)?;
         if bytes == 0 {
             return Err(DiskError::Empty);
         }
@@ -88,7 +159,22 @@ impl Disk {
         let can_discard = access == Access::ReadWrite
             && (kind.is_block_device()
                 || fallocate(&file, FallocateMode::PunchHole, true, bytes, SECTOR_BYTES).is_ok());
-        Ok(Self { file, sectors: bytes / SECTOR_BYTES, access, can_discard })
+        let disk = Self { file, sectors: bytes / SECTOR_BYTES, block_size, access, can_discard };
+        check_size(bytes, block_size).map(|()| disk)
+    }
+
+    /// The disk with blocks of another size, in which the partition table of an image counts.
+    ///
+    /// # Errors
+    /// If its size is not whole blocks.
+    pub fn with_block_size(self, block_size: BlockSize) -> Result<Self, DiskError> {
+        check_size(self.sectors * SECTOR_BYTES, block_size)?;
+        Ok(Self { block_size, ..self })
+    }
+
+    /// Bytes of a logical block.
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
     }
 
     /// Capacity in sectors.
@@ -189,6 +275,12 @@ impl Disk {
     }
 }
 
+/// Refuses a disk whose last block would be cut short.
+fn check_size(bytes: u64, block_size: BlockSize) -> Result<(), DiskError> {
+    let block_bytes = block_size.bytes();
+    if bytes.is_multiple_of(block_bytes.into()) { Ok(()) } else { Err(DiskError::Unaligned { bytes, block_bytes }) }
+}
+
 /// Calls `once` until `vecs`, which hold as many bytes as `extent`, are used up.
 fn transfer(
     extent: Extent,
@@ -234,9 +326,29 @@ mod tests {
 
         let open = |file| Disk::new(file, Access::ReadOnly).unwrap_err();
 
-        assert!(matches!(open(odd), DiskError::Unaligned { bytes: 513 }));
+        assert!(matches!(open(odd), DiskError::Unaligned { bytes: 513, block_bytes: 512 }));
         assert!(matches!(open(directory), DiskError::NotADisk));
         assert!(matches!(open(empty), DiskError::Empty));
+    }
+
+    #[test]
+    fn blocks_are_powers_of_two_up_to_a_page() {
+        for bytes in [512, 1024, 2048, 4096] {
+            assert_eq!(bytes.to_string().parse().map(BlockSize::bytes), Ok(bytes));
+        }
+        for bad in ["", "0", "256", "513", "8192", "-512", "4k"] {
+            assert_eq!(bad.parse::<BlockSize>(), Err(BadBlockSize), "{bad}");
+        }
+    }
+
+    #[test]
+    fn file_has_blocks_of_512_bytes_and_takes_larger_ones_that_it_is_a_multiple_of() {
+        let large = BlockSize(4096);
+
+        assert_eq!(disk(8).block_size(), BlockSize(512));
+        assert_eq!(disk(8).with_block_size(large).unwrap().block_size(), large);
+        let refused = disk(9).with_block_size(large).unwrap_err();
+        assert!(matches!(refused, DiskError::Unaligned { bytes: 4608, block_bytes: 4096 }));
     }
 
     #[test]

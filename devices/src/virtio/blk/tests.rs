@@ -444,6 +444,18 @@ fn configuration_has_the_fields_of_the_specification() {
 }
 
 #[test]
+fn block_size_is_in_the_configuration_and_sectors_stay_512_bytes() {
+    let disk = Disk::new(image(), Access::ReadWrite).unwrap().with_block_size(4096.try_into().unwrap()).unwrap();
+    let blk = Blk::new("blk0", disk, DiskSerial::default());
+    let (mut capacity, mut block_size) = ([0; 8], [0; 4]);
+
+    blk.read_config(0, &mut capacity);
+    blk.read_config(20, &mut block_size);
+
+    assert_eq!((u64::from_le_bytes(capacity), u32::from_le_bytes(block_size)), (SECTORS, 4096));
+}
+
+#[test]
 fn read_only_disk_offers_nothing_that_writes() {
     let blk = device(&image(), Access::ReadOnly);
 
