@@ -11,7 +11,7 @@ pub(super) const STORIES: &[Story] = &[
     Story { name: "card::a_guest_sees_its_link_go_and_announces_itself_when_it_is_back", tell: link },
     Story { name: "card::a_guest_has_the_queues_rings_and_offloads_that_were_asked_for", tell: keys },
     Story { name: "card::a_guest_receives_only_what_its_modes_and_addresses_let_in", tell: addresses },
-    Story { name: "card::a_guest_receives_only_the_vlans_it_has_added", tell: vlans },
+    Story { name: "card::a_guest_receives_only_the_vlans_it_has_added_unless_it_is_promiscuous", tell: vlans },
 ];
 
 /// Frames that the host sends for each question.
@@ -211,29 +211,36 @@ fn vlans(stage: &Stage) {
              ip link set v{vlan} up"
         ));
     }
-    let foreign = listener(&lan);
+    let (foreign, promiscuous) = (listener(&lan), listener(&lan));
     let vm = stage
         .vm()
         .net(lan.net())
         .script(&format!(
             "{} ip link add link eth0 name v5 type vlan id 5; ip addr add 10.78.5.2/24 dev v5; ip link set v5 up
              ping -c 3 10.78.5.1 >/dev/null; echo ping=$?; echo mac=$(cat /sys/class/net/eth0/address)
-             n=$(rx); turn {}; echo foreign=$(($(rx) - n))",
+             n=$(rx); turn {}; echo foreign=$(($(rx) - n))
+             ip link set eth0 promisc on; sleep 2; n=$(rx); turn {}; echo promiscuous=$(($(rx) - n))",
             words(&host),
-            port(&foreign)
+            port(&foreign),
+            port(&promiscuous)
         ))
         .start();
 
     assert_eq!(vm.value("ping"), "0", "ping in the guest's VLAN");
     let mac = vm.value("mac");
     sh(&format!("ip neigh add 10.78.6.2 lladdr {mac} dev v6 nud permanent"));
-    let connection = foreign.accept();
-    flood("10.78.6.2");
-    drop(connection);
+    for listener in [foreign, promiscuous] {
+        let connection = listener.accept();
+        flood("10.78.6.2");
+        drop(connection);
+    }
 
-    let received = number(&vm.value("foreign"));
-    println!("ping in VLAN 5 answered; {FRAMES} frames of VLAN 6: {received} received (with other traffic)");
-    assert!(received < NOISE, "frames of another VLAN were received: {received}");
+    let (foreign, promiscuous) = (number(&vm.value("foreign")), number(&vm.value("promiscuous")));
+    println!(
+        "{FRAMES} frames of another VLAN: {foreign} received, {promiscuous} in promiscuous mode (with other traffic)"
+    );
+    assert!(foreign < NOISE, "frames of another VLAN were received: {foreign}");
+    assert!(promiscuous >= FRAMES, "promiscuous mode did not let another VLAN in: {promiscuous}");
     assert_eq!(vm.wait_exit(), 0);
     sh("ip link del v5; ip link del v6");
 }

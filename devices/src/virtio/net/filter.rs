@@ -89,7 +89,8 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Everything, as after reset; the guest narrows it down. With `filter_vlans`, tagged frames only of the VLANs it adds.
+    /// Everything, as after reset; the guest narrows it down. With `filter_vlans`, once it has left the promiscuous mode, tagged
+    /// frames only of the VLANs it adds.
     pub(super) fn new(mac: [u8; 6], filter_vlans: bool) -> Self {
         Self {
             mac,
@@ -134,15 +135,15 @@ impl Filter {
         true
     }
 
-    /// Whether everything is let in, so that no frame has to be looked at.
+    /// Whether everything is let in, so that no frame has to be looked at: the promiscuous mode comes before every other mode
+    /// and before the VLANs (virtio 1.3 5.1.6.5.1.1). A guest that bridges has no other way to get the tags of others.
     pub(super) fn is_open(&self) -> bool {
-        let narrowing = Mode::NoMulticast.bit() | Mode::NoUnicast.bit() | Mode::NoBroadcast.bit();
-        self.has(Mode::Promiscuous) && self.modes & narrowing == 0 && self.vlans.is_none()
+        self.has(Mode::Promiscuous)
     }
 
     /// Whether the frame that begins with `head` is wanted.
     pub(super) fn accepts(&self, head: &[u8; HEAD_LEN]) -> bool {
-        self.accepts_vlan(head) && self.accepts_destination(&head[..6])
+        self.is_open() || (self.accepts_vlan(head) && self.accepts_destination(&head[..6]))
     }
 
     fn accepts_vlan(&self, head: &[u8; HEAD_LEN]) -> bool {
@@ -155,14 +156,13 @@ impl Filter {
     }
 
     fn accepts_destination(&self, to: &[u8]) -> bool {
-        let promiscuous = self.has(Mode::Promiscuous);
         if to == [0xff; 6] {
             !self.has(Mode::NoBroadcast)
         } else if to[0] & 1 != 0 {
-            !self.has(Mode::NoMulticast) && (promiscuous || self.has(Mode::AllMulticast) || self.multicast.has(to))
+            !self.has(Mode::NoMulticast) && (self.has(Mode::AllMulticast) || self.multicast.has(to))
         } else {
             let ours = to == self.mac || self.unicast.has(to);
-            !self.has(Mode::NoUnicast) && (promiscuous || self.has(Mode::AllUnicast) || ours)
+            !self.has(Mode::NoUnicast) && (self.has(Mode::AllUnicast) || ours)
         }
     }
 
@@ -290,14 +290,39 @@ mod tests {
             filter.set_mode(mode, Switch::On);
             assert_eq!(accepted(&filter), expected, "{mode:?}");
         }
-        let mut filter = Filter::new(MAC, false);
-        filter.set_mode(Mode::NoMulticast, Switch::On);
-        assert_eq!(accepted(&filter), [true, true, false, true]);
+    }
+
+    #[test]
+    fn suppressed_kinds_stay_out_even_if_all_of_them_are_asked_for() {
+        for (all, none, expected) in [
+            (Mode::AllMulticast, Mode::NoMulticast, [true, false, false, true]),
+            (Mode::AllUnicast, Mode::NoUnicast, [false, false, false, true]),
+        ] {
+            let mut filter = narrow();
+            filter.set_mode(all, Switch::On);
+            filter.set_mode(none, Switch::On);
+            assert_eq!(accepted(&filter), expected, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn promiscuous_comes_before_every_other_mode_and_before_the_vlans() {
+        let mut filter = Filter::new(MAC, true);
+        for mode in [Mode::NoMulticast, Mode::NoUnicast, Mode::NoBroadcast] {
+            filter.set_mode(mode, Switch::On);
+        }
+        assert!(filter.is_open());
+        assert_eq!(accepted(&filter), [true; 4]);
+        assert!(filter.accepts(&tagged(100)));
+        filter.set_mode(Mode::Promiscuous, Switch::Off);
+        assert_eq!(accepted(&filter), [false; 4]);
+        assert!(!filter.accepts(&tagged(100)));
     }
 
     #[test]
     fn only_added_vlans_and_untagged_frames_are_let_in() {
         let mut filter = Filter::new(MAC, true);
+        filter.set_mode(Mode::Promiscuous, Switch::Off);
         assert!(filter.set_vlan(100, Switch::On));
         assert!(filter.accepts(&tagged(100)));
         assert!(!filter.accepts(&tagged(101)));
