@@ -28,6 +28,7 @@ use crate::link::LinkState;
 use crate::lookout::Lookout;
 use crate::mac::MacAddr;
 use crate::request::Request;
+use crate::runtime_dir::NameLock;
 use crate::services::ServiceSpec;
 use crate::spec::OffloadList;
 use crate::steer::Steering;
@@ -134,6 +135,15 @@ impl Keeper {
     /// # Errors
     /// The process has more than one thread, or no room for a socket or a process.
     pub fn start(request: &Request) -> Result<Self, Error> {
+        Self::start_holding(request, None)
+    }
+
+    /// [`Keeper::start`], with a descriptor of the lock of the VM's name ([`NameLock`]). The keeper holds it until it has undone
+    /// everything, so that the name stays taken while anything of its network is left, however the VMM ended.
+    ///
+    /// # Errors
+    /// As [`Keeper::start`].
+    pub fn start_holding(request: &Request, lock: Option<&NameLock>) -> Result<Self, Error> {
         if request.cards.is_empty() {
             return Ok(Self { process: None });
         }
@@ -144,7 +154,7 @@ impl Keeper {
             .map_err(|errno| Error::Socket(errno.into()))?;
         // In the child `ours` is closed by number, together with everything else that it does not need.
         let pid = process::spawn(|| match theirs.try_clone() {
-            Ok(theirs) => child::run(theirs, request),
+            Ok(theirs) => child::run(theirs, request, lock.map(NameLock::as_fd)),
             Err(_) => 1,
         })?;
         Ok(Self { process: Some(Process { pid, socket: ours, tables: None }) })

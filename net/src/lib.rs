@@ -17,7 +17,7 @@
 //! | `policy` | who may talk to whom |
 //! | `alias`, `siblings` | what links say of VMs and networks |
 //! | `services` | DHCP and DNS, which the VMM runs |
-//! | `keeper`, `lock` | the process that does it, and keeps out of the way of others |
+//! | `keeper`, `lock`, `runtime_dir` | the process that does it, and keeps out of the way of others |
 //!
 //! # Threats
 //!
@@ -37,6 +37,7 @@
 //! | command line | names, numbers, descriptors | parsed once into types that cannot hold a wrong one; a descriptor is asked what it is |
 //! | other processes | links that come, go and change during a plan | a lock between keepers, a new plan when a step meets a changed host |
 //! | local users | the lock of the namespace held for ever | a deadline, then on without it |
+//! | local users | a VM's name taken, or an answer in its place | locks and sockets are in a folder that only the VM's user writes to, and a caller asks who listens |
 //! | VMM taken over by its guest | the packet socket that hears the guest's address | its filter is locked, and it is closed as soon as the address is known; until then it could be bound to another interface |
 //! | Docker's containers | guests let through in its chain for others | the rules are for the guest's address, do not lead to containers, and come after the user's own |
 //! | other processes | rules of ours that somebody else changes, or takes away with `flush ruleset` | our tables belong to our socket: the kernel refuses |
@@ -67,6 +68,7 @@ pub mod policy;
 pub mod preview;
 pub mod refusal;
 pub mod request;
+pub mod runtime_dir;
 pub mod services;
 pub mod spec;
 pub mod steer;

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
 
-pub(crate) use ask::{Answer, LINE_MAX, Order, address};
+pub(crate) use ask::{Answer, LINE_MAX, Order, STRANGER};
 pub use ask::{AskError, ask};
 pub use fields::{Cidr, CidrList, PortList, PortRange};
 pub(crate) use judged::InForce;

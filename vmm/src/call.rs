@@ -2,14 +2,18 @@
 //! `minivmm net list`.
 
 use crate::error::Error;
-use crate::name::VmName;
+use crate::name::{VmName, is_gone};
 use crate::request::{Reply, Request};
+use net::runtime_dir::{self, VmSocket};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// How long a VM may take to answer. One that starts, or is being restarted, answers when it runs.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The answer to whoever may not ask.
+pub(crate) const STRANGER: &str = "Only root and the user who started this VM may ask it";
 
 /// Longest reply in bytes: the counters of a few thousand queues.
 const LONGEST_REPLY: u64 = 16 << 20;
@@ -37,19 +41,19 @@ pub(crate) fn query(name: &VmName, request: &Request) -> Result<Reply, Error> {
 }
 
 fn connect(name: &VmName) -> Result<UnixStream, Error> {
-    let stream = name.address().and_then(|address| UnixStream::connect_addr(&address));
-    stream.map_err(|err| match err.kind() {
-        io::ErrorKind::ConnectionRefused => Error::Usage {
-            sentence: format!("No VM with the name {name} is running in this network namespace"),
-            hint: "Give the name that the VM was started with: --name".to_owned(),
+    runtime_dir::connect(name.as_str(), VmSocket::Control, TIMEOUT).map_err(|err| match err.kind() {
+        _ if is_gone(&err) => Error::Usage {
+            sentence: format!("No VM with the name {name} is running"),
+            hint: "Give the name that the VM was started with: --name; a user's VMs are known to that user".to_owned(),
         },
+        io::ErrorKind::PermissionDenied => {
+            Error::Usage { sentence: STRANGER.to_owned(), hint: format!("The VM {name} is root's") }
+        }
         _ => Error::Host { operation: "connect to the VM", source: err },
     })
 }
 
 fn exchange(mut stream: &UnixStream, request: &Request) -> io::Result<Reply> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
     match stream.write_all(line.as_bytes()) {

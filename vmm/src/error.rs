@@ -135,6 +135,14 @@ impl Error {
             Self::Boot(err) => err.hint(),
             Self::Disk(err) => err.hint(),
             Self::Name(name::LockError::Taken(_)) => Some("Stop it, or give this VM another --name".to_owned()),
+            Self::Name(name::LockError::Ending(_)) => Some(
+                "Its process 'keeper' still takes its network away; try again, or give this VM another --name"
+                    .to_owned(),
+            ),
+            Self::Name(name::LockError::Folder(_)) => Some(
+                "Set XDG_RUNTIME_DIR to a folder of this user that only this user can write to, such as /run/user/UID"
+                    .to_owned(),
+            ),
             Self::ReadyFd(_) => {
                 Some("Leave it open across exec, for writing: 7>ready.json with --ready-fd 7".to_owned())
             }
@@ -171,7 +179,9 @@ impl Error {
             | Self::Console(console::Error::OpenFile { .. })
             | Self::Disk(_)
             | Self::ReadyFd(_)
-            | Self::Policy(net::policy::AskError::NoVm(_) | net::policy::AskError::Refused(_))
+            | Self::Policy(
+                net::policy::AskError::NoVm(_) | net::policy::AskError::Refused(_) | net::policy::AskError::Stranger,
+            )
             | Self::Name(name::LockError::Taken(_)) => exit::USAGE,
             _ => exit::HOST,
         }

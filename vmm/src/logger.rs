@@ -10,6 +10,7 @@
 use crate::console::terminal;
 use log::{LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -27,6 +28,12 @@ const LINE_BYTES: usize = 4096;
 
 /// How long what the user must know waits for the reader of stderr.
 const READER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Characters that change the direction of a text (Unicode Standard Annex 9), and separators of lines and paragraphs.
+const DIRECTIONS: [char; 13] = [
+    '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}',
+    '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
+];
 
 struct Stderr {
     start: Instant,
@@ -50,10 +57,29 @@ pub(crate) fn init(level: LevelFilter) {
     }
 }
 
+/// `text` with everything that a terminal could obey, or that changes the order of what it shows, as JSON writes it: a text of
+/// other processes may be in it. Ends of lines and tabs stay.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    let is_harmless = |c: char| matches!(c, '\n' | '\t') || !(c.is_control() || DIRECTIONS.contains(&c));
+    if text.chars().all(is_harmless) {
+        return Cow::Borrowed(text);
+    }
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_harmless(c) {
+            printable.push(c);
+        } else {
+            printable.push_str(&format!("\\u{:04x}", u32::from(c)));
+        }
+    }
+    Cow::Owned(printable)
+}
+
 /// Writes one line for the user to stderr, whatever the log level.
 pub(crate) fn tell(text: &str) {
     // Nobody is left to tell that stderr does not work.
-    let _ = write(&mut std::io::stderr().lock(), &format!("{text}{}", terminal::line_end()), READER_PATIENCE);
+    let _ =
+        write(&mut std::io::stderr().lock(), &format!("{}{}", printable(text), terminal::line_end()), READER_PATIENCE);
 }
 
 /// Writes `line` if its reader makes room within `patience`.
@@ -97,7 +123,7 @@ impl Log for Stderr {
         if log::max_level() >= LevelFilter::Debug {
             line = format!("minivmm: {:>6} us {level}: ", since.as_micros());
         }
-        line.push_str(&record.args().to_string().replace('\n', " "));
+        line.push_str(&printable(&record.args().to_string().replace('\n', " ")));
         line.push_str(end);
         if dropped > 0 {
             line.push_str(&format!("minivmm: warn: {dropped} more lines were dropped{end}"));
@@ -151,5 +177,12 @@ mod tests {
         let metadata = |target| Metadata::builder().target(target).build();
         assert!(!logger().enabled(&metadata("virtio_queue::chain")));
         assert!(logger().enabled(&metadata("minivmm::machine")));
+    }
+
+    #[test]
+    fn text_of_others_moves_no_terminal() {
+        assert_eq!(printable("plain text: \u{fc}\n\ttoo"), "plain text: \u{fc}\n\ttoo");
+        let text = "\u{1b}[2J\r\u{7f}\u{9b}31m\u{202e}";
+        assert_eq!(printable(text), "\\u001b[2J\\u000d\\u007f\\u009b31m\\u202e");
     }
 }

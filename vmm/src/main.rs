@@ -17,6 +17,8 @@
 //! | guest | claim an address that is not its own | the ready line repeats what the guest says of itself |
 //! | whoever reads the ready line | not read it | given up after a second |
 //! | other users | ask the VM for its counters, or take its cables out | who connects is told by the kernel; only the VM's user and root are heard |
+//! | other users | take a VM's name, or answer in its place | names are in a folder that only the VM's user writes to; who listens is told by the kernel |
+//! | a VM that its guest took over | write to the terminal of whoever asks it | what could move a terminal is printed as an escape |
 //! | whoever asks the VM | ask without end, say nothing, not read the answer | one caller at a time, with a deadline; nothing waits for them |
 //! | the host's disks | not answer | a stop waits for 5 s, then the process ends without them |
 //! | the user | a file or bridge that is not what it should be | refused with a sentence, a hint and a code before anything runs |
@@ -93,7 +95,7 @@ fn main() -> ExitCode {
 /// Prints an answer.
 fn say(text: &str) -> ExitCode {
     // A reader that has left, such as `head`, has read what it wanted.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().write_all(logger::printable(text).as_bytes());
     ExitCode::SUCCESS
 }
 
@@ -116,7 +118,7 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
         policy: cli.policy.as_ref().map(|file| file.0.clone()),
         steering: Some(steering()),
     };
-    let keeper = Keeper::start(&request)?;
+    let keeper = Keeper::start_holding(&request, Some(desk.lock()))?;
     log::debug!("{name}: files are open, the network keeper is at work");
     let patience = cli.wait_net.map(|seconds| Duration::from_secs(seconds.into()));
     let mut host = Host::open(cli, files, keeper, desk, Wish { name, start, fd, patience })?;

@@ -1,14 +1,25 @@
-//! The name of a VM: a checked word, and a lock on it.
+//! The name of a VM: a checked word, and a lock on it in the folder of the user's VMs (see [`net::runtime_dir`]).
 //!
-//! The lock is an abstract Unix socket, at which the VM can be asked: the kernel owns it, so it is gone with the process, however that ends. Abstract names
-//! belong to the network namespace, which is also the scope in which two VMs would disturb each other's interfaces.
+//! VMM and keeper both hold the lock, so a name is free once nothing is left of its VM. A VM that follows one that was killed waits for
+//! that, but not for ever.
 
+use net::runtime_dir::{self, FolderError, NameLock, RuntimeDir, VmSocket};
 use std::fmt;
-use std::fs;
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::UnixListener;
 use std::str::FromStr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long to wait for the keeper of a killed VM. It takes 0.2 s for eight cards; waiting for the lock of other keepers adds up
+/// to twenty seconds.
+const KEEPER_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// Pauses between two attempts meanwhile.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// How long a VM that has the name may take to accept a connection: the kernel does it for one that runs.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The longest name: it must fit a host name label.
 const MAX_LEN: usize = 63;
@@ -28,7 +39,13 @@ pub(crate) enum LockError {
     /// Another VM has it.
     #[error("A VM with the name {0} is already running")]
     Taken(VmName),
-    /// The host refused the socket.
+    /// Its VM was killed, and its network is still there.
+    #[error("The VM with the name {0} has ended, but its network keeper has not")]
+    Ending(VmName),
+    /// There is no folder for names.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The host refused the lock or the socket.
     #[error("Cannot lock the name {name}")]
     Host {
         /// The name.
@@ -38,36 +55,30 @@ pub(crate) enum LockError {
     },
 }
 
-/// What the address of a VM's socket begins with.
-const SOCKET_PREFIX: &str = "minivmm/";
-
 /// The names of the VMs that run in this network namespace, in alphabetical order.
 ///
 /// # Errors
 /// The kernel does not list its sockets.
 pub(crate) fn running() -> io::Result<Vec<VmName>> {
-    Ok(names_in(&fs::read_to_string("/proc/net/unix")?))
+    Ok(runtime_dir::running()?.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
-/// The names in a list of sockets (proc(5)): the address is the last word of a line, and an abstract one begins with `@`.
-fn names_in(sockets: &str) -> Vec<VmName> {
-    let addresses = sockets.lines().filter_map(|line| line.rsplit(' ').next()?.strip_prefix('@'));
-    let mut names: Vec<VmName> =
-        addresses.filter_map(|address| address.strip_prefix(SOCKET_PREFIX)?.parse().ok()).collect();
-    // A caller's connection has the same address.
-    names.sort();
-    names.dedup();
-    names
-}
-
-/// A name that no other VM of this network namespace can have while this lives.
+/// A name that no other VM of this user can have while this lives, and the socket where the VM is called.
 #[derive(Debug)]
-pub(crate) struct NameLock(UnixListener);
+pub(crate) struct LockedName {
+    listener: UnixListener,
+    lock: NameLock,
+}
 
-impl NameLock {
-    /// The socket that holds the name, in non-blocking mode: where the VM is called.
+impl LockedName {
+    /// The socket where the VM is called, in non-blocking mode.
     pub(crate) fn listener(&self) -> &UnixListener {
-        &self.0
+        &self.listener
+    }
+
+    /// The lock, for the keeper to hold as well.
+    pub(crate) fn lock(&self) -> &NameLock {
+        &self.lock
     }
 }
 
@@ -82,27 +93,35 @@ impl VmName {
         &self.0
     }
 
-    /// Where a VM of this name is called.
+    /// Takes the name. Waits for the keeper of a VM that had it and was killed.
     ///
     /// # Errors
-    /// None for a name, which is short and has no zero.
-    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
-        SocketAddr::from_abstract_name(format!("{SOCKET_PREFIX}{self}"))
+    /// If another VM has it, or the host refuses.
+    pub(crate) fn lock(&self) -> Result<LockedName, LockError> {
+        self.lock_within(KEEPER_TIMEOUT)
     }
 
-    /// Takes the name.
-    ///
-    /// # Errors
-    /// If another VM has it.
-    pub(crate) fn lock(&self) -> Result<NameLock, LockError> {
+    fn lock_within(&self, timeout: Duration) -> Result<LockedName, LockError> {
         let host = |source| LockError::Host { name: self.clone(), source };
-        let addr = self.address().map_err(host)?;
-        match UnixListener::bind_addr(&addr) {
-            Ok(socket) => socket.set_nonblocking(true).map(|()| NameLock(socket)).map_err(host),
-            Err(err) if err.kind() == io::ErrorKind::AddrInUse => Err(LockError::Taken(self.clone())),
-            Err(err) => Err(host(err)),
+        let folder = RuntimeDir::open()?;
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(lock) = folder.try_lock(&self.0).map_err(host)? {
+                let listener = folder.listen(&self.0, VmSocket::Control).map_err(host)?;
+                return Ok(LockedName { listener, lock });
+            }
+            match runtime_dir::connect(&self.0, VmSocket::Control, CONNECT_TIMEOUT) {
+                Err(error) if is_gone(&error) && Instant::now() < deadline => thread::sleep(PAUSE),
+                Err(error) if is_gone(&error) => return Err(LockError::Ending(self.clone())),
+                _ => return Err(LockError::Taken(self.clone())),
+            }
         }
     }
+}
+
+/// Whether nobody listens, as an answer to a connection says.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
 impl FromStr for VmName {
@@ -137,21 +156,6 @@ mod tests {
     }
 
     #[test]
-    fn names_are_found_among_sockets() {
-        let sockets = "Num       RefCount Protocol Flags    Type St Inode Path\n\
-                       0000: 00000002 00000000 00010000 0001 01 7 @minivmm/web\n\
-                       0000: 00000003 00000000 00000000 0001 03 8 @minivmm/web\n\
-                       0000: 00000002 00000000 00010000 0001 01 9 @minivmm/Bad\n\
-                       0000: 00000002 00000000 00010000 0001 01 10 /run/minivmm/x\n\
-                       0000: 00000003 00000000 00000000 0001 03 11\n\
-                       0000: 00000002 00000000 00010000 0001 01 12 @minivmm/db\n";
-
-        let names: Vec<_> = names_in(sockets).iter().map(ToString::to_string).collect();
-
-        assert_eq!(names, ["db", "web"]);
-    }
-
-    #[test]
     fn name_is_taken_until_its_lock_is_dropped() {
         let name: VmName = format!("test-{}", std::process::id()).parse().unwrap();
         let lock = name.lock().unwrap();
@@ -160,5 +164,19 @@ mod tests {
 
         drop(lock);
         assert!(name.lock().is_ok());
+    }
+    #[test]
+    fn name_of_a_vm_that_has_ended_is_waited_for() {
+        let name: VmName = format!("killed-{}", std::process::id()).parse().unwrap();
+        let LockedName { listener, lock } = name.lock().unwrap();
+        // A keeper has the lock, and no VMM answers.
+        drop(listener);
+
+        let waited = name.lock_within(Duration::from_millis(20));
+        assert!(matches!(waited, Err(LockError::Ending(_))));
+
+        let next = thread::spawn(move || name.lock().map(drop));
+        drop(lock);
+        assert!(next.join().unwrap().is_ok());
     }
 }

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     {
         let (_, case) = cases().into_iter().find(|(case, _)| case == name).unwrap();
         host::quiet();
+        host::own_names();
         case();
         return ExitCode::SUCCESS;
     }
@@ -53,7 +54,7 @@ fn what_is_missing() -> Option<&'static str> {
     if !works(Command::new("setpriv").args(["--reuid=65534", "--clear-groups", "unshare", "--version"])) {
         return Some("needs root, to make network namespaces and to be somebody else");
     }
-    if !works(Command::new("unshare").args(["--net", "ip", "-V"])) {
+    if !works(Command::new("unshare").args(["--net", "--mount", "ip", "-V"])) {
         return Some("needs network namespaces and the command ip");
     }
     if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
@@ -63,7 +64,8 @@ fn what_is_missing() -> Option<&'static str> {
 }
 
 fn run(name: &str) -> Result<(), Failed> {
-    let output = Command::new("unshare").arg("--net").arg(std::env::current_exe()?).args(["case", name]).output()?;
+    let mut command = Command::new("unshare");
+    let output = command.args(["--net", "--mount"]).arg(std::env::current_exe()?).args(["case", name]).output()?;
     if output.status.success() {
         return Ok(());
     }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ use crate::policy::{Answer, Order, Policy};
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::rtnl::{Events, Rtnl};
+use crate::runtime_dir::clear_shared;
 use crate::spec::NetSpec;
 use crate::steer::{Steering, SteeringProgram};
 use crate::step::{Host, Step};
@@ -43,13 +44,15 @@ const ATTEMPTS: usize = 4;
 /// How long to wait for a VMM that does not read. Its end of the socket has room for hundreds of messages.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
-/// Runs the keeper to its end. Returns the exit code of its process.
-pub(super) fn run(socket: OwnedFd, request: &Request) -> i32 {
+/// Runs the keeper to its end. Returns the exit code of its process, which holds `lock` until then.
+pub(super) fn run(socket: OwnedFd, request: &Request, lock: Option<BorrowedFd>) -> i32 {
     let birth = Instant::now();
-    let inherited = process::detach(&socket, &request.inherited_fds());
+    let lock = lock.map(|lock| lock.as_raw_fd());
+    let mut inherited = process::detach(&socket, &Vec::from_iter(request.inherited_fds().into_iter().chain(lock)));
+    let lock = lock.and_then(|number| inherited.remove(&number));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(serve(&socket, request, inherited, birth)),
+        Ok(runtime) => runtime.block_on(serve(&socket, request, inherited, birth, lock.as_ref())),
         Err(source) => fail(&socket, &Error::Runtime(source)),
     };
     match result {
@@ -67,6 +70,7 @@ async fn serve(
     request: &Request,
     inherited: BTreeMap<RawFd, OwnedFd>,
     birth: Instant,
+    lock: Option<&OwnedFd>,
 ) -> Result<(), Error> {
     let rtnl = match Rtnl::connect() {
         Ok(rtnl) => rtnl,
@@ -92,6 +96,9 @@ async fn serve(
     let reports = tear_down(&plan.steps, &mut host).await;
     for report in &reports {
         log::error!("{}", report.message);
+    }
+    if let Some(lock) = lock {
+        clear_shared(&request.vm_name, lock.as_fd());
     }
     // A VMM that called stop() waits for this; one that died does not read it.
     let _ = Reply::Stopped(reports).send(socket.as_fd(), &[]);

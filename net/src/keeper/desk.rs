@@ -4,13 +4,13 @@
 //! keeper's user or root, and to have what it takes to change rules, CAP_NET_ADMIN. One caller is served at a time, and not for long.
 
 use std::io::{self, ErrorKind};
-use std::os::unix::net::UnixListener as StdListener;
 use std::time::Duration;
 
 use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::policy::{Answer, LINE_MAX, Order, address};
+use crate::policy::{Answer, LINE_MAX, Order, STRANGER};
+use crate::runtime_dir::{RuntimeDir, VmSocket};
 
 /// How long a caller may take for an order and its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -31,9 +31,8 @@ impl Desk {
     /// A desk for a VM of that name. Without one its policy stays as it is.
     pub(super) fn open(vm: &str) -> Self {
         let listen = || {
-            let listener = StdListener::bind_addr(&address(vm)?)?;
-            listener.set_nonblocking(true)?;
-            UnixListener::from_std(listener)
+            let folder = RuntimeDir::open().map_err(io::Error::other)?;
+            UnixListener::from_std(folder.listen(vm, VmSocket::Keeper)?)
         };
         let listener: io::Result<UnixListener> = listen();
         Self(
@@ -80,12 +79,10 @@ impl Caller {
 
 /// What a caller wants, or why it is not to be had.
 async fn listen(stream: &UnixStream) -> Result<Order, String> {
-    let stranger =
-        || "Only root and the user who started this VM may ask for its policy, with CAP_NET_ADMIN".to_owned();
     let peer = stream.peer_cred().map_err(|error| format!("The kernel does not say who asks: {error}"))?;
     let user = peer.uid() == 0 || peer.uid() == geteuid().as_raw();
     if !user || !peer.pid().is_some_and(has_privilege) {
-        return Err(stranger());
+        return Err(STRANGER.to_owned());
     }
     let line = read_line(stream).await.map_err(|error| format!("Not an order: {error}"))?;
     serde_json::from_slice(&line).map_err(|error| format!("Not an order: {error}"))

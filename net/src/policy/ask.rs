@@ -1,21 +1,19 @@
 //! The caller's side of `minivmm net policy`, and the words of both sides.
 //!
-//! A caller connects to the socket of a VM's keeper, sends one order and gets one answer; both are a line of JSON. The address is abstract,
-//! so it belongs to the network namespace and goes with the keeper.
+//! A caller connects to the socket of a VM's keeper in the [folder](crate::runtime_dir) of the VM's user, sends one order
+//! and gets one answer; both are a line of JSON.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use nix::sys::socket::{getsockopt, sockopt};
-use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::{POLICY_BYTES_MAX, Policy};
+use crate::runtime_dir::{self, VmSocket};
 
 /// How long a keeper may take to answer. It may be busy with a link.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most bytes of a line: a policy, and the words around it.
 pub(crate) const LINE_MAX: usize = POLICY_BYTES_MAX + 4096;
@@ -44,11 +42,11 @@ pub(crate) enum Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// Nobody listens.
-    #[error("No VM with the name {0} and a network card is running in this network namespace")]
+    #[error("No VM with the name {0} and a network card is running")]
     NoVm(String),
-    /// Somebody has the address who is neither this user nor root.
-    #[error("Another user of this host has the address of the keeper of VM {0}")]
-    Stranger(String),
+    /// The VM is another user's.
+    #[error("{STRANGER}")]
+    Stranger,
     /// More than a keeper reads.
     #[error("The policy has more than {} KiB as text", POLICY_BYTES_MAX >> 10)]
     TooLong,
@@ -60,10 +58,9 @@ pub enum AskError {
     Talk(#[source] io::Error),
 }
 
-/// Where the keeper of a VM listens.
-pub(crate) fn address(vm: &str) -> io::Result<SocketAddr> {
-    SocketAddr::from_abstract_name(format!("minivmm-keeper/{vm}"))
-}
+/// The answer to whoever may not ask.
+pub(crate) const STRANGER: &str =
+    "Only root and the user who started this VM may ask for its policy, with CAP_NET_ADMIN";
 
 /// Asks the keeper of a VM for its policy, after it has put another in the place of the one before if there is one. Without an error all of it
 /// is in force, else nothing has changed.
@@ -71,15 +68,11 @@ pub(crate) fn address(vm: &str) -> io::Result<SocketAddr> {
 /// # Errors
 /// There is no such VM, or it refuses.
 pub fn ask(vm: &str, replace: Option<Policy>) -> Result<Option<Policy>, AskError> {
-    let stream = address(vm).and_then(|address| UnixStream::connect_addr(&address));
-    let stream = stream.map_err(|error| match error.kind() {
-        io::ErrorKind::ConnectionRefused => AskError::NoVm(vm.to_owned()),
+    let stream = runtime_dir::connect(vm, VmSocket::Keeper, TIMEOUT).map_err(|error| match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => AskError::NoVm(vm.to_owned()),
+        io::ErrorKind::PermissionDenied => AskError::Stranger,
         _ => AskError::Talk(error),
     })?;
-    let keeper = getsockopt(&stream, sockopt::PeerCredentials).map_err(|errno| AskError::Talk(errno.into()))?.uid();
-    if keeper != 0 && Uid::from_raw(keeper) != geteuid() {
-        return Err(AskError::Stranger(vm.to_owned()));
-    }
     let order = replace.map_or(Order::Show, Order::Replace);
     match exchange(&stream, &order)? {
         Answer::InForce(policy) => Ok(policy),
@@ -94,8 +87,6 @@ fn exchange(mut stream: &UnixStream, order: &Order) -> Result<Answer, AskError> 
         return Err(AskError::TooLong);
     }
     let mut talk = || {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
         match stream.write_all(&line) {
             // A keeper that refuses the caller does so without listening.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}

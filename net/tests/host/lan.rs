@@ -5,6 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use serde_json::Value;
 
 use crate::vmm::DEADLINE;
@@ -15,6 +17,14 @@ pub(crate) fn sh(line: &str) -> String {
     let output = Command::new(words[0]).args(&words[1..]).output().expect(line);
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
+}
+
+/// Gives this process a folder for names of VMs of its own, since cases that run side by side use the same names.
+pub(crate) fn own_names() {
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("private mounts");
+    std::fs::create_dir_all("/run/minivmm").expect("a folder");
+    mount("names", "/run/minivmm", "tmpfs", MountFlags::empty(), c"mode=755").expect("a file system");
 }
 
 /// A bridge that is up, with an uplink that is up: `peer0 --- up0 = NAME`.

@@ -89,6 +89,7 @@ fn main() -> ExitCode {
     match args.first().map(String::as_str) {
         Some("case") => {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            lan::own_names();
             // Solicitations and reports of the host's own would teach bridges addresses at any moment.
             for scope in ["all", "default"] {
                 let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");

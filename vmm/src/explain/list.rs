@@ -1,7 +1,7 @@
 //! `minivmm net list`: the cards of every VM in this network namespace.
 //!
-//! A VM is known by the socket that holds its name. The user who started it and root are told by the VM itself; to others its taps
-//! say what everybody may know.
+//! A VM is known by its socket in the folder of its user, and by its taps. Its user is told by the VM itself; to others its taps say
+//! what everybody may know.
 
 use crate::call;
 use crate::error::Error;
@@ -33,7 +33,12 @@ const COLUMNS: [(&str, &str); 11] = [
 pub(super) fn list() -> Result<Value, Error> {
     let links = inventory()?;
     let names = name::running().map_err(Error::host("read /proc/net/unix"))?;
-    Ok(names.iter().map(|name| with_dropped(vm(name, &links), name)).collect())
+    let known: BTreeMap<&str, Value> =
+        names.iter().map(|name| (name.as_str(), with_dropped(vm(name, &links), name))).collect();
+    let of_others = links.values().filter_map(|entry| entry.card.as_ref()).map(|card| card.vm.as_str());
+    let of_others = of_others.filter(|name| !known.contains_key(name)).map(|name| (name, unknown(name, &links)));
+    let vms: BTreeMap<&str, Value> = of_others.chain(known.clone()).collect();
+    Ok(vms.into_values().collect())
 }
 
 /// The same as a table, with a line below it for each card that shares an address with somebody.
@@ -96,10 +101,19 @@ fn vm(name: &VmName, links: &BTreeMap<String, Entry>) -> Value {
             let cards: Value = cards.into_iter().map(|card| with_link(card, links)).collect();
             json!({ "name": name.as_str(), "cards": cards })
         }
-        Ok(Reply::Refused(sentence)) => json!({ "name": name.as_str(), "note": sentence, "cards": taps(name, links) }),
-        Ok(_) => json!({ "name": name.as_str(), "note": "It answers another question", "cards": taps(name, links) }),
-        Err(err) => json!({ "name": name.as_str(), "note": err.chain(), "cards": taps(name, links) }),
+        Ok(Reply::Refused(sentence)) => {
+            json!({ "name": name.as_str(), "note": sentence, "cards": taps(name.as_str(), links) })
+        }
+        Ok(_) => {
+            json!({ "name": name.as_str(), "note": "It answers another question", "cards": taps(name.as_str(), links) })
+        }
+        Err(err) => json!({ "name": name.as_str(), "note": err.chain(), "cards": taps(name.as_str(), links) }),
     }
+}
+
+/// A VM whose folder is another user's, or in another mount namespace.
+fn unknown(name: &str, links: &BTreeMap<String, Entry>) -> Value {
+    json!({ "name": name, "note": "It is another user's, or in another container", "cards": taps(name, links) })
 }
 
 /// What the VM's rules have dropped, if we may know.
@@ -122,9 +136,9 @@ fn with_link(mut card: Value, links: &BTreeMap<String, Entry>) -> Value {
 }
 
 /// What the taps of a VM say of it.
-fn taps(name: &VmName, links: &BTreeMap<String, Entry>) -> Value {
+fn taps(name: &str, links: &BTreeMap<String, Entry>) -> Value {
     let cards = links.iter().filter_map(|(tap, entry)| {
-        let card = entry.card.as_ref().filter(|card| card.vm == name.as_str())?;
+        let card = entry.card.as_ref().filter(|card| card.vm == name)?;
         let addresses = card.ip4.map(|ip| ip.to_string()).into_iter().chain(card.ip6.map(|ip| ip.to_string()));
         Some(json!({
             "card": format!("net{}", card.card),

@@ -9,8 +9,10 @@
 //! Served by the control loop, which it never makes wait: every call is made without blocking, there is one caller at a time, with a
 //! deadline, and the next waits in the socket's queue.
 
-use crate::name::NameLock;
+use crate::call::STRANGER;
+use crate::name::LockedName;
 use crate::request::{LONGEST, Reply, Request};
+use net::runtime_dir::NameLock;
 use rustix::event::PollFlags;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
@@ -24,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The desk of one VM, over reboots of its guest.
 pub(crate) struct Desk {
-    lock: NameLock,
+    lock: LockedName,
     caller: Option<Caller>,
 }
 
@@ -43,8 +45,13 @@ enum State {
 
 impl Desk {
     /// A desk where callers of the name that `lock` holds are answered.
-    pub(crate) fn new(lock: NameLock) -> Self {
+    pub(crate) fn new(lock: LockedName) -> Self {
         Self { lock, caller: None }
+    }
+
+    /// The lock of the VM's name.
+    pub(crate) fn lock(&self) -> &NameLock {
+        self.lock.lock()
     }
 
     /// What to wait for.
@@ -142,13 +149,14 @@ fn reply(reply: &Reply) -> State {
 }
 
 fn stranger() -> Reply {
-    Reply::Refused("Only root and the user who started this VM may ask it".to_owned())
+    Reply::Refused(STRANGER.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::name::VmName;
+    use net::runtime_dir::{self, VmSocket};
     use rustix::event::{PollFd, Timespec, poll};
     use std::io::{BufRead, BufReader};
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -162,9 +170,7 @@ mod tests {
     }
 
     fn call(name: &VmName) -> UnixStream {
-        let stream = UnixStream::connect_addr(&name.address().unwrap()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        stream
+        runtime_dir::connect(name.as_str(), VmSocket::Control, Duration::from_secs(5)).unwrap()
     }
 
     /// Serves until nothing has happened for 20 ms.

@@ -16,6 +16,12 @@ pub(crate) fn quiet() {
     }
 }
 
+/// A folder for the names of VMs that is this case's own.
+pub(crate) fn own_names() {
+    fs::create_dir_all("/run/minivmm").unwrap();
+    sh("mount -t tmpfs -o mode=755 names /run/minivmm");
+}
+
 /// Runs a command line of words and returns what it prints.
 pub(crate) fn sh(line: &str) -> String {
     let words: Vec<&str> = line.split(' ').collect();

@@ -4,6 +4,8 @@ use crate::Case;
 use crate::host::{bridge, minivmm, said, sh, snapshot, unprivileged};
 use crate::vm::{Vm, guest_says_arp, tap};
 use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub(crate) const CASES: &[Case] = &[
@@ -11,6 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     ("list_for_a_stranger_has_what_taps_say", stranger),
     ("list_says_of_which_card_others_have_an_address", shared),
     ("list_without_vms_is_empty", empty),
+    ("name_is_not_blocked_or_answered_for_by_another_user", impostor),
     ("gc_removes_bridges_of_ours_without_ports_and_nothing_else", gc),
     ("gc_puts_back_what_a_killed_vm_and_keeper_have_left", gc_after_sigkill),
     ("gc_leaves_a_running_vm_alone", gc_beside_a_vm),
@@ -155,4 +158,63 @@ fn gc_unprivileged() {
 
     assert_eq!(code, 71);
     assert!(errors.starts_with("minivmm: Remove mine0: Operation not permitted (os error 1)\nhint: "), "{errors}");
+}
+
+/// A server that any user can run: a VM's abstract name, as older versions had it, and one in a folder of the user's own.
+const IMPOSTOR: &str = r#"
+import os, socket, sys, threading
+os.setresuid(65534, 65534, 65534)
+os.environ.pop("XDG_RUNTIME_DIR", None)
+folder = "/tmp/minivmm-0"
+try:
+    os.mkdir(folder, 0o755)
+except OSError:
+    pass
+def listen(address):
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(address)
+    server.listen(8)
+    return server
+def serve(server):
+    while True:
+        caller, _ = server.accept()
+        caller.recv(4096)
+        caller.sendall(b'{"network":[{"card":"net0","mode":"\\u001b[31mowned\\u001b[0m"}]}\n')
+        caller.close()
+abstract, named = listen("\0minivmm/web"), listen(folder + "/web.sock")
+print("listening", flush=True)
+threading.Thread(target=serve, args=(abstract,), daemon=True).start()
+serve(named)
+"#;
+
+/// That server, ended with its case.
+struct Impostor(Child);
+
+impl Drop for Impostor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn impostor() {
+    sh("mount -t tmpfs -o mode=1777 tmp /tmp");
+    let mut server = Command::new("python3");
+    let mut server = Impostor(server.args(["-c", IMPOSTOR]).stdout(Stdio::piped()).spawn().unwrap());
+    let mut said_by_it = BufReader::new(server.0.stdout.take().unwrap());
+    let mut line = String::new();
+    said_by_it.read_line(&mut line).unwrap();
+    assert_eq!(line, "listening\n");
+
+    // Its bytes are not printed, whatever root asks,
+    let (code, text, errors) = said(&mut minivmm(&["net", "list"]));
+    assert_eq!((code, text.contains("owned")), (0, false), "{text}{errors}");
+    let (code, text, errors) = said(&mut minivmm(&["counters", "web"]));
+    assert!(code != 0 && !format!("{text}{errors}").contains("owned"), "{text}{errors}");
+    // and the name is free.
+    tap("tap0");
+    let mut web = started(&["--name", "web", "--net", "tap=tap0,queues=1"]);
+    assert_eq!(vms()[0]["cards"][0]["tap"], "tap0");
+    assert_eq!(web.quit().0, 131);
+    assert_eq!(std::fs::read_dir("/run/minivmm").unwrap().count(), 0);
 }

@@ -1,0 +1,420 @@
+//! The folder of a user's running VMs: a lock and two sockets for each name.
+//!
+//! | File | Held by | Use |
+//! |---|---|---|
+//! | `NAME.lock` | VMM and keeper, by `flock` | the name is taken for as long as one of them lives |
+//! | `NAME.sock` | VMM | the VM is asked here |
+//! | `NAME.keeper` | keeper | the policy is asked for here |
+//!
+//! The folder is `/run/minivmm` for root. For others it is `minivmm` in `$XDG_RUNTIME_DIR` or `/run/user/UID`, or
+//! `/tmp/minivmm-UID` where there is neither. It belongs to the user and only the user can write to it, so that nobody
+//! else can take a name or answer for a VM; abstract sockets, which any user can bind, would allow both. A name is
+//! unique among the VMs of one folder, whatever their network namespaces.
+//!
+//! A process that is killed leaves its files. They do no harm: the lock is gone with the process, and whoever gets it
+//! next removes them. Only the holder of a lock removes files of its name.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::geteuid;
+
+/// The folder of root's VMs.
+const ROOT_FOLDER: &str = "/run/minivmm";
+
+/// Everybody may see the names of VMs; only their user may add some.
+const FOLDER_MODE: Mode = Mode::from_raw_mode(0o755);
+
+/// A lock or socket is its user's alone: whoever can open a lock can hold it.
+const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
+
+/// Write permission of others, in the mode of a folder.
+const WRITE_BY_OTHERS: u32 = 0o022;
+
+/// A user's folder, open.
+#[derive(Debug)]
+pub struct RuntimeDir {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+/// Why there is no folder for names.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// The host refuses it.
+    #[error("Cannot use the folder {} for names of VMs", path.display())]
+    Host {
+        /// The folder.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Somebody else could change it.
+    #[error("Cannot use the folder {} for names of VMs: it is not this user's alone", .0.display())]
+    Foreign(PathBuf),
+}
+
+/// A socket of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmSocket {
+    /// The VMM's, where the VM is asked.
+    Control,
+    /// The keeper's, where the policy is asked for.
+    Keeper,
+}
+
+impl VmSocket {
+    /// The end of its file's name. No two kinds of files can have one name: the last dot tells them apart.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Control => ".sock",
+            Self::Keeper => ".keeper",
+        }
+    }
+}
+
+/// The end of the lock's name.
+const LOCK_SUFFIX: &str = ".lock";
+
+impl RuntimeDir {
+    /// Opens the folder of this process's user, which is made if it is missing.
+    ///
+    /// # Errors
+    /// There is no place that is this user's alone.
+    pub fn open() -> Result<Self, FolderError> {
+        let mut refusal = None;
+        for path in candidates() {
+            match Self::open_at(path) {
+                Ok(folder) => return Ok(folder),
+                // The last place is one that everybody has: its refusal says more than that of a missing `/run/user`.
+                Err(error) => refusal = Some(error),
+            }
+        }
+        let missing = || FolderError::Host { path: ROOT_FOLDER.into(), source: io::ErrorKind::NotFound.into() };
+        Err(refusal.unwrap_or_else(missing))
+    }
+
+    fn open_at(path: PathBuf) -> Result<Self, FolderError> {
+        let failed = |path: PathBuf, errno: Errno| FolderError::Host { path, source: errno.into() };
+        match rustix::fs::mkdir(&path, FOLDER_MODE) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(failed(path, errno)),
+        }
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(errno) => return Err(failed(path, errno)),
+        };
+        match rustix::fs::fstat(&fd) {
+            Ok(stat) if stat.st_uid == geteuid().as_raw() && stat.st_mode & WRITE_BY_OTHERS == 0 => {
+                Ok(Self { path, fd })
+            }
+            Ok(_) => Err(FolderError::Foreign(path)),
+            Err(errno) => Err(failed(path, errno)),
+        }
+    }
+
+    /// The path of a VM's socket.
+    #[must_use]
+    pub fn socket(&self, vm: &str, socket: VmSocket) -> PathBuf {
+        self.path.join(format!("{vm}{}", socket.suffix()))
+    }
+
+    /// Tries to take the lock of a name. Returns `None` while somebody has it.
+    ///
+    /// # Errors
+    /// The host refuses the file.
+    pub fn try_lock(&self, vm: &str) -> io::Result<Option<NameLock>> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        loop {
+            let file = rustix::fs::openat(&self.fd, lock_name(vm), flags, FILE_MODE)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+            let lock = NameLock { folder: self.fd.try_clone()?, vm: vm.to_owned(), file };
+            // Otherwise its last holder has removed it meanwhile, and somebody else may have made another.
+            if lock.is_current() {
+                for socket in [VmSocket::Control, VmSocket::Keeper] {
+                    remove(lock.folder.as_fd(), &format!("{vm}{}", socket.suffix()));
+                }
+                return Ok(Some(lock));
+            }
+        }
+    }
+
+    /// Listens at a socket of a VM, whose name is locked by the caller's VM, without waiting.
+    ///
+    /// # Errors
+    /// The host refuses the socket: also where the folder's path is too long for its address.
+    pub fn listen(&self, vm: &str, socket: VmSocket) -> io::Result<std::os::unix::net::UnixListener> {
+        let path = self.socket(vm, socket);
+        remove(self.fd.as_fd(), &format!("{vm}{}", socket.suffix()));
+        let listener = std::os::unix::net::UnixListener::bind(&path)?;
+        rustix::fs::chmod(&path, FILE_MODE)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+
+    /// Removes a socket of a VM.
+    pub fn remove(&self, vm: &str, socket: VmSocket) {
+        remove(self.fd.as_fd(), &format!("{vm}{}", socket.suffix()));
+    }
+}
+
+/// A name that no other VM of the folder can have while this, or a duplicate of its descriptor, is open.
+#[derive(Debug)]
+pub struct NameLock {
+    folder: OwnedFd,
+    vm: String,
+    file: OwnedFd,
+}
+
+impl NameLock {
+    /// The lock as a descriptor, for another process that is to hold it as well.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Whether the folder's file is the one that is locked.
+    fn is_current(&self) -> bool {
+        is_current(self.folder.as_fd(), &self.vm, self.file.as_fd())
+    }
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        clear(self.folder.as_fd(), &self.vm, self.file.as_fd());
+    }
+}
+
+/// Removes the files of a name whose lock this process shares: `file` is a duplicate of the lock's descriptor.
+pub(crate) fn clear_shared(vm: &str, file: BorrowedFd) {
+    if let Ok(folder) = RuntimeDir::open() {
+        clear(folder.fd.as_fd(), vm, file);
+    }
+}
+
+/// Removes the files of a name, the lock last. If the file that is locked is not the folder's any more, another holder
+/// of it has done so, and what is there now is another VM's.
+fn clear(folder: BorrowedFd, vm: &str, file: BorrowedFd) {
+    if is_current(folder, vm, file) {
+        for socket in [VmSocket::Control, VmSocket::Keeper] {
+            remove(folder, &format!("{vm}{}", socket.suffix()));
+        }
+        remove(folder, &lock_name(vm));
+    }
+}
+
+fn is_current(folder: BorrowedFd, vm: &str, file: BorrowedFd) -> bool {
+    let (Ok(locked), Ok(named)) =
+        (rustix::fs::fstat(file), rustix::fs::statat(folder, lock_name(vm), AtFlags::SYMLINK_NOFOLLOW))
+    else {
+        return false;
+    };
+    (locked.st_dev, locked.st_ino) == (named.st_dev, named.st_ino)
+}
+
+fn lock_name(vm: &str) -> String {
+    format!("{vm}{LOCK_SUFFIX}")
+}
+
+fn remove(folder: BorrowedFd, name: &str) {
+    // One that is not there needs no removing.
+    let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
+}
+
+/// Connects to a socket of a VM of this user, or of root's.
+///
+/// # Errors
+/// `NotFound` or `ConnectionRefused`: no such VM runs. `PermissionDenied`: it is another user's. `WouldBlock`: it has not answered
+/// within `timeout`. `Other`: the socket is there, but someone else listens.
+pub fn connect(vm: &str, socket: VmSocket, timeout: Duration) -> io::Result<UnixStream> {
+    let mut refusal = io::ErrorKind::NotFound.into();
+    let mut folders = candidates();
+    folders.push(ROOT_FOLDER.into());
+    folders.dedup();
+    for folder in folders {
+        match connect_to(&folder.join(format!("{vm}{}", socket.suffix())), timeout) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // A file that a killed VM has left, unless another folder has one with a VM.
+            Err(error) => refusal = error,
+        }
+    }
+    Err(refusal)
+}
+
+fn connect_to(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Also the longest that `connect` waits for room in the listener's queue (unix(7)).
+    sockopt::set_socket_timeout(&fd, Timeout::Send, Some(timeout))?;
+    sockopt::set_socket_timeout(&fd, Timeout::Recv, Some(timeout))?;
+    rustix::net::connect(&fd, &address)?;
+    let server = sockopt::socket_peercred(&fd)?.uid;
+    if !server.is_root() && server != geteuid() {
+        return Err(io::Error::other(format!("user {} answers in place of the VM", server.as_raw())));
+    }
+    Ok(UnixStream::from(fd))
+}
+
+/// The names of the VMs that run in this network namespace, as far as their folder may be seen, in alphabetical order.
+///
+/// # Errors
+/// The kernel does not list its sockets.
+pub fn running() -> io::Result<Vec<String>> {
+    let mut folders = candidates();
+    folders.push(ROOT_FOLDER.into());
+    let sockets = fs::read("/proc/net/unix")?;
+    let mut names: Vec<String> = folders.iter().flat_map(|folder| names_in(&sockets, folder)).collect();
+    names.sort();
+    // A caller's connection has the same address.
+    names.dedup();
+    Ok(names)
+}
+
+/// The names of VMs with a control socket in `folder`, in a list of sockets (proc(5)): their path is the last word of a line.
+fn names_in(sockets: &[u8], folder: &Path) -> Vec<String> {
+    let mut prefix = folder.as_os_str().as_bytes().to_vec();
+    prefix.push(b'/');
+    let names = sockets.split(|byte| *byte == b'\n').filter_map(|line| {
+        let at = line.windows(prefix.len()).position(|window| window == prefix)?;
+        let name = line.get(at + prefix.len()..)?.strip_suffix(VmSocket::Control.suffix().as_bytes())?;
+        let name = std::str::from_utf8(name).ok()?;
+        // Whoever has a file system of their own can bind a socket of this name there.
+        let exists = folder.join(format!("{name}{}", VmSocket::Control.suffix())).exists();
+        (!name.contains('/') && exists).then(|| name.to_owned())
+    });
+    names.collect()
+}
+
+/// Where the folder of this process's user may be, best first.
+fn candidates() -> Vec<PathBuf> {
+    let user = geteuid();
+    // Root of a user namespace may not have `/run`.
+    let root = user.is_root().then(|| PathBuf::from(ROOT_FOLDER));
+    root.into_iter().chain(user_candidates(env::var_os("XDG_RUNTIME_DIR"), user.as_raw())).collect()
+}
+
+/// The places of an ordinary user (XDG base directory specification; pam_systemd(8)).
+fn user_candidates(xdg_runtime_dir: Option<OsString>, uid: u32) -> Vec<PathBuf> {
+    let given = xdg_runtime_dir.map(PathBuf::from).filter(|path| path.is_absolute());
+    let usual = PathBuf::from(format!("/run/user/{uid}"));
+    let mut folders: Vec<PathBuf> = given.into_iter().chain([usual]).map(|path| path.join("minivmm")).collect();
+    folders.push(PathBuf::from(format!("/tmp/minivmm-{uid}")));
+    folders.dedup();
+    folders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn folder() -> (tempfile::TempDir, RuntimeDir) {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = RuntimeDir::open_at(parent.path().join("minivmm")).unwrap();
+        (parent, folder)
+    }
+
+    #[test]
+    fn folder_is_looked_for_where_only_its_user_writes() {
+        let paths = |xdg: Option<&str>| user_candidates(xdg.map(OsString::from), 7);
+        let usual = ["/run/user/7/minivmm", "/tmp/minivmm-7"].map(PathBuf::from);
+        assert_eq!(paths(Some("/x"))[0], PathBuf::from("/x/minivmm"));
+        assert_eq!(paths(Some("/x"))[1..], usual);
+        assert_eq!(paths(Some("/run/user/7")), usual);
+        assert_eq!(paths(Some("relative")), usual);
+        assert_eq!(paths(None), usual);
+    }
+
+    #[test]
+    fn folder_that_others_can_write_to_is_refused() {
+        let (parent, folder) = folder();
+        let path = folder.path.clone();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(RuntimeDir::open_at(path.clone()), Err(FolderError::Foreign(_))));
+        let link = parent.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert!(matches!(RuntimeDir::open_at(link), Err(FolderError::Host { .. })));
+    }
+
+    #[test]
+    fn name_is_taken_until_its_last_holder_lets_go() {
+        let (_parent, folder) = folder();
+        let lock = folder.try_lock("web").unwrap().unwrap();
+        let shared = lock.as_fd().try_clone_to_owned().unwrap();
+        assert!(folder.try_lock("web").unwrap().is_none());
+        assert!(folder.try_lock("web.lock").unwrap().is_some());
+
+        // As after SIGKILL of one of the two.
+        std::mem::forget(lock);
+        assert!(folder.try_lock("web").unwrap().is_none());
+
+        clear(folder.fd.as_fd(), "web", shared.as_fd());
+        let next = folder.try_lock("web").unwrap().unwrap();
+        // Whoever still has the old one removes nothing of the new.
+        clear(folder.fd.as_fd(), "web", shared.as_fd());
+        assert!(next.is_current());
+    }
+
+    #[test]
+    fn sockets_are_their_users_alone_and_go_with_the_lock() {
+        let (_parent, folder) = folder();
+        let lock = folder.try_lock("web").unwrap().unwrap();
+        let _listener = folder.listen("web", VmSocket::Control).unwrap();
+        let path = folder.socket("web", VmSocket::Control);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        connect_to(&path, Duration::from_secs(5)).unwrap();
+
+        drop(lock);
+
+        assert_eq!(fs::read_dir(&folder.path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn socket_of_a_killed_vm_is_replaced() {
+        let (_parent, folder) = folder();
+        drop(folder.listen("web", VmSocket::Control).unwrap());
+        let path = folder.socket("web", VmSocket::Control);
+        let error = connect_to(&path, Duration::from_secs(5)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+
+        let _lock = folder.try_lock("web").unwrap().unwrap();
+        let _listener = folder.listen("web", VmSocket::Control).unwrap();
+        connect_to(&path, Duration::from_secs(5)).unwrap();
+    }
+
+    #[test]
+    fn names_are_found_among_sockets_that_have_a_file() {
+        let (_parent, folder) = folder();
+        for name in ["web", "db", "a.b"] {
+            fs::write(folder.socket(name, VmSocket::Control), "").unwrap();
+        }
+        let path = folder.path.display();
+        let sockets = format!(
+            "Num       RefCount Protocol Flags    Type St Inode Path\n\
+             0000: 00000002 00000000 00010000 0001 01 7 {path}/web.sock\n\
+             0000: 00000003 00000000 00000000 0001 03 8 {path}/web.sock\n\
+             0000: 00000002 00000000 00010000 0001 01 9 {path}/elsewhere.sock\n\
+             0000: 00000002 00000000 00010000 0001 01 10 @minivmm/old\n\
+             0000: 00000002 00000000 00010000 0001 01 11 {path}/db.keeper\n\
+             0000: 00000002 00000000 00010000 0001 01 12 {path}/a.b.sock\n"
+        );
+        assert_eq!(names_in(sockets.as_bytes(), &folder.path), ["web", "web", "a.b"]);
+    }
+}
