@@ -134,6 +134,15 @@ impl NetworkAlias {
         Self { mode, net, forward, forward_all: false, forward6: false, accept_ra }
     }
 
+    /// Takes note of whether the host forwards by default now. Where that has been switched on meanwhile, every interface is to forward and none is
+    /// to be put back; where it has been switched off, each of them still is.
+    pub fn settle(&mut self, forward_all: bool) {
+        if forward_all && !self.forward_all {
+            self.forward.clear();
+        }
+        self.forward_all = forward_all;
+    }
+
     /// Reads the alias of a link; none if it is not one of a network of ours.
     pub fn parse(text: &str) -> Option<Self> {
         let words = Words::of(text)?;

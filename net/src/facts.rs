@@ -10,7 +10,7 @@ use crate::alias::UplinkAlias;
 use crate::docker::DockerTables;
 use crate::mac::{MAC_LEN, MacAddr};
 use crate::ovs::OvsFact;
-use crate::spec::IfName;
+use crate::spec::{IfName, NETWORK_PREFIXES};
 
 /// Device group (`ip link show group 28022`) of the bridges and macvtaps that minivmm made. It is set by the very message that
 /// creates the link, so there is no moment at which one of ours cannot be told from others. An alias would read
@@ -272,6 +272,11 @@ impl Link {
     /// Whether it is a bridge that minivmm made, so that the last port takes it away.
     pub fn is_our_bridge(&self) -> bool {
         self.is_bridge() && self.group == OUR_GROUP
+    }
+
+    /// Whether it is a bridge of ours that makes a network. Who made it may have been killed before it wrote which one.
+    pub fn is_our_network(&self) -> bool {
+        self.is_our_bridge() && NETWORK_PREFIXES.iter().any(|prefix| self.name.starts_with(prefix))
     }
 
     /// Its uplink, if it is a bridge of ours with one.

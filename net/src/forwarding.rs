@@ -18,19 +18,30 @@ use crate::sysctl::{self, Conf};
 /// The setting.
 const KEY: &str = "forwarding";
 
-/// Lets packets pass between `bridge`, a network of ours, and these interfaces, which do not forward.
+/// Whether an interface can lead to other machines: neither a network of ours nor loopback. Bridges of ours with an uplink can.
+pub(crate) fn may_lead(link: &Link) -> bool {
+    !link.is_our_network() && link.name != "lo"
+}
+
+/// Whether what comes in by a link is passed on, if it is IPv4.
+pub(crate) fn forwards(link: &str) -> bool {
+    sysctl::is(Conf::Ipv4, link, KEY, "1")
+}
+
+/// Lets packets pass between `bridge`, a network of ours, and these interfaces. Those that did not forward are written on the bridge.
 pub(crate) async fn enable(rtnl: &Rtnl, bridge: &IfName, uplinks: &[IfName]) -> io::Result<()> {
-    let links = links(rtnl).await?;
-    if let Some((ours, mut alias)) = links.iter().find(|link| link.name == bridge.as_str()).and_then(network) {
-        let indexes = links.iter().filter(|link| uplinks.iter().any(|uplink| uplink.as_str() == link.name));
-        if alias.forward.is_empty() {
-            alias.forward_all = forwards("all");
+    let silent: Vec<&IfName> = uplinks.iter().filter(|uplink| !forwards(uplink.as_str())).collect();
+    if !silent.is_empty() {
+        let links = links(rtnl).await?;
+        if let Some((ours, mut alias)) = links.iter().find(|link| link.name == bridge.as_str()).and_then(network) {
+            let indexes = links.iter().filter(|link| silent.iter().any(|uplink| uplink.as_str() == link.name));
+            alias.settle(forwards("all"));
+            alias.forward.extend(indexes.map(|link| link.index));
+            rtnl.set_alias(&ours.name, &alias.to_string()).await?;
         }
-        alias.forward.extend(indexes.map(|link| link.index));
-        rtnl.set_alias(&ours.name, &alias.to_string()).await?;
     }
-    for link in uplinks.iter().chain([bridge]) {
-        write_if_there(Conf::Ipv4, link.as_str(), KEY, "1")?;
+    for link in silent.into_iter().chain([bridge]) {
+        sysctl::set_if_there(Conf::Ipv4, link.as_str(), KEY, "1")?;
     }
     Ok(())
 }
@@ -46,59 +57,43 @@ pub(crate) async fn enable6(rtnl: &Rtnl, bridge: &IfName, uplinks: &[IfName]) ->
     alias.forward6 = true;
     rtnl.set_alias(&ours.name, &alias.to_string()).await?;
     for link in uplinks {
-        write_if_there(Conf::Ipv6, link.as_str(), "accept_ra", "2")?;
+        sysctl::set_if_there(Conf::Ipv6, link.as_str(), "accept_ra", "2")?;
     }
-    sysctl::write(Conf::Ipv6, "all", KEY, "1")
+    sysctl::set(Conf::Ipv6, "all", KEY, "1")
 }
 
 /// Puts back what was changed for `bridge`, which is about to go.
 pub(crate) async fn release(rtnl: &Rtnl, bridge: &Link, links: &[Link]) -> io::Result<()> {
-    let Some((_, alias)) = network(bridge).filter(|(_, alias)| alias.forward6 || !alias.forward.is_empty()) else {
+    let Some((_, mut alias)) = network(bridge).filter(|(_, alias)| alias.forward6 || !alias.forward.is_empty()) else {
         return Ok(());
     };
+    alias.settle(forwards("all"));
     let mut others = links.iter().filter(|link| link.index != bridge.index).filter_map(network);
     if let Some((heir, mut inherited)) = others.find(|(_, other)| other.mode == Mode::Nat) {
-        if !alias.forward.is_empty() {
-            inherited.forward.extend(alias.forward);
-            inherited.forward_all = alias.forward_all;
-        }
+        inherited.settle(forwards("all"));
+        inherited.forward.extend(alias.forward);
         inherited.accept_ra.extend(alias.accept_ra);
         inherited.forward6 |= alias.forward6;
         return rtnl.set_alias(&heir.name, &inherited.to_string()).await;
     }
     if alias.forward6 {
-        write_if_there(Conf::Ipv6, "all", KEY, "0")?;
+        sysctl::set_if_there(Conf::Ipv6, "all", KEY, "0")?;
         for link in links.iter().filter(|link| alias.accept_ra.contains(&link.index)) {
-            write_if_there(Conf::Ipv6, &link.name, "accept_ra", "1")?;
+            sysctl::set_if_there(Conf::Ipv6, &link.name, "accept_ra", "1")?;
         }
     }
-    // Somebody has switched forwarding on, or off, for the whole host: that is what holds now.
-    if forwards("all") == alias.forward_all {
-        restore(&alias.forward, links)?;
-    }
-    Ok(())
+    restore(&alias.forward, links)
 }
 
 fn restore(indexes: &BTreeSet<u32>, links: &[Link]) -> io::Result<()> {
     for link in links.iter().filter(|link| indexes.contains(&link.index)) {
-        write_if_there(Conf::Ipv4, &link.name, KEY, "0")?;
+        sysctl::set_if_there(Conf::Ipv4, &link.name, KEY, "0")?;
     }
     Ok(())
 }
 
-/// Sets something of a link, unless that has gone.
-fn write_if_there(conf: Conf, link: &str, key: &str, value: &str) -> io::Result<()> {
-    match sysctl::write(conf, link, key, value) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
-
-fn forwards(link: &str) -> bool {
-    sysctl::read(Conf::Ipv4, link, KEY).is_ok_and(|value| value == "1")
-}
-
-async fn links(rtnl: &Rtnl) -> io::Result<Vec<Link>> {
+/// Every link.
+pub(crate) async fn links(rtnl: &Rtnl) -> io::Result<Vec<Link>> {
     Ok(rtnl.links().await?.iter().filter_map(survey::link).collect())
 }
 

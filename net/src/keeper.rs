@@ -10,6 +10,7 @@ mod child;
 mod conflict;
 mod desk;
 mod process;
+mod upkeep;
 mod watch;
 mod wire;
 

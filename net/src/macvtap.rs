@@ -57,11 +57,8 @@ impl Host {
         let name = tap.to_string();
         self.taps.insert(card, Tap { name: name.clone(), index: Some(index), kind: TapKind::Macvtap, fds: Vec::new() });
         // What no queue takes goes to the host's own stack. It has no address there, and is not to make one out of the guest's.
-        match sysctl::write(Conf::Ipv6, tap.as_str(), "disable_ipv6", "1") {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("The host may use IPv6 on {tap}, with the guest's address: {error}");
-            }
-            _ => {}
+        if let Err(error) = sysctl::set_if_there(Conf::Ipv6, tap.as_str(), "disable_ipv6", "1") {
+            log::warn!("The host may use IPv6 on {tap}, with the guest's address: {error}");
         }
         let queues = open_queues(tap, index, wanted.queues);
         let queues = queues.map_err(|source| Error::OpenMacvtap { tap: name, source })?;

@@ -3,6 +3,7 @@
 //! A link changes with one message, whatever changes on it: the kernel applies address, MTU, bridge and up in the
 //! order in which they make sense (`do_setlink`), and a start pays for one round trip.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
@@ -17,7 +18,7 @@ use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVtapMode,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
-use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::AsyncSocket;
@@ -29,6 +30,8 @@ use crate::facts::OUR_GROUP;
 use crate::mac::MacAddr;
 use crate::spec::{ForwardDelay, MacvtapMode, Switch};
 use crate::vlan::PortVlans;
+
+pub(crate) mod notices;
 
 /// What people see next to a bridge of ours in `ip link`.
 const BRIDGE_ALIAS: &str = "minivmm: goes with its last port";
@@ -64,7 +67,7 @@ pub(crate) struct Attachment {
     pub(crate) vlans: Option<PortVlans>,
 }
 
-/// Notifications of the kernel about links and neighbours, from the moment of the subscription.
+/// Notifications of the kernel about links, addresses and neighbours, from the moment of the subscription.
 ///
 /// They come over a socket of their own: where they fill the buffer, the kernel drops what comes next, and on a shared
 /// socket that could be the answer to a request.
@@ -75,7 +78,8 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) fn subscribe() -> io::Result<Self> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Neigh];
+        let groups =
+            [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
         let socket = connection.socket_mut().socket_mut();
         // The keeper has the privilege to exceed the limit of the host; a smaller buffer only means to look more often.
@@ -145,6 +149,21 @@ impl Rtnl {
         let mut message = RouteMessage::default();
         message.header.address_family = family;
         collect(self.handle.route().get(message).execute()).await
+    }
+
+    /// The links by which IPv4 routes of any table lead to other machines. Keeps none of the routes.
+    pub(crate) async fn leading(&self) -> io::Result<BTreeSet<u32>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        let mut routes = std::pin::pin!(self.handle.route().get(message).execute());
+        let mut links = BTreeSet::new();
+        while let Some(route) = routes.next().await {
+            let route = route.map_err(io_error)?;
+            if route.header.kind == RouteType::Unicast {
+                links.extend(route.attributes.iter().flat_map(links_of));
+            }
+        }
+        Ok(links)
     }
 
     /// Gives a link an address; one that it has already is fine.
@@ -401,6 +420,15 @@ pub(crate) fn name(link: &LinkMessage) -> Option<&str> {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,
     })
+}
+
+/// The links that an attribute of a route names.
+fn links_of(attribute: &RouteAttribute) -> Vec<u32> {
+    match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
+    }
 }
 
 async fn collect<T>(answers: impl Stream<Item = Result<T, rtnetlink::Error>>) -> io::Result<Vec<T>> {

@@ -62,7 +62,7 @@ pub(crate) use network::mask;
 pub use network::{NetworkName, Subnet};
 pub use offload::{Offload, OffloadList};
 pub use ovs::{IfaceId, OvsSpec};
-pub use private::{HostSpec, NatSpec, Private};
+pub use private::{HostSpec, NETWORK_PREFIXES, NatSpec, Private};
 pub use stp::{ForwardDelay, StpSpec};
 pub use uplink::UplinkSpec;
 pub use vlan::{VlanId, VlanList, VlanRange, VlanSpec};

@@ -345,7 +345,7 @@ impl Step {
                 .map_err(|source| Error::GiveGateway { bridge: bridge.clone(), source }),
             Self::EnableForwarding6 { bridge, uplinks } => (forwarding::enable6(&host.rtnl, bridge, uplinks).await)
                 .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
-            Self::RouteLoopback { bridge } => sysctl::write(Conf::Ipv4, bridge.as_str(), "route_localnet", "1")
+            Self::RouteLoopback { bridge } => sysctl::set(Conf::Ipv4, bridge.as_str(), "route_localnet", "1")
                 .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
             Self::HoldPorts { card, forward, ipv6 } => {
                 host.ports.insert(*card, hold::hold(forward, *ipv6)?);
@@ -453,20 +453,17 @@ impl Step {
 async fn give_gateway(rtnl: &Rtnl, bridge: &IfName, subnet: Subnet, alias: &NetworkAlias) -> io::Result<()> {
     rtnl.set_alias(bridge.as_str(), &alias.to_string()).await?;
     // Without addresses of its own the host is not there for guests that speak IPv6, which have none but link-local ones.
-    match sysctl::write(Conf::Ipv6, bridge.as_str(), "disable_ipv6", "1") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    sysctl::set_if_there(Conf::Ipv6, bridge.as_str(), "disable_ipv6", "1")?;
     // Guests reach each other by themselves; a packet that comes back to its network has been translated.
-    sysctl::write(Conf::Ipv4, bridge.as_str(), "send_redirects", "0")?;
+    sysctl::set(Conf::Ipv4, bridge.as_str(), "send_redirects", "0")?;
     rtnl.add_address(index_of(bridge.as_str())?, subnet.gateway().into(), subnet.prefix_len()).await
 }
 
 /// Gives a bridge of ours its IPv6 addresses, and none of its own making.
 async fn give_gateway6(rtnl: &Rtnl, bridge: &IfName, network: &Ipv6Network) -> io::Result<()> {
     // 1: no address is generated (IN6_ADDR_GEN_MODE_NONE).
-    sysctl::write(Conf::Ipv6, bridge.as_str(), "addr_gen_mode", "1")?;
-    sysctl::write(Conf::Ipv6, bridge.as_str(), "disable_ipv6", "0")?;
+    sysctl::set(Conf::Ipv6, bridge.as_str(), "addr_gen_mode", "1")?;
+    sysctl::set(Conf::Ipv6, bridge.as_str(), "disable_ipv6", "0")?;
     let link = index_of(bridge.as_str())?;
     for ip in [network.link_local, network.gateway] {
         rtnl.add_address6(link, ip, PREFIX_LEN).await?;

@@ -1,11 +1,13 @@
 //! The kernel's settings of an interface: `/proc/sys/net/ipv4/conf/IFACE/KEY` and the same for IPv6
 //! (Documentation/networking/ip-sysctl.rst).
+//!
+//! What is right already is never written: a container may see `/proc/sys` read-only, and a write has side effects even where it changes nothing.
 
 use std::fs;
 use std::io;
 
 /// Which of the two trees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Conf {
     /// `net.ipv4.conf`.
     Ipv4,
@@ -14,7 +16,8 @@ pub(crate) enum Conf {
 }
 
 impl Conf {
-    fn path(self, link: &str, key: &str) -> String {
+    /// Where a setting is.
+    pub(crate) fn path(self, link: &str, key: &str) -> String {
         let family = match self {
             Self::Ipv4 => "ipv4",
             Self::Ipv6 => "ipv6",
@@ -28,7 +31,27 @@ pub(crate) fn read(conf: Conf, link: &str, key: &str) -> io::Result<String> {
     fs::read_to_string(conf.path(link, key)).map(|text| text.trim_end().to_owned())
 }
 
-/// Sets it.
-pub(crate) fn write(conf: Conf, link: &str, key: &str, value: &str) -> io::Result<()> {
+/// Whether a setting has this value; not where there is no such setting.
+pub(crate) fn is(conf: Conf, link: &str, key: &str, value: &str) -> bool {
+    read(conf, link, key).is_ok_and(|found| found == value)
+}
+
+/// Sets it, unless it is so.
+///
+/// # Errors
+/// The kernel refuses, or has no such setting.
+pub(crate) fn set(conf: Conf, link: &str, key: &str, value: &str) -> io::Result<()> {
+    if read(conf, link, key)? == value {
+        return Ok(());
+    }
     fs::write(conf.path(link, key), value)
+}
+
+/// The same for a link that may have gone, and for a host without IPv6.
+pub(crate) fn set_if_there(conf: Conf, link: &str, key: &str, value: &str) -> io::Result<()> {
+    match set(conf, link, key, value) {
+        // A link that goes while it is being written to has no settings (`ENODEV`), or they are gone (`ENOENT`).
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+        result => result,
+    }
 }

@@ -225,14 +225,14 @@ async fn carry(rtnl: &Rtnl, port: u32, bridge: u32) -> io::Result<()> {
 /// Has the bridge behave as the interface did, as far as the kernel has settings for it.
 fn inherit_settings(uplink: &str, bridge: &str) {
     // IN6_ADDR_GEN_MODE_NONE: the addresses are the interface's.
-    let mut written = vec![sysctl::write(Conf::Ipv6, bridge, "addr_gen_mode", "1")];
+    let mut written = vec![sysctl::set(Conf::Ipv6, bridge, "addr_gen_mode", "1")];
     for (conf, keys) in SETTINGS {
         for key in *keys {
             let (Ok(theirs), Ok(ours)) = (sysctl::read(*conf, uplink, key), sysctl::read(*conf, bridge, key)) else {
                 continue;
             };
             if theirs != ours {
-                written.push(sysctl::write(*conf, bridge, key, &theirs));
+                written.push(sysctl::set(*conf, bridge, key, &theirs));
             }
         }
     }

@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use super::conflict::Conflicts;
 use super::desk::Desk;
 use super::process;
+use super::upkeep::Upkeep;
 use super::watch::Watch;
 use super::wire::{PortHeader, Reply, ServiceHeader, Timing};
 use crate::error::{Error, Report};
@@ -219,6 +220,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
     let mut closed = pin!(end.readable());
     let mut watch = Watch::new(plan, host, socket);
     let mut conflicts = Conflicts::new(plan, host);
+    let mut upkeep = Upkeep::new(plan);
     match Events::subscribe() {
         Ok(mut events) => {
             // What happened before the subscription.
@@ -236,10 +238,12 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
                             break;
                         };
                         watch.note(&message, host).await;
+                        upkeep.note(&message);
                         conflicts.note(&message, &host.rtnl, socket).await;
                     }
                     () = pause(watch.is_behind()) => watch.catch_up(),
                     idx = conflicts.claimed() => conflicts.hear(idx, socket),
+                    () = upkeep.due() => upkeep.look(host).await,
                     caller = calling.as_mut() => {
                         let answer = obey(plan, host, request, &caller.order);
                         caller.answer(&answer).await;

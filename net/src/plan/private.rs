@@ -7,6 +7,7 @@ use super::{Draft, ETHERNET_MTU, guest_mtu};
 use crate::alias::{Mode, NetworkAlias, TapAlias};
 use crate::docker::{self, Admission};
 use crate::facts::Link;
+use crate::forwarding;
 use crate::guard::Guard;
 use crate::lease;
 use crate::mac::MacAddr;
@@ -245,12 +246,12 @@ impl Draft<'_> {
         least.map_or(ETHERNET_MTU, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
     }
 
-    /// The interfaces that lead to other machines and do not pass their packets on.
+    /// The interfaces that lead to other machines and do not pass their packets on. A bridge of ours that has an uplink is one of them.
     fn silent_uplinks(&self) -> Vec<IfName> {
         let routes = self.facts.ip.routes.iter().filter(|route| route.unicast);
         let leading: BTreeSet<u32> = routes.filter_map(|route| route.link).collect();
         let silent = |link: &&Link| leading.contains(&link.index) && !self.facts.ip.forwarding.contains(&link.index);
-        let others = self.facts.links.iter().filter(|link| !link.is_our_bridge() && link.name != "lo");
+        let others = self.facts.links.iter().filter(|link| forwarding::may_lead(link));
         others.filter(silent).filter_map(|link| link.name.parse().ok()).collect()
     }
 }

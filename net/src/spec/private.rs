@@ -12,6 +12,9 @@ use super::limits::LimitSpec;
 use super::network::{NetworkName, Subnet};
 use crate::alias::Mode;
 
+/// What the names of bridges begin with that make networks of ours: with a way out, and without one.
+pub const NETWORK_PREFIXES: [&str; 2] = ["mvn-", "mvh-"];
+
 /// `nat`: a new tap on a bridge of ours, whose guests reach the world by the host's addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NatSpec {
@@ -83,7 +86,8 @@ pub struct Private<'a> {
 impl Private<'_> {
     /// The bridge that makes the network: `mvn-NAME` or `mvh-NAME`.
     pub fn bridge(&self) -> IfName {
-        IfName::of_network(if self.mode == Mode::Nat { "mvn-" } else { "mvh-" }, self.name)
+        let [nat, host] = NETWORK_PREFIXES;
+        IfName::of_network(if self.mode == Mode::Nat { nat } else { host }, self.name)
     }
 }
 

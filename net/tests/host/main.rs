@@ -21,6 +21,7 @@ mod coexist;
 mod conflicts;
 mod descriptors;
 mod endings;
+mod forwarding;
 mod guard;
 mod guest;
 mod kills;
@@ -60,6 +61,7 @@ fn cases() -> Vec<Case> {
         conflicts::CASES,
         descriptors::CASES,
         endings::CASES,
+        forwarding::CASES,
         guard::CASES,
         kills::CASES,
         limits::CASES,
