@@ -132,6 +132,8 @@ pub enum Error {
         len: u64,
         /// Bytes that are free.
         room: u64,
+        /// Memory of a guest that has room for both; none if the kernel takes no such initrd, whatever the memory.
+        needed_bytes: Option<u64>,
     },
     /// The command line is longer than the kernel or this crate takes.
     #[error("The kernel command line has {len} bytes, more than the {limit} that the kernel takes")]
@@ -213,7 +215,16 @@ impl Error {
             }
             Error::OldProtocol { .. } => "Use Linux 3.8 or newer",
             Error::BadBzImage { .. } => "Build the kernel again, or use one from a distribution",
-            Error::InitrdTooLarge { .. } => "Give the guest more memory, or use a smaller initrd",
+            Error::InitrdTooLarge { needed_bytes: Some(bytes), .. } => {
+                let mib = bytes.div_ceil(1 << 20);
+                return Some(format!(
+                    "Give the guest more memory (at least {mib} MiB, more to run in), or use a smaller initrd"
+                ));
+            }
+            Error::InitrdTooLarge { needed_bytes: None, .. } => {
+                "More memory does not help, as this kernel takes no initrd above its limit below 4 GiB: use a smaller initrd, \
+                 or a bzImage that can be loaded above 4 GiB (CONFIG_RELOCATABLE), or put the files on a --disk"
+            }
             Error::CmdlineTooLong { .. } => "Shorten the kernel command line",
             Error::CmdlineCharacter { .. } => "Use printable ASCII characters only",
             Error::NoLowMemory { .. } => "Give the guest more memory",

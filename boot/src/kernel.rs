@@ -8,6 +8,7 @@ mod elf;
 
 use vm_memory::GuestMemoryMmap;
 
+use crate::initrd::Reach;
 use crate::source::Source;
 use crate::{Error, layout};
 
@@ -77,11 +78,12 @@ impl Kernel {
         }
     }
 
-    /// The highest address that an initrd may end at, exclusive.
-    pub(crate) fn initrd_limit(&self) -> u64 {
+    /// Where an initrd may be. Linux keeps 32 bits of the address in a PVH module list (arch/x86/platform/pvh/enlighten.c), and an
+    /// ELF file does not say what its kernel takes.
+    pub(crate) fn initrd_reach(&self) -> Reach {
         match self {
-            Kernel::BzImage(kernel) => kernel.initrd_limit(),
-            Kernel::Pvh(_) | Kernel::Elf64(_) => layout::RAM_BELOW_4G_END,
+            Kernel::BzImage(kernel) => kernel.initrd_reach(),
+            Kernel::Pvh(_) | Kernel::Elf64(_) => Reach::Below(layout::RAM_BELOW_4G_END),
         }
     }
 

@@ -57,7 +57,7 @@ pub use crate::error::Error;
 pub use crate::platform::Platform;
 pub use crate::source::Image;
 
-use crate::initrd::Initrd;
+use crate::initrd::{Initrd, Room};
 use crate::kernel::Kernel;
 use crate::memmap::Entry;
 use crate::source::Source;
@@ -91,8 +91,8 @@ pub fn load(ram: &GuestMemoryMmap, spec: &BootSpec, platform: &Platform<'_>) -> 
 
     let initrd = match &spec.initrd {
         Some(image) => {
-            let limit = kernel.initrd_limit().min(ram_end);
-            Some(initrd::load(ram, &Source::new(image)?, kernel.span(), limit)?)
+            let room = Room { low_end: ram_end, high: memmap::high_ram(ram) };
+            Some(initrd::load(ram, &Source::new(image)?, kernel.span(), kernel.initrd_reach(), room)?)
         }
         None => None,
     };

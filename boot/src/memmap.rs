@@ -5,6 +5,7 @@
 
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use crate::kernel::Span;
 use crate::{Error, layout};
 
 /// Entries that fit into the zero page; the page for the PVH start info holds more.
@@ -49,6 +50,15 @@ pub(crate) fn low_ram_end(ram: &GuestMemoryMmap) -> Result<u64, Error> {
         return Err(Error::NoLowMemory { bytes: end });
     }
     Ok(end.min(layout::RAM_BELOW_4G_END))
+}
+
+/// The largest run of RAM above 4 GiB.
+pub(crate) fn high_ram(ram: &GuestMemoryMmap) -> Option<Span> {
+    let spans = ram.iter().map(|region| {
+        let start = region.start_addr().raw_value();
+        Span { start, end: start.saturating_add(region.len()) }
+    });
+    spans.filter(|span| span.start >= layout::RAM_ABOVE_4G_BASE).max_by_key(|span| span.end - span.start)
 }
 
 /// The map, sorted by address.
@@ -118,6 +128,12 @@ mod tests {
                 &Entry { base: 0xE000_0000, size: MIB, kind: Kind::Reserved },
             ]
         );
+    }
+
+    #[test]
+    fn ram_above_4_gib_is_there_from_3_gib_on() {
+        assert_eq!(high_ram(&ram_of(3 * GIB)), None);
+        assert_eq!(high_ram(&ram_of(6 * GIB)), Some(Span { start: 4 * GIB, end: 7 * GIB }));
     }
 
     #[test]

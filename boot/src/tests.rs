@@ -325,6 +325,38 @@ fn initrd_of_a_large_guest_stays_below_the_kernels_limit() {
     assert_eq!(zero_page.e820_entries, 5);
 }
 
+#[test]
+fn initrd_above_4_gib_has_its_high_half_in_the_zero_page() {
+    let ranges = [(GuestAddress(0), 64 << 20), (GuestAddress(4 << 30), 64 << 20)];
+    let ram = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+    let kernel = BzImageBuilder { xloadflags: 3, init_size: 40 << 20, ..Default::default() }.build();
+    let initrd = vec![7; 32 << 20];
+
+    let state = load(&ram, &spec(&kernel, Some(&initrd), "")).unwrap();
+
+    let zero_page: boot_params = ram.read_obj(GuestAddress(state.rsi)).unwrap();
+    let header = zero_page.hdr;
+    assert_eq!(({ header.ramdisk_image }, zero_page.ext_ramdisk_image), (32 << 20, 1));
+    assert_eq!(({ header.ramdisk_size }, zero_page.ext_ramdisk_size), (32 << 20, 0));
+    assert_eq!(ram.read_obj::<u8>(GuestAddress((4 << 30) + (32 << 20))).unwrap(), 7);
+}
+
+#[test]
+fn initrd_that_no_memory_holds_is_refused_with_the_true_reason() {
+    let large = tempfile::tempfile().unwrap();
+    large.set_len(2_400_000_000).unwrap();
+    let refused = |kernel: &[u8]| {
+        let initrd = Some(Image { path: "initrd".into(), file: large.try_clone().unwrap() });
+        load(&ram_of(2 << 30), &BootSpec { initrd, ..spec(kernel, None, "") }).unwrap_err().hint().unwrap()
+    };
+    let (old, new) = (BzImageBuilder::default(), BzImageBuilder { xloadflags: 3, ..Default::default() });
+
+    let (old, new) = (refused(&old.build()), refused(&new.build()));
+
+    assert!(old.starts_with("More memory does not help"), "{old}");
+    assert!(new.starts_with("Give the guest more memory (at least 2313 MiB"), "{new}");
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..4096)) {

@@ -25,7 +25,7 @@ const KERNEL_ALIGNMENT: u32 = 16 << 20;
 pub(crate) struct Params<'a> {
     /// The kernel's setup header, or [`header_for_elf`].
     pub(crate) header: setup_header,
-    /// The initrd, in low RAM.
+    /// The initrd; above 4 GiB only if the kernel takes it there.
     pub(crate) initrd: Option<Initrd>,
     /// The memory map, at most [`crate::memmap::MAX_ENTRIES`] lines.
     pub(crate) memmap: &'a [Entry],
@@ -45,6 +45,12 @@ pub(crate) fn header_for_elf() -> setup_header {
     }
 }
 
+/// The low and the high 32 bits, which the zero page has in different places.
+#[expect(clippy::cast_possible_truncation, reason = "the halves of 64 bits")]
+fn halves(value: u64) -> (u32, u32) {
+    (value as u32, (value >> 32) as u32)
+}
+
 /// Writes the zero page to [`layout::ZERO_PAGE`]; the command line is at [`layout::CMDLINE`].
 pub(crate) fn write(ram: &GuestMemoryMmap, params: &Params<'_>) -> Result<(), Error> {
     let mut page = boot_params { hdr: params.header, acpi_rsdp_addr: params.rsdp_addr, ..boot_params::default() };
@@ -52,10 +58,9 @@ pub(crate) fn write(ram: &GuestMemoryMmap, params: &Params<'_>) -> Result<(), Er
     // A list of further data that a loader may leave; what a file has here would be an address of nothing.
     page.hdr.setup_data = 0;
     page.hdr.cmd_line_ptr = layout::below_4g(layout::CMDLINE.base);
-    (page.hdr.ramdisk_image, page.hdr.ramdisk_size) = match params.initrd {
-        Some(initrd) => (layout::below_4g(initrd.addr), layout::below_4g(initrd.len)),
-        None => (0, 0),
-    };
+    let (addr, len) = params.initrd.map_or((0, 0), |initrd| (initrd.addr, initrd.len));
+    (page.hdr.ramdisk_image, page.ext_ramdisk_image) = halves(addr);
+    (page.hdr.ramdisk_size, page.ext_ramdisk_size) = halves(len);
     let mut count = 0;
     for (slot, entry) in page.e820_table.iter_mut().zip(params.memmap) {
         *slot = boot_e820_entry { addr: entry.base, size: entry.size, r#type: entry.kind as u32 };

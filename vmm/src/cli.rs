@@ -1,7 +1,9 @@
 //! The command line: flags, their checked values, and how a wrong one is refused.
 
+mod bounds;
 mod disk;
 mod file;
+mod foreign;
 mod settings;
 mod size;
 mod word;
@@ -13,6 +15,7 @@ use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Command, CommandFactory, Parser, ValueEnum};
 use serde::Deserialize;
+use std::env;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -136,7 +139,7 @@ pub(crate) fn parse() -> Parsed {
     match Cli::try_parse() {
         Ok(Cli { word, config, settings }) => match word {
             None => match config {
-                None => Parsed::Run(Box::new(settings)),
+                None => run(settings),
                 Some(path) => with_file(&path),
             },
             Some(Word::Counters { name }) => Parsed::Ask(name, Request::Counters),
@@ -149,8 +152,16 @@ pub(crate) fn parse() -> Parsed {
         },
         Err(err) => match err.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Answer(err.to_string()),
-            _ => refusal(&err.to_string()),
+            _ => refusal(&err, &env::args().skip(1).collect::<Vec<_>>()),
         },
+    }
+}
+
+/// A machine with these settings, if there can be one.
+fn run(settings: Settings) -> Parsed {
+    match bounds::check(&settings) {
+        Ok(()) => Parsed::Run(Box::new(settings)),
+        Err(err) => Parsed::Refused { sentence: err.to_string(), hint: err.hint() },
     }
 }
 
@@ -161,13 +172,22 @@ fn with_file(path: &Path) -> Parsed {
         Err(err) => return bad_config(&err),
     };
     match explicit(Cli::command()).try_get_matches().and_then(|matches| settings.overridden(&matches)) {
-        Ok(settings) => Parsed::Run(Box::new(settings)),
-        Err(err) => refusal(&err.to_string()),
+        Ok(settings) => run(settings),
+        Err(err) => refusal(&err, &[]),
     }
 }
 
 fn explain(question: Result<Question, BadConfig>) -> Parsed {
-    question.map_or_else(|err| bad_config(&err), Parsed::Explain)
+    let question = match question {
+        Ok(question) => question,
+        Err(err) => return bad_config(&err),
+    };
+    if let Question::Plan(look) | Question::Doctor(look) = &question
+        && let Err(err) = bounds::check_counts(look.request.cards.len(), 0)
+    {
+        return Parsed::Refused { sentence: err.to_string(), hint: err.hint() };
+    }
+    Parsed::Explain(question)
 }
 
 fn bad_config(err: &BadConfig) -> Parsed {
@@ -180,8 +200,9 @@ fn explicit(command: Command) -> Command {
     command.mut_args(|arg| arg.default_value(Resettable::Reset))
 }
 
-/// Makes one sentence and a hint of clap's paragraphs: `error: ...`, `tip: ...`, usage.
-fn refusal(text: &str) -> Parsed {
+/// Makes one sentence and a hint of clap's paragraphs: `error: ...`, `tip: ...`, usage. `args` are those of the process.
+fn refusal(err: &clap::Error, args: &[String]) -> Parsed {
+    let text = &err.to_string();
     let mut lines = text.lines().map(str::trim);
     let mut sentence = capitalised(lines.next().unwrap_or_default().trim_start_matches("error: "));
     if sentence.ends_with(':') {
@@ -197,7 +218,7 @@ fn refusal(text: &str) -> Parsed {
         Some(hint) => capitalised(hint),
         None => "See minivmm --help".to_owned(),
     };
-    Parsed::Refused { sentence, hint }
+    Parsed::Refused { sentence, hint: foreign::hint(err, args).unwrap_or(hint) }
 }
 
 pub(crate) fn capitalised(text: &str) -> String {
@@ -214,7 +235,8 @@ mod tests {
     }
 
     fn refused(args: &[&str]) -> (String, String) {
-        match refusal(&parse(args).unwrap_err().to_string()) {
+        let words: Vec<String> = args.iter().map(ToString::to_string).collect();
+        match refusal(&parse(args).unwrap_err(), &words) {
             Parsed::Refused { sentence, hint } => (sentence, hint),
             _ => panic!("accepted"),
         }
@@ -287,6 +309,60 @@ mod tests {
             for key in keys.split([',', ' ']).filter(|key| !matches!(*key, "" | "and" | "or")) {
                 assert!(help.contains(&format!(" {key}=")), "{mode}: {key}");
             }
+        }
+    }
+
+    #[test]
+    fn words_of_other_programs_have_ours_in_the_hint() {
+        for (args, part) in [
+            (&["--memory", "1G"][..], "--mem SIZE"),
+            (&["--memory=1G"], "--mem SIZE"),
+            (&["-m", "512"], "--mem SIZE"),
+            (&["-smp", "2"], "--cpus N"),
+            (&["--append", "x"], "--cmdline"),
+            (&["-append", "x"], "--cmdline"),
+            (&["-kernel", "x"], "two dashes: --kernel"),
+            (&["-net", "nic"], "two dashes: --net"),
+            (&["--drive", "file=x"], "--disk path=FILE"),
+            (&["--hda", "x"], "--disk path=FILE"),
+            (&["-nic", "user"], "--net"),
+            (&["-netdev", "x"], "--net"),
+            (&["--serial", "tty"], "--console"),
+            (&["-nographic"], "Leave it out"),
+            (&["--rng", "src=x"], "Leave it out"),
+            (&["--api-socket", "x"], "minivmm counters"),
+            (&["--initramfs", "x"], "--initrd"),
+            (&["-enable-kvm"], "Leave it out"),
+            (&["--frobnicate"], "minivmm --help"),
+        ] {
+            let (_, hint) = refused(args);
+            assert!(hint.contains(part), "{args:?}: {hint}");
+        }
+    }
+
+    #[test]
+    fn every_word_of_other_programs_gives_its_hint() {
+        for (words, text) in foreign::FLAGS {
+            for word in *words {
+                let flag = format!("{}{word}", if word.len() == 1 { "-" } else { "--" });
+                assert_eq!(refused(&[&flag]).1, *text, "{flag}");
+            }
+        }
+    }
+
+    #[test]
+    fn value_that_the_shell_has_split_is_quoted_in_the_hint() {
+        for (args, quoted) in [
+            (&["--cmdline", "root=/dev/vda", "ro"][..], "--cmdline 'root=/dev/vda ro'"),
+            (&["--cmdline=root=/dev/vda", "ro", "--mem", "1G"], "--cmdline 'root=/dev/vda ro'"),
+            (&["--mem", "1G", "--cmdline", "quiet", "it's", "ro"], r"--cmdline 'quiet it'\''s ro'"),
+            (&["--name", "my", "vm"], "--name 'my vm'"),
+        ] {
+            let (_, hint) = refused(args);
+            assert_eq!(hint, format!("Quote a value that has spaces: {quoted}"), "{args:?}");
+        }
+        for args in [&["frobnicate"][..], &["--kernel", "x", "doctor"]] {
+            assert!(!refused(args).1.contains("Quote"), "{args:?}");
         }
     }
 

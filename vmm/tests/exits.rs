@@ -445,6 +445,9 @@ fn wrong_wishes_give_64_and_a_hint() {
         (&["--disk", "path=/nonexistent"], "/nonexistent"),
         (&["--disk", "path=/"], "directory"),
         (&["--net", "bridge=x,quues=2"], "queues"),
+        (&["--memory", "1G"], "--mem SIZE"),
+        (&["--cmdline", "root=/dev/vda", "ro"], "--cmdline 'root=/dev/vda ro'"),
+        (&["--disk", "path=/dev/null"].repeat(31), "31 --disk do not fit into one machine"),
     ] {
         let output = minivmm(&guest, args).output().unwrap();
         let errors = String::from_utf8(output.stderr).unwrap();
@@ -467,4 +470,7 @@ fn disk_in_use_is_refused() {
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another VM"));
     first.signal("QUIT");
     assert_eq!(first.code(), 131);
+    let twice = minivmm(&guest, &["--disk", &spec, "--disk", &spec]).output().unwrap();
+    let errors = String::from_utf8(twice.stderr).unwrap();
+    assert!(twice.status.code() == Some(64) && errors.contains("is given twice"), "{errors}");
 }

@@ -12,6 +12,7 @@ use vm_memory::{ByteValued, GuestMemoryMmap};
 
 use super::Span;
 use crate::Error;
+use crate::initrd::Reach;
 use crate::source::Source;
 
 /// Where the setup header lies in the file, and in the zero page too.
@@ -83,8 +84,14 @@ impl BzImage {
         Span { start: self.load_addr, end: self.end }
     }
 
-    pub(super) fn initrd_limit(&self) -> u64 {
-        u64::from(self.header.initrd_addr_max) + 1
+    pub(super) fn initrd_reach(&self) -> Reach {
+        let limit = u64::from(self.header.initrd_addr_max) + 1;
+        let flags = self.header.xloadflags;
+        if flags & bootparam::XLF_CAN_BE_LOADED_ABOVE_4G == 0 {
+            Reach::Below(limit)
+        } else {
+            Reach::Anywhere { preferred: limit }
+        }
     }
 
     pub(super) fn cmdline_limit(&self) -> usize {
@@ -134,8 +141,14 @@ mod tests {
         let kernel = parse(&BzImageBuilder::default().build()).unwrap();
         assert_eq!(kernel.span(), Span { start: 0x100_0000, end: 0x180_0000 });
         assert_eq!(kernel.entry(), 0x100_0200);
-        assert_eq!(kernel.initrd_limit(), 0x8000_0000);
+        assert_eq!(kernel.initrd_reach(), Reach::Below(0x8000_0000));
         assert_eq!(kernel.cmdline_limit(), 2047);
+    }
+
+    #[test]
+    fn initrd_may_be_anywhere_if_the_kernel_says_so() {
+        let builder = BzImageBuilder { xloadflags: 3, ..Default::default() };
+        assert_eq!(parse(&builder.build()).unwrap().initrd_reach(), Reach::Anywhere { preferred: 0x8000_0000 });
     }
 
     #[test]

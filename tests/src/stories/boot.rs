@@ -1,10 +1,13 @@
 //! Stock Debian kernels boot to userland and power off.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::Path;
 
 use images::kernel::Series;
 
 use super::Story;
+use crate::lan::sh;
 use crate::stage::Stage;
 
 pub(super) const STORIES: &[Story] = &[
@@ -16,6 +19,7 @@ pub(super) const STORIES: &[Story] = &[
         name: "boot::debian_6_1_in_both_formats_reaches_userland_and_powers_off",
         tell: |stage| every_format_and_cpu_count(stage, Series::V6_1),
     },
+    Story { name: "boot::an_initrd_too_large_for_the_memory_below_4_gib_is_loaded_above", tell: large_initrd },
 ];
 
 fn every_format_and_cpu_count(stage: &Stage, series: Series) {
@@ -48,4 +52,29 @@ fn boots(stage: &Stage, series: Series, format: &str, kernel: &Path, cpus: u32) 
     assert_eq!(seen, cpus.to_string(), "vCPUs seen by the guest");
     assert_eq!(script, 0, "exit code of the guest's script");
     assert_eq!(code, 0, "exit code of minivmm");
+}
+
+fn large_initrd(stage: &Stage) {
+    // More than fits beside a kernel below the 2 GiB that it takes an initrd in, and than is left up to 3 GiB.
+    const BYTES: u64 = 3 << 30;
+    let (guest, initrd) = (stage.default_guest(), stage.file("initrd"));
+    sh(&format!("cp {} {}", guest.initramfs.display(), initrd.display()));
+    let mut file = OpenOptions::new().append(true).open(&initrd).expect("the initrd");
+    // The kernel stops unpacking here, instead of looking at 3 GiB of zeros one by one.
+    file.write_all(b"end").expect("the end of the archive");
+    file.set_len(BYTES).expect("a sparse file");
+
+    let vm = stage
+        .bare_vm()
+        .kernel(&guest.bzimage)
+        .initrd(&initrd)
+        .mem("6400M")
+        .script("echo ramdisk=$(dmesg | grep -o 'RAMDISK: .*')")
+        .start();
+
+    let ramdisk = vm.value("ramdisk");
+    println!("{ramdisk}");
+    let address = ramdisk.split("0x").nth(1).and_then(|rest| rest.split('-').next()).expect("an address");
+    assert!(u64::from_str_radix(address, 16).expect("a number") >= 4 << 30, "{ramdisk}");
+    assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
 }
