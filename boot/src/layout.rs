@@ -137,6 +137,15 @@ pub const SLEEP_CONTROL_S5: u8 = (SLEEP_TYPE_S5 << 2) | (1 << 5);
 /// Interrupt of the generic event device, edge triggered: one pulse is one press of the power button.
 /// It carries nothing else, so there is no event register to read.
 pub const POWER_BUTTON_GSI: u32 = 5;
+/// Global system interrupts of the PCI devices' pins: the pins of the I/O APIC that no legacy device has.
+pub const INTX_FIRST_GSI: u32 = 16;
+/// How many there are. Level triggered; devices share them in turn.
+pub const INTX_GSIS: u32 = IOAPIC_PINS - INTX_FIRST_GSI;
+
+/// The global system interrupt of pin INTA# of the device with number `device` on the root bus.
+pub const fn intx_gsi(device: u8) -> u32 {
+    INTX_FIRST_GSI + device as u32 % INTX_GSIS
+}
 
 /// The RAM of a guest as base and length in bytes: all of it below the device hole, or split around the hole.
 ///

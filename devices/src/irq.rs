@@ -1,4 +1,4 @@
-//! How a device interrupts the guest: two traits that the VMM implements with irqfd.
+//! How a device interrupts the guest: traits that the VMM implements with irqfd and `KVM_IRQ_LINE`.
 
 use std::io;
 use vmm_sys_util::eventfd::EventFd;
@@ -12,6 +12,30 @@ pub trait IrqLine: Send + Sync {
     /// # Errors
     /// If the host cannot deliver it; the caller counts or logs that, the guest misses one interrupt.
     fn raise(&self) -> io::Result<()>;
+}
+
+/// Whether a function asserts its interrupt pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// It wants to be served.
+    Asserted,
+    /// It has nothing to say.
+    Idle,
+}
+
+/// The interrupt pin INTA# of one PCI function: level triggered, on a line that other functions may share (PCI 3.0 2.2.6).
+///
+/// Only for a driver that does without MSI-X. Called by workers and vCPU threads, one after the other.
+pub trait IntxPin: Send + Sync {
+    /// Asserts the pin or lets go of it. Called for changes only; the pin is idle at first. The line stays asserted as long as one
+    /// of its functions wants that.
+    ///
+    /// # Errors
+    /// If the host refuses; the line stays as it was.
+    fn drive(&self, level: Level) -> io::Result<()>;
+
+    /// What firmware would leave in the Interrupt Line register: the global system interrupt.
+    fn line(&self) -> u8;
 }
 
 /// What an MSI writes: PCI 3.0 6.8.1.
@@ -57,9 +81,9 @@ pub trait MsiVector: Send + Sync {
 
 #[cfg(test)]
 pub(crate) mod fake {
-    //! A vector that remembers.
+    //! A vector and a pin that remember.
 
-    use super::{MsiMessage, MsiVector};
+    use super::{IntxPin, Level, MsiMessage, MsiVector};
     use std::io;
     use std::sync::Mutex;
 
@@ -68,6 +92,29 @@ pub(crate) mod fake {
         routed: Option<MsiMessage>,
         held: u32,
         delivered: u32,
+    }
+
+    /// Every level that it was driven to.
+    #[derive(Default)]
+    pub(crate) struct FakePin(Mutex<Vec<Level>>);
+
+    impl FakePin {
+        pub(crate) const LINE: u8 = 17;
+
+        pub(crate) fn levels(&self) -> Vec<Level> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    impl IntxPin for FakePin {
+        fn drive(&self, level: Level) -> io::Result<()> {
+            self.0.lock().unwrap().push(level);
+            Ok(())
+        }
+
+        fn line(&self) -> u8 {
+            Self::LINE
+        }
     }
 
     #[derive(Default)]

@@ -1,8 +1,8 @@
 //! DSDT: the devices that a guest cannot find by itself.
 //!
 //! PCI root bridge, serial port, clock, power button with its event device, pvpanic, the soft-off state, and
-//! the addresses that belong to the board. The virtio devices are found on the PCI bus; they use MSI-X
-//! only, so there is no table of interrupt pins (`_PRT`).
+//! the addresses that belong to the board. The virtio devices are found on the PCI bus; the table of interrupt
+//! pins (`_PRT`) is for drivers that leave MSI-X off.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name,
@@ -65,6 +65,9 @@ impl Aml for PciRoot {
         if let Some(mmio64) = &mmio64 {
             resources.push(mmio64);
         }
+        let routes: Vec<_> = (1..PCI_DEVICES).map(route).collect();
+        let routes = routes.iter().map(|route| Package::new(route.iter().map(|part| part as &dyn Aml).collect()));
+        let routes: Vec<_> = routes.collect();
         Device::new(
             Path::new("PCI0"),
             vec![
@@ -74,10 +77,26 @@ impl Aml for PciRoot {
                 &Name::new(Path::new("_UID"), &ZERO),
                 &Name::new(Path::new("_BBN"), &ZERO),
                 &Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources)),
+                &Name::new(Path::new("_PRT"), &Package::new(routes.iter().map(|route| route as &dyn Aml).collect())),
             ],
         )
         .to_aml_bytes(sink);
     }
+}
+
+/// Device numbers of a PCI bus.
+const PCI_DEVICES: u8 = 32;
+/// In an address of `_PRT`: any function of the device.
+const ANY_FUNCTION: u32 = 0xFFFF;
+/// In an entry of `_PRT`: pin INTA#.
+const PIN_INTA: u32 = 0;
+/// In an entry of `_PRT`: the last field is a global system interrupt.
+const NO_LINK_DEVICE: u32 = 0;
+
+/// The entry of `_PRT` for pin INTA# of a device (ACPI 6.5, 6.2.13). It says neither trigger nor polarity: what PCI has is meant, level
+/// triggered and active low.
+fn route(device: u8) -> [u32; 4] {
+    [u32::from(device) << 16 | ANY_FUNCTION, PIN_INTA, NO_LINK_DEVICE, layout::intx_gsi(device)]
 }
 
 /// 16550A.
@@ -232,6 +251,15 @@ mod tests {
         // Extended interrupt descriptor: consumer, edge triggered, one interrupt.
         assert!(holds(&dsdt(None), &[0x89, 6, 0, 0b11, 1, 5, 0, 0, 0]));
         assert!(holds(&dsdt(None), b"ACPI0013"));
+    }
+
+    #[test]
+    fn every_device_of_the_bus_has_an_interrupt_for_its_pin() {
+        // Packages of four: address, zero, zero, interrupt.
+        for (device, gsi) in [(1, 17), (8, 16), (31, 23)] {
+            assert!(holds(&dsdt(None), &[4, 0x0C, 0xFF, 0xFF, device, 0, 0, 0, 0x0A, gsi]), "device {device}");
+        }
+        assert!(holds(&dsdt(None), b"_PRT"));
     }
 
     #[test]

@@ -12,11 +12,19 @@ pub const COMMAND: u16 = 0x04;
 pub const COMMAND_MEMORY: u16 = 1 << 1;
 /// Command register: the function may be a bus master.
 pub const COMMAND_MASTER: u16 = 1 << 2;
-const COMMAND_INTX_DISABLE: u16 = 1 << 10;
-const STATUS: usize = 0x06;
+/// Command register: the function leaves its interrupt pin alone.
+pub const COMMAND_INTX_DISABLE: u16 = 1 << 10;
+/// Offset of the status register, PCI 3.0 6.2.3.
+pub const STATUS: u16 = 0x06;
+/// Status register, lower byte: the function wants to interrupt by its pin, whether or not it may.
+pub const STATUS_INTERRUPT: u8 = 1 << 3;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 const CAPABILITIES_POINTER: usize = 0x34;
 const BAR0: u16 = 0x10;
+const INTERRUPT_LINE: usize = 0x3c;
+const INTERRUPT_PIN: usize = 0x3d;
+/// Interrupt Pin: INTA#, the one that a device with a single function uses (PCI 3.0 6.2.4).
+const PIN_INTA: u8 = 1;
 /// BAR bits 2:1 = 10: anywhere in the 64-bit address space.
 const BAR_64BIT: u8 = 0b100;
 
@@ -64,7 +72,7 @@ impl ConfigSpace {
         space.allow(COMMAND.into(), &command.to_le_bytes());
         // Cache line size and interrupt line are scratch registers for software, PCI 3.0 6.2.4.
         space.allow(0x0c, &[0xff]);
-        space.allow(0x3c, &[0xff]);
+        space.allow(INTERRUPT_LINE, &[0xff]);
         space
     }
 
@@ -74,13 +82,19 @@ impl ConfigSpace {
         self.allow(BAR0.into(), &(!(size - 1)).to_le_bytes());
     }
 
+    /// Gives the function the interrupt pin INTA#, which firmware has found to lead to `line`.
+    pub fn add_pin(&mut self, line: u8) {
+        self.set(INTERRUPT_LINE, &[line]);
+        self.set(INTERRUPT_PIN, &[PIN_INTA]);
+    }
+
     /// Adds a capability: its ID, what follows the two bytes of header, and the mask of what a guest may write in that. Returns
     /// the offset of the capability.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u16 {
         let offset = self.next_capability;
         let at = usize::from(offset);
         self.bytes[self.last_pointer] = offset;
-        self.bytes[STATUS] |= STATUS_CAPABILITIES;
+        self.bytes[usize::from(STATUS)] |= STATUS_CAPABILITIES;
         self.set(at, &[id, 0]);
         self.set(at + 2, body);
         self.allow(at + 2, writable);

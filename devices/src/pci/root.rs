@@ -74,13 +74,21 @@ impl PciRoot {
         })
     }
 
+    /// Where [`add`](Self::add) will plug the next function.
+    ///
+    /// # Errors
+    /// If the bus is full.
+    pub fn next_slot(&self) -> Result<Bdf, Error> {
+        let device = u8::try_from(self.functions.len()).map_err(|_| Error::BusFull)?;
+        Bdf::on_root_bus(device).ok_or(Error::BusFull)
+    }
+
     /// Plugs `function` into the next free device number and gives its BAR an address.
     ///
     /// # Errors
     /// If the bus or the window is full.
     pub fn add(&mut self, function: Arc<dyn PciFunction>) -> Result<Bdf, Error> {
-        let device = u8::try_from(self.functions.len()).map_err(|_| Error::BusFull)?;
-        let bdf = Bdf::on_root_bus(device).ok_or(Error::BusFull)?;
+        let bdf = self.next_slot()?;
         let size = function.bar_size();
         if size > 0 {
             let range =

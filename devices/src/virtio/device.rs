@@ -103,7 +103,7 @@ pub trait Device: Send {
     /// Takes the one queue of `activation`, which was stopped and has been enabled again, and serves it.
     fn restart_queue(&mut self, _activation: Activation) {}
 
-    /// The driver has given queue `idx` another interrupt vector. Only for a device that interrupts in another way than by
+    /// The driver has given queue `idx` another interrupt vector, or has switched MSI-X on or off. Only for a device that interrupts in another way than by
     /// [`Interrupts::signal_queue`], between `start` and `stop`.
     fn vector_changed(&mut self, _idx: u16) {}
 

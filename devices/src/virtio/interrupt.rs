@@ -1,11 +1,18 @@
 //! Interrupts from a virtio device to its driver, and the one status bit that a device may set by itself.
 //!
-//! Shared by the transport (which changes the routing) and the workers (which signal). No lock: a worker sees either the old or
-//! the new vector of a queue, as on hardware.
+//! Shared by the transport (which changes the routing) and the workers (which signal). No lock with MSI-X: a worker sees either the
+//! old or the new vector of a queue, as on hardware. Without it the ISR status decides about the function's pin, and a lock keeps the
+//! two in step:
+//!
+//! ```text
+//!   used buffers, configuration --> ISR status --> Interrupt Status bit --+-- MSI-X off, Interrupt Disable clear --> INTA#
+//!                                       ^ 0 by reading, by reset          |
+//! ```
 
-use crate::irq::MsiVector;
-use std::sync::Arc;
+use crate::irq::{IntxPin, Level, MsiVector};
+use crate::pci::config::COMMAND_INTX_DISABLE;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -40,12 +47,22 @@ impl Default for QueueSide {
     }
 }
 
+/// How the pin is driven.
+struct Drive {
+    /// The Interrupt Disable bit of the command register.
+    disabled: bool,
+    level: Level,
+}
+
 /// The device side of interrupt delivery.
 pub struct Interrupts {
     vectors: Vec<Arc<dyn MsiVector>>,
-    /// Whether MSI-X is enabled; without it the device has no way to interrupt and only the ISR bit is set. Relaxed: the guest
-    /// orders its own MSI-X enable against DRIVER_OK.
+    /// Whether MSI-X is enabled; without it the device interrupts by its pin. Relaxed: the guest orders its own MSI-X enable against
+    /// DRIVER_OK.
     enabled: AtomicBool,
+    /// The pin; a device without one only sets ISR bits.
+    pin: Option<Arc<dyn IntxPin>>,
+    drive: Mutex<Drive>,
     config_vector: AtomicU16,
     queues: Vec<QueueSide>,
     isr: AtomicU8,
@@ -61,6 +78,8 @@ impl Interrupts {
         Self {
             vectors,
             enabled: AtomicBool::new(false),
+            pin: None,
+            drive: Mutex::new(Drive { disabled: false, level: Level::Idle }),
             config_vector: AtomicU16::new(NO_VECTOR),
             queues: (0..queues).map(|_| QueueSide::default()).collect(),
             isr: AtomicU8::new(0),
@@ -69,13 +88,22 @@ impl Interrupts {
         }
     }
 
-    /// Tells the driver that `queue` has used buffers. The worker of the queue, and nobody else, calls it once per batch, after
-    /// EVENT_IDX has been consulted.
+    /// The same with an interrupt pin, for drivers that leave MSI-X off.
+    #[must_use]
+    pub fn with_pin(self, pin: Arc<dyn IntxPin>) -> Self {
+        Self { pin: Some(pin), ..self }
+    }
+
+    /// Tells the driver that `queue` has used buffers. Only the worker of the queue calls it, once per batch, after EVENT_IDX has been
+    /// consulted. The ISR status says so only where MSI-X is off (virtio 1.3 4.1.4.5.1).
     pub fn signal_queue(&self, queue: u16) {
-        self.isr.fetch_or(ISR_QUEUE, Ordering::Relaxed);
         if let Some(side) = self.queues.get(usize::from(queue)) {
             increment(&side.sent);
-            self.signal(side.vector.load(Ordering::Relaxed));
+            if self.is_enabled() {
+                self.send(side.vector.load(Ordering::Relaxed));
+            } else {
+                self.raise_isr(ISR_QUEUE);
+            }
         }
     }
 
@@ -87,8 +115,7 @@ impl Interrupts {
     }
 
     /// The event by which a backend in the kernel interrupts for `queue`, until the driver gives the queue another vector. `None` if the
-    /// queue has no vector, or a vector without an event. What it signals is not counted, and leaves the ISR status alone, which only a
-    /// driver without MSI-X would read.
+    /// queue has no vector, or a vector without an event. What it signals is not counted.
     pub fn event_of_queue(&self, queue: u16) -> Option<&EventFd> {
         self.vectors.get(usize::from(self.queue_vector(queue)))?.event()
     }
@@ -104,8 +131,10 @@ impl Interrupts {
     /// Tells the driver that the device configuration changed.
     pub fn signal_config(&self) {
         self.generation.fetch_add(1, Ordering::Release);
-        self.isr.fetch_or(ISR_CONFIG, Ordering::Relaxed);
-        self.signal(self.config_vector.load(Ordering::Relaxed));
+        self.raise_isr(ISR_CONFIG);
+        if self.is_enabled() {
+            self.send(self.config_vector.load(Ordering::Relaxed));
+        }
     }
 
     /// Sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.3 2.1.2). Returns whether this call was the one that set it.
@@ -118,9 +147,11 @@ impl Interrupts {
         first
     }
 
-    /// Sets DEVICE_NEEDS_RESET without telling the driver, which has forbidden interrupts.
+    /// Sets DEVICE_NEEDS_RESET without telling the driver, which has stopped the function. What it was to be told before is forgotten:
+    /// the next kernel would find a line asserted for which it has no driver yet.
     pub(crate) fn set_needs_reset_silently(&self) {
         self.status.fetch_or(NEEDS_RESET, Ordering::AcqRel);
+        self.take_isr();
     }
 
     /// Whether the device waits for a reset.
@@ -143,17 +174,38 @@ impl Interrupts {
         for side in &self.queues {
             side.vector.store(NO_VECTOR, Ordering::Relaxed);
         }
-        self.isr.store(0, Ordering::Relaxed);
+        self.take_isr();
         self.status.store(0, Ordering::Release);
     }
 
-    /// Reads the ISR status; reading clears it.
+    /// Reads the ISR status; reading clears it, and the pin is let go of.
     pub(crate) fn take_isr(&self) -> u8 {
-        self.isr.swap(0, Ordering::AcqRel)
+        let isr = self.isr.swap(0, Ordering::AcqRel);
+        self.drive_pin();
+        isr
+    }
+
+    /// Whether the Interrupt Status bit of the status register is set: the OR of all ISR bits while MSI-X is off (virtio 1.3 4.1.4.5.1).
+    pub(crate) fn wants_pin(&self) -> bool {
+        !self.is_enabled() && self.isr.load(Ordering::Acquire) != 0
     }
 
     pub(crate) fn set_enabled(&self, enabled: bool) {
         self.enabled.store(enabled, Ordering::Relaxed);
+        self.drive_pin();
+    }
+
+    /// Takes note of what the driver has written to the command register.
+    pub(crate) fn follow_command(&self, command: u16) {
+        let disabled = command & COMMAND_INTX_DISABLE != 0;
+        if std::mem::replace(&mut self.lock_drive().disabled, disabled) != disabled {
+            self.drive_pin();
+        }
+    }
+
+    /// Whether MSI-X is enabled.
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
     }
 
     pub(crate) fn config_generation(&self) -> u8 {
@@ -183,10 +235,35 @@ impl Interrupts {
         if usize::from(vector) < self.vectors.len() { vector } else { NO_VECTOR }
     }
 
-    fn signal(&self, vector: u16) {
-        if !self.enabled.load(Ordering::Relaxed) {
+    /// Sets bits of the ISR status. What the driver is to find when it reads them has been written before.
+    fn raise_isr(&self, bits: u8) {
+        self.isr.fetch_or(bits, Ordering::Release);
+        if !self.is_enabled() {
+            self.drive_pin();
+        }
+    }
+
+    /// Makes the pin what the ISR status, the command register and MSI-X say now. Whoever changes one of them calls this afterwards, so
+    /// that the last one in the lock has seen all changes.
+    #[cold]
+    fn drive_pin(&self) {
+        let Some(pin) = &self.pin else { return };
+        let mut drive = self.lock_drive();
+        let level = if self.wants_pin() && !drive.disabled { Level::Asserted } else { Level::Idle };
+        if level == drive.level {
             return;
         }
+        match pin.drive(level) {
+            Ok(()) => drive.level = level,
+            Err(err) => log::debug!("Failed to drive an interrupt pin: {err}"),
+        }
+    }
+
+    fn lock_drive(&self) -> MutexGuard<'_, Drive> {
+        self.drive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, vector: u16) {
         if let Some(vector) = self.vectors.get(usize::from(vector))
             && let Err(err) = vector.signal()
         {

@@ -6,14 +6,14 @@
 //!           0x2000  device configuration      0x9000  MSI-X pending bits
 //! ```
 //!
-//! Only MSI-X interrupts: a driver that leaves it off has to poll. Doorbells are attached to the notification addresses once the
+//! Interrupts are messages (MSI-X), or the pin INTA# for a driver that leaves MSI-X off. Doorbells are attached to the notification addresses once the
 //! device has run, as long as its BAR answers there; a notification that arrives otherwise has the same effect.
 
 mod common_cfg;
 
 use crate::doorbell::Doorbells;
-use crate::irq::MsiVector;
-use crate::pci::config::{ConfigSpace, Identity};
+use crate::irq::{IntxPin, MsiVector};
+use crate::pci::config::{COMMAND, ConfigSpace, Identity, STATUS, STATUS_INTERRUPT};
 use crate::pci::function::PciFunction;
 use crate::pci::msix::{self, Msix};
 use crate::virtio::device::{Counter, Device, Kind, Memory};
@@ -83,6 +83,16 @@ struct State {
     doorbells_at: Option<u64>,
 }
 
+/// What leads from a device to the guest's processors and back.
+pub struct Wiring {
+    /// Its MSI-X vectors: one per queue and one for configuration changes.
+    pub vectors: Vec<Arc<dyn MsiVector>>,
+    /// Its interrupt pin.
+    pub pin: Arc<dyn IntxPin>,
+    /// How the driver wakes it.
+    pub doorbells: Arc<dyn Doorbells>,
+}
+
 /// A virtio device in a PCI slot.
 pub struct VirtioPci {
     state: Mutex<State>,
@@ -91,22 +101,19 @@ pub struct VirtioPci {
 }
 
 impl VirtioPci {
-    /// Puts `device` behind PCI registers. `vectors` are its MSI-X vectors: one per queue and one for configuration changes.
+    /// Puts `device` behind PCI registers.
     ///
     /// # Errors
     /// If the host has no eventfd left, or the device has more than 255 queues.
-    pub fn new(
-        device: Box<dyn Device>,
-        mem: Memory,
-        vectors: Vec<Arc<dyn MsiVector>>,
-        doorbells: Arc<dyn Doorbells>,
-    ) -> io::Result<Arc<Self>> {
+    pub fn new(device: Box<dyn Device>, mem: Memory, wiring: Wiring) -> io::Result<Arc<Self>> {
+        let Wiring { vectors, pin, doorbells } = wiring;
         let queues = device.queue_max_sizes().len();
         if queues > MAX_QUEUES || vectors.len() > MAX_QUEUES + 1 {
             return Err(io::Error::other(format!("a virtio device has at most {MAX_QUEUES} queues")));
         }
         let mut config = ConfigSpace::new(identity(device.kind()));
         config.add_bar(BAR_SIZE);
+        config.add_pin(pin.line());
         let msix_at = add_msix(&mut config, vectors.len());
         add_structure(&mut config, Structure::Common, COMMON, &[]);
         add_structure(&mut config, Structure::Isr, ISR, &[]);
@@ -114,7 +121,7 @@ impl VirtioPci {
         add_structure(&mut config, Structure::Notify, NOTIFY, &NOTIFY_MULTIPLIER.to_le_bytes());
         let window_at = add_window(&mut config);
         let msix = Msix::new(&vectors);
-        let interrupts = Arc::new(Interrupts::new(vectors, queues));
+        let interrupts = Arc::new(Interrupts::new(vectors, queues).with_pin(pin));
         let transport = Transport::new(device, mem, interrupts.clone())?;
         let state = State { config, msix_at, window_at, msix, transport, mapped_at: None, doorbells_at: None };
         Ok(Arc::new(Self { state: Mutex::new(state), interrupts, doorbells }))
@@ -280,6 +287,12 @@ impl PciFunction for VirtioPci {
             state.config.write(offset, &value);
         }
         state.config.read(offset, data);
+        let status = STATUS.checked_sub(offset).and_then(|at| data.get_mut(usize::from(at)));
+        if let Some(status) = status
+            && self.interrupts.wants_pin()
+        {
+            *status |= STATUS_INTERRUPT;
+        }
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) {
@@ -298,7 +311,11 @@ impl PciFunction for VirtioPci {
         }
         let control = state.config.u16_at(state.msix_at + 2);
         state.msix.set_control(control);
-        self.interrupts.set_enabled(state.msix.enabled());
+        if state.msix.enabled() != self.interrupts.is_enabled() {
+            self.interrupts.set_enabled(state.msix.enabled());
+            state.transport.interrupts_moved();
+        }
+        self.interrupts.follow_command(state.config.u16_at(COMMAND));
     }
 
     fn bar_size(&self) -> u64 {

@@ -241,6 +241,13 @@ impl Transport {
         }
     }
 
+    /// The driver has switched MSI-X on or off: every queue interrupts in another way now.
+    pub fn interrupts_moved(&mut self) {
+        if self.running {
+            (0..self.num_queues()).for_each(|idx| self.device.vector_changed(idx));
+        }
+    }
+
     /// The device_feature_select register.
     pub fn device_feature_select(&self) -> u32 {
         self.device_feature_select

@@ -4,13 +4,13 @@ use crate::memory;
 use crate::port::Port;
 use devices::bus::Bus;
 use devices::doorbell::Doorbells;
-use devices::irq::{MsiMessage, MsiVector};
+use devices::irq::{IntxPin, Level, MsiMessage, MsiVector};
 use devices::pci::bdf::Bdf;
 use devices::pci::function::PciFunction;
 use devices::pci::root::{PciRoot, Windows};
 use devices::virtio::device::{Device, Memory};
 use devices::virtio::net::{FramePort, Link, Net, NetConfig, Offloads};
-use devices::virtio::pci::VirtioPci;
+use devices::virtio::pci::{VirtioPci, Wiring};
 use devices::virtio::rng::Rng;
 use devices::virtio::worker::inline;
 use std::collections::BTreeMap;
@@ -148,7 +148,25 @@ pub fn card(ports: &[Arc<Port>], link: Link) -> Net {
 
 fn slot(device: Box<dyn Device>, mem: &Memory, doorbells: &Arc<Bells>) -> Arc<VirtioPci> {
     let vectors = (0..=device.queue_max_sizes().len()).map(|_| Arc::new(Vector::default()) as _).collect();
-    VirtioPci::new(device, mem.clone(), vectors, doorbells.clone()).expect("there are descriptors left")
+    let wiring = Wiring { vectors, pin: Arc::new(Pin::default()), doorbells: doorbells.clone() };
+    VirtioPci::new(device, mem.clone(), wiring).expect("there are descriptors left")
+}
+
+/// An interrupt pin as KVM keeps it.
+#[derive(Default)]
+pub struct Pin(AtomicBool);
+
+impl IntxPin for Pin {
+    fn drive(&self, level: Level) -> io::Result<()> {
+        let asserted = level == Level::Asserted;
+        let before = self.0.swap(asserted, Ordering::Relaxed);
+        assert_ne!(before, asserted, "a pin is driven to what it is already");
+        Ok(())
+    }
+
+    fn line(&self) -> u8 {
+        16
+    }
 }
 
 /// An interrupt vector that remembers.

@@ -16,6 +16,7 @@ mod hostile_commands;
 mod live;
 mod messages;
 mod net;
+mod pin;
 mod platform;
 mod queue_reset;
 mod segments;
@@ -100,6 +101,7 @@ pub(crate) fn run(start: &StartInfo) -> Report {
             ("common", common::CHECKS),
             ("status", status::CHECKS),
             ("msix", messages::CHECKS),
+            ("pin", pin::CHECKS),
             ("hostile", hostile::CHECKS),
         ] {
             if selected(suite) {

@@ -1,4 +1,4 @@
-//! The interrupt descriptor table, the local APIC, and counters of arrived messages.
+//! The interrupt descriptor table, the local APIC, counters of arrived messages, and the pins of the I/O APIC.
 //!
 //! Handlers run in ring 0 and only count (entry.rs); everything here runs in ring 3. Interrupts are always enabled there.
 //! The local APIC is used in xAPIC mode, its mode at reset (Intel SDM 3A, 11.4).
@@ -10,6 +10,18 @@ const APIC: u64 = 0xfee0_0000;
 const APIC_ID: u64 = APIC + 0x20;
 const APIC_TASK_PRIORITY: u64 = APIC + 0x80;
 const APIC_SPURIOUS: u64 = APIC + 0xf0;
+/// The interrupts that wait for the processor, 32 to a register (Intel SDM 3A, 11.8.4).
+const APIC_REQUESTS: u64 = APIC + 0x200;
+/// A task priority below which no interrupt comes in.
+const PRIORITY_OF_ALL: u32 = 0xf0;
+/// Register select and window of the I/O APIC, and the first of its redirection entries (82093AA 3.0).
+const IO_APIC_SELECT: u64 = 0xfec0_0000;
+const IO_APIC_WINDOW: u64 = 0xfec0_0010;
+const IO_APIC_ENTRIES: u32 = 0x10;
+/// Bits of an entry's lower half.
+const ENTRY_ACTIVE_LOW: u32 = 1 << 13;
+const ENTRY_LEVEL: u32 = 1 << 15;
+const ENTRY_MASKED: u32 = 1 << 16;
 const SPURIOUS_VECTOR: u8 = 0xff;
 /// Invalid opcode: the exception that one instruction of ring 3 causes on every hypervisor, which cannot be said of `int`.
 const INVALID_OPCODE: u8 = 6;
@@ -53,6 +65,37 @@ pub(crate) fn message_address() -> u64 {
 /// The message data for vector `FIRST_VECTOR + idx`, edge triggered.
 pub(crate) fn message_data(idx: usize) -> u32 {
     u32::from(FIRST_VECTOR) + u32::try_from(idx % VECTORS).unwrap_or(0)
+}
+
+/// Leads a level-triggered pin of the I/O APIC to this CPU, with vector `FIRST_VECTOR + idx`.
+pub(crate) fn route_pin(pin: u8, idx: usize) {
+    let id = cpu::read32(APIC_ID) & 0xff00_0000;
+    write_entry(pin, 1, id);
+    write_entry(pin, 0, message_data(idx) | ENTRY_LEVEL | ENTRY_ACTIVE_LOW);
+}
+
+/// Masks a pin of the I/O APIC.
+pub(crate) fn mask_pin(pin: u8) {
+    write_entry(pin, 0, ENTRY_MASKED);
+}
+
+fn write_entry(pin: u8, half: u32, value: u32) {
+    cpu::write32(IO_APIC_SELECT, IO_APIC_ENTRIES + 2 * u32::from(pin) + half);
+    cpu::write32(IO_APIC_WINDOW, value);
+}
+
+/// Runs `f` while no interrupt comes in: what arrives waits and shows in `waits`.
+pub(crate) fn held<T>(f: impl FnOnce() -> T) -> T {
+    cpu::write32(APIC_TASK_PRIORITY, PRIORITY_OF_ALL);
+    let result = f();
+    cpu::write32(APIC_TASK_PRIORITY, 0);
+    result
+}
+
+/// Whether an interrupt with vector `FIRST_VECTOR + idx` waits.
+pub(crate) fn waits(idx: usize) -> bool {
+    let vector = message_data(idx);
+    cpu::read32(APIC_REQUESTS + 0x10 * u64::from(vector / 32)) >> (vector % 32) & 1 != 0
 }
 
 /// Sleeps for ever; the vCPU uses no time.

@@ -1,10 +1,10 @@
-//! Interrupts with irqfd: lines of the I/O APIC and MSI-X vectors.
+//! Interrupts: with irqfd lines of the I/O APIC and MSI-X vectors, with `KVM_IRQ_LINE` the pins of PCI functions.
 //!
 //! Nothing is registered with KVM before it is first used: an irqfd costs a grace period of the host kernel, and most of a
 //! machine's vectors are never used at all.
 
 use crate::event;
-use devices::irq::{IrqLine, MsiMessage, MsiVector};
+use devices::irq::{IntxPin, IrqLine, Level, MsiMessage, MsiVector};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
     kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
@@ -43,6 +43,46 @@ impl IrqLine for Line {
             .get_or_init(|| self.vm.register_irqfd(&self.event, self.gsi).map_err(|err| err.errno()))
             .map_err(io::Error::from_raw_os_error)?;
         self.event.write(1)
+    }
+}
+
+/// A level-triggered pin of the I/O APIC and the functions that share it.
+///
+/// `KVM_IRQ_LINE` and not an irqfd with resampling: the device knows at each moment whether it wants to be served, so there is nothing to
+/// sample again, and nothing has to be made before a driver does without MSI-X. The price is a call where the level changes.
+pub(super) struct SharedLine {
+    vm: Arc<VmFd>,
+    gsi: u32,
+    /// Functions that assert it.
+    asserting: Mutex<u32>,
+}
+
+impl SharedLine {
+    pub(super) fn new(vm: Arc<VmFd>, gsi: u32) -> Self {
+        Self { vm, gsi, asserting: Mutex::new(0) }
+    }
+}
+
+/// The interrupt pin of one function.
+pub(super) struct Pin(pub(super) Arc<SharedLine>);
+
+impl IntxPin for Pin {
+    fn drive(&self, level: Level) -> io::Result<()> {
+        let mut asserting = lock(&self.0.asserting);
+        let others = match level {
+            Level::Asserted => *asserting,
+            Level::Idle => asserting.saturating_sub(1),
+        };
+        if others == 0 {
+            self.0.vm.set_irq_line(self.0.gsi, level == Level::Asserted)?;
+        }
+        *asserting = others + u32::from(level == Level::Asserted);
+        Ok(())
+    }
+
+    fn line(&self) -> u8 {
+        // Never more than the pins of an I/O APIC; 255 means that there is no line (PCI 3.0 6.2.4).
+        u8::try_from(self.0.gsi).unwrap_or(u8::MAX)
     }
 }
 

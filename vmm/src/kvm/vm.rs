@@ -2,10 +2,10 @@
 
 use super::Error;
 use super::doorbell::KvmDoorbells;
-use super::irq::{Line, Routes, Vector};
+use super::irq::{Line, Pin, Routes, SharedLine, Vector};
 use boot::layout;
 use devices::doorbell::Doorbells;
-use devices::irq::{IrqLine, MsiVector};
+use devices::irq::{IntxPin, IrqLine, MsiVector};
 use devices::virtio::device::Memory;
 use kvm_bindings::{
     KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
@@ -23,6 +23,8 @@ const XAPIC_CPUS: u32 = 255;
 pub(crate) struct Vm {
     fd: Arc<VmFd>,
     routes: Arc<Routes>,
+    /// By device number, modulo how many there are.
+    intx: Vec<Arc<SharedLine>>,
     /// Keeps the guest's RAM mapped for as long as KVM can reach it.
     _mem: Memory,
 }
@@ -44,7 +46,9 @@ impl Vm {
         }
         fd.create_irq_chip().map_err(Error::call("create the interrupt controllers"))?;
         let fd = Arc::new(fd);
-        Ok(Self { routes: Arc::new(Routes::new(fd.clone(), extended)), fd, _mem: mem.clone() })
+        let line = |gsi| Arc::new(SharedLine::new(fd.clone(), gsi));
+        let intx = (layout::INTX_FIRST_GSI..).take(layout::INTX_GSIS as usize).map(line).collect();
+        Ok(Self { routes: Arc::new(Routes::new(fd.clone(), extended)), intx, fd, _mem: mem.clone() })
     }
 
     /// Whether MSI addresses carry 15 bits of destination (`KVM_FEATURE_MSI_EXT_DEST_ID`).
@@ -62,6 +66,13 @@ impl Vm {
     /// If the host has no eventfd left.
     pub(crate) fn irq_line(&self, gsi: u32) -> io::Result<Arc<dyn IrqLine>> {
         Ok(Arc::new(Line::new(self.fd.clone(), gsi)?))
+    }
+
+    /// Interrupt pin INTA# of the device with number `device` on the root bus, on a line that several devices share. Costs nothing until
+    /// it is driven.
+    pub(crate) fn intx_pin(&self, device: u8) -> Arc<dyn IntxPin> {
+        let line = layout::intx_gsi(device) - layout::INTX_FIRST_GSI;
+        Arc::new(Pin(self.intx[line as usize].clone()))
     }
 
     /// `count` MSI-X vectors. They cost nothing until they are routed for the first time.

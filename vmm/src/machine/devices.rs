@@ -20,7 +20,7 @@ use devices::virtio::device::{Device, Memory};
 use devices::virtio::net::{
     FramePort, Impairment, Instance, Net, NetConfig, Offloads, Rate, Steering, Tap, Vhost, Watched,
 };
-use devices::virtio::pci::VirtioPci;
+use devices::virtio::pci::{VirtioPci, Wiring};
 use devices::virtio::rng::Rng;
 use net::spec::{ImpairSpec, Lateness, Offload, OffloadList};
 use serde_json::{Map, Value};
@@ -193,8 +193,13 @@ impl Slots<'_> {
 
     fn add(&mut self, name: &str, device: Box<dyn Device>) -> Result<(), Error> {
         let vectors = device.queue_max_sizes().len() + 1;
-        let vectors = self.vm.msi_vectors(vectors).map_err(added(name))?;
-        let device = VirtioPci::new(device, self.mem.clone(), vectors, self.vm.doorbells()).map_err(added(name))?;
+        let slot = self.root.next_slot().map_err(added(name))?;
+        let wiring = Wiring {
+            vectors: self.vm.msi_vectors(vectors).map_err(added(name))?,
+            pin: self.vm.intx_pin(slot.device()),
+            doorbells: self.vm.doorbells(),
+        };
+        let device = VirtioPci::new(device, self.mem.clone(), wiring).map_err(added(name))?;
         let bdf = self.root.add(device.clone()).map_err(added(name))?;
         log::debug!("{name} is at {bdf:?}");
         self.virtio.push((name.to_owned(), device));

@@ -77,8 +77,8 @@ pub struct Vhost {
 struct Running {
     attendant: Worker<Attendant>,
     interrupts: Arc<Interrupts>,
-    /// Queue pairs that are enabled.
-    pairs: usize,
+    /// Signalled by the kernel in place of an MSI-X vector, by queue; as many as are enabled.
+    called: Vec<EventFd>,
     /// The instances have its addresses.
     _mem: Memory,
 }
@@ -136,8 +136,12 @@ impl Vhost {
             let (Some(rx), Some(tx)) = (take(&mut queues, idx), take(&mut queues, idx + 1)) else { break };
             instance.claim().map_err(host("start a thread of vhost-net"))?;
             instance.set_memory(&map, features).map_err(host("give guest memory to vhost-net"))?;
-            let broken = [set_ring(instance, &map, &rx, &interrupts)?, set_ring(instance, &map, &tx, &interrupts)?];
-            pairs.push(Pair { instance: instance.clone(), port: port.clone(), broken, moves: false });
+            let called = [event()?, event()?];
+            let broken = [
+                set_ring(instance, &map, &rx, call(&interrupts, idx, &called[0]))?,
+                set_ring(instance, &map, &tx, call(&interrupts, idx + 1, &called[1]))?,
+            ];
+            pairs.push(Pair { instance: instance.clone(), port: port.clone(), broken, called, moves: false });
         }
         if pairs.is_empty() {
             return Err(StartError::MissingQueue(0));
@@ -146,14 +150,14 @@ impl Vhost {
         let wants_ctrl = features & bit(VIRTIO_NET_F_CTRL_VQ) != 0;
         let ctrl = match take(&mut queues, ctrl_idx).filter(|_| wants_ctrl) {
             Some(active) => {
-                let (ring, doorbell) = Ring::new(active, mem, interrupts)?;
+                let (ring, doorbell) = Ring::new(active, mem, interrupts.clone())?;
                 let control = self.control(&pairs, features, &changed)?;
                 Some(Lane::new(ctrl_idx, CtrlQueue::new(ring, control, self.counters.clone()), doorbell))
             }
             None => None,
         };
         let (link, counters) = (self.link.clone(), self.counters.clone());
-        Ok(Attendant { pairs, link, changed, alarm: alarm()?, ctrl, counters })
+        Ok(Attendant { pairs, interrupts, link, changed, alarm: alarm()?, ctrl, counters })
     }
 
     fn control(&self, pairs: &[Pair], features: u64, changed: &EventFd) -> Result<Control, StartError> {
@@ -184,10 +188,11 @@ impl Vhost {
         let attendant = self.attendant(activation)?;
         let offloads = self.ports[0].set_offloads(Offloads::for_guest(features));
         offloads.map_err(host("set the offloads of the tap"))?;
-        let (pairs, workers) = (attendant.pairs.len(), vec![clone(&attendant.changed)?]);
+        let called = attendant.pairs.iter().flat_map(|pair| &pair.called).map(clone).collect::<Result<_, _>>()?;
+        let workers = vec![clone(&attendant.changed)?];
         self.link.start(Driver { interrupts: interrupts.clone(), features, workers });
         let attendant = Worker::spawn(&format!("{}-vhost", self.name), attendant, interrupts.clone())?;
-        Ok(Running { attendant, interrupts, pairs, _mem: mem })
+        Ok(Running { attendant, interrupts, called, _mem: mem })
     }
 
     /// Everything as it was when the card was built.
@@ -232,8 +237,9 @@ impl Device for Vhost {
 
     fn vector_changed(&mut self, idx: u16) {
         let Some(running) = &self.running else { return };
-        if let Some(instance) = self.instances.iter().take(running.pairs).nth(usize::from(idx / 2))
-            && let Err(err) = instance.set_call(Side::of(idx), running.interrupts.event_of_queue(idx))
+        if let Some(called) = running.called.get(usize::from(idx))
+            && let Some(instance) = self.instances.get(usize::from(idx / 2))
+            && let Err(err) = instance.set_call(Side::of(idx), call(&running.interrupts, idx, called))
         {
             log::error!("{}: failed to change the interrupt of queue {idx}: {err}", self.name);
             running.interrupts.set_needs_reset();
@@ -257,14 +263,19 @@ fn set_ring(
     instance: &Instance,
     map: &HostMap,
     active: &ActiveQueue,
-    interrupts: &Interrupts,
+    call: Option<&EventFd>,
 ) -> Result<EventFd, StartError> {
     let queue = SplitQueue::new(&active.queue, map.clone()).ok_or(StartError::MissingQueue(active.idx))?;
     let broken = event()?;
-    let call = interrupts.event_of_queue(active.idx);
     let events = RingEvents { kick: &active.doorbell, call, broken: &broken };
     instance.set_ring(Side::of(active.idx), &queue, &events).map_err(host("give a queue to vhost-net"))?;
     Ok(broken)
+}
+
+/// By which event the kernel interrupts for queue `idx`: its MSI-X vector's, or, for a driver that leaves MSI-X off, `called`, by way of
+/// the attendant.
+fn call<'a>(interrupts: &'a Interrupts, idx: u16, called: &'a EventFd) -> Option<&'a EventFd> {
+    if interrupts.is_enabled() { interrupts.event_of_queue(idx) } else { Some(called) }
 }
 
 fn host(operation: &'static str) -> impl FnOnce(io::Error) -> StartError {

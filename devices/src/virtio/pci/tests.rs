@@ -1,7 +1,8 @@
 //! The registers as a driver sees them, with a device that only remembers.
 
 use super::*;
-use crate::irq::fake::FakeVector;
+use crate::irq::Level;
+use crate::irq::fake::{FakePin, FakeVector};
 use crate::virtio::device::{Activation, StartError};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use virtio_queue::QueueT;
@@ -84,6 +85,7 @@ struct Slot {
     pci: Arc<VirtioPci>,
     log: Arc<Log>,
     vectors: Vec<Arc<FakeVector>>,
+    pin: Arc<FakePin>,
     doorbells: Arc<FakeDoorbells>,
 }
 
@@ -95,9 +97,30 @@ impl Slot {
         let vectors: Vec<_> = (0..3).map(|_| Arc::new(FakeVector::default())).collect();
         let dyn_vectors = vectors.iter().map(|v| v.clone() as _).collect();
         let doorbells = Arc::new(FakeDoorbells::default());
-        let pci = VirtioPci::new(Box::new(device), mem, dyn_vectors, doorbells.clone()).unwrap();
+        let pin = Arc::new(FakePin::default());
+        let wiring = Wiring { vectors: dyn_vectors, pin: pin.clone(), doorbells: doorbells.clone() };
+        let pci = VirtioPci::new(Box::new(device), mem, wiring).unwrap();
         pci.remapped(Some(BAR));
-        Self { pci, log, vectors, doorbells }
+        Self { pci, log, vectors, pin, doorbells }
+    }
+
+    fn config(&self, register: u16) -> u16 {
+        let mut data = [0; 2];
+        self.pci.read_config(register, &mut data);
+        u16::from_le_bytes(data)
+    }
+
+    /// The Interrupt Status bit, as a driver reads it with the command register.
+    fn interrupt_status(&self) -> bool {
+        let mut data = [0; 4];
+        self.pci.read_config(4, &mut data);
+        let wide = data[2] & 8 != 0;
+        assert_eq!(self.config(6) & 8 != 0, wide, "the status register by itself");
+        wide
+    }
+
+    fn msix_control(&self) -> u16 {
+        (self.config(0x34) & 0xff) + 2
     }
 
     fn read<const N: usize>(&self, at: u64) -> [u8; N] {
@@ -296,12 +319,9 @@ fn write_of_another_width_is_dropped() {
 }
 
 #[test]
-fn interrupt_arrives_through_msix_and_isr_clears_on_read() {
+fn interrupt_arrives_through_msix_and_neither_isr_status_nor_pin_tell_of_it() {
     let slot = Slot::new();
-    let mut list = [0; 1];
-    slot.pci.read_config(0x34, &mut list);
-    let msix_control = u16::from(list[0]) + 2;
-    slot.pci.write_config(msix_control, &0x8000_u16.to_le_bytes());
+    slot.pci.write_config(slot.msix_control(), &0x8000_u16.to_le_bytes());
     slot.pci.write_bar(0x8010, &0xfee0_0000_u64.to_le_bytes());
     slot.pci.write_bar(0x8018, &[0x41, 0, 0, 0, 0, 0, 0, 0]);
     slot.set_status(3);
@@ -311,8 +331,50 @@ fn interrupt_arrives_through_msix_and_isr_clears_on_read() {
     slot.pci.write_bar(0x1a, &1_u16.to_le_bytes());
     slot.set_status(0xf);
     assert_eq!(slot.vectors[1].delivered(), 1);
+    assert_eq!(slot.read::<1>(0x1000), [0], "the ISR status is for drivers without MSI-X");
+    assert_eq!((slot.pin.levels(), slot.interrupt_status()), (vec![], false));
+}
+
+#[test]
+fn without_msix_the_pin_is_asserted_until_the_isr_status_is_read() {
+    let slot = Slot::new();
+    assert_eq!(slot.config(0x3c), u16::from(FakePin::LINE) | 0x0100, "interrupt line and pin INTA#");
+    slot.run();
+    assert_eq!((slot.pin.levels(), slot.interrupt_status()), (vec![Level::Asserted], true));
     assert_eq!(slot.read::<1>(0x1000), [1]);
+    assert_eq!((slot.pin.levels(), slot.interrupt_status()), (vec![Level::Asserted, Level::Idle], false));
     assert_eq!(slot.read::<1>(0x1000), [0]);
+    assert_eq!(slot.pin.levels().len(), 2, "nothing changed");
+}
+
+#[test]
+fn interrupt_disable_silences_the_pin_and_not_the_status_bit() {
+    let slot = Slot::new();
+    slot.pci.write_config(4, &0x0400_u16.to_le_bytes());
+    slot.run();
+    assert_eq!((slot.pin.levels(), slot.interrupt_status()), (vec![], true));
+    slot.pci.write_config(4, &[0, 0]);
+    assert_eq!(slot.pin.levels(), [Level::Asserted]);
+    slot.pci.write_config(5, &[4]);
+    assert_eq!(slot.pin.levels(), [Level::Asserted, Level::Idle]);
+}
+
+#[test]
+fn what_ends_the_reason_lets_go_of_the_pin() {
+    let ends: [fn(&Slot); 3] = [
+        |slot| slot.set_status(0),
+        |slot| slot.pci.write_config(slot.msix_control(), &0x8000_u16.to_le_bytes()),
+        |slot| {
+            slot.pci.write_config(4, &[4, 0]);
+            slot.pci.write_config(4, &[0, 0]);
+        },
+    ];
+    for end in ends {
+        let slot = Slot::new();
+        slot.run();
+        end(&slot);
+        assert_eq!((slot.pin.levels(), slot.interrupt_status()), (vec![Level::Asserted, Level::Idle], false));
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! What is left to do while the kernel moves the frames: the control queue, the link, and rings that the driver breaks.
+//! What is left to do while the kernel moves the frames: the control queue, the link, rings that the driver breaks, and interrupts of a
+//! driver that leaves MSI-X off.
 //!
 //! One thread for the whole card, which sleeps unless something of that happens.
 
+use crate::virtio::interrupt::Interrupts;
 use crate::virtio::net::alarm::Alarm;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::ctrl::CtrlQueue;
@@ -18,8 +20,10 @@ use vmm_sys_util::eventfd::EventFd;
 const CHANGED: u32 = 0;
 const CTRL_DOORBELL: u32 = 1;
 const ALARM: u32 = 2;
-/// The token of queue 0; the others follow.
+/// The token of queue 0's event for a broken ring; those of the other queues follow.
 const FIRST_QUEUE: u32 = 16;
+/// The token of queue 0's event for an interrupt; those of the other queues follow.
+const FIRST_CALL: u32 = 1 << 16;
 
 /// A queue pair, its tap queue and its instance of vhost-net.
 pub(super) struct Pair {
@@ -29,6 +33,8 @@ pub(super) struct Pair {
     pub(super) port: Arc<dyn FramePort>,
     /// Signalled by the kernel when the driver has broken the receive or the transmit queue.
     pub(super) broken: [EventFd; 2],
+    /// Signalled by the kernel when the driver is to be interrupted for one of the two, unless it uses MSI-X.
+    pub(super) called: [EventFd; 2],
     /// Whether the instance moves frames.
     pub(super) moves: bool,
 }
@@ -53,6 +59,8 @@ impl Pair {
 pub(super) struct Attendant {
     /// The pairs that the driver has enabled.
     pub(super) pairs: Vec<Pair>,
+    /// How the driver is interrupted if it leaves MSI-X off.
+    pub(super) interrupts: Arc<Interrupts>,
     /// While it is down, no frames are moved.
     pub(super) link: Link,
     /// Signalled when a pair was attached or detached, or the link went or came back.
@@ -91,6 +99,16 @@ impl Attendant {
         self.alarm.set(deadline).map_err(no_timer)
     }
 
+    /// The kernel has something for the driver in the queue of `token`.
+    fn called(&self, token: u32) {
+        let Ok(queue) = u16::try_from(token - FIRST_CALL) else { return };
+        if let Some(pair) = self.pairs.get(usize::from(queue / 2)) {
+            // Empty when another wake-up took it along.
+            let _ = pair.called[usize::from(queue % 2)].read();
+            self.interrupts.signal_queue(queue);
+        }
+    }
+
     /// The driver has broken the queue of `token`. The other queues go on until the reset.
     fn broken(&self, token: u32) -> Result<(), Fault> {
         let queue = token.checked_sub(FIRST_QUEUE).and_then(|idx| u16::try_from(idx).ok());
@@ -104,6 +122,8 @@ impl Service for Attendant {
         sources.extend(self.ctrl.as_ref().map(|ctrl| Source::readable(ctrl.doorbell(), CTRL_DOORBELL)));
         let broken = self.pairs.iter().flat_map(|pair| &pair.broken);
         sources.extend((FIRST_QUEUE..).zip(broken).map(|(token, broken)| Source::readable(broken, token)));
+        let called = self.pairs.iter().flat_map(|pair| &pair.called);
+        sources.extend((FIRST_CALL..).zip(called).map(|(token, called)| Source::readable(called, token)));
         sources
     }
 
@@ -128,6 +148,10 @@ impl Service for Attendant {
             ALARM => {
                 self.alarm.acknowledge().map_err(no_timer)?;
                 self.control()
+            }
+            FIRST_CALL.. => {
+                self.called(token);
+                Ok(())
             }
             _ => self.broken(token),
         }
