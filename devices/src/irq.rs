@@ -23,12 +23,13 @@ pub enum Level {
     Idle,
 }
 
-/// The interrupt pin INTA# of one PCI function: level triggered, on a line that other functions may share (PCI 3.0 2.2.6).
+/// The interrupt pin INTA# of one PCI function: level triggered, on a line that other functions may share (PCI 3.0
+/// 2.2.6).
 ///
 /// Only for a driver that does without MSI-X. Called by workers and vCPU threads, one after the other.
 pub trait IntxPin: Send + Sync {
-    /// Asserts the pin or lets go of it. Called for changes only; the pin is idle at first. The line stays asserted as long as one
-    /// of its functions wants that.
+    /// Asserts the pin or lets go of it. Called for changes only; the pin is idle at first. The line stays asserted as
+    /// long as one of its functions wants that.
     ///
     /// # Errors
     /// If the host refuses; the line stays as it was.

@@ -11,7 +11,7 @@
 //! | guest driver | reset a device in the middle of a burst | queues move into a worker at activation and come back when it is joined |
 //! | guest driver | reset a single queue in the middle of a burst | its worker lets go of it between two events, before the write ends |
 //! | guest driver | have the host take locks in a loop, by commands | what changes nothing makes no call, the rest is limited per second |
-//! | guest driver | never read the ISR status, so that its pin stays asserted | the line is level triggered: the guest interrupts itself, the host does nothing for it |
+//! | guest driver | never read the ISR status | the pin stays asserted: the guest interrupts itself, not the host |
 //! | guest driver | have interrupts held back for ever | a second at most, half a ring at most |
 //! | guest driver | lie in the headers of datagrams that are joined | they are copied first, and only right ones are joined |
 //! | guest driver of a card on vhost-net | all of that to the host's kernel, which serves its rings | the user has chosen it; what the kernel finds broken stops the card until its reset |

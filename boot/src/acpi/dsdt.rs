@@ -93,8 +93,8 @@ const PIN_INTA: u32 = 0;
 /// In an entry of `_PRT`: the last field is a global system interrupt.
 const NO_LINK_DEVICE: u32 = 0;
 
-/// The entry of `_PRT` for pin INTA# of a device (ACPI 6.5, 6.2.13). It says neither trigger nor polarity: what PCI has is meant, level
-/// triggered and active low.
+/// The entry of `_PRT` for pin INTA# of a device (ACPI 6.5, 6.2.13). It says neither trigger nor polarity: what PCI has
+/// is meant, level triggered and active low.
 fn route(device: u8) -> [u32; 4] {
     [u32::from(device) << 16 | ANY_FUNCTION, PIN_INTA, NO_LINK_DEVICE, layout::intx_gsi(device)]
 }

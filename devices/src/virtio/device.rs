@@ -84,6 +84,10 @@ pub trait Device: Send {
     /// Largest size of each virtqueue, in descriptors; its length is the number of queues.
     fn queue_max_sizes(&self) -> &[u16];
 
+    /// The driver has settled the feature bits: when FEATURES_OK sticks, and with none of them when it resets the
+    /// device.
+    fn accepted(&mut self, _features: u64) {}
+
     /// Fills `data` from the device configuration space; bytes past its end read as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
@@ -103,8 +107,8 @@ pub trait Device: Send {
     /// Takes the one queue of `activation`, which was stopped and has been enabled again, and serves it.
     fn restart_queue(&mut self, _activation: Activation) {}
 
-    /// The driver has given queue `idx` another interrupt vector, or has switched MSI-X on or off. Only for a device that interrupts in another way than by
-    /// [`Interrupts::signal_queue`], between `start` and `stop`.
+    /// The driver has given queue `idx` another interrupt vector, or has switched MSI-X on or off. Only for a device
+    /// that interrupts in another way than by [`Interrupts::signal_queue`], between `start` and `stop`.
     fn vector_changed(&mut self, _idx: u16) {}
 
     /// Stops and joins everything that `start` began. The device is then as it was when built.

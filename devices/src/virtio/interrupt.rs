@@ -1,12 +1,12 @@
 //! Interrupts from a virtio device to its driver, and the one status bit that a device may set by itself.
 //!
-//! Shared by the transport (which changes the routing) and the workers (which signal). No lock with MSI-X: a worker sees either the
-//! old or the new vector of a queue, as on hardware. Without it the ISR status decides about the function's pin, and a lock keeps the
-//! two in step:
+//! Shared by the transport (which changes the routing) and the workers (which signal). No lock with MSI-X: a worker
+//! sees either the old or the new vector of a queue, as on hardware. Without it the ISR status decides about the
+//! function's pin, and a lock keeps the two in step:
 //!
 //! ```text
-//!   used buffers, configuration --> ISR status --> Interrupt Status bit --+-- MSI-X off, Interrupt Disable clear --> INTA#
-//!                                       ^ 0 by reading, by reset          |
+//!   used buffers, configuration --> ISR status --> Interrupt Status bit ---- unless disabled ----> INTA#
+//!                                       ^ 0 by reading, by reset
 //! ```
 
 use crate::irq::{IntxPin, Level, MsiVector};
@@ -57,8 +57,8 @@ struct Drive {
 /// The device side of interrupt delivery.
 pub struct Interrupts {
     vectors: Vec<Arc<dyn MsiVector>>,
-    /// Whether MSI-X is enabled; without it the device interrupts by its pin. Relaxed: the guest orders its own MSI-X enable against
-    /// DRIVER_OK.
+    /// Whether MSI-X is enabled; without it the device interrupts by its pin. Relaxed: the guest orders its own MSI-X
+    /// enable against DRIVER_OK.
     enabled: AtomicBool,
     /// The pin; a device without one only sets ISR bits.
     pin: Option<Arc<dyn IntxPin>>,
@@ -94,8 +94,8 @@ impl Interrupts {
         Self { pin: Some(pin), ..self }
     }
 
-    /// Tells the driver that `queue` has used buffers. Only the worker of the queue calls it, once per batch, after EVENT_IDX has been
-    /// consulted. The ISR status says so only where MSI-X is off (virtio 1.3 4.1.4.5.1).
+    /// Tells the driver that `queue` has used buffers. Only the worker of the queue calls it, once per batch, after
+    /// EVENT_IDX has been consulted. The ISR status says so only where MSI-X is off (virtio 1.3 4.1.4.5.1).
     pub fn signal_queue(&self, queue: u16) {
         if let Some(side) = self.queues.get(usize::from(queue)) {
             increment(&side.sent);
@@ -147,8 +147,8 @@ impl Interrupts {
         first
     }
 
-    /// Sets DEVICE_NEEDS_RESET without telling the driver, which has stopped the function. What it was to be told before is forgotten:
-    /// the next kernel would find a line asserted for which it has no driver yet.
+    /// Sets DEVICE_NEEDS_RESET without telling the driver, which has stopped the function. What it was to be told
+    /// before is forgotten: the next kernel would find a line asserted for which it has no driver yet.
     pub(crate) fn set_needs_reset_silently(&self) {
         self.status.fetch_or(NEEDS_RESET, Ordering::AcqRel);
         self.take_isr();
@@ -185,7 +185,8 @@ impl Interrupts {
         isr
     }
 
-    /// Whether the Interrupt Status bit of the status register is set: the OR of all ISR bits while MSI-X is off (virtio 1.3 4.1.4.5.1).
+    /// Whether the Interrupt Status bit of the status register is set: the OR of all ISR bits while MSI-X is off
+    /// (virtio 1.3 4.1.4.5.1).
     pub(crate) fn wants_pin(&self) -> bool {
         !self.is_enabled() && self.isr.load(Ordering::Acquire) != 0
     }
@@ -243,8 +244,8 @@ impl Interrupts {
         }
     }
 
-    /// Makes the pin what the ISR status, the command register and MSI-X say now. Whoever changes one of them calls this afterwards, so
-    /// that the last one in the lock has seen all changes.
+    /// Makes the pin what the ISR status, the command register and MSI-X say now. Whoever changes one of them calls
+    /// this afterwards, so that the last one in the lock has seen all changes.
     #[cold]
     fn drive_pin(&self) {
         let Some(pin) = &self.pin else { return };

@@ -6,8 +6,9 @@
 //!           0x2000  device configuration      0x9000  MSI-X pending bits
 //! ```
 //!
-//! Interrupts are messages (MSI-X), or the pin INTA# for a driver that leaves MSI-X off. Doorbells are attached to the notification addresses once the
-//! device has run, as long as its BAR answers there; a notification that arrives otherwise has the same effect.
+//! Interrupts are messages (MSI-X), or the pin INTA# for a driver that leaves MSI-X off. Doorbells are attached to the
+//! notification addresses once the device has run, as long as its BAR answers there; a notification that arrives
+//! otherwise has the same effect.
 
 mod common_cfg;
 

@@ -205,6 +205,9 @@ impl Transport {
             if bit == status::FEATURES_OK && !self.features_are_legal() {
                 return;
             }
+            if bit == status::FEATURES_OK {
+                self.device.accepted(self.accepted);
+            }
             self.interrupts.add_status(bit);
             if bit == status::DRIVER_OK {
                 self.start();
@@ -224,6 +227,7 @@ impl Transport {
             let _ = doorbell.read();
         }
         self.accepted = 0;
+        self.device.accepted(0);
         self.device_feature_select = 0;
         self.driver_feature_select = 0;
         self.queue_select = 0;

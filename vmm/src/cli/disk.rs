@@ -1,9 +1,9 @@
-//! The grammar of `--disk`: `path=FILE[,readonly=on|off][,serial=TEXT][,block-size=BYTES][,format=raw]`.
+//! The grammar of `--disk`: `path=FILE[,readonly=on|off][,serial=TEXT][,queues=N][,block-size=BYTES][,format=raw]`.
 //!
 //! One serde struct whose fields are the keys, as in `net::spec`, so that a configuration file gives the same value.
 
-use devices::virtio::blk::DiskSerial;
 use devices::virtio::blk::disk::{Access, BlockSize};
+use devices::virtio::blk::{DiskSerial, QueueCount};
 use net::spec::Switch;
 use serde::Deserialize;
 use serde::de::value::{Error as SerdeError, MapDeserializer};
@@ -23,6 +23,9 @@ pub(crate) struct DiskSpec {
     /// What the guest sees as the disk's serial number.
     #[serde(default, deserialize_with = "read_serial")]
     pub(crate) serial: DiskSerial,
+    /// How many queues it has; without it as many as vCPUs, up to 4.
+    #[serde(default, deserialize_with = "read_queues")]
+    pub(crate) queues: Option<QueueCount>,
     /// Bytes of a logical block; without it those of the block device, or 512.
     #[serde(default, deserialize_with = "read_block_size")]
     pub(crate) block_size: Option<BlockSize>,
@@ -71,17 +74,25 @@ fn read_serial<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DiskSerial,
 /// A number, as a file has it, or text, as a flag has it.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Bytes {
-    Number(u32),
+enum Quantity<N> {
+    Number(N),
     Text(String),
 }
 
 fn read_block_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BlockSize>, D::Error> {
-    let size = match Bytes::deserialize(deserializer)? {
-        Bytes::Number(bytes) => bytes.try_into(),
-        Bytes::Text(text) => text.parse(),
+    let size = match Quantity::<u32>::deserialize(deserializer)? {
+        Quantity::Number(bytes) => bytes.try_into(),
+        Quantity::Text(text) => text.parse(),
     };
     size.map(Some).map_err(de::Error::custom)
+}
+
+fn read_queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<QueueCount>, D::Error> {
+    let count = match Quantity::<u16>::deserialize(deserializer)? {
+        Quantity::Number(count) => count.try_into(),
+        Quantity::Text(text) => text.parse(),
+    };
+    count.map(Some).map_err(de::Error::custom)
 }
 
 fn read_format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Format>, D::Error> {
@@ -133,6 +144,14 @@ mod tests {
     }
 
     #[test]
+    fn queues_are_read() {
+        let spec: DiskSpec = "path=a,queues=2".parse().unwrap();
+        assert_eq!(spec.queues, Some(2.try_into().unwrap()));
+        let spec: DiskSpec = toml::from_str("path = \"a\"\nqueues = 16").unwrap();
+        assert_eq!(spec.queues, Some(16.try_into().unwrap()));
+    }
+
+    #[test]
     fn wrong_keys_and_values_are_refused() {
         for (text, part) in [
             ("", "KEY=VALUE"),
@@ -146,6 +165,8 @@ mod tests {
             ("path=a,serial=ä", "printable"),
             ("path=a,block-size=8192", "512, 1024, 2048 or 4096"),
             ("path=a,block-size=4k", "512, 1024, 2048 or 4096"),
+            ("path=a,queues=0", "1 to 16"),
+            ("path=a,queues=17", "1 to 16"),
             ("path=a,format=qcow2", "raw"),
         ] {
             let message = text.parse::<DiskSpec>().unwrap_err().to_string();

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 const DISK_HELP: &str = "\
-Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT][,block-size=BYTES][,format=raw]; \
-can be repeated";
+Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT][,queues=N][,block-size=BYTES]\
+[,format=raw]; can be repeated";
 const NET_HELP: &str = "\
 Network card: a mode, then keys, such as bridge=br0,mac=52:54:00:00:00:01; can be repeated
 

@@ -48,8 +48,9 @@ impl IrqLine for Line {
 
 /// A level-triggered pin of the I/O APIC and the functions that share it.
 ///
-/// `KVM_IRQ_LINE` and not an irqfd with resampling: the device knows at each moment whether it wants to be served, so there is nothing to
-/// sample again, and nothing has to be made before a driver does without MSI-X. The price is a call where the level changes.
+/// `KVM_IRQ_LINE` and not an irqfd with resampling: the device knows at each moment whether it wants to be served, so
+/// there is nothing to sample again, and nothing has to be made before a driver does without MSI-X. The price is a call
+/// where the level changes.
 pub(super) struct SharedLine {
     vm: Arc<VmFd>,
     gsi: u32,

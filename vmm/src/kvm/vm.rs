@@ -68,8 +68,8 @@ impl Vm {
         Ok(Arc::new(Line::new(self.fd.clone(), gsi)?))
     }
 
-    /// Interrupt pin INTA# of the device with number `device` on the root bus, on a line that several devices share. Costs nothing until
-    /// it is driven.
+    /// Interrupt pin INTA# of the device with number `device` on the root bus, on a line that several devices share.
+    /// Costs nothing until it is driven.
     pub(crate) fn intx_pin(&self, device: u8) -> Arc<dyn IntxPin> {
         let line = layout::intx_gsi(device) - layout::INTX_FIRST_GSI;
         Arc::new(Pin(self.intx[line as usize].clone()))

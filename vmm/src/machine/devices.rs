@@ -15,7 +15,7 @@ use devices::legacy::pvpanic::Pvpanic;
 use devices::legacy::rtc::Rtc;
 use devices::legacy::serial::Serial;
 use devices::pci::root::{PciRoot, Windows};
-use devices::virtio::blk::{Blk, disk};
+use devices::virtio::blk::{Blk, QueueCount, disk};
 use devices::virtio::device::{Device, Memory};
 use devices::virtio::net::{
     FramePort, Impairment, Instance, Net, NetConfig, Offloads, Rate, Steering, Tap, Vhost, Watched,
@@ -185,7 +185,8 @@ impl Slots<'_> {
                 None => backend,
             };
             let backend = backend.map_err(added(&name))?;
-            self.add(&name, Box::new(Blk::new(&name, backend, disk.spec.serial)))?;
+            let queues = disk.spec.queues.unwrap_or(QueueCount::for_cpus(host.cpus));
+            self.add(&name, Box::new(Blk::new(&name, backend, disk.spec.serial).with_queues(queues)))?;
         }
         let entropy = host.entropy.try_clone().map_err(Error::host("duplicate a descriptor"))?;
         self.add("rng0", Box::new(Rng::new("rng0", entropy)))

@@ -5,6 +5,7 @@
 //! past its end.
 #![expect(unsafe_code, reason = "ioctl(BLKSSZGET) has no safe wrapper in the crates used here")]
 
+use crate::virtio::blk::topology::Sizes;
 use crate::virtio::iovec::IoVecs;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -130,6 +131,7 @@ pub struct Disk {
     file: File,
     sectors: u64,
     block_size: BlockSize,
+    sizes: Sizes,
     access: Access,
     can_discard: bool,
 }
@@ -151,6 +153,7 @@ impl Disk {
         // The metadata of a block device has no size; seeking works for both.
         let bytes = file.seek(SeekFrom::End(0)).map_err(DiskError::Inspect)?;
         let block_size = BlockSize::of(&file).map_err(DiskError::Inspect)?;
+        let sizes = Sizes::of(&file).map_err(DiskError::Inspect)?;
         if bytes == 0 {
             return Err(DiskError::Empty);
         }
@@ -159,7 +162,7 @@ impl Disk {
         let can_discard = access == Access::ReadWrite
             && (kind.is_block_device()
                 || fallocate(&file, FallocateMode::PunchHole, true, bytes, SECTOR_BYTES).is_ok());
-        let disk = Self { file, sectors: bytes / SECTOR_BYTES, block_size, access, can_discard };
+        let disk = Self { file, sectors: bytes / SECTOR_BYTES, block_size, sizes, access, can_discard };
         check_size(bytes, block_size).map(|()| disk)
     }
 
@@ -175,6 +178,11 @@ impl Disk {
     /// Bytes of a logical block.
     pub fn block_size(&self) -> BlockSize {
         self.block_size
+    }
+
+    /// The sizes that suit it.
+    pub(super) fn sizes(&self) -> Sizes {
+        self.sizes
     }
 
     /// Capacity in sectors.

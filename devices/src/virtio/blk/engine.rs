@@ -9,6 +9,7 @@
 //! | meets a host that fails | IOERR, counted, and the first one logged |
 
 use crate::virtio::blk::DiskSerial;
+use crate::virtio::blk::cache::{Cache, WriteMode};
 use crate::virtio::blk::config::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, MAX_WRITE_ZEROES_SEGMENTS};
 use crate::virtio::blk::disk::{Access, Disk, Extent, SECTOR_BYTES};
 use crate::virtio::blk::request::{
@@ -23,16 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use vm_memory::Bytes;
 
-/// When a write is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WriteMode {
-    /// When the host has it; the driver flushes.
-    Back,
-    /// When it is durable: the driver cannot flush (virtio 1.3 5.2.5.2).
-    Through,
-}
-
-/// What has been served. Written by the worker, read for reports, hence relaxed.
+/// What has been served. Written by the workers, read for reports, hence relaxed.
 #[derive(Default)]
 pub(super) struct Counts {
     reads: AtomicU64,
@@ -48,6 +40,14 @@ pub(super) struct Counts {
 }
 
 impl Counts {
+    /// Counts a failure of the host.
+    pub(super) fn host_failed(&self, name: &str, err: &io::Error) {
+        // The guest can cause any number of these, on a full host for example.
+        if count(&self.host_errors, 1) == 0 {
+            log::warn!("{name}: The disk failed: {err}; further failures are only counted");
+        }
+    }
+
     pub(super) fn report(&self) -> Vec<Counter> {
         [
             ("reads", &self.reads),
@@ -99,7 +99,7 @@ pub(super) struct Engine {
     pub(super) name: String,
     pub(super) disk: Arc<Disk>,
     pub(super) serial: DiskSerial,
-    pub(super) mode: WriteMode,
+    pub(super) cache: Arc<Cache>,
     pub(super) mem: Memory,
     pub(super) vecs: IoVecs,
     pub(super) counts: Arc<Counts>,
@@ -228,7 +228,7 @@ impl Engine {
     }
 
     fn write_through(&self) -> Result<(), Failure> {
-        match self.mode {
+        match self.cache.mode() {
             WriteMode::Back => Ok(()),
             WriteMode::Through => self.flush().map(|_| ()),
         }
@@ -246,10 +246,7 @@ impl Engine {
                 VIRTIO_BLK_S_UNSUPP
             }
             Failure::Host(err) => {
-                // The guest can cause any number of these, on a full host for example.
-                if count(&self.counts.host_errors, 1) == 0 {
-                    log::warn!("{}: The disk failed: {err}; further failures are only counted", self.name);
-                }
+                self.counts.host_failed(&self.name, err);
                 VIRTIO_BLK_S_IOERR
             }
         }

@@ -2,7 +2,10 @@
 //!
 //! Where nothing else is said, a request is three buffers: header at `HEADER`, data at `DATA`, status at `STATUS`.
 
-use super::engine::{Counts, Engine, WriteMode};
+mod device;
+
+use super::cache::Cache;
+use super::engine::{Counts, Engine};
 use super::*;
 use crate::virtio::test_driver::{Desc, MEM_BYTES, TestDriver};
 use proptest::prelude::*;
@@ -69,13 +72,13 @@ impl Bench {
             name: "blk0".to_owned(),
             disk: self.disk.clone(),
             serial: DiskSerial::try_from("disk-7").unwrap(),
-            mode: self.mode,
+            cache: Arc::new(Cache::new(self.mode)),
             vecs: IoVecs::new(mem.clone()),
             mem: mem.clone(),
             counts: self.counts.clone(),
         };
         let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
-        queue.serve(|chain| engine.answer(chain).map_err(|reason| Fault::Guest { queue: QUEUE, reason }))
+        queue.serve(|chain| engine.answer(chain).map_err(|reason| Fault::Guest { queue: FIRST_QUEUE, reason }))
     }
 
     /// Serves one chain. Returns the used length.

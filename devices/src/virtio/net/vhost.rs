@@ -272,8 +272,8 @@ fn set_ring(
     Ok(broken)
 }
 
-/// By which event the kernel interrupts for queue `idx`: its MSI-X vector's, or, for a driver that leaves MSI-X off, `called`, by way of
-/// the attendant.
+/// By which event the kernel interrupts for queue `idx`: its MSI-X vector's, or, for a driver that leaves MSI-X off,
+/// `called`, by way of the attendant.
 fn call<'a>(interrupts: &'a Interrupts, idx: u16, called: &'a EventFd) -> Option<&'a EventFd> {
     if interrupts.is_enabled() { interrupts.event_of_queue(idx) } else { Some(called) }
 }

@@ -9,8 +9,20 @@ use crate::{arena, cpu, fail, line, require, skip};
 const SECTOR: u32 = 512;
 const F_RO: u64 = 1 << 5;
 const F_FLUSH: u64 = 1 << 9;
+const F_TOPOLOGY: u64 = 1 << 10;
+const F_CONFIG_WCE: u64 = 1 << 11;
+const F_MQ: u64 = 1 << 12;
 const F_DISCARD: u64 = 1 << 13;
 const F_WRITE_ZEROES: u64 = 1 << 14;
+
+/// Fields of the configuration space (5.2.4).
+const BLK_SIZE: u64 = 20;
+const PHYSICAL_BLOCK_EXP: u64 = 24;
+const MIN_IO_SIZE: u64 = 26;
+const WRITEBACK: u64 = 32;
+const NUM_QUEUES: u64 = 34;
+/// Queues of a disk that are tried, at most.
+const QUEUES_MAX: usize = 8;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -38,6 +50,10 @@ pub(super) const CHECKS: &[(&str, DeviceCheck)] = &[
     ("a read-only disk refuses writes", read_only_refuses),
     ("write zeroes clears a sector", write_zeroes),
     ("discard succeeds", discard),
+    ("a physical block is whole logical ones", topology),
+    ("the cache mode switches and writes reach the disk in both", cache_mode),
+    ("without flush the cache begins as write-through", cache_without_flush),
+    ("every queue serves requests", every_queue),
 ];
 
 /// A started disk.
@@ -50,9 +66,19 @@ struct Disk {
 
 impl Disk {
     fn start(device: &Device) -> Check<Self> {
-        let features = device.negotiate(F_RO | F_FLUSH | F_DISCARD | F_WRITE_ZEROES)?;
-        let ring = device.enable_queue(0, 64)?;
+        Self::start_with(device, F_RO | F_FLUSH | F_DISCARD | F_WRITE_ZEROES)
+    }
+
+    fn start_with(device: &Device, wanted: u64) -> Check<Self> {
+        let features = device.negotiate(wanted)?;
+        let disk = Self::enable(device, 0, features)?;
         device.go_live()?;
+        Ok(disk)
+    }
+
+    /// Requests in queue `queue` of a disk that is not live yet.
+    fn enable(device: &Device, queue: u16, features: u64) -> Check<Self> {
+        let ring = device.enable_queue(queue, 64)?;
         Ok(Self { ring, features, header: arena::take(16, 16), status: arena::take(1, 1) })
     }
 
@@ -250,4 +276,74 @@ fn discard(s: &Subject) -> Check {
         disk.expect(OK, DISCARD, 0, &[segment(last, 1)])?;
         disk.expect(IO_ERROR, DISCARD, 0, &[segment(last, 2)])
     })
+}
+
+fn topology(s: &Subject) -> Check {
+    let config = s.device.config.address;
+    Disk::start_with(&s.device, F_TOPOLOGY)?.need(F_TOPOLOGY, "topology")?;
+    let (block, exp) = (cpu::read32(config + BLK_SIZE), cpu::read8(config + PHYSICAL_BLOCK_EXP));
+    let min_io = cpu::read16(config + MIN_IO_SIZE);
+    line!("# {s} has blocks of {block} bytes, physical ones of {}", u64::from(block) << exp.min(32));
+    require!(exp <= 11, "a physical block is 2^{exp} logical ones");
+    require!(!s.terms.strict || u32::from(min_io) >= 1 << exp, "{min_io} blocks are enough, of 2^{exp} at once");
+    Ok(())
+}
+
+fn cache_mode(s: &Subject) -> Check {
+    let writeback = s.device.config.address + WRITEBACK;
+    let mut disk = Disk::start_with(&s.device, F_RO | F_FLUSH | F_CONFIG_WCE)?;
+    disk.need(F_CONFIG_WCE, "switching the cache mode")?;
+    disk.need_writable()?;
+    let last = capacity(&s.device) - 1;
+    let (saved, back) = (arena::take(SECTOR.into(), 512), arena::take(SECTOR.into(), 512));
+    disk.expect(OK, IN, last, &[(saved, SECTOR, flag::WRITE)])?;
+    for (value, mode) in [(0, 0), (1, 1), (0, 0)] {
+        cpu::write8(writeback, value);
+        let read = cpu::read8(writeback);
+        require!(read == mode, "wrote {value}, read {read}");
+        disk.expect(OK, OUT, last, &[(saved, SECTOR, 0)])?;
+        disk.expect(OK, FLUSH, 0, &[])?;
+        disk.expect(OK, IN, last, &[(back, SECTOR, flag::WRITE)])?;
+        require!(same(saved, back), "contents differ in mode {mode}");
+    }
+    if s.terms.strict {
+        cpu::write8(writeback, 2);
+        cpu::write16(writeback, 1);
+        require!(cpu::read8(writeback) == 0, "2 and 16 bits made it {}", cpu::read8(writeback));
+        s.device.negotiate(F_FLUSH)?;
+        cpu::write8(writeback, 0);
+        require!(cpu::read8(writeback) == 1, "it switches without the feature");
+    }
+    Ok(())
+}
+
+fn cache_without_flush(s: &Subject) -> Check {
+    let features = s.device.negotiate(F_CONFIG_WCE)?;
+    if features & F_CONFIG_WCE == 0 {
+        skip!("switching the cache mode is not offered");
+    }
+    let mode = cpu::read8(s.device.config.address + WRITEBACK);
+    require!(mode == 0, "writeback is {mode}");
+    Ok(())
+}
+
+fn every_queue(s: &Subject) -> Check {
+    let features = s.device.negotiate(F_FLUSH | F_MQ)?;
+    if features & F_MQ == 0 {
+        skip!("the disk has one queue");
+    }
+    let count = cpu::read16(s.device.config.address + NUM_QUEUES);
+    require!((2..=s.device.get16(crate::virtio::common::NUM_QUEUES)).contains(&count), "{count} queues");
+    let mut disks = [const { None }; QUEUES_MAX];
+    for (queue, slot) in (0..count).zip(&mut disks) {
+        *slot = Some(Disk::enable(&s.device, queue, features)?);
+    }
+    s.device.go_live()?;
+    let buffer = arena::take(SECTOR.into(), 512);
+    for disk in disks.iter_mut().flatten() {
+        disk.expect(OK, IN, 0, &[(buffer, SECTOR, flag::WRITE)])?;
+        disk.expect(OK, FLUSH, 0, &[])?;
+    }
+    line!("# {s} serves {count} queues");
+    Ok(())
 }

@@ -1,5 +1,5 @@
-//! What is left to do while the kernel moves the frames: the control queue, the link, rings that the driver breaks, and interrupts of a
-//! driver that leaves MSI-X off.
+//! What is left to do while the kernel moves the frames: the control queue, the link, rings that the driver breaks, and
+//! interrupts of a driver that leaves MSI-X off.
 //!
 //! One thread for the whole card, which sleeps unless something of that happens.
 
