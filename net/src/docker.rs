@@ -11,19 +11,21 @@
 //! containers. The keeper that made them removes them by their handles. If it was killed, the next start behind NAT, or `minivmm net gc`,
 //! finds rules whose VM has no tap on that network. The table is not ours, so the kernel does not remove them by itself.
 //!
-//! Not supported: a Docker that works through the predecessor of nf_tables (`minivmm doctor` says what to do then), and one that is
-//! started, or whose rules are flushed, while the VM runs.
+//! Docker may come and go, and flush its rules, while a VM runs: the keeper sees that, and has the rules where the chain is.
+//!
+//! Not supported: a Docker that works through the predecessor of nf_tables (`minivmm doctor` says what to do then).
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
-use crate::alias::TapAlias;
+use crate::alias::{Mode, TapAlias};
 use crate::facts::Link;
 use crate::nft::{
-    Batch, Command, Family, IpFields, Match, NftError, NftSocket, Policy, Rule, RuleInChain, Statement, TableName,
-    Test, Verdict,
+    BaseChainSeen, Batch, Command, Family, IpFields, Match, NftError, NftSocket, Policy, Rule, RuleInChain, Statement,
+    TableName, Test, Verdict,
 };
+use crate::rules::Member;
 use crate::services::PREFIX_LEN;
 use crate::spec::IfName;
 
@@ -64,6 +66,19 @@ pub struct Admission {
 pub(crate) struct Placed {
     family: Family,
     handle: u64,
+}
+
+/// What a card on a network of ours needs of Docker where it drops; nothing if its packets do not pass there.
+pub(crate) fn admission(member: &Member, docker: DockerTables, bridged_as_routed: bool) -> Option<Admission> {
+    let passes = docker.ip4 && (member.mode == Mode::Nat || bridged_as_routed);
+    let prefix6 = member.ipv6.filter(|_| docker.ip6).map(|network| network.prefix);
+    passes.then(|| Admission { bridge: member.bridge.clone(), address: member.address, prefix6 })
+}
+
+/// Whether a chain is Docker's, where it leaves a place for others.
+pub(crate) fn is_its_own(chain: &BaseChainSeen, docker: DockerTables) -> bool {
+    let drops = if chain.family == "ip6" { docker.ip6 } else { chain.family == "ip" && docker.ip4 };
+    drops && chain.table == "filter" && chain.chain == "FORWARD"
 }
 
 /// Looks where Docker drops. Nowhere, for a user who may not look.
@@ -125,12 +140,46 @@ pub(crate) fn admit(
     Ok(placed)
 }
 
-/// Removes rules of ours that are still there.
+/// Removes rules of ours that are still there. Others can have their handles by now.
 pub(crate) fn withdraw(placed: &[Placed]) -> Result<(), NftError> {
     if placed.is_empty() {
         return Ok(());
     }
-    remove(|family, rule| placed.contains(&Placed { family, handle: rule.handle })).map(drop)
+    remove(|family, rule| placed.contains(&Placed { family, handle: rule.handle }) && owner(rule).is_some()).map(drop)
+}
+
+/// Whether all of these rules are still there.
+pub(crate) fn are_placed(placed: &[Placed]) -> Result<bool, NftError> {
+    let mut socket = NftSocket::open()?;
+    for family in [Family::Ip, Family::Ip6] {
+        let mut wanted = placed.iter().filter(|rule| rule.family == family).peekable();
+        if wanted.peek().is_none() {
+            continue;
+        }
+        let present = socket.rules_of(&table(family), CHAIN)?;
+        let is_there = |rule: &Placed| present.iter().any(|it| it.handle == rule.handle && owner(it).is_some());
+        if !wanted.all(is_there) {
+            return Ok(false);
+        }
+    }
+    Ok(!placed.is_empty())
+}
+
+/// The VMs on networks with a way out whose rules are not in Docker's chain, each with its bridge.
+pub(crate) fn missing(links: &[Link]) -> Result<Vec<(String, String)>, NftError> {
+    let mut socket = NftSocket::open()?;
+    let present = socket.rules_of(&table(Family::Ip), CHAIN)?;
+    let mut found = Vec::new();
+    for tap in links {
+        let bridge = links.iter().find(|link| Some(link.index) == tap.master && link.is_our_bridge());
+        let (Some(alias), Some(bridge)) = (tap.alias.as_deref().and_then(TapAlias::parse), bridge) else { continue };
+        let is_own = |rule: &RuleInChain| owner(rule) == Some((alias.vm.as_str(), bridge.name.as_str()));
+        if alias.mode == Mode::Nat && !present.iter().any(is_own) {
+            found.push((alias.vm, bridge.name.clone()));
+        }
+    }
+    found.dedup();
+    Ok(found)
 }
 
 /// Removes rules of VMs that have gone, and says how many.

@@ -61,7 +61,12 @@ impl Finding {
 
     /// Something that hurts and does not keep cards from working.
     fn warning(about: &'static str, what: impl Into<String>, why: &str, fix: impl Into<String>) -> Self {
-        Self { level: Level::Warning, about, what: what.into(), why: why.to_owned(), fix: Some(fix.into()) }
+        Self { fix: Some(fix.into()), ..Self::trouble(about, what, why) }
+    }
+
+    /// The same where no one command helps.
+    pub fn trouble(about: &'static str, what: impl Into<String>, why: &str) -> Self {
+        Self { level: Level::Warning, about, what: what.into(), why: why.to_owned(), fix: None }
     }
 }
 

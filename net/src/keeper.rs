@@ -9,6 +9,10 @@
 mod child;
 mod conflict;
 mod desk;
+mod firewall;
+mod gateways;
+mod mtu;
+mod pace;
 mod process;
 mod upkeep;
 mod watch;
@@ -22,6 +26,7 @@ use nix::sys::socket::{self, AddressFamily, Shutdown, SockFlag, SockType};
 use nix::sys::time::TimeVal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::alias::TapAlias;
 use crate::error::Error;
@@ -91,7 +96,7 @@ pub struct Services {
 }
 
 /// What the keeper says while the VM runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// A card's link is like this from now on.
     Link {
@@ -109,8 +114,26 @@ pub enum News {
         /// With an IP address of it.
         addresses: u64,
     },
+    /// The network of a card carries other packets: its services are to tell this.
+    Mtu {
+        /// The card, by its place in the request.
+        card: usize,
+        /// The MTU in bytes.
+        mtu: u16,
+    },
+    /// All that was promised and cannot be kept at present. Each is in the log as well.
+    NotKept(Vec<NotKept>),
     /// The keeper has ended, or cannot be understood: nothing is attached again, and no link is reported.
     Ended,
+}
+
+/// Something of a card that the plan has promised, and that the keeper cannot keep at present.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotKept {
+    /// The card, by its place in the request.
+    pub card: usize,
+    /// What it is: a sentence.
+    pub text: String,
 }
 
 /// The VMM's side of the keeper.
@@ -185,7 +208,11 @@ impl Keeper {
                     return Ok((ports, timing));
                 }
                 Reply::Failed(report) => return Err(Error::Keeper(report)),
-                Reply::Link { .. } | Reply::Conflicts { .. } | Reply::Stopped(_) => return Err(Error::Protocol),
+                Reply::Link { .. }
+                | Reply::Conflicts { .. }
+                | Reply::Mtu { .. }
+                | Reply::NotKept(_)
+                | Reply::Stopped(_) => return Err(Error::Protocol),
             }
         }
     }
@@ -204,6 +231,8 @@ impl Keeper {
             Ok(Some((Reply::Conflicts { card, macs, addresses }, _))) => {
                 Some(News::Conflicts { card, macs, addresses })
             }
+            Ok(Some((Reply::Mtu { card, mtu }, _))) => Some(News::Mtu { card, mtu }),
+            Ok(Some((Reply::NotKept(promises), _))) => Some(News::NotKept(promises)),
             Err(Error::Silent { .. }) => None,
             Ok(_) | Err(_) => Some(News::Ended),
         }
@@ -288,8 +317,8 @@ impl Process {
                 Some((Reply::Stopped(reports), _)) => return Err(Error::Teardown(reports)),
                 // The set-up failed, and the one who asked for the ports knows.
                 Some((Reply::Failed(_), _)) => return Ok(()),
-                // Ports that nobody asked for are closed here.
-                Some((Reply::Port(_) | Reply::Ready(_) | Reply::Link { .. } | Reply::Conflicts { .. }, _)) => {}
+                // Also ports that were not asked for, which are closed here.
+                Some(_) => {}
                 None => return Ok(()),
             }
         }

@@ -103,7 +103,7 @@ mod vlan;
 
 pub use error::{Error, Report};
 pub use guard::Guard;
-pub use keeper::{Keeper, News, Port, Services, Timing};
+pub use keeper::{Keeper, News, NotKept, Port, Services, Timing};
 pub use link::LinkState;
 pub use lookout::Lookout;
 pub use mac::MacAddr;

@@ -19,6 +19,7 @@
 
 pub(crate) mod attr;
 mod batch;
+mod changes;
 mod dump;
 mod expressions;
 mod kernel;
@@ -31,6 +32,7 @@ mod test;
 mod value;
 
 pub use batch::{Batch, Command};
+pub(crate) use changes::Changes;
 pub use dump::{BaseChainSeen, Counts, Ending, NamedCounter, RuleCounter, RuleInChain, TableSeen};
 pub use matching::{CtState, CtStatus, Field, Fragment, IpFields, Match, TcpFlag};
 pub use objects::{EncodeError, RuleError};

@@ -32,6 +32,7 @@ use crate::spec::{ForwardDelay, MacvtapMode, Switch};
 use crate::vlan::PortVlans;
 
 pub(crate) mod notices;
+pub(crate) mod port;
 
 /// What people see next to a bridge of ours in `ip link`.
 const BRIDGE_ALIAS: &str = "minivmm: goes with its last port";

@@ -8,10 +8,10 @@ use std::process::Command;
 
 use super::traffic::setting;
 use super::{Finding, Needs};
-use crate::alias::Mode;
+use crate::alias::{Mode, NetworkAlias};
 use crate::docker;
-use crate::facts::{Facts, IpFacts};
-use crate::nft::{BaseChainSeen, Ending, Family, NftSocket, Policy, TableName};
+use crate::facts::{Facts, IpFacts, Link};
+use crate::nft::{BaseChainSeen, Family, NftSocket, TableName};
 use crate::spec::{NetSpec, Switch};
 
 /// What tables of minivmm begin with.
@@ -35,7 +35,8 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(cards: &[NetSpec], ip: &IpFacts) -> Self {
+    fn of(cards: &[NetSpec], facts: &Facts) -> Self {
+        let ip = &facts.ip;
         // Frames between guests of a network without a way out are seen there as well if the host has it so.
         let private = cards.iter().filter_map(NetSpec::private);
         let routed = private.filter(|card| card.mode == Mode::Nat || ip.bridged_as_routed);
@@ -48,6 +49,9 @@ impl Wanted {
         }
         bridges.dedup();
         if cards.is_empty() {
+            // What runs counts, too.
+            let networks = facts.links.iter().filter(|link| is_way_out(link)).map(|link| link.name.clone());
+            bridges.extend(networks.filter(|name| name != DEFAULT_NETWORK));
             bridges.push(DEFAULT_NETWORK.to_owned());
         }
         Self { bridges, families }
@@ -70,7 +74,7 @@ impl Wanted {
 }
 
 pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Finding> {
-    let wanted = Wanted::of(cards, &facts.ip);
+    let wanted = Wanted::of(cards, facts);
     if !needs.bridge && wanted.bridges.is_empty() {
         return Vec::new();
     }
@@ -84,12 +88,15 @@ pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Findin
             return vec![Finding::warning("firewall", what, "it may drop what guests send", fix)];
         }
     };
-    let dropping: Vec<_> = chains.iter().filter(|chain| chain.hook == "forward" && drops(chain)).collect();
+    let dropping: Vec<_> = chains.iter().filter(|chain| chain.hook == "forward" && chain.drops()).collect();
     let mut findings = Vec::new();
     if !wanted.bridges.is_empty() {
         let routed = dropping.iter().filter(|chain| wanted.families.contains(&chain.family));
         findings.extend(routed.filter_map(|chain| drops_routed(chain, &wanted, &facts.ip, &mut socket)));
         findings.extend(legacy(&wanted));
+        if facts.ip.docker.ip4 {
+            findings.extend(docker::missing(&facts.links).unwrap_or_default().iter().map(left_out));
+        }
     }
     if needs.bridge {
         findings.extend(dropping.iter().filter(|chain| chain.family == "bridge").map(|chain| drops_bridged(chain)));
@@ -99,14 +106,6 @@ pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Findin
         findings.push(Finding::fine("firewall", "No chain in nf_tables drops what guests send by default"));
     }
     findings
-}
-
-fn drops(chain: &BaseChainSeen) -> bool {
-    match chain.ending {
-        Ending::Drop | Ending::Reject => true,
-        Ending::Accept => false,
-        Ending::Policy => chain.policy == Policy::Drop,
-    }
 }
 
 /// What a command prints; nothing if it is not there or fails.
@@ -150,6 +149,19 @@ fn drops_routed(chain: &BaseChainSeen, wanted: &Wanted, ip: &IpFacts, socket: &m
     };
     let what = format!("Chain {name} of table {family} {table} drops what it does not know");
     Some(Finding::problem("firewall", what, WHY_ROUTED, Some(fix)))
+}
+
+/// A bridge of a network of ours with a way out.
+fn is_way_out(link: &Link) -> bool {
+    let alias = link.alias.as_deref().filter(|_| link.is_our_bridge()).and_then(NetworkAlias::parse);
+    alias.is_some_and(|alias| alias.mode == Mode::Nat)
+}
+
+/// A VM that runs and whose keeper has no rules in Docker's chain: it has been killed, or is of an older release.
+fn left_out((vm, bridge): &(String, String)) -> Finding {
+    let what = format!("Docker drops what VM {vm} sends by {bridge}: its rules are not in {}", docker::CHAIN);
+    let rule = |side| format!("iptables -I {} {side} {bridge} -j ACCEPT", docker::CHAIN);
+    Finding::problem("firewall", what, WHY_ROUTED, Some(format!("{} && {}", rule("-i"), rule("-o"))))
 }
 
 fn admit_by(program: &str, chain: &str, wanted: &Wanted) -> String {

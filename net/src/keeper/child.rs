@@ -11,16 +11,21 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::net::UnixStream;
 
+use super::NotKept;
 use super::conflict::Conflicts;
 use super::desk::Desk;
+use super::firewall::Firewall;
+use super::gateways::Gateways;
+use super::mtu::Mtus;
 use super::process;
 use super::upkeep::Upkeep;
 use super::watch::Watch;
 use super::wire::{PortHeader, Reply, ServiceHeader, Timing};
+use crate::docker;
 use crate::error::{Error, Report};
 use crate::lock::NamespaceLock;
 use crate::lookout::Lookout;
@@ -41,9 +46,6 @@ use crate::tun::TapKind;
 /// How often a plan is made anew because the host changed between survey and step. Keepers keep out of each other's
 /// way with a lock, so this takes somebody else who makes and removes bridges in the same millisecond.
 const ATTEMPTS: usize = 4;
-
-/// How long to wait for a VMM that does not read. Its end of the socket has room for hundreds of messages.
-const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the keeper to its end. Returns the exit code of its process, which holds `lock` until then.
 pub(super) fn run(socket: OwnedFd, request: &Request, lock: Option<BorrowedFd>) -> i32 {
@@ -221,6 +223,9 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
     let mut watch = Watch::new(plan, host, socket);
     let mut conflicts = Conflicts::new(plan, host);
     let mut upkeep = Upkeep::new(plan);
+    let (mut gateways, mut mtus) = (Gateways::new(plan), Mtus::new(plan, request));
+    let mut firewall = Firewall::new(plan, &request.vm_name);
+    let mut told = Vec::new();
     match Events::subscribe() {
         Ok(mut events) => {
             // What happened before the subscription.
@@ -229,6 +234,8 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
             // Goes on where it was when something else happens.
             let mut calling = Box::pin(desk.next());
             loop {
+                let not_kept = watch.not_kept().chain(gateways.not_kept()).chain(firewall.not_kept()).collect();
+                tell(socket, not_kept, &mut told);
                 tokio::select! {
                     biased;
                     _ = closed.as_mut() => return,
@@ -239,11 +246,19 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
                         };
                         watch.note(&message, host).await;
                         upkeep.note(&message);
+                        gateways.note(&message);
+                        mtus.note(&message);
                         conflicts.note(&message, &host.rtnl, socket).await;
                     }
-                    () = pause(watch.is_behind()) => watch.catch_up(),
+                    () = watch.wait() => watch.catch_up(host).await,
+                    () = gateways.wait() => gateways.look(&host.rtnl).await,
+                    () = firewall.wait() => firewall.look(host).await,
+                    () = mtus.wait() => mtus.look(&host.rtnl, socket).await,
                     idx = conflicts.claimed() => conflicts.hear(idx, socket),
-                    () = upkeep.due() => upkeep.look(host).await,
+                    () = upkeep.due() => {
+                        upkeep.look(host).await;
+                        mtus.note_routes();
+                    }
                     caller = calling.as_mut() => {
                         let answer = obey(plan, host, request, &caller.order);
                         caller.answer(&answer).await;
@@ -284,12 +299,14 @@ fn replace(plan: &Plan, host: &mut Host, request: &Request, policy: &Policy) -> 
     host.judge(&request.vm_name, policy, cards).map_err(Error::Policy)
 }
 
-/// Passes when it is time to tell the VMM again what it had no room for; never if it has been told everything.
-async fn pause(behind: bool) {
-    if behind {
-        tokio::time::sleep(TELL_AGAIN).await;
-    } else {
-        std::future::pending().await
+/// Tells the VMM which promises are not kept, if that has changed. One that has no room now is told at the next change of anything.
+fn tell(socket: &OwnedFd, not_kept: Vec<NotKept>, told: &mut Vec<NotKept>) {
+    if not_kept == *told {
+        return;
+    }
+    // One that has gone is noticed by its end of the socket.
+    if !matches!(Reply::NotKept(not_kept.clone()).try_send(socket.as_fd()), Ok(false)) {
+        *told = not_kept;
     }
 }
 
@@ -303,7 +320,11 @@ pub(super) fn pollable(socket: &OwnedFd) -> io::Result<UnixStream> {
 async fn tear_down(steps: &[Step], host: &mut Host) -> Vec<Report> {
     let shared = steps.iter().any(|step| step.bridge().is_some());
     let _lock = if shared { Some(NamespaceLock::take().await) } else { None };
-    undo_all(steps, host).await
+    // Also those that came with a Docker that was started later, of which no step knows.
+    let withdrawn = docker::withdraw(&std::mem::take(&mut host.admitted)).map_err(Error::Docker);
+    let mut reports: Vec<Report> = withdrawn.err().iter().map(Error::report).collect();
+    reports.extend(undo_all(steps, host).await);
+    reports
 }
 
 /// Undoes every step from the last to the first, whatever the others say.

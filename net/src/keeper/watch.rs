@@ -1,26 +1,35 @@
-//! Looks after the taps while the VM runs: tells the VMM what becomes of their links, and puts a tap back on its bridge when
-//! somebody took it off.
+//! Looks after the taps while the VM runs: tells the VMM what becomes of their links, puts a tap back on its bridge when it
+//! was taken off, and restores what the plan has set on it.
 //!
 //! NetworkManager and systemd-networkd do that to interfaces they think are theirs, some seconds after a start. A
 //! notification only makes us look: notifications are old news when they are read, and the ones of our own set-up
 //! show the tap without its bridge as well. A tap that is on another bridge now was moved on purpose and stays there.
+//!
+//! Repairs have a rate ([`Allowance`]), not an end. A tap that finds a new bridge of that name, or that others have attached
+//! meanwhile, is put back as often as at first.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::neighbour::NeighbourMessage;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use tokio::time::{Instant, sleep_until};
 
+use super::NotKept;
+use super::pace::{Allowance, Grant, REFILL};
 use super::wire::Reply;
 use crate::ethtool;
 use crate::link::{self, LinkState};
 use crate::plan::Plan;
 use crate::rtnl::{self, Attachment};
 use crate::spec::IfName;
-use crate::step::{Host, Step};
+use crate::step::{Host, Step, index_of};
+use crate::survey;
 
-/// How often one tap is put back. Whoever takes it off more often means it.
-const REATTACH_MAX: u32 = 16;
+/// How long to wait for a VMM that does not read. Its end of the socket has room for hundreds of messages.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 /// The taps of a VM.
 pub(super) struct Watch<'a> {
@@ -45,8 +54,12 @@ struct Watched {
 struct Attached {
     bridge: IfName,
     attachment: Attachment,
-    reattached: u32,
+    /// The number of the bridge that it was last on.
+    home: Option<u32>,
+    allowance: Allowance,
     place: Place,
+    /// The bridge may have forgotten where the guest's address is.
+    doubted: bool,
 }
 
 /// What is known of a tap that we attached.
@@ -54,13 +67,16 @@ struct Attached {
 /// ```text
 /// [on bridge] --detached, and the bridge has gone--> [no bridge]
 ///      ^------a bridge of that name appeared------------'
-/// [on bridge] --detached too often--> [given up]
+/// [on bridge] --detached or changed too often--> [resting], [changed] --time passes--> [on bridge]
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     OnBridge,
     NoBridge,
-    GivenUp,
+    /// On none, until there may be another repair.
+    Resting,
+    /// On its bridge, with a setting that is not the plan's.
+    Changed(&'static str),
 }
 
 impl<'a> Watch<'a> {
@@ -83,13 +99,20 @@ impl<'a> Watch<'a> {
     /// Acts on a notification of the kernel.
     pub(super) async fn note(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>, host: &Host) {
         for tap in &mut self.taps {
+            let forgotten = match &message.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(entry)) => tap.is_forgotten(entry),
+                NetlinkPayload::Overrun(_) => true,
+                _ => false,
+            };
+            if let Some(attached) = &mut tap.attached {
+                attached.doubted |= forgotten;
+            }
             let concerned = match &message.payload {
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
                 ) => tap.is_concerned(link),
                 // The kernel had more news than the socket could hold.
-                NetlinkPayload::Overrun(_) => true,
-                _ => false,
+                _ => forgotten,
             };
             if concerned {
                 tap.check(host, self.socket).await;
@@ -97,26 +120,55 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Whether the VMM has not been told everything.
-    pub(super) fn is_behind(&self) -> bool {
-        self.taps.iter().any(|tap| tap.told != tap.state)
+    /// Waits until there is something to do without a notification: the VMM may have room again for what it has not been told, or a tap that
+    /// was taken off too often may be put back.
+    pub(super) async fn wait(&self) {
+        let behind = self.taps.iter().any(|tap| tap.told != tap.state).then(|| Instant::now() + TELL_AGAIN);
+        let resting = self.taps.iter().filter_map(Watched::next_repair).min();
+        match behind.into_iter().chain(resting).min() {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
     }
 
-    /// Tells the VMM what it has not been told, as far as it has room for that.
-    pub(super) fn catch_up(&mut self) {
+    /// Does what [`wait`](Self::wait) has waited for.
+    pub(super) async fn catch_up(&mut self, host: &Host) {
+        let now = Instant::now();
         for tap in &mut self.taps {
             tap.tell(self.socket);
+            if tap.next_repair().is_some_and(|due| due <= now) {
+                tap.check(host, self.socket).await;
+            }
         }
+    }
+
+    /// The promises about taps that are not kept at present.
+    pub(super) fn not_kept(&self) -> impl Iterator<Item = NotKept> {
+        self.taps.iter().filter_map(|tap| Some(NotKept { card: tap.card, text: tap.attached.as_ref()?.not_kept()? }))
     }
 }
 
 impl Watched {
     fn is_concerned(&self, link: &LinkMessage) -> bool {
         let index = Some(link.header.index);
-        let awaited = self.attached.as_ref().filter(|attached| attached.place == Place::NoBridge);
+        let awaited = self.attached.as_ref().filter(|attached| attached.place != Place::OnBridge);
         index == Some(self.index)
             || index == self.master
             || awaited.is_some_and(|attached| rtnl::name(link) == Some(attached.bridge.as_str()))
+    }
+
+    /// Whether this is the entry that has the bridge send to the tap what is for its guest.
+    fn is_forgotten(&self, entry: &NeighbourMessage) -> bool {
+        let pinned = self.attached.as_ref().and_then(|attached| attached.attachment.pinned);
+        entry.header.family == AddressFamily::Bridge
+            && entry.header.ifindex == self.index
+            && pinned.is_some_and(|mac| survey::link_layer_address(entry) == Some(mac.octets()))
+    }
+
+    /// When it may be put in order again.
+    fn next_repair(&self) -> Option<Instant> {
+        let attached = self.attached.as_ref()?;
+        matches!(attached.place, Place::Resting | Place::Changed(_)).then(|| attached.allowance.next())
     }
 
     /// Looks at the tap as it is now, attaches it if it is nowhere, and tells the VMM what became of its link.
@@ -125,13 +177,17 @@ impl Watched {
             Ok(tap) => tap,
             Err(error) => return log::warn!("Cannot look at the tap of card {}: {error}", self.card),
         };
-        let astray = tap.as_ref().is_some_and(|tap| rtnl::master(tap).is_none());
-        if let Some(attached) = self.attached.as_mut().filter(|attached| astray && attached.place != Place::GivenUp) {
-            // However short it was: other machines may have forgotten where the guest is, and its announcement tells them.
-            self.state = self.told.map(|told| LinkState { up: false, ..told });
-            attached.put_back(self.card, host).await;
-            self.tell(socket);
-            tap = host.rtnl.link(self.index).await.unwrap_or(tap);
+        if let (Some(found), Some(attached)) = (&tap, &mut self.attached) {
+            match rtnl::master(found) {
+                None => {
+                    // However short it was: other machines may have forgotten where the guest is, and its announcement tells them.
+                    self.state = self.told.map(|told| LinkState { up: false, ..told });
+                    attached.put_back(self.card, host).await;
+                    self.tell(socket);
+                    tap = host.rtnl.link(self.index).await.unwrap_or(tap);
+                }
+                Some(master) => attached.settle(found, master, host).await,
+            }
         }
         self.state = Some(self.state_of(tap.as_ref(), host).await);
         self.tell(socket);
@@ -169,8 +225,16 @@ impl Attached {
     fn by(step: &Step, card: usize) -> Option<Self> {
         match step {
             Step::AttachTap { card: attached, bridge, .. } if *attached == card => {
-                let attachment = step.attachment()?;
-                Some(Self { bridge: bridge.clone(), attachment, reattached: 0, place: Place::OnBridge })
+                let (attachment, allowance) = (step.attachment()?, Allowance::full());
+                let home = index_of(bridge.as_str()).ok();
+                Some(Self {
+                    bridge: bridge.clone(),
+                    attachment,
+                    home,
+                    allowance,
+                    place: Place::OnBridge,
+                    doubted: false,
+                })
             }
             _ => None,
         }
@@ -179,21 +243,99 @@ impl Attached {
     /// Attaches the tap of `card`, which is on no bridge.
     async fn put_back(&mut self, card: usize, host: &Host) {
         let name = host.taps.get(&card).map_or("", |tap| tap.name.as_str());
-        if self.reattached == REATTACH_MAX {
-            log::error!("Tap {name} was taken off bridge {} {REATTACH_MAX} times: leave it off", self.bridge);
-            self.place = Place::GivenUp;
+        let found = index_of(self.bridge.as_str()).ok();
+        if found.is_some() && found != self.home {
+            self.allowance.rearm();
+            self.home = found;
+        }
+        let grant = if found.is_some() { self.allowance.take() } else { Grant::Granted };
+        if let Grant::Later { first } = grant {
+            if first {
+                let seconds = REFILL.as_secs();
+                log::error!(
+                    "Tap {name} is taken off bridge {} again and again: put it back every {seconds} s only",
+                    self.bridge
+                );
+            }
+            self.place = Place::Resting;
             return;
         }
         match host.attach(card, &self.bridge, &self.attachment).await {
             Ok(()) => {
-                self.reattached += 1;
                 self.place = Place::OnBridge;
-                log::warn!("Tap {name} was taken off bridge {}: put it back", self.bridge);
+                if grant == Grant::Granted {
+                    log::warn!("Tap {name} was taken off bridge {}: put it back", self.bridge);
+                }
             }
             Err(error) => {
+                if self.place != Place::NoBridge {
+                    log::error!("Tap {name} was taken off its bridge: {}", error.report().message);
+                }
                 self.place = Place::NoBridge;
-                log::error!("Tap {name} was taken off its bridge: {}", error.report().message);
             }
+        }
+    }
+
+    /// Restores what the plan has set on its tap, which is on `master` and looks like `tap`.
+    async fn settle(&mut self, tap: &LinkMessage, master: u32, host: &Host) {
+        if matches!(self.place, Place::Resting | Place::NoBridge) {
+            // It has been attached by others, who want it there.
+            self.allowance.rearm();
+            self.place = Place::OnBridge;
+        }
+        if index_of(self.bridge.as_str()).ok() != Some(master) {
+            return;
+        }
+        self.home = Some(master);
+        let Some(changed) = self.changed(tap, master, host).await else {
+            self.place = Place::OnBridge;
+            return;
+        };
+        let name = rtnl::name(tap).unwrap_or_default();
+        match self.allowance.take() {
+            Grant::Later { first } => {
+                if first {
+                    log::error!("The {changed} of tap {name} changes again and again");
+                }
+                self.place = Place::Changed(changed);
+            }
+            grant => match host.rtnl.restore_port(tap.header.index, &self.attachment).await {
+                Ok(()) => {
+                    self.place = Place::OnBridge;
+                    if grant == Grant::Granted {
+                        log::warn!("The {changed} of tap {name} has been changed: restore it");
+                    }
+                }
+                Err(error) => {
+                    if self.place != Place::Changed(changed) {
+                        log::error!("Cannot restore the {changed} of tap {name}: {error}");
+                    }
+                    self.place = Place::Changed(changed);
+                }
+            },
+        }
+    }
+
+    /// A setting of the tap that is not the plan's, if there is one.
+    async fn changed(&mut self, tap: &LinkMessage, master: u32, host: &Host) -> Option<&'static str> {
+        if let Some(changed) = self.attachment.changed_on(tap) {
+            return Some(changed);
+        }
+        let mac = self.attachment.pinned.filter(|_| std::mem::take(&mut self.doubted))?;
+        let entries = host.rtnl.fdb(master).await.ok()?;
+        let is_own = |entry: &NeighbourMessage| {
+            entry.header.ifindex == tap.header.index && survey::link_layer_address(entry) == Some(mac.octets())
+        };
+        (!entries.iter().any(is_own)).then_some("address entry")
+    }
+
+    fn not_kept(&self) -> Option<String> {
+        let bridge = &self.bridge;
+        match self.place {
+            Place::OnBridge => None,
+            Place::NoBridge => Some(format!("Its tap is on no bridge, as {bridge} is gone")),
+            Place::Resting => Some(format!("Its tap is taken off bridge {bridge} again and again")),
+            Place::Changed(what) => Some(format!("The {what} of its tap on bridge {bridge} is not as it was set")),
         }
     }
 }

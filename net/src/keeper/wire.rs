@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
+use super::NotKept;
 use crate::error::{Error, Report};
 use crate::link::LinkState;
 use crate::mac::MacAddr;
@@ -51,6 +52,15 @@ pub(crate) enum Reply {
         /// With an IP address of it.
         addresses: u64,
     },
+    /// What a card's services are to tell its guest from now on.
+    Mtu {
+        /// The card.
+        card: usize,
+        /// Bytes.
+        mtu: u16,
+    },
+    /// All promises that are not kept at present.
+    NotKept(Vec<NotKept>),
     /// They cannot be had; all is undone.
     Failed(Report),
     /// Teardown is over, and this went wrong.

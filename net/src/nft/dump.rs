@@ -89,13 +89,8 @@ pub struct RuleInChain {
     pub returns: bool,
 }
 
-/// A rule as far as it is read.
-struct RuleSeen {
-    family: u8,
-    table: String,
-    chain: String,
-    ending: Ending,
-}
+/// Fewest bytes of a name that a rule compares with as the beginning of one: `mvn-`.
+const SHORTEST_PREFIX: usize = 4;
 
 impl NftSocket {
     /// What the rules of a table with `counter` have counted, in their order.
@@ -181,16 +176,7 @@ impl NftSocket {
     /// # Errors
     /// Trouble with the kernel.
     pub fn base_chains(&mut self, but: &str) -> Result<Vec<BaseChainSeen>, NftError> {
-        let rules = self.dump(
-            NFT_MSG_GETRULE,
-            0,
-            |_| {},
-            |family, rule| {
-                let (table, chain) = (rule.text(NFTA_RULE_TABLE)?.to_owned(), rule.text(NFTA_RULE_CHAIN)?.to_owned());
-                Some(RuleSeen { family, table, chain, ending: ending(rule) })
-            },
-        )?;
-        self.dump(
+        let mut chains = self.dump(
             NFT_MSG_GETCHAIN,
             0,
             |_| {},
@@ -198,20 +184,94 @@ impl NftSocket {
                 let table = chain.text(NFTA_CHAIN_TABLE).filter(|table| !table.starts_with(but))?.to_owned();
                 let name = chain.text(NFTA_CHAIN_NAME)?.to_owned();
                 let hook = Attrs::from(chain.find(NFTA_CHAIN_HOOK)?);
-                let last =
-                    rules.iter().rfind(|rule| rule.family == family && rule.table == table && rule.chain == name);
-                Some(BaseChainSeen {
+                let seen = BaseChainSeen {
                     family: family_name(family),
                     table,
                     chain: name,
                     hook: hook_name(family, hook.be32(NFTA_HOOK_HOOKNUM)?),
                     priority: hook.be32(NFTA_HOOK_PRIORITY)?.cast_signed(),
                     policy: policy(chain),
-                    ending: last.map_or(Ending::Policy, |rule| rule.ending),
-                })
+                    ending: Ending::Policy,
+                };
+                Some((family, seen))
             },
-        )
+        )?;
+        // Chain by chain: a host of containers has thousands of rules in others.
+        for (family, seen) in &mut chains {
+            let last = self.in_rules_of(*family, &seen.table, Some(&seen.chain), ending)?.pop();
+            seen.ending = last.unwrap_or(Ending::Policy);
+        }
+        Ok(chains.into_iter().map(|(_, seen)| seen).collect())
     }
+
+    /// Whether a rule in the table of `chain` names the interface `link`, or the beginning of its name, and does something else with its
+    /// packets than dropping them. It need not be in this chain.
+    ///
+    /// # Errors
+    /// Trouble with the kernel.
+    pub fn accepts_for(&mut self, chain: &BaseChainSeen, link: &str) -> Result<bool, NftError> {
+        let family = family_number(chain.family);
+        let names = self.in_rules_of(family, &chain.table, None, |rule| names(rule, link) && !drops(rule))?;
+        Ok(names.contains(&true))
+    }
+
+    /// What `each` says of the rules of a table, or of a chain of it, in their order.
+    fn in_rules_of<T>(
+        &mut self,
+        family: u8,
+        table: &str,
+        chain: Option<&str>,
+        each: impl Fn(Attrs<'_>) -> T,
+    ) -> Result<Vec<T>, NftError> {
+        let place = |w: &mut Writer| {
+            w.text(NFTA_RULE_TABLE, table);
+            if let Some(chain) = chain {
+                w.text(NFTA_RULE_CHAIN, chain);
+            }
+        };
+        // Kernels before 5.2 list the rules of all tables.
+        let here = |rule: Attrs<'_>| {
+            let in_chain = chain.is_none_or(|chain| rule.text(NFTA_RULE_CHAIN) == Some(chain));
+            in_chain && rule.text(NFTA_RULE_TABLE) == Some(table)
+        };
+        self.dump(NFT_MSG_GETRULE, family, place, |_, rule| here(rule).then(|| each(rule)))
+    }
+}
+
+impl BaseChainSeen {
+    /// Whether it drops what none of its rules lets pass.
+    pub fn drops(&self) -> bool {
+        match self.ending {
+            Ending::Drop | Ending::Reject => true,
+            Ending::Accept => false,
+            Ending::Policy => self.policy == Policy::Drop,
+        }
+    }
+}
+
+/// Whether a rule compares something with the name of a link, or with its beginning.
+fn names(rule: Attrs<'_>, link: &str) -> bool {
+    let compared = exprs(rule).filter(|(name, _)| *name == "cmp");
+    let values = compared.filter_map(|(_, data)| data.list(NFTA_CMP_DATA).find(NFTA_DATA_VALUE));
+    let is_name = |value: &[u8]| match value.iter().position(|byte| *byte == 0) {
+        Some(len) => value.get(..len) == Some(link.as_bytes()),
+        // Shorter values could be numbers.
+        None => value.len() >= SHORTEST_PREFIX && link.as_bytes().starts_with(value),
+    };
+    values.into_iter().any(is_name)
+}
+
+/// Whether a rule drops or rejects.
+fn drops(rule: Attrs<'_>) -> bool {
+    exprs(rule).any(|(name, data)| match name {
+        "reject" => true,
+        "target" => matches!(data.text(NFTA_TARGET_NAME), Some("REJECT" | "DROP")),
+        "immediate" => {
+            let verdict = data.list(NFTA_IMMEDIATE_DATA).list(NFTA_DATA_VERDICT);
+            verdict.be32(NFTA_VERDICT_CODE).map(u32::cast_signed) == Some(NF_DROP)
+        }
+        _ => false,
+    })
 }
 
 /// The expressions of a rule: name and data.
@@ -274,17 +334,15 @@ fn ending(rule: Attrs<'_>) -> Ending {
     }
 }
 
-/// `NFPROTO_*` in nft's words.
+/// `NFPROTO_*` and nft's words for them.
+const FAMILIES: [(u8, &str); 6] = [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
+
 fn family_name(number: u8) -> &'static str {
-    match number {
-        1 => "inet",
-        2 => "ip",
-        3 => "arp",
-        5 => "netdev",
-        7 => "bridge",
-        10 => "ip6",
-        _ => "unknown",
-    }
+    FAMILIES.into_iter().find(|(found, _)| *found == number).map_or("unknown", |(_, name)| name)
+}
+
+fn family_number(name: &str) -> u8 {
+    FAMILIES.into_iter().find(|(_, found)| *found == name).map_or(0, |(number, _)| number)
 }
 
 /// A hook of a family in nft's words. The hooks of ARP have other numbers, too.

@@ -83,12 +83,7 @@ impl Draft<'_> {
         let Network { subnet, mac: gateway_mac, .. } = network;
         let forward = spec.forward.to_vec();
         let mode = spec.mode;
-        let docker = self.facts.ip.docker;
-        if docker.ip4 && (mode == Mode::Nat || self.facts.ip.bridged_as_routed) {
-            let prefix6 = ipv6.filter(|_| docker.ip6).map(|network| network.prefix);
-            self.networks.admissions.push(Admission { bridge: bridge.clone(), address, prefix6 });
-        }
-        self.networks.members.push(Member {
+        let member = Member {
             card,
             mode,
             bridge,
@@ -102,7 +97,10 @@ impl Draft<'_> {
             isolate,
             hairpin,
             limits: spec.limits,
-        });
+        };
+        let admission = docker::admission(&member, self.facts.ip.docker, self.facts.ip.bridged_as_routed);
+        self.networks.admissions.extend(admission);
+        self.networks.members.push(member);
         let service = ServiceSpec {
             vm_name: self.vm.to_owned(),
             mac,

@@ -62,6 +62,12 @@ impl Responder {
         self.relay.set_servers(servers);
     }
 
+    /// Tells the guest this MTU from now on: by an advertisement soon, and by DHCP when it asks.
+    pub fn set_mtu(&mut self, mtu: u16, now: Instant) {
+        self.spec.mtu = mtu;
+        self.advertiser.hurry(now);
+    }
+
     /// Answers a frame of the guest: any bytes.
     pub fn on_frame(&mut self, frame: &[u8], now: Instant, out: &mut Output) {
         self.counters.add(Count::Frames);

@@ -15,6 +15,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::counters::{Count, Counters};
 use super::exchange::Exchange;
+use super::mtu::MtuReceiver;
 use super::resolv::ResolvConf;
 use super::responder::DNS_MAX_BYTES;
 use super::{Event, Names, Output, Responder, ServiceSpec, Transport, UPSTREAM_SLOTS, Upstream};
@@ -37,6 +38,8 @@ pub struct Setup {
     pub resolv_conf: PathBuf,
     /// Where to count.
     pub counters: Arc<Counters>,
+    /// Where to hear of another MTU.
+    pub mtu: MtuReceiver,
 }
 
 /// Runs the services until `stop` becomes readable. Takes no privilege. What happens is told to `on_event`, from this thread, after the
@@ -45,7 +48,7 @@ pub struct Setup {
 /// # Errors
 /// The host cannot wait for descriptors any more, or has no random numbers. Trouble with single frames or resolvers is counted.
 pub fn run(setup: Setup, stop: BorrowedFd<'_>, on_event: &mut dyn FnMut(Event)) -> io::Result<()> {
-    let Setup { spec, socket, names, resolv_conf, counters } = setup;
+    let Setup { spec, socket, names, resolv_conf, counters, mtu } = setup;
     // Asked once, here: later there is nobody to tell.
     random()?;
     let numbers = Box::new(|| random().unwrap_or(0));
@@ -56,6 +59,7 @@ pub fn run(setup: Setup, stop: BorrowedFd<'_>, on_event: &mut dyn FnMut(Event)) 
         upstream: [const { None }; UPSTREAM_SLOTS],
         resolv_conf: ResolvConf::new(resolv_conf),
         counters,
+        mtu,
         output: Output::default(),
     };
     loop {
@@ -80,6 +84,7 @@ struct Services {
     upstream: [Option<Asking>; UPSTREAM_SLOTS],
     resolv_conf: ResolvConf,
     counters: Arc<Counters>,
+    mtu: MtuReceiver,
     output: Output,
 }
 
@@ -92,6 +97,7 @@ enum Asking {
 /// What there is to do.
 struct Ready {
     frames: bool,
+    mtu: bool,
     slots: Vec<usize>,
 }
 
@@ -103,16 +109,16 @@ impl Services {
         let open: Vec<(usize, &Asking)> =
             asking.filter_map(|(slot, asking)| asking.as_ref().map(|asking| (slot, asking))).collect();
         let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let own = [input(stop), input(self.socket.as_fd())];
+        let own = [input(stop), input(self.socket.as_fd()), input(self.mtu.fd())];
         let mut fds: Vec<PollFd<'_>> = own.into_iter().chain(open.iter().map(|(_, asking)| asking.poll_fd())).collect();
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
-        let [stopped, frames, upstream @ ..] = ready.as_slice() else { return Ok(None) };
+        let [stopped, frames, mtu, upstream @ ..] = ready.as_slice() else { return Ok(None) };
         let slots = open.iter().zip(upstream).filter(|(_, ready)| **ready).map(|((slot, _), _)| *slot).collect();
-        Ok((!stopped).then_some(Ready { frames: *frames, slots }))
+        Ok((!stopped).then_some(Ready { frames: *frames, mtu: *mtu, slots }))
     }
 
     /// Until something is due, rounded up to what poll(2) can wait for.
@@ -125,6 +131,11 @@ impl Services {
     fn turn(&mut self, ready: &Ready) {
         for &slot in &ready.slots {
             self.hear(slot);
+        }
+        if ready.mtu
+            && let Some(mtu) = self.mtu.latest()
+        {
+            self.responder.set_mtu(mtu, Instant::now());
         }
         if ready.frames {
             self.serve();

@@ -136,7 +136,7 @@ impl Host {
         result
     }
 
-    pub(super) async fn admit(
+    pub(crate) async fn admit(
         &mut self,
         vm: &str,
         admissions: &[Admission],

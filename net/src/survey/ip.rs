@@ -31,9 +31,21 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let forwards6 = sysctl::read(Conf::Ipv6, "all", "forwarding").is_ok_and(|value| value == "1");
     let advertised6 = advertised(rtnl, links).await?;
     let docker = docker::survey();
-    let bridged_as_routed = fs::read_to_string(BRIDGE_NF).is_ok_and(|value| value.trim() == "1");
+    let bridged_as_routed = bridged_as_routed();
     let resolvers = resolvers();
     Ok(IpFacts { addresses, routes, forwarding, forwards6, advertised6, docker, bridged_as_routed, resolvers })
+}
+
+/// Whether frames on bridges pass the rules for what is routed.
+pub(crate) fn bridged_as_routed() -> bool {
+    fs::read_to_string(BRIDGE_NF).is_ok_and(|value| value.trim() == "1")
+}
+
+/// The links that lead to all of IPv4, or to a half of it, as VPNs do.
+pub(crate) async fn ways_out(rtnl: &Rtnl) -> io::Result<BTreeSet<u32>> {
+    let routes = rtnl.routes(AddressFamily::Inet).await?;
+    let wide = routes.iter().filter(|route| route.header.destination_prefix_length <= 1);
+    Ok(wide.flat_map(routes_of).filter(|route| route.unicast).filter_map(|route| route.link).collect())
 }
 
 /// The links that lead to all of IPv6 and learn that from router advertisements.

@@ -41,6 +41,9 @@ pub(crate) const PROGRAMS: &[(&str, &str)] = &[
     ("coexist_with_bridge_netfilter_and_docker", "iptables"),
     ("coexist_with_ufw", "ufw"),
     ("coexist_with_firewalld", "firewalld"),
+    ("kept_rules", "iptables"),
+    ("kept_firewall_reload_of_firewalld", "firewalld"),
+    ("kept_firewall_of_ufw", "ufw"),
 ];
 
 const SPEC: &str = "nat,forward=tcp:8080:80";
@@ -109,15 +112,21 @@ impl Lab {
     /// Not out; firewalld lets in what is translated on its way.
     fn reaches_nobody(self) -> Namespace {
         assert!(is_silent(&self.guest, "198.51.100.1:7"));
-        self.vmm.stop();
-        self.world
+        self.stop()
     }
 
     /// Neither way.
     fn reaches_nobody_and_is_out_of_reach(self) -> Namespace {
         assert!(is_silent(&self.guest, "198.51.100.1:7"));
         assert!(is_silent(&self.world, "198.51.100.2:8080"));
-        self.vmm.stop();
+        self.stop()
+    }
+
+    /// The keeper has said who drops, if it could see that, and nothing else.
+    fn stop(mut self) -> Namespace {
+        assert_eq!(self.vmm.order("stop"), "stopped");
+        let log = self.vmm.end();
+        assert!(log.lines().all(|line| line.ends_with("drops what network mvn-default forwards")), "{log}");
         self.world
     }
 }
@@ -137,6 +146,12 @@ pub(crate) fn start_docker() -> Namespace {
     sh("ip link set docker0 up");
     sh("ip link set veth0 master docker0");
     container.sh("ip route add default via 172.17.0.1");
+    docker_rules();
+    container
+}
+
+/// Docker's rules alone.
+pub(crate) fn docker_rules() {
     for program in ["iptables", "ip6tables"] {
         for chain in ["DOCKER-USER", "DOCKER-FORWARD", "DOCKER-CT", "DOCKER-BRIDGE", "DOCKER"] {
             sh(&format!("{program} -w -N {chain}"));
@@ -156,11 +171,10 @@ pub(crate) fn start_docker() -> Namespace {
         }
         sh(&format!("{program} -w -P FORWARD DROP"));
     }
-    container
 }
 
 /// The rules of both families as iptables has them.
-fn iptables_rules() -> String {
+pub(crate) fn iptables_rules() -> String {
     sh("iptables-save")
         .lines()
         .chain(sh("ip6tables-save").lines())
@@ -253,7 +267,7 @@ fn docker_ip6() {
 }
 
 /// Copies of these folders and files in their places, for this case alone.
-fn with_own(paths: &[&str]) {
+pub(crate) fn with_own(paths: &[&str]) {
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
     sh("mount --make-rprivate /");
     sh("mount -t tmpfs none /run");
@@ -276,7 +290,7 @@ fn ufw() {
 }
 
 /// A process that ends with the case.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Running {
     fn start(program: &str, words: &[&str]) -> Self {
@@ -291,19 +305,25 @@ impl Drop for Running {
     }
 }
 
-fn firewalld() {
-    with_own(&["/etc/firewalld"]);
+/// Starts firewalld, which has to have its own folder in /etc, with its bus, and waits until it works.
+pub(crate) fn firewalld_starts() -> [Running; 2] {
     std::fs::create_dir_all("/run/dbus").unwrap();
     std::fs::create_dir_all("/run/firewalld").unwrap();
-    let world = answering();
-    let _bus = Running::start(
+    let bus = Running::start(
         "dbus-daemon",
         &["--system", "--nofork", "--nopidfile", "--address=unix:path=/run/dbus/system_bus_socket"],
     );
     until(|| std::path::Path::new("/run/dbus/system_bus_socket").exists());
-    let _firewalld = Running::start("firewalld", &["--nofork", "--nopid"]);
+    let firewalld = Running::start("firewalld", &["--nofork", "--nopid"]);
     let state = || Command::new("firewall-cmd").arg("--state").output().is_ok_and(|output| output.status.success());
     until(state);
+    [bus, firewalld]
+}
+
+fn firewalld() {
+    with_own(&["/etc/firewalld"]);
+    let world = answering();
+    let _firewalld = firewalld_starts();
     let world = Lab::new(world).reaches_nobody();
     let what = "Chain filter_FORWARD of table inet firewalld drops what it does not know";
     let fix = "firewall-cmd --zone=trusted --add-interface=mvn-default && \

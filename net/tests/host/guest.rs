@@ -1,6 +1,7 @@
 //! A guest without a VM: a network namespace whose card `eth0` is the other end of a port's tap, with the services that a VMM
 //! runs for it; and namespaces for others on the network.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -9,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use net::services::{Counters, Setup, run};
+use net::services::{Counters, MtuSender, Setup, mtu_channel, run};
 use net::{Port, Services, Siblings};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -27,15 +28,16 @@ const SILENCE: Duration = Duration::from_millis(400);
 const FRAME_BYTES: usize = 70 * 1024;
 
 /// Puts guests behind the ports that have services, on threads that end with the process; with `all` as `GUESTS` in the environment behind
-/// the others as well, with `none` nowhere. Prints a line with the namespace of each.
-pub(crate) fn put_behind(ports: &mut [Port]) {
+/// the others as well, with `none` nowhere. Prints a line with the namespace of each. Returns what tells services an MTU, by card.
+pub(crate) fn put_behind(ports: &mut [Port]) -> BTreeMap<usize, MtuSender> {
     let wanted = std::env::var("GUESTS").unwrap_or_default();
-    for port in ports {
+    let mut senders = BTreeMap::new();
+    for (card, port) in ports.iter_mut().enumerate() {
         if wanted == "none" || port.services.is_none() && wanted != "all" {
             continue;
         }
         let services = port.services.take();
-        services.into_iter().for_each(serve);
+        senders.extend(services.map(|services| (card, serve(services))));
         let queue = port.fds[0].try_clone().expect("a descriptor");
         let mac = port.mac.to_string();
         let (sender, ready) = std::sync::mpsc::channel();
@@ -49,17 +51,20 @@ pub(crate) fn put_behind(ports: &mut [Port]) {
         });
         println!("guest /proc/{}/task/{}/ns/net", std::process::id(), ready.recv().expect("a guest"));
     }
+    senders
 }
 
-fn serve(services: Services) {
+fn serve(services: Services) -> MtuSender {
     let Services { spec, tap, socket } = services;
     let resolv_conf = std::env::var_os("RESOLV_CONF").unwrap_or_default().into();
     let (names, counters) = (Box::new(Siblings::of(&tap)), Arc::new(Counters::default()));
-    let setup = Setup { spec, socket, names, resolv_conf, counters };
+    let (sender, mtu) = mtu_channel().expect("a channel");
+    let setup = Setup { spec, socket, names, resolv_conf, counters, mtu };
     std::thread::spawn(move || {
         let (_end, stop) = nix::unistd::pipe().expect("a pipe");
         run(setup, stop.as_fd(), &mut |_| ()).expect("services");
     });
+    sender
 }
 
 /// A tap called `eth0` with the headers that a card's queue has.

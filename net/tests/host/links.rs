@@ -57,7 +57,7 @@ impl Vm {
                 Some(News::Link { card, state }) => return (card, state),
                 Some(News::Conflicts { .. }) => panic!("nobody else is there"),
                 Some(News::Ended) => panic!("the keeper has ended"),
-                None => {}
+                Some(News::Mtu { .. } | News::NotKept(_)) | None => {}
             }
         }
         panic!("the keeper said nothing in time");

@@ -24,6 +24,7 @@ mod endings;
 mod forwarding;
 mod guard;
 mod guest;
+mod kept;
 mod kills;
 mod lan;
 mod limits;
@@ -63,6 +64,7 @@ fn cases() -> Vec<Case> {
         endings::CASES,
         forwarding::CASES,
         guard::CASES,
+        kept::CASES,
         kills::CASES,
         limits::CASES,
         links::CASES,

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
-use net::services::{Counters, Event, Ipv4Network, Ipv6Network, Names, Reach, ServiceSpec, Setup, open_socket, run};
+use net::services::{
+    Counters, Event, Ipv4Network, Ipv6Network, Names, Reach, ServiceSpec, Setup, mtu_channel, open_socket, run,
+};
 use net::{Keeper, MacAddr, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
@@ -90,7 +92,9 @@ impl Services {
         let counters = Arc::new(Counters::default());
         let resolv_conf = folder.path().join("resolv.conf");
         std::fs::write(&resolv_conf, "nameserver 127.0.0.1\n").unwrap();
-        let setup = Setup { spec, socket, names: Box::new(Neighbours), resolv_conf, counters: Arc::clone(&counters) };
+        let (_, mtu) = mtu_channel().unwrap();
+        let counted = Arc::clone(&counters);
+        let setup = Setup { spec, socket, names: Box::new(Neighbours), resolv_conf, counters: counted, mtu };
         let (sender, events) = channel();
         let (end, stop) = nix::unistd::pipe().unwrap();
         let thread = std::thread::spawn(move || {

@@ -1,11 +1,13 @@
 //! A VMM without a VM, in a process of its own, and the handle by which a case drives it.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
+use net::services::MtuSender;
 use net::{Keeper, NetSpec, News, Policy, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -13,6 +15,9 @@ use crate::guest::{self, Namespace};
 
 /// How long anything may take before a case fails. Far beyond what it takes on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What a line begins with that says what the keeper cannot keep.
+const NOT_KEPT: &str = "not kept: ";
 
 /// This binary in another role.
 pub(crate) fn itself(args: &[&str]) -> Command {
@@ -58,8 +63,8 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     };
     let taps: Vec<&str> = ports.iter().map(|port| port.tap_name.as_str()).collect();
     println!("ready {}", taps.join(" "));
-    guest::put_behind(&mut ports);
-    match next_order(&keeper).trim() {
+    let mtus = guest::put_behind(&mut ports);
+    match next_order(&keeper, &mtus).trim() {
         "stop" => {
             drop(ports);
             keeper.stop().expect("a clean teardown");
@@ -79,7 +84,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn next_order(keeper: &Keeper) -> String {
+fn next_order(keeper: &Keeper, mtus: &BTreeMap<usize, MtuSender>) -> String {
     let stdin = std::io::stdin();
     let mut order = String::new();
     let socket = keeper.socket().expect("a keeper process");
@@ -96,6 +101,11 @@ fn next_order(keeper: &Keeper) -> String {
             }
             Some(News::Conflicts { card, macs, addresses }) => {
                 println!("conflicts of card {card}: {macs} macs, {addresses} addresses");
+            }
+            Some(News::Mtu { card, mtu }) => mtus[&card].send(mtu).expect("services that run"),
+            Some(News::NotKept(promises)) => {
+                let texts: Vec<String> = promises.into_iter().map(|promise| promise.text).collect();
+                println!("{NOT_KEPT}{}", texts.join("; "));
             }
             Some(News::Link { .. }) | None => {}
         }
@@ -186,8 +196,26 @@ impl Vmm {
         Self { child, orders, lines, errors }
     }
 
-    /// The next line of stdout.
+    /// The next line of stdout, but for what is not kept.
     pub(crate) fn line(&self) -> String {
+        loop {
+            let line = self.raw_line();
+            if !line.starts_with(NOT_KEPT) {
+                return line;
+            }
+        }
+    }
+
+    /// The next word of the keeper's on what it cannot keep: empty if all is well again.
+    pub(crate) fn not_kept(&self) -> String {
+        loop {
+            if let Some(text) = self.raw_line().strip_prefix(NOT_KEPT) {
+                return text.to_owned();
+            }
+        }
+    }
+
+    fn raw_line(&self) -> String {
         self.try_line().unwrap_or_else(|| panic!("the VMM ended: {}", self.end()))
     }
 

@@ -1,5 +1,6 @@
 //! `minivmm doctor`: what keeps a VM from running here, or its cards from working, and what changes it.
 
+use super::list;
 use crate::cli::Look;
 use crate::error::Error;
 use crate::exit;
@@ -14,9 +15,17 @@ use serde_json::{Value, json};
 pub(super) fn examined(look: &Look) -> Result<(String, u8), Error> {
     let mut findings = vec![kvm()];
     findings.extend(examine(&look.request)?);
+    if look.request.cards.is_empty() {
+        findings.extend(list::all_not_kept().into_iter().map(not_kept));
+    }
     let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
     let text = if look.json { super::pretty(&as_json(&findings, problems)) } else { as_text(&findings, problems) };
     Ok((text, if problems == 0 { 0 } else { exit::HOST }))
+}
+
+/// A promise to a VM that runs.
+fn not_kept(text: String) -> Finding {
+    Finding::trouble("running", text, "it was promised at the start of that VM, and its keeper cannot keep it")
 }
 
 fn kvm() -> Finding {

@@ -41,7 +41,7 @@ pub(super) fn list() -> Result<Value, Error> {
     Ok(vms.into_values().collect())
 }
 
-/// The same as a table, with a line below it for each card that shares an address with somebody.
+/// The same as a table, with a line below it for each card that shares an address, and for what its keeper cannot keep.
 pub(super) fn table(vms: &Value) -> String {
     let cards = || {
         let vms = vms.as_array().into_iter().flatten();
@@ -57,7 +57,24 @@ pub(super) fn table(vms: &Value) -> String {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
-    rows.iter().map(line).chain(cards().filter_map(|(vm, card)| shared(vm, card))).collect()
+    let below = cards().flat_map(|(vm, card)| shared(vm, card).into_iter().chain(not_kept(vm, card)));
+    rows.iter().map(line).chain(below).collect()
+}
+
+/// The promises about a card that its keeper cannot keep, a line for each.
+fn not_kept(vm: &Value, card: &Value) -> Vec<String> {
+    let texts = card["not_kept"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    texts.map(|text| format!("{} {}: {text}\n", cell(&vm["name"]), cell(&card["card"]))).collect()
+}
+
+/// The promises that keepers of VMs in this network namespace cannot keep, each with VM and card. Empty where the VMs cannot be asked.
+pub(super) fn all_not_kept() -> Vec<String> {
+    let vms = list().unwrap_or_default();
+    let mut texts = Vec::new();
+    for vm in vms.as_array().into_iter().flatten() {
+        texts.extend(vm["cards"].as_array().into_iter().flatten().flat_map(|card| not_kept(vm, card)));
+    }
+    texts.iter().map(|text| text.trim_end().to_owned()).collect()
 }
 
 /// The line of a card whose guest is not the only one with its addresses.
@@ -162,6 +179,14 @@ fn link(entry: &Entry) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn promises_that_are_not_kept_have_lines_below_the_table() {
+        let card = json!({ "card": "net0", "not_kept": ["Network mvn-default is down", "Its tap is off"] });
+        let text = table(&json!([{ "name": "web", "cards": [card] }]));
+        let below: Vec<&str> = text.lines().skip(2).collect();
+        assert_eq!(below, ["web net0: Network mvn-default is down", "web net0: Its tap is off"]);
+    }
 
     #[test]
     fn card_that_shares_its_addresses_has_a_line_below_the_table() {

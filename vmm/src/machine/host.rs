@@ -18,7 +18,7 @@ use crate::{confine, disk, guest, kvm};
 use boot::BootSpec;
 use devices::virtio::net::{Carrier, Duplex, Link, LinkState};
 use net::keeper::PATIENCE_S;
-use net::{Keeper, NetSpec, News, Port};
+use net::{Keeper, NetSpec, News, NotKept, Port};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -114,6 +114,8 @@ pub(crate) struct Host {
     watches_keeper: bool,
     /// By card, how often others had the MAC address of its guest, and an IP address of it.
     conflicts: BTreeMap<usize, (u64, u64)>,
+    /// The promises of the network that are not kept at present.
+    not_kept: Vec<NotKept>,
     confinement: Confinement,
 }
 
@@ -148,6 +150,7 @@ impl Host {
             leases: Arc::new(Leases::new().map_err(Error::host("create an eventfd"))?),
             watches_keeper: true,
             conflicts: BTreeMap::new(),
+            not_kept: Vec::new(),
             keeper,
             confinement: Confinement::Open,
         })
@@ -207,7 +210,7 @@ impl Host {
 
     /// Goes on with whoever asks this VM something; `devices` are those of the machine that runs.
     pub(super) fn serve_desk(&mut self, devices: &Devices) {
-        let Self { desk, cards, services, ready, conflicts, .. } = self;
+        let Self { desk, cards, services, ready, conflicts, not_kept, .. } = self;
         desk.serve(|request| match request {
             Request::Counters => {
                 let mut counters = devices.counters();
@@ -215,7 +218,7 @@ impl Host {
                 add_conflicts(conflicts, &mut counters);
                 Reply::Counters(counters)
             }
-            Request::Network => Reply::Network(with_conflicts(ready.cards(), conflicts)),
+            Request::Network => Reply::Network(with_not_kept(with_conflicts(ready.cards(), conflicts), not_kept)),
             Request::Link { card: name, state } => match cards.get(name.0) {
                 Some(card) => {
                     log::info!("The link of {name} is to be {state:?}");
@@ -257,6 +260,8 @@ impl Host {
             Some(News::Conflicts { card, macs, addresses }) => {
                 self.conflicts.insert(card, (macs, addresses));
             }
+            Some(News::Mtu { card, mtu }) => self.services.tell_mtu(card, mtu),
+            Some(News::NotKept(promises)) => self.not_kept = promises,
             Some(News::Ended) => {
                 log::warn!(
                     "The network keeper has ended: rules and taps stay until this VM ends, a tap that loses its bridge is not attached again, and links stay as they are. Afterwards 'minivmm net gc' removes what is left"
@@ -306,6 +311,18 @@ fn with_conflicts(mut cards: Value, conflicts: &BTreeMap<usize, (u64, u64)>) -> 
     cards
 }
 
+/// What is known of every card, and which of its promises the keeper cannot keep.
+fn with_not_kept(mut cards: Value, promises: &[NotKept]) -> Value {
+    for (index, card) in cards.as_array_mut().into_iter().flatten().enumerate() {
+        let own = promises.iter().filter(|promise| promise.card == index);
+        let texts: Vec<&str> = own.map(|promise| promise.text.as_str()).collect();
+        if let Some(card) = card.as_object_mut().filter(|_| !texts.is_empty()) {
+            card.insert("not_kept".to_owned(), json!(texts));
+        }
+    }
+    cards
+}
+
 /// The cards of `cli`, with the capture of each.
 fn cards(cli: &Settings, captures: Vec<Option<Capture>>) -> Vec<Card> {
     let card = |(spec, capture): (&NetSpec, _)| Card { spec: spec.clone(), link: Link::default(), capture };
@@ -334,6 +351,13 @@ mod tests {
         add_conflicts(&BTreeMap::from([(0, (2, 3)), (7, (1, 1))]), &mut counters);
         let card = json!({ "rx.0.frames": 1, "conflicts.mac": 2, "conflicts.address": 3 });
         assert_eq!(counters, json!({ "net0": card, "net1": {} }));
+    }
+
+    #[test]
+    fn promises_that_are_not_kept_are_said_of_their_card() {
+        let promise = |card, text: &str| NotKept { card, text: text.to_owned() };
+        let cards = with_not_kept(json!([{}, { "tap": "vmtap1" }]), &[promise(1, "It is off"), promise(7, "x")]);
+        assert_eq!(cards, json!([{}, { "tap": "vmtap1", "not_kept": ["It is off"] }]));
     }
 
     #[test]

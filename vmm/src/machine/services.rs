@@ -6,7 +6,7 @@
 use super::leases::Leases;
 use crate::event;
 use net::Port;
-use net::services::{Counters, Event, Setup, run};
+use net::services::{Counters, Event, MtuSender, Setup, mtu_channel, run};
 use serde_json::{Map, Value};
 use std::io;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ struct Service {
     stop: EventFd,
     thread: JoinHandle<()>,
     counters: Arc<Counters>,
+    mtu: MtuSender,
     /// How often they have failed: once, for ever. Relaxed, since nothing else depends on it.
     failures: Arc<AtomicU64>,
 }
@@ -43,6 +44,7 @@ impl ServiceThreads {
         for (index, port) in ports.iter_mut().enumerate() {
             let Some(services) = port.services.take() else { continue };
             let card = format!("net{index}");
+            let (sender, mtu) = mtu_channel()?;
             let (counters, failures) = (Arc::new(Counters::default()), Arc::new(AtomicU64::new(0)));
             let setup = Setup {
                 names: Box::new(net::Siblings::of(&services.tap)),
@@ -50,6 +52,7 @@ impl ServiceThreads {
                 socket: services.socket,
                 resolv_conf: RESOLV_CONF.into(),
                 counters: counters.clone(),
+                mtu,
             };
             let stop = EventFd::new(EFD_CLOEXEC)?;
             let (own_stop, own_failures, own_card) = (stop.try_clone()?, failures.clone(), card.clone());
@@ -67,9 +70,19 @@ impl ServiceThreads {
                     log::error!("The guest gets no more answers from DHCP and DNS of {own_card}: {err}");
                 }
             })?;
-            self.0.push(Service { card, stop, thread, counters, failures });
+            self.0.push(Service { card, stop, thread, counters, mtu: sender, failures });
         }
         Ok(())
+    }
+
+    /// Has those of a card, by its place on the command line, tell its guest another MTU.
+    pub(super) fn tell_mtu(&self, index: usize, mtu: u16) {
+        let card = format!("net{index}");
+        if let Some(service) = self.0.iter().find(|service| service.card == card)
+            && let Err(err) = service.mtu.send(mtu)
+        {
+            log::warn!("The guest behind {card} is not told of the MTU {mtu}: {err}");
+        }
     }
 
     /// Adds what they have counted to the counters of their cards.

@@ -91,6 +91,12 @@ impl Advertiser {
         advertisement(spec, network, ALL_NODES_MAC, ALL_NODES)
     }
 
+    /// Has the next advertisement to all come as soon as may be.
+    pub(in crate::services) fn hurry(&mut self, now: Instant) {
+        let soonest = self.last.map_or(now, |last| (last + DISTANCE_MIN).max(now));
+        self.next = self.next.min(soonest);
+    }
+
     /// Answers a solicitation: at once, or by having the next advertisement to all come sooner. None if `packet` is none; the inner none
     /// if the answer comes later.
     pub(in crate::services) fn on_packet(
@@ -103,8 +109,7 @@ impl Advertiser {
         match solicitor(network, packet)? {
             Solicitor::At(mac, address) => Some(advertisement(spec, network, mac, address)),
             Solicitor::Nameless => {
-                let soonest = self.last.map_or(now, |last| (last + DISTANCE_MIN).max(now));
-                self.next = self.next.min(soonest);
+                self.hurry(now);
                 Some(None)
             }
         }

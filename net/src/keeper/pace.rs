@@ -1,0 +1,167 @@
+//! How often something is done at most: looks at a host that changes all the time, and repairs that others undo again and again.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// Least pause between two looks.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A look is followed by a pause so many times as long as itself, so that looks take a hundredth of a processor at most.
+const PAUSE_FACTOR: u32 = 100;
+
+/// Repairs that may follow each other at once.
+const BURST: u32 = 16;
+
+/// The time after which there may be one more.
+pub(super) const REFILL: Duration = Duration::from_secs(2);
+
+/// When to look again.
+#[derive(Debug)]
+pub(super) struct Pace {
+    due: bool,
+    next: Instant,
+}
+
+impl Pace {
+    /// The first look is due after a pause, to be in the way of no start.
+    pub(super) fn later() -> Self {
+        Self { due: true, next: Instant::now() + PAUSE }
+    }
+
+    /// Asks for a look: something has happened since the last one.
+    pub(super) fn mark(&mut self) {
+        self.due = true;
+    }
+
+    /// Asks for a look that is not before `at`.
+    pub(super) fn mark_for(&mut self, at: Instant) {
+        self.due = true;
+        self.next = self.next.max(at);
+    }
+
+    /// Says if a look has been asked for.
+    pub(super) fn is_marked(&self) -> bool {
+        self.due
+    }
+
+    /// Waits until there may be another look.
+    pub(super) async fn rest(&self) {
+        sleep_until(self.next).await;
+    }
+
+    /// Waits until there may be the look that has been asked for; for ever if none has been.
+    pub(super) async fn wait(&self) {
+        if !self.due {
+            std::future::pending::<()>().await;
+        }
+        self.rest().await;
+    }
+
+    /// A look begins, at the returned time. What is asked for from now on takes another.
+    pub(super) fn begin(&mut self) -> Instant {
+        self.due = false;
+        Instant::now()
+    }
+
+    /// A look that began at `start` is over.
+    pub(super) fn end(&mut self, start: Instant) {
+        self.next = self.next.max(Instant::now() + PAUSE.max(start.elapsed() * PAUSE_FACTOR));
+    }
+}
+
+/// An allowance of repairs: [`BURST`] at once, one each [`REFILL`] afterwards, and as many as at first after a time
+/// without any.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allowance {
+    left: u32,
+    /// The time of the last repair that it has earned.
+    filled: Instant,
+    /// It has been used up, and not been full since.
+    contested: bool,
+}
+
+/// The answer of an allowance to a repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grant {
+    /// Now, with a line in the log.
+    Granted,
+    /// Now, without: others like it have been told of.
+    Quietly,
+    /// Not now.
+    Later {
+        /// The first such answer after a quiet time.
+        first: bool,
+    },
+}
+
+impl Allowance {
+    /// All of it.
+    pub(super) fn full() -> Self {
+        Self { left: BURST, filled: Instant::now(), contested: false }
+    }
+
+    /// Gives all of it back.
+    pub(super) fn rearm(&mut self) {
+        self.left = BURST;
+    }
+
+    /// The time from which there is a repair left.
+    pub(super) fn next(&self) -> Instant {
+        if self.left > 0 { self.filled } else { self.filled + REFILL }
+    }
+
+    /// Asks for a repair.
+    pub(super) fn take(&mut self) -> Grant {
+        self.fill(Instant::now());
+        if self.left == 0 {
+            let first = !self.contested;
+            self.contested = true;
+            return Grant::Later { first };
+        }
+        self.left -= 1;
+        if self.contested { Grant::Quietly } else { Grant::Granted }
+    }
+
+    /// Adds what the time since has earned.
+    fn fill(&mut self, now: Instant) {
+        let earned = now.saturating_duration_since(self.filled).as_secs() / REFILL.as_secs();
+        let earned = u32::try_from(earned).unwrap_or(BURST).min(BURST);
+        if earned > 0 {
+            self.left = (self.left + earned).min(BURST);
+            self.filled = now;
+        }
+        // A quiet time.
+        self.contested &= earned < BURST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allowance_is_used_up_and_comes_back_with_time() {
+        let mut allowance = Allowance::full();
+        for _ in 0..BURST {
+            assert_eq!(allowance.take(), Grant::Granted);
+        }
+        assert_eq!(allowance.take(), Grant::Later { first: true });
+        assert_eq!(allowance.take(), Grant::Later { first: false });
+        assert!(allowance.next() > Instant::now());
+        allowance.filled -= REFILL;
+        assert_eq!(allowance.take(), Grant::Quietly);
+        assert_eq!(allowance.take(), Grant::Later { first: false });
+        allowance.filled -= REFILL * BURST;
+        assert_eq!(allowance.take(), Grant::Granted);
+    }
+
+    #[test]
+    fn allowance_that_is_given_back_is_not_told_of_again() {
+        let mut allowance = Allowance::full();
+        let grants: Vec<Grant> = (0..=BURST).map(|_| allowance.take()).collect();
+        assert_eq!(grants.last(), Some(&Grant::Later { first: true }));
+        allowance.rearm();
+        assert_eq!(allowance.take(), Grant::Quietly);
+    }
+}

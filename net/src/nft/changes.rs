@@ -1,0 +1,104 @@
+//! Notifications of changes in nf_tables, read in bounded helpings.
+//!
+//! Hosts of containers change thousands of rules in a second. So whoever watches reads what is in a small buffer, and then pauses: what the
+//! kernel has no room for meanwhile it drops without further cost, and says so once.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use super::attr::{Message, messages};
+use super::kernel::NFTA_TABLE_NAME;
+use super::kernel::msg::*;
+
+/// Bit of `struct sockaddr_nl` for `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
+const GROUPS: u32 = 1 << (7 - 1);
+
+/// Room for notifications: some 200 rules. A start of a VM makes about 50.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// Most messages of one helping: those that the buffer holds, with what arrives while it is read.
+const HELPING_MAX: usize = 1024;
+
+/// Room for one message.
+const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// The socket.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    /// A netlink socket in the clothes of another, which tokio can wait for.
+    socket: UnixStream,
+}
+
+impl Changes {
+    /// Listens from now on. Inside a tokio runtime; takes CAP_NET_ADMIN.
+    pub(crate) fn subscribe() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+        // Less means no more than that something is lost sooner.
+        let _ = setsockopt(&fd, sockopt::RcvBuf, &BUFFER_BYTES);
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+        Ok(Self { socket: UnixStream::from_std(fd.into())? })
+    }
+
+    /// Waits until there is something to read.
+    pub(crate) async fn ready(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// Reads what has been said meanwhile, without waiting for more. Says if tables, chains or rules were among it, other than those in
+    /// tables whose names begin with `but`, or if some of it was lost.
+    pub(crate) fn read(&self, but: &str) -> io::Result<bool> {
+        let mut relevant = false;
+        let mut buffer = vec![0; MESSAGE_BYTES];
+        for _ in 0..HELPING_MAX {
+            let receive = || Ok(recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?);
+            match self.socket.try_io(Interest::READABLE, receive) {
+                Ok(len) => {
+                    let bytes = buffer.get(..len).unwrap_or_default();
+                    relevant |= messages(bytes).any(|message| is_relevant(&message, but));
+                }
+                // There is no more.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => relevant = true,
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(relevant)
+    }
+}
+
+/// Sets and their elements decide about packets, too, but not by default about all of them.
+fn is_relevant(message: &Message<'_>, but: &str) -> bool {
+    let kinds =
+        [NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN, NFT_MSG_NEWRULE, NFT_MSG_DELRULE];
+    let of_nftables = message.kind >> 8 == NFNL_SUBSYS_NFTABLES && kinds.contains(&(message.kind & 0xff));
+    // The table's name has the same number in all of them.
+    of_nftables && message.attrs().text(NFTA_TABLE_NAME).is_none_or(|table| !table.starts_with(but))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::attr::Writer;
+    use super::*;
+
+    #[test]
+    fn tables_chains_and_rules_of_others_are_relevant() {
+        let says = |kind: u16, table: &str| {
+            let mut writer = Writer::default();
+            writer.text(NFTA_TABLE_NAME, table);
+            let body = [&[2, 0, 0, 0], writer.bytes()].concat();
+            is_relevant(&Message { kind: NFNL_SUBSYS_NFTABLES << 8 | kind, flags: 0, seq: 0, body: &body }, "minivmm-")
+        };
+        assert!(says(NFT_MSG_NEWRULE, "filter"));
+        assert!(says(NFT_MSG_DELCHAIN, "minivm"));
+        assert!(!says(NFT_MSG_NEWRULE, "minivmm-web"));
+        assert!(!says(NFT_MSG_NEWSETELEM, "filter"));
+    }
+}
