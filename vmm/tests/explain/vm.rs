@@ -68,6 +68,12 @@ impl Vm {
         self.end();
     }
 
+    /// Kills it alone, and leaves its keeper to clean up.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Has it stopped at once.
     pub(crate) fn quit(&mut self) -> (i32, String) {
         sh(&format!("kill -QUIT {}", self.child.id()));
