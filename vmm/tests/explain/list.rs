@@ -79,7 +79,7 @@ fn killed() {
             vm = start();
         }
         let said = vm.quit().1;
-        assert!(!said.contains("minivmm: "), "{net}: {said}");
+        assert!(!said.contains(" error: "), "{net}: {said}");
     }
 }
 
