@@ -10,7 +10,7 @@
 
 mod file;
 
-use devices::virtio::net::{Watcher, Way};
+use devices::virtio::net::{Budget, Share, Watcher, Way};
 use net::spec::CaptureSpec;
 use std::io;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 
 use file::CaptureFile;
 
-/// Frames that wait for the disk at most. With whole frames of 64 KiB they take 64 MiB.
+/// Frames that wait for the disk at most; their bytes are on account of the VM's budget.
 const WAITING_MAX: usize = 1024;
 
 /// Why there is no capture.
@@ -41,18 +41,24 @@ struct Seen {
     len: usize,
     /// Frames left out before it.
     missed: u64,
+    _share: Share,
 }
 
 /// The end that workers hold.
 struct Tap {
     frames: SyncSender<Seen>,
     missed: AtomicU64,
+    budget: Budget,
 }
 
 impl Watcher for Tap {
     fn saw(&self, way: Way, start: Vec<u8>, len: usize) {
+        let Some(share) = self.budget.take(start.len()) else {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
         let missed = self.missed.swap(0, Ordering::Relaxed);
-        let seen = Seen { way, at: SystemTime::now(), start, len, missed };
+        let seen = Seen { way, at: SystemTime::now(), start, len, missed, _share: share };
         if let Err(TrySendError::Full(seen)) = self.frames.try_send(seen) {
             self.missed.fetch_add(seen.missed + 1, Ordering::Relaxed);
         }
@@ -74,17 +80,17 @@ enum Writer {
 }
 
 impl Capture {
-    /// Opens the file of card `card`, if the card is to be captured.
+    /// Opens the file of card `card`, if the card is to be captured. Frames wait for it on account of `budget`.
     ///
     /// # Errors
     /// If the file cannot be made.
-    pub(crate) fn open(card: &str, spec: &CaptureSpec) -> Result<Option<Self>, Error> {
+    pub(crate) fn open(card: &str, spec: &CaptureSpec, budget: &Budget) -> Result<Option<Self>, Error> {
         let Some(path) = &spec.capture else { return Ok(None) };
         let failed = |source| Error { path: path.clone(), source };
         let file = CaptureFile::create(path, card, spec.snap_bytes(), spec.size_bytes()).map_err(failed)?;
         let (frames, received) = sync_channel(WAITING_MAX);
         let snap = usize::try_from(spec.snap_bytes()).unwrap_or(usize::MAX);
-        let tap = Arc::new(Tap { frames, missed: AtomicU64::new(0) });
+        let tap = Arc::new(Tap { frames, missed: AtomicU64::new(0), budget: budget.clone() });
         Ok(Some(Self { tap, snap, writer: Mutex::new(Writer::Ready(Box::new(file), received)) }))
     }
 

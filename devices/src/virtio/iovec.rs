@@ -207,6 +207,21 @@ impl IoVecs {
         self.len_bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     }
 
+    /// Makes this list the same as `other`, which is of the same memory, but for a copy of `start` in place of as many bytes from its
+    /// start on; `other` has at least that many.
+    pub fn replace_start(&mut self, other: &Self, start: &[u8]) {
+        self.clear();
+        self.vec.extend_from_slice(other.vec.get(other.first..).unwrap_or_default());
+        self.len_bytes = other.len_bytes;
+        self.skip(u64::try_from(start.len()).unwrap_or(u64::MAX));
+        self.put_in_front(start);
+    }
+
+    /// The bytes of ours in front of the list, as the last call has left them.
+    pub fn front(&self) -> &[u8] {
+        &self.front
+    }
+
     /// Moves all pieces of `other`, which is of the same memory, to the end of the list.
     pub fn append(&mut self, other: &mut Self) {
         self.vec.extend_from_slice(other.vec.get(other.first..).unwrap_or_default());
@@ -368,6 +383,29 @@ mod tests {
         let mut frame = [0; 3000];
         assert_eq!(wire.recv(&mut frame).unwrap(), 2000);
         assert_eq!(&frame[1996..2000], b"\0\0ab");
+    }
+
+    #[test]
+    fn start_that_is_replaced_is_ours_and_the_rest_the_guests() {
+        let mem = memory();
+        mem.write_slice(b"abcdefgh", GuestAddress(0x100)).unwrap();
+        let (mut guests, mut list) = (IoVecs::new(mem.clone()), IoVecs::new(mem.clone()));
+        guests.push(buffer(0x100, 3)).unwrap();
+        guests.push(buffer(0x103, 5)).unwrap();
+        let (socket, wire) = std::os::unix::net::UnixDatagram::pair().unwrap();
+
+        list.replace_start(&guests, b"WXYZ");
+        mem.write_slice(b"....", GuestAddress(0x100)).unwrap();
+        assert_eq!(list.write_whole(socket.as_fd()).unwrap(), 8);
+        let mut frame = [0; 8];
+        wire.recv(&mut frame).unwrap();
+        assert_eq!(&frame, b"WXYZefgh");
+
+        list.replace_start(&guests, &[0; 4]);
+        wire.send(b"12345678").unwrap();
+        assert_eq!(list.readv_spilling(socket.as_fd(), &mut [0; 8]).unwrap(), 8);
+        mem.read_slice(&mut frame, GuestAddress(0x100)).unwrap();
+        assert_eq!((list.front(), &frame), (&b"1234"[..], b"....5678"));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! queue is shared and nothing on the data path is locked.
 
 mod alarm;
+mod budget;
 mod coalesce;
 mod config;
 mod counters;
@@ -33,6 +34,7 @@ mod tee;
 mod tx;
 mod vhost;
 
+pub use budget::{Budget, HELD_BYTES_MAX, Share};
 pub use impair::{Impairment, Rate};
 pub use link::{Carrier, Duplex, Link, LinkState};
 pub use offload::Offloads;
@@ -147,6 +149,8 @@ pub struct Net {
     /// For commands that take locks of the host.
     limiter: Arc<Mutex<Limiter>>,
     steering: Option<Arc<Steering>>,
+    /// What frames between queues may take.
+    budget: Budget,
     workers: Vec<Worker<Pair>>,
 }
 
@@ -196,6 +200,7 @@ impl Net {
             features,
             limiter: Arc::new(Mutex::new(Limiter::new(Instant::now()))),
             steering: None,
+            budget: Budget::default(),
             workers: Vec::new(),
         };
         net.reset_interface()?;
@@ -205,6 +210,12 @@ impl Net {
     /// The same with a program for the kernel to choose receive queues by; without, the queues' workers do.
     pub fn with_steering(self, steering: Steering) -> Self {
         Self { steering: Some(Arc::new(steering)), ..self }
+    }
+
+    /// The same card, with frames that wait between its queues on account of `budget` instead of one of its own.
+    #[must_use]
+    pub fn with_budget(self, budget: Budget) -> Self {
+        Self { budget, ..self }
     }
 
     /// The same where frames come for its own address only: the driver is refused another one.
@@ -234,7 +245,7 @@ impl Net {
         let filter = Arc::new(filter::Shared::new(filter));
         let coalescing = Arc::new(Settings::new(self.ports.len() * 2));
         let receiving = Arc::new(Shared::default());
-        let mut hashers = Self::hashers(&receiving, features, most)?.into_iter();
+        let mut hashers = self.hashers(&receiving, features, most)?.into_iter();
         let mut pairs = Vec::new();
         for ((idx, port), counters) in (0..).step_by(2).zip(&self.ports).zip(&self.counters).take(most) {
             let (Some(rx), Some(tx)) = (take(&mut queues, idx), take(&mut queues, idx + 1)) else { break };
@@ -284,11 +295,11 @@ impl Net {
     }
 
     /// What receive queues need for hashes and steering, or to pass frames to each other: one for each of `queues`, or none.
-    fn hashers(receiving: &Arc<Shared>, features: u64, queues: usize) -> Result<Vec<Hasher>, StartError> {
+    fn hashers(&self, receiving: &Arc<Shared>, features: u64, queues: usize) -> Result<Vec<Hasher>, StartError> {
         let reports = features & bit(VIRTIO_NET_F_HASH_REPORT) != 0;
         let header_len = header_len(features);
         match (queues, reports) {
-            (2.., _) => Hasher::steering(receiving, header_len, queues)
+            (2.., _) => Hasher::steering(receiving, header_len, queues, &self.budget)
                 .map_err(|source| StartError::Host { operation: "create an eventfd", source }),
             (_, true) => Ok((0..queues).map(|_| Hasher::reporting(receiving.clone(), header_len)).collect()),
             (_, false) => Ok(Vec::new()),

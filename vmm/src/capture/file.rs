@@ -136,6 +136,7 @@ fn io_error(err: PcapError) -> io::Error {
 mod tests {
     use super::super::Capture;
     use super::*;
+    use devices::virtio::net::Budget;
     use pcap_file::pcapng::{Block, PcapNgReader};
 
     /// The packets of a file: way, missed before it, length, first byte.
@@ -161,7 +162,7 @@ mod tests {
 
     fn capture(path: &Path, text: &str) -> Capture {
         let spec: net::NetSpec = format!("tap=t0,capture={}{text}", path.display()).parse().unwrap();
-        Capture::open("net0", &spec.card().capture).unwrap().unwrap()
+        Capture::open("net0", &spec.card().capture, &Budget::default()).unwrap().unwrap()
     }
 
     #[test]
@@ -221,7 +222,7 @@ mod tests {
     #[test]
     fn file_that_cannot_be_made_is_refused() {
         let spec: net::NetSpec = "tap=t0,capture=/proc/nowhere/a.pcapng".parse().unwrap();
-        let error = Capture::open("net0", &spec.card().capture).err().unwrap();
+        let error = Capture::open("net0", &spec.card().capture, &Budget::default()).err().unwrap();
         assert_eq!(error.to_string(), "Cannot write the capture /proc/nowhere/a.pcapng");
     }
 }

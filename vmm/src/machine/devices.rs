@@ -18,7 +18,7 @@ use devices::pci::root::{PciRoot, Windows};
 use devices::virtio::blk::{Blk, QueueCount, disk};
 use devices::virtio::device::{Device, Memory};
 use devices::virtio::net::{
-    FramePort, Impairment, Instance, Net, NetConfig, Offloads, Rate, Steering, Tap, Vhost, Watched,
+    Budget, FramePort, Impairment, Instance, Net, NetConfig, Offloads, Rate, Steering, Tap, Vhost, Watched,
 };
 use devices::virtio::pci::{VirtioPci, Wiring};
 use devices::virtio::rng::Rng;
@@ -171,9 +171,10 @@ struct Slots<'a> {
 
 impl Slots<'_> {
     fn fill(&mut self, host: &mut Host) -> Result<(), Error> {
+        let budget = host.budget.clone();
         for (index, (wanted, port)) in host.cards()?.into_iter().enumerate() {
             let name = format!("net{index}");
-            let card = card(&name, wanted, port, self.mem).map_err(added(&name))?;
+            let card = card(&name, wanted, port, self.mem, &budget).map_err(added(&name))?;
             self.add(&name, card)?;
         }
         for (index, disk) in host.disks.iter().enumerate() {
@@ -209,7 +210,7 @@ impl Slots<'_> {
 }
 
 /// A card on the queues of `port`, which stay open for the next card after a reboot; on vhost-net if the port has that.
-fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory) -> io::Result<Box<dyn Device>> {
+fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory, budget: &Budget) -> io::Result<Box<dyn Device>> {
     let tap = |fd: &OwnedFd| Ok(Arc::new(Tap::new(fd.try_clone()?)?) as Arc<dyn FramePort>);
     let taps = port.fds.iter().map(tap).collect::<io::Result<_>>()?;
     let fixed = wanted.spec.address_is_fixed();
@@ -226,12 +227,12 @@ fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory) -> io::Result
         let card = Vhost::new(config, taps, instances)?;
         return Ok(Box::new(if fixed { card.with_fixed_address() } else { card }));
     }
-    let ports = impairment(&wanted.spec.card().impair).ports(taps, mem)?;
+    let ports = impairment(&wanted.spec.card().impair).ports(taps, mem, budget)?;
     let watch = |port| match &wanted.capture {
-        Some(capture) => Arc::new(Watched::new(port, capture.watcher(), capture.snap())),
+        Some(capture) => Arc::new(Watched::new(port, capture.watcher(), capture.snap(), mem.clone())),
         None => port,
     };
-    let card = Net::new(config, ports.into_iter().map(watch).collect())?;
+    let card = Net::new(config, ports.into_iter().map(watch).collect())?.with_budget(budget.clone());
     let card = if fixed { card.with_fixed_address() } else { card };
     Ok(Box::new(match &port.steering {
         Some(net::Steering { program, map }) => card.with_steering(Steering::new(program.try_clone()?, map)?),

@@ -16,7 +16,7 @@ use crate::signals::{Signals, Woken};
 use crate::{confine, disk, guest, kvm};
 
 use boot::BootSpec;
-use devices::virtio::net::{Carrier, Duplex, Link, LinkState};
+use devices::virtio::net::{Budget, Carrier, Duplex, Link, LinkState};
 use net::keeper::PATIENCE_S;
 use net::{Keeper, NetSpec, News, NotKept, Port};
 use serde_json::{Value, json};
@@ -48,6 +48,7 @@ pub(crate) struct Files {
     disks: Vec<Disk>,
     entropy: File,
     captures: Vec<Option<Capture>>,
+    budget: Budget,
 }
 
 impl Files {
@@ -59,10 +60,12 @@ impl Files {
         let disks = cli.disk.iter().cloned().zip(disk::open_all(&cli.disk)?);
         let disks = disks.map(|(spec, file)| Disk { spec, file }).collect();
         let entropy = File::open(Path::new(ENTROPY)).map_err(Error::host("open /dev/urandom"))?;
-        let open_capture =
-            |(index, spec): (usize, &NetSpec)| Ok(Capture::open(&format!("net{index}"), &spec.card().capture)?);
+        let budget = Budget::default();
+        let open_capture = |(index, spec): (usize, &NetSpec)| {
+            Ok(Capture::open(&format!("net{index}"), &spec.card().capture, &budget)?)
+        };
         let captures = cli.net.iter().enumerate().map(open_capture).collect::<Result<_, Error>>()?;
-        Ok(Self { boot, disks, entropy, captures })
+        Ok(Self { boot, disks, entropy, captures, budget })
     }
 }
 
@@ -99,6 +102,8 @@ pub(crate) struct Host {
     pub(super) panic_mark: PanicMark,
     pub(super) disks: Vec<Disk>,
     pub(super) entropy: File,
+    /// What frames may take that wait for something.
+    pub(super) budget: Budget,
     pub(super) console: Console,
     pub(super) signals: Signals,
     pub(super) stop_timeout: Duration,
@@ -137,6 +142,7 @@ impl Host {
             panic_mark: guest::panic_mark(cli),
             disks: files.disks,
             entropy: files.entropy,
+            budget: files.budget,
             signals: Signals::new().map_err(Error::host("open a signalfd"))?,
             console: Console::open(&cli.console)?,
             stop_timeout: Duration::from_secs(cli.stop_timeout.into()),

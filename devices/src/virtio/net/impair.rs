@@ -19,16 +19,19 @@ mod bucket;
 mod dice;
 mod line;
 mod port;
+mod wire;
 
 use crate::virtio::device::Memory;
+use crate::virtio::net::budget::Budget;
 use crate::virtio::net::port::FramePort;
 use bucket::Bucket;
-use port::Impaired;
+use port::{Impaired, Shares};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use bucket::Rate;
+pub(in crate::virtio::net) use port::receive_looked_at;
 
 /// What is done to a card's frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,18 +56,25 @@ impl Impairment {
         !self.delay.is_zero() || !self.jitter.is_zero() || self.loss_ppm > 0
     }
 
-    /// The same ports with this done to them, as they are if there is nothing to do. They are the queues of one card of a guest with `mem`.
+    /// The same ports with this done to them, as they are if there is nothing to do. They are the queues of one card of a guest with `mem`;
+    /// frames that wait are on account of `budget`.
     ///
     /// # Errors
     /// If the host has no epoll or timer left.
-    pub fn ports(&self, ports: Vec<Arc<dyn FramePort>>, mem: &Memory) -> io::Result<Vec<Arc<dyn FramePort>>> {
+    pub fn ports(
+        &self,
+        ports: Vec<Arc<dyn FramePort>>,
+        mem: &Memory,
+        budget: &Budget,
+    ) -> io::Result<Vec<Arc<dyn FramePort>>> {
         if !self.touches_frames() && self.rate_in.is_none() && self.rate_out.is_none() {
             return Ok(ports);
         }
         let shared = |rate: Option<Rate>| rate.map(|rate| Arc::new(Mutex::new(Bucket::new(rate))));
         let (bucket_in, bucket_out) = (shared(self.rate_in), shared(self.rate_out));
         let impair = |(queue, port): (u64, Arc<dyn FramePort>)| {
-            let impaired = Impaired::new(port, queue, self, [bucket_in.clone(), bucket_out.clone()], mem.clone())?;
+            let shares = Shares { buckets: [bucket_in.clone(), bucket_out.clone()], budget: budget.clone() };
+            let impaired = Impaired::new(port, queue, self, shares, mem.clone())?;
             Ok(Arc::new(impaired) as Arc<dyn FramePort>)
         };
         (0..).zip(ports).map(impair).collect()

@@ -321,8 +321,9 @@ impl Rx {
     /// Moves the next frame of the inbox to the spill buffer. Returns its length.
     fn take_from_inbox(&mut self) -> Option<usize> {
         let frame = self.hasher.as_ref()?.take_from_inbox()?;
-        self.spill.get_mut(..frame.len())?.copy_from_slice(&frame);
-        Some(frame.len())
+        let bytes = frame.bytes();
+        self.spill.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(bytes.len())
     }
 
     /// Tries to finish a frame that found too few buffers.

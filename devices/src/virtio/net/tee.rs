@@ -1,16 +1,19 @@
 //! A look at every frame that passes a port.
 //!
 //! A port that is watched stands in front of another one and shows the beginning of each frame to a [`Watcher`], which must not take long: it
-//! is called by the worker that moves the frame.
+//! is called by the worker that moves the frame. The beginning is copied once, and what is shown is what is moved: the guest, which can
+//! write to its buffers meanwhile, cannot have one thing seen and another sent.
 
+use crate::virtio::device::Memory;
 use crate::virtio::iovec::IoVecs;
+use crate::virtio::net::impair::receive_looked_at;
 use crate::virtio::net::offload::Offloads;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::{HEADER_LEN, MAX_FRAME, MAX_HEADER_LEN};
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Which way a frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,22 +37,30 @@ pub struct Watched {
     /// Bytes of a frame that are shown at most.
     snap: usize,
     header_len: AtomicUsize,
+    /// A frame with a beginning that is ours.
+    passing: Mutex<IoVecs>,
 }
 
 impl Watched {
-    /// `port`, with the first `snap` bytes of each frame shown to `watcher`.
-    pub fn new(port: Arc<dyn FramePort>, watcher: Arc<dyn Watcher>, snap: usize) -> Self {
-        let snap = snap.min(MAX_FRAME);
-        Self { inner: port, watcher, snap, header_len: AtomicUsize::new(HEADER_LEN) }
+    /// `port` of a guest with `mem`, with the first `snap` bytes of each frame shown to `watcher`.
+    pub fn new(port: Arc<dyn FramePort>, watcher: Arc<dyn Watcher>, snap: usize, mem: Memory) -> Self {
+        let (snap, passing) = (snap.min(MAX_FRAME), Mutex::new(IoVecs::new(mem)));
+        Self { inner: port, watcher, snap, header_len: AtomicUsize::new(HEADER_LEN), passing }
     }
 
-    /// Shows a frame of `len` bytes with its header, of which `copy_out` copies what comes after so many bytes.
-    fn show(&self, way: Way, len: usize, copy_out: impl FnOnce(usize, &mut [u8])) {
-        let header_len = self.header_len.load(Ordering::Relaxed).min(MAX_HEADER_LEN);
-        let len = len.saturating_sub(header_len);
-        let mut start = vec![0; len.min(self.snap)];
-        copy_out(header_len, &mut start);
-        self.watcher.saw(way, start, len);
+    fn header_len(&self) -> usize {
+        self.header_len.load(Ordering::Relaxed).min(MAX_HEADER_LEN)
+    }
+
+    /// Shows a frame of `len` bytes that begins with `start`, both with the header.
+    fn show(&self, way: Way, len: usize, mut start: Vec<u8>) {
+        let header_len = self.header_len();
+        start.drain(..header_len.min(start.len()));
+        self.watcher.saw(way, start, len.saturating_sub(header_len));
+    }
+
+    fn passing(&self) -> MutexGuard<'_, IoVecs> {
+        self.passing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -59,22 +70,21 @@ impl FramePort for Watched {
     }
 
     fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize> {
-        let len = self.inner.receive(into, spill)?;
-        let direct = into.spill_offset();
-        self.show(Way::ToGuest, len, |skip, start| {
-            into.copy_out(skip, start);
-            // What the list had no room for.
-            let (rest, from) = (direct.saturating_sub(skip).min(start.len()), skip.saturating_sub(direct));
-            let spilled = spill.get(from..).unwrap_or_default();
-            start[rest..].iter_mut().zip(spilled).for_each(|(to, from)| *to = *from);
-        });
+        let mut start = vec![0; self.header_len() + self.snap];
+        let (len, known) = receive_looked_at(&*self.inner, &mut self.passing(), into, spill, &mut start)?;
+        start.truncate(known);
+        self.show(Way::ToGuest, len, start);
         Ok(len)
     }
 
     fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
-        let sent = self.inner.transmit(frame)?;
         let len = usize::try_from(frame.len_bytes()).unwrap_or(usize::MAX);
-        self.show(Way::FromGuest, len, |skip, start| frame.copy_out(skip, start));
+        let mut start = vec![0; len.min(self.header_len() + self.snap)];
+        frame.copy_out(0, &mut start);
+        let mut passing = self.passing();
+        passing.replace_start(frame, &start);
+        let sent = self.inner.transmit(&passing)?;
+        self.show(Way::FromGuest, len, start);
         Ok(sent)
     }
 

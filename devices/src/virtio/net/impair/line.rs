@@ -1,6 +1,8 @@
 //! Frames that are under way.
 
+use super::Impairment;
 use super::dice::Dice;
+use crate::virtio::net::budget::{Budget, Held};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -15,14 +17,16 @@ pub(super) struct Line {
     delay: Duration,
     jitter: Duration,
     loss_ppm: u32,
-    waiting: VecDeque<(Instant, Vec<u8>)>,
+    waiting: VecDeque<(Instant, Held)>,
     bytes: usize,
+    budget: Budget,
 }
 
 impl Line {
-    /// An empty line.
-    pub(super) fn new(dice: Dice, delay: Duration, jitter: Duration, loss_ppm: u32) -> Self {
-        Self { dice, delay, jitter, loss_ppm, waiting: VecDeque::new(), bytes: 0 }
+    /// An empty line, on account of `budget`.
+    pub(super) fn new(dice: Dice, impairment: &Impairment, budget: Budget) -> Self {
+        let Impairment { delay, jitter, loss_ppm, .. } = *impairment;
+        Self { dice, delay, jitter, loss_ppm, waiting: VecDeque::new(), bytes: 0, budget }
     }
 
     /// Whether frames pass at once or not at all.
@@ -45,12 +49,14 @@ impl Line {
         self.dice.clone().fate(self.loss_ppm, self.delay, self.jitter)
     }
 
-    /// Lets a frame in that is late by `delay`. It leaves after those before it.
-    pub(super) fn push(&mut self, frame: Vec<u8>, delay: Duration, now: Instant) {
+    /// Lets a frame in that is late by `delay`. It leaves after those before it. Returns whether the budget has room for it.
+    pub(super) fn push(&mut self, frame: Vec<u8>, delay: Duration, now: Instant) -> bool {
+        let Some(share) = self.budget.take(frame.len()) else { return false };
         let last = self.waiting.back().map(|(due, _)| *due);
         let due = (now + delay).max(last.unwrap_or(now));
         self.bytes += frame.len();
-        self.waiting.push_back((due, frame));
+        self.waiting.push_back((due, Held::new(frame, share)));
+        true
     }
 
     /// When the next frame leaves.
@@ -60,13 +66,13 @@ impl Line {
 
     /// The next frame, if it is due.
     pub(super) fn due(&self, now: Instant) -> Option<&[u8]> {
-        self.waiting.front().filter(|(due, _)| *due <= now).map(|(_, frame)| frame.as_slice())
+        self.waiting.front().filter(|(due, _)| *due <= now).map(|(_, frame)| frame.bytes())
     }
 
     /// The next frame has left.
     pub(super) fn pop(&mut self) {
         if let Some((_, frame)) = self.waiting.pop_front() {
-            self.bytes -= frame.len();
+            self.bytes -= frame.bytes().len();
         }
     }
 }
@@ -75,10 +81,15 @@ impl Line {
 mod tests {
     use super::*;
 
+    fn line(delay: Duration, jitter: Duration, budget: &Budget) -> Line {
+        let impairment = Impairment { delay, jitter, ..Impairment::default() };
+        Line::new(Dice::new(1, 0), &impairment, budget.clone())
+    }
+
     #[test]
     fn frames_leave_in_order_when_they_are_due() {
         let (now, ms) = (Instant::now(), Duration::from_millis);
-        let mut line = Line::new(Dice::new(1, 0), ms(10), ms(9), 0);
+        let mut line = line(ms(10), ms(9), &Budget::default());
         line.push(vec![1; 60], ms(19), now);
         line.push(vec![2; 60], ms(1), now);
         assert_eq!(line.next_due(), Some(now + ms(19)));
@@ -94,12 +105,24 @@ mod tests {
     fn line_is_full_of_frames_or_of_bytes() {
         let now = Instant::now();
         for (len, most) in [(60, FRAMES_MAX), (65_536, BYTES_MAX / 65_536)] {
-            let mut line = Line::new(Dice::new(1, 0), Duration::from_secs(1), Duration::ZERO, 0);
+            let mut line = line(Duration::from_secs(1), Duration::ZERO, &Budget::default());
             for _ in 0..most {
                 assert!(!line.is_full());
                 line.push(vec![0; len], Duration::ZERO, now);
             }
             assert!(line.is_full());
         }
+    }
+
+    #[test]
+    fn lines_of_a_vm_hold_no_more_than_its_budget() {
+        let (now, budget) = (Instant::now(), Budget::new(10 * 2000));
+        let mut lines: Vec<_> = (0..64).map(|_| line(Duration::from_secs(1), Duration::ZERO, &budget)).collect();
+        let mut push =
+            || lines.iter_mut().filter_map(|line| line.push(vec![0; 1900], Duration::ZERO, now).then_some(())).count();
+        assert_eq!(push(), 10);
+        assert_eq!(push(), 0);
+        lines[0].pop();
+        assert!(lines[63].push(vec![0; 1900], Duration::ZERO, now));
     }
 }

@@ -4,9 +4,11 @@ use super::Impairment;
 use super::bucket::Bucket;
 use super::dice::Dice;
 use super::line::Line;
+use super::wire::{self, HEADERS_MAX};
 use crate::virtio::device::Memory;
-use crate::virtio::iovec::IoVecs;
+use crate::virtio::iovec::{IoVecs, MAX_PER_CALL};
 use crate::virtio::net::alarm::Alarm;
+use crate::virtio::net::budget::Budget;
 use crate::virtio::net::offload::Offloads;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::{HEADER_LEN, MAX_FRAME, MAX_HEADER_LEN};
@@ -20,8 +22,13 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 /// A queue that found no room is asked again after this time.
 const TRY_AGAIN: Duration = Duration::from_micros(200);
 
-/// Headers that a segment repeats, if the frame does not say how long they are: Ethernet, IPv4 and TCP.
-const SEGMENT_HEADERS: usize = 54;
+/// What the queues of a card have in common.
+pub(super) struct Shares {
+    /// What may pass to and from the guest.
+    pub(super) buckets: [Option<Arc<Mutex<Bucket>>>; 2],
+    /// What may wait.
+    pub(super) budget: Budget,
+}
 
 /// One queue of a card.
 pub(super) struct Impaired {
@@ -39,8 +46,8 @@ struct State {
     from_guest: Way,
     /// An empty list: where there are no buffers, all of a frame goes to the spill.
     nowhere: IoVecs,
-    /// A frame of ours on its way to the port.
-    leaving: IoVecs,
+    /// A frame on its way to or from the port, with a start that is ours.
+    passing: IoVecs,
     buffer: Vec<u8>,
 }
 
@@ -65,7 +72,7 @@ impl Way {
 }
 
 impl Impaired {
-    /// `port`, the card's queue with number `queue`, with the two buckets that its card's queues share: to and from the guest.
+    /// `port`, the card's queue with number `queue`, with what its card's queues share.
     ///
     /// # Errors
     /// If the host has no epoll or timer left.
@@ -73,7 +80,7 @@ impl Impaired {
         port: Arc<dyn FramePort>,
         queue: u64,
         impairment: &Impairment,
-        [bucket_in, bucket_out]: [Option<Arc<Mutex<Bucket>>>; 2],
+        Shares { buckets: [bucket_in, bucket_out], budget }: Shares,
         mem: Memory,
     ) -> io::Result<Self> {
         let alarm = Alarm::new()?;
@@ -81,14 +88,13 @@ impl Impaired {
         for fd in [port.fd(), alarm.as_raw_fd()] {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
         }
-        let Impairment { delay, jitter, loss_ppm, seed, .. } = *impairment;
-        let line = |part| Line::new(Dice::new(seed, part), delay, jitter, loss_ppm);
+        let line = |part| Line::new(Dice::new(impairment.seed, part), impairment, budget.clone());
         let state = State {
             alarm,
             to_guest: Way { line: line(queue * 2), bucket: bucket_in },
             from_guest: Way { line: line(queue * 2 + 1), bucket: bucket_out },
             nowhere: IoVecs::new(mem.clone()),
-            leaving: IoVecs::new(mem),
+            passing: IoVecs::new(mem),
             buffer: vec![0; MAX_HEADER_LEN + MAX_FRAME],
         };
         Ok(Self {
@@ -112,42 +118,37 @@ impl Impaired {
 
     /// Sends what is due. What the port does not take is lost, as on a wire, unless it is only full.
     fn send_due(&self, state: &mut State, now: Instant) -> io::Result<()> {
-        let State { alarm, from_guest, leaving, .. } = state;
+        let State { alarm, from_guest, passing, .. } = state;
         while let Some(frame) = from_guest.line.due(now) {
             if let Err(later) = from_guest.open(now) {
                 return alarm.set(Some(later));
             }
-            leaving.clear();
-            leaving.put_in_front(frame);
-            match self.inner.transmit(leaving) {
+            passing.clear();
+            passing.put_in_front(frame);
+            match self.inner.transmit(passing) {
                 Err(err) if err.kind() == ErrorKind::WouldBlock => return alarm.set(Some(now + TRY_AGAIN)),
                 Err(err) => log::debug!("Failed to send a delayed frame: {err}"),
-                Ok(_) => from_guest.spend(self.wire_bytes(frame, frame.len()), now),
+                Ok(_) => from_guest.spend(self.wire_bytes(frame, frame.len()).unwrap_or(frame.len()), now),
             }
             from_guest.line.pop();
         }
         alarm.set(from_guest.line.next_due())
     }
 
-    /// Bytes that a frame of `len` with its header, which begins with `head`, has on the wire after it was segmented.
-    fn wire_bytes(&self, head: &[u8], len: usize) -> usize {
-        let len = len.saturating_sub(self.header_len.load(Ordering::Relaxed));
-        let field = |at: usize| {
-            let bytes = head.get(at..at + 2).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
-            usize::from(u16::from_le_bytes(bytes))
-        };
-        // `hdr_len` and `gso_size` (virtio 1.3 5.1.6); both are hints that the guest may have made up.
-        let (headers, size) = (field(2), field(4));
-        let headers = if (1..=256).contains(&headers) { headers } else { SEGMENT_HEADERS };
-        let Some(segments) =
-            len.saturating_sub(headers).checked_add(size.saturating_sub(1)).and_then(|n| n.checked_div(size))
-        else {
-            return len;
-        };
-        len + segments.saturating_sub(1) * headers
+    /// Bytes that a frame of `len` with its virtio header, which begins with `start`, has on the wire after it was segmented; None if
+    /// that cannot be told.
+    fn wire_bytes(&self, start: &[u8], len: usize) -> Option<usize> {
+        let header_len = self.header_len.load(Ordering::Relaxed);
+        let (vnet, frame) = start.split_at_checked(header_len)?;
+        wire::bytes(vnet, &frame[..frame.len().min(HEADERS_MAX)], len.saturating_sub(header_len))
     }
 
-    /// Receives frames that are only slowed down or lost.
+    /// Bytes at the start of a frame that are looked at.
+    fn looked_at(&self) -> usize {
+        self.header_len.load(Ordering::Relaxed) + HEADERS_MAX
+    }
+
+    /// Receives frames that are only slowed down or lost. Their start is looked at before the guest can change it.
     fn receive_straight(
         &self,
         state: &mut State,
@@ -156,17 +157,21 @@ impl Impaired {
         now: Instant,
     ) -> io::Result<usize> {
         loop {
-            let State { alarm, to_guest, .. } = state;
+            let State { alarm, to_guest, passing, .. } = state;
             if let Err(later) = to_guest.open(now) {
                 alarm.set(Some(later))?;
                 return Err(ErrorKind::WouldBlock.into());
             }
-            let len = self.inner.receive(into, spill)?;
-            let mut head = [0; HEADER_LEN];
-            let direct = into.spill_offset().min(HEADER_LEN);
-            into.copy_out(0, &mut head);
-            head[direct..].iter_mut().zip(spill.iter()).for_each(|(to, from)| *to = *from);
-            to_guest.spend(self.wire_bytes(&head, len), now);
+            let len = if to_guest.bucket.is_none() {
+                self.inner.receive(into, spill)?
+            } else {
+                let mut start = [0; MAX_HEADER_LEN + HEADERS_MAX];
+                let (len, known) =
+                    receive_looked_at(&*self.inner, passing, into, spill, &mut start[..self.looked_at()])?;
+                // What cannot be segmented is not.
+                to_guest.spend(self.wire_bytes(&start[..known], len).unwrap_or(len), now);
+                len
+            };
             if to_guest.line.fate().is_some() {
                 return Ok(len);
             }
@@ -189,6 +194,7 @@ impl Impaired {
             match self.inner.receive(nowhere, buffer) {
                 Ok(len) => {
                     if let Some(delay) = to_guest.line.fate() {
+                        // Without room it is lost, as on a wire.
                         to_guest.line.push(buffer[..len].to_vec(), delay, now);
                     }
                 }
@@ -207,7 +213,7 @@ impl Impaired {
         into.copy_in(0, &frame[..direct]);
         spill.iter_mut().zip(&frame[direct..]).for_each(|(to, from)| *to = *from);
         let len = frame.len();
-        to_guest.spend(self.wire_bytes(frame, len), now);
+        to_guest.spend(self.wire_bytes(frame, len).unwrap_or(len), now);
         to_guest.line.pop();
         Ok(len)
     }
@@ -232,7 +238,7 @@ impl FramePort for Impaired {
         let now = Instant::now();
         let mut state = self.state(now)?;
         let len = usize::try_from(frame.len_bytes()).unwrap_or(usize::MAX);
-        let State { alarm, from_guest, .. } = &mut *state;
+        let State { alarm, from_guest, passing, .. } = &mut *state;
         if !from_guest.line.is_straight() {
             if from_guest.line.is_full() {
                 return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
@@ -240,7 +246,12 @@ impl FramePort for Impaired {
             if let Some(delay) = from_guest.line.fate() {
                 let mut bytes = vec![0; len];
                 frame.copy_out(0, &mut bytes);
-                from_guest.line.push(bytes, delay, now);
+                if from_guest.bucket.is_some() && self.wire_bytes(&bytes, len).is_none() {
+                    return Err(io::Error::from_raw_os_error(libc::EINVAL));
+                }
+                if !from_guest.line.push(bytes, delay, now) {
+                    return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+                }
                 alarm.set(from_guest.line.next_due())?;
             }
             return Ok(len);
@@ -249,10 +260,18 @@ impl FramePort for Impaired {
             alarm.set(Some(later))?;
             return Err(ErrorKind::WouldBlock.into());
         }
-        let mut head = [0; HEADER_LEN];
-        frame.copy_out(0, &mut head);
-        let bytes = self.wire_bytes(&head, len);
-        let sent = if from_guest.line.fate_ahead().is_some() { self.inner.transmit(frame) } else { Ok(len) };
+        let mut start = [0; MAX_HEADER_LEN + HEADERS_MAX];
+        let start = &mut start[..self.looked_at().min(len)];
+        let mut bytes = len;
+        let mut leaving = frame;
+        if from_guest.bucket.is_some() {
+            // What is counted is what is sent, whatever the guest writes meanwhile.
+            frame.copy_out(0, start);
+            bytes = self.wire_bytes(start, len).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+            passing.replace_start(frame, start);
+            leaving = passing;
+        }
+        let sent = if from_guest.line.fate_ahead().is_some() { self.inner.transmit(leaving) } else { Ok(len) };
         match &sent {
             // It comes again, and meets the same fate.
             Err(err) if err.kind() == ErrorKind::WouldBlock => alarm.set(Some(now + TRY_AGAIN))?,
@@ -296,4 +315,32 @@ impl FramePort for Impaired {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Receives a frame as [`FramePort::receive`] does, with a copy of what `start` has room for that the guest could not change. Returns the
+/// frame's length and how much of `start` it has filled. `passing` is a list to work with.
+pub(in crate::virtio::net) fn receive_looked_at(
+    port: &dyn FramePort,
+    passing: &mut IoVecs,
+    into: &mut IoVecs,
+    spill: &mut [u8],
+    start: &mut [u8],
+) -> io::Result<(usize, usize)> {
+    let direct = into.spill_offset();
+    let ours = direct.min(start.len());
+    // A list of more pieces than the kernel takes would be cut at another place.
+    let len = if into.count() + 1 < MAX_PER_CALL {
+        passing.replace_start(into, &start[..ours]);
+        let len = port.receive(passing, spill)?;
+        start[..ours].copy_from_slice(passing.front());
+        into.copy_in(0, &start[..ours.min(len)]);
+        len
+    } else {
+        let len = port.receive(into, spill)?;
+        into.copy_out(0, &mut start[..ours]);
+        len
+    };
+    // The kernel has put what comes after the buffers into memory of ours.
+    start[ours..].iter_mut().zip(spill.iter()).for_each(|(to, from)| *to = *from);
+    Ok((len, start.len().min(len)))
 }

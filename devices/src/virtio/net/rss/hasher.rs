@@ -7,6 +7,7 @@ use super::dissect::HEAD_LEN;
 use super::inbox::{Inbox, Peer, inboxes};
 use super::settings::{HashSettings, Indirection, RssSettings};
 use crate::virtio::iovec::IoVecs;
+use crate::virtio::net::budget::{Budget, Held};
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -97,7 +98,8 @@ impl Hasher {
         Self::new(shared, header_len, 0, Arc::default(), None)
     }
 
-    /// For each of the `queues` receive queues of a card that has several, and reports hashes if headers have room for them.
+    /// For each of the `queues` receive queues of a card that has several, and reports hashes if headers have room for them. Frames between them
+    /// are on account of `budget`.
     ///
     /// # Errors
     /// If the host has no eventfd left.
@@ -105,8 +107,9 @@ impl Hasher {
         shared: &Arc<Shared>,
         header_len: usize,
         queues: usize,
+        budget: &Budget,
     ) -> io::Result<Vec<Self>> {
-        let (inboxes, peers) = inboxes(queues)?;
+        let (inboxes, peers) = inboxes(queues, budget)?;
         let new = |(queue, inbox)| Self::new(shared.clone(), header_len, queue, peers.clone(), Some(inbox));
         Ok((0..).zip(inboxes).map(new).collect())
     }
@@ -122,7 +125,7 @@ impl Hasher {
     }
 
     /// The next frame that another queue has received for this one, with its header.
-    pub(in crate::virtio::net) fn take_from_inbox(&self) -> Option<Vec<u8>> {
+    pub(in crate::virtio::net) fn take_from_inbox(&self) -> Option<Held> {
         self.inbox.as_ref()?.take()
     }
 

@@ -2,8 +2,9 @@
 //! left for a queue that goes out of use.
 //!
 //! One bounded inbox for each queue, filled by all the others' workers and emptied by its own. A frame that finds it full is lost, as
-//! on a card whose ring is full.
+//! on a card whose ring is full; so is one that finds the VM's budget used up.
 
+use crate::virtio::net::budget::{Budget, Held};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +18,7 @@ pub(super) const INBOX_FRAMES: usize = 1000;
 
 #[derive(Default)]
 struct Frames {
-    waiting: VecDeque<Vec<u8>>,
+    waiting: VecDeque<Held>,
     bytes: usize,
 }
 
@@ -29,6 +30,7 @@ fn lock(frames: &Mutex<Frames>) -> MutexGuard<'_, Frames> {
 pub(in crate::virtio::net) struct Peer {
     frames: Arc<Mutex<Frames>>,
     filled: Arc<EventFd>,
+    budget: Budget,
 }
 
 impl Peer {
@@ -36,14 +38,16 @@ impl Peer {
     pub(super) fn pass(&self, frame: Vec<u8>) -> bool {
         let mut frames = lock(&self.frames);
         let fits = frames.waiting.len() < INBOX_FRAMES && frames.bytes + frame.len() <= INBOX_BYTES;
-        if fits {
+        let share = if fits { self.budget.take(frame.len()) } else { None };
+        let passed = share.is_some();
+        if let Some(share) = share {
             frames.bytes += frame.len();
-            frames.waiting.push_back(frame);
+            frames.waiting.push_back(Held::new(frame, share));
         }
         drop(frames);
         // Refused only by a counter that is full, which wakes as well.
         let _ = self.filled.write(1);
-        fits
+        passed
     }
 }
 
@@ -55,10 +59,10 @@ pub(in crate::virtio::net) struct Inbox {
 
 impl Inbox {
     /// The next frame, with its header.
-    pub(in crate::virtio::net) fn take(&self) -> Option<Vec<u8>> {
+    pub(in crate::virtio::net) fn take(&self) -> Option<Held> {
         let mut frames = lock(&self.frames);
         let frame = frames.waiting.pop_front()?;
-        frames.bytes -= frame.len();
+        frames.bytes -= frame.bytes().len();
         Some(frame)
     }
 
@@ -68,14 +72,17 @@ impl Inbox {
     }
 }
 
-/// An inbox for each of `queues` queues, and the ways to them in the same order.
+/// An inbox for each of `queues` queues, and the ways to them in the same order. Frames wait on account of `budget`.
 ///
 /// # Errors
 /// If the host has no eventfd left.
-pub(in crate::virtio::net) fn inboxes(queues: usize) -> io::Result<(Vec<Inbox>, Arc<[Peer]>)> {
+pub(in crate::virtio::net) fn inboxes(queues: usize, budget: &Budget) -> io::Result<(Vec<Inbox>, Arc<[Peer]>)> {
     let make = || {
         let (frames, filled) = (Arc::default(), Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?));
-        Ok((Inbox { frames: Arc::clone(&frames), filled: filled.clone() }, Peer { frames, filled }))
+        Ok((
+            Inbox { frames: Arc::clone(&frames), filled: filled.clone() },
+            Peer { frames, filled, budget: budget.clone() },
+        ))
     };
     let ends = (0..queues).map(|_| make()).collect::<io::Result<Vec<_>>>()?;
     let (inboxes, peers): (Vec<_>, Vec<_>) = ends.into_iter().unzip();

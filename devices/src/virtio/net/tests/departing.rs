@@ -19,7 +19,8 @@ fn frames_of_a_queue_that_leaves_go_to_its_ring_first_and_then_to_the_first_queu
         *descriptor = RawDescriptor::from(Descriptor::new(BUFFERS + idx * 0x1000, 200, flags, 0));
     }
     second.build_multiple_desc_chains(&few).unwrap();
-    let mut hashers = Hasher::steering(&Arc::new(Shared::default()), HEADER_LEN, 2).unwrap().into_iter();
+    let mut hashers =
+        Hasher::steering(&Arc::new(Shared::default()), HEADER_LEN, 2, &Budget::default()).unwrap().into_iter();
     let mut rx = |mock, port| {
         Rx::new(driver.ring(mock), port, driver.counters.clone(), gate(), frames(true)).with_hasher(hashers.next())
     };
@@ -46,7 +47,8 @@ fn frame_that_was_half_in_buffers_is_handed_on_whole() {
     let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
     let short = RawDescriptor::from(Descriptor::new(BUFFERS + 0x8000, 20, flags, 0));
     second.build_multiple_desc_chains(&[short]).unwrap();
-    let mut hashers = Hasher::steering(&Arc::new(Shared::default()), HEADER_LEN, 2).unwrap().into_iter();
+    let mut hashers =
+        Hasher::steering(&Arc::new(Shared::default()), HEADER_LEN, 2, &Budget::default()).unwrap().into_iter();
     let mut rx = |mock, port| {
         Rx::new(driver.ring(mock), port, driver.counters.clone(), gate(), frames(true)).with_hasher(hashers.next())
     };

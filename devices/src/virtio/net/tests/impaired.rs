@@ -7,7 +7,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 /// The port of a card with one queue that `impairment` was done to, and its wire.
 fn impaired(impairment: Impairment) -> (Arc<dyn FramePort>, UnixDatagram) {
     let (port, wire) = port();
-    (impairment.ports(vec![port], &Driver::new().mem).unwrap().remove(0), wire)
+    (impairment.ports(vec![port], &Driver::new().mem, &Budget::default()).unwrap().remove(0), wire)
 }
 
 fn frame(number: u8) -> Vec<u8> {
@@ -48,7 +48,7 @@ fn watch(port: &dyn FramePort) -> Epoll {
 #[test]
 fn card_without_impairment_has_its_own_ports() {
     let (port, _wire) = port();
-    let ports = Impairment::default().ports(vec![port.clone()], &Driver::new().mem).unwrap();
+    let ports = Impairment::default().ports(vec![port.clone()], &Driver::new().mem, &Budget::default()).unwrap();
     assert_eq!(ports[0].fd(), port.fd());
 }
 
@@ -122,20 +122,77 @@ fn what_is_too_fast_waits_outside_and_is_not_lost() {
     assert!(begin.elapsed() >= Duration::from_millis(20), "{:?}", begin.elapsed());
 }
 
-#[test]
-fn large_frame_counts_with_the_headers_of_its_segments() {
+/// A TCP frame of 1054 bytes to be cut into segments of `size`, of which the virtio header says that the headers have `hdr_len` bytes.
+fn large(hdr_len: u8, size: u8) -> Vec<u8> {
+    let mut large = vec![0; HEADER_LEN + 1054];
+    (large[1], large[2], large[4]) = (1, hdr_len, size);
+    large[HEADER_LEN + 12..HEADER_LEN + 15].copy_from_slice(&[8, 0, 0x45]);
+    large[HEADER_LEN + 14 + 20 + 12] = 5 << 4;
+    large
+}
+
+/// How long the next frame has to wait after this one, at a byte each microsecond.
+fn wait_after(large: &[u8]) -> Duration {
     let rate = Some(Rate { bytes_per_second: 1_000_000, burst_bytes: 1 });
     let (port, wire) = impaired(Impairment { rate_out: rate, ..Impairment::default() });
-    // hdr_len 54, gso_size 46: 1000 bytes are 21 segments, 20 of them with headers that are not in the frame.
-    let mut large = vec![0; HEADER_LEN + 1000];
-    (large[2], large[4]) = (54, 46);
     let begin = Instant::now();
-    transmit(&*port, &large).unwrap();
+    transmit(&*port, large).unwrap();
     while would_block(transmit(&*port, &frame(1))) {
-        std::thread::sleep(Duration::from_micros(50));
+        std::thread::yield_now();
     }
-    assert!(begin.elapsed() >= Duration::from_micros(2079), "{:?}", begin.elapsed());
-    assert_eq!(wire.recv(&mut [0; 2000]).unwrap(), HEADER_LEN + 1000);
+    let took = begin.elapsed();
+    let mut sent = [0; 2000];
+    let len = wire.recv(&mut sent).unwrap();
+    assert_eq!(&sent[..len], large);
+    took
+}
+
+#[test]
+fn large_frame_counts_with_the_headers_of_its_segments_whatever_its_header_says() {
+    // 1000 bytes are 125 segments of 8 bytes, 124 of them with headers that are not in the frame.
+    for hdr_len in [54, 1, 0, 255] {
+        let took = wait_after(&large(hdr_len, 8));
+        assert!(took >= Duration::from_micros(1054 + 124 * 54 - 1), "hdr_len {hdr_len}: {took:?}");
+    }
+}
+
+#[test]
+fn frame_whose_segments_cannot_be_counted_is_not_sent() {
+    let rate = Some(Rate { bytes_per_second: 1_000_000, burst_bytes: 1 });
+    let (port, _wire) = impaired(Impairment { rate_out: rate, ..Impairment::default() });
+    let mut odd = large(54, 8);
+    odd[HEADER_LEN + 12] = 0x99;
+    assert_eq!(transmit(&*port, &odd).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+}
+
+#[test]
+fn rate_counts_what_has_come_and_the_guest_gets_it_whole() {
+    let rate = Some(Rate { bytes_per_second: 1_000_000, burst_bytes: 1 });
+    let (port, wire) = impaired(Impairment { rate_in: rate, ..Impairment::default() });
+    let (mem, large) = (Driver::new().mem, large(1, 8));
+    for room in [0, 5, 60, 400, 2000] {
+        let mut into = IoVecs::new(mem.clone());
+        if room > 0 {
+            into.push(crate::virtio::chain::Buffer { addr: GuestAddress(BUFFERS), len: room }).unwrap();
+        }
+        wire.send(&large).unwrap();
+        wire.send(&frame(1)).unwrap();
+        let (mut spill, begin) = (vec![0; 2000], Instant::now());
+        let len = loop {
+            match port.receive(&mut into, &mut spill) {
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                len => break len.unwrap(),
+            }
+        };
+        let direct = len.min(usize::try_from(room).unwrap());
+        let mut got = vec![0; direct];
+        mem.read_slice(&mut got, GuestAddress(BUFFERS)).unwrap();
+        assert_eq!([&got, &spill[..len - direct]].concat(), large, "room for {room}");
+        while would_block(receive(&*port)) {
+            std::thread::yield_now();
+        }
+        assert!(begin.elapsed() >= Duration::from_micros(1054 + 124 * 54 - 1), "room for {room}");
+    }
 }
 
 #[test]
@@ -155,4 +212,18 @@ fn full_line_refuses_what_the_guest_sends_and_leaves_the_rest_in_the_port() {
     }
     let refused = transmit(&*port, &frame(0)).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::ENOBUFS));
+}
+
+#[test]
+fn queues_of_a_vm_hold_no_more_than_its_budget() {
+    let (mem, budget) = (Driver::new().mem, Budget::new(100 * 200));
+    let impairment = Impairment { delay: Duration::from_secs(3600), ..Impairment::default() };
+    let (ends, wires): (Vec<_>, Vec<_>) = (0..8).map(|_| port()).unzip();
+    let ends = ends.into_iter().map(|port| port as Arc<dyn FramePort>).collect();
+    let ports = impairment.ports(ends, &mem, &budget).unwrap();
+    let sent = |port: &Arc<dyn FramePort>| (0..100).filter(|number| transmit(&**port, &frame(*number)).is_ok()).count();
+    // A frame takes 72 bytes with its header, and 64 beside them.
+    assert_eq!(ports.iter().map(sent).sum::<usize>(), 100 * 200 / (72 + 64));
+    drop((ports, wires));
+    assert!(budget.take(100 * 200 - 64).is_some());
 }

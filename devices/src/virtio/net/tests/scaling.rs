@@ -69,7 +69,7 @@ fn frame_of_another_queue_is_passed_on_until_its_inbox_is_full() {
     first.build_multiple_desc_chains(&chains(1, 200, VRING_DESC_F_WRITE)).unwrap();
     let shared = Arc::new(Shared::default());
     shared.change(|_| Receiving::steering(to_second_queue()));
-    let mut hashers = Hasher::steering(&shared, HEADER_LEN, 2).unwrap().into_iter();
+    let mut hashers = Hasher::steering(&shared, HEADER_LEN, 2, &Budget::default()).unwrap().into_iter();
     let mut rx = |mock, port| {
         Rx::new(driver.ring(mock), port, driver.counters.clone(), gate(), frames(true)).with_hasher(hashers.next())
     };

@@ -17,7 +17,7 @@ fn first_bytes_of_each_frame_are_shown_wherever_they_are() {
     let frame: Vec<u8> = (0..112).collect();
     for (snap, room) in [(20, 0), (20, 5), (20, 12), (20, 18), (20, 200), (200, 40)] {
         let (driver, (port, wire), notes) = (Driver::new(), port(), Arc::new(Notes::default()));
-        let watched = Watched::new(port, notes.clone(), snap);
+        let watched = Watched::new(port, notes.clone(), snap, driver.mem.clone());
         let mut into = IoVecs::new(driver.mem.clone());
         if room > 0 {
             into.push(crate::virtio::chain::Buffer { addr: GuestAddress(BUFFERS), len: room }).unwrap();
@@ -37,7 +37,70 @@ fn first_bytes_of_each_frame_are_shown_wherever_they_are() {
 #[test]
 fn what_is_not_moved_is_not_shown() {
     let ((port, _wire), notes) = (port(), Arc::new(Notes::default()));
-    let watched = Watched::new(port, notes.clone(), 64);
+    let watched = Watched::new(port, notes.clone(), 64, Driver::new().mem);
     assert!(watched.receive(&mut IoVecs::new(Driver::new().mem), &mut [0; 10]).is_err());
     assert!(notes.0.lock().unwrap().is_empty());
+}
+
+/// A port whose guest writes to its buffers at the worst moments: before a frame leaves them, and after one has come.
+struct Racing {
+    inner: Arc<SocketPort>,
+    mem: Memory,
+}
+
+impl Racing {
+    fn write(&self) {
+        self.mem.write_slice(&[0xee; 112], GuestAddress(BUFFERS)).unwrap();
+    }
+}
+
+impl FramePort for Racing {
+    fn fd(&self) -> RawFd {
+        self.inner.fd()
+    }
+    fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.receive(into, spill)?;
+        self.write();
+        Ok(len)
+    }
+    fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
+        self.write();
+        self.inner.transmit(frame)
+    }
+    fn probe_offloads(&self) -> Offloads {
+        self.inner.probe_offloads()
+    }
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        self.inner.set_offloads(offloads)
+    }
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        self.inner.set_attached(attached)
+    }
+    fn set_header_len(&self, bytes: usize) -> io::Result<()> {
+        self.inner.set_header_len(bytes)
+    }
+    fn set_steering(&self, program: Option<BorrowedFd>) -> io::Result<()> {
+        self.inner.set_steering(program)
+    }
+}
+
+#[test]
+fn what_is_seen_is_what_is_moved_whatever_the_guest_writes_meanwhile() {
+    let frame: Vec<u8> = (0..112).collect();
+    let (driver, (port, wire), notes) = (Driver::new(), port(), Arc::new(Notes::default()));
+    let racing = Arc::new(Racing { inner: port, mem: driver.mem.clone() });
+    let watched = Watched::new(racing, notes.clone(), 200, driver.mem.clone());
+    let mut list = IoVecs::new(driver.mem.clone());
+    list.push(crate::virtio::chain::Buffer { addr: GuestAddress(BUFFERS), len: 112 }).unwrap();
+
+    driver.mem.write_slice(&frame, GuestAddress(BUFFERS)).unwrap();
+    watched.transmit(&list).unwrap();
+    let mut sent = [0; 112];
+    wire.recv(&mut sent).unwrap();
+    wire.send(&frame).unwrap();
+    watched.receive(&mut list, &mut [0; 112]).unwrap();
+
+    assert_eq!((&sent[..], driver.bytes(BUFFERS, 112)), (&frame[..], frame.clone()));
+    let seen = [Way::FromGuest, Way::ToGuest].map(|way| (way, frame[HEADER_LEN..].to_vec(), 100));
+    assert_eq!(*notes.0.lock().unwrap(), seen);
 }
