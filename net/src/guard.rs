@@ -1,7 +1,8 @@
 //! What a guest may send on a bridge, and whether it reaches other VMs of the host there.
 //!
 //! ```text
-//! table netdev minivmm-VM    a chain on the tap's ingress: the guest's own addresses only, nothing that only servers say
+//! table netdev minivmm-VM    a chain on the tap's ingress: the guest's own addresses only, nothing that only servers say;
+//!                            without a guard nothing that only switches say
 //! table bridge minivmm-VM    forward: no frames between the tap and those of other VMs
 //! ```
 //!
@@ -10,17 +11,22 @@
 //!
 //! Not refused: link-local IPv6 addresses, which a guest chooses by itself, unless the list has one; then it has only that.
 
+pub(crate) mod headers;
+pub(crate) mod link;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
 use crate::mac::MacAddr;
 use crate::nft::{
-    Base, Chain, ChainType, EtherAddr, EtherType, Hook, Icmp6Type, IpFields, Item, L4Proto, LinkKind, Match, Policy,
-    Rule, Statement, Test, Verdict,
+    Base, Chain, ChainType, EtherAddr, EtherType, Fragment, Hook, Icmp6Type, IpFields, Item, L4Proto, LinkKind, Match,
+    Policy, Rule, Statement, Test, Verdict,
 };
 use crate::services::PREFIX_LEN;
 use crate::spec::{IfName, Switch};
+use headers::MALFORMED;
+use link::{BPDU, TAGGED};
 
 /// Why frames are dropped: the names of the counters.
 pub(crate) const SPOOFED_MAC: &str = "spoofed-mac";
@@ -31,17 +37,30 @@ pub(crate) const ROGUE_DHCP: &str = "rogue-dhcp";
 pub(crate) const ROGUE_ROUTER: &str = "rogue-router";
 pub(crate) const OTHER_PROTOCOL: &str = "other-protocol";
 pub(crate) const ISOLATED: &str = "isolated";
+pub(crate) const LOOPBACK_ADDRESS: &str = "loopback";
 
-/// All counters of guards.
-pub(crate) const COUNTERS: [&str; 7] =
-    [SPOOFED_MAC, SPOOFED_ARP, SPOOFED_IP, SPOOFED_ND, ROGUE_DHCP, ROGUE_ROUTER, OTHER_PROTOCOL];
+/// All counters of what a guard refuses.
+pub(crate) const COUNTERS: [&str; 8] =
+    [SPOOFED_MAC, SPOOFED_ARP, SPOOFED_IP, SPOOFED_ND, ROGUE_DHCP, ROGUE_ROUTER, OTHER_PROTOCOL, MALFORMED];
+
+/// Those of what is refused without one, too.
+pub(crate) const ALWAYS: [&str; 3] = [LOOPBACK_ADDRESS, BPDU, TAGGED];
 
 /// What a guest may speak. A tagged frame has the type of its tag, unless the guest is on a trunk.
 pub(crate) const PROTOCOLS: [EtherType; 3] = [EtherType::IP4, EtherType::ARP, EtherType::IP6];
 
-/// Ports of services that are not a guest's to offer.
+/// Ports of a service that is not a guest's to offer, and of its clients (RFC 2131 4.1, RFC 8415 7.2).
 const DHCP_SERVER: u16 = 67;
+const DHCP_CLIENT: u16 = 68;
 const DHCP6_SERVER: u16 = 547;
+const DHCP6_CLIENT: u16 = 546;
+
+/// What a server says to a relay, by the first byte (RFC 2131 2, RFC 8415 7.3).
+const BOOT_REPLY: u8 = 2;
+const RELAY_REPLY: u8 = 13;
+
+/// The host's own addresses that no packet on a wire may have (RFC 1122 3.2.1.3).
+pub(crate) const LOOPBACK: (Ipv4Addr, u8) = (Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// Addresses of a link (RFC 4291 2.5.6), and their bits that are the same.
 const LINK_LOCAL: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
@@ -50,7 +69,7 @@ const LINK_LOCAL: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 
 const FILTER: i32 = 0;
 const BRIDGE_FILTER: i32 = -200;
 
-/// A guarded card on a bridge of the host, as far as rules depend on it.
+/// A card on a bridge of the host, as far as rules depend on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Guard {
     /// The card.
@@ -65,13 +84,21 @@ pub struct Guard {
     pub isolate: Switch,
     /// Whether its frames may have tags: what is said of the guest holds in every VLAN of its port then.
     pub tagged: Switch,
+    /// Whether it is in one VLAN only, which its bridge knows from the port.
+    pub access: Switch,
 }
 
 impl Guard {
-    /// What its guest may send; none if it may send anything.
-    pub(crate) fn chain(&self, tap: IfName) -> Option<Chain> {
+    /// Whether nothing is refused to its guest but what never is a guest's.
+    pub(crate) fn is_open(&self) -> bool {
+        self.antispoof == Switch::Off && self.isolate == Switch::Off
+    }
+
+    /// What its guest may send.
+    pub(crate) fn chain(&self, tap: IfName) -> Chain {
         if self.antispoof == Switch::Off {
-            return None;
+            let second_tag = (self.access == Switch::On).then(link::no_second_tag);
+            return ingress(self.card, tap, [link::no_bpdu()].into_iter().chain(second_tag).collect());
         }
         let own_mac = EtherAddr::from(self.mac);
         let mut rules = vec![
@@ -81,7 +108,7 @@ impl Guard {
         rules.extend(self.ip4());
         rules.extend(self.arp(own_mac));
         rules.extend(self.ip6());
-        Some(ingress(self.card, tap, rules))
+        ingress(self.card, tap, rules)
     }
 
     /// What a frame carries. The kernel has taken a tag off before it comes to the chain: `ether type` is still that of the tag, `meta protocol`
@@ -104,24 +131,28 @@ impl Guard {
 
     fn ip4(&self) -> Vec<Rule> {
         let ip4 = || rule(self.carries(Test::is(EtherType::IP4)));
-        let rogue = drop_as(ip4().with(Match::UdpSport(Test::is(DHCP_SERVER))), ROGUE_DHCP);
-        let tcp = |rule: Rule| rule.with(Match::L4Proto(Test::is(L4Proto::TCP))).with(Verdict::Accept);
+        let daddr = |test| Match::Ip4(IpFields::Daddr(test));
         let saddr = |test| rule(Match::Ip4(IpFields::Saddr(test)));
-        match self.listed4() {
-            None => vec![tcp(ip4()), rogue, ip4().with(Verdict::Accept)],
-            Some(listed) if listed.is_empty() => vec![drop_as(ip4(), SPOOFED_IP)],
-            Some(listed) => vec![
-                // Most of all frames go no further.
-                tcp(saddr(Test::any(listed.iter().copied()))),
-                rogue,
-                // Who asks for an address has none yet (RFC 2131 4.1).
-                saddr(Test::is(Ipv4Addr::UNSPECIFIED))
-                    .with(Match::UdpDport(Test::is(DHCP_SERVER)))
-                    .with(Verdict::Accept),
-                drop_as(saddr(none_of(&listed)), SPOOFED_IP),
-                ip4().with(Verdict::Accept),
-            ],
+        let loopback = || Item::Prefix(LOOPBACK.0, LOOPBACK.1);
+        // Most of all frames go no further.
+        let tcp = |rule: Rule| {
+            rule.with(Match::L4Proto(Test::is(L4Proto::TCP))).with(daddr(Test::IsNot(loopback()))).with(Verdict::Accept)
+        };
+        let own = match self.listed4() {
+            None => ip4(),
+            Some(listed) if listed.is_empty() => return vec![drop_as(ip4(), SPOOFED_IP)],
+            Some(listed) => saddr(Test::any(listed)),
+        };
+        let mut rules = vec![tcp(own.clone()), later4(own)];
+        rules.extend(no_dhcp_server(ip4));
+        if let Some(listed) = self.listed4() {
+            // Who asks for an address has none yet (RFC 2131 4.1).
+            let asks = saddr(Test::is(Ipv4Addr::UNSPECIFIED)).with(Match::UdpDport(Test::is(DHCP_SERVER)));
+            rules.extend([asks.with(Verdict::Accept), drop_as(saddr(none_of(&listed)), SPOOFED_IP)]);
         }
+        rules.push(drop_as(rule(daddr(Test::Is(loopback()))), LOOPBACK_ADDRESS));
+        rules.push(ip4().with(Verdict::Accept));
+        rules
     }
 
     fn arp(&self, own_mac: EtherAddr) -> Vec<Rule> {
@@ -136,40 +167,78 @@ impl Guard {
     }
 
     fn ip6(&self) -> Vec<Rule> {
-        let mut rules = vec![
-            drop_as(rule(Match::Icmp6Type(Test::any([Icmp6Type::ROUTER_ADVERT, Icmp6Type::REDIRECT]))), ROGUE_ROUTER),
-            drop_as(
-                rule(self.carries(Test::is(EtherType::IP6))).with(Match::UdpSport(Test::is(DHCP6_SERVER))),
-                ROGUE_DHCP,
-            ),
-        ];
-        if let Some(listed) = self.listed6() {
-            rules.extend(own_ip6(&listed, None));
-        }
+        let ip6 = || rule(self.carries(Test::is(EtherType::IP6)));
+        let listed = self.listed6();
+        let mut rules: Vec<Rule> = listed.iter().map(|listed| own_source6(listed, None)).collect();
+        rules.extend(headers::fragments6(&Verdict::Accept, MALFORMED));
+        rules.push(no_router());
+        rules.extend(no_dhcp6_server(ip6));
+        rules.extend(listed.iter().flat_map(|listed| own_claims6(listed, None)));
+        rules.extend(headers::whole_ip6());
         rules
     }
 }
 
-/// Drops what is not from these addresses or that prefix, and what claims others. Link-local ones are fine unless one is among them.
-pub(crate) fn own_ip6(addresses: &[Ipv6Addr], prefix: Option<Ipv6Addr>) -> Vec<Rule> {
+/// Lets later fragments of IPv4 packets pass before other rules take what they carry for a header. `own` begins a rule
+/// for the guest's.
+pub(crate) fn later4(own: Rule) -> Rule {
+    own.with(Match::Fragment4(Fragment::Later)).with(Verdict::Accept)
+}
+
+/// Drops what only routers say to hosts.
+pub(crate) fn no_router() -> Rule {
+    let types = Test::any([Icmp6Type::ROUTER_ADVERT, Icmp6Type::REDIRECT]);
+    drop_as(rule(Match::Icmp6Type(types)), ROGUE_ROUTER)
+}
+
+/// Drops what only servers of DHCP say: from their port, to that of clients from whatever port, which clients do not
+/// look at, and to relays. `ip4` begins a rule for IPv4.
+pub(crate) fn no_dhcp_server(ip4: impl Fn() -> Rule) -> [Rule; 3] {
+    let to = |port| ip4().with(Match::UdpDport(Test::is(port)));
+    [
+        drop_as(ip4().with(Match::UdpSport(Test::is(DHCP_SERVER))), ROGUE_DHCP),
+        drop_as(to(DHCP_CLIENT), ROGUE_DHCP),
+        drop_as(to(DHCP_SERVER).with(Match::UdpPayload(BOOT_REPLY)), ROGUE_DHCP),
+    ]
+}
+
+/// The same for DHCPv6.
+pub(crate) fn no_dhcp6_server(ip6: impl Fn() -> Rule) -> [Rule; 3] {
+    let to = |port| ip6().with(Match::UdpDport(Test::is(port)));
+    [
+        drop_as(ip6().with(Match::UdpSport(Test::is(DHCP6_SERVER))), ROGUE_DHCP),
+        drop_as(to(DHCP6_CLIENT), ROGUE_DHCP),
+        drop_as(to(DHCP6_SERVER).with(Match::UdpPayload(RELAY_REPLY)), ROGUE_DHCP),
+    ]
+}
+
+/// The addresses of a guest, and those that it may choose: of a prefix, and link-local ones unless one is among the
+/// addresses.
+fn own6(addresses: &[Ipv6Addr], prefix: Option<Ipv6Addr>) -> Vec<Item<Ipv6Addr>> {
     let mut own: Vec<Item<Ipv6Addr>> = addresses.iter().copied().map(Item::One).collect();
     if !addresses.iter().any(Ipv6Addr::is_unicast_link_local) {
         own.push(Item::Prefix(LINK_LOCAL.0, LINK_LOCAL.1));
     }
     own.extend(prefix.map(|prefix| Item::Prefix(prefix, PREFIX_LEN)));
+    own
+}
+
+/// Drops what is not from these addresses or that prefix.
+pub(crate) fn own_source6(addresses: &[Ipv6Addr], prefix: Option<Ipv6Addr>) -> Rule {
     // A guest has no address before it has one, and asks from none whether anybody has it (RFC 4862 5.4.2).
-    let none = Item::One(Ipv6Addr::UNSPECIFIED);
-    let from = [own.as_slice(), &[none]].concat();
-    let claim =
-        |icmp6_type| rule(Match::Icmp6Type(Test::is(icmp6_type))).with(Match::NdTarget(Test::NotIn(own.clone())));
+    let from = [own6(addresses, prefix), vec![Item::One(Ipv6Addr::UNSPECIFIED)]].concat();
+    drop_as(rule(Match::Ip6(IpFields::Saddr(Test::NotIn(from)))), SPOOFED_IP)
+}
+
+/// Drops what claims others.
+pub(crate) fn own_claims6(addresses: &[Ipv6Addr], prefix: Option<Ipv6Addr>) -> [Rule; 2] {
+    let others = || Match::NdTarget(Test::NotIn(own6(addresses, prefix)));
+    let says = |icmp6_type| Match::Icmp6Type(Test::is(icmp6_type));
+    let claim = rule(says(Icmp6Type::NEIGHBOR_ADVERT)).with(others());
     let probe = rule(Match::Ip6(IpFields::Saddr(Test::is(Ipv6Addr::UNSPECIFIED))))
-        .with(Match::Icmp6Type(Test::is(Icmp6Type::NEIGHBOR_SOLICIT)))
-        .with(Match::NdTarget(Test::NotIn(own.clone())));
-    vec![
-        drop_as(rule(Match::Ip6(IpFields::Saddr(Test::NotIn(from)))), SPOOFED_IP),
-        drop_as(claim(Icmp6Type::NEIGHBOR_ADVERT), SPOOFED_ND),
-        drop_as(probe, SPOOFED_ND),
-    ]
+        .with(says(Icmp6Type::NEIGHBOR_SOLICIT))
+        .with(others());
+    [drop_as(claim, SPOOFED_ND), drop_as(probe, SPOOFED_ND)]
 }
 
 /// Keeps frames from passing between the card behind `tap` and other VMs. The other ports of a bridge of the host may lead out;

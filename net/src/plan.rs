@@ -212,7 +212,8 @@ impl Draft<'_> {
             vlans,
         });
         let tagged = if spec.vlans.trunk.is_empty() { Switch::Off } else { Switch::On };
-        self.guard(Guard { card, mac, antispoof, addresses, isolate, tagged });
+        let access = if spec.vlans.vlan.is_some() { Switch::On } else { Switch::Off };
+        self.guard(Guard { card, mac, antispoof, addresses, isolate, tagged, access });
         Ok((mtu, queues))
     }
 

@@ -15,8 +15,8 @@ use serde::Serialize;
 
 use crate::alias::Mode;
 use crate::guard::{
-    self, Guard, ISOLATED, OTHER_PROTOCOL, PROTOCOLS, ROGUE_DHCP, ROGUE_ROUTER, SPOOFED_ARP, SPOOFED_IP, SPOOFED_MAC,
-    SPOOFED_ND, drop_as, own_ip6,
+    self, Guard, ISOLATED, LOOPBACK, LOOPBACK_ADDRESS, OTHER_PROTOCOL, PROTOCOLS, SPOOFED_ARP, SPOOFED_IP, SPOOFED_MAC,
+    SPOOFED_ND, drop_as, headers, link, own_claims6, own_source6,
 };
 use crate::limits::{self, TOO_FAST, TOO_MANY};
 use crate::mac::MacAddr;
@@ -28,12 +28,10 @@ use crate::services::{Ipv6Network, PREFIX_LEN};
 use crate::spec::{Forward, IfName, LimitSpec, Protocol, Subnet, Switch};
 
 /// Priorities of hooks (`NF_IP_PRI_*`, linux/netfilter_ipv4.h).
+const RAW: i32 = -300;
 const DSTNAT: i32 = -100;
 const FILTER: i32 = 0;
 const SRCNAT: i32 = 100;
-
-/// The host's own addresses that no packet on a wire may have (RFC 1122 3.2.1.3).
-const LOOPBACK: (Ipv4Addr, u8) = (Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// Ports of the services.
 const DHCP_SERVER: u16 = 67;
@@ -41,7 +39,6 @@ const DHCP6_SERVER: u16 = 547;
 const DNS: u16 = 53;
 
 /// Why packets are dropped: the names of the counters, with those of guards.
-const LOOPBACK_ADDRESS: &str = "loopback";
 const UNASKED: &str = "unasked";
 const NO_WAY_OUT: &str = "no-way-out";
 
@@ -92,13 +89,17 @@ pub(crate) fn tables(
     };
     let mut tables = Vec::new();
     if !members.is_empty() {
-        tables.push(table(Family::Inet, &[UNASKED, NO_WAY_OUT, ISOLATED, TOO_MANY, TOO_FAST], routed(members)));
+        tables.push(table(
+            Family::Inet,
+            &[UNASKED, NO_WAY_OUT, ISOLATED, TOO_MANY, TOO_FAST, LOOPBACK_ADDRESS],
+            routed(members),
+        ));
     }
     let of_members = members.iter().filter_map(|member| Some(guard(member, tap(member.card)?)));
     let chains: Vec<Chain> =
-        of_members.chain(guards.iter().filter_map(|guard| guard.chain(tap(guard.card)?))).collect();
+        of_members.chain(guards.iter().filter_map(|guard| Some(guard.chain(tap(guard.card)?)))).collect();
     if !chains.is_empty() {
-        tables.push(table(Family::Netdev, &[&guard::COUNTERS[..], &[LOOPBACK_ADDRESS]].concat(), chains));
+        tables.push(table(Family::Netdev, &[&guard::COUNTERS[..], &guard::ALWAYS].concat(), chains));
     }
     let isolated = members.iter().filter(|member| member.isolate == Switch::On);
     // The only ports of a network of ours are those of VMs.
@@ -127,7 +128,8 @@ pub(crate) fn name(vm: &str, family: Family) -> TableName {
 /// The chains for what the host routes.
 fn routed(members: &[Member]) -> Vec<Chain> {
     let all = |rules: fn(&Member) -> Vec<Rule>| members.iter().flat_map(rules).collect::<Vec<_>>();
-    let mut chains = limits::chains(members);
+    let mut chains = vec![chain("arriving", ChainType::Filter, Hook::Prerouting, RAW, all(arriving))];
+    chains.extend(limits::chains(members));
     chains.push(chain("forward", ChainType::Filter, Hook::Forward, FILTER, all(forward)));
     let nat = |name: &str, hook, priority, rules| chain(name, ChainType::Nat, hook, priority, rules);
     chains.push(nat("postrouting", Hook::Postrouting, SRCNAT, all(source)));
@@ -144,6 +146,12 @@ fn routed(members: &[Member]) -> Vec<Chain> {
 fn chain(name: &str, chain_type: ChainType, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
     let base = Base { chain_type, hook, priority, policy: Policy::Accept };
     Chain { name: name.to_owned(), base: Some(base), rules }
+}
+
+/// Drops what is for the host's loopback addresses, however the frame is wrapped: guards see one tag at most, the kernel
+/// takes off two. Where a port is forwarded it would let such packets pass.
+fn arriving(member: &Member) -> Vec<Rule> {
+    vec![drop_as(rule(Match::iif(&member.bridge)).with(ip4_daddr(prefix(LOOPBACK))), LOOPBACK_ADDRESS)]
 }
 
 /// What the guest may send.
@@ -163,9 +171,12 @@ fn guard(member: &Member, tap: IfName) -> Chain {
             .with(Match::L4Proto(Test::is(L4Proto::TCP)))
             .with(ip4_daddr(Test::IsNot(Item::Prefix(LOOPBACK.0, LOOPBACK.1))))
             .with(Verdict::Accept),
+        guard::later4(rule(ip4_saddr(Test::is(*address)))),
         ip4().with(Match::UdpDport(Test::is(DHCP_SERVER))).with(Verdict::Drop),
         ip4().with(ip4_daddr(Test::is(subnet.gateway()))).with(Match::UdpDport(Test::is(DNS))).with(Verdict::Drop),
-        drop_as(ip4().with(Match::UdpSport(Test::is(DHCP_SERVER))), ROGUE_DHCP),
+    ];
+    rules.extend(guard::no_dhcp_server(ip4));
+    rules.extend([
         drop_as(rule(ip4_saddr(Test::is_not(*address))), SPOOFED_IP),
         drop_as(rule(ip4_daddr(prefix(LOOPBACK))), LOOPBACK_ADDRESS),
         ip4().with(Verdict::Accept),
@@ -176,15 +187,21 @@ fn guard(member: &Member, tap: IfName) -> Chain {
             SPOOFED_ARP,
         ),
         rule(Match::EtherType(Test::is(EtherType::ARP))).with(Verdict::Accept),
-        drop_as(ip6().with(Match::Icmp6Type(Test::any([Icmp6Type::ROUTER_ADVERT, Icmp6Type::REDIRECT]))), ROGUE_ROUTER),
-        drop_as(ip6().with(Match::UdpSport(Test::is(DHCP6_SERVER))), ROGUE_DHCP),
-    ];
-    rules.extend(own_ip6(&[], member.ipv6.map(|network| network.prefix)));
+    ]);
+    let prefix = member.ipv6.map(|network| network.prefix);
+    rules.push(own_source6(&[], prefix));
+    rules.extend(headers::fragments6(&Verdict::Accept, headers::MALFORMED));
+    rules.push(guard::no_router());
+    rules.extend(guard::no_dhcp6_server(ip6));
+    rules.extend(own_claims6(&[], prefix));
     rules.extend(member.ipv6.into_iter().flat_map(gateway6));
+    rules.extend(headers::whole_ip6());
     if member.antispoof == Switch::Off {
         // What the services answer, and the host's own addresses, are none of the guest's all the same.
         let reasons = guard::COUNTERS.map(|reason| Expr::from(Statement::CountIn(reason.to_owned())));
         rules.retain(|rule| !rule.exprs.iter().any(|expr| reasons.contains(expr)));
+        // There are no VLANs on a network of ours.
+        rules.splice(..0, [link::no_bpdu(), link::no_tag()]);
     }
     guard::ingress(member.card, tap, rules)
 }

@@ -148,7 +148,7 @@ pub enum Step {
         vm: String,
         /// Its cards on networks of ours.
         members: Vec<Member>,
-        /// Its guarded cards on bridges of the host.
+        /// Its cards on bridges of the host.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         guards: Vec<Guard>,
     },

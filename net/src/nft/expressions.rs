@@ -135,6 +135,12 @@ impl RuleEncoder {
                 w.be32(NFTA_PAYLOAD_OFFSET, offset);
                 w.be32(NFTA_PAYLOAD_LEN, len);
             }),
+            Load::Extension(kind, offset, len) => self.expr("exthdr", |w| {
+                w.be32(NFTA_EXTHDR_DREG, register);
+                w.attr(NFTA_EXTHDR_TYPE, &[kind.0]);
+                w.be32(NFTA_EXTHDR_OFFSET, offset);
+                w.be32(NFTA_EXTHDR_LEN, len);
+            }),
             Load::Ct(key) => self.expr("ct", |w| {
                 w.be32(NFTA_CT_DREG, register);
                 w.be32(NFTA_CT_KEY, key);

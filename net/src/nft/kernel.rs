@@ -162,6 +162,7 @@ pub(super) const NFTA_PAYLOAD_OFFSET: u16 = 3;
 pub(super) const NFTA_PAYLOAD_LEN: u16 = 4;
 
 pub(super) const NFT_EXTHDR_OP_TCPOPT: u32 = 1;
+pub(super) const NFTA_EXTHDR_DREG: u16 = 1;
 pub(super) const NFTA_EXTHDR_TYPE: u16 = 2;
 pub(super) const NFTA_EXTHDR_OFFSET: u16 = 3;
 pub(super) const NFTA_EXTHDR_LEN: u16 = 4;

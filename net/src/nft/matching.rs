@@ -49,6 +49,14 @@ pub enum Match {
     Ip6Next(Test<L4Proto>),
     /// The same for IPv6, where a fragment header follows at once, which has to be tested for before.
     Fragment6(Fragment),
+    /// `frag nexthdr`: what follows a fragment header, wherever it is.
+    FragmentNext(Test<L4Proto>),
+    /// `frag more-fragments`: others follow, wherever the fragment header is.
+    FragmentMore,
+    /// `frag frag-off`: others come before, wherever the fragment header is.
+    FragmentBehind,
+    /// `ip6 length`: bytes behind the header of IPv6 itself. There may be more in the frame.
+    Ip6Length(Test<u16>),
     /// `tcp sport`
     TcpSport(Test<u16>),
     /// `tcp dport`
@@ -64,6 +72,16 @@ pub enum Match {
     UdpSport(Test<u16>),
     /// `udp dport`
     UdpDport(Test<u16>),
+    /// The first byte of what a UDP datagram carries.
+    UdpPayload(u8),
+    /// So many bytes of the header of this protocol are in the frame, if the packet is no later fragment: what those
+    /// carry counts as a header.
+    Whole {
+        /// The protocol.
+        proto: L4Proto,
+        /// How many bytes, at least 1.
+        bytes: u32,
+    },
     /// `icmp type`
     IcmpType(Test<IcmpType>),
     /// `icmpv6 type`
@@ -106,6 +124,8 @@ pub enum Fragment {
     First,
     /// Another, which has not.
     Later,
+    /// Another that goes on 8 bytes behind the beginning, within the header of TCP.
+    Second,
 }
 
 /// A field that can be part of a key, see [`super::Statement::InSet`].
@@ -248,6 +268,7 @@ impl Fragment {
         match self {
             Self::First => bits(0x3fff, 0x2000, false),
             Self::Later => bits(0x1fff, 0, true),
+            Self::Second => bits(0x1fff, 1, false),
         }
     }
 
@@ -256,6 +277,7 @@ impl Fragment {
         match self {
             Self::First => bits(0xfff9, 1, false),
             Self::Later => bits(0xfff8, 0, true),
+            Self::Second => bits(0xfff8, 8, false),
         }
     }
 }
@@ -304,8 +326,18 @@ impl fmt::Display for Match {
             Self::Fragment4(Fragment::First) => f.write_str("ip frag-off & 16383 == 8192"),
             Self::Fragment4(Fragment::Later) => f.write_str("ip frag-off & 8191 != 0"),
             Self::Ip6Next(test) => write!(f, "ip6 nexthdr {test}"),
+            Self::Fragment4(Fragment::Second) => f.write_str("ip frag-off & 8191 == 1"),
             Self::Fragment6(Fragment::First) => f.write_str("@nh,336,16 & 0xfff9 == 0x1"),
             Self::Fragment6(Fragment::Later) => f.write_str("@nh,336,16 & 0xfff8 != 0x0"),
+            Self::Fragment6(Fragment::Second) => f.write_str("@nh,336,16 & 0xfff8 == 0x8"),
+            Self::FragmentNext(test) => write!(f, "frag nexthdr {test}"),
+            Self::FragmentMore => f.write_str("frag more-fragments 1"),
+            Self::FragmentBehind => f.write_str("frag frag-off != 0"),
+            Self::Ip6Length(test) => write!(f, "ip6 length {test}"),
+            Self::UdpPayload(byte) => write!(f, "meta l4proto udp @th,64,8 {byte:#x}"),
+            Self::Whole { proto, bytes } => {
+                write!(f, "meta l4proto {proto} @th,{},8 0x0-0xff", bytes.saturating_sub(1) * 8)
+            }
             Self::TcpSport(test) => write!(f, "tcp sport {test}"),
             Self::TcpDport(test) => write!(f, "tcp dport {test}"),
             Self::TcpFlags { value, mask } if value.is_empty() => write!(f, "tcp flags ! {}", Words(mask)),
@@ -335,6 +367,8 @@ pub(super) enum Load {
     Meta(u32),
     /// Base (`enum nft_payload_bases`), offset and length in bytes.
     Payload(u32, u32, u32),
+    /// An extension header of IPv6, wherever it is, offset and length in bytes.
+    Extension(L4Proto, u32, u32),
     /// A key of `enum nft_ct_keys`.
     Ct(u32),
     /// The type of the address that a flag of `enum nft_fib_flags` names.
@@ -372,6 +406,7 @@ const IP6_SADDR: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 8, 16);
 const IP6_DADDR: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 24, 16);
 const IP4_ID: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 4, 2);
 const IP4_FRAGMENT: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 6, 2);
+const IP6_LENGTH: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 4, 2);
 const IP6_NEXT: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 6, 1);
 /// In a fragment header behind the 40 bytes of IPv6 itself.
 const IP6_FRAGMENT: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 42, 2);
@@ -384,6 +419,7 @@ const ARP_DADDR_IP: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 24, 4);
 const SPORT: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2);
 pub(super) const DPORT: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
 const TCP_FLAGS: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1);
+const UDP_PAYLOAD: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 8, 1);
 const ICMP_TYPE: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1);
 const ND_TARGET: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16);
 
@@ -417,11 +453,19 @@ impl Match {
             Self::Fragment4(_) => (ip4, IP4_FRAGMENT),
             Self::Ip6Next(_) => (ip6, IP6_NEXT),
             Self::Fragment6(_) => (ip6, IP6_FRAGMENT),
+            Self::FragmentNext(_) => (ip6, Load::Extension(L4Proto::FRAGMENT, 0, 1)),
+            Self::FragmentMore => (ip6, Load::Extension(L4Proto::FRAGMENT, 3, 1)),
+            Self::FragmentBehind => (ip6, Load::Extension(L4Proto::FRAGMENT, 2, 2)),
+            Self::Ip6Length(_) => (ip6, IP6_LENGTH),
             Self::TcpSport(_) => (transport(L4Proto::TCP), SPORT),
             Self::TcpDport(_) => (transport(L4Proto::TCP), DPORT),
             Self::TcpFlags { .. } => (transport(L4Proto::TCP), TCP_FLAGS),
             Self::UdpSport(_) => (transport(L4Proto::UDP), SPORT),
             Self::UdpDport(_) => (transport(L4Proto::UDP), DPORT),
+            Self::UdpPayload(_) => (transport(L4Proto::UDP), UDP_PAYLOAD),
+            Self::Whole { proto, bytes } => {
+                (transport(*proto), Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, bytes.saturating_sub(1), 1))
+            }
             Self::IcmpType(_) => (transport(L4Proto::ICMP), ICMP_TYPE),
             Self::Icmp6Type(_) => (transport(L4Proto::ICMP6), ICMP_TYPE),
             Self::NdTarget(_) => (transport(L4Proto::ICMP6), ND_TARGET),
@@ -456,12 +500,17 @@ impl Match {
             Self::Ip4(IpFields::Saddr(test) | IpFields::Daddr(test)) => test.raw(),
             Self::Ip6(IpFields::Saddr(test) | IpFields::Daddr(test)) | Self::NdTarget(test) => test.raw(),
             Self::TcpSport(test) | Self::TcpDport(test) | Self::UdpSport(test) | Self::UdpDport(test) => test.raw(),
+            Self::Ip6Length(test) => test.raw(),
             Self::Fragment4(part) => part.test4(),
-            Self::Ip6Next(test) => test.raw(),
+            Self::Ip6Next(test) | Self::FragmentNext(test) => test.raw(),
+            Self::FragmentMore => RawTest::Bits { mask: vec![1], value: vec![1], negate: false },
+            Self::FragmentBehind => bits(0xfff8, 0, true),
             Self::Fragment6(part) => part.test6(),
             Self::TcpFlags { value, mask } => {
                 RawTest::Bits { mask: vec![TcpFlag::all(mask)], value: vec![TcpFlag::all(value)], negate: false }
             }
+            Self::UdpPayload(byte) => byte_between(*byte, *byte),
+            Self::Whole { .. } => byte_between(0, u8::MAX),
             Self::IcmpType(test) => test.raw(),
             Self::Icmp6Type(test) => test.raw(),
             Self::ArpOp(test) => test.raw(),
@@ -481,4 +530,9 @@ impl Match {
 fn any_bit(bits: u32) -> RawTest {
     let mask = bits.to_ne_bytes().to_vec();
     RawTest::Bits { value: vec![0; mask.len()], mask, negate: true }
+}
+
+/// A byte of the packet is at least `first` and at most `last`.
+fn byte_between(first: u8, last: u8) -> RawTest {
+    RawTest::Item { item: RawItem { first: vec![first], last: vec![last], mask: None }, negate: false }
 }

@@ -178,7 +178,13 @@ named_number! {
 }
 named_number! {
     /// A protocol above Ethernet (linux/if_ether.h).
-    EtherType(u16), 10, to_be_bytes, "{:#06x}", { IP4 = 0x0800 "ip", ARP = 0x0806 "arp", VLAN = 0x8100 "8021q", IP6 = 0x86dd "ip6" }
+    EtherType(u16), 10, to_be_bytes, "{:#06x}", {
+        IP4 = 0x0800 "ip",
+        ARP = 0x0806 "arp",
+        VLAN = 0x8100 "8021q",
+        IP6 = 0x86dd "ip6",
+        PROVIDER_VLAN = 0x88a8 "8021ad",
+    }
 }
 named_number! {
     /// What an ARP packet is for (RFC 826).

@@ -40,7 +40,7 @@ pub(super) struct Networks {
     networks: BTreeMap<IfName, Network>,
     /// The cards on them.
     members: Vec<Member>,
-    /// The guarded cards on bridges of the host.
+    /// The cards on bridges of the host.
     guards: Vec<Guard>,
     /// What serves them.
     services: Vec<(usize, ServiceSpec)>,
@@ -114,11 +114,9 @@ impl Draft<'_> {
         Ok((mtu, queues))
     }
 
-    /// Notes a card on a bridge of the host, if anything is refused to its guest.
+    /// Notes a card on a bridge of the host.
     pub(super) fn guard(&mut self, guard: Guard) {
-        if guard.antispoof == Switch::On || guard.isolate == Switch::On {
-            self.networks.guards.push(guard);
-        }
+        self.networks.guards.push(guard);
     }
 
     /// What all cards need together, after their taps.

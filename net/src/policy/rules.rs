@@ -14,11 +14,14 @@
 //! tap cannot ask it. Instead, what was let through is put into a set: protocol, the guest's address and port and the other's. Packets with the
 //! same in either direction pass, and have the entry live on. Sequence numbers are not looked at.
 //!
-//! Fragments but the first have no ports: they pass if the first one has. Whatever is neither IP nor ARP is dropped.
+//! Fragments but the first have no ports: they pass if the first one has. So the first has to have the whole header
+//! above IP, and no other may begin within the one of TCP (RFC 7112 5, RFC 1858 3.1, RFC 3128 2). Whatever is neither IP
+//! nor ARP is dropped.
 //!
 //! A new policy comes with new sets, in one transaction: what belongs to an old connection is judged as if it began something.
 
 use crate::guard::drop_as;
+use crate::guard::headers::{SEEN6, found, fragments6, plain6, whole};
 use crate::nft::{
     Base, Chain, ChainType, Command, Elements, EtherType, Expr, Family, Field, Fragment, Hook, Icmp6Type, IcmpType,
     IpFields, Item, KeyPart, L4Proto, Match, Policy as Verdicts, Rule, Set, Statement, Table, TableName, TcpFlag, Test,
@@ -219,12 +222,25 @@ impl Way<'_> {
             rules.push(rule(Match::Mark { mask: u32::MAX, value: SERVICES_MARK }).with(Verdict::Accept));
         }
         let ip = [EtherType::IP4, EtherType::IP6].map(Item::One).to_vec();
-        let any = Item::Range(L4Proto(0), L4Proto(u8::MAX));
+        let judge = || Verdict::Goto(self.name("judge"));
+        let seen = [L4Proto::TCP, L4Proto::UDP, L4Proto::ICMP];
+        let ip4 = || rule(Version::V4.is());
         rules.extend([
             rule(Match::Protocol(Test::is(EtherType::ARP))).with(Verdict::Accept),
             drop_as(rule(Match::Protocol(Test::NotIn(ip))), NOT_IP),
+        ]);
+        let second = ip4().with(Match::L4Proto(Test::is(L4Proto::TCP))).with(Match::Fragment4(Fragment::Second));
+        rules.push(drop_as(second, FRAGMENT));
+        rules.push(ip4().with(Match::Fragment4(Fragment::Later)).with(judge()));
+        rules.extend(seen.map(|proto| ip4().with(whole(proto)).with(judge())));
+        rules.push(drop_as(ip4().with(Match::L4Proto(Test::any(seen))), MALFORMED));
+        rules.extend(SEEN6.map(|proto| plain6(proto).with(judge())));
+        rules.extend(fragments6(&judge(), MALFORMED));
+        rules.extend(SEEN6.map(|proto| rule(Version::V6.is()).with(whole(proto)).with(judge())));
+        rules.extend([
+            drop_as(rule(Version::V6.is()).with(Match::L4Proto(Test::any(SEEN6))), MALFORMED),
             // It does not hold where the header above IP cannot be found.
-            rule(Match::L4Proto(Test::Is(any))).with(Verdict::Goto(self.name("judge"))),
+            rule(found()).with(judge()),
             drop_as(Rule::new(), MALFORMED),
         ]);
         let base = Base { chain_type: ChainType::Filter, hook, priority: POLICY, policy: Verdicts::Accept };

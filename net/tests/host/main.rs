@@ -22,6 +22,7 @@ mod conflicts;
 mod descriptors;
 mod endings;
 mod forwarding;
+mod frames;
 mod guard;
 mod guest;
 mod kept;
@@ -63,6 +64,7 @@ fn cases() -> Vec<Case> {
         descriptors::CASES,
         endings::CASES,
         forwarding::CASES,
+        frames::CASES,
         guard::CASES,
         kept::CASES,
         kills::CASES,
@@ -85,7 +87,7 @@ fn cases() -> Vec<Case> {
 
 /// Those that take a kernel whose bridges have VLANs.
 fn vlan_cases() -> Vec<Case> {
-    [guard::VLAN_CASES, modes::VLAN_CASES, vlans::CASES].concat()
+    [frames::VLAN_CASES, guard::VLAN_CASES, modes::VLAN_CASES, vlans::CASES].concat()
 }
 
 fn main() -> ExitCode {

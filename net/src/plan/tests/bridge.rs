@@ -9,7 +9,8 @@ fn a_card_on_a_bridge_with_ports() {
         "card 0: mac 52:54:00:12:34:56, mtu 1500, 1 queue pairs\n\
          1. create a tap with 1 queue pairs for card 0; at the end: remove the tap\n\
          2. attach the tap of card 0 to bridge br0 with address fe:54:00:12:34:56 and mtu 1500, and raise it; \
-         at the end: nothing, it goes with the tap\n"
+         at the end: nothing, it goes with the tap\n\
+         3. create the nftables netdev minivmm-vm for card 0; at the end: remove them\n"
     );
 }
 
@@ -21,7 +22,8 @@ fn a_bridge_without_ports_keeps_its_address() {
          1. keep the address of bridge br1 at 1a:00:00:00:00:04; at the end: nothing, the address is the same\n\
          2. create a tap with 1 queue pairs for card 0; at the end: remove the tap\n\
          3. attach the tap of card 0 to bridge br1 with address fe:54:00:12:34:56 and mtu 1500, and raise it; \
-         at the end: nothing, it goes with the tap\n"
+         at the end: nothing, it goes with the tap\n\
+         4. create the nftables netdev minivmm-vm for card 0; at the end: remove them\n"
     );
 }
 
@@ -56,7 +58,8 @@ fn a_missing_bridge_is_made_once_for_all_cards() {
          at the end: nothing, it goes with the tap\n\
          4. create a tap with 1 queue pairs for card 1; at the end: remove the tap\n\
          5. attach the tap of card 1 to bridge new with address fe:54:00:00:00:02 and mtu 1500, and raise it; \
-         at the end: nothing, it goes with the tap\n"
+         at the end: nothing, it goes with the tap\n\
+         6. create the nftables netdev minivmm-vm for card 0, 1; at the end: remove them\n"
     );
 }
 

@@ -29,6 +29,20 @@ fn a_plan_is_also_json() {
                     "isolated": "off",
                     "hairpin": "off",
                 },
+                {
+                    "step": "create-tables",
+                    "vm": "vm",
+                    "members": [],
+                    "guards": [{
+                        "card": 0,
+                        "mac": "52:54:00:12:34:56",
+                        "antispoof": "off",
+                        "addresses": [],
+                        "isolate": "off",
+                        "tagged": "off",
+                        "access": "off",
+                    }],
+                },
             ],
         })
     );

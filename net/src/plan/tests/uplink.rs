@@ -28,7 +28,8 @@ fn a_bridge_with_an_uplink_has_its_address_and_mtu_and_takes_over_what_it_has() 
          at the end: nothing, it goes with the tap\n\
          5. create a tap with 1 queue pairs for card 1; at the end: remove the tap\n\
          6. attach the tap of card 1 to bridge new with address fe:54:00:00:00:02 and mtu 9000, and raise it; \
-         at the end: nothing, it goes with the tap\n"
+         at the end: nothing, it goes with the tap\n\
+         7. create the nftables netdev minivmm-vm for card 0, 1; at the end: remove them\n"
     );
 }
 
@@ -72,7 +73,10 @@ fn a_bridge_left_with_its_uplink_is_shared_and_a_move_that_was_cut_short_goes_on
     assert!(matches!(cut_short.steps[1], Step::TakeUplink { .. }), "{:?}", cut_short.steps);
     facts.uplinks[0] = UplinkFact { link: 5, ..UplinkFact::default() };
     let whole = plan("vm", &specs(&[MOVING]), &facts).unwrap();
-    assert!(matches!(whole.steps[..], [Step::ShareBridge { .. }, Step::CreateTap { .. }, Step::AttachTap { .. }]));
+    assert!(matches!(
+        whole.steps[..],
+        [Step::ShareBridge { .. }, Step::CreateTap { .. }, Step::AttachTap { .. }, Step::CreateTables { .. }]
+    ));
     assert_eq!(refusal(&["bridge=new,create=on,uplink=eth0"], &facts), "Bridge new exists, and its uplink is eth1");
 }
 
