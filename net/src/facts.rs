@@ -9,6 +9,7 @@ use std::os::fd::RawFd;
 use crate::alias::UplinkAlias;
 use crate::docker::DockerTables;
 use crate::mac::{MAC_LEN, MacAddr};
+use crate::nft::Translation;
 use crate::ovs::OvsFact;
 use crate::spec::{IfName, NETWORK_PREFIXES};
 
@@ -32,6 +33,8 @@ pub struct Facts {
     pub neighbours: Vec<Neighbour>,
     /// IPv4, if a card is to be on a network of ours; else nothing.
     pub ip: IpFacts,
+    /// Ports of the host that others lead elsewhere, if ports of it are to lead to a guest; else nothing.
+    pub translations: Vec<Translation>,
     /// What the interfaces have that a request names as uplinks.
     pub uplinks: Vec<UplinkFact>,
     /// What is behind the descriptors that a request names, in any order.

@@ -75,6 +75,7 @@ pub mod steer;
 pub mod step;
 
 mod claim;
+mod conntrack;
 mod docker;
 mod error;
 mod ethtool;

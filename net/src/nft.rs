@@ -29,6 +29,7 @@ mod socket;
 mod statement;
 mod table;
 mod test;
+mod translations;
 mod value;
 
 pub use batch::{Batch, Command};
@@ -42,4 +43,5 @@ pub use table::{
     Base, COMMENT_MAX, Chain, ChainType, Elements, Expr, Family, Hook, KeyPart, Policy, Rule, Set, Table, TableName,
 };
 pub use test::{Item, Test};
+pub use translations::Translation;
 pub use value::{AddrType, ArpOp, Datum, EtherAddr, EtherType, Icmp6Type, IcmpType, L4Proto, LinkKind, NfProto};

@@ -219,10 +219,14 @@ impl Draft<'_> {
 
     /// The VLANs of a port, with the step that has the bridge filter if it does not.
     fn vlans(&mut self, name: &IfName, spec: &VlanSpec) -> Result<Option<PortVlans>, Refusal> {
-        if spec.is_empty() {
-            return Ok(None);
-        }
         let link = self.facts.link(name.as_str());
+        if spec.is_empty() {
+            let drops = |link: &Link| link.bridge.vlan_filtering == Some(true) && link.bridge.default_pvid == 0;
+            return match link {
+                Some(link) if drops(link) => Err(Refusal::NoDefaultVlan { name: name.clone() }),
+                _ => Ok(None),
+            };
+        }
         let filters = link.is_some_and(|link| link.bridge.vlan_filtering == Some(true))
             || self.steps.iter().any(|step| matches!(step, Step::FilterVlans { bridge } if bridge == name));
         match link {

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
 use crate::mac::MacAddr;
+use crate::nft::Translation;
 use crate::ovs::{Datapath, OvsError};
 use crate::rtnl::USER_HZ;
 use crate::spec::{IfName, NetworkName, Protocol, Subnet};
@@ -42,6 +43,14 @@ pub enum Refusal {
     /// Somebody else's bridge that does not keep VLANs apart.
     #[error("Bridge {name} does not filter VLANs, and minivmm did not make it")]
     NoVlanFiltering {
+        /// The bridge.
+        name: IfName,
+    },
+    /// A bridge that filters VLANs and puts no port into one by itself.
+    #[error(
+        "Bridge {name} filters VLANs and has no default one (vlan_default_pvid=0), so no frame would pass the card"
+    )]
+    NoDefaultVlan {
         /// The bridge.
         name: IfName,
     },
@@ -375,6 +384,17 @@ pub enum Refusal {
         /// The port.
         port: u16,
     },
+    /// Rules of others lead the port elsewhere.
+    #[error("{} port {port} of this host is translated by a rule in chain {} of table {} ({})", .protocol.name(),
+        .by.chain, .by.table, .by.rule)]
+    PortTranslated {
+        /// Its protocol.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+        /// The rule.
+        by: Box<Translation>,
+    },
     /// `forward=` with an address that no interface has.
     #[error("{address} is not an address of this host")]
     NotOurAddress {
@@ -409,6 +429,16 @@ impl Refusal {
             Self::NoVlanFiltering { name } => format!(
                 "have it filter, after giving its other ports their VLANs: ip link set {name} type bridge vlan_filtering 1"
             ),
+            Self::PortTranslated { by, .. } => {
+                let show = match by.table.strip_prefix("nat of ") {
+                    Some(program) => format!("{program} -t nat -S {}", by.chain),
+                    None => format!("nft -a list chain {} {}", by.table, by.chain),
+                };
+                format!("forward another port, or end who made the rule (docker ps shows published ports); {show} shows it")
+            }
+            Self::NoDefaultVlan { name } => {
+                format!("say in which VLAN the guest is, with vlan=ID or trunk=LIST; `bridge vlan show` lists those of {name}'s ports")
+            }
             Self::NoVlans => {
                 "leave vlan= and trunk= out, or boot a kernel with CONFIG_BRIDGE_VLAN_FILTERING, as those of distributions are"
                     .to_owned()

@@ -1,6 +1,7 @@
 //! Reads [`Facts`] from the kernel. Changes nothing.
 
 pub(crate) mod ip;
+mod translations;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -49,6 +50,9 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
     }
     if specs.iter().any(|spec| spec.private().is_some()) {
         facts.ip = ip::survey(rtnl, &facts.links).await?;
+    }
+    if specs.iter().any(|spec| spec.private().is_some_and(|card| !card.forward.is_empty())) {
+        facts.translations = translations::survey();
     }
     for name in specs.iter().filter_map(NetSpec::uplink) {
         let fact = facts.link(name.as_str()).map(uplink::survey).transpose()?;

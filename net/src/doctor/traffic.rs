@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use super::{Finding, Needs};
 use crate::facts::{Address, Facts, Link};
 use crate::spec::{BridgeSpec, MacvtapMode, MacvtapSpec, NetSpec};
+use crate::subnet;
 
 /// A table of connections that is fuller than this, in percent, is a warning: a guest that opens some more fills it.
 const CONNTRACK_PERCENT: u64 = 80;
@@ -142,11 +143,26 @@ fn overlaps(facts: &Facts) -> Vec<Finding> {
                     first.ip, first.prefix_len, second.ip, second.prefix_len
                 ),
                 "the host reaches each machine there on one of the two only",
-                format!("ip address del {}/{} dev {other}", second.ip, second.prefix_len),
+                overlap_fix([first, second].map(|address| (address, facts.link_at(address.link))), facts),
             ));
         }
     }
     findings
+}
+
+/// The change that ends an overlap. Which of two LANs may change its addresses only their owner knows; a network of ours always may.
+fn overlap_fix(pair: [(&Address, Option<&Link>); 2], facts: &Facts) -> String {
+    let ours = pair.iter().find_map(|(_, link)| link.filter(|link| link.is_our_bridge()));
+    if let Some(network) = ours {
+        let taken = subnet::taken(facts);
+        let free =
+            subnet::choose(&network.name, &taken).map_or_else(|| "A.B.C.D/LEN".to_owned(), |free| free.to_string());
+        return format!("end the VMs of network {} and start them with another subnet={free}", network.name);
+    }
+    let [first, second] = pair.map(|(address, _)| facts.name_of(address.link));
+    format!(
+        "give the machines on {first} or {second} addresses of another subnet, or end what made the one that is not needed"
+    )
 }
 
 fn overlap(first: &Address, second: &Address) -> bool {
@@ -167,6 +183,43 @@ pub(super) fn setting(path: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::facts::OUR_GROUP;
+
+    fn link(index: u32, name: &str, group: u32) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            kind: Some("bridge".to_owned()),
+            mac: None,
+            mtu: 1500,
+            master: None,
+            lower: None,
+            peer: None,
+            up: true,
+            group,
+            alias: None,
+            macvlan: None,
+            tun: None,
+            bridge: crate::facts::BridgeFact::default(),
+        }
+    }
+
+    #[test]
+    fn fix_of_an_overlap_leaves_the_addresses_of_a_lan_alone() {
+        let address = |ip: [u8; 4], link| Address { ip: ip.into(), prefix_len: 24, link };
+        let mut facts =
+            Facts { links: vec![link(1, "mvn-default", OUR_GROUP), link(2, "lan0", 0)], ..Facts::default() };
+        facts.ip.addresses = vec![address([10, 0, 0, 1], 1), address([10, 0, 0, 9], 2)];
+        let fix = |facts: &Facts| overlaps(facts)[0].fix.clone().unwrap();
+
+        let ours = fix(&facts);
+        facts.links[0].group = 0;
+        let others = fix(&facts);
+
+        assert!(ours.starts_with("end the VMs of network mvn-default and start them with another subnet="), "{ours}");
+        assert!(others.contains("on mvn-default or lan0"), "{others}");
+        assert!(!ours.contains("address del") && !others.contains("address del"));
+    }
 
     #[test]
     fn subnets_overlap_if_one_holds_the_other() {

@@ -89,6 +89,11 @@ impl Writer {
         });
     }
 
+    /// Attributes as they came in.
+    pub(crate) fn raw(&mut self, attributes: &[u8]) {
+        self.bytes.extend_from_slice(attributes);
+    }
+
     /// Attributes that another writer has written.
     pub(crate) fn append(&mut self, other: &Self) {
         self.bytes.extend_from_slice(&other.bytes);

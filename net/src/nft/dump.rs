@@ -275,7 +275,7 @@ fn drops(rule: Attrs<'_>) -> bool {
 }
 
 /// The expressions of a rule: name and data.
-fn exprs<'a>(rule: Attrs<'a>) -> impl Iterator<Item = (&'a str, Attrs<'a>)> {
+pub(super) fn exprs<'a>(rule: Attrs<'a>) -> impl Iterator<Item = (&'a str, Attrs<'a>)> {
     let list = rule.list(NFTA_RULE_EXPRESSIONS).into_iter().map(|(_, expr)| Attrs::from(expr));
     list.filter_map(|expr| Some((expr.text(NFTA_EXPR_NAME)?, expr.list(NFTA_EXPR_DATA))))
 }
@@ -286,7 +286,7 @@ fn counts(data: Attrs<'_>) -> Counts {
 }
 
 /// The comment in a rule's userdata: records of type, length and value.
-fn comment(mut userdata: &[u8]) -> Option<String> {
+pub(super) fn comment(mut userdata: &[u8]) -> Option<String> {
     loop {
         let ([kind, len], rest) = userdata.split_first_chunk()?;
         let (value, rest) = rest.split_at_checked(usize::from(*len))?;
@@ -337,7 +337,7 @@ fn ending(rule: Attrs<'_>) -> Ending {
 /// `NFPROTO_*` and nft's words for them.
 const FAMILIES: [(u8, &str); 6] = [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
 
-fn family_name(number: u8) -> &'static str {
+pub(super) fn family_name(number: u8) -> &'static str {
     FAMILIES.into_iter().find(|(found, _)| *found == number).map_or("unknown", |(_, name)| name)
 }
 

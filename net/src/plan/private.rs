@@ -11,10 +11,11 @@ use crate::forwarding;
 use crate::guard::Guard;
 use crate::lease;
 use crate::mac::MacAddr;
+use crate::nft::Translation;
 use crate::refusal::Refusal;
 use crate::rules::Member;
 use crate::services::{Ipv4Network, Ipv6Network, Reach, ServiceSpec};
-use crate::spec::{IfName, Mtu, Private, Queues, Subnet, Switch};
+use crate::spec::{Forward, IfName, Mtu, Private, Queues, Subnet, Switch};
 use crate::step::Step;
 use crate::subnet::{self, Taken};
 
@@ -57,6 +58,7 @@ impl Draft<'_> {
         let address6 = ipv6.map(|network| network.address_of(mac));
         let queues = spec.card.queues.unwrap_or(self.default_queues);
         if !spec.forward.is_empty() {
+            self.check_ports(spec.forward)?;
             self.steps.push(Step::HoldPorts { card, forward: spec.forward.to_vec(), ipv6: spec.ipv6 });
             self.steps.push(Step::RouteLoopback { bridge: bridge.clone() });
         }
@@ -112,6 +114,20 @@ impl Draft<'_> {
         };
         self.networks.services.push((card, service));
         Ok((mtu, queues))
+    }
+
+    /// Refuses ports of the host that rules of others lead elsewhere: whose rule comes first would have all.
+    fn check_ports(&self, forwards: &[Forward]) -> Result<(), Refusal> {
+        for by in &self.facts.translations {
+            for forward in forwards.iter().filter(|forward| is_of_one_host(forward, by)) {
+                let mut ports = forward.pairs().map(|(port, _)| port);
+                if let Some(port) = ports.find(|port| by.ports.iter().any(|range| range.contains(port))) {
+                    let (protocol, by) = (forward.protocol, Box::new(by.clone()));
+                    return Err(Refusal::PortTranslated { protocol, port, by });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Notes a card on a bridge of the host.
@@ -250,4 +266,17 @@ impl Draft<'_> {
         let others = self.facts.links.iter().filter(|link| forwarding::may_lead(link));
         others.filter(silent).filter_map(|link| link.name.parse().ok()).collect()
     }
+}
+
+/// Whether a rule of others and a forwarded port can see the same packets, whatever the port.
+fn is_of_one_host(forward: &Forward, by: &Translation) -> bool {
+    let of_protocol = by.protocol.is_none_or(|number| number == forward.protocol.number());
+    let meets = match (forward.address, by.address) {
+        (Some(address), Some((of, bits))) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or_default();
+            (address.to_bits() ^ of.to_bits()) & mask == 0
+        }
+        _ => true,
+    };
+    of_protocol && meets
 }

@@ -30,6 +30,14 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// Its number in a header of IP (`IPPROTO_*`).
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
     /// Its name in lower case.
     pub fn name(self) -> &'static str {
         match self {

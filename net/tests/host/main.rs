@@ -21,6 +21,7 @@ mod coexist;
 mod conflicts;
 mod descriptors;
 mod endings;
+mod foreign;
 mod forwarding;
 mod frames;
 mod guard;
@@ -60,6 +61,7 @@ fn cases() -> Vec<Case> {
         addresses::CASES,
         bridges::CASES,
         coexist::CASES,
+        foreign::CASES,
         conflicts::CASES,
         descriptors::CASES,
         endings::CASES,

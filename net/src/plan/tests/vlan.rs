@@ -89,3 +89,18 @@ fn a_guarded_guest_on_a_trunk_is_known_by_what_is_behind_its_tags() {
     assert_eq!(protocols("bridge=br0,antispoof=on,trunk=7+9"), format!("meta protocol {rest}"));
     assert_eq!(protocols("bridge=br0,antispoof=on,vlan=7"), format!("ether type {rest}"));
 }
+
+#[test]
+fn bridge_that_filters_and_has_no_default_vlan_takes_no_card_without_one() {
+    let facts = host_with_br0(BridgeFact { default_pvid: 0, ..FILTERS }, 0);
+    let refused = plan("vm", &specs(&["bridge=br0"]), &facts).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "Bridge br0 filters VLANs and has no default one (vlan_default_pvid=0), so no frame would pass the card"
+    );
+    assert!(refused.hint().contains("vlan=ID"), "{}", refused.hint());
+    for flag in ["bridge=br0,vlan=5", "bridge=br0,trunk=5-6"] {
+        assert!(plan("vm", &specs(&[flag]), &facts).is_ok(), "{flag}");
+    }
+    assert!(plan("vm", &specs(&["bridge=br0"]), &host_with_br0(BridgeFact { default_pvid: 0, ..FLAT }, 0)).is_ok());
+}
