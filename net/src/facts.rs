@@ -68,6 +68,8 @@ pub struct IpFacts {
     pub docker: DockerTables,
     /// Whether what is bridged passes the rules for what is routed (`net.bridge.bridge-nf-call-iptables`).
     pub bridged_as_routed: bool,
+    /// Connections that the host tracks at most (`net.netfilter.nf_conntrack_max`); none if it has not tracked any yet.
+    pub connections_max: Option<u32>,
     /// The name servers that the host asks.
     pub resolvers: Vec<Ipv4Addr>,
 }

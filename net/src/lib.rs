@@ -90,6 +90,7 @@ mod lock;
 mod macvtap;
 mod mirror;
 mod ovs;
+mod reach;
 mod rtnl;
 mod rules;
 mod shape;

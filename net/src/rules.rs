@@ -2,7 +2,8 @@
 //! send at all.
 //!
 //! ```text
-//! table inet minivmm-VM      forward: no way around the translation; prerouting, output: forwarded ports; postrouting: masquerade
+//! table inet minivmm-VM      forward: no way around the translation; prerouting, output: forwarded ports; postrouting: masquerade;
+//!                            what is in the guest's reach (see `reach`), and how much of it (see `limits`)
 //! table netdev minivmm-VM    a chain on each tap: the guest's own addresses only, nothing that only a gateway says
 //! table bridge minivmm-VM    forward: nothing between an isolated card and other VMs
 //! ```
@@ -24,8 +25,9 @@ use crate::nft::{
     AddrType, Base, Chain, ChainType, CtState, CtStatus, EtherAddr, EtherType, Expr, Family, Hook, Icmp6Type, IpFields,
     Item, L4Proto, Match, Mss, NatPort, NatTarget, NfProto, Policy, Rule, Statement, Table, TableName, Test, Verdict,
 };
+use crate::reach::{self, METADATA, OUT_OF_REACH, ROUTED_BACK};
 use crate::services::{Ipv6Network, PREFIX_LEN};
-use crate::spec::{Forward, IfName, LimitSpec, Protocol, Subnet, Switch};
+use crate::spec::{Forward, IfName, LimitSpec, Protocol, ReachList, Subnet, Switch};
 
 /// Priorities of hooks (`NF_IP_PRI_*`, linux/netfilter_ipv4.h).
 const RAW: i32 = -300;
@@ -58,6 +60,8 @@ pub struct Member {
     /// That of IPv6 by which others know it, if it has one. It may use others on its network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address6: Option<Ipv6Addr>,
+    /// The gateway's address on the wire.
+    pub gateway_mac: MacAddr,
     /// The network's addresses.
     pub subnet: Subnet,
     /// Its IPv6 network, if it has one.
@@ -65,6 +69,10 @@ pub struct Member {
     pub ipv6: Option<Ipv6Network>,
     /// Ports of the host that lead to the guest.
     pub forward: Vec<Forward>,
+    /// Where the guest gets beyond its network.
+    pub reach: ReachList,
+    /// Whether that includes where a cloud tells credentials.
+    pub metadata: Switch,
     /// Whether the guest can only be itself.
     pub antispoof: Switch,
     /// Whether other VMs are out of reach.
@@ -89,11 +97,9 @@ pub(crate) fn tables(
     };
     let mut tables = Vec::new();
     if !members.is_empty() {
-        tables.push(table(
-            Family::Inet,
-            &[UNASKED, NO_WAY_OUT, ISOLATED, TOO_MANY, TOO_FAST, LOOPBACK_ADDRESS],
-            routed(members),
-        ));
+        let reasons =
+            [UNASKED, NO_WAY_OUT, ISOLATED, TOO_MANY, TOO_FAST, LOOPBACK_ADDRESS, METADATA, OUT_OF_REACH, ROUTED_BACK];
+        tables.push(Table { sets: limits::sets(members), ..table(Family::Inet, &reasons, routed(members)) });
     }
     let of_members = members.iter().filter_map(|member| Some(guard(member, tap(member.card)?)));
     let chains: Vec<Chain> =
@@ -130,6 +136,7 @@ fn routed(members: &[Member]) -> Vec<Chain> {
     let all = |rules: fn(&Member) -> Vec<Rule>| members.iter().flat_map(rules).collect::<Vec<_>>();
     let mut chains = vec![chain("arriving", ChainType::Filter, Hook::Prerouting, RAW, all(arriving))];
     chains.extend(limits::chains(members));
+    chains.extend(reach::chains(members));
     chains.push(chain("forward", ChainType::Filter, Hook::Forward, FILTER, all(forward)));
     let nat = |name: &str, hook, priority, rules| chain(name, ChainType::Nat, hook, priority, rules);
     chains.push(nat("postrouting", Hook::Postrouting, SRCNAT, all(source)));
@@ -202,6 +209,7 @@ fn guard(member: &Member, tap: IfName) -> Chain {
         rules.retain(|rule| !rule.exprs.iter().any(|expr| reasons.contains(expr)));
         // There are no VLANs on a network of ours.
         rules.splice(..0, [link::no_bpdu(), link::no_tag()]);
+        rules.splice(..0, reach::tag(member).map(|tag| rule(Statement::SetPriority(tag))));
     }
     guard::ingress(member.card, tap, rules)
 }
@@ -220,6 +228,7 @@ fn forward(member: &Member) -> Vec<Rule> {
     let (inward, outward) = ([Match::oif(bridge), iif_not(bridge)], [Match::iif(bridge), oif_not(bridge)]);
     let from = |matches: [Match; 2]| matches.into_iter().fold(Rule::new(), Rule::with);
     let mut rules = if member.isolate == Switch::On { within(member) } else { Vec::new() };
+    rules.extend(reach::forward(member));
     if member.mode != Mode::Nat {
         rules.extend([drop_as(from(outward), NO_WAY_OUT), drop_as(from(inward), NO_WAY_OUT)]);
         return rules;

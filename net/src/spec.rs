@@ -4,9 +4,9 @@
 //! bridge=NAME[,create=on|off[,uplink=IFACE[,move-addresses=on|off]][,stp=on|off[,forward-delay=SECONDS]]][,vlan=ID | ,trunk=LIST[,native=ID]]
 //!        [,addresses=IP[+IP...]]
 //!                               a new tap on this bridge
-//! nat[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,forward=LIST]
+//! nat[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,forward=LIST][,reach=none|world+private+host][,metadata=on|off]
 //!                               a network of our own, with a way out
-//! host[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off]
+//! host[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,reach=none|host]
 //!                               a network of our own, without one
 //! macvtap=IFACE[,mode=bridge|private|vepa|passthru]
 //!                               an address of its own on this interface
@@ -39,6 +39,7 @@ mod network;
 mod offload;
 mod ovs;
 mod private;
+mod reach;
 mod stp;
 mod uplink;
 mod vlan;
@@ -63,6 +64,7 @@ pub use network::{NetworkName, Subnet};
 pub use offload::{Offload, OffloadList};
 pub use ovs::{IfaceId, OvsSpec};
 pub use private::{HostSpec, NETWORK_PREFIXES, NatSpec, Private};
+pub use reach::{Place, ReachList, ReachSpec};
 pub use stp::{ForwardDelay, StpSpec};
 pub use uplink::UplinkSpec;
 pub use vlan::{VlanId, VlanList, VlanRange, VlanSpec};
@@ -173,7 +175,7 @@ const MODES: &[ModeKey] = &[
     ModeKey {
         key: "nat",
         alone: Some(network::DEFAULT_NAME),
-        options: &["subnet", "ipv6", "forward"],
+        options: &["subnet", "ipv6", "forward", "reach", "metadata"],
         guard: GuardSpec::KEYS,
         limits: LimitSpec::KEYS,
         read: |value| serde_json::from_value(value).map(NetSpec::Nat),
@@ -181,7 +183,7 @@ const MODES: &[ModeKey] = &[
     ModeKey {
         key: "host",
         alone: Some(network::DEFAULT_NAME),
-        options: &["subnet", "ipv6"],
+        options: &["subnet", "ipv6", "reach"],
         guard: GuardSpec::KEYS,
         limits: LimitSpec::KEYS,
         read: |value| serde_json::from_value(value).map(NetSpec::Host),
@@ -308,6 +310,9 @@ pub enum SpecError {
         "{0}= and vhost=on contradict each other, the kernel's vhost-net moves frames as they come: leave one of them out"
     )]
     Vhost(&'static str),
+    /// A way out of a network that has none.
+    #[error("reach={0} is not possible with host=, which has no way out: give reach=host or reach=none, or nat=")]
+    NoWayOut(ReachList),
     /// A key that does nothing by itself.
     #[error("{key}= does nothing by itself: give {needed} with it, or leave it out")]
     Idle {
@@ -412,6 +417,11 @@ impl NetSpec {
         }
         if let Self::Bridge(bridge) = &spec {
             bridge.check()?;
+        }
+        if let Self::Host(HostSpec { reach: Some(reach), .. }) = &spec
+            && (reach.has(Place::World) || reach.has(Place::Private))
+        {
+            return Err(SpecError::NoWayOut(*reach));
         }
         let CardSpec { vhost, impair, capture, .. } = spec.card();
         // On a tap of our own the kernel holds rates.

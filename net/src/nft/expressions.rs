@@ -252,10 +252,23 @@ impl RuleEncoder {
                 w.text(NFTA_OBJREF_IMM_NAME, name);
             }),
             Statement::Limit(limit) => self.limit(*limit),
-            Statement::CtCountOver(count) => self.expr("connlimit", |w| {
-                w.be32(NFTA_CONNLIMIT_COUNT, *count);
-                w.be32(NFTA_CONNLIMIT_FLAGS, NFT_CONNLIMIT_F_INV);
-            }),
+            Statement::CtCountOver(count) => self.expr("connlimit", |w| count_over(w, *count)),
+            Statement::CtShareOver { set, shares, count } => {
+                self.expr("numgen", |w| {
+                    w.be32(NFTA_NG_DREG, NFT_REG_1);
+                    w.be32(NFTA_NG_MODULUS, *shares);
+                    w.be32(NFTA_NG_TYPE, NFT_NG_INCREMENTAL);
+                });
+                self.expr("dynset", |w| {
+                    w.text(NFTA_DYNSET_SET_NAME, set);
+                    w.be32(NFTA_DYNSET_OP, NFT_DYNSET_OP_ADD);
+                    w.be32(NFTA_DYNSET_SREG_KEY, NFT_REG_1);
+                    w.nest(NFTA_DYNSET_EXPR, |expr| {
+                        expr.text(NFTA_EXPR_NAME, "connlimit");
+                        expr.nest(NFTA_EXPR_DATA, |w| count_over(w, *count));
+                    });
+                });
+            }
             Statement::InSet { key, set } => {
                 self.concatenate(key)?;
                 self.lookup(&Lookup::named(set), NFT_REG32_00, None, false);
@@ -285,13 +298,8 @@ impl RuleEncoder {
                 });
             }
             Statement::SetMss(mss) => self.set_mss(*mss),
-            Statement::SetMark(mark) => {
-                self.immediate(NFT_REG_1, &mark.to_ne_bytes());
-                self.expr("meta", |w| {
-                    w.be32(NFTA_META_KEY, NFT_META_MARK);
-                    w.be32(NFTA_META_SREG, NFT_REG_1);
-                });
-            }
+            Statement::SetMark(mark) => self.set_meta(NFT_META_MARK, *mark),
+            Statement::SetPriority(number) => self.set_meta(NFT_META_PRIORITY, *number),
             Statement::NoTrack => self.expr("notrack", |_| {}),
             Statement::Dup(device) => {
                 self.device(device)?;
@@ -358,6 +366,14 @@ impl RuleEncoder {
                 (Some(NFT_REG_2), None)
             }
         }
+    }
+
+    fn set_meta(&mut self, key: u32, value: u32) {
+        self.immediate(NFT_REG_1, &value.to_ne_bytes());
+        self.expr("meta", |w| {
+            w.be32(NFTA_META_KEY, key);
+            w.be32(NFTA_META_SREG, NFT_REG_1);
+        });
     }
 
     fn set_mss(&mut self, mss: Mss) {
@@ -432,6 +448,12 @@ impl RuleEncoder {
             });
         });
     }
+}
+
+/// A count of connections that is met when there are more.
+fn count_over(w: &mut Writer, count: u32) {
+    w.be32(NFTA_CONNLIMIT_COUNT, count);
+    w.be32(NFTA_CONNLIMIT_FLAGS, NFT_CONNLIMIT_F_INV);
 }
 
 /// The registers that are there.

@@ -148,11 +148,18 @@ pub(super) const NFTA_LOOKUP_DREG: u16 = 3;
 pub(super) const NFTA_LOOKUP_SET_ID: u16 = 4;
 pub(super) const NFTA_LOOKUP_FLAGS: u16 = 5;
 
+pub(super) const NFT_DYNSET_OP_ADD: u32 = 0;
 pub(super) const NFT_DYNSET_OP_UPDATE: u32 = 1;
 pub(super) const NFTA_DYNSET_SET_NAME: u16 = 1;
 pub(super) const NFTA_DYNSET_OP: u16 = 3;
 pub(super) const NFTA_DYNSET_SREG_KEY: u16 = 4;
 pub(super) const NFTA_DYNSET_TIMEOUT: u16 = 6;
+pub(super) const NFTA_DYNSET_EXPR: u16 = 7;
+
+pub(super) const NFT_NG_INCREMENTAL: u32 = 0;
+pub(super) const NFTA_NG_DREG: u16 = 1;
+pub(super) const NFTA_NG_MODULUS: u16 = 2;
+pub(super) const NFTA_NG_TYPE: u16 = 3;
 
 pub(super) const NFT_PAYLOAD_LL_HEADER: u32 = 0;
 pub(super) const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
@@ -171,12 +178,14 @@ pub(super) const NFTA_EXTHDR_OP: u16 = 6;
 pub(super) const NFTA_EXTHDR_SREG: u16 = 7;
 
 pub(super) const NFT_META_PROTOCOL: u32 = 1;
+pub(super) const NFT_META_PRIORITY: u32 = 2;
 pub(super) const NFT_META_MARK: u32 = 3;
 pub(super) const NFT_META_IIFNAME: u32 = 6;
 pub(super) const NFT_META_OIFNAME: u32 = 7;
 pub(super) const NFT_META_IIFTYPE: u32 = 8;
 pub(super) const NFT_META_NFPROTO: u32 = 15;
 pub(super) const NFT_META_L4PROTO: u32 = 16;
+pub(super) const NFT_META_OIFGROUP: u32 = 22;
 pub(super) const NFT_META_IIFKIND: u32 = 26;
 pub(super) const NFT_META_OIFKIND: u32 = 27;
 pub(super) const NFTA_META_DREG: u16 = 1;

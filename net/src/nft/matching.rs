@@ -20,6 +20,10 @@ pub enum Match {
     IifKind(Test<LinkKind>),
     /// `meta oifkind`
     OifKind(Test<LinkKind>),
+    /// `meta oifgroup`: it goes out through an interface of this device group.
+    OifGroup(u32),
+    /// `meta priority`: a number that goes with a packet inside the kernel until its queue. Forwarding sets it anew for IPv4.
+    Priority(u32),
     /// `meta protocol`: what is above Ethernet and tags. At egress, too.
     Protocol(Test<EtherType>),
     /// `meta nfproto`
@@ -311,6 +315,8 @@ impl fmt::Display for Match {
             Self::Oif(test) => write!(f, "oifname {test}"),
             Self::IifKind(test) => write!(f, "meta iifkind {test}"),
             Self::OifKind(test) => write!(f, "meta oifkind {test}"),
+            Self::OifGroup(group) => write!(f, "oifgroup {group}"),
+            Self::Priority(number) => write!(f, "meta priority {}", TcHandle(*number)),
             Self::Protocol(test) => write!(f, "meta protocol {test}"),
             Self::NfProto(test) => write!(f, "meta nfproto {test}"),
             Self::L4Proto(test) => write!(f, "meta l4proto {test}"),
@@ -356,6 +362,18 @@ impl fmt::Display for Match {
             Self::CtStatus(status) => write!(f, "ct status {}", Words(status)),
             Self::FibSaddrType(test) => write!(f, "fib saddr type {test}"),
             Self::FibDaddrType(test) => write!(f, "fib daddr type {test}"),
+        }
+    }
+}
+
+/// A number as traffic control writes it.
+pub(super) struct TcHandle(pub(super) u32);
+
+impl fmt::Display for TcHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("none"),
+            number => write!(f, "{:x}:{:x}", number >> 16, number & 0xffff),
         }
     }
 }
@@ -439,6 +457,8 @@ impl Match {
             Self::Oif(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFNAME)),
             Self::IifKind(_) => (Needs::Nothing, Load::Meta(NFT_META_IIFKIND)),
             Self::OifKind(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFKIND)),
+            Self::OifGroup(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFGROUP)),
+            Self::Priority(_) => (Needs::Nothing, Load::Meta(NFT_META_PRIORITY)),
             Self::Protocol(_) => (Needs::Nothing, Load::Meta(NFT_META_PROTOCOL)),
             Self::NfProto(_) => (Needs::Nothing, Load::Meta(NFT_META_NFPROTO)),
             Self::L4Proto(_) => (Needs::Nothing, Load::Meta(NFT_META_L4PROTO)),
@@ -487,7 +507,7 @@ impl Match {
             Self::Protocol(test) => test.raw(),
             Self::NfProto(test) => test.raw(),
             Self::L4Proto(test) => test.raw(),
-            Self::Mark { mask: u32::MAX, value } => {
+            Self::Mark { mask: u32::MAX, value } | Self::OifGroup(value) | Self::Priority(value) => {
                 let value = value.to_ne_bytes().to_vec();
                 RawTest::Item { item: RawItem { first: value.clone(), last: value, mask: None }, negate: false }
             }

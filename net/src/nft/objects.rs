@@ -238,10 +238,14 @@ impl<'a> Transaction<'a> {
     pub(super) fn add_set(&mut self, table: &'a TableName, set: &'a Set) {
         let flags = match &set.elements {
             Elements::Timed { .. } => NFT_SET_TIMEOUT | NFT_SET_EVAL,
+            Elements::Shares { .. } => NFT_SET_EVAL,
             elements if elements.has_intervals() => NFT_SET_INTERVAL,
             _ => 0,
         };
-        let size = if let Elements::Timed { most, .. } = &set.elements { Some(*most) } else { None };
+        let size = match &set.elements {
+            Elements::Timed { most, .. } | Elements::Shares { most } => Some(*most),
+            _ => None,
+        };
         let key = set.elements.key();
         let new = NewSet { id: self.take_set_id(), flags, key, size, elements: Vec::new() };
         self.new_set(Object::Set(table, &set.name), table, &set.name, &new);

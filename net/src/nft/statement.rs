@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::matching::Field;
+use super::matching::{Field, TcHandle};
 use super::value::L4Proto;
 use crate::spec::IfName;
 
@@ -18,6 +18,16 @@ pub enum Statement {
     Limit(Limit),
     /// `ct count over N`: connections that this rule has seen and that are still there, this one included, are more than N.
     CtCountOver(u32),
+    /// The same by a share of the connections: the next of `shares` shares, in turn, has `count` already. The shares are elements of the
+    /// table's set of that name. The kernel goes through a whole list at each new connection, so many short ones are faster than a long one.
+    CtShareOver {
+        /// The set.
+        set: String,
+        /// How many shares.
+        shares: u32,
+        /// Connections of each.
+        count: u32,
+    },
     /// A condition: what these fields are, one after the other, is in the table's set of that name. They need not mean anything: what
     /// they belong to is tested for as by a [`super::Match`].
     InSet {
@@ -48,6 +58,8 @@ pub enum Statement {
     SetMss(Mss),
     /// `meta mark set`
     SetMark(u32),
+    /// `meta priority set`
+    SetPriority(u32),
     /// `notrack`: connection tracking does not look at it. In chains before it only.
     NoTrack,
     /// `dup to`: a copy goes out through this interface. In netdev tables only.
@@ -179,6 +191,9 @@ impl fmt::Display for Statement {
             Self::CountIn(name) => write!(f, "counter name \"{name}\""),
             Self::Limit(limit) => limit.fmt(f),
             Self::CtCountOver(count) => write!(f, "ct count over {count}"),
+            Self::CtShareOver { set, shares, count } => {
+                write!(f, "add @{set} {{ numgen inc mod {shares} ct count over {count} }}")
+            }
             Self::InSet { key, set } => write!(f, "{} @{set}", Dotted(key)),
             Self::Update { set, key, timeout_s } => {
                 write!(f, "update @{set} {{ {} timeout {} }}", Dotted(key), Time(*timeout_s))
@@ -192,6 +207,7 @@ impl fmt::Display for Statement {
             Self::SetMss(Mss::RouteMtu) => f.write_str("tcp option maxseg size set rt mtu"),
             Self::SetMss(Mss::Bytes(bytes)) => write!(f, "tcp option maxseg size set {bytes}"),
             Self::SetMark(mark) => write!(f, "meta mark set {mark:#010x}"),
+            Self::SetPriority(number) => write!(f, "meta priority set {}", TcHandle(*number)),
             Self::NoTrack => f.write_str("notrack"),
             Self::Dup(device) => write!(f, "dup to \"{device}\""),
             Self::Fwd(device) => write!(f, "fwd to \"{device}\""),

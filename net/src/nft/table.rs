@@ -159,6 +159,11 @@ pub enum Elements {
         /// Most of them; beyond that, nothing is put in.
         most: u32,
     },
+    /// What [`Statement::CtShareOver`] puts in.
+    Shares {
+        /// How many.
+        most: u32,
+    },
 }
 
 /// A part of a key: what a [`super::Field`] that stands there can be.
@@ -305,6 +310,7 @@ impl Elements {
             Self::Ports(_) => KeyKind::of::<u16>(),
             Self::Ether(_) => KeyKind::of::<EtherAddr>(),
             Self::Interfaces(_) => KeyKind::of::<IfName>(),
+            Self::Shares { .. } => KeyPart::Number.kind(),
             // Parts begin at registers, and nft has six bits for the type of each.
             Self::Timed { key, .. } => KeyKind {
                 number: key.iter().fold(0, |number, part| number << 6 | part.kind().number),
@@ -327,7 +333,7 @@ impl Elements {
             Self::Ports(items) => items.iter().map(Item::raw).collect(),
             Self::Ether(addrs) => addrs.iter().map(|addr| Item::One(*addr).raw()).collect(),
             Self::Interfaces(names) => names.iter().map(|name| Item::One(name.clone()).raw()).collect(),
-            Self::Timed { .. } => Vec::new(),
+            Self::Timed { .. } | Self::Shares { .. } => Vec::new(),
         }
     }
 
@@ -338,6 +344,7 @@ impl Elements {
             Self::Ports(_) => "inet_service",
             Self::Ether(_) => "ether_addr",
             Self::Interfaces(_) | Self::Timed { .. } => "ifname",
+            Self::Shares { .. } => KeyPart::Number.name(),
         }
     }
 
@@ -348,7 +355,7 @@ impl Elements {
             Self::Ports(items) => items.is_empty(),
             Self::Ether(addrs) => addrs.is_empty(),
             Self::Interfaces(names) => names.is_empty(),
-            Self::Timed { .. } => true,
+            Self::Timed { .. } | Self::Shares { .. } => true,
         }
     }
 }
@@ -395,6 +402,9 @@ impl fmt::Display for Set {
                 let parts: Vec<&str> = key.iter().map(|part| part.name()).collect();
                 writeln!(f, "\t\ttype {}\n\t\tsize {most}\n\t\tflags dynamic,timeout", parts.join(" . "))?;
             }
+            Elements::Shares { most } => {
+                writeln!(f, "\t\ttype {}\n\t\tsize {most}\n\t\tflags dynamic", self.elements.type_name())?;
+            }
             elements => writeln!(f, "\t\ttype {}", elements.type_name())?,
         }
         if self.elements.has_intervals() {
@@ -415,7 +425,7 @@ impl fmt::Display for Elements {
             Self::Ports(items) => Braces(items).fmt(f),
             Self::Ether(addrs) => Braces(&addrs.iter().copied().map(Item::One).collect::<Vec<_>>()).fmt(f),
             Self::Interfaces(names) => Braces(&names.iter().cloned().map(Item::One).collect::<Vec<_>>()).fmt(f),
-            Self::Timed { .. } => Ok(()),
+            Self::Timed { .. } | Self::Shares { .. } => Ok(()),
         }
     }
 }

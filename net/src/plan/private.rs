@@ -15,7 +15,7 @@ use crate::nft::Translation;
 use crate::refusal::Refusal;
 use crate::rules::Member;
 use crate::services::{Ipv4Network, Ipv6Network, Reach, ServiceSpec};
-use crate::spec::{Forward, IfName, Mtu, Private, Queues, Subnet, Switch};
+use crate::spec::{Forward, IfName, Mtu, Private, Queues, ReachList, Subnet, Switch};
 use crate::step::Step;
 use crate::subnet::{self, Taken};
 
@@ -92,13 +92,16 @@ impl Draft<'_> {
             mac,
             address,
             address6,
+            gateway_mac,
             subnet,
             ipv6,
             forward,
+            reach: spec.reach,
+            metadata: spec.metadata,
             antispoof,
             isolate,
             hairpin,
-            limits: spec.limits,
+            limits: spec.limits.within(self.facts.ip.connections_max),
         };
         let admission = docker::admission(&member, self.facts.ip.docker, self.facts.ip.bridged_as_routed);
         self.networks.admissions.extend(admission);
@@ -108,7 +111,7 @@ impl Draft<'_> {
             mac,
             gateway_mac,
             mtu,
-            reach: if mode == Mode::Nat { Reach::Outside } else { Reach::HostOnly },
+            reach: if mode == Mode::Nat && spec.reach != ReachList::NONE { Reach::Outside } else { Reach::HostOnly },
             ipv4: Ipv4Network { address, gateway: subnet.gateway(), prefix_len: subnet.prefix_len() },
             ipv6,
         };

@@ -19,6 +19,7 @@ use super::macvtap::MacvtapMode;
 use super::network::{NetworkName, Subnet};
 use super::offload::OffloadList;
 use super::ovs::IfaceId;
+use super::reach::ReachList;
 use super::stp::ForwardDelay;
 use super::vlan::{VlanId, VlanList, VlanRange};
 
@@ -340,6 +341,9 @@ pub enum FieldError {
         /// The rule it breaks.
         reason: &'static str,
     },
+    /// Not a list of places.
+    #[error("reach={0} is not possible: give none, or a list out of world+private+host")]
+    Reach(String),
     /// Not a number of connections.
     #[error("connections={0} is not possible: give a whole number from 1 to 10000000")]
     Connections(String),
@@ -482,6 +486,7 @@ deserialize_as_flag_text!(
     AddressList,
     Connections,
     NewConnections,
+    ReachList,
     MacvtapMode,
     IfaceId,
     RatePair,

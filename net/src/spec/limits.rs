@@ -10,11 +10,17 @@ use super::fields::{FieldError, whole_number};
 /// The most that either key takes: more than hosts track.
 const LIMIT_MAX: u32 = 10_000_000;
 
+/// The part of the host's table that a guest may take unless it is said.
+const SHARE: u32 = 8;
+
+/// Entries that a table has at least (`nf_conntrack_max` of hosts with more than 1 GiB of memory), where there is none yet.
+const TABLE_MIN: u32 = 65_536;
+
 /// What a guest may take of the host's connection tracking. Its fields are keys of `nat` and `host`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct LimitSpec {
-    /// Connections at a time; no limit if absent.
+    /// Connections at a time; an eighth of what the host tracks if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,
     /// New ones; no limit if absent.
@@ -25,6 +31,12 @@ pub struct LimitSpec {
 impl LimitSpec {
     /// Its keys.
     pub(super) const KEYS: &'static [&'static str] = &["connections", "new-connections"];
+
+    /// The same with a limit of connections, on a host that tracks so many.
+    pub(crate) fn within(self, table: Option<u32>) -> Self {
+        let share = table.unwrap_or(TABLE_MIN) / SHARE;
+        Self { connections: self.connections.or(Some(Connections(share.clamp(1, LIMIT_MAX)))), ..self }
+    }
 
     /// Whether it limits nothing.
     pub(crate) fn is_none(&self) -> bool {

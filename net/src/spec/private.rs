@@ -10,6 +10,7 @@ use super::forward::{Forward, ForwardList};
 use super::guard::GuardSpec;
 use super::limits::LimitSpec;
 use super::network::{NetworkName, Subnet};
+use super::reach::{Place, ReachList, ReachSpec};
 use crate::alias::Mode;
 
 /// What the names of bridges begin with that make networks of ours: with a way out, and without one.
@@ -29,6 +30,9 @@ pub struct NatSpec {
     /// Ports of the host that lead to the guest.
     #[serde(default)]
     pub forward: ForwardList,
+    /// Where the guest gets.
+    #[serde(flatten)]
+    pub reach: ReachSpec,
     /// What is refused to the guest.
     #[serde(flatten)]
     pub guard: GuardSpec,
@@ -51,6 +55,9 @@ pub struct HostSpec {
     /// Whether it has IPv6 as well.
     #[serde(default)]
     pub ipv6: Switch,
+    /// Whether the host is in reach; it is if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<ReachList>,
     /// What is refused to the guest.
     #[serde(flatten)]
     pub guard: GuardSpec,
@@ -75,6 +82,10 @@ pub struct Private<'a> {
     pub ipv6: Switch,
     /// Ports of the host that lead to the guest.
     pub forward: &'a [Forward],
+    /// Where the guest gets beyond the network.
+    pub reach: ReachList,
+    /// Whether that includes where a cloud tells credentials.
+    pub metadata: Switch,
     /// What is refused to the guest.
     pub guard: GuardSpec,
     /// What the guest may take of the host.
@@ -95,8 +106,9 @@ impl NatSpec {
     /// What it asks for, as both modes have it.
     pub(crate) fn private(&self) -> Private<'_> {
         let (mode, forward) = (Mode::Nat, self.forward.as_slice());
-        let Self { subnet, ipv6, guard, limits, .. } = *self;
-        Private { mode, name: &self.nat, subnet, ipv6, forward, guard, limits, card: &self.card }
+        let Self { subnet, ipv6, guard, limits, reach: ReachSpec { metadata, .. }, .. } = *self;
+        let reach = self.reach.places();
+        Private { mode, name: &self.nat, subnet, ipv6, forward, reach, metadata, guard, limits, card: &self.card }
     }
 }
 
@@ -104,7 +116,10 @@ impl HostSpec {
     /// What it asks for, as both modes have it.
     pub(crate) fn private(&self) -> Private<'_> {
         let Self { subnet, ipv6, guard, limits, .. } = *self;
-        Private { mode: Mode::Host, name: &self.host, subnet, ipv6, forward: &[], guard, limits, card: &self.card }
+        let reach = self.reach.unwrap_or(ReachList::of(&[Place::Host]));
+        // Nothing is forwarded, and the host's own addresses are the host's.
+        let (mode, forward, metadata) = (Mode::Host, &[][..], Switch::On);
+        Private { mode, name: &self.host, subnet, ipv6, forward, reach, metadata, guard, limits, card: &self.card }
     }
 }
 
@@ -115,7 +130,7 @@ impl fmt::Display for NatSpec {
         if !self.forward.is_empty() {
             write!(f, ",forward={}", self.forward)?;
         }
-        write!(f, "{}{}", self.guard, self.limits)
+        write!(f, "{}{}{}", self.reach, self.guard, self.limits)
     }
 }
 
@@ -123,6 +138,9 @@ impl fmt::Display for HostSpec {
     /// The flag as far as the card's own keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_network(f, "host", &self.host, self.subnet, self.ipv6)?;
+        if let Some(reach) = self.reach {
+            write!(f, ",reach={reach}")?;
+        }
         write!(f, "{}{}", self.guard, self.limits)
     }
 }

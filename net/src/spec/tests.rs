@@ -102,6 +102,17 @@ fn a_spec_survives_json() {
 }
 
 #[test]
+fn reach_is_a_list_of_places_that_a_network_without_a_way_out_has_not() {
+    for text in ["nat,reach=world+private,metadata=on", "nat,reach=none", "host,reach=none", "host,reach=host"] {
+        assert_eq!(parse(text).to_string(), text);
+    }
+    assert_eq!(refusal("nat,reach=lan"), "reach=lan is not possible: give none, or a list out of world+private+host");
+    assert!(refusal("host,reach=world").starts_with("reach=world is not possible with host="));
+    assert!(refusal("host,metadata=on").starts_with("host= takes no key \"metadata\""));
+    assert!(refusal("bridge=b,reach=world").starts_with("bridge= takes no key \"reach\""));
+}
+
+#[test]
 fn the_lists_of_keys_are_the_fields_of_the_structs() {
     let card = CardSpec {
         mac: Some("52:54:00:00:00:01".parse().unwrap()),
@@ -138,7 +149,8 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
     let (ovs, vlan, iface_id) = (name.clone(), "1".parse().ok(), "a".parse().ok());
     let ovs = NetSpec::Ovs(OvsSpec { ovs, vlan, iface_id, card: card.clone() });
     let tap = TapSpec { tap: name, card: card.clone() };
-    let private = [parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1"), parse("host=a,subnet=10.0.0.0/24")];
+    let private =
+        [parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1,reach=world"), parse("host=a,subnet=10.0.0.0/24,reach=none")];
     let [mut nat, mut host] = private;
     for spec in [&mut nat, &mut host] {
         match spec {

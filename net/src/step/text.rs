@@ -8,7 +8,7 @@ use crate::macvtap::Macvtap;
 use crate::mirror::Mirror;
 use crate::rules;
 use crate::shape::Shape;
-use crate::spec::{IfName, MacvtapMode};
+use crate::spec::{Connections, IfName, MacvtapMode};
 
 impl Step {
     /// What takes it back at the end, in words.
@@ -123,7 +123,13 @@ impl fmt::Display for Step {
                 let name = |card: usize| format!("tap{card}").parse().ok();
                 let tables = rules::tables(vm, members, guards, name);
                 let families: Vec<String> = tables.iter().map(|table| table.name.family.to_string()).collect();
-                write!(f, "create the nftables {} minivmm-{vm} for card {}", families.join(" and "), cards.join(", "))
+                write!(f, "create the nftables {} minivmm-{vm} for card {}", families.join(" and "), cards.join(", "))?;
+                for member in members {
+                    let connections = member.limits.connections.map_or(0, Connections::get);
+                    write!(f, ", card {} reaching {}", member.card, member.reach)?;
+                    write!(f, " with at most {connections} connections")?;
+                }
+                Ok(())
             }
             Self::AdmitInDocker { admissions, .. } => {
                 let guests: Vec<String> =

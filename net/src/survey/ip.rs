@@ -20,6 +20,9 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Whether frames on bridges pass the rules of iptables; not there without `br_netfilter`.
 const BRIDGE_NF: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
+/// Connections that this host tracks at most; not there without `nf_conntrack`.
+const CONNECTIONS_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
 /// Reads it all. A host with the routes of the whole internet has a million, and a start there takes a second.
 pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let addresses = rtnl.addresses().await?.iter().filter_map(address).collect();
@@ -32,8 +35,19 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let advertised6 = advertised(rtnl, links).await?;
     let docker = docker::survey();
     let bridged_as_routed = bridged_as_routed();
+    let connections_max = fs::read_to_string(CONNECTIONS_MAX).ok().and_then(|text| text.trim().parse().ok());
     let resolvers = resolvers();
-    Ok(IpFacts { addresses, routes, forwarding, forwards6, advertised6, docker, bridged_as_routed, resolvers })
+    Ok(IpFacts {
+        addresses,
+        routes,
+        forwarding,
+        forwards6,
+        advertised6,
+        docker,
+        bridged_as_routed,
+        connections_max,
+        resolvers,
+    })
 }
 
 /// Whether frames on bridges pass the rules for what is routed.

@@ -11,6 +11,8 @@ use crate::vmm::{DEADLINE, Vmm};
 pub(crate) const CASES: &[Case] = &[
     ("limit_of_connections_is_exact_and_frees_what_is_closed", concurrent),
     ("limit_of_connections_counts_those_to_the_guest_as_well", both_ways),
+    ("limit_of_connections_unless_given_is_an_eighth_of_the_hosts_table", by_default),
+    ("limit_of_connections_counts_ipv6_as_well", over_ipv6),
     ("limit_of_new_connections_leaves_old_ones_alone", rate),
 ];
 
@@ -86,6 +88,64 @@ fn both_ways() {
     assert!(is_silent(&guest, "198.51.100.1:7"));
     echo(&guest, 80);
     assert!(is_silent(&world, "198.51.100.2:8080"));
+    vmm.stop();
+}
+
+/// Datagrams of a round, each a connection of its own: what a tap has room for.
+const ROUND: u16 = 500;
+
+/// Sends a round from a new socket.
+fn flood(guest: &Namespace) {
+    guest.within(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for port in 1..=ROUND {
+            let _ = socket.send_to(b"x", SocketAddr::from(([198, 51, 100, 1], port)));
+        }
+    });
+}
+
+fn by_default() {
+    let number =
+        |key: &str| -> u32 { sh(&format!("sysctl -n net.netfilter.nf_conntrack_{key}")).trim().parse().unwrap() };
+    let world = world();
+    echo(&world, 7);
+    let (vmm, guest) = start("nat");
+    let share = number("max") / 8;
+    // Some are lost on the way, so there may be more rounds than it takes.
+    let rounds = 2 + 4 * share / u32::from(ROUND);
+    let full = (0..rounds).any(|_| {
+        flood(&guest);
+        counted("too-many-connections") > 0
+    });
+    assert!(full, "{} of {share}", number("count"));
+    // The host has a few of its own.
+    assert!(number("count") <= share + 16, "{} of {share}", number("count"));
+    // Another guest has room, and the first one again when it has ended.
+    let (second, other) = Vmm::start_with_guest("db", "nat=other");
+    let alias = link("vmtap1")["ifalias"].as_str().unwrap().to_owned();
+    let lease = alias.split("ip4=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    configure(&other, &lease, &format!("{}.1", lease.rsplit_once('.').unwrap().0));
+    assert!(ask_tcp(&other, "198.51.100.1:7").is_some());
+    second.stop();
+    vmm.stop();
+}
+
+fn over_ipv6() {
+    let world = world();
+    sh("sysctl -q net.ipv6.conf.up0.disable_ipv6=0");
+    sh("ip -6 addr add 2001:db8:1::2/64 dev up0 nodad");
+    world.sh("ip -6 addr add 2001:db8:1::1/64 dev eth0 nodad");
+    let (vmm, guest) = Vmm::start_with_guest("web", "nat,ipv6=on,connections=10");
+    until(|| guest.sh("ip -6 addr show dev eth0 scope global -tentative").contains("inet6 fd"));
+    until(|| guest.sh("ip -6 route").contains("default via fe80::1 "));
+    let udp = world.within(|| UdpSocket::bind("[::]:5000").unwrap());
+    let sockets: Vec<UdpSocket> = guest.within(|| (0..30).map(|_| UdpSocket::bind("[::]:0").unwrap()).collect());
+    for socket in &sockets {
+        socket.send_to(b"1", "[2001:db8:1::1]:5000").unwrap();
+    }
+    let arrived = arrived(&udp);
+    assert!((1..=10).contains(&arrived), "{arrived}");
+    assert!(counted("too-many-connections") >= 20);
     vmm.stop();
 }
 

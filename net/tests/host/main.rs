@@ -41,6 +41,7 @@ mod nft;
 mod ovs;
 mod policy;
 mod rates;
+mod reach;
 mod refusals;
 mod services;
 mod uplink;
@@ -80,6 +81,7 @@ fn cases() -> Vec<Case> {
         ovs::CASES,
         policy::CASES,
         rates::CASES,
+        reach::CASES,
         refusals::CASES,
         services::CASES,
         uplink::CASES,

@@ -56,7 +56,8 @@ fn behind_nat(world: &str) -> (Namespace, Vmm, Namespace) {
     sh("ip link set lo up");
     let outside = Namespace::behind("up0", &format!("{world}/24"), "198.51.100.2/24");
     sh(&format!("ip route add default via {world}"));
-    let (vmm, guest) = Vmm::start_with_guest("nat", "nat");
+    // More than a guest has unless told otherwise.
+    let (vmm, guest) = Vmm::start_with_guest("nat", &format!("nat,connections={}", 2 * CONNECTIONS));
     let alias = link("vmtap0")["ifalias"].as_str().unwrap().to_owned();
     let lease = alias.split("ip4=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
     configure(&guest, &lease, &format!("{}.1", lease.rsplit_once('.').unwrap().0));

@@ -134,7 +134,8 @@ impl Scene {
             Mode::Vlan => format!("bridge=br0,vlan=100{keys}"),
             Mode::Tap => format!("tap=tap{idx}{keys}"),
             Mode::Ovs => format!("ovs=b0{keys}"),
-            Mode::Nat => format!("nat{keys}"),
+            // Guests ask the host as well.
+            Mode::Nat => format!("nat,reach=world+private+host{keys}"),
             Mode::Host => format!("host{keys}"),
         };
         let mut command = itself(&["vmm", &format!("vm{idx}"), &spec]);

@@ -18,8 +18,9 @@ const NET_HELP: &str = "\
 Network card: a mode, then keys, such as bridge=br0,mac=52:54:00:00:00:01; can be repeated
 
 bridge=NAME   create=on uplink=IFACE move-addresses=on stp=on forward-delay=SECONDS vlan=ID trunk=LIST native=ID addresses=LIST
-nat[=NAME]    subnet=A.B.C.D/LEN ipv6=on forward=LIST connections=N new-connections=N/s
-host[=NAME]   subnet=A.B.C.D/LEN ipv6=on connections=N new-connections=N/s
+nat[=NAME]    subnet=A.B.C.D/LEN ipv6=on forward=LIST reach=none|world+private+host metadata=on
+              connections=N new-connections=N/s
+host[=NAME]   subnet=A.B.C.D/LEN ipv6=on reach=none|host connections=N new-connections=N/s
 macvtap=IFACE mode=bridge|private|vepa|passthru
 ovs=BRIDGE    vlan=ID iface-id=ID
 tap=NAME, fd=N[:N...]

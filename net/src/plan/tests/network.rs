@@ -55,7 +55,8 @@ fn a_network_is_made_with_its_first_card() {
          6. create a tap with 1 queue pairs for card 0; at the end: remove the tap\n\
          7. attach the tap of card 0 to bridge mvn-default with address fe:54:00:12:34:56 and mtu 1420, and raise it; \
          at the end: nothing, it goes with the tap\n\
-         8. create the nftables inet and netdev minivmm-vm for card 0; at the end: remove them\n\
+         8. create the nftables inet and netdev minivmm-vm for card 0, card 0 reaching world+private \
+         with at most 8192 connections; at the end: remove them\n\
          9. answer DHCP and DNS of card 0, which has 10.36.150.69; at the end: close it\n"
     );
 }

@@ -60,6 +60,8 @@ fn conditions() {
         Match::L4Proto(Test::any([L4Proto::TCP, L4Proto::UDP])),
         Match::Mark { mask: u32::MAX, value: 7 },
         Match::Mark { mask: 0xff00, value: 0x100 },
+        Match::OifGroup(28022),
+        Match::Priority(0x6d76_0010),
         Match::EtherSaddr(Test::is(MAC)),
         Match::EtherDaddr(Test::is_not(EtherAddr::BROADCAST)),
         Match::EtherType(Test::is(EtherType(0x88cc))),
@@ -106,6 +108,8 @@ fn statements() {
         limit(true, 100, Per::Minute, 7),
         Statement::CtCountOver(10),
         Statement::SetMark(1),
+        Statement::SetPriority(0x8000_0010),
+        Statement::SetPriority(0),
         Statement::Reject(Reject::AdminProhibited),
         Statement::Reject(Reject::HostUnreachable),
         Statement::Reject(Reject::NoRoute),
@@ -255,6 +259,8 @@ fn objects() {
     let set = |name: &str, elements| Set { name: name.to_owned(), elements };
     let x = |test| rule([Match::Ip4(IpFields::Saddr(test)).into(), Statement::CountIn("seen".to_owned()).into()]);
     let rules = vec![x(Test::InSet("v4".to_owned())), x(Test::NotInSet("v4".to_owned()))];
+    let share = Statement::CtShareOver { set: "shares".to_owned(), shares: 4096, count: 16 };
+    let shared = rule([share.clone().into(), share.into(), Verdict::Drop.into()]);
     let table = Table {
         name: inet("minivmm-x.y_z"),
         counters: vec!["dropped".to_owned(), "seen".to_owned()],
@@ -265,8 +271,9 @@ fn objects() {
             set("macs", Elements::Ether(vec![MAC])),
             set("links", Elements::Interfaces(vec!["tap0".parse().unwrap()])),
             set("none", Elements::Ip4(Vec::new())),
+            set("shares", Elements::Shares { most: 4096 }),
         ],
-        chains: vec![base("c", ChainType::Filter, Hook::Input, 0, rules)],
+        chains: vec![base("c", ChainType::Filter, Hook::Input, 0, [rules, vec![shared]].concat())],
     };
     read_back(&table);
 }
