@@ -360,7 +360,7 @@ fn end_of(message: &Message<'_>) -> Option<i32> {
 mod tests {
     use super::*;
     use crate::alias::Mode;
-    use crate::spec::{LimitSpec, Switch};
+    use crate::spec::{LimitSpec, ReachList, Switch};
 
     const GUEST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3));
     const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2));
@@ -374,9 +374,12 @@ mod tests {
             mac: "52:54:00:00:00:01".parse().unwrap(),
             address: [10, 1, 2, 3].into(),
             address6: None,
+            gateway_mac: "02:00:00:00:00:01".parse().unwrap(),
             subnet: "10.1.2.0/24".parse().unwrap(),
             ipv6: None,
             forward: vec![forward.parse().unwrap()],
+            reach: ReachList::NONE,
+            metadata: Switch::Off,
             antispoof: Switch::On,
             isolate: Switch::Off,
             hairpin: Switch::Off,
