@@ -11,10 +11,12 @@ mod conflict;
 mod desk;
 mod firewall;
 mod gateways;
+mod mirrors;
 mod mtu;
 mod pace;
 mod process;
 mod upkeep;
+mod uplinks;
 mod watch;
 mod wire;
 

@@ -2,7 +2,7 @@
 //! vhost-net as well, cost the VMM nothing, and end with the keeper.
 //!
 //! A large frame of segmentation is copied as it is, and cut up if the interface cannot do that by itself. What the interface has no
-//! room for is lost to the copy alone and counted there (`ip -s link`), and when it has gone nothing is copied.
+//! room for is lost to the copy alone and counted there (`ip -s link`), and while it is gone nothing is copied.
 //!
 //! The copies could also be written to a packet socket by the card's workers, which look at frames for `capture=` anyhow: that would
 //! cost a system call for each frame, and nothing would be seen of a card on vhost-net.

@@ -20,9 +20,11 @@ use super::conflict::Conflicts;
 use super::desk::Desk;
 use super::firewall::Firewall;
 use super::gateways::Gateways;
+use super::mirrors::Mirrors;
 use super::mtu::Mtus;
 use super::process;
 use super::upkeep::Upkeep;
+use super::uplinks::Uplinks;
 use super::watch::Watch;
 use super::wire::{PortHeader, Reply, ServiceHeader, Timing};
 use crate::conntrack;
@@ -228,7 +230,8 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
     let mut conflicts = Conflicts::new(plan, host);
     let mut upkeep = Upkeep::new(plan);
     let (mut gateways, mut mtus) = (Gateways::new(plan), Mtus::new(plan, request));
-    let mut firewall = Firewall::new(plan, &request.vm_name);
+    let (mut firewall, mut uplinks) = (Firewall::new(plan, &request.vm_name), Uplinks::new(plan));
+    let mut mirrors = Mirrors::new(plan, &request.vm_name);
     let mut told = Vec::new();
     match Events::subscribe() {
         Ok(mut events) => {
@@ -238,7 +241,8 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
             // Goes on where it was when something else happens.
             let mut calling = Box::pin(desk.next());
             loop {
-                let not_kept = watch.not_kept().chain(gateways.not_kept()).chain(firewall.not_kept()).collect();
+                let not_kept = watch.not_kept().chain(gateways.not_kept()).chain(firewall.not_kept());
+                let not_kept = not_kept.chain(uplinks.not_kept()).chain(mirrors.not_kept()).collect();
                 tell(socket, not_kept, &mut told);
                 tokio::select! {
                     biased;
@@ -251,11 +255,15 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
                         watch.note(&message, host).await;
                         upkeep.note(&message);
                         gateways.note(&message);
+                        uplinks.note(&message);
+                        mirrors.note(&message);
+                        mirrors.look(host);
                         mtus.note(&message);
                         conflicts.note(&message, &host.rtnl, socket).await;
                     }
                     () = watch.wait() => watch.catch_up(host).await,
                     () = gateways.wait() => gateways.look(&host.rtnl).await,
+                    () = uplinks.wait() => uplinks.look(&host.rtnl).await,
                     () = firewall.wait() => firewall.look(host).await,
                     () = mtus.wait() => mtus.look(&host.rtnl, socket).await,
                     idx = conflicts.claimed() => conflicts.hear(idx, socket),

@@ -45,6 +45,8 @@ struct Watched {
     attached: Option<Attached>,
     /// What it was a port of when it was looked at.
     master: Option<u32>,
+    /// The interface has been removed.
+    gone: bool,
     /// What the VMM knows of its link.
     told: Option<LinkState>,
     /// What it ought to know: something else while its end of the socket has no room.
@@ -84,7 +86,7 @@ impl<'a> Watch<'a> {
     pub(super) fn new(plan: &Plan, host: &Host, socket: &'a OwnedFd) -> Self {
         let taps = host.taps.iter().filter_map(|(&card, tap)| {
             let attached = plan.steps.iter().find_map(|step| Attached::by(step, card));
-            Some(Watched { card, index: tap.index?, attached, master: None, told: None, state: None })
+            Some(Watched { card, index: tap.index?, attached, master: None, gone: false, told: None, state: None })
         });
         Self { socket, taps: taps.collect() }
     }
@@ -144,11 +146,18 @@ impl<'a> Watch<'a> {
 
     /// The promises about taps that are not kept at present.
     pub(super) fn not_kept(&self) -> impl Iterator<Item = NotKept> {
-        self.taps.iter().filter_map(|tap| Some(NotKept { card: tap.card, text: tap.attached.as_ref()?.not_kept()? }))
+        self.taps.iter().filter_map(|tap| Some(NotKept { card: tap.card, text: tap.not_kept()? }))
     }
 }
 
 impl Watched {
+    fn not_kept(&self) -> Option<String> {
+        if self.gone {
+            return Some("Its interface has been removed".to_owned());
+        }
+        self.attached.as_ref()?.not_kept()
+    }
+
     fn is_concerned(&self, link: &LinkMessage) -> bool {
         let index = Some(link.header.index);
         let awaited = self.attached.as_ref().filter(|attached| attached.place != Place::OnBridge);
@@ -177,6 +186,7 @@ impl Watched {
             Ok(tap) => tap,
             Err(error) => return log::warn!("Cannot look at the tap of card {}: {error}", self.card),
         };
+        self.gone = tap.is_none();
         if let (Some(found), Some(attached)) = (&tap, &mut self.attached) {
             match rtnl::master(found) {
                 None => {

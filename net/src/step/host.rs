@@ -165,7 +165,7 @@ impl Host {
         removed
     }
 
-    pub(super) fn mirror(&mut self, vm: &str, mirrors: &[Mirror]) -> Result<(), Error> {
+    pub(crate) fn mirror(&mut self, vm: &str, mirrors: &[Mirror]) -> Result<(), Error> {
         let table = mirror::table(vm, mirrors, |card| {
             let tap = self.taps.get(&card)?;
             Some((tap.name.parse().ok()?, tap.kind))

@@ -7,7 +7,7 @@ use net::doctor::{Level, examine};
 
 use crate::Case;
 use crate::coexist::{docker_rules, firewalld_starts, iptables_rules, start_docker, with_own};
-use crate::guest::{Namespace, ask_tcp, configure, echo, is_silent};
+use crate::guest::{Namespace, ask_tcp, configure, echo, is_silent, send_out};
 use crate::lan::{bridge_with_uplink, empty_bridge, link, sh, until};
 use crate::nat::{address, gateway, world};
 use crate::vmm::Vmm;
@@ -16,6 +16,8 @@ pub(crate) const CASES: &[Case] = &[
     ("kept_tap_is_put_back_however_often_it_is_taken_off", tap_taken_off),
     ("kept_tap_is_put_back_at_once_on_a_new_bridge", new_bridge),
     ("kept_port_settings_and_mtu_are_restored", port_settings),
+    ("kept_uplink_of_a_bridge_of_ours_is_put_back", uplink_taken_off),
+    ("kept_mirror_goes_on_when_its_interface_comes_back", mirror_comes_back),
     ("kept_gateway_addresses_survive_a_bridge_that_goes_down", bridge_down),
     ("kept_gateway_addresses_that_are_deleted_are_put_back", addresses_deleted),
     ("kept_rules_come_and_go_with_docker", docker_comes_and_goes),
@@ -108,6 +110,64 @@ fn port_settings() {
     sh(&format!("bridge fdb del {mac} dev vmtap0 master"));
     until(|| sh("bridge fdb show dev vmtap0").lines().any(|line| line.contains(mac) && line.contains("static")));
     log_of(vmm);
+}
+
+fn uplink_taken_off() {
+    let world = Namespace::behind("up0", "198.51.100.1/24", "198.51.100.2/24");
+    sh("ip route add default via 198.51.100.1");
+    let first = Vmm::start("db", &["bridge=lan,create=on,uplink=up0,move-addresses=on"]);
+    // By the second one, which has found the bridge made.
+    let vmm = Vmm::start("web", &["bridge=lan"]);
+    first.stop();
+    let is_on = || link("up0")["master"] == "lan" && addresses_of("lan").contains(&"198.51.100.2/24".to_owned());
+    assert!(is_on());
+    for _ in 0..2 {
+        sh("ip link set up0 nomaster");
+        until(is_on);
+    }
+    world.sh("ping -c 1 -W 5 198.51.100.2");
+    // It goes, and comes back.
+    drop(world);
+    assert!(vmm.not_kept().contains("Uplink up0 of bridge lan is gone"));
+    let world = Namespace::behind("up0", "198.51.100.1/24", "198.51.100.2/24");
+    until(is_on);
+    world.sh("ping -c 1 -W 5 198.51.100.2");
+    let log = log_of(vmm);
+    assert!(count(&log, "put it back") >= 2, "{log}");
+    assert_eq!(addresses_of("up0"), ["198.51.100.2/24"]);
+}
+
+/// Packets and bytes that have been copied.
+fn copied() -> String {
+    let table = sh("nft list counters table netdev minivmm-web/mirror");
+    table.lines().filter(|line| line.contains("packets")).collect()
+}
+
+fn mirror_comes_back() {
+    let mon =
+        || sh("ip link add mon0 type veth peer name mon1") + &sh("ip link set mon0 up") + &sh("ip link set mon1 up");
+    bridge_with_uplink("br0");
+    mon();
+    let vmm = Vmm::start("web", &["bridge=br0,mirror=mon0"]);
+    sh("ip link del mon0");
+    assert_eq!(vmm.not_kept(), "Interface mon0 is gone, to which frames were copied");
+    mon();
+    assert_eq!(vmm.not_kept(), "");
+    let counted = || link_bytes("mon1");
+    let before = counted();
+    until(|| {
+        send_out("peer0", &[&[0xff; 6][..], &[2, 0, 0, 0, 0, 7, 0x88, 0xb5], &[0; 50]].concat());
+        counted() > before + 1000
+    });
+    assert!(!copied().is_empty());
+    log_of(vmm);
+}
+
+/// Bytes that have come to an interface.
+fn link_bytes(name: &str) -> u64 {
+    let text = sh(&format!("ip -s -j link show dev {name}"));
+    let links: serde_json::Value = serde_json::from_str(&text).unwrap();
+    links[0]["stats64"]["rx"]["bytes"].as_u64().unwrap()
 }
 
 /// The addresses of a bridge of ours, in the order of the kernel.
