@@ -83,14 +83,14 @@ impl<'a> Firewall<'a> {
     /// Looks, and mends what can be mended.
     pub(super) async fn look(&mut self, host: &mut Host) {
         let due = self.pace.is_marked();
-        let start = self.pace.begin();
+        let look = self.pace.begin();
         let heard = self.changes.as_ref().is_some_and(|changes| changes.read(OURS).unwrap_or(true));
         if (due || heard)
             && let Err(error) = self.mend(host).await
         {
             log::warn!("Cannot see what the host's rules do to this VM: {}", error.report().message);
         }
-        self.pace.end(start);
+        self.pace.end(&look);
     }
 
     /// The networks that others cut off.

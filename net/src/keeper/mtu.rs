@@ -88,9 +88,9 @@ impl Mtus {
 
     /// Looks, and tells the VMM behind `socket`.
     pub(super) async fn look(&mut self, rtnl: &Rtnl, socket: &OwnedFd) {
-        let start = self.pace.begin();
+        let look = self.pace.begin();
         let carried = self.carried(rtnl).await;
-        self.pace.end(start);
+        self.pace.end(&look);
         match carried {
             Ok(carried) => self.tell(carried, socket),
             Err(error) => log::warn!("Cannot look at the MTU of the way out: {error}"),

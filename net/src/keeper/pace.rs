@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, sleep_until};
 
 /// Least pause between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A look is followed by a pause so many times as long as itself, so that looks take a hundredth of a processor at most.
+/// A look is followed by a pause so many times as long as it took of the processor, so that looks take a hundredth of one at most.
 const PAUSE_FACTOR: u32 = 100;
 
 /// Repairs that may follow each other at once.
@@ -58,16 +59,39 @@ impl Pace {
         self.rest().await;
     }
 
-    /// A look begins, at the returned time. What is asked for from now on takes another.
-    pub(super) fn begin(&mut self) -> Instant {
+    /// A look begins. What is asked for from now on takes another.
+    pub(super) fn begin(&mut self) -> Look {
         self.due = false;
-        Instant::now()
+        Look::begin()
     }
 
-    /// A look that began at `start` is over.
-    pub(super) fn end(&mut self, start: Instant) {
-        self.next = self.next.max(Instant::now() + PAUSE.max(start.elapsed() * PAUSE_FACTOR));
+    /// A look is over.
+    pub(super) fn end(&mut self, look: &Look) {
+        self.next = self.next.max(look.next());
     }
+}
+
+/// A look, by the processor's time that it takes: on a busy host it lasts longer, and is to be no less often for that.
+#[derive(Debug)]
+pub(super) struct Look {
+    start: Duration,
+}
+
+impl Look {
+    /// Begins one.
+    pub(super) fn begin() -> Self {
+        Self { start: processor_time() }
+    }
+
+    /// When the next may be, if this one ends now.
+    pub(super) fn next(&self) -> Instant {
+        Instant::now() + PAUSE.max(processor_time().saturating_sub(self.start) * PAUSE_FACTOR)
+    }
+}
+
+/// The processor's time that this thread has taken, in the kernel as well.
+fn processor_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 /// An allowance of repairs: [`BURST`] at once, one each [`REFILL`] afterwards, and as many as at first after a time

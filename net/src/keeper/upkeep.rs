@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A notification only makes us look, as in [`super::watch`]: the state of the host is what counts. Looks are far between, so that a host that
-//! changes all the time costs little: a pause after each is at least [`PAUSE`] and a hundred times as long as the look took, so they take a
+//! changes all the time costs little: a pause after each is at least 100 ms and a hundred times what the look took of the processor (see [`super::pace`]), so they take a
 //! hundredth of a processor's time at most. What the kernel says meanwhile waits in a small buffer, and beyond that is dropped by the kernel
 //! (see [`crate::rtnl::notices`]). The routes, of which there can be a million, are read only where an interface does not forward, and only
 //! after something was dropped: new ones tell where they lead to.
@@ -14,12 +14,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::time::Duration;
 
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::time::{Instant, sleep_until};
 
+use super::pace::Look;
 use crate::facts::Link;
 use crate::forwarding;
 use crate::lock::NamespaceLock;
@@ -28,12 +28,6 @@ use crate::rtnl::notices::{Heard, Notices};
 use crate::rtnl::{self, Rtnl};
 use crate::spec::IfName;
 use crate::step::{Host, Step};
-
-/// Least pause between two looks.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// The pause after a look is so many times as long as the look.
-const PAUSE_FACTOR: u32 = 100;
 
 /// What is kept of the host for a VM.
 pub(super) struct Upkeep {
@@ -104,12 +98,12 @@ impl Upkeep {
 
     /// Looks, and mends what is not as it was promised.
     pub(super) async fn look(&mut self, host: &Host) {
-        let start = Instant::now();
+        let look = Look::begin();
         self.due = false;
         if let Err(error) = self.mend(&host.rtnl).await {
             log::warn!("Cannot keep up the way out of this VM: {error}");
         }
-        self.next = Instant::now() + PAUSE.max(start.elapsed() * PAUSE_FACTOR);
+        self.next = look.next();
     }
 
     async fn mend(&mut self, rtnl: &Rtnl) -> io::Result<()> {
