@@ -14,7 +14,7 @@ pub trait IrqLine: Send + Sync {
     fn raise(&self) -> io::Result<()>;
 }
 
-/// Whether a function asserts its interrupt pin.
+/// The level of a function's interrupt pin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// It wants to be served.
@@ -35,7 +35,7 @@ pub trait IntxPin: Send + Sync {
     /// If the host refuses; the line stays as it was.
     fn drive(&self, level: Level) -> io::Result<()>;
 
-    /// What firmware would leave in the Interrupt Line register: the global system interrupt.
+    /// The global system interrupt of the line, which firmware would leave in the Interrupt Line register.
     fn line(&self) -> u8;
 }
 

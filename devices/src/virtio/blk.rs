@@ -114,7 +114,7 @@ pub struct Blk {
     serial: DiskSerial,
     config: Config,
     queue_sizes: Vec<u16>,
-    /// What the driver has accepted; nothing before.
+    /// The feature bits that the driver has accepted; none before.
     accepted: u64,
     cache: Arc<Cache>,
     counts: Arc<Counts>,

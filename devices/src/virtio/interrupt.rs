@@ -57,8 +57,8 @@ struct Drive {
 /// The device side of interrupt delivery.
 pub struct Interrupts {
     vectors: Vec<Arc<dyn MsiVector>>,
-    /// Whether MSI-X is enabled; without it the device interrupts by its pin. Relaxed: the guest orders its own MSI-X
-    /// enable against DRIVER_OK.
+    /// True while MSI-X is enabled; without it the device interrupts by its pin. Relaxed: the guest orders its own
+    /// MSI-X enable against DRIVER_OK.
     enabled: AtomicBool,
     /// The pin; a device without one only sets ISR bits.
     pin: Option<Arc<dyn IntxPin>>,
@@ -185,8 +185,8 @@ impl Interrupts {
         isr
     }
 
-    /// Whether the Interrupt Status bit of the status register is set: the OR of all ISR bits while MSI-X is off
-    /// (virtio 1.3 4.1.4.5.1).
+    /// Returns whether the Interrupt Status bit of the status register is set: the OR of all ISR bits while MSI-X is
+    /// off (virtio 1.3 4.1.4.5.1).
     pub(crate) fn wants_pin(&self) -> bool {
         !self.is_enabled() && self.isr.load(Ordering::Acquire) != 0
     }
@@ -204,7 +204,7 @@ impl Interrupts {
         }
     }
 
-    /// Whether MSI-X is enabled.
+    /// Returns whether MSI-X is enabled.
     pub(crate) fn is_enabled(&self) -> bool {
         self.enabled.load(Ordering::Relaxed)
     }

@@ -84,7 +84,7 @@ struct State {
     doorbells_at: Option<u64>,
 }
 
-/// What leads from a device to the guest's processors and back.
+/// The ways from a device to the guest's processors and back.
 pub struct Wiring {
     /// Its MSI-X vectors: one per queue and one for configuration changes.
     pub vectors: Vec<Arc<dyn MsiVector>>,

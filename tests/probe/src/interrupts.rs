@@ -92,7 +92,7 @@ pub(crate) fn held<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Whether an interrupt with vector `FIRST_VECTOR + idx` waits.
+/// Returns whether an interrupt with vector `FIRST_VECTOR + idx` waits.
 pub(crate) fn waits(idx: usize) -> bool {
     let vector = message_data(idx);
     cpu::read32(APIC_REQUESTS + 0x10 * u64::from(vector / 32)) >> (vector % 32) & 1 != 0

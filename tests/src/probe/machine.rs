@@ -108,7 +108,9 @@ impl Vmm {
                 push(&["--net", &format!("{},queues=2{}", config.card, config.keys)]);
                 for (idx, (path, readonly)) in config.disks.iter().enumerate() {
                     let mode = if *readonly { "on" } else { "off" };
-                    push(&["--disk", &format!("path={},readonly={mode},serial=probe{idx}", path.display())]);
+                    let queues = if idx == 0 { 3 } else { 1 };
+                    let disk = format!("path={},readonly={mode},serial=probe{idx},queues={queues}", path.display());
+                    push(&["--disk", &disk]);
                 }
             }
             Self::Qemu { kvm } => {

@@ -1,4 +1,5 @@
-//! The cache mode, which a driver with VIRTIO_BLK_F_CONFIG_WCE switches while the disk is in use (virtio 1.3 5.2.5, 5.2.6.2).
+//! The cache mode, which a driver with VIRTIO_BLK_F_CONFIG_WCE switches while the disk is in use (virtio 1.3 5.2.5,
+//! 5.2.6.2).
 //!
 //! ```text
 //!   reset, features ---- FLUSH accepted ----> write-back <---- writeback 1 ---- write-through
@@ -18,8 +19,9 @@ pub(super) enum WriteMode {
 
 /// The mode, shared by the registers and the workers.
 ///
-/// A worker looks at it after it has written. A write that still saw write-back was there before the switch, so that making all durable
-/// after the switch leaves out none. Sequentially consistent, as the two sides write in turn what the other reads.
+/// A worker looks at it after it has written. A write that still saw write-back was there before the switch, so that
+/// making all durable after the switch leaves out none. Sequentially consistent, as the two sides write in turn what
+/// the other reads.
 pub(super) struct Cache(AtomicBool);
 
 impl Cache {

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use vm_memory::Bytes;
 
-/// What has been served. Written by the workers, read for reports, hence relaxed.
+/// Counts of served requests. Written by the workers, read for reports, hence relaxed.
 #[derive(Default)]
 pub(super) struct Counts {
     reads: AtomicU64,

@@ -1,5 +1,5 @@
-//! What the guest is told of the sizes that suit the host's disk (virtio 1.3 5.2.4, the fields of `topology`). They are advice: a
-//! request of any whole sectors is served.
+//! The sizes that suit the host's disk, as the guest is told them (virtio 1.3 5.2.4, the fields of `topology`). They
+//! are advice: a request of any whole sectors is served.
 #![expect(unsafe_code, reason = "the ioctls of block devices have no safe wrapper in the crates used here")]
 
 use crate::virtio::blk::disk::BlockSize;
@@ -22,7 +22,7 @@ const BLKPBSZGET: libc::Ioctl = 0x127b;
 /// Sizes in bytes, as the host has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sizes {
-    /// What the disk writes at once.
+    /// Bytes that the disk writes at once.
     pub(super) physical: u32,
     /// Where the first whole physical block begins.
     pub(super) aligned_at: u32,
@@ -33,7 +33,8 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// Those of an open disk: a file's are those of the cache in front of it, a block device's are what the host tells of it.
+    /// Those of an open disk: a file's are those of the cache in front of it, a block device's are what the host tells
+    /// of it.
     ///
     /// # Errors
     /// If the host does not say what the file is.
@@ -57,7 +58,8 @@ impl Sizes {
 
 fn ask(file: &File, request: libc::Ioctl) -> io::Result<libc::c_int> {
     let mut value: libc::c_int = 0;
-    // SAFETY: the descriptor is open, and each of the requests above writes one int to where the pointer leads, which outlives the call.
+    // SAFETY: the descriptor is open, and each of the requests above writes one int to where the pointer leads, which
+    // outlives the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut value) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }

@@ -1,4 +1,4 @@
-//! What is left to do while the kernel moves the frames: the control queue, the link, rings that the driver breaks, and
+//! The rest of a card while the kernel moves its frames: the control queue, the link, rings that the driver breaks, and
 //! interrupts of a driver that leaves MSI-X off.
 //!
 //! One thread for the whole card, which sleeps unless something of that happens.
