@@ -1,6 +1,8 @@
 //! What a stock driver does with the card besides sending and receiving.
 
+use std::fs::File;
 use std::net::TcpListener;
+use std::path::Path;
 
 use super::Story;
 use crate::lan::{Lan, sh};
@@ -10,6 +12,7 @@ pub(super) const STORIES: &[Story] = &[
     Story { name: "card::a_running_vm_is_asked_for_its_counters_and_to_take_a_cable_out", tell: asked },
     Story { name: "card::a_guest_sees_its_link_go_and_announces_itself_when_it_is_back", tell: link },
     Story { name: "card::a_guest_has_the_queues_rings_and_offloads_that_were_asked_for", tell: keys },
+    Story { name: "card::a_kernel_without_msi_is_interrupted_by_pins", tell: pins },
     Story { name: "card::a_guest_receives_only_what_its_modes_and_addresses_let_in", tell: addresses },
     Story { name: "card::a_guest_receives_only_the_vlans_it_has_added_unless_it_is_promiscuous", tell: vlans },
 ];
@@ -163,6 +166,37 @@ fn asked(stage: &Stage) {
     }
     sh(&format!("{minivmm} link asked net0 up"));
     assert_eq!(vm.value("ping"), "0", "ping with the cable back in");
+    assert_eq!(vm.wait_exit(), 0);
+}
+
+fn pins(stage: &Stage) {
+    let lan = Lan::new();
+    let host = lan.address();
+    let disk = stage.file("disk");
+    File::create(&disk).and_then(|file| file.set_len(8 << 20)).expect("a disk image");
+    let mut vm = stage.vm().parameter("pci=nomsi").disk(format_args!("path={}", disk.display())).net(lan.net());
+    let kernel_path = Path::new("/dev/vhost-net").exists();
+    if kernel_path {
+        vm = vm.net(format!("{},vhost=on", lan.net()));
+    }
+    let vm = vm
+        .script(&format!(
+            "ping -c 5 -i 0.2 -I eth0 {host} >/dev/null; echo ping=$?
+             ping -c 5 -i 0.2 -I eth1 {host} >/dev/null; echo vhost-ping=$?
+             dd if=/dev/vda of=/dev/null bs=64k count=64 iflag=direct 2>/tmp/e; echo dd=$?
+             echo lines=$(grep virtio /proc/interrupts | grep -c fasteoi) of $(grep -c virtio /proc/interrupts)"
+        ))
+        .start();
+
+    assert_eq!(vm.value("ping"), "0", "ping by a card without MSI-X");
+    if kernel_path {
+        assert_eq!(vm.value("vhost-ping"), "0", "ping by a card on vhost-net without MSI-X");
+    }
+    assert_eq!(vm.value("dd"), "0", "reading a disk without MSI-X");
+    let lines = vm.value("lines");
+    println!("interrupt lines of the devices: {lines}");
+    let (fasteoi, all) = lines.split_once(" of ").expect("two numbers");
+    assert!(fasteoi == all && all != "0", "not all are lines of the I/O APIC: {lines}");
     assert_eq!(vm.wait_exit(), 0);
 }
 

@@ -9,7 +9,7 @@ use crate::stage::Stage;
 pub(super) const STORIES: &[Story] = &[
     Story { name: "disk::an_ext4_root_keeps_what_was_written_and_stays_clean", tell: ext4_root },
     Story { name: "disk::a_read_only_disk_refuses_writes_and_stays_as_it_was", tell: read_only },
-    Story { name: "disk::several_disks_are_told_apart_by_their_serials", tell: serials },
+    Story { name: "disk::several_disks_have_their_serials_blocks_queues_and_cache_modes", tell: serials },
     Story { name: "disk::partitions_in_blocks_of_4096_bytes_are_found", tell: large_blocks },
 ];
 
@@ -67,16 +67,30 @@ fn serials(stage: &Stage) {
         let disk = stage.file(&format!("disk{number}"));
         let file = fs::File::create(&disk).expect("a disk image");
         file.set_len(mib << 20).expect("a disk image's size");
-        machine = machine.disk(format_args!("path={},serial=disk-{number}", disk.display()));
+        let queues = if number == 1 { ",queues=1" } else { "" };
+        machine = machine.disk(format_args!("path={},serial=disk-{number}{queues}", disk.display()));
     }
 
     let vm = machine
-        .script("for d in vda vdb vdc; do echo $d=$(cat /sys/block/$d/serial) $(cat /sys/block/$d/size); done")
+        .cpus(2)
+        .script(
+            "for d in vda vdb vdc; do echo $d=$(cat /sys/block/$d/serial) $(cat /sys/block/$d/size); done
+             cd /sys/block/vda; echo blocks=$(cat queue/logical_block_size) $(cat queue/physical_block_size)
+             echo queues=$(ls mq | wc -w) $(ls /sys/block/vdb/mq | wc -w); echo cache=$(cat cache_type)
+             echo write through >cache_type; dd if=/dev/urandom of=/tmp/a bs=4k count=64 2>/tmp/e
+             dd if=/tmp/a of=/dev/vda bs=4k oflag=direct 2>/tmp/e
+             dd if=/dev/vda of=/tmp/b bs=4k count=64 iflag=direct 2>/tmp/e
+             cmp /tmp/a /tmp/b; echo through=$? $(cat cache_type)",
+        )
         .start();
 
     assert_eq!(vm.value("vda"), "disk-0 2048");
     assert_eq!(vm.value("vdb"), "disk-1 4096");
     assert_eq!(vm.value("vdc"), "disk-2 6144");
+    assert_eq!(vm.value("blocks"), "512 4096", "logical and physical blocks");
+    assert_eq!(vm.value("queues"), "2 1", "queues by the number of vCPUs, and one where it was asked for");
+    assert_eq!(vm.value("cache"), "write back");
+    assert_eq!(vm.value("through"), "0 write through", "what was written in write-through mode reads back");
     assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
 }
 
