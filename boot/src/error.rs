@@ -222,7 +222,8 @@ impl Error {
                 ));
             }
             Error::InitrdTooLarge { needed_bytes: None, .. } => {
-                "More memory does not help, as this kernel takes no initrd above its limit below 4 GiB: use a smaller initrd, \
+                "More memory does not help, as this kernel takes no initrd above its limit below 4 GiB: use a smaller \
+                 initrd, \
                  or a bzImage that can be loaded above 4 GiB (CONFIG_RELOCATABLE), or put the files on a --disk"
             }
             Error::CmdlineTooLong { .. } => "Shorten the kernel command line",

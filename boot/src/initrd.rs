@@ -39,7 +39,8 @@ pub(crate) struct Room {
 /// Copies the initrd to where the kernel takes it, beside what the kernel occupies.
 ///
 /// High, because the kernel spreads upwards from its place while it unpacks itself. Below the kernel only if
-/// that leaves no room, and above 4 GiB only if there is none at all, which a kernel has to know (`XLF_CAN_BE_LOADED_ABOVE_4G`).
+/// that leaves no room, and above 4 GiB only if there is none at all, which a kernel has to know
+/// (`XLF_CAN_BE_LOADED_ABOVE_4G`).
 pub(crate) fn load(
     ram: &GuestMemoryMmap,
     source: &Source<'_>,

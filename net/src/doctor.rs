@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::facts::Facts;
 use crate::inherited;
 use crate::ovs::OvsFact;
+use crate::preview;
 use crate::request::Request;
 use crate::rtnl::Rtnl;
 use crate::spec::{NetSpec, Switch};
@@ -115,6 +116,7 @@ pub fn examine(request: &Request) -> Result<Vec<Finding>, Error> {
         let mut facts = survey(&rtnl, &request.cards, &inherited).await.map_err(Error::Survey)?;
         facts.ip = ip::survey(&rtnl, &facts.links).await.map_err(Error::Survey)?;
         let plan = plan_with_neighbours(&rtnl, request, &mut facts).await;
+        let plan = plan.and_then(|plan| preview::check_rules(&plan).map(|()| plan));
         Ok::<_, Error>((facts, plan))
     })?;
     let mut findings = privileges::look(needs);

@@ -1,5 +1,7 @@
 //! What can go wrong once a plan meets the host.
 
+mod hints;
+
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -278,19 +280,7 @@ impl Error {
             Self::Refused(refusal) => Some(refusal.hint()),
             Self::Keeper(report) => report.hint.clone(),
             Self::Teardown(reports) => reports.iter().find_map(|report| report.hint.clone()),
-            Self::OpenTun(source) => open_tun_hint(source),
-            Self::OpenVhost(source) => open_vhost_hint(source),
-            Self::OpenTap { tap, source } => open_tap_hint(tap, source),
-            Self::TakeUplink { source, .. } => source.errno().and_then(uplink_hint),
-            Self::GiveBack { .. } => Some("once that is mended, minivmm net gc does it".to_owned()),
-            Self::CreateMacvtap { lower, source } => create_macvtap_hint(lower, source),
-            Self::OpenMacvtap { source, .. } => open_macvtap_hint(source),
-            Self::Policy(source) => policy_hint(source),
-            Self::Nftables(source) if source.has_no_owners() => {
-                Some("it takes Linux 5.12, whose nftables go with their owner: use --net bridge=NAME without antispoof= and isolate=, or boot a later kernel".to_owned())
-            }
-            Self::AddOvsPort { source, .. } | Self::RemoveOvsPort { source, .. } => source.hint(),
-            _ => self.source_errno().and_then(privilege_hint),
+            error => hints::of(error),
         }
     }
 
@@ -331,93 +321,6 @@ impl Error {
     fn source_errno(&self) -> Option<i32> {
         std::error::Error::source(self)?.downcast_ref::<io::Error>()?.raw_os_error()
     }
-}
-
-fn open_tun_hint(source: &io::Error) -> Option<String> {
-    match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-            Some("load the driver: modprobe tun (in a container, pass the device /dev/net/tun in)".to_owned())
-        }
-        Some(libc::EACCES | libc::EPERM) => {
-            Some("run as root, or let this user open it: setfacl -m u:$USER:rw /dev/net/tun".to_owned())
-        }
-        _ => None,
-    }
-}
-
-fn open_vhost_hint(source: &io::Error) -> Option<String> {
-    match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Some(
-            "load the driver: modprobe vhost_net (in a container, pass the device /dev/vhost-net in); or leave vhost=on out"
-                .to_owned(),
-        ),
-        Some(libc::EACCES | libc::EPERM) => {
-            Some("run as root, or let this user open it: setfacl -m u:$USER:rw /dev/vhost-net".to_owned())
-        }
-        _ => None,
-    }
-}
-
-fn policy_hint(source: &NftError) -> Option<String> {
-    match source {
-        NftError::Refused { source, .. }
-            if matches!(source.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT | libc::EINVAL)) =>
-        {
-            Some(
-                "it takes Linux 5.16 with CONFIG_NETFILTER_EGRESS; a policy is enforced as a whole or not at all"
-                    .to_owned(),
-            )
-        }
-        NftError::Refused { source, .. } | NftError::Talk(source) | NftError::Open(source) => {
-            source.raw_os_error().and_then(privilege_hint)
-        }
-        _ => None,
-    }
-}
-
-fn open_tap_hint(tap: &str, source: &io::Error) -> Option<String> {
-    (source.raw_os_error() == Some(libc::EPERM))
-        .then(|| format!("run as the tap's owner, or make it anew: ip tuntap add {tap} mode tap user $USER"))
-}
-
-fn uplink_hint(errno: i32) -> Option<String> {
-    match errno {
-        libc::EBUSY | libc::EOPNOTSUPP => {
-            Some("this card cannot be a port of a bridge, or something else takes its frames; use --net nat".to_owned())
-        }
-        errno => privilege_hint(errno),
-    }
-}
-
-fn create_macvtap_hint(lower: &IfName, source: &io::Error) -> Option<String> {
-    match source.raw_os_error()? {
-        libc::EOPNOTSUPP => Some("load the driver: modprobe macvtap".to_owned()),
-        libc::EBUSY => Some(format!(
-            "{lower} already hands its frames to something else, such as an ipvlan or Open vSwitch: use another interface"
-        )),
-        libc::EINVAL => Some(format!(
-            "a macvlan or macvtap of another network namespace may be on {lower}, in mode passthru or beside one: use another \
-             interface or mode"
-        )),
-        libc::EADDRINUSE => Some(format!(
-            "a macvlan or macvtap of another network namespace has this address on {lower}: give the card another with mac="
-        )),
-        errno => privilege_hint(errno),
-    }
-}
-
-fn open_macvtap_hint(source: &io::Error) -> Option<String> {
-    matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES)).then(|| {
-        "run as root; a container has to be allowed to make and use devices of this kind (--device-cgroup-rule 'c *:* rmw')"
-            .to_owned()
-    })
-}
-
-fn privilege_hint(errno: i32) -> Option<String> {
-    matches!(errno, libc::EPERM | libc::EACCES).then(|| {
-        "this needs CAP_NET_ADMIN: run as root, or use --net tap=NAME with a tap that root made for this user"
-            .to_owned()
-    })
 }
 
 fn list(reports: &[Report]) -> String {

@@ -45,6 +45,8 @@ pub struct Facts {
     pub ovs: OvsFact,
     /// Random names, enough for the links that do not go by themselves and that a plan may create.
     pub spare_names: Vec<IfName>,
+    /// Descriptors that the keeper may have (`RLIMIT_NOFILE`), if that is limited.
+    pub descriptors: Option<u64>,
     /// Names of links that a VMM or a keeper still uses.
     pub claimed: BTreeSet<String>,
     /// The names of those of a request's interfaces that are radio cards.
@@ -60,6 +62,8 @@ pub struct IpFacts {
     pub routes: Vec<Route>,
     /// The links with routes that pass on packets for others (`net.ipv4.conf.IFACE.forwarding`).
     pub forwarding: BTreeSet<u32>,
+    /// Whether the kernel has no IPv6, or has it switched off (`ipv6.disable=1`).
+    pub lacks_ipv6: bool,
     /// Whether the host forwards IPv6 (`net.ipv6.conf.all.forwarding`).
     pub forwards6: bool,
     /// The links with an IPv6 default route that take router advertisements as long as the host does not forward.

@@ -3,6 +3,7 @@
 //! [`plan`] is a pure function: it touches nothing, the same input gives the same steps, and everything that can be
 //! refused before the host is changed is refused here.
 
+mod host_limits;
 mod macvtap;
 mod mirror;
 mod ovs;
@@ -108,6 +109,7 @@ pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
         let (vm, mirrors) = (request.vm_name.clone(), draft.mirrors);
         draft.steps.push(Step::MirrorFrames { vm, mirrors });
     }
+    host_limits::check(&draft.steps, facts)?;
     Ok(Plan { cards: draft.cards, steps: draft.steps })
 }
 

@@ -1,6 +1,7 @@
 //! What a start would do, without doing it: survey and plan, in the calling process.
 //!
-//! It changes nothing and needs no privilege. What only an attempt can tell is left out: whether the user may make taps, and
+//! It changes nothing and needs no privilege. What only an attempt can tell is left out: whether the user may make
+//! taps, and
 //! whether somebody holds a tap that has a single queue.
 
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use crate::error::Error;
 use crate::inherited;
 use crate::mirror;
-use crate::nft::Table;
+use crate::nft::{Batch, Command, Family, NftSocket, Table};
 use crate::plan::Plan;
 use crate::policy::rules::{Edition, Judged, table};
 use crate::request::Request;
@@ -31,11 +32,38 @@ pub fn preview(request: &Request) -> Result<Plan, Error> {
         let rtnl = Rtnl::connect().map_err(Error::Connect)?;
         let inherited = inherited::duplicates(&request.inherited_fds());
         let mut facts = survey(&rtnl, &request.cards, &inherited).await.map_err(Error::Survey)?;
-        plan_with_neighbours(&rtnl, request, &mut facts).await
+        let plan = plan_with_neighbours(&rtnl, request, &mut facts).await?;
+        check_rules(&plan)?;
+        Ok(plan)
     })
 }
 
-/// A plan as JSON: its cards, and its steps in order, each with what it does (`text`) and what takes it back (`undo`) in words, and the
+/// Has the kernel look at the rules of a plan, which may take modules that it does not have. Those that are bound to a
+/// tap, which is not
+/// there yet, and all of them for a user who may not, are left to the start.
+///
+/// # Errors
+/// What the start would say.
+pub(crate) fn check_rules(plan: &Plan) -> Result<(), Error> {
+    let routed = plan.steps.iter().flat_map(tables).filter(|table| table.name.family == Family::Inet);
+    let commands: Vec<Command> = routed
+        .map(|mut table| {
+            // The VM may be running.
+            table.name.name = format!("minivmm-check-{}", std::process::id());
+            Command::AddTable(table)
+        })
+        .collect();
+    if commands.is_empty() {
+        return Ok(());
+    }
+    match NftSocket::open().and_then(|mut socket| socket.check(&Batch { commands })) {
+        Err(error) if !error.is_forbidden() => Err(Error::Nftables(error)),
+        _ => Ok(()),
+    }
+}
+
+/// A plan as JSON: its cards, and its steps in order, each with what it does (`text`) and what takes it back (`undo`)
+/// in words, and the
 /// nftables that it makes (`rules`), in which the tap of card 0 is called `tap0`.
 pub fn json(plan: &Plan) -> Value {
     let step = |step: &Step| {

@@ -2,6 +2,8 @@
 //!
 //! The message names the thing and the reason; [`Refusal::hint`] says what to do.
 
+mod host_limit;
+
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
@@ -10,6 +12,8 @@ use crate::nft::Translation;
 use crate::ovs::{Datapath, OvsError};
 use crate::rtnl::USER_HZ;
 use crate::spec::{IfName, NetworkName, Protocol, Subnet};
+
+pub use host_limit::{ALIAS_BYTES_MAX, BRIDGE_PORTS_MAX, HostLimit, IPV6_MTU_MIN};
 
 /// Why cards cannot be had on this host. Nothing has been changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -212,6 +216,9 @@ pub enum Refusal {
         /// What it carries, in bytes.
         link_mtu: u16,
     },
+    /// The host has not as much.
+    #[error(transparent)]
+    Limit(#[from] HostLimit),
     /// Open vSwitch is not there, or does not answer.
     #[error(transparent)]
     Ovs(#[from] OvsError),
@@ -434,10 +441,13 @@ impl Refusal {
                     Some(program) => format!("{program} -t nat -S {}", by.chain),
                     None => format!("nft -a list chain {} {}", by.table, by.chain),
                 };
-                format!("forward another port, or end who made the rule (docker ps shows published ports); {show} shows it")
+                format!("forward another port, or end who made the rule (docker ps shows published ports); {show} \
+                 shows it")
             }
+            Self::Limit(limit) => limit.hint(),
             Self::NoDefaultVlan { name } => {
-                format!("say in which VLAN the guest is, with vlan=ID or trunk=LIST; `bridge vlan show` lists those of {name}'s ports")
+                format!("say in which VLAN the guest is, with vlan=ID or trunk=LIST; `bridge vlan show` lists those \
+                 of {name}'s ports")
             }
             Self::NoVlans => {
                 "leave vlan= and trunk= out, or boot a kernel with CONFIG_BRIDGE_VLAN_FILTERING, as those of distributions are"

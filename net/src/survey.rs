@@ -60,6 +60,8 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
     }
     facts.fds = specs.iter().flat_map(|spec| fd_facts(spec, inherited)).collect();
     facts.spare_macs = spare_macs(specs)?;
+    // A start raises the soft limit to the hard one.
+    facts.descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     facts.claimed = claim::taken()?;
     let switches = specs.iter().filter_map(|spec| if let NetSpec::Ovs(spec) = spec { Some(&spec.ovs) } else { None });
     let switches: BTreeSet<&IfName> = switches.collect();

@@ -200,7 +200,8 @@ fn explicit(command: Command) -> Command {
     command.mut_args(|arg| arg.default_value(Resettable::Reset))
 }
 
-/// Makes one sentence and a hint of clap's paragraphs: `error: ...`, `tip: ...`, usage. `args` are those of the process.
+/// Makes one sentence and a hint of clap's paragraphs: `error: ...`, `tip: ...`, usage. `args` are those of the
+/// process.
 fn refusal(err: &clap::Error, args: &[String]) -> Parsed {
     let text = &err.to_string();
     let mut lines = text.lines().map(str::trim);

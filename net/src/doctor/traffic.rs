@@ -150,7 +150,8 @@ fn overlaps(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// The change that ends an overlap. Which of two LANs may change its addresses only their owner knows; a network of ours always may.
+/// The change that ends an overlap. Which of two LANs may change its addresses only their owner knows; a network of
+/// ours always may.
 fn overlap_fix(pair: [(&Address, Option<&Link>); 2], facts: &Facts) -> String {
     let ours = pair.iter().find_map(|(_, link)| link.filter(|link| link.is_our_bridge()));
     if let Some(network) = ours {
@@ -161,7 +162,8 @@ fn overlap_fix(pair: [(&Address, Option<&Link>); 2], facts: &Facts) -> String {
     }
     let [first, second] = pair.map(|(address, _)| facts.name_of(address.link));
     format!(
-        "give the machines on {first} or {second} addresses of another subnet, or end what made the one that is not needed"
+        "give the machines on {first} or {second} addresses of another subnet, or end what made the one that is not \
+         needed"
     )
 }
 

@@ -61,6 +61,15 @@ impl Batch {
 
     /// The messages of the batch, numbered from `first_seq`, and what each is about.
     pub(super) fn encode(&self, first_seq: u32) -> Result<(Vec<u8>, Vec<Object<'_>>), EncodeError> {
+        self.transaction(first_seq)?.end()
+    }
+
+    /// The same without the end of the batch, so that the kernel checks the changes and makes none.
+    pub(super) fn encode_check(&self, first_seq: u32) -> Result<(Vec<u8>, Vec<Object<'_>>), EncodeError> {
+        self.transaction(first_seq)?.leave_open()
+    }
+
+    fn transaction(&self, first_seq: u32) -> Result<Transaction<'_>, EncodeError> {
         let mut transaction = Transaction::new(first_seq);
         for command in &self.commands {
             match command {
@@ -84,7 +93,7 @@ impl Batch {
                 Command::DeleteRule(table, chain, handle) => transaction.delete_rule(table, chain, *handle),
             }
         }
-        transaction.end()
+        Ok(transaction)
     }
 }
 

@@ -176,6 +176,15 @@ impl<'a> Transaction<'a> {
         Ok((self.writer.bytes().to_vec(), self.objects))
     }
 
+    /// The messages, and what each is about, without the end: the kernel looks at them and takes all back.
+    ///
+    /// # Errors
+    /// An attribute that is too long.
+    pub(super) fn leave_open(self) -> Result<(Vec<u8>, Vec<Object<'a>>), EncodeError> {
+        self.writer.check()?;
+        Ok((self.writer.bytes().to_vec(), self.objects))
+    }
+
     /// The number of the next message.
     fn seq(&self) -> u32 {
         self.first_seq.wrapping_add(u32::try_from(self.objects.len()).unwrap_or(u32::MAX))

@@ -46,6 +46,12 @@ pub enum NftError {
 }
 
 impl NftError {
+    /// Whether this user may not change the packet filter.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        let (Self::Open(source) | Self::Talk(source) | Self::Refused { source, .. }) = self else { return false };
+        matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+    }
+
     /// Whether the kernel has no tables that go with the socket of their owner, as before Linux 5.12: it refuses the flag, and with it
     /// everything else of a batch.
     pub(crate) fn has_no_owners(&self) -> bool {
@@ -110,8 +116,25 @@ impl NftSocket {
         if batch.commands.is_empty() {
             return Ok(());
         }
+        // The last message but the end of the batch.
+        self.transact(batch.encode(self.next_seq)?, 2)
+    }
+
+    /// Has the kernel look at all changes of a batch, and makes none of them. Modules that they take are loaded.
+    ///
+    /// # Errors
+    /// As those of [`NftSocket::apply`].
+    pub fn check(&mut self, batch: &Batch) -> Result<(), NftError> {
+        if batch.commands.is_empty() {
+            return Ok(());
+        }
+        self.transact(batch.encode_check(self.next_seq)?, 1)
+    }
+
+    /// Sends messages that are numbered from the next one on. The one that is `last` from behind has to be answered.
+    fn transact(&mut self, messages: (Vec<u8>, Vec<Object<'_>>), last: u32) -> Result<(), NftError> {
+        let (bytes, objects) = messages;
         let first_seq = self.next_seq;
-        let (bytes, objects) = batch.encode(first_seq)?;
         self.next_seq = self.next_seq.wrapping_add(u32::try_from(objects.len()).unwrap_or(u32::MAX));
         // Too small a buffer shows as an error below.
         let _ = setsockopt(&self.fd, sockopt::SndBufForce, &(bytes.len() + SEND_RESERVE));
@@ -123,8 +146,7 @@ impl NftSocket {
             let object = objects.get(idx).unwrap_or(&Object::Transaction).to_string();
             return Err(NftError::Refused { object, source: io::Error::from_raw_os_error(refusal.errno) });
         }
-        // The last message but the end of the batch.
-        let last = first_seq.wrapping_add(u32::try_from(objects.len()).unwrap_or(u32::MAX)).wrapping_sub(2);
+        let last = first_seq.wrapping_add(u32::try_from(objects.len()).unwrap_or(u32::MAX)).wrapping_sub(last);
         if answers.iter().any(|answer| answer.seq == last) { Ok(()) } else { Err(NftError::Silent) }
     }
 

@@ -1,6 +1,7 @@
 //! Rules of others that lead ports of the host elsewhere, as far as they say so themselves.
 //!
-//! A rule is followed from its first expression to the translation; what it compares a port, a protocol or an address with is
+//! A rule is followed from its first expression to the translation; what it compares a port, a protocol or an address
+//! with is
 //! kept. Not seen: ports that come out of maps with several keys, and chains that only some packets get to.
 
 use std::collections::BTreeMap;

@@ -12,7 +12,7 @@ use crate::guard::Guard;
 use crate::lease;
 use crate::mac::MacAddr;
 use crate::nft::Translation;
-use crate::refusal::Refusal;
+use crate::refusal::{ALIAS_BYTES_MAX, HostLimit, IPV6_MTU_MIN, Refusal};
 use crate::rules::Member;
 use crate::services::{Ipv4Network, Ipv6Network, Reach, ServiceSpec};
 use crate::spec::{Forward, IfName, Mtu, Private, Queues, ReachList, Subnet, Switch};
@@ -54,6 +54,9 @@ impl Draft<'_> {
         let bridge = spec.bridge();
         let (network, address) = self.lease(card, &bridge, spec)?;
         let mtu = guest_mtu(spec.card.mtu, network.mtu, bridge.as_str())?;
+        if spec.ipv6 == Switch::On {
+            self.check_ipv6(&network, mtu, &bridge)?;
+        }
         let ipv6 = (spec.ipv6 == Switch::On).then(|| self.give_gateway6(&bridge, spec.mode));
         let address6 = ipv6.map(|network| network.address_of(mac));
         let queues = spec.card.queues.unwrap_or(self.default_queues);
@@ -117,6 +120,39 @@ impl Draft<'_> {
         };
         self.networks.services.push((card, service));
         Ok((mtu, queues))
+    }
+
+    /// Refuses IPv6 where the kernel has none, or packets of its least size do not pass.
+    fn check_ipv6(&self, network: &Network, card_mtu: u16, bridge: &IfName) -> Result<(), HostLimit> {
+        if self.facts.ip.lacks_ipv6 {
+            return Err(HostLimit::NoIpv6);
+        }
+        let mtu = network.mtu.min(card_mtu);
+        if mtu >= IPV6_MTU_MIN {
+            return Ok(());
+        }
+        // A network that is to be made takes the MTU from the way out.
+        let routes = self.facts.ip.routes.iter().filter(|route| route.unicast && route.prefix_len == 0);
+        let narrow = |index| self.facts.link_at(index).filter(|link| link.mtu == u32::from(mtu));
+        let uplink = routes.filter_map(|route| route.link).find_map(narrow).map(|link| link.name.clone());
+        Err(HostLimit::MtuBelowIpv6 { link: uplink.unwrap_or_else(|| bridge.to_string()), mtu })
+    }
+
+    /// The step that has packets pass between a network and these interfaces, which are written on its bridge.
+    fn enable_forwarding(
+        &mut self,
+        bridge: &IfName,
+        spec: &Private<'_>,
+        uplinks: Vec<IfName>,
+    ) -> Result<(), HostLimit> {
+        let mut alias = NetworkAlias::new(spec.mode, spec.name.to_string());
+        let indexes = self.facts.links.iter().filter(|link| uplinks.iter().any(|name| name.as_str() == link.name));
+        alias.forward = indexes.map(|link| link.index).collect();
+        if alias.to_string().len() > ALIAS_BYTES_MAX {
+            return Err(HostLimit::TooManyUplinks { count: uplinks.len() });
+        }
+        self.steps.push(Step::EnableForwarding { bridge: bridge.clone(), uplinks });
+        Ok(())
     }
 
     /// Refuses ports of the host that rules of others lead elsewhere: whose rule comes first would have all.
@@ -189,7 +225,7 @@ impl Draft<'_> {
         if spec.mode == Mode::Nat {
             let uplinks = self.silent_uplinks();
             if !uplinks.is_empty() || !self.facts.ip.forwarding.contains(&link.index) {
-                self.steps.push(Step::EnableForwarding { bridge: bridge.clone(), uplinks });
+                self.enable_forwarding(bridge, spec, uplinks)?;
             }
         }
         let siblings = self.facts.ports_of(link).filter_map(|port| TapAlias::parse(port.alias.as_deref()?));
@@ -207,7 +243,7 @@ impl Draft<'_> {
         let subnet = self.give_gateway(bridge, spec, None)?;
         if spec.mode == Mode::Nat {
             let uplinks = self.silent_uplinks();
-            self.steps.push(Step::EnableForwarding { bridge: bridge.clone(), uplinks });
+            self.enable_forwarding(bridge, spec, uplinks)?;
         }
         Ok(Network { subnet, mac, mtu, leases: BTreeSet::new() })
     }

@@ -2,6 +2,7 @@
 
 mod bridge;
 mod card;
+mod host_limits;
 mod macvtap;
 mod network;
 mod ovs;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
@@ -16,6 +17,9 @@ use crate::sysctl::{self, Conf};
 
 /// Where the host's name servers are.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Not there without IPv6.
+const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf/all";
 
 /// Whether frames on bridges pass the rules of iptables; not there without `br_netfilter`.
 const BRIDGE_NF: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
@@ -32,6 +36,7 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let forwarding = links.iter().filter(|link| users.contains(&link.index)).filter(forwards);
     let forwarding = forwarding.map(|link| link.index).collect();
     let forwards6 = sysctl::read(Conf::Ipv6, "all", "forwarding").is_ok_and(|value| value == "1");
+    let lacks_ipv6 = !Path::new(IPV6_SETTINGS).exists();
     let advertised6 = advertised(rtnl, links).await?;
     let docker = docker::survey();
     let bridged_as_routed = bridged_as_routed();
@@ -41,6 +46,7 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
         addresses,
         routes,
         forwarding,
+        lacks_ipv6,
         forwards6,
         advertised6,
         docker,

@@ -1,4 +1,5 @@
-//! Ports of the host that others lead elsewhere: those of nftables and of its predecessor, as far as either can be seen.
+//! Ports of the host that others lead elsewhere: those of nftables and of its predecessor, as far as either can be
+//! seen.
 
 use std::fs;
 use std::net::Ipv4Addr;

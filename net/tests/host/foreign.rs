@@ -1,4 +1,5 @@
-//! State of others that the rules of a VM meet: connections that the host tracks, and ports that rules of others translate.
+//! State of others that the rules of a VM meet: connections that the host tracks, and ports that rules of others
+//! translate.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -138,8 +139,10 @@ fn translated_by_nftables() {
     let refused = refusal("nat,forward=tcp:8080:80").unwrap();
     assert_eq!(
         refused,
-        "tcp port 8080 of this host is translated by a rule in chain published of table ip web (handle 4, \"container web\") \
-         | forward another port, or end who made the rule (docker ps shows published ports); nft -a list chain ip web published \
+        "tcp port 8080 of this host is translated by a rule in chain published of table ip web (handle 4, \"container \
+         web\") \
+         | forward another port, or end who made the rule (docker ps shows published ports); nft -a list chain ip web \
+         published \
          shows it | usage"
     );
     for spec in [
@@ -170,9 +173,8 @@ fn translated_by_iptables() {
     sh("iptables-nft -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER");
     sh("iptables-nft -t nat -A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80");
     sh("iptables-nft -t nat -A DOCKER -p udp -m multiport --dports 5300,6000:6010 -j REDIRECT --to-ports 53");
-    sh(
-        "iptables-nft -t nat -A DOCKER -d 127.0.0.0/8 -p tcp -m tcp --dport 9000:9010 -j DNAT --to-destination 172.17.0.2:80",
-    );
+    sh("iptables-nft -t nat -A DOCKER -d 127.0.0.0/8 -p tcp -m tcp --dport 9000:9010 -j DNAT --to-destination \
+         172.17.0.2:80");
     for spec in [
         "nat,forward=tcp:8080:80",
         "nat,forward=udp:5300:53",

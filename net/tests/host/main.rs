@@ -26,6 +26,7 @@ mod forwarding;
 mod frames;
 mod guard;
 mod guest;
+mod host_limits;
 mod kept;
 mod kills;
 mod lan;
@@ -63,6 +64,7 @@ fn cases() -> Vec<Case> {
         bridges::CASES,
         coexist::CASES,
         foreign::CASES,
+        host_limits::CASES,
         conflicts::CASES,
         descriptors::CASES,
         endings::CASES,

@@ -4,7 +4,8 @@ use super::word::Word;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Subcommand};
 
-/// Flags of QEMU, Cloud Hypervisor, Firecracker, crosvm, lkvm and virt-install without their dashes, and what minivmm has instead.
+/// Flags of QEMU, Cloud Hypervisor, Firecracker, crosvm, lkvm and virt-install without their dashes, and what minivmm
+/// has instead.
 pub(super) const FLAGS: &[(&[&str], &str)] = &[
     (&["m", "memory", "ram", "memory-size"], "The guest's memory is --mem SIZE, such as --mem 512M"),
     (&["smp", "vcpus", "vcpu", "cpu-count"], "The number of vCPUs is --cpus N"),

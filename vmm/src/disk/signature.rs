@@ -1,7 +1,9 @@
 //! Files that hold a disk in another form than its sectors: images of other hypervisors, and compressed ones.
 //!
-//! Told by the signatures that their specifications put at a fixed place. The answer only refuses a start: it never changes how a
-//! disk is read, so what a guest writes to its disk cannot have the host read another file than the user named. Not told: LUKS and
+//! Told by the signatures that their specifications put at a fixed place. The answer only refuses a start: it never
+//! changes how a
+//! disk is read, so what a guest writes to its disk cannot have the host read another file than the user named. Not
+//! told: LUKS and
 //! file systems, which a guest uses on its disk as they are, and formats without a signature, such as LZMA's.
 
 use std::fs::File;
@@ -60,7 +62,8 @@ const fn packed(name: &'static str, command: &'static str) -> Container {
 const BZIP2: Container = packed("compressed with bzip2", "bzip2 -dc <");
 const OVA: Container = Container { name: "an OVA archive", tool: Tool::Archive("tar -xf") };
 
-/// All that have a signature of fixed bytes. Sources: QEMU's docs/interop and block drivers, and the specifications of the compressions.
+/// All that have a signature of fixed bytes. Sources: QEMU's docs/interop and block drivers, and the specifications of
+/// the compressions.
 const SIGNATURES: [(Place, &[u8], Container); 23] = [
     (Place::At(0), b"QFI\xfb\0\0\0\x01", image("a qcow image", "qcow")),
     (Place::At(0), b"QFI\xfb", image("a qcow2 image", "qcow2")),
@@ -129,7 +132,8 @@ fn is_bzip2(start: &[u8]) -> bool {
     block == b"1AY&SY"
 }
 
-/// A tar archive whose first file is an OVF descriptor. Any other archive may be what a guest has written to its disk on purpose.
+/// A tar archive whose first file is an OVF descriptor. Any other archive may be what a guest has written to its disk
+/// on purpose.
 fn is_ova(start: &[u8]) -> bool {
     let name = start.get(..TAR_NAME_BYTES).unwrap_or_default();
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();

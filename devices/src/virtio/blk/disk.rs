@@ -1,7 +1,9 @@
 //! The backend of a block device: a raw image or a host block device, whatever the caller has opened.
 //!
-//! Works in sectors of 512 bytes (virtio 1.3 5.2.5.2), whatever the block size that the driver is told: partition tables and file
-//! systems count in that one. Nothing here blocks for ever except the host's disk. The file keeps its length: no operation goes
+//! Works in sectors of 512 bytes (virtio 1.3 5.2.5.2), whatever the block size that the driver is told: partition
+//! tables and file
+//! systems count in that one. Nothing here blocks for ever except the host's disk. The file keeps its length: no
+//! operation goes
 //! past its end.
 #![expect(unsafe_code, reason = "ioctl(BLKSSZGET) has no safe wrapper in the crates used here")]
 
@@ -64,7 +66,8 @@ impl BlockSize {
         self.0
     }
 
-    /// The logical block of a host block device (`BLKSSZGET`); 512 bytes for a file. A host whose blocks are larger than a
+    /// The logical block of a host block device (`BLKSSZGET`); 512 bytes for a file. A host whose blocks are larger
+    /// than a
     /// guest's pages gives the largest there is, as all access goes through the host's page cache.
     ///
     /// # Errors
@@ -74,7 +77,8 @@ impl BlockSize {
             return Ok(Self::default());
         }
         let mut bytes: libc::c_int = 0;
-        // SAFETY: the descriptor is open, and BLKSSZGET writes one int to where the pointer leads, which outlives the call.
+        // SAFETY: the descriptor is open, and BLKSSZGET writes one int to where the pointer leads, which outlives the
+        // call.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut bytes) };
         if result < 0 {
             return Err(io::Error::last_os_error());
@@ -137,7 +141,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Takes an open file as a disk. Its size now is the disk's capacity for ever. The block size is that of the host's block
+    /// Takes an open file as a disk. Its size now is the disk's capacity for ever. The block size is that of the
+    /// host's block
     /// device, or 512 bytes for a file.
     ///
     /// The caller has locked it against a second VM, and opened it without `O_DIRECT` (the guest's buffers are aligned to

@@ -1,0 +1,53 @@
+//! Limits of the host that a whole plan is held against: ports of a bridge, and descriptors of the keeper.
+
+use std::collections::BTreeMap;
+
+use crate::facts::Facts;
+use crate::refusal::{BRIDGE_PORTS_MAX, HostLimit};
+use crate::spec::{Forward, IfName, Switch};
+use crate::step::Step;
+
+/// Descriptors that a keeper has whatever its cards: sockets to the kernel and to its VMM, event loop, locks.
+const OWN_DESCRIPTORS: u64 = 32;
+
+/// Refuses a plan that the host has no room for.
+pub(super) fn check(steps: &[Step], facts: &Facts) -> Result<(), HostLimit> {
+    let mut joining: BTreeMap<&IfName, usize> = BTreeMap::new();
+    for step in steps {
+        if let Step::AttachTap { bridge, .. } = step {
+            *joining.entry(bridge).or_default() += 1;
+        }
+    }
+    for (bridge, count) in joining {
+        let present = facts.link(bridge.as_str()).map_or(0, |link| facts.ports_of(link).count());
+        let ports = present + count;
+        if ports > BRIDGE_PORTS_MAX {
+            return Err(HostLimit::BridgeFull { bridge: bridge.clone(), ports });
+        }
+    }
+    let needed = OWN_DESCRIPTORS + steps.iter().map(descriptors).sum::<u64>();
+    match facts.descriptors {
+        Some(limit) if needed > limit => Err(HostLimit::Descriptors { needed, limit }),
+        _ => Ok(()),
+    }
+}
+
+/// Descriptors that a step leaves open.
+fn descriptors(step: &Step) -> u64 {
+    match step {
+        Step::CreateTap { queues, .. } | Step::OpenTap { queues, .. } | Step::OpenVhost { queues, .. } => {
+            u64::from(*queues)
+        }
+        Step::CreateMacvtap { macvtap, .. } => u64::from(macvtap.queues),
+        Step::CreateOvsPort { port, .. } => u64::from(port.queues),
+        Step::HoldPorts { forward, ipv6, .. } => forward.iter().map(|forward| sockets(forward, *ipv6)).sum(),
+        Step::OpenServices { .. } => 1,
+        _ => 0,
+    }
+}
+
+/// Sockets that hold the ports of a forward: one of each family that it is of.
+fn sockets(forward: &Forward, ipv6: Switch) -> u64 {
+    let families = if forward.address.is_none() && ipv6 == Switch::On { 2 } else { 1 };
+    u64::from(forward.count) * families
+}
