@@ -99,7 +99,9 @@ impl<'a> Firewall<'a> {
     }
 
     async fn mend(&mut self, host: &mut Host) -> Result<(), Error> {
-        let (tables, bridged) = (docker::survey(), ip::bridged_as_routed());
+        let bridged = ip::bridged_as_routed();
+        // Its place is for networks of ours.
+        let tables = if self.members.is_empty() { DockerTables::default() } else { docker::survey() };
         let admissions = self.members.iter().filter_map(|member| docker::admission(member, tables, bridged));
         let admissions: Vec<Admission> = admissions.collect();
         let mut not_kept = Vec::new();
