@@ -1,7 +1,8 @@
 //! ACPI tables: all that the guest learns about the machine beside its memory map.
 //!
 //! Hardware-reduced ACPI (ACPI 6.5, 4.1): no PM timer, no SCI, no legacy interrupt controller; events come
-//! through a generic event device, power-off through the sleep registers, reset through the i8042 line.
+//! through a generic event device, power-off through the sleep registers, reset through a register of the machine's
+//! own.
 //! The tables lie in the BIOS area, the RSDP first, so that a guest which was not told the RSDP's address and
 //! scans for it finds it too.
 
@@ -30,7 +31,7 @@ pub(crate) const RSDP_ADDR: u64 = layout::ACPI.base;
 /// Writes all tables to [`layout::ACPI`].
 ///
 /// # Errors
-/// [`Error::NoCpu`]; [`Error::AcpiTooLarge`] for more vCPUs than there is room for, about 7000.
+/// [`Error::NoCpu`]; [`Error::AcpiTooLarge`] for more vCPUs than there is room for, about 6000.
 pub(crate) fn write(ram: &GuestMemoryMmap, platform: &Platform<'_>) -> Result<(), Error> {
     let bytes = build(platform)?;
     ram.write_slice(&bytes, GuestAddress(layout::ACPI.base))

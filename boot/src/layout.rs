@@ -8,6 +8,7 @@
 //! 0                 GDT, PVH start info, zero page, page tables, command line (all free to reuse after boot)
 //! 0xA_0000          legacy hole, not given to the guest
 //! 0xE_0000          ACPI tables, RSDP first (where a BIOS would leave it)
+//! 0xF_FFF0          the reset vector
 //! 0x10_0000         RAM: kernel, initrd
 //! 0xC000_0000       PCI window for 32-bit BARs             (RAM above 3 GiB continues at 4 GiB)
 //! 0xE000_0000       ECAM
@@ -47,6 +48,13 @@ impl Window {
     }
 }
 
+/// The word in the BIOS data area that says what kind of boot a reset is to be. Linux writes it before each reset
+/// (`native_machine_emergency_restart` in its `arch/x86/kernel/reboot.c`) and neither reads it nor uses the page otherwise.
+pub const RESET_MARK: Window = Window { base: 0x472, size: 2 };
+/// The mark's value at the start, which no kernel writes: it tells a reset that Linux asked for from any other.
+pub const RESET_MARK_AT_START: u16 = 0x4D56;
+/// The mark's value before a warm boot.
+pub const RESET_MARK_WARM: u16 = 0x1234;
 /// GDT of the boot vCPU.
 pub const GDT: Window = Window { base: 0x500, size: 0x100 };
 /// PVH start info, its module list and its memory map.
@@ -62,7 +70,11 @@ pub const CMDLINE: Window = Window { base: 0x2_0000, size: 64 * KIB };
 /// Conventional memory. The guest gets all of it as RAM; what lies there at reset it may overwrite.
 pub const LOW_RAM: Window = Window { base: 0, size: 640 * KIB };
 /// ACPI tables. The BIOS area, so that a guest that looks for the RSDP by scanning finds it.
-pub const ACPI: Window = Window { base: 0xE_0000, size: 128 * KIB };
+pub const ACPI: Window = Window { base: 0xE_0000, size: 96 * KIB };
+/// The end of the BIOS area, which is not the guest's to use.
+pub const BIOS: Window = Window { base: ACPI.end(), size: HIGH_RAM_BASE - ACPI.end() };
+/// Where a processor that is reset to real mode begins: F000:FFF0, which is FFFF:0. Linux jumps there as its last resort.
+pub const RESET_VECTOR: Window = Window { base: 0xF_FFF0, size: 16 };
 /// Where ordinary RAM begins. No kernel may be loaded below.
 pub const HIGH_RAM_BASE: u64 = MIB;
 
@@ -114,11 +126,7 @@ pub const RTC: Ports = Ports { base: 0x70, count: 2 };
 pub const RTC_CENTURY: u8 = 0x32;
 /// i8042 keyboard controller, of which nothing but the reset line is emulated.
 pub const I8042: Ports = Ports { base: 0x60, count: 5 };
-/// i8042 command port, the ACPI reset register.
-pub const I8042_COMMAND: u16 = I8042.base + 4;
-/// The value that resets the machine when it is written to [`I8042_COMMAND`].
-pub const RESET_VALUE: u8 = 0xFE;
-/// PCI configuration mechanism 1: address at +0, data at +4.
+/// PCI configuration mechanism 1: address at +0, data at +4. The byte at +1 is the chipset's reset control register.
 pub const PCI_CONFIG: Ports = Ports { base: 0xCF8, count: 8 };
 /// pvpanic: the guest says that it has panicked.
 pub const PVPANIC: Ports = Ports { base: 0x505, count: 1 };
@@ -130,6 +138,12 @@ pub const SLEEP: Ports = Ports { base: 0x600, count: 2 };
 pub const SLEEP_CONTROL: u16 = SLEEP.base;
 /// The sleep status register.
 pub const SLEEP_STATUS: u16 = SLEEP.base + 1;
+/// The machine's own reset register. Which value it gets tells who resets.
+pub const RESET: Ports = Ports { base: 0x602, count: 1 };
+/// The value for [`RESET`] that the FADT names.
+pub const RESET_BY_ACPI: u8 = 1;
+/// The value that the code at [`RESET_VECTOR`] writes to [`RESET`].
+pub const RESET_BY_VECTOR: u8 = 2;
 /// SLP_TYP of the soft-off state in `\_S5`.
 pub const SLEEP_TYPE_S5: u8 = 5;
 /// What the guest writes to [`SLEEP_CONTROL`] to power off: SLP_TYP in bits 2 to 4, SLP_EN in bit 5.
@@ -222,7 +236,7 @@ const fn all_ports_apart(ports: &[Ports]) -> bool {
     true
 }
 
-const BOOT_DATA: [Window; 6] = [GDT, PVH_START_INFO, ZERO_PAGE, BOOT_STACK, PAGE_TABLES, CMDLINE];
+const BOOT_DATA: [Window; 7] = [RESET_MARK, GDT, PVH_START_INFO, ZERO_PAGE, BOOT_STACK, PAGE_TABLES, CMDLINE];
 
 const _: () = {
     assert!(all_windows_apart(&BOOT_DATA));
@@ -234,6 +248,7 @@ const _: () = {
     assert!(all_windows_apart(&[
         LOW_RAM,
         ACPI,
+        BIOS,
         Window { base: HIGH_RAM_BASE, size: RAM_BELOW_4G_END - HIGH_RAM_BASE },
         PCI_MMIO32,
         ECAM,
@@ -244,9 +259,10 @@ const _: () = {
         Window { base: RAM_ABOVE_4G_BASE, size: GIB },
     ]));
     assert!(KVM_TSS.end() < RAM_ABOVE_4G_BASE);
-    assert!(all_ports_apart(&[SERIAL, RTC, I8042, PCI_CONFIG, PVPANIC, DEBUG_EXIT, SLEEP]));
+    assert!(all_ports_apart(&[SERIAL, RTC, I8042, PCI_CONFIG, PVPANIC, DEBUG_EXIT, SLEEP, RESET]));
     assert!(SERIAL_GSI != POWER_BUTTON_GSI);
     assert!(SERIAL_GSI < IOAPIC_PINS && POWER_BUTTON_GSI < IOAPIC_PINS);
+    assert!(RESET_VECTOR.base >= BIOS.base && RESET_VECTOR.end() == BIOS.end());
     // The ACPI specification wants the RSDP on a 16-byte boundary of the BIOS area; a page keeps the tables simple.
     assert!(ACPI.base.is_multiple_of(PAGE_SIZE));
     assert!(PAGE_TABLES.base.is_multiple_of(PAGE_SIZE));

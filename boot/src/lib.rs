@@ -43,6 +43,7 @@ pub mod layout;
 mod memmap;
 mod platform;
 mod pvh;
+mod reset;
 mod source;
 mod zero_page;
 
@@ -98,6 +99,7 @@ pub fn load(ram: &GuestMemoryMmap, spec: &BootSpec, platform: &Platform<'_>) -> 
     };
     spec.cmdline.write(ram, kernel.cmdline_limit())?;
     acpi::write(ram, platform)?;
+    reset::write(ram)?;
     enter(ram, &kernel, initrd, &memmap)
 }
 

@@ -69,6 +69,7 @@ pub(crate) fn entries(ram: &GuestMemoryMmap) -> Result<Vec<Entry>, Error> {
     let mut entries = vec![
         Entry { base: layout::LOW_RAM.base, size: layout::LOW_RAM.size, kind: Kind::Ram },
         Entry { base: layout::ACPI.base, size: layout::ACPI.size, kind: Kind::Acpi },
+        Entry { base: layout::BIOS.base, size: layout::BIOS.size, kind: Kind::Reserved },
         Entry { base: layout::ECAM.base, size: layout::ECAM.size, kind: Kind::Reserved },
     ];
     for region in ram.iter() {
@@ -124,7 +125,8 @@ mod tests {
         assert_eq!(
             others,
             [
-                &Entry { base: 0xE_0000, size: 0x2_0000, kind: Kind::Acpi },
+                &Entry { base: 0xE_0000, size: 0x1_8000, kind: Kind::Acpi },
+                &Entry { base: 0xF_8000, size: 0x8000, kind: Kind::Reserved },
                 &Entry { base: 0xE000_0000, size: MIB, kind: Kind::Reserved },
             ]
         );
@@ -155,6 +157,6 @@ mod tests {
     fn too_many_regions_are_refused() {
         let ranges: Vec<_> = (0..200).map(|i| (GuestAddress(i * 4 * MIB), 2 << 20)).collect();
         let ram = GuestMemoryMmap::from_ranges(&ranges).unwrap();
-        assert!(matches!(entries(&ram), Err(Error::TooManyRegions { count: 203, limit: MAX_ENTRIES })));
+        assert!(matches!(entries(&ram), Err(Error::TooManyRegions { count: 204, limit: MAX_ENTRIES })));
     }
 }

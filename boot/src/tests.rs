@@ -216,8 +216,8 @@ fn bzimage_is_loaded_with_zero_page_initrd_and_command_line() {
     assert_eq!(text_at(&ram, u64::from(header.cmd_line_ptr)), "console=ttyS0");
     assert_eq!(({ header.ramdisk_image }, { header.ramdisk_size }), (0x3FF_E000, 5000));
     assert_eq!(ram.read_obj::<u8>(GuestAddress(0x3FF_E000)).unwrap(), 7);
-    assert_eq!(zero_page.e820_entries, 4);
-    let last = zero_page.e820_table[2];
+    assert_eq!(zero_page.e820_entries, 5);
+    let last = zero_page.e820_table[3];
     assert_eq!(({ last.addr }, { last.size }, { last.r#type }), (MIB, 63 * MIB, 1));
     assert_eq!(text_at(&ram, zero_page.acpi_rsdp_addr).get(..8), Some("RSD PTR "));
 }
@@ -235,8 +235,8 @@ fn pvh_kernel_is_loaded_with_start_info() {
     assert_eq!(text_at(&ram, info.rsdp_paddr).get(..8), Some("RSD PTR "));
     let module: hvm_modlist_entry = ram.read_obj(GuestAddress(info.modlist_paddr)).unwrap();
     assert_eq!((module.paddr, module.size), (0x3FF_E000, 5000));
-    let map: hvm_memmap_table_entry = ram.read_obj(GuestAddress(info.memmap_paddr + 48)).unwrap();
-    assert_eq!((info.memmap_entries, map.addr, map.size, map.type_), (4, MIB, 63 * MIB, 1));
+    let map: hvm_memmap_table_entry = ram.read_obj(GuestAddress(info.memmap_paddr + 72)).unwrap();
+    assert_eq!((info.memmap_entries, map.addr, map.size, map.type_), (5, MIB, 63 * MIB, 1));
 }
 
 #[test]
@@ -322,7 +322,7 @@ fn initrd_of_a_large_guest_stays_below_the_kernels_limit() {
     let zero_page: boot_params = ram.read_obj(GuestAddress(state.rsi)).unwrap();
     let header = zero_page.hdr;
     assert_eq!({ header.ramdisk_image }, 0x7FFF_F000);
-    assert_eq!(zero_page.e820_entries, 5);
+    assert_eq!(zero_page.e820_entries, 6);
 }
 
 #[test]

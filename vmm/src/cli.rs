@@ -52,8 +52,10 @@ struct Cli {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum OnReboot {
-    /// The process ends with code 0.
+    /// The process ends with code 96.
     Exit,
+    /// The process ends with code 0, as if the guest had powered off.
+    PowerOff,
     /// The machine starts again, with the same disks and taps.
     Restart,
 }
@@ -370,6 +372,6 @@ mod tests {
     #[test]
     fn possible_values_become_the_hint() {
         let (_, hint) = refused(&["--on-reboot", "halt"]);
-        assert_eq!(hint, "It can be exit, restart");
+        assert_eq!(hint, "It can be exit, power-off, restart");
     }
 }

@@ -3,6 +3,8 @@
 //! The guest owns the small numbers. minivmm's own are those of `sysexits.h`, `timeout(1)` and the shell, and start at 64, so a
 //! guest that keeps to 0 to 63 is never mistaken for anything else.
 
+use devices::legacy::event::ResetLine;
+use std::fmt;
 use std::process::ExitCode;
 
 /// Why a run of the machine, and with it the process, ended.
@@ -10,8 +12,8 @@ use std::process::ExitCode;
 pub(crate) enum Outcome {
     /// The guest powered itself off.
     PoweredOff,
-    /// The guest reset itself.
-    Rebooted,
+    /// The guest reset itself, in this way.
+    Reset(ResetWay),
     /// The guest asked for this code through the debug-exit port.
     Requested(u8),
     /// The guest's kernel panicked.
@@ -26,12 +28,41 @@ pub(crate) enum Outcome {
     Killed(u8),
 }
 
+/// How a guest reset itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResetWay {
+    /// Through a register.
+    Line(ResetLine),
+    /// By a triple fault that its kernel had announced.
+    TripleFault,
+    /// Its boot processor got an INIT and began at the reset vector of the hardware, where nothing is.
+    Init,
+    /// Through KVM.
+    Kvm,
+}
+
+impl fmt::Display for ResetWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Line(ResetLine::Keyboard) => "the keyboard controller",
+            Self::Line(ResetLine::Chipset) => "the chipset's reset register, port 0xcf9",
+            Self::Line(ResetLine::Acpi) => "the reset register of ACPI",
+            Self::Line(ResetLine::Vector) => "a jump to the reset vector",
+            Self::TripleFault => "a triple fault",
+            Self::Init => "an INIT to its boot processor",
+            Self::Kvm => "KVM",
+        })
+    }
+}
+
 /// Usage error: the command line asks for something that cannot be had.
 pub(crate) const USAGE: u8 = 64;
 /// A bug in minivmm.
 pub(crate) const INTERNAL: u8 = 70;
 /// The host failed.
 pub(crate) const HOST: u8 = 71;
+/// The guest reset itself where that ends the run and was not asked for.
+pub(crate) const RESET: u8 = 96;
 /// No address within `--wait-net`.
 pub(crate) const NO_ADDRESS: u8 = 97;
 /// The guest crashed.
@@ -46,8 +77,8 @@ pub(crate) const SIGNAL_BASE: u8 = 128;
 /// The table, for `--help`.
 pub(crate) const TABLE: &str = "\
 Exit codes:
-  0      The guest powered off, or rebooted with --on-reboot exit or when it was
-         asked to power off
+  0      The guest powered off, or reset itself when it was asked to power off or
+         with --on-reboot power-off
   N      The guest wrote N to the debug-exit port 0xf4 (its low 8 bits; no other
          ending uses 1 to 63)
   64     Usage error: a flag that is wrong, or that names what does not exist or
@@ -55,10 +86,11 @@ Exit codes:
   70     Internal error: a bug in minivmm
   71     The host failed: no KVM, no permission for a device, out of resources,
          a vCPU that cannot go on; of minivmm doctor: a start would not work
+  96     The guest reset itself, with --on-reboot exit: a reboot, a watchdog, an
+         initramfs that found no root
   97     A card had no address within --wait-net
   98     The guest crashed (triple fault)
-  99     The guest's kernel panicked (told by pvpanic, or with the default kernel
-         command line by how it reboots)
+  99     The guest's kernel panicked (told by pvpanic, or by how it resets)
   124    The guest did not power off within --stop-timeout after SIGTERM, SIGINT
          or SIGHUP
   128+S  Stopped at once: by a second signal S, by one that comes before the guest
@@ -68,8 +100,9 @@ impl Outcome {
     /// Its code in the table.
     pub(crate) fn code(self) -> u8 {
         match self {
-            Self::PoweredOff | Self::Rebooted => 0,
+            Self::PoweredOff => 0,
             Self::Requested(code) => code,
+            Self::Reset(_) => RESET,
             Self::Panicked => PANICKED,
             Self::Crashed => CRASHED,
             Self::NoAddress => NO_ADDRESS,
@@ -99,7 +132,7 @@ mod tests {
 
     #[test]
     fn every_code_of_ours_is_in_the_table() {
-        for code in [0, USAGE, INTERNAL, HOST, NO_ADDRESS, CRASHED, PANICKED, STOP_TIMEOUT] {
+        for code in [0, USAGE, INTERNAL, HOST, RESET, NO_ADDRESS, CRASHED, PANICKED, STOP_TIMEOUT] {
             assert!(TABLE.lines().any(|l| l.trim().starts_with(&format!("{code} "))), "{code}");
         }
     }
@@ -114,6 +147,6 @@ mod tests {
     fn guest_chooses_its_code() {
         assert_eq!(Outcome::Requested(7).code(), 7);
         assert_eq!(Outcome::PoweredOff.code(), 0);
-        assert_eq!(Outcome::Rebooted.code(), 0);
+        assert_eq!(Outcome::Reset(ResetWay::TripleFault).code(), 96);
     }
 }

@@ -3,7 +3,7 @@
 use crate::cli::Settings;
 use crate::error::Error;
 use crate::logger;
-use crate::machine::{PanicMark, REBOOT_PARAMETER};
+use crate::machine::REBOOT_PARAMETER;
 use boot::{BootSpec, Cmdline, Image};
 use std::env;
 use std::ffi::OsString;
@@ -49,14 +49,6 @@ fn cmdline(cli: &Settings) -> Result<Cmdline, Error> {
         cmdline.append(part)?;
     }
     Ok(cmdline)
-}
-
-/// Whether a panic can be told from a reboot.
-pub(crate) fn panic_mark(cli: &Settings) -> PanicMark {
-    match cli.cmdline_replace {
-        Some(_) => PanicMark::Unknown,
-        None => PanicMark::after(cli.cmdline.iter().map(String::as_str)),
-    }
 }
 
 fn image(path: &Path, what: &'static str) -> Result<Image, Error> {

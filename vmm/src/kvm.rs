@@ -22,5 +22,5 @@ mod vm;
 pub(crate) use error::Error;
 pub(crate) use host::{Created, Host};
 pub(crate) use speed::Speed;
-pub(crate) use vcpu::Vcpu;
-pub(crate) use vm::Vm;
+pub(crate) use vcpu::{LocalApic, Vcpu};
+pub(crate) use vm::{IoApic, Vm};

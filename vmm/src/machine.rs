@@ -16,8 +16,8 @@ mod ending;
 mod host;
 mod leases;
 mod memory;
-mod panic_mark;
 mod ready;
+mod reset;
 mod restart;
 mod serial;
 mod services;
@@ -27,8 +27,8 @@ mod watchdog;
 
 pub(crate) use desk::Desk;
 pub(crate) use host::{Files, Host};
-pub(crate) use panic_mark::{PanicMark, REBOOT_PARAMETER};
 pub(crate) use ready::{BadReadyFd, ReadyFd, Wish};
+pub(crate) use reset::REBOOT_PARAMETER;
 pub(crate) use restart::Restarts;
 
 use crate::console::terminal;
@@ -38,7 +38,7 @@ use crate::kvm::{Created, Vcpu, Vm};
 use boot::layout;
 use control::Control;
 use devices::Devices;
-use ending::{End, Ending};
+use ending::Ending;
 use std::sync::Arc;
 use std::time::Duration;
 use vcpus::VcpuThreads;
@@ -98,14 +98,12 @@ impl Machine {
             Control::new(host, &devices, &ending).run()
         });
         log::debug!("The guest has ended");
-        let result = end.and_then(|end| match end {
-            End::Outcome(outcome) => Ok(host.panic_mark.refine(outcome, &self.mem)),
-            End::Failed { id, failure } => Err(Error::Vcpu { id, source: failure }),
-        });
+        let result =
+            end.and_then(|end| reset::judge(end, &self.mem, self.vm.io_apic())).map(|outcome| host.settle(outcome));
         // Also after a failed start: a vCPU that waits for room on the console is joined only once it is closed.
         host.console.output.close();
         let watchdog = match &result {
-            Ok(Outcome::Rebooted) if host.restarts_after_reboot() => watch_stop(RESTART_PATIENCE, exit::HOST),
+            Ok(Outcome::Reset(_)) if host.restarts_after_reset() => watch_stop(RESTART_PATIENCE, exit::HOST),
             Ok(outcome) => watch_stop(STOP_PATIENCE, outcome.code()),
             Err(err) => watch_stop(STOP_PATIENCE, err.code()),
         };

@@ -141,14 +141,16 @@ fn run_machines(host: &mut Host) -> Result<Outcome, Error> {
     loop {
         let start = Instant::now();
         let outcome = Machine::assemble(host)?.run(host)?;
+        let Outcome::Reset(way) = outcome else { return Ok(outcome) };
         // A guest that was asked to power off and resets instead could escape its stop for ever.
-        if outcome != Outcome::Rebooted || !host.restarts_after_reboot() {
+        if !host.restarts_after_reset() {
+            logger::tell(&format!("minivmm: The guest reset itself (by {way})"));
             return Ok(outcome);
         }
         if let Some(outcome) = restarts.wait(host, start.elapsed())? {
             return Ok(outcome);
         }
-        log::info!("The guest reboots");
+        log::info!("The guest reboots (by {way})");
     }
 }
 

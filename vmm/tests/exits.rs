@@ -27,10 +27,14 @@ fn main() -> ExitCode {
     let has_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     let has_namespaces =
         Command::new("unshare").args(NAMESPACE).arg("true").status().is_ok_and(|status| status.success());
-    let tests: [(&str, fn()); 28] = [
+    let tests: [(&str, fn()); 32] = [
         ("power_off_gives_0", power_off_gives_0),
-        ("reset_gives_0", reset_gives_0),
+        ("every_reset_gives_96_and_is_told_from_the_others", every_reset_gives_96_and_is_told_from_the_others),
+        ("reset_that_counts_as_power_off_gives_0", reset_that_counts_as_power_off_gives_0),
         ("panic_gives_99", panic_gives_99),
+        ("panic_without_a_driver_gives_99", panic_without_a_driver_gives_99),
+        ("reboot_by_triple_fault_restarts", reboot_by_triple_fault_restarts),
+        ("warm_reset_is_no_panic", warm_reset_is_no_panic),
         ("debug_exit_gives_the_guests_code", debug_exit_gives_the_guests_code),
         ("triple_fault_gives_98", triple_fault_gives_98),
         ("guest_with_four_cpus_ends_with_three_unstarted", guest_with_four_cpus_ends_with_three_unstarted),
@@ -179,8 +183,44 @@ fn power_off_gives_0() {
     runs_to(guest::POWER_OFF, &[], 0);
 }
 
-fn reset_gives_0() {
-    runs_to(guest::RESET, &[], 0);
+fn every_reset_gives_96_and_is_told_from_the_others() {
+    for (code_bytes, way) in [
+        (guest::RESET, "the keyboard controller"),
+        (guest::RESET_BY_CHIPSET, "the chipset's reset register, port 0xcf9"),
+        (guest::RESET_BY_ACPI, "the reset register of ACPI"),
+        (guest::RESET_BY_VECTOR, "a jump to the reset vector"),
+        (guest::RESET_BY_TRIPLE_FAULT, "a triple fault"),
+        (guest::RESET_BY_INIT, "an INIT to its boot processor"),
+    ] {
+        let guest = Guest::new(code_bytes);
+        let mut vm = Running::start(&mut minivmm(&guest, &["--on-reboot", "exit"]));
+        let code = vm.code();
+        assert_eq!((code, vm.errors()), (96, format!("minivmm: The guest reset itself (by {way})\n")));
+    }
+}
+
+fn reset_that_counts_as_power_off_gives_0() {
+    let guest = Guest::new(guest::RESET);
+    let mut vm = Running::start(&mut minivmm(&guest, &["--on-reboot", "power-off"]));
+    let code = vm.code();
+    assert_eq!((code, vm.errors()), (0, String::new()));
+}
+
+fn panic_without_a_driver_gives_99() {
+    runs_to(guest::PANIC_WITHOUT_A_DRIVER, &[], 99);
+    runs_to(guest::PANIC_WITHOUT_A_DRIVER, &["--cmdline-replace", "quiet"], 99);
+}
+
+fn warm_reset_is_no_panic() {
+    runs_to(guest::WARM_RESET, &[], 96);
+}
+
+fn reboot_by_triple_fault_restarts() {
+    let guest = Guest::new(guest::RESET_BY_TRIPLE_FAULT);
+    let mut vm = Running::start(&mut minivmm(&guest, &["--on-reboot", "restart", "--log", "info"]));
+    vm.expect_error("minivmm: info: The guest reboots");
+    vm.signal("TERM");
+    assert_eq!(vm.code(), 0);
 }
 
 fn panic_gives_99() {

@@ -197,6 +197,7 @@ impl Aml for Board {
                 &resources(vec![
                     &Memory32Fixed::new(true, layout::below_4g(layout::ECAM.base), layout::below_4g(layout::ECAM.size)),
                     &io(layout::SLEEP),
+                    &io(layout::RESET),
                 ]),
             ],
         )

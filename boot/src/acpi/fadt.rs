@@ -22,8 +22,8 @@ pub(super) fn build(dsdt_addr: u64) -> FADT {
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = VGA_NOT_PRESENT.into();
     fadt.century = layout::RTC_CENTURY;
-    fadt.reset_reg = byte_port(layout::I8042_COMMAND);
-    fadt.reset_value = layout::RESET_VALUE;
+    fadt.reset_reg = byte_port(layout::RESET.base);
+    fadt.reset_value = layout::RESET_BY_ACPI;
     fadt.sleep_control_reg = byte_port(layout::SLEEP_CONTROL);
     fadt.sleep_status_reg = byte_port(layout::SLEEP_STATUS);
     fadt.finalize()
@@ -42,7 +42,7 @@ mod tests {
         let fadt = table(&ONE_CPU, "FACP");
         assert_eq!(fadt.len(), 276);
         assert_eq!(u32_at(&fadt, 112), (1 << 20) | (1 << 10) | (1 << 5) | (1 << 4) | 1);
-        assert_eq!((fadt[116], u64_at(&fadt, 120), fadt[128]), (1, 0x64, 0xFE));
+        assert_eq!((fadt[116], u64_at(&fadt, 120), fadt[128]), (1, 0x602, 1));
         assert_eq!((fadt[244], u64_at(&fadt, 248)), (1, 0x600));
         assert_eq!((fadt[256], u64_at(&fadt, 260)), (1, 0x601));
     }

@@ -5,12 +5,25 @@
 pub enum MachineEvent {
     /// Entered the soft-off state.
     PowerOff,
-    /// Pulled the reset line.
-    Reset,
+    /// Reset the machine.
+    Reset(ResetLine),
     /// Reported that its kernel panicked.
     Panicked,
     /// Wrote this code to the debug-exit port.
     Exit(u8),
+}
+
+/// The register through which a guest resets the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetLine {
+    /// The command port of the keyboard controller, 0x64.
+    Keyboard,
+    /// The chipset's reset control register, 0xCF9.
+    Chipset,
+    /// The reset register that the FADT names.
+    Acpi,
+    /// The same register, written by the code at the real-mode reset vector.
+    Vector,
 }
 
 /// Where devices report [`MachineEvent`]s. The VMM implements it.

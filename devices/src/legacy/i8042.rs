@@ -1,13 +1,13 @@
 //! The reset line of the i8042 keyboard controller, and nothing else of it.
 //!
 //! Ports 0x60 to 0x64. Linux' `reboot=k` waits until status bit 1 (input buffer full) is clear, then writes 0xfe to the
-//! command port; the FADT names the same register and value for an ACPI reset. Status therefore reads 0: ready, nothing to
-//! fetch. There is no keyboard, which the FADT must say (IAPC_BOOT_ARCH without the 8042 flag): a kernel that looks for
-//! one all the same waits half a second for an answer to its first command.
+//! command port. Status therefore reads 0: ready, nothing to fetch. There is no keyboard, which the FADT must say
+//! (IAPC_BOOT_ARCH without the 8042 flag): a kernel that looks for one all the same waits half a second for an answer to its
+//! first command.
 
 use crate::bus::BusDevice;
 use crate::legacy::byte_ports::{self, lock};
-use crate::legacy::event::{Events, MachineEvent};
+use crate::legacy::event::{Events, MachineEvent, ResetLine};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use vm_superio::{I8042Device, Trigger};
@@ -20,13 +20,13 @@ const COMMAND: u64 = 4;
 
 /// The device.
 pub struct I8042 {
-    core: Mutex<I8042Device<ResetLine>>,
+    core: Mutex<I8042Device<Pulse>>,
 }
 
 impl I8042 {
     /// Reports resets to `events`.
     pub fn new(events: Arc<dyn Events>) -> Self {
-        Self { core: Mutex::new(I8042Device::new(ResetLine(events))) }
+        Self { core: Mutex::new(I8042Device::new(Pulse(events))) }
     }
 }
 
@@ -50,13 +50,13 @@ impl BusDevice for I8042 {
     }
 }
 
-struct ResetLine(Arc<dyn Events>);
+struct Pulse(Arc<dyn Events>);
 
-impl Trigger for ResetLine {
+impl Trigger for Pulse {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
-        self.0.raise(MachineEvent::Reset);
+        self.0.raise(MachineEvent::Reset(ResetLine::Keyboard));
         Ok(())
     }
 }
@@ -73,7 +73,7 @@ mod tests {
 
         device.write(COMMAND, &[0xfe]);
 
-        assert_eq!(events.seen(), [MachineEvent::Reset]);
+        assert_eq!(events.seen(), [MachineEvent::Reset(ResetLine::Keyboard)]);
     }
 
     #[test]

@@ -10,5 +10,7 @@ pub mod event;
 pub mod i8042;
 pub mod power;
 pub mod pvpanic;
+pub mod reset;
+pub mod reset_control;
 pub mod rtc;
 pub mod serial;

@@ -5,13 +5,15 @@ use rustix::process::Signal;
 use super::Story;
 use crate::codes;
 use crate::stage::Stage;
+use crate::vm::Builder;
 
 pub(super) const STORIES: &[Story] = &[
     Story { name: "stop::sigterm_presses_the_power_button", tell: |stage| power_button(stage, Signal::TERM) },
     Story { name: "stop::sigint_presses_the_power_button", tell: |stage| power_button(stage, Signal::INT) },
     Story { name: "stop::a_guest_that_ignores_the_button_is_stopped_after_the_timeout", tell: ignored_button },
     Story { name: "stop::a_second_sigterm_stops_at_once", tell: second_signal },
-    Story { name: "stop::a_reboot_ends_the_machine", tell: reboot_exits },
+    Story { name: "stop::every_way_a_stock_kernel_resets_ends_the_machine_and_is_named", tell: resets },
+    Story { name: "stop::a_panic_is_told_from_a_warm_reboot_and_from_sysrq", tell: panics },
     Story { name: "stop::a_reboot_starts_again_where_that_is_asked_for", tell: reboot_restarts },
     Story { name: "stop::a_panic_has_its_own_exit_code", tell: panic },
     Story { name: "stop::the_debug_exit_port_sets_the_exit_code", tell: debug_exit },
@@ -49,10 +51,72 @@ fn second_signal(stage: &Stage) {
     assert_eq!(vm.wait_exit(), codes::KILLED_BY_SIGTERM);
 }
 
-fn reboot_exits(stage: &Stage) {
-    let vm = stage.vm().flag("--on-reboot", "exit").script("reboot").start();
+/// What the kernel is told, and how it resets then. Without a word, a kernel with EFI support on a hardware-reduced machine takes EFI,
+/// which is not there, and then the BIOS.
+const RESETS: &[(&str, &str)] = &[
+    ("reboot=k", "the keyboard controller"),
+    ("reboot=a", "the reset register of ACPI"),
+    ("reboot=p", "the chipset's reset register, port 0xcf9"),
+    ("reboot=b", "a jump to the reset vector"),
+    ("", "a jump to the reset vector"),
+    ("reboot=t", "a triple fault"),
+];
 
-    assert_eq!(vm.wait_exit(), codes::POWERED_OFF);
+/// Guests whose command line is not ours.
+fn resets(stage: &Stage) {
+    for (word, way) in RESETS {
+        let vm = bare(stage)
+            .flag("--cmdline-replace", format_args!("console=ttyS0 quiet {word}"))
+            .script("reboot -f")
+            .start();
+
+        let code = vm.wait_exit();
+        let said = vm.log();
+        println!("{:<10} {code}  {}", word, said.trim_end());
+        assert_eq!((code, said), (codes::RESET, format!("minivmm: The guest reset itself (by {way})\n")), "{word:?}");
+    }
+}
+
+/// What a kernel without a root disk, and without a driver for pvpanic yet, is told, and how its panic ends. The last looks like SysRq B
+/// from outside, which is said.
+const PANICS: &[(Option<&str>, i32, &str)] = &[
+    (None, codes::PANICKED, ""),
+    (Some("panic=-1 reboot=panic_warm,b"), codes::PANICKED, ""),
+    (Some("panic=1"), codes::RESET, "reset without shutting down: a panic, SysRq or a watchdog"),
+];
+
+/// How a user resets a guest that has not panicked, and what is said.
+const NO_PANICS: &[(&str, &str)] = &[
+    ("echo warm >/sys/kernel/reboot/mode; reboot -f", "The guest reset itself (by the keyboard controller)"),
+    ("echo warm >/sys/kernel/reboot/mode; echo b >/proc/sysrq-trigger", "reset without shutting down"),
+    ("echo b >/proc/sysrq-trigger", "reset without shutting down: a panic, SysRq or a watchdog"),
+];
+
+fn panics(stage: &Stage) {
+    let ends = |vm: Builder, what: &str, expected: i32, says: &str| {
+        let vm = vm.start();
+        let (code, log) = (vm.wait_exit(), vm.log());
+        println!("{what:<48} {code}  {}", log.trim_end().replace('\n', " "));
+        assert_eq!(code, expected, "{what}");
+        assert!(log.contains(says), "{what}: {log}");
+    };
+    for (words, expected, says) in PANICS {
+        let vm = stage.bare_vm().kernel(stage.default_guest().vmlinux).mem("256M");
+        let vm = match words {
+            Some(words) => vm.flag("--cmdline-replace", format_args!("console=ttyS0 quiet {words}")),
+            None => vm.parameter("quiet"),
+        };
+        ends(vm, words.unwrap_or("no root disk"), *expected, says);
+    }
+    for (end, says) in NO_PANICS {
+        ends(bare(stage).script(&format!("{end}; sleep 60")), end, codes::RESET, says);
+    }
+}
+
+/// The unpacked kernel: no time is spent on unpacking it again and again.
+fn bare(stage: &Stage) -> Builder {
+    let guest = stage.default_guest();
+    stage.bare_vm().kernel(guest.vmlinux).initrd(guest.initramfs).mem("256M").parameter("quiet")
 }
 
 fn reboot_restarts(stage: &Stage) {

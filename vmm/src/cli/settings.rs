@@ -84,7 +84,7 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "text")]
     pub(crate) console: ConsoleSpec,
 
-    /// What to do when the guest reboots
+    /// What a reset of the guest, such as a reboot, does
     #[arg(long, value_name = "WHAT", default_value = "exit")]
     pub(crate) on_reboot: OnReboot,
 

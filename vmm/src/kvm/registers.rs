@@ -3,6 +3,7 @@
 //! The FPU is left as KVM makes it (all exceptions masked, MXCSR 0x1f80), and so is the local APIC but for one pin.
 
 use super::Error;
+use super::vcpu::LocalApic;
 use boot::{EntryState, Segment};
 use kvm_bindings::{Msrs, kvm_dtable, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -17,6 +18,13 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 /// Offset of the LINT0 entry of the local vector table, and its mask bit (Intel SDM volume 3, 11.5.1).
 const LVT_LINT0: usize = 0x350;
 const LVT_MASKED: u32 = 1 << 16;
+/// The spurious interrupt vector register, and the bit that enables the APIC (11.9).
+const SPURIOUS: usize = 0xf0;
+const APIC_ENABLED: u32 = 1 << 8;
+
+/// Where a processor begins after a reset or an INIT (Intel SDM volume 3, table 10-1).
+const RESET_CS_BASE: u64 = 0xffff_0000;
+const RESET_RIP: u64 = 0xfff0;
 
 /// What firmware would have set on every processor.
 pub(super) fn set_msrs(fd: &VcpuFd) -> Result<(), Error> {
@@ -63,6 +71,21 @@ fn mask_lint0(fd: &VcpuFd) -> Result<(), Error> {
     let masked = read_register(&lapic, LVT_LINT0) | LVT_MASKED;
     write_register(&mut lapic, LVT_LINT0, masked);
     fd.set_lapic(&lapic).map_err(Error::call("set the local APIC of a vCPU"))
+}
+
+/// What the guest has done to the local APIC. Linux shuts it down with all of the local vector table masked and nothing else in it;
+/// at the start LINT0 has a delivery mode as well, see [`mask_lint0`].
+pub(super) fn local_apic(fd: &VcpuFd) -> LocalApic {
+    let is_shut_down = fd.get_lapic().is_ok_and(|lapic| {
+        read_register(&lapic, SPURIOUS) & APIC_ENABLED == 0 && read_register(&lapic, LVT_LINT0) == LVT_MASKED
+    });
+    if is_shut_down { LocalApic::ShutDown } else { LocalApic::Left }
+}
+
+/// Whether the next instruction is the first after an INIT.
+pub(super) fn is_at_reset(fd: &VcpuFd) -> bool {
+    let (Ok(regs), Ok(sregs)) = (fd.get_regs(), fd.get_sregs()) else { return false };
+    sregs.cs.base == RESET_CS_BASE && regs.rip == RESET_RIP
 }
 
 fn read_register(lapic: &kvm_lapic_state, at: usize) -> u32 {

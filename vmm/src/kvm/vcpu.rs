@@ -13,6 +13,15 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::{io, ptr, slice};
 
+/// What a guest has done to the local APIC of a vCPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LocalApic {
+    /// Shut it down, as Linux does before a reboot.
+    ShutDown,
+    /// Left it as it was, at work or never touched.
+    Left,
+}
+
 /// A vCPU, owned by the thread that runs it.
 pub(crate) struct Vcpu {
     fd: VcpuFd,
@@ -53,6 +62,16 @@ impl Vcpu {
             Err(errno) if matches!(errno.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
             Err(errno) => Exit::Failed(Failure::Run(io::Error::from(errno))),
         }
+    }
+
+    /// What has become of its local APIC.
+    pub(crate) fn local_apic(&self) -> LocalApic {
+        registers::local_apic(&self.fd)
+    }
+
+    /// Whether it stands where the hardware begins after an INIT: there is no firmware, so it cannot go on.
+    pub(crate) fn is_at_reset(&self) -> bool {
+        registers::is_at_reset(&self.fd)
     }
 
     /// The registers as text, for the log of a failure.

@@ -8,8 +8,8 @@ use devices::doorbell::Doorbells;
 use devices::irq::{IntxPin, IrqLine, MsiVector};
 use devices::virtio::device::Memory;
 use kvm_bindings::{
-    KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
-    kvm_userspace_memory_region,
+    KVM_CAP_X2APIC_API, KVM_IRQCHIP_IOAPIC, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    kvm_enable_cap, kvm_ioapic_state__bindgen_ty_1, kvm_irqchip, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use std::io;
@@ -18,6 +18,18 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// The number of vCPUs from which on APIC ids no longer fit in the 8 bits of the xAPIC (255 is broadcast).
 const XAPIC_CPUS: u32 = 255;
+
+/// The mask bit of an entry of the I/O APIC's redirection table (82093AA datasheet, 3.2.4).
+const IOAPIC_PIN_MASKED: u64 = 1 << 16;
+
+/// What a guest has done to the pins of its I/O APIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IoApic {
+    /// Masked all of them, or never opened one.
+    Masked,
+    /// Left one open.
+    Open,
+}
 
 /// A VM. Devices hold parts of it; the last of them closes it.
 pub(crate) struct Vm {
@@ -73,6 +85,20 @@ impl Vm {
     pub(crate) fn intx_pin(&self, device: u8) -> Arc<dyn IntxPin> {
         let line = layout::intx_gsi(device) - layout::INTX_FIRST_GSI;
         Arc::new(Pin(self.intx[line as usize].clone()))
+    }
+
+    /// Whether the guest has left pins of the I/O APIC open; not if KVM does not say.
+    #[expect(unsafe_code, reason = "the members of a union that KVM filled")]
+    pub(crate) fn io_apic(&self) -> IoApic {
+        let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+        if self.fd.get_irqchip(&mut chip).is_err() {
+            return IoApic::Masked;
+        }
+        // SAFETY: `chip_id` tells that KVM filled this member. It is plain data.
+        let pins = unsafe { chip.chip.ioapic }.redirtbl;
+        // SAFETY: both members of the union are plain data of the same size.
+        let is_open = |pin: &kvm_ioapic_state__bindgen_ty_1| unsafe { pin.bits } & IOAPIC_PIN_MASKED == 0;
+        if pins.iter().any(is_open) { IoApic::Open } else { IoApic::Masked }
     }
 
     /// `count` MSI-X vectors. They cost nothing until they are routed for the first time.

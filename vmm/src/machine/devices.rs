@@ -12,6 +12,8 @@ use devices::legacy::event::Events;
 use devices::legacy::i8042::I8042;
 use devices::legacy::power::{PowerButton, SleepRegisters};
 use devices::legacy::pvpanic::Pvpanic;
+use devices::legacy::reset::{self, ResetRegister};
+use devices::legacy::reset_control::ResetControl;
 use devices::legacy::rtc::Rtc;
 use devices::legacy::serial::Serial;
 use devices::pci::root::{PciRoot, Windows};
@@ -63,13 +65,14 @@ impl Devices {
         let mut buses = Buses { ports: Bus::new(), mmio: Bus::new() };
         let serial_drained = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::host("create an eventfd"))?;
         let serial = serial(vm, host, &serial_drained)?;
-        add_legacy(&mut buses.ports, serial.clone(), ending)?;
+        let events: Arc<dyn Events> = ending;
+        add_legacy(&mut buses.ports, serial.clone(), &events)?;
         let button_line = vm.irq_line(layout::POWER_BUTTON_GSI).map_err(Error::host("create an eventfd"))?;
         let mut slots =
             Slots { vm, mem, virtio: Vec::new(), root: PciRoot::new(windows(mmio64)).map_err(added("the PCI bus"))? };
         slots.fill(host)?;
         let Slots { virtio, root, .. } = slots;
-        add_pci(&mut buses, Arc::new(root), mmio64)?;
+        add_pci(&mut buses, Arc::new(root), mmio64, events)?;
         Ok(Self { buses: Arc::new(buses), virtio, serial, serial_drained, power_button: PowerButton::new(button_line) })
     }
 
@@ -120,18 +123,21 @@ fn serial(vm: &Vm, host: &Host, drained: &EventFd) -> Result<Arc<Port>, Error> {
     Ok(Arc::new(Port::new(Serial::new(line, host.console.output.writer(), drained))))
 }
 
-fn add_legacy(ports: &mut Bus, serial: Arc<Port>, ending: Arc<Ending>) -> Result<(), Error> {
-    let events: Arc<dyn Events> = ending;
+fn add_legacy(ports: &mut Bus, serial: Arc<Port>, events: &Arc<dyn Events>) -> Result<(), Error> {
     let mut add = |name, at: Ports, device: Arc<dyn BusDevice>| {
         ports.insert(at.base.into(), at.count.into(), device).map_err(added(name))
     };
     add("the serial port", layout::SERIAL, serial)?;
     add("the clock", layout::RTC, Arc::new(Rtc::new()))?;
     add("the reset line", layout::I8042, Arc::new(I8042::new(events.clone())))?;
+    add("the reset register", layout::RESET, Arc::new(ResetRegister::new(events.clone())))?;
     add("the sleep registers", layout::SLEEP, Arc::new(SleepRegisters::new(events.clone())))?;
     add("pvpanic", layout::PVPANIC, Arc::new(Pvpanic::new(events.clone())))?;
-    add("the exit port", layout::DEBUG_EXIT, Arc::new(DebugExit::new(events)))
+    add("the exit port", layout::DEBUG_EXIT, Arc::new(DebugExit::new(events.clone())))
 }
+
+// What the guest's tables and code write is what the register knows.
+const _: () = assert!(layout::RESET_BY_ACPI == reset::BY_ACPI && layout::RESET_BY_VECTOR == reset::BY_VECTOR);
 
 fn windows(mmio64: Option<layout::Window>) -> Windows {
     let inclusive = |window: layout::Window| window.base..=window.end() - 1;
@@ -142,11 +148,20 @@ fn windows(mmio64: Option<layout::Window>) -> Windows {
     }
 }
 
-fn add_pci(buses: &mut Buses, root: Arc<PciRoot>, mmio64: Option<layout::Window>) -> Result<(), Error> {
+fn add_pci(
+    buses: &mut Buses,
+    root: Arc<PciRoot>,
+    mmio64: Option<layout::Window>,
+    events: Arc<dyn Events>,
+) -> Result<(), Error> {
     let config = layout::PCI_CONFIG;
     buses
         .ports
-        .insert(config.base.into(), config.count.into(), PciRoot::config_ports(&root))
+        .insert(
+            config.base.into(),
+            config.count.into(),
+            Arc::new(ResetControl::new(PciRoot::config_ports(&root), events)),
+        )
         .map_err(added("the PCI configuration ports"))?;
     buses
         .mmio

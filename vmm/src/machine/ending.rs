@@ -1,8 +1,10 @@
 //! Why the machine ends: the first reason counts, and every vCPU leaves the guest because of it.
 
-use crate::exit::Outcome;
+use crate::exit::{Outcome, ResetWay};
+use crate::kvm::LocalApic;
 use crate::kvm::exit::Failure;
-use devices::legacy::event::{Events, MachineEvent};
+use devices::legacy::event::{Events, MachineEvent, ResetLine};
+use std::cell::Cell;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +15,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub(super) enum End {
     /// The guest or the user wanted it to.
     Outcome(Outcome),
+    /// The guest reset itself, or crashed.
+    Reset(Reset),
     /// KVM cannot go on with a vCPU.
     Failed {
         /// The vCPU's number.
@@ -20,6 +24,29 @@ pub(super) enum End {
         /// Why.
         failure: Failure,
     },
+}
+
+/// A reset, with what tells a reboot from a panic: the state of the vCPU that did it.
+#[derive(Debug)]
+pub(super) struct Reset {
+    /// How.
+    pub(super) way: ResetWay,
+    /// The vCPU's number.
+    pub(super) id: u32,
+    /// What had become of its local APIC.
+    pub(super) apic: LocalApic,
+    /// Its registers as text.
+    pub(super) registers: String,
+}
+
+thread_local! {
+    /// The register through which this thread's vCPU has just reset the machine: the thread adds the vCPU's state and reports it.
+    static RESET: Cell<Option<ResetLine>> = const { Cell::new(None) };
+}
+
+/// The reset that the guest's last access, made by this thread, was, if it was one.
+pub(super) fn take_reset() -> Option<ResetLine> {
+    RESET.take()
 }
 
 /// Shared by the vCPU threads, which report, and the control loop, which acts.
@@ -76,7 +103,7 @@ impl Events for Ending {
     fn raise(&self, event: MachineEvent) {
         self.report(End::Outcome(match event {
             MachineEvent::PowerOff => Outcome::PoweredOff,
-            MachineEvent::Reset => Outcome::Rebooted,
+            MachineEvent::Reset(line) => return RESET.set(Some(line)),
             MachineEvent::Panicked => Outcome::Panicked,
             MachineEvent::Exit(code) => Outcome::Requested(code),
         }));
@@ -92,10 +119,21 @@ mod tests {
         let ending = Ending::new().unwrap();
 
         ending.raise(MachineEvent::Panicked);
-        ending.raise(MachineEvent::Reset);
+        ending.raise(MachineEvent::PowerOff);
 
         assert!(matches!(ending.take(), Some(End::Outcome(Outcome::Panicked))));
         assert!(ending.is_stopping());
         assert!(ending.event().read().is_ok());
+    }
+
+    #[test]
+    fn reset_waits_for_the_vcpu_that_did_it() {
+        let ending = Ending::new().unwrap();
+
+        ending.raise(MachineEvent::Reset(ResetLine::Acpi));
+
+        assert!(!ending.is_stopping());
+        assert_eq!(take_reset(), Some(ResetLine::Acpi));
+        assert_eq!(take_reset(), None);
     }
 }

@@ -3,7 +3,6 @@
 use super::desk::Desk;
 use super::devices::Devices;
 use super::leases::Leases;
-use super::panic_mark::PanicMark;
 use super::ready::{Ready, Wish};
 use super::services::ServiceThreads;
 use super::stop::Stop;
@@ -11,9 +10,10 @@ use crate::capture::Capture;
 use crate::cli::{DiskSpec, MemSize, OnReboot, Settings};
 use crate::console::Console;
 use crate::error::Error;
+use crate::exit::Outcome;
 use crate::request::{LinkWish, Reply, Request};
 use crate::signals::{Signals, Woken};
-use crate::{confine, disk, guest, kvm};
+use crate::{confine, disk, kvm};
 
 use boot::BootSpec;
 use devices::virtio::net::{Budget, Carrier, Duplex, Link, LinkState};
@@ -99,7 +99,6 @@ pub(crate) struct Host {
     pub(super) cpus: u32,
     pub(super) mem: MemSize,
     pub(super) boot: BootSpec,
-    pub(super) panic_mark: PanicMark,
     pub(super) disks: Vec<Disk>,
     pub(super) entropy: File,
     /// What frames may take that wait for something.
@@ -139,7 +138,6 @@ impl Host {
             cpus: cli.cpus,
             mem: cli.mem,
             boot: files.boot,
-            panic_mark: guest::panic_mark(cli),
             disks: files.disks,
             entropy: files.entropy,
             budget: files.budget,
@@ -250,8 +248,16 @@ impl Host {
     }
 
     /// Whether a guest that resets itself runs again: not if it was asked to power off.
-    pub(crate) fn restarts_after_reboot(&self) -> bool {
+    pub(crate) fn restarts_after_reset(&self) -> bool {
         self.on_reboot == OnReboot::Restart && !self.stop.is_asked()
+    }
+
+    /// What a run that ended with `outcome` counts as: a reset is as good as a power-off where it was asked for.
+    pub(super) fn settle(&self, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Reset(_) if self.stop.is_asked() || self.on_reboot == OnReboot::PowerOff => Outcome::PoweredOff,
+            _ => outcome,
+        }
     }
 
     /// Hears what the keeper has to say.

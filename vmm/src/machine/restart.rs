@@ -33,7 +33,7 @@ impl Restarts {
         Ok(match woken {
             Woken::Signal(signal) if i32::from(signal) == libc::SIGQUIT => Some(Outcome::Killed(signal)),
             // No guest runs that could be asked: it has ended as far as it can.
-            Woken::Signal(_) => Some(Outcome::Rebooted),
+            Woken::Signal(_) => Some(Outcome::PoweredOff),
             Woken::Other | Woken::Timeout => None,
         })
     }

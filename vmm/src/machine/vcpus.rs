@@ -1,8 +1,8 @@
 //! The vCPU threads: each runs one vCPU and answers what it asks for, until the machine ends.
 
 use super::devices::Buses;
-use super::ending::{End, Ending};
-use crate::exit::Outcome;
+use super::ending::{End, Ending, Reset, take_reset};
+use crate::exit::{Outcome, ResetWay};
 use crate::kvm::Vcpu;
 use crate::kvm::exit::{Exit, SystemEvent};
 use crate::kvm::kick::{self, Kick};
@@ -63,23 +63,32 @@ fn run(vcpu: &mut Vcpu, buses: &Buses, ending: &Ending) {
     while !ending.is_stopping() {
         match vcpu.run() {
             Exit::PortRead { port, data } => data.for_each(|data| buses.ports.read(port.into(), data)),
-            Exit::PortWrite { port, data } => data.for_each(|data| buses.ports.write(port.into(), data)),
+            Exit::PortWrite { port, data } => {
+                data.for_each(|data| buses.ports.write(port.into(), data));
+                if let Some(line) = take_reset() {
+                    ending.report(reset(vcpu, ResetWay::Line(line)));
+                }
+            }
             Exit::MmioRead { addr, data } => buses.mmio.read(addr, data),
             Exit::MmioWrite { addr, data } => buses.mmio.write(addr, data),
             Exit::Interrupted => {}
-            Exit::Shutdown => {
-                log::error!("The guest crashed: triple fault on vCPU {} ({})", vcpu.id(), vcpu.describe());
-                ending.report(End::Outcome(Outcome::Crashed));
-            }
-            Exit::SystemEvent(event) => ending.report(End::Outcome(match event {
-                SystemEvent::Shutdown => Outcome::PoweredOff,
-                SystemEvent::Reset => Outcome::Rebooted,
-                SystemEvent::Crash => Outcome::Crashed,
-            })),
+            Exit::Shutdown => ending.report(reset(vcpu, ResetWay::TripleFault)),
+            Exit::SystemEvent(SystemEvent::Shutdown) => ending.report(End::Outcome(Outcome::PoweredOff)),
+            Exit::SystemEvent(SystemEvent::Reset) => ending.report(reset(vcpu, ResetWay::Kvm)),
+            Exit::SystemEvent(SystemEvent::Crash) => ending.report(End::Outcome(Outcome::Crashed)),
             Exit::Failed(failure) => {
+                if vcpu.is_at_reset() {
+                    ending.report(reset(vcpu, ResetWay::Init));
+                    continue;
+                }
                 log::error!("Registers of vCPU {}: {}", vcpu.id(), vcpu.describe());
                 ending.report(End::Failed { id: vcpu.id(), failure });
             }
         }
     }
+}
+
+/// That `vcpu` has reset the machine.
+fn reset(vcpu: &mut Vcpu, way: ResetWay) -> End {
+    End::Reset(Reset { way, id: vcpu.id(), apic: vcpu.local_apic(), registers: vcpu.describe() })
 }
