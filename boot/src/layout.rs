@@ -8,6 +8,7 @@
 //! 0                 GDT, PVH start info, zero page, page tables, command line (all free to reuse after boot)
 //! 0xA_0000          legacy hole, not given to the guest
 //! 0xE_0000          ACPI tables, RSDP first (where a BIOS would leave it)
+//! 0xF_8000          SMBIOS tables
 //! 0xF_FFF0          the reset vector
 //! 0x10_0000         RAM: kernel, initrd
 //! 0xC000_0000       PCI window for 32-bit BARs             (RAM above 3 GiB continues at 4 GiB)
@@ -73,6 +74,8 @@ pub const LOW_RAM: Window = Window { base: 0, size: 640 * KIB };
 pub const ACPI: Window = Window { base: 0xE_0000, size: 96 * KIB };
 /// The end of the BIOS area, which is not the guest's to use.
 pub const BIOS: Window = Window { base: ACPI.end(), size: HIGH_RAM_BASE - ACPI.end() };
+/// SMBIOS tables, the entry point first: Linux looks for it from 0xF_0000 on.
+pub const SMBIOS: Window = Window { base: BIOS.base, size: BIOS.size - RESET_VECTOR.size };
 /// Where a processor that is reset to real mode begins: F000:FFF0, which is FFFF:0. Linux jumps there as its last resort.
 pub const RESET_VECTOR: Window = Window { base: 0xF_FFF0, size: 16 };
 /// Where ordinary RAM begins. No kernel may be loaded below.
@@ -262,7 +265,8 @@ const _: () = {
     assert!(all_ports_apart(&[SERIAL, RTC, I8042, PCI_CONFIG, PVPANIC, DEBUG_EXIT, SLEEP, RESET]));
     assert!(SERIAL_GSI != POWER_BUTTON_GSI);
     assert!(SERIAL_GSI < IOAPIC_PINS && POWER_BUTTON_GSI < IOAPIC_PINS);
-    assert!(RESET_VECTOR.base >= BIOS.base && RESET_VECTOR.end() == BIOS.end());
+    assert!(SMBIOS.end() == RESET_VECTOR.base && RESET_VECTOR.end() == BIOS.end());
+    assert!(SMBIOS.base >= 0xF_0000 && SMBIOS.base.is_multiple_of(16));
     // The ACPI specification wants the RSDP on a 16-byte boundary of the BIOS area; a page keeps the tables simple.
     assert!(ACPI.base.is_multiple_of(PAGE_SIZE));
     assert!(PAGE_TABLES.base.is_multiple_of(PAGE_SIZE));

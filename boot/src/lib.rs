@@ -44,6 +44,7 @@ mod memmap;
 mod platform;
 mod pvh;
 mod reset;
+mod smbios;
 mod source;
 mod zero_page;
 
@@ -56,6 +57,7 @@ pub use crate::cmdline::{CMDLINE_CAPACITY, Cmdline};
 pub use crate::entry::{DescriptorTable, EntryState, Protocol, Segment};
 pub use crate::error::Error;
 pub use crate::platform::Platform;
+pub use crate::smbios::{BadSystemInfo, Smbios, SystemInfo};
 pub use crate::source::Image;
 
 use crate::initrd::{Initrd, Room};
@@ -73,6 +75,8 @@ pub struct BootSpec {
     pub initrd: Option<Image>,
     /// The complete kernel command line.
     pub cmdline: Cmdline,
+    /// What the machine is called.
+    pub smbios: Smbios,
 }
 
 /// Puts everything that `spec` names into `ram` and returns how the boot vCPU starts.
@@ -99,6 +103,7 @@ pub fn load(ram: &GuestMemoryMmap, spec: &BootSpec, platform: &Platform<'_>) -> 
     };
     spec.cmdline.write(ram, kernel.cmdline_limit())?;
     acpi::write(ram, platform)?;
+    spec.smbios.write(ram)?;
     reset::write(ram)?;
     enter(ram, &kernel, initrd, &memmap)
 }

@@ -7,7 +7,7 @@ use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_st
 use proptest::prelude::*;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::{BootSpec, Cmdline, EntryState, Error, Image, Platform, Protocol, layout};
+use crate::{BootSpec, Cmdline, EntryState, Error, Image, Platform, Protocol, Smbios, SystemInfo, layout};
 
 const MIB: u64 = 1 << 20;
 
@@ -188,7 +188,8 @@ fn spec(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> BootSpec {
     let mut line = Cmdline::new();
     line.append(cmdline).unwrap();
     let initrd = initrd.map(|content| Image { path: "initrd".into(), ..image(content) });
-    BootSpec { kernel: image(kernel), initrd, cmdline: line }
+    let smbios = Smbios::new(&SystemInfo::default()).unwrap();
+    BootSpec { kernel: image(kernel), initrd, cmdline: line, smbios }
 }
 
 fn load(ram: &GuestMemoryMmap, spec: &BootSpec) -> Result<EntryState, Error> {

@@ -6,6 +6,7 @@ mod file;
 mod foreign;
 mod settings;
 mod size;
+mod smbios;
 mod word;
 
 use crate::exit;
@@ -23,6 +24,7 @@ pub(crate) use disk::{DiskSpec, Format as DiskFormat};
 use file::BadConfig;
 pub(crate) use settings::Settings;
 pub(crate) use size::{MIB, MemSize};
+pub(crate) use smbios::SmbiosSpec;
 pub(crate) use word::{Look, Question};
 use word::{NetWord, Word};
 

@@ -36,6 +36,9 @@ pub(crate) enum Error {
     /// A kernel or initrd that cannot be booted.
     #[error(transparent)]
     Boot(#[from] boot::Error),
+    /// SMBIOS strings that do not fit.
+    #[error(transparent)]
+    Smbios(#[from] boot::BadSystemInfo),
     /// A disk that cannot be used.
     #[error(transparent)]
     Disk(#[from] disk::Error),
@@ -133,6 +136,7 @@ impl Error {
                 Some("Make it readable for this user; some distributions let only root read kernels".to_owned())
             }
             Self::Boot(err) => err.hint(),
+            Self::Smbios(_) => Some("Give fewer or other texts after --smbios".to_owned()),
             Self::Disk(err) => err.hint(),
             Self::Name(name::LockError::Taken(_)) => Some("Stop it, or give this VM another --name".to_owned()),
             Self::Name(name::LockError::Ending(_)) => Some(
@@ -174,6 +178,7 @@ impl Error {
             | Self::MemoryBeyondAddressBits { .. }
             | Self::MemoryBeyondHost { .. }
             | Self::Boot(_)
+            | Self::Smbios(_)
             | Self::NoDefaultGuest
             | Self::OpenImage { .. }
             | Self::Console(console::Error::OpenFile { .. })

@@ -4,7 +4,8 @@ use crate::cli::Settings;
 use crate::error::Error;
 use crate::logger;
 use crate::machine::REBOOT_PARAMETER;
-use boot::{BootSpec, Cmdline, Image};
+use crate::name::VmName;
+use boot::{BootSpec, Cmdline, Image, Smbios, SystemInfo};
 use std::env;
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,20 +21,36 @@ const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 /// The guest for all users of the host.
 const SYSTEM_GUEST: &str = "/usr/share/minivmm/guest";
 
-/// Opens everything that is to be booted.
+/// The vendor and the product that the guest's SMBIOS tables name.
+const PRODUCT: &str = "minivmm";
+
+/// Opens everything that is to be booted in the VM called `name`.
 ///
 /// # Errors
-/// If a file is missing or cannot be opened, or the command line is too long.
-pub(crate) fn open(cli: &Settings) -> Result<BootSpec, Error> {
-    let cmdline = cmdline(cli)?;
+/// If a file is missing or cannot be opened, or the command line or the SMBIOS strings are too long.
+pub(crate) fn open(cli: &Settings, name: &VmName) -> Result<BootSpec, Error> {
+    let (cmdline, smbios) = (cmdline(cli)?, smbios(cli, name)?);
     if let Some(kernel) = &cli.kernel {
         let initrd = cli.initrd.as_deref().map(|path| image(path, "initrd")).transpose()?;
-        return Ok(BootSpec { kernel: image(kernel, "kernel")?, initrd, cmdline });
+        return Ok(BootSpec { kernel: image(kernel, "kernel")?, initrd, cmdline, smbios });
     }
     let guest = find_default().ok_or(Error::NoDefaultGuest)?;
     logger::tell(&format!("minivmm: no --kernel: starting the default guest in {}", guest.display()));
     let initrd = cli.initrd.clone().unwrap_or_else(|| guest.join("initramfs"));
-    Ok(BootSpec { kernel: image(&guest.join("vmlinuz"), "kernel")?, initrd: Some(image(&initrd, "initrd")?), cmdline })
+    let (kernel, initrd) = (image(&guest.join("vmlinuz"), "kernel")?, Some(image(&initrd, "initrd")?));
+    Ok(BootSpec { kernel, initrd, cmdline, smbios })
+}
+
+fn smbios(cli: &Settings, name: &VmName) -> Result<Smbios, Error> {
+    let mut info = SystemInfo {
+        vendor: PRODUCT.to_owned(),
+        product: PRODUCT.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uuid: name.uuid(),
+        ..Default::default()
+    };
+    cli.smbios.iter().for_each(|spec| spec.apply(&mut info));
+    Ok(Smbios::new(&info)?)
 }
 
 fn cmdline(cli: &Settings) -> Result<Cmdline, Error> {

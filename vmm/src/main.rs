@@ -108,8 +108,8 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     if let Err(err) = limits::raise_descriptors() {
         log::warn!("The limit of open descriptors stays as it is: {err}");
     }
-    let files = Files::open(cli, guest::open(cli)?)?;
     let name = cli.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
+    let files = Files::open(cli, guest::open(cli, &name)?)?;
     let desk = Desk::new(name.lock()?);
     let request = net::Request {
         vm_name: name.as_str().to_owned(),

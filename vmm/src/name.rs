@@ -24,6 +24,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest name: it must fit a host name label.
 const MAX_LEN: usize = 63;
 
+/// FNV-1a, 128 bit: offset basis and prime.
+const FNV_OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+const FNV_PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+
 /// A name: `[a-z0-9][a-z0-9._-]{0,62}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct VmName(String);
@@ -88,6 +92,16 @@ impl VmName {
         Self(format!("minivmm-{pid}"))
     }
 
+    /// The UUID of a machine with this name, always the same (RFC 9562 5.8, version 8).
+    pub(crate) fn uuid(&self) -> [u8; 16] {
+        let hash = self.0.bytes().fold(FNV_OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(FNV_PRIME));
+        // FNV's high bits mix badly for short inputs: fold the low ones over them.
+        let mut uuid = (hash ^ (hash << 64)).to_be_bytes();
+        uuid[6] = uuid[6] & 0x0f | 0x80;
+        uuid[8] = uuid[8] & 0x3f | 0x80;
+        uuid
+    }
+
     /// The name as text.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
@@ -144,6 +158,15 @@ impl fmt::Display for VmName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn uuid_follows_from_the_name() {
+        let uuid = |name: &str| name.parse::<VmName>().unwrap().uuid();
+        assert_eq!(uuid("web"), uuid("web"));
+        let uuids: std::collections::BTreeSet<_> = (0..1000).map(|i| uuid(&format!("vm{i}"))).collect();
+        assert_eq!(uuids.len(), 1000);
+        assert!(uuids.iter().all(|uuid| uuid[6] >> 4 == 8 && uuid[8] >> 6 == 2));
+    }
 
     #[test]
     fn names_follow_the_rule() {

@@ -22,6 +22,14 @@ pub(super) const STORIES: &[Story] = &[
     Story { name: "boot::an_initrd_too_large_for_the_memory_below_4_gib_is_loaded_above", tell: large_initrd },
 ];
 
+/// What the guest sees of itself.
+const DESCRIBE: &str = "cd /sys/class/dmi/id
+echo release=$(uname -r); echo cpus=$(nproc)
+echo machine=$(cat sys_vendor product_name product_uuid product_serial)
+echo oem=$(tr '\\0' '\\n' </sys/firmware/dmi/tables/DMI | grep '^.*io[.]systemd' | sed 's/.*io/io/')";
+/// The UUID of the name `booted`.
+const UUID: &str = "4ff98c60-d2c2-8753-af1b-e3176bfee3ec";
+
 fn every_format_and_cpu_count(stage: &Stage, series: Series) {
     let guest = stage.guest(series);
     println!("kernel                       format   vCPUs  seen  exit code");
@@ -39,17 +47,25 @@ fn boots(stage: &Stage, series: Series, format: &str, kernel: &Path, cpus: u32) 
         .initrd(stage.guest(series).initramfs)
         .cpus(cpus)
         .mem("512M")
-        .script("echo release=$(uname -r); echo cpus=$(nproc)")
+        .name("booted")
+        .flag("--smbios", "serial=ds=nocloud;s=http://10.0.0.1/")
+        .flag("--smbios", "oem=io.systemd.credential:a=1,2")
+        .script(DESCRIBE)
         .start();
 
     let release = vm.value("release");
     let seen = vm.value("cpus");
+    let machine = vm.value("machine");
+    let oem = vm.value("oem");
     let script = vm.wait_for_script();
     let code = vm.wait_exit();
 
     println!("{release:<28} {format:<8} {cpus:>5}  {seen:>4}  {code:>9}");
     assert!(release.starts_with(&format!("{}.", series.name())), "{release} is not of the series");
     assert_eq!(seen, cpus.to_string(), "vCPUs seen by the guest");
+    // The UUID is that of the name; who reads the tables finds the OEM string between two zeros.
+    assert_eq!(machine, format!("minivmm minivmm {UUID} ds=nocloud;s=http://10.0.0.1/"), "/sys/class/dmi/id");
+    assert_eq!(oem, "io.systemd.credential:a=1,2", "SMBIOS structure of OEM strings");
     assert_eq!(script, 0, "exit code of the guest's script");
     assert_eq!(code, 0, "exit code of minivmm");
 }

@@ -82,6 +82,7 @@ mod tests {
             cpus = 4
             mem = "1G"
             name = "web"
+            smbios = ["serial=ds=nocloud;s=http://10.0.0.1/", "oem=a,b"]
             policy = "/dev/null"
             console = "file=web.log"
             on-reboot = "restart"
@@ -112,6 +113,7 @@ mod tests {
         );
         assert_eq!((read.cpus, read.mem.bytes(), read.stop_timeout), (4, 1024 * MIB, 3));
         assert_eq!((read.ready_fd, read.wait_net), (Some(7), Some(30)));
+        assert_eq!(read.smbios[1], crate::cli::SmbiosSpec::Oem("a,b".into()));
         assert_eq!(read.cmdline, ["root=/dev/vda", "quiet"]);
         assert_eq!((read.on_reboot, read.log), (OnReboot::Restart, LogLevel::Debug));
         assert_eq!(read.console, ConsoleSpec::File("web.log".into()));

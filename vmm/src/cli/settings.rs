@@ -1,6 +1,6 @@
 //! The flags of a VM, which are also the keys of a configuration file: one struct, read by clap and by serde.
 
-use super::{ConsoleSpec, DiskSpec, LogLevel, MemSize, OnReboot};
+use super::{ConsoleSpec, DiskSpec, LogLevel, MemSize, OnReboot, SmbiosSpec};
 use crate::name::VmName;
 use crate::policy::PolicyFile;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
@@ -14,6 +14,10 @@ use std::str::FromStr;
 const DISK_HELP: &str = "\
 Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT][,queues=N][,block-size=BYTES]\
 [,format=raw]; can be repeated";
+const SMBIOS_HELP: &str = "\
+Text of the guest's SMBIOS tables: vendor, product, version, serial, uuid, sku, family, or one more OEM string (oem),
+such as serial=ds=nocloud or oem=io.systemd.credential:NAME=TEXT; can be repeated. The UUID follows from --name unless
+given";
 const NET_HELP: &str = "\
 Network card: a mode, then keys, such as bridge=br0,mac=52:54:00:00:00:01; can be repeated
 
@@ -77,6 +81,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "NAME")]
     #[serde(deserialize_with = "some_text")]
     pub(crate) name: Option<VmName>,
+
+    /// Texts of the guest's SMBIOS tables.
+    #[arg(long, value_name = "KEY=TEXT", help = SMBIOS_HELP)]
+    pub(crate) smbios: Vec<SmbiosSpec>,
 
     /// Where the guest's serial port goes: stdio, pty, file=PATH (overwritten, and as large as the guest makes it) or none. On a
     /// terminal, Ctrl-A x quits and Ctrl-A Ctrl-A sends a Ctrl-A
