@@ -127,7 +127,9 @@ pub const SERIAL_GSI: u32 = 4;
 pub const RTC: Ports = Ports { base: 0x70, count: 2 };
 /// The CMOS byte that holds the century; the FADT names it.
 pub const RTC_CENTURY: u8 = 0x32;
-/// i8042 keyboard controller, of which nothing but the reset line is emulated.
+/// 8254 timer, of which nothing but channel 2 is emulated.
+pub const PIT: Ports = Ports { base: 0x40, count: 4 };
+/// i8042 keyboard controller, of which nothing but the reset line is emulated; 0x61 is the timer's.
 pub const I8042: Ports = Ports { base: 0x60, count: 5 };
 /// PCI configuration mechanism 1: address at +0, data at +4. The byte at +1 is the chipset's reset control register.
 pub const PCI_CONFIG: Ports = Ports { base: 0xCF8, count: 8 };
@@ -262,7 +264,7 @@ const _: () = {
         Window { base: RAM_ABOVE_4G_BASE, size: GIB },
     ]));
     assert!(KVM_TSS.end() < RAM_ABOVE_4G_BASE);
-    assert!(all_ports_apart(&[SERIAL, RTC, I8042, PCI_CONFIG, PVPANIC, DEBUG_EXIT, SLEEP, RESET]));
+    assert!(all_ports_apart(&[SERIAL, RTC, PIT, I8042, PCI_CONFIG, PVPANIC, DEBUG_EXIT, SLEEP, RESET]));
     assert!(SERIAL_GSI != POWER_BUTTON_GSI);
     assert!(SERIAL_GSI < IOAPIC_PINS && POWER_BUTTON_GSI < IOAPIC_PINS);
     assert!(SMBIOS.end() == RESET_VECTOR.base && RESET_VECTOR.end() == BIOS.end());

@@ -15,7 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longer than any of these takes on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let has_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     let has_namespaces =
         Command::new("unshare").args(NAMESPACE).arg("true").status().is_ok_and(|status| status.success());
-    let tests: [(&str, fn()); 32] = [
+    let tests: [(&str, fn()); 33] = [
         ("power_off_gives_0", power_off_gives_0),
         ("every_reset_gives_96_and_is_told_from_the_others", every_reset_gives_96_and_is_told_from_the_others),
         ("reset_that_counts_as_power_off_gives_0", reset_that_counts_as_power_off_gives_0),
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         ("panic_without_a_driver_gives_99", panic_without_a_driver_gives_99),
         ("reboot_by_triple_fault_restarts", reboot_by_triple_fault_restarts),
         ("warm_reset_is_no_panic", warm_reset_is_no_panic),
+        ("timer_tells_the_time_without_a_paravirtual_clock", timer_tells_the_time_without_a_paravirtual_clock),
         ("debug_exit_gives_the_guests_code", debug_exit_gives_the_guests_code),
         ("triple_fault_gives_98", triple_fault_gives_98),
         ("guest_with_four_cpus_ends_with_three_unstarted", guest_with_four_cpus_ends_with_three_unstarted),
@@ -213,6 +214,12 @@ fn panic_without_a_driver_gives_99() {
 
 fn warm_reset_is_no_panic() {
     runs_to(guest::WARM_RESET, &[], 96);
+}
+
+fn timer_tells_the_time_without_a_paravirtual_clock() {
+    let start = Instant::now();
+    runs_to(guest::WAIT_50_MS, &[], 7);
+    assert!(start.elapsed() >= Duration::from_millis(50), "{:?}", start.elapsed());
 }
 
 fn reboot_by_triple_fault_restarts() {

@@ -8,6 +8,7 @@ mod calendar;
 pub mod debug_exit;
 pub mod event;
 pub mod i8042;
+pub mod pit;
 pub mod power;
 pub mod pvpanic;
 pub mod reset;

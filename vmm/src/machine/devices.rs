@@ -10,6 +10,7 @@ use devices::bus::{Bus, BusDevice};
 use devices::legacy::debug_exit::DebugExit;
 use devices::legacy::event::Events;
 use devices::legacy::i8042::I8042;
+use devices::legacy::pit::Pit;
 use devices::legacy::power::{PowerButton, SleepRegisters};
 use devices::legacy::pvpanic::Pvpanic;
 use devices::legacy::reset::{self, ResetRegister};
@@ -129,7 +130,9 @@ fn add_legacy(ports: &mut Bus, serial: Arc<Port>, events: &Arc<dyn Events>) -> R
     };
     add("the serial port", layout::SERIAL, serial)?;
     add("the clock", layout::RTC, Arc::new(Rtc::new()))?;
-    add("the reset line", layout::I8042, Arc::new(I8042::new(events.clone())))?;
+    let pit = Arc::new(Pit::new());
+    add("the timer", layout::PIT, pit.clone())?;
+    add("the reset line", layout::I8042, Pit::port_b(pit, Arc::new(I8042::new(events.clone()))))?;
     add("the reset register", layout::RESET, Arc::new(ResetRegister::new(events.clone())))?;
     add("the sleep registers", layout::SLEEP, Arc::new(SleepRegisters::new(events.clone())))?;
     add("pvpanic", layout::PVPANIC, Arc::new(Pvpanic::new(events.clone())))?;
