@@ -86,6 +86,8 @@ pub struct Guard {
     pub tagged: Switch,
     /// Whether it is in one VLAN only, which its bridge knows from the port.
     pub access: Switch,
+    /// The bridge and its own address, if they are known before it is there.
+    pub router: Option<(IfName, MacAddr)>,
 }
 
 impl Guard {
@@ -98,17 +100,26 @@ impl Guard {
     pub(crate) fn chain(&self, tap: IfName) -> Chain {
         if self.antispoof == Switch::Off {
             let second_tag = (self.access == Switch::On).then(link::no_second_tag);
-            return ingress(self.card, tap, [link::no_bpdu()].into_iter().chain(second_tag).collect());
+            let rules = [link::no_bpdu()].into_iter().chain(second_tag).chain(self.not_routed_back());
+            return ingress(self.card, tap, rules.collect());
         }
         let own_mac = EtherAddr::from(self.mac);
         let mut rules = vec![
             drop_as(rule(Match::EtherSaddr(Test::is_not(own_mac))), SPOOFED_MAC),
             drop_as(rule(self.carries(Test::NotIn(PROTOCOLS.map(Item::One).to_vec()))), OTHER_PROTOCOL),
         ];
+        rules.extend(self.not_routed_back());
         rules.extend(self.ip4());
         rules.extend(self.arp(own_mac));
         rules.extend(self.ip6());
         ingress(self.card, tap, rules)
+    }
+
+    /// What an isolated guest gives the host to be routed back into the bridge, where others are: it reaches those that it may reach without.
+    fn not_routed_back(&self) -> Option<Rule> {
+        let (bridge, mac) = self.router.as_ref().filter(|_| self.isolate == Switch::On)?;
+        let to_host = rule(Match::EtherDaddr(Test::is(EtherAddr::from(*mac))));
+        Some(drop_as(to_host.with(Match::FibDaddrOif(Test::is(bridge.clone()))), ISOLATED))
     }
 
     /// What a frame carries. The kernel has taken a tag off before it comes to the chain: `ether type` is still that of the tag, `meta protocol`

@@ -215,8 +215,19 @@ impl Draft<'_> {
         });
         let tagged = if spec.vlans.trunk.is_empty() { Switch::Off } else { Switch::On };
         let access = if spec.vlans.vlan.is_some() { Switch::On } else { Switch::Off };
-        self.guard(Guard { card, mac, antispoof, addresses, isolate, tagged, access });
+        let router = self.address_of(&spec.bridge).map(|mac| (spec.bridge.clone(), mac));
+        self.guard(Guard { card, mac, antispoof, addresses, isolate, tagged, access, router });
         Ok((mtu, queues))
+    }
+
+    /// The own address of a bridge that is there, or that a step makes.
+    fn address_of(&self, bridge: &IfName) -> Option<MacAddr> {
+        let link = self.facts.link(bridge.as_str()).and_then(|link| MacAddr::new(link.mac?).ok());
+        let made = self.steps.iter().find_map(|step| match step {
+            Step::CreateBridge { bridge: name, mac, .. } if name == bridge => Some(*mac),
+            _ => None,
+        });
+        link.or(made)
     }
 
     /// The VLANs of a port, with the step that has the bridge filter if it does not.

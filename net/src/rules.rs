@@ -105,7 +105,7 @@ pub(crate) fn tables(
     let chains: Vec<Chain> =
         of_members.chain(guards.iter().filter_map(|guard| Some(guard.chain(tap(guard.card)?)))).collect();
     if !chains.is_empty() {
-        tables.push(table(Family::Netdev, &[&guard::COUNTERS[..], &guard::ALWAYS].concat(), chains));
+        tables.push(table(Family::Netdev, &[&guard::COUNTERS[..], &guard::ALWAYS, &[ISOLATED]].concat(), chains));
     }
     let isolated = members.iter().filter(|member| member.isolate == Switch::On);
     // The only ports of a network of ours are those of VMs.

@@ -18,7 +18,7 @@
 //! | From | What | Answer |
 //! |---|---|---|
 //! | guest | any bytes in a frame | total parsers, which are property-tested; what is not understood is counted and ignored |
-//! | guest | floods | frames wait in a socket buffer of fixed size, at most [`UPSTREAM_SLOTS`] questions wait upstream, every datagram gets one answer at most, and it goes to the guest that asked |
+//! | guest | floods | frames wait in a socket buffer of fixed size, at most [`UPSTREAM_SLOTS`] questions wait upstream and a thousand for their turn, a bounded number goes there in a second, every datagram gets one answer at most, and it goes to the guest that asked |
 //! | guest | connections that say nothing, nonsense, or take no answer | a few at a time, each with bounded buffers and ten seconds to say or take something whole |
 //! | guest | another VM's lease, or all of them | there is one address, for one Ethernet address |
 //! | guest | names of VMs asked from outside | what is under `minivmm`, and the network's own addresses, are never asked upstream |

@@ -145,12 +145,17 @@ impl RuleEncoder {
                 w.be32(NFTA_CT_DREG, register);
                 w.be32(NFTA_CT_KEY, key);
             }),
-            Load::FibType(flag) => self.expr("fib", |w| {
-                w.be32(NFTA_FIB_DREG, register);
-                w.be32(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE);
-                w.be32(NFTA_FIB_FLAGS, flag);
-            }),
+            Load::FibType(flag) => self.fib(register, NFT_FIB_RESULT_ADDRTYPE, flag),
+            Load::FibOif(flag) => self.fib(register, NFT_FIB_RESULT_OIFNAME, flag),
         }
+    }
+
+    fn fib(&mut self, register: u32, result: u32, flag: u32) {
+        self.expr("fib", |w| {
+            w.be32(NFTA_FIB_DREG, register);
+            w.be32(NFTA_FIB_RESULT, result);
+            w.be32(NFTA_FIB_FLAGS, flag);
+        });
     }
 
     fn test(&mut self, test: RawTest) {

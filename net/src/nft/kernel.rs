@@ -245,6 +245,7 @@ pub(super) const NFTA_FWD_SREG_DEV: u16 = 1;
 pub(super) const NFTA_OBJREF_IMM_TYPE: u16 = 1;
 pub(super) const NFTA_OBJREF_IMM_NAME: u16 = 2;
 
+pub(super) const NFT_FIB_RESULT_OIFNAME: u32 = 2;
 pub(super) const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 pub(super) const NFTA_FIB_F_SADDR: u32 = 1;
 pub(super) const NFTA_FIB_F_DADDR: u32 = 2;

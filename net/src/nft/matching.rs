@@ -110,6 +110,8 @@ pub enum Match {
     FibSaddrType(Test<AddrType>),
     /// `fib daddr type`
     FibDaddrType(Test<AddrType>),
+    /// `fib daddr oifname`: the interface by which this host would send a packet on. Never holds for its own addresses.
+    FibDaddrOif(Test<IfName>),
 }
 
 /// The addresses in an IP header.
@@ -362,6 +364,7 @@ impl fmt::Display for Match {
             Self::CtStatus(status) => write!(f, "ct status {}", Words(status)),
             Self::FibSaddrType(test) => write!(f, "fib saddr type {test}"),
             Self::FibDaddrType(test) => write!(f, "fib daddr type {test}"),
+            Self::FibDaddrOif(test) => write!(f, "fib daddr oifname {test}"),
         }
     }
 }
@@ -391,6 +394,8 @@ pub(super) enum Load {
     Ct(u32),
     /// The type of the address that a flag of `enum nft_fib_flags` names.
     FibType(u32),
+    /// The name of the interface that leads to the address that such a flag names.
+    FibOif(u32),
 }
 
 /// What a packet has to be before a field of it means anything.
@@ -497,12 +502,13 @@ impl Match {
             Self::CtStatus(_) => (Needs::Nothing, Load::Ct(NFT_CT_STATUS)),
             Self::FibSaddrType(_) => (Needs::Nothing, Load::FibType(NFTA_FIB_F_SADDR)),
             Self::FibDaddrType(_) => (Needs::Nothing, Load::FibType(NFTA_FIB_F_DADDR)),
+            Self::FibDaddrOif(_) => (Needs::Nothing, Load::FibOif(NFTA_FIB_F_DADDR)),
         }
     }
 
     fn test(&self) -> RawTest {
         match self {
-            Self::Iif(test) | Self::Oif(test) => test.raw(),
+            Self::Iif(test) | Self::Oif(test) | Self::FibDaddrOif(test) => test.raw(),
             Self::IifKind(test) | Self::OifKind(test) => test.raw(),
             Self::Protocol(test) => test.raw(),
             Self::NfProto(test) => test.raw(),

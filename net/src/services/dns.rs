@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   NAME.minivmm, addresses of the network  -> answered here, or NXDOMAIN: such a question never leaves the host
+//!   host.minivmm, the gateway's address     -> answered here: the host, by its address on the network
 //!   anything else                           -> nat: asked upstream (see [`relay`]);  host-only: REFUSED
 //! ```
 
@@ -14,6 +15,9 @@ use message::{CLASS_INTERNET, TYPE_A, TYPE_AAAA, TYPE_PTR};
 pub(super) use message::{Code, Query, Question, bad, name_value};
 
 use super::{DOMAIN, Names, ServiceSpec};
+
+/// The name of the host on each network, which no VM has there.
+const HOST: &str = "host";
 
 /// Where a resolver is asked.
 pub(super) const PORT: u16 = 53;
@@ -33,21 +37,23 @@ pub(super) fn subject(spec: &ServiceSpec, names: &mut dyn Names, question: &Ques
     let labels: Vec<String> = question.labels().map(lowered).collect();
     let Some((last, rest)) = labels.split_last() else { return Subject::Theirs };
     if last == DOMAIN {
-        return Subject::Ours(forward(names, question, rest));
+        return Subject::Ours(forward(spec, names, question, rest));
     }
     let address = reverse_address(&labels).filter(|_| question.class == CLASS_INTERNET);
     match address.filter(|address| spec.is_on_network(*address)) {
-        Some(address) => Subject::Ours(reverse(names, question, address)),
+        Some(address) => Subject::Ours(reverse(spec, names, question, address)),
         None => Subject::Theirs,
     }
 }
 
 /// The answer to a question about a name under our domain, whose other labels are `labels`.
-fn forward(names: &mut dyn Names, question: &Question<'_>, labels: &[String]) -> Vec<u8> {
+fn forward(spec: &ServiceSpec, names: &mut dyn Names, question: &Question<'_>, labels: &[String]) -> Vec<u8> {
     if labels.is_empty() {
         return question.authoritative(Code::NoError, &[]);
     }
-    let addresses = names.lookup(&labels.join("."));
+    let name = labels.join(".");
+    let host = || [Some(spec.ipv4.gateway.into()), spec.ipv6.map(|network| network.gateway.into())];
+    let addresses = if name == HOST { host().into_iter().flatten().collect() } else { names.lookup(&name) };
     if addresses.is_empty() || question.class != CLASS_INTERNET {
         return question.authoritative(Code::NxDomain, &[]);
     }
@@ -60,8 +66,9 @@ fn forward(names: &mut dyn Names, question: &Question<'_>, labels: &[String]) ->
 }
 
 /// The answer to a question about an address of our network.
-fn reverse(names: &mut dyn Names, question: &Question<'_>, address: IpAddr) -> Vec<u8> {
-    let Some(name) = names.reverse(address).and_then(|name| name_value(&format!("{name}.{DOMAIN}"))) else {
+fn reverse(spec: &ServiceSpec, names: &mut dyn Names, question: &Question<'_>, address: IpAddr) -> Vec<u8> {
+    let name = if spec.is_gateway(address) { Some(HOST.to_owned()) } else { names.reverse(address) };
+    let Some(name) = name.and_then(|name| name_value(&format!("{name}.{DOMAIN}"))) else {
         return question.authoritative(Code::NxDomain, &[]);
     };
     let values = if question.kind == TYPE_PTR { vec![name] } else { Vec::new() };

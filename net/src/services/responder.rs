@@ -51,7 +51,7 @@ impl Responder {
         now: Instant,
     ) -> Self {
         let frame_max = usize::from(spec.mtu).saturating_sub(IPV6_BYTES + UDP_BYTES).min(DNS_MAX_BYTES);
-        let (relay, advertiser) = (Relay::new(frame_max), Advertiser::new(now));
+        let (relay, advertiser) = (Relay::new(frame_max, now), Advertiser::new(now));
         let seed = (0..4).fold(0, |seed, _| seed << 16 | u64::from(random()));
         let streams = Streams::new(&spec, seed, now);
         Self { spec, names, relay, streams, advertiser, random, counters }

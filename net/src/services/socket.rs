@@ -14,8 +14,9 @@ use crate::policy::rules::SERVICES_MARK;
 const FAMILY: u16 = 17;
 const EVERY_PROTOCOL: u16 = 3;
 
-/// Octets of frames that may wait in the kernel for the services: a burst of questions, with the kernel's own bookkeeping.
-const RECEIVE_BUFFER_BYTES: c_int = 128 * 1024;
+/// Octets of frames that may wait in the kernel for the services, with the kernel's own bookkeeping: a thousand questions at once. It is
+/// more than a host lets others ask for (`net.core.rmem_max`).
+const RECEIVE_BUFFER_BYTES: c_int = 1024 * 1024;
 
 /// A socket on which the frames arrive that the guest sends to its services over interface `tap_index`, and no others, and through
 /// which the guest gets the answers: non-blocking, closed on exec. It takes CAP_NET_RAW, and nothing afterwards.
@@ -32,7 +33,9 @@ pub fn open_socket(tap_index: u32, spec: &ServiceSpec) -> io::Result<OwnedFd> {
     attach(socket.as_fd(), &filter::program(spec))?;
     // What is sent to the guest is not what it sends.
     set_option(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)?;
-    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER_BYTES)?;
+    // Whoever has CAP_NET_RAW alone gets what the host allows.
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER_BYTES)
+        .or_else(|_| set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER_BYTES))?;
     // What tells it from what others send to the guest.
     set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &SERVICES_MARK)?;
     bind(socket.as_fd(), tap_index)?;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The protocol itself is smoltcp's, which gets the guest's packets to this port and nothing else. Without connections there is no memory
-//! for them. With them it is bounded: [`CONNECTIONS`] times its two buffers and [`PIPELINE`] answers.
+//! for them. With them it is bounded: [`CONNECTIONS`] times its two buffers, and [`BACKLOGS_MAX_BYTES`] of answers.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -22,8 +22,8 @@ use smoltcp::wire::{HardwareAddress, IpCidr};
 use super::frame::{ETHERNET_BYTES, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Frame, Octets, Packet, be16};
 use super::{PREFIX_LEN, ServiceSpec, dns};
 
-/// Connections at a time. A stub resolver has one or two.
-const CONNECTIONS: usize = 8;
+/// Connections at a time. A stub resolver has one or two, but a guest can have many of them.
+const CONNECTIONS: usize = 64;
 
 /// Questions of a connection that may wait for answers. The next ones wait in the guest.
 const PIPELINE: usize = 8;
@@ -37,6 +37,9 @@ const SEND_BYTES: usize = 16 * 1024;
 
 /// Octets of answers beyond which no further question of the connection is read.
 const BACKLOG_BYTES: usize = 64 * 1024;
+
+/// Octets of answers of all connections; the one to which the next is to go ends.
+const BACKLOGS_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a connection may be without a whole question, or without taking what it has been answered (RFC 7766 6.2.3).
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -167,6 +170,10 @@ impl Streams {
     /// Answers a question in the next turn. Its connection may be over: then nobody is told.
     pub(super) fn answer(&mut self, stream: StreamId, message: &[u8], now: Instant) {
         let Ok(len) = u16::try_from(message.len()) else { return };
+        if self.connections.iter().map(|it| it.backlog.len()).sum::<usize>() > BACKLOGS_MAX_BYTES {
+            self.refuse(stream);
+            return;
+        }
         let Some(connection) = self.connections.iter_mut().find(|it| it.id == stream) else { return };
         connection.waiting = connection.waiting.saturating_sub(1);
         connection.deadline = now + PATIENCE;

@@ -327,14 +327,75 @@ fn host_only_network_passes_nothing_on() {
 }
 
 #[test]
-fn questions_beyond_the_slots_fail_at_once() {
-    let mut bench = Bench::new(spec());
-    for id in 0..UPSTREAM_SLOTS {
+fn questions_beyond_the_slots_wait_for_their_turn_and_no_longer_than_clients_do() {
+    let mut bench = Bench::new(quiet());
+    let (slot, _, passed) = asked(&bench.ask(&question(0, "example.org", 1)));
+    for id in 1..UPSTREAM_SLOTS {
         asked(&bench.ask(&question(id.try_into().unwrap(), "example.org", 1)));
     }
-    let out = bench.ask(&question(999, "example.org", 1));
-    assert_eq!(code(&answered(&out)), 2);
-    assert!(out.upstream.is_empty());
+    // The queue is bounded, and what does not fit gets no answer that a client would believe.
+    for id in 0..3000 {
+        let out = bench.ask(&question(1000 + id, "example.org", 1));
+        assert_eq!((out.frames.len(), out.upstream.len()), (0, 0), "{id}");
+    }
+    let out = bench.hear(slot, &answer_to(&passed, 0, &[]));
+    assert_eq!(out.frames.len(), 1);
+    assert!(matches!(out.upstream.as_slice(), [Upstream::Forget { .. }, Upstream::Ask { .. }]), "{:?}", out.upstream);
+    let mut all = 0;
+    for _ in 0..100 {
+        all += bench.wait(Duration::from_secs(1)).frames.len();
+    }
+    // Those that were asked and never answered; the others were forgotten, and the time comes to rest.
+    assert!((UPSTREAM_SLOTS..10 * UPSTREAM_SLOTS).contains(&all), "{all}");
+    assert_eq!(bench.responder.next_deadline(), None);
+}
+
+#[test]
+fn server_that_is_dead_costs_one_wait_until_it_is_back() {
+    let servers: Vec<SocketAddr> = vec!["192.0.2.1:53".parse().unwrap(), "192.0.2.2:53".parse().unwrap()];
+    let mut bench = Bench::new(quiet());
+    bench.responder.set_resolvers(servers.clone());
+    let server_of = |out: &Output| match out.upstream.as_slice() {
+        [.., Upstream::Ask { slot, server, message, .. }] => (*slot, *server, message.clone()),
+        other => panic!("{other:?}"),
+    };
+    let (_, first, _) = server_of(&bench.ask(&question(1, "example.org", 1)));
+    let (slot, second, passed) = server_of(&bench.wait(Duration::from_millis(1500)));
+    assert_eq!([first, second], servers[..]);
+    bench.hear(slot, &answer_to(&passed, 0, &[]));
+    // From now on the other, and the dead one gets a copy first.
+    let out = bench.ask(&question(2, "example.org", 1));
+    assert_eq!(out.upstream.len(), 2);
+    let (slot, server, passed) = server_of(&out);
+    assert_eq!(server, servers[1]);
+    bench.hear(slot, &answer_to(&passed, 0, &[]));
+    let out = bench.ask(&question(3, "example.org", 1));
+    assert_eq!((out.upstream.len(), server_of(&out).1), (1, servers[1]));
+    // Nobody is told that the copy got no answer.
+    assert!(bench.wait(Duration::from_millis(1400)).frames.is_empty());
+    bench.wait(Duration::from_secs(20));
+    let out = bench.ask(&question(4, "example.org", 1));
+    let [Upstream::Ask { slot, server, message, .. }, _] = out.upstream.as_slice() else { panic!("{out:?}") };
+    assert_eq!(*server, servers[0]);
+    assert!(bench.hear(*slot, &answer_to(message, 0, &[])).frames.is_empty());
+    assert_eq!(server_of(&bench.ask(&question(5, "example.org", 1))).1, servers[0]);
+}
+
+#[test]
+fn guest_has_the_host_ask_so_many_questions_in_a_second() {
+    let mut bench = Bench::new(quiet());
+    let mut passed = 0;
+    for id in 0..10_000_u16 {
+        let out = bench.ask(&question(id, "example.org", 1));
+        for order in out.upstream {
+            let Upstream::Ask { slot, message, .. } = order else { continue };
+            passed += 1;
+            let mut out = bench.hear(slot, &answer_to(&message, 0, &[]));
+            assert!(out.upstream.drain(..).all(|order| matches!(order, Upstream::Forget { .. })));
+        }
+    }
+    assert_eq!(passed, 2000);
+    assert!(!bench.wait(Duration::from_millis(2)).upstream.is_empty());
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     ("guarded_bridge_guest_is_only_what_its_list_says", listed),
     ("guarded_bridge_guest_without_a_list_has_any_address_on_its_own_mac", unlisted),
     ("guarded_port_learns_nothing_and_is_not_flooded", port_flags),
+    ("isolated_bridge_guests_are_not_routed_to_each_other_by_the_host", not_routed),
     ("isolated_bridge_guests_reach_the_uplink_and_no_other_vm", isolated_on_bridge),
     ("isolated_nat_guest_reaches_the_world_and_no_sibling", isolated_on_nat),
     ("nat_without_antispoof_lets_any_mac_pass", nat_unguarded),
@@ -261,6 +262,31 @@ fn isolated_on_bridge() {
 fn lease(tap: &str) -> String {
     let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
     alias.split("ip4=").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+fn not_routed() {
+    sh("ip link add br0 type bridge mcast_snooping 0");
+    sh("ip addr add 192.0.2.1/24 dev br0");
+    sh("ip link set br0 up");
+    sh("sysctl -q net.ipv4.ip_forward=1");
+    echo(&Namespace::at("/proc/self/ns/net"), 7);
+    for keys in ["antispoof=on", "antispoof=off"] {
+        let spec = format!("bridge=br0,isolate=on,{keys}");
+        let (first, web) = Vmm::start_bridged("web", &spec);
+        let (second, db) = Vmm::start_bridged("db", &spec);
+        for (guest, own, other) in [(&web, 5, 6), (&db, 6, 5)] {
+            guest.sh(&format!("ip addr add 192.0.2.{own}/24 dev eth0"));
+            guest.sh(&format!("ip route add 192.0.2.{other}/32 via 192.0.2.1"));
+            echo(guest, 9);
+        }
+        assert!(ask_tcp(&web, "192.0.2.1:7").is_some());
+        assert!(ask_tcp(&db, "192.0.2.1:7").is_some());
+        assert!(is_silent(&web, "192.0.2.6:9"), "{keys}");
+        assert!(ask_udp(&db, "192.0.2.5:9").is_none(), "{keys}");
+        assert!(counted("netdev", "web", "isolated") > 0);
+        first.stop();
+        second.stop();
+    }
 }
 
 fn isolated_on_nat() {

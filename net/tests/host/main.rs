@@ -37,6 +37,7 @@ mod macvtap;
 mod measure;
 mod mirror;
 mod modes;
+mod names;
 mod nat;
 mod nft;
 mod ovs;
@@ -78,6 +79,7 @@ fn cases() -> Vec<Case> {
         macvtap::CASES,
         modes::CASES,
         mirror::CASES,
+        names::CASES,
         nat::CASES,
         &nft,
         ovs::CASES,

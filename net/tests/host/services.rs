@@ -166,10 +166,11 @@ impl Stage {
 }
 
 /// A resolver on this machine that knows `example.org`, and a name with much to say.
-struct Resolver(Child);
+pub(crate) struct Resolver(Child);
 
 impl Resolver {
-    fn start(address: &str, answer: &str) -> Self {
+    /// One that listens at `address` and answers with `answer`.
+    pub(crate) fn start(address: &str, answer: &str) -> Self {
         sh("ip link set lo up");
         let texts: Vec<String> =
             (0..12).map(|idx| format!("--txt-record=long.example.org,{}", idx.to_string().repeat(99))).collect();
@@ -327,6 +328,12 @@ fn names() {
     assert_eq!(stage.dig("+short db.minivmm").trim(), "10.9.8.8");
     assert_eq!(stage.dig("+short DB.minivmm AAAA").trim(), "fd00::8");
     assert_eq!(stage.dig("+short -x 10.9.8.8").trim(), "db.minivmm.");
+    // The host has a name as well.
+    assert_eq!(stage.dig("+short host.minivmm").trim(), GATEWAY);
+    assert_eq!(stage.dig("+short host.minivmm AAAA").trim(), GATEWAY6);
+    for address in [GATEWAY, GATEWAY6, LINK_LOCAL] {
+        assert_eq!(stage.dig(&format!("+short -x {address}")).trim(), "host.minivmm.");
+    }
     for (question, status) in [
         ("nobody.minivmm", "NXDOMAIN"),
         ("-x 10.9.8.99", "NXDOMAIN"),

@@ -226,6 +226,11 @@ pub(super) fn is_failure(answer: &[u8]) -> bool {
     [Code::ServFail as u16, Code::NotImp as u16, Code::Refused as u16].contains(&code)
 }
 
+/// Whether a message lacks what there was no room for.
+pub(super) fn is_cut(answer: &[u8]) -> bool {
+    be16(answer, 2).is_some_and(|flags| flags & TRUNCATED != 0)
+}
+
 /// The answer to a message that is not a question of ours.
 pub(in crate::services) fn bad(id: u16, flags: u16, code: Code) -> Vec<u8> {
     let mut bytes = header(id, flags, 0, code);

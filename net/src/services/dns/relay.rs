@@ -1,13 +1,18 @@
 //! Questions that others have to answer: as many at a time as there are slots, each asked under an identifier of its own.
 //!
 //! ```text
-//!            ask                      answer to it
-//!   [free] --------> [waiting] --------------------------> [free]  the client gets it, cut to what it takes
-//!                     |    ^  too late, refused, SERVFAIL:
-//!                     '----'  the next server, a new identifier and a new socket
-//!                     after the last attempt: SERVFAIL, or what the last server said
+//!   ask --> [queue] --a free slot, in turn--> [waiting] --------------------------> [free]  the client gets it, cut to what it takes
+//!             | too full, too old: dropped     |    ^  too late, refused, SERVFAIL:
+//!             v (SERVFAIL on a connection)     '----'  the next server, a new identifier and a new socket
+//!                                              after the last attempt: SERVFAIL, or what the last server said
 //! ```
+//!
+//! The server that answered last is asked first, so that a dead one costs one wait and not one at each question. Now and then the first of
+//! the list gets a copy of a question, which nobody waits for: if it answers, it is the first to be asked again.
+//!
+//! A guest can have [`SLOTS`] questions out at a time and [`Budget`] of them in a second, and [`QUEUE_MAX`] waiting here.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -16,9 +21,20 @@ use crate::services::Random;
 use crate::services::frame::Octets;
 use crate::services::streams::StreamId;
 
-/// Questions that may be waiting. A guest that looks up a thousand names at once waits its turn by asking again; the host has no more
-/// sockets open for it than this.
+/// Questions that may be with a resolver. The host has no more sockets open for a guest than this.
 pub(in crate::services) const SLOTS: usize = 64;
+
+/// Questions that wait for a slot: a guest that looks up a thousand names at once. Each is at most [`QUESTION_MAX_BYTES`] long.
+const QUEUE_MAX: usize = 1024;
+
+/// How long they wait. A stub resolver has given up by then.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Questions in a second, and as many at once, that a guest can have the host ask.
+const RATE_PER_S: u32 = 2000;
+
+/// How often the first server gets a copy of a question while another one is asked first.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often a question is asked, and for how long each time. A stub resolver gives up after 5 s.
 const ATTEMPTS: usize = 3;
@@ -86,30 +102,80 @@ pub(in crate::services) struct Answer {
 /// The questions that wait for their answers.
 pub(in crate::services) struct Relay {
     slots: [Option<Waiting>; SLOTS],
+    queue: VecDeque<Queued>,
+    budget: Budget,
     servers: Vec<SocketAddr>,
+    /// Which of them answered last.
+    preferred: usize,
+    /// When the first one was last asked though another one is preferred.
+    probed: Option<Instant>,
     /// Octets of DNS that one frame to the client can hold.
     frame_max: usize,
 }
 
-struct Waiting {
+struct Queued {
     client: Client,
     /// The client's message as it came.
     query: Vec<u8>,
+    deadline: Instant,
+}
+
+struct Waiting {
+    /// None for a copy, whose answer only says that a server is there.
+    client: Option<Client>,
+    /// The client's message as it came.
+    query: Vec<u8>,
     id: u16,
+    /// The server of the first attempt, and the one of this.
+    first: usize,
+    server: usize,
+    transport: Transport,
     /// Attempts that were made.
     attempts: usize,
     deadline: Instant,
 }
 
+/// What a guest can have the host ask: so many questions in a second.
+struct Budget {
+    left: u32,
+    counted: Instant,
+}
+
+impl Budget {
+    fn full(now: Instant) -> Self {
+        Self { left: RATE_PER_S, counted: now }
+    }
+
+    /// Takes a question from it; false if there is none left.
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.counted).as_millis();
+        let earned = u32::try_from(passed).unwrap_or(u32::MAX).saturating_mul(RATE_PER_S / 1000);
+        if earned > 0 {
+            (self.left, self.counted) = (self.left.saturating_add(earned).min(RATE_PER_S), now);
+        }
+        let taken = self.left.checked_sub(1);
+        self.left = taken.unwrap_or(0);
+        taken.is_some()
+    }
+}
+
 impl Relay {
     /// A relay that gives answers of up to `frame_max` octets.
-    pub(in crate::services) fn new(frame_max: usize) -> Self {
-        Self { slots: [const { None }; SLOTS], servers: Vec::new(), frame_max }
+    pub(in crate::services) fn new(frame_max: usize, now: Instant) -> Self {
+        Self {
+            slots: [const { None }; SLOTS],
+            queue: VecDeque::new(),
+            budget: Budget::full(now),
+            servers: Vec::new(),
+            preferred: 0,
+            probed: None,
+            frame_max,
+        }
     }
 
     /// Whom to ask from now on, in this order.
     pub(in crate::services) fn set_servers(&mut self, servers: Vec<SocketAddr>) {
-        self.servers = servers;
+        (self.servers, self.preferred, self.probed) = (servers, 0, None);
     }
 
     /// Passes a question on; what can be said at once comes back.
@@ -122,18 +188,19 @@ impl Relay {
         out: &mut Vec<Upstream>,
     ) -> Option<Answer> {
         let query = question.message();
-        // Nothing is lost on a connection, so what is asked twice there is meant.
-        let again =
-            |waiting: &&Waiting| client.via == Via::Datagram && waiting.client == client && waiting.query == query;
-        if self.slots.iter().flatten().any(|waiting| again(&waiting)) {
+        if self.servers.is_empty() || query.len() > QUESTION_MAX_BYTES {
+            return Some(Answer { client, message: question.refuse(Code::ServFail) });
+        }
+        if client.via == Via::Datagram && self.is_known(client, query) {
             return None;
         }
-        let free = self.slots.iter().position(Option::is_none);
-        let Some(slot) = free.filter(|_| !self.servers.is_empty() && query.len() <= QUESTION_MAX_BYTES) else {
-            return Some(Answer { client, message: question.refuse(Code::ServFail) });
-        };
-        let waiting = Waiting { client, query: query.to_vec(), id: 0, attempts: 0, deadline: now };
-        self.attempt(slot, waiting, now, random, out);
+        if self.queue.len() >= QUEUE_MAX {
+            // Whoever asks by datagrams asks again; on a connection nothing gets lost.
+            let refused = Answer { client, message: question.refuse(Code::ServFail) };
+            return (client.via != Via::Datagram).then_some(refused);
+        }
+        self.queue.push_back(Queued { client, query: query.to_vec(), deadline: now + QUEUE_PATIENCE });
+        self.fill(now, random, out);
         None
     }
 
@@ -148,21 +215,30 @@ impl Relay {
     ) -> Option<Answer> {
         let waiting = self.slots.get_mut(slot)?.take()?;
         let Some(Query::Question(question)) = Query::parse(&waiting.query) else { return None };
-        let max = match waiting.client.via {
-            Via::Datagram => question.udp_max().min(self.frame_max),
-            Via::Stream(_) => usize::from(u16::MAX),
+        let max = match waiting.client.map(|client| client.via) {
+            Some(Via::Stream(_)) => usize::from(u16::MAX),
+            _ => question.udp_max().min(self.frame_max),
         };
         let Some(message) = question.relayed(bytes, waiting.id, max) else {
             // Not an answer to this: it may still come.
             self.slots[slot] = Some(waiting);
             return None;
         };
-        if message::is_failure(bytes) && waiting.attempts < self.servers.len().min(ATTEMPTS) {
-            self.attempt(slot, waiting, now, random, out);
-            return None;
+        if message::is_failure(bytes) {
+            if waiting.client.is_some() && waiting.attempts < self.servers.len().min(ATTEMPTS) {
+                self.attempt(slot, waiting, now, random, out);
+                return None;
+            }
+        } else {
+            self.preferred = waiting.server;
         }
         out.push(Upstream::Forget { slot });
-        Some(Answer { client: waiting.client, message })
+        self.fill(now, random, out);
+        let client = waiting.client?;
+        let cut = matches!(client.via, Via::Stream(_)) && waiting.transport == Transport::Udp;
+        // Whoever asks over a connection does so because it wants the whole answer.
+        let message = if cut && message::is_cut(bytes) { question.refuse(Code::ServFail) } else { message };
+        Some(Answer { client, message })
     }
 
     /// The socket of a slot failed: nobody is there, or no way leads there.
@@ -173,12 +249,21 @@ impl Relay {
         random: &mut Random,
         out: &mut Vec<Upstream>,
     ) -> Option<Answer> {
-        let waiting = self.slots.get_mut(slot)?.take()?;
-        if waiting.attempts < self.servers.len().min(ATTEMPTS) {
+        let mut waiting = self.slots.get_mut(slot)?.take()?;
+        self.prefer_another_than(waiting.server);
+        if waiting.client.is_some() && waiting.attempts < self.servers.len().min(ATTEMPTS) {
             self.attempt(slot, waiting, now, random, out);
             return None;
         }
-        self.give_up(slot, &waiting, out)
+        if waiting.transport == Transport::Tcp {
+            // There are resolvers without TCP.
+            (waiting.transport, waiting.first, waiting.attempts) = (Transport::Udp, self.preferred, ATTEMPTS - 1);
+            self.attempt(slot, waiting, now, random, out);
+            return None;
+        }
+        let answer = give_up(slot, &waiting, out);
+        self.fill(now, random, out);
+        answer
     }
 
     /// Asks again what has waited too long; those that have been asked often enough are answered.
@@ -191,18 +276,76 @@ impl Relay {
         let mut answers = Vec::new();
         for slot in 0..SLOTS {
             let Some(waiting) = self.slots[slot].take_if(|waiting| waiting.deadline <= now) else { continue };
-            if waiting.attempts < ATTEMPTS && !self.servers.is_empty() {
+            self.prefer_another_than(waiting.server);
+            if waiting.client.is_some() && waiting.attempts < ATTEMPTS && !self.servers.is_empty() {
                 self.attempt(slot, waiting, now, random, out);
             } else {
-                answers.extend(self.give_up(slot, &waiting, out));
+                answers.extend(give_up(slot, &waiting, out));
             }
         }
+        while let Some(queued) = self.queue.pop_front_if(|queued| queued.deadline <= now) {
+            answers.extend(too_late(&queued));
+        }
+        self.fill(now, random, out);
         answers
     }
 
     /// When [`on_time`](Self::on_time) has something to do.
     pub(in crate::services) fn deadline(&self) -> Option<Instant> {
-        self.slots.iter().flatten().map(|waiting| waiting.deadline).min()
+        let waiting = self.slots.iter().flatten().map(|waiting| waiting.deadline).min();
+        let queued = self.queue.front().map(|queued| {
+            // With a slot free, it is the budget that is waited for.
+            let free = self.slots.iter().any(Option::is_none);
+            if free { self.budget.counted + Duration::from_millis(1) } else { queued.deadline }
+        });
+        waiting.into_iter().chain(queued).min()
+    }
+
+    /// Whether the client has asked this already.
+    fn is_known(&self, client: Client, query: &[u8]) -> bool {
+        let mut waiting = self.slots.iter().flatten();
+        waiting.any(|waiting| waiting.client == Some(client) && waiting.query == query)
+            || self.queue.iter().any(|queued| queued.client == client && queued.query == query)
+    }
+
+    /// Has questions asked that wait for a slot, as many as can be.
+    fn fill(&mut self, now: Instant, random: &mut Random, out: &mut Vec<Upstream>) {
+        for slot in 0..SLOTS {
+            if self.queue.is_empty() || self.servers.is_empty() {
+                return;
+            }
+            if self.slots[slot].is_some() {
+                continue;
+            }
+            if !self.budget.take(now) {
+                return;
+            }
+            let Some(Queued { client, query, .. }) = self.queue.pop_front() else { return };
+            let transport = if client.via == Via::Datagram { Transport::Udp } else { Transport::Tcp };
+            self.probe(slot, &query, now, random, out);
+            let first = self.preferred;
+            let client = Some(client);
+            let waiting = Waiting { client, query, id: 0, first, server: 0, transport, attempts: 0, deadline: now };
+            self.attempt(slot, waiting, now, random, out);
+        }
+    }
+
+    /// Asks the first server as well, in a slot that is not `used`, if it has not been for a while.
+    fn probe(&mut self, used: usize, query: &[u8], now: Instant, random: &mut Random, out: &mut Vec<Upstream>) {
+        let due = self.probed.is_none_or(|probed| now.saturating_duration_since(probed) >= PROBE_INTERVAL);
+        let free = (0..SLOTS).rev().find(|slot| *slot != used && self.slots[*slot].is_none());
+        let Some(slot) = free.filter(|_| due && self.preferred != 0) else { return };
+        self.probed = Some(now);
+        let (query, transport) = (query.to_vec(), Transport::Udp);
+        let copy = Waiting { client: None, query, id: 0, first: 0, server: 0, transport, attempts: 0, deadline: now };
+        self.attempt(slot, copy, now, random, out);
+    }
+
+    /// After a server has not answered.
+    fn prefer_another_than(&mut self, server: usize) {
+        if self.preferred == server {
+            self.preferred = (server + 1) % self.servers.len().max(1);
+        }
     }
 
     fn attempt(
@@ -213,20 +356,30 @@ impl Relay {
         random: &mut Random,
         out: &mut Vec<Upstream>,
     ) {
-        let Some(server) = self.servers.get(waiting.attempts % self.servers.len().max(1)) else { return };
+        waiting.server = (waiting.first + waiting.attempts) % self.servers.len().max(1);
+        let Some(server) = self.servers.get(waiting.server) else { return };
         waiting.id = random();
         waiting.attempts += 1;
         waiting.deadline = now + PATIENCE;
         let mut message = waiting.query.clone();
         message[..2].copy_from_slice(&waiting.id.to_be_bytes());
-        let transport = if waiting.client.via == Via::Datagram { Transport::Udp } else { Transport::Tcp };
-        out.push(Upstream::Ask { slot, server: *server, transport, message });
+        out.push(Upstream::Ask { slot, server: *server, transport: waiting.transport, message });
         self.slots[slot] = Some(waiting);
     }
+}
 
-    fn give_up(&self, slot: usize, waiting: &Waiting, out: &mut Vec<Upstream>) -> Option<Answer> {
-        out.push(Upstream::Forget { slot });
-        let Some(Query::Question(question)) = Query::parse(&waiting.query) else { return None };
-        Some(Answer { client: waiting.client, message: question.refuse(Code::ServFail) })
-    }
+fn give_up(slot: usize, waiting: &Waiting, out: &mut Vec<Upstream>) -> Option<Answer> {
+    out.push(Upstream::Forget { slot });
+    failure(waiting.client?, &waiting.query)
+}
+
+/// What is said of a question that has waited for a slot for too long: nothing to whoever may ask again.
+fn too_late(queued: &Queued) -> Option<Answer> {
+    let client = Some(queued.client).filter(|client| client.via != Via::Datagram)?;
+    failure(client, &queued.query)
+}
+
+fn failure(client: Client, query: &[u8]) -> Option<Answer> {
+    let Some(Query::Question(question)) = Query::parse(query) else { return None };
+    Some(Answer { client, message: question.refuse(Code::ServFail) })
 }

@@ -173,6 +173,7 @@ fn netdev() {
         Match::Ip6(IpFields::Saddr(Test::is("fe80::1".parse().unwrap()))),
         Match::UdpDport(Test::is(67)),
         Match::Icmp6Type(Test::is(Icmp6Type::ROUTER_ADVERT)),
+        Match::FibDaddrOif(Test::is("br0".parse().unwrap())),
     ];
     let tap = || "tap0".parse().unwrap();
     let mut rules = one_rule_each(conditions);
