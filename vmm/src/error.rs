@@ -163,8 +163,26 @@ impl Error {
             Self::MemoryBeyondAddressBits { .. } | Self::MemoryBeyondHost { .. } | Self::MapMemory { .. } => {
                 Some("Use a smaller --mem".to_owned())
             }
-            _ => None,
+            _ => self.limit_hint().map(str::to_owned),
         }
+    }
+
+    /// What to do about a limit of the process or the host, wherever in the chain of causes it stands.
+    fn limit_hint(&self) -> Option<&'static str> {
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            match error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+                Some(libc::EMFILE) => {
+                    return Some(
+                        "This process has as many descriptors as it may: raise ulimit -Hn (LimitNOFILE= in a unit), or give \
+                         cards fewer queues",
+                    );
+                }
+                Some(libc::ENFILE) => return Some("The host has as many open files as it may: raise fs.file-max"),
+                _ => cause = error.source(),
+            }
+        }
+        None
     }
 
     /// Its code in the table of [`exit`]: a wish that no host can fulfil is a usage error.
@@ -201,5 +219,19 @@ impl Error {
             cause = error.source();
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_of_descriptors_is_named_wherever_it_is_met() {
+        let source = || io::Error::from_raw_os_error(libc::EMFILE);
+        let device = Error::AddDevice { device: "net0".to_owned(), source: Box::new(source()) };
+        for error in [device, Error::Host { operation: "create an eventfd", source: source() }] {
+            assert!(error.hint().is_some_and(|hint| hint.contains("ulimit -Hn")), "{error}");
+        }
     }
 }
