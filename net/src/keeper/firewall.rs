@@ -9,6 +9,10 @@
 //! processor. Changes of tables of minivmm's own are no reason to look. Not seen: rules of iptables' predecessor, which tells nobody of
 //! changes, and single rules that drop.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::NotKept;
 use super::gateways::members;
 use super::pace::{Allowance, Grant, Pace};
@@ -23,6 +27,9 @@ use crate::spec::IfName;
 use crate::step::{Host, Step};
 use crate::survey::{self, ip};
 
+/// How long a chain has to drop before that is said: a reload of ufw's rules takes them away for a moment.
+const SETTLING: Duration = Duration::from_secs(1);
+
 /// The beginning of the names of minivmm's tables.
 const OURS: &str = "minivmm-";
 
@@ -36,6 +43,8 @@ pub(super) struct Firewall<'a> {
     pace: Pace,
     placed: InDocker,
     allowance: Allowance,
+    /// Found by the last look for the first time.
+    suspected: Vec<NotKept>,
     not_kept: Vec<NotKept>,
 }
 
@@ -68,7 +77,8 @@ impl<'a> Firewall<'a> {
         };
         let changes = if members.is_empty() && bridged.is_empty() { None } else { subscribe() };
         let (placed, allowance) = (placed.unwrap_or_default(), Allowance::full());
-        Self { vm, members, bridged, changes, pace: Pace::later(), placed, allowance, not_kept: Vec::new() }
+        let (pace, suspected, not_kept) = (Pace::later(), Vec::new(), Vec::new());
+        Self { vm, members, bridged, changes, pace, placed, allowance, suspected, not_kept }
     }
 
     /// Waits until there is something to look at.
@@ -110,12 +120,23 @@ impl<'a> Firewall<'a> {
             let text = format!("Its rules are removed from chain {} again and again", docker::CHAIN);
             not_kept.push(NotKept { card, text });
         }
-        not_kept.extend(self.cut_off(tables, bridged).map_err(Error::Nftables)?);
+        not_kept.extend(self.lasting(self.cut_off(tables, bridged).map_err(Error::Nftables)?));
         for trouble in not_kept.iter().filter(|trouble| !self.not_kept.contains(trouble)) {
             log::warn!("{}", trouble.text);
         }
         self.not_kept = not_kept;
         Ok(())
+    }
+
+    /// Those of the troubles that have been there at the last look as well. The others take another look.
+    fn lasting(&mut self, found: Vec<NotKept>) -> Vec<NotKept> {
+        let known = |trouble: &NotKept| self.suspected.contains(trouble) || self.not_kept.contains(trouble);
+        let (lasting, fresh): (Vec<_>, Vec<_>) = found.into_iter().partition(known);
+        if !fresh.is_empty() {
+            self.pace.mark_for(Instant::now() + SETTLING);
+        }
+        self.suspected = fresh;
+        lasting
     }
 
     /// Has Docker's rules let the cards through, if they do not yet. Returns false where that is undone again and again.
