@@ -7,8 +7,8 @@
 //! | `NAME.keeper` | keeper | the policy is asked for here |
 //!
 //! The folder is `/run/minivmm` for root. For others it is `minivmm` in `$XDG_RUNTIME_DIR` or `/run/user/UID`, or
-//! `/tmp/minivmm-UID` where there is neither. It belongs to the user and only the user can write to it, so that nobody
-//! else can take a name or answer for a VM; abstract sockets, which any user can bind, would allow both. A name is
+//! `/tmp/minivmm-UID` where there is neither. It belongs to the user and only the user can write to it, so that no
+//! one else can take a name or answer for a VM; abstract sockets, which any user can bind, would allow both. A name is
 //! unique among the VMs of one folder, whatever their network namespaces.
 //!
 //! A process that is killed leaves its files. They do no harm: the lock is gone with the process, and whoever gets it
@@ -60,7 +60,7 @@ pub enum FolderError {
         /// The reason.
         source: io::Error,
     },
-    /// Somebody else could change it.
+    /// Another user could change it.
     #[error("Cannot use the folder {} for names of VMs: it is not this user's alone", .0.display())]
     Foreign(PathBuf),
 }
@@ -131,7 +131,7 @@ impl RuntimeDir {
         self.path.join(format!("{vm}{}", socket.suffix()))
     }
 
-    /// Tries to take the lock of a name. Returns `None` while somebody has it.
+    /// Tries to take the lock of a name. Returns `None` while another process has it.
     ///
     /// # Errors
     /// The host refuses the file.
@@ -145,7 +145,7 @@ impl RuntimeDir {
                 Err(errno) => return Err(errno.into()),
             }
             let lock = NameLock { folder: self.fd.try_clone()?, vm: vm.to_owned(), file };
-            // Otherwise its last holder has removed it meanwhile, and somebody else may have made another.
+            // Otherwise its last holder has removed it meanwhile, and another process may have made a new one.
             if lock.is_current() {
                 for socket in [VmSocket::Control, VmSocket::Keeper] {
                     remove(lock.folder.as_fd(), &format!("{vm}{}", socket.suffix()));

@@ -10,6 +10,7 @@ pub(crate) mod output;
 pub(crate) mod terminal;
 
 use crate::cli::ConsoleSpec;
+use crate::folder::Folder;
 use crate::logger;
 use input::{Input, Keys};
 use output::{Output, WhenFull};
@@ -48,41 +49,80 @@ pub(crate) struct Console {
     pub(crate) output: Output,
     /// Where input comes from.
     pub(crate) input: Input,
-    /// Keeps the terminal raw, or the pty's other end open.
-    _keep: Keep,
+    stdin: Stdin,
+    /// Keeps the pty's other end open.
+    _other_end: Option<OwnedFd>,
 }
 
-enum Keep {
-    Nothing,
-    Terminal { _raw: RawMode },
-    Pty { _other_end: OwnedFd },
+/// The terminal on stdin, if there is one.
+enum Stdin {
+    /// None.
+    NoTerminal,
+    /// It is raw, and what is typed is for the guest.
+    Raw { _raw: RawMode },
+    /// Another job has it: one in the background that touched it would be stopped.
+    Away,
 }
 
 impl Console {
-    /// Opens what `spec` names. A terminal on stdin becomes raw until the console is dropped.
+    /// Opens what `spec` names, with the file of [`open_file`]. A terminal on stdin becomes raw until the console is dropped.
     ///
     /// # Errors
-    /// If a file or pseudoterminal cannot be opened.
-    pub(crate) fn open(spec: &ConsoleSpec) -> Result<Self, Error> {
+    /// If a pseudoterminal cannot be opened.
+    pub(crate) fn open(spec: &ConsoleSpec, file: Option<File>) -> Result<Self, Error> {
         match spec {
             ConsoleSpec::Stdio => stdio().map_err(Error::Stdio),
             ConsoleSpec::Pty => pty().map_err(Error::OpenPty),
-            ConsoleSpec::None => nowhere().map_err(Error::Stdio),
-            ConsoleSpec::File(path) => {
-                let open_error = |source| Error::OpenFile { path: path.clone(), source };
-                let file = File::create(path).map_err(open_error)?;
-                Ok(Self {
-                    output: Output::new(Some(file), WhenFull::Wait).map_err(open_error)?,
-                    input: Input::none(),
-                    _keep: Keep::Nothing,
-                })
-            }
+            ConsoleSpec::None | ConsoleSpec::File(_) => to_file(file).map_err(Error::Stdio),
         }
+    }
+
+    /// The process is about to pause: gives the terminal back.
+    pub(crate) fn pause(&mut self) {
+        if let Stdin::Raw { .. } = self.stdin {
+            self.input = Input::none();
+            self.stdin = Stdin::Away;
+        }
+    }
+
+    /// Takes the terminal again, which the shell or another job has set up for itself meanwhile, if this is the job that has it.
+    pub(crate) fn resume(&mut self) {
+        if matches!(self.stdin, Stdin::NoTerminal) {
+            return;
+        }
+        if !terminal::is_foreground(io::stdin().as_fd()) {
+            // Another job's by now: to put it back would change that one's.
+            terminal::forget();
+            return self.pause();
+        }
+        self.pause();
+        match take_terminal() {
+            Ok((stdin, input)) => (self.stdin, self.input) = (stdin, input),
+            // Without it the guest has no input, and runs on.
+            Err(err) => log::debug!("The terminal cannot be used: {err}"),
+        }
+    }
+
+    /// Whether to [`resume`](Self::resume) now and then: a shell that brings a job to the foreground says nothing to one that runs.
+    pub(crate) fn waits_for_terminal(&self) -> bool {
+        matches!(self.stdin, Stdin::Away)
     }
 }
 
-fn nowhere() -> io::Result<Console> {
-    Ok(Console { output: Output::new(None, WhenFull::Drop)?, input: Input::none(), _keep: Keep::Nothing })
+/// Opens the file that `spec` names, if it does. A FIFO waits for its reader: so this comes before signals are blocked.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn open_file(spec: &ConsoleSpec) -> Result<Option<File>, Error> {
+    let ConsoleSpec::File(path) = spec else { return Ok(None) };
+    let file = Folder::of(path).and_then(|(folder, name)| folder.create(&name));
+    file.map(Some).map_err(|source| Error::OpenFile { path: path.clone(), source })
+}
+
+fn to_file(file: Option<File>) -> io::Result<Console> {
+    let when_full = if file.is_some() { WhenFull::Wait } else { WhenFull::Drop };
+    let output = Output::new(file, when_full)?;
+    Ok(Console { output, input: Input::none(), stdin: Stdin::NoTerminal, _other_end: None })
 }
 
 fn stdio() -> io::Result<Console> {
@@ -94,15 +134,19 @@ fn stdio() -> io::Result<Console> {
             // stdin is closed: as good as empty.
             Err(_) => Input::none(),
         };
-        return Ok(Console { output, input, _keep: Keep::Nothing });
+        return Ok(Console { output, input, stdin: Stdin::NoTerminal, _other_end: None });
     }
-    // A job in the background may not touch the terminal; it would be stopped.
-    if !terminal::is_foreground(stdin.as_fd()) {
-        return Ok(Console { output, input: Input::none(), _keep: Keep::Nothing });
-    }
+    let (stdin, input) =
+        if terminal::is_foreground(stdin.as_fd()) { take_terminal()? } else { (Stdin::Away, Input::none()) };
+    Ok(Console { output, input, stdin, _other_end: None })
+}
+
+/// Makes the terminal on stdin raw.
+fn take_terminal() -> io::Result<(Stdin, Input)> {
+    let stdin = io::stdin();
     let fd = stdin.as_fd().try_clone_to_owned()?;
     let raw = RawMode::enter(stdin.as_fd())?;
-    Ok(Console { output, input: Input::new(File::from(fd), Keys::Escaped), _keep: Keep::Terminal { _raw: raw } })
+    Ok((Stdin::Raw { _raw: raw }, Input::new(File::from(fd), Keys::Escaped)))
 }
 
 /// stdout as a file of our own. A terminal is opened anew, to be non-blocking without being so for everybody who shares it.
@@ -134,5 +178,5 @@ fn pty() -> io::Result<Console> {
     logger::tell(&format!("minivmm: console on {path}"));
     let input = Input::new(File::from(master.try_clone()?), Keys::Plain);
     let output = Output::new(Some(File::from(master)), WhenFull::Drop)?;
-    Ok(Console { output, input, _keep: Keep::Pty { _other_end: other_end.into() } })
+    Ok(Console { output, input, stdin: Stdin::NoTerminal, _other_end: Some(other_end.into()) })
 }

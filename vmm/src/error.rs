@@ -4,7 +4,7 @@ use crate::cli::MemSize;
 use crate::exit;
 use crate::guest;
 use crate::kvm;
-use crate::{console, disk, machine, name};
+use crate::{console, disk, limits, machine, name};
 use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
@@ -79,6 +79,16 @@ pub(crate) enum Error {
         /// RAM and swap of the host.
         host_mib: u64,
     },
+    /// More memory than the cgroup of this process allows.
+    #[error("{mem} of memory are more than the cgroup {cgroup} allows ({limit_mib} MiB with swap)")]
+    MemoryBeyondCgroup {
+        /// What was asked for.
+        mem: MemSize,
+        /// What is allowed.
+        limit_mib: u64,
+        /// By which cgroup.
+        cgroup: String,
+    },
     /// The host gives no address space for it.
     #[error("Cannot map {mem} of memory for the guest")]
     MapMemory {
@@ -116,10 +126,25 @@ pub(crate) enum Error {
     },
 }
 
+/// Operations that wait for the answer of another process.
+const ANSWERS: [&str; 2] = ["ask the VM", "connect to the VM"];
+
 impl Error {
     /// For `map_err`: the failure of `operation`.
     pub(crate) fn host<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Host { operation, source: source.into() }
+    }
+
+    /// The limit of the host that is in the way, if it is one.
+    pub(crate) fn hint_of_limit(&self) -> Option<String> {
+        match self {
+            // A VM that does not answer says EAGAIN, too.
+            Self::Host { operation, .. } if ANSWERS.contains(operation) => None,
+            Self::Usage { .. } | Self::Policy(_) => None,
+            // Its cause is a text by the time it is here.
+            Self::MapMemory { .. } => limits::of_errno(libc::ENOMEM),
+            error => limits::hint(error),
+        }
     }
 
     /// What the user can do.
@@ -160,6 +185,9 @@ impl Error {
                 "The guest did what this host's KVM cannot do; a KVM without hardware virtualization cannot run Linux"
                     .to_owned(),
             ),
+            Self::MemoryBeyondCgroup { .. } => {
+                Some("Use a smaller --mem, or raise memory.max of the cgroup (MemoryMax= of a unit)".to_owned())
+            }
             Self::MemoryBeyondAddressBits { .. } | Self::MemoryBeyondHost { .. } | Self::MapMemory { .. } => {
                 Some("Use a smaller --mem".to_owned())
             }
@@ -195,6 +223,7 @@ impl Error {
             Self::Kvm(kvm::Error::TooManyCpus { .. })
             | Self::MemoryBeyondAddressBits { .. }
             | Self::MemoryBeyondHost { .. }
+            | Self::MemoryBeyondCgroup { .. }
             | Self::Boot(_)
             | Self::Smbios(_)
             | Self::NoDefaultGuest

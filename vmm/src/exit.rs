@@ -91,10 +91,10 @@ Exit codes:
   97     A card had no address within --wait-net
   98     The guest crashed (triple fault)
   99     The guest's kernel panicked (told by pvpanic, or by how it resets)
-  124    The guest did not power off within --stop-timeout after SIGTERM, SIGINT
-         or SIGHUP
+  124    The guest did not power off within --stop-timeout after SIGTERM, SIGINT,
+         SIGHUP, SIGPWR or SIGXCPU
   128+S  Stopped at once: by a second signal S, by one that comes before the guest
-         runs, by SIGQUIT, or by the console's quit key (130)";
+         runs, by SIGQUIT and others, or by the console's quit key (130)";
 
 impl Outcome {
     /// Its code in the table.

@@ -27,6 +27,7 @@ mod watchdog;
 
 pub(crate) use desk::Desk;
 pub(crate) use host::{Files, Host};
+pub(crate) use memory::check_available;
 pub(crate) use ready::{BadReadyFd, ReadyFd, Wish};
 pub(crate) use reset::REBOOT_PARAMETER;
 pub(crate) use restart::Restarts;

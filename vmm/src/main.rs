@@ -44,6 +44,8 @@ mod error;
 mod event;
 mod exit;
 mod explain;
+mod fault;
+mod folder;
 mod guest;
 mod kvm;
 mod limits;
@@ -69,6 +71,8 @@ use std::time::{Duration, Instant};
 fn main() -> ExitCode {
     // A static program is here a fraction of a millisecond after exec.
     let start = Instant::now();
+    signals::ignore_file_size();
+    fault::install_handlers();
     install_panic_hook();
     let result = match cli::parse() {
         Parsed::Run(cli) => run(&cli, start).map(ExitCode::from),
@@ -84,7 +88,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(err) => {
             logger::tell(&format!("minivmm: {}", err.chain()));
-            if let Some(hint) = err.hint() {
+            if let Some(hint) = err.hint_of_limit().or_else(|| err.hint()) {
                 logger::tell(&format!("hint: {}", cli::capitalised(&hint)));
             }
             ExitCode::from(err.code())
@@ -108,6 +112,7 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     if let Err(err) = limits::raise_descriptors() {
         log::warn!("The limit of open descriptors stays as it is: {err}");
     }
+    machine::check_available(cli.mem)?;
     let name = cli.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
     let files = Files::open(cli, guest::open(cli, &name)?)?;
     let desk = Desk::new(name.lock()?);

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod guest;
+#[path = "exits/process.rs"]
+mod process;
 
 use guest::Guest;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
     ];
     let trials = tests
         .into_iter()
+        .chain(process::CASES.iter().copied())
         .map(|(name, test)| {
             Trial::test(name, move || {
                 test();

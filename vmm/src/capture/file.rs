@@ -1,6 +1,7 @@
 //! A pcapng file (draft-ietf-opsawg-pcapng) that begins anew when it is full.
 
 use super::{Seen, since_epoch};
+use crate::folder::Folder;
 use devices::virtio::net::Way;
 use pcap_file::DataLink;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
@@ -8,7 +9,8 @@ use pcap_file::pcapng::blocks::interface_description::{InterfaceDescriptionBlock
 use pcap_file::pcapng::{PcapNgBlock, PcapNgWriter};
 use pcap_file::{PcapError, PcapResult};
 use std::borrow::Cow;
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -40,6 +42,8 @@ impl Write for Counted {
 /// The file of a card.
 pub(super) struct CaptureFile {
     path: PathBuf,
+    folder: Folder,
+    name: OsString,
     card: String,
     snap: u32,
     size: u64,
@@ -52,8 +56,9 @@ impl CaptureFile {
     /// # Errors
     /// If it cannot be written.
     pub(super) fn create(path: &Path, card: &str, snap: u32, size: u64) -> io::Result<Self> {
-        let writer = begin(path, card, snap)?;
-        Ok(Self { path: path.to_owned(), card: card.to_owned(), snap, size, writer })
+        let (folder, name) = Folder::of(path)?;
+        let writer = begin(folder.create(&name)?, card, snap)?;
+        Ok(Self { path: path.to_owned(), folder, name, card: card.to_owned(), snap, size, writer })
     }
 
     /// Where it is.
@@ -97,16 +102,15 @@ impl CaptureFile {
 
     fn begin_anew(&mut self) -> io::Result<()> {
         self.flush()?;
-        let mut older = self.path.clone().into_os_string();
+        let mut older = self.name.clone();
         older.push(".1");
-        fs::rename(&self.path, older)?;
-        self.writer = begin(&self.path, &self.card, self.snap)?;
+        self.writer = begin(self.folder.replace(&self.name, &older)?, &self.card, self.snap)?;
         Ok(())
     }
 }
 
-fn begin(path: &Path, card: &str, snap: u32) -> io::Result<PcapNgWriter<Counted>> {
-    let file = BufWriter::new(File::create(path)?);
+fn begin(file: File, card: &str, snap: u32) -> io::Result<PcapNgWriter<Counted>> {
+    let file = BufWriter::new(file);
     let mut writer = PcapNgWriter::new(Counted { file, bytes: 0 }).map_err(io_error)?;
     let interface = InterfaceDescriptionBlock {
         linktype: DataLink::ETHERNET,

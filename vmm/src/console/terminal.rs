@@ -1,7 +1,7 @@
 //! The terminal on stdin: raw while the console has it, and as it was on every way out.
 //!
-//! The ways out: the guard's drop (all ordinary ends, and signals, which arrive as data), the panic hook and the logger, which
-//! only needs to know. SIGKILL leaves no way; `reset` or `stty sane` helps then.
+//! The ways out: the guard's drop (all ordinary ends, and signals, which arrive as data), the panic hook, the handlers of faults and
+//! the logger, which only needs to know. A process that pauses gives it back meanwhile. SIGKILL leaves no way; `reset` or `stty sane` helps then.
 
 use rustix::termios::{OptionalActions, Termios};
 use std::io;
@@ -48,6 +48,20 @@ pub(crate) fn restore() {
     if let Some((fd, before)) = saved().take() {
         // A terminal that is gone needs no restoring. Not `Drain` or `Flush`: those can wait for a stopped terminal.
         let _ = rustix::termios::tcsetattr(&fd, OptionalActions::Now, &before);
+    }
+}
+
+/// Leaves the terminal as it is from now on.
+pub(super) fn forget() {
+    *saved() = None;
+}
+
+/// [`restore`] for a signal handler: without waiting, and without forgetting what it was.
+pub(crate) fn restore_in_handler() {
+    if let Ok(saved) = SAVED.try_lock()
+        && let Some((fd, before)) = &*saved
+    {
+        let _ = rustix::termios::tcsetattr(fd, OptionalActions::Now, before);
     }
 }
 

@@ -78,7 +78,10 @@ impl Host {
     pub(crate) fn create(&self, mem: &Memory, cpus: u32) -> Result<Created, Error> {
         self.check_cpus(cpus)?;
         let (vm, fds, supported) = thread::scope(|scope| {
-            let supported = scope.spawn(|| self.supported_cpuid());
+            let supported =
+                thread::Builder::new().spawn_scoped(scope, || self.supported_cpuid()).map_err(|source| {
+                    Error::Call { operation: "list the CPUID leaves: there is no thread for it", source }
+                })?;
             let vm = Vm::new(&self.kvm, mem, cpus)?;
             let fds = (0..cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
             let supported = supported.join().unwrap_or_else(|panic| resume_unwind(panic))?;

@@ -1,8 +1,9 @@
 //! How a vCPU thread is brought back from `KVM_RUN`, from whatever state it is in.
 //!
-//! Two steps that together leave no gap: the byte `immediate_exit` makes the *next* `KVM_RUN` return at once, and a real-time
-//! signal interrupts the one that is under way, also where the vCPU is halted or has never been started. The signal's handler
-//! does nothing; its arrival is the point. It also interrupts a blocking system call that a device may be in.
+//! Two steps that together leave no gap: the byte `immediate_exit` makes the *next* `KVM_RUN` return at once, and SIGUSR1
+//! interrupts the one that is under way, also where the vCPU is halted or has never been started. The signal's handler
+//! does nothing; its arrival is the point. It also interrupts a blocking system call that a device may be in. A real-time signal
+//! would do as well, but those are queued, and a user who has reached RLIMIT_SIGPENDING can send none.
 #![expect(unsafe_code, reason = "signals to threads, and a byte that is shared with the kernel")]
 
 use kvm_ioctls::VcpuFd;
@@ -11,7 +12,10 @@ use std::os::unix::thread::JoinHandleExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
+use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
+
+/// The signal.
+const KICK: libc::c_int = libc::SIGUSR1;
 
 /// The way to interrupt one vCPU.
 pub(crate) struct Kick {
@@ -38,7 +42,7 @@ impl Kick {
         // Pairs with the kernel's read at the start of KVM_RUN; the signal below orders the two.
         immediate_exit.store(1, Ordering::SeqCst);
         // SAFETY: the thread has not been joined, so its id is valid.
-        let error = unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+        let error = unsafe { libc::pthread_kill(thread.as_pthread_t(), KICK) };
         if error != 0 && error != libc::ESRCH {
             log::error!("Failed to interrupt a vCPU: {}", io::Error::from_raw_os_error(error));
         }
@@ -50,7 +54,7 @@ impl Kick {
 /// # Errors
 /// If the host refuses.
 pub(crate) fn unblock() -> io::Result<()> {
-    unblock_signal(SIGRTMIN()).map_err(|err| io::Error::other(err.to_string()))
+    unblock_signal(KICK).map_err(|err| io::Error::other(err.to_string()))
 }
 
 /// Lets the signal of [`Kick`] interrupt system calls instead of killing the process. Called once, before any vCPU thread.
@@ -59,6 +63,6 @@ pub(crate) fn unblock() -> io::Result<()> {
 /// If the host refuses the handler.
 pub(crate) fn install_handler() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(SIGRTMIN(), nothing)?;
+    register_signal_handler(KICK, nothing)?;
     Ok(())
 }

@@ -7,11 +7,11 @@ use super::registers;
 use boot::EntryState;
 use kvm_bindings::{
     CpuId, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
-    kvm_run__bindgen_ty_1__bindgen_ty_4,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    kvm_run, kvm_run__bindgen_ty_1__bindgen_ty_4,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use std::{io, ptr, slice};
+use std::{ptr, slice};
 
 /// What a guest has done to the local APIC of a vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +26,18 @@ pub(crate) enum LocalApic {
 pub(crate) struct Vcpu {
     fd: VcpuFd,
     id: u32,
+    /// How often in a row KVM has refused to run it, though it has been started.
+    refusals: u32,
 }
+
+/// How often in a row that may be: one that has just been started is refused once.
+const REFUSALS_MAX: u32 = 3;
 
 impl Vcpu {
     pub(super) fn new(fd: VcpuFd, id: u32, cpuid: &CpuId) -> Result<Self, Error> {
         fd.set_cpuid2(cpuid).map_err(Error::call("set the CPUID of a vCPU"))?;
         registers::set_msrs(&fd)?;
-        Ok(Self { fd, id })
+        Ok(Self { fd, id, refusals: 0 })
     }
 
     /// The vCPU's number, which is its APIC id.
@@ -57,10 +62,11 @@ impl Vcpu {
     pub(crate) fn run(&mut self) -> Exit<'_> {
         match self.fd.run() {
             Ok(VcpuExit::MemoryFault { gpa, .. }) => Exit::Failed(Failure::Memory { gpa }),
-            Ok(_) => exit_of(self.fd.get_kvm_run()),
-            // EAGAIN: a vCPU that has not been started was woken for nothing.
-            Err(errno) if matches!(errno.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
-            Err(errno) => Exit::Failed(Failure::Run(io::Error::from(errno))),
+            Ok(_) => {
+                self.refusals = 0;
+                exit_of(self.fd.get_kvm_run())
+            }
+            Err(errno) => self.refused(errno),
         }
     }
 
@@ -72,6 +78,22 @@ impl Vcpu {
     /// Whether it stands where the hardware begins after an INIT: there is no firmware, so it cannot go on.
     pub(crate) fn is_at_reset(&self) -> bool {
         registers::is_at_reset(&self.fd)
+    }
+
+    fn refused(&mut self, errno: kvm_ioctls::Error) -> Exit<'static> {
+        match errno.errno() {
+            libc::EINTR => Exit::Interrupted,
+            libc::EAGAIN if self.may_be_refused() => Exit::Interrupted,
+            _ => Exit::Failed(Failure::Run(errno.into())),
+        }
+    }
+
+    /// Whether EAGAIN is no failure: a vCPU that has not been started was woken for nothing, or it has just been started. Otherwise KVM
+    /// cannot have a thread of its own that it needs.
+    fn may_be_refused(&mut self) -> bool {
+        let waits = self.fd.get_mp_state().is_ok_and(|state| state.mp_state != KVM_MP_STATE_RUNNABLE);
+        self.refusals = if waits { 0 } else { self.refusals + 1 };
+        self.refusals < REFUSALS_MAX
     }
 
     /// The registers as text, for the log of a failure.

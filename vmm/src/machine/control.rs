@@ -1,9 +1,9 @@
 //! The control loop, on the main thread: signals, the console, and the end of the machine.
 //!
 //! ```text
-//!            SIGTERM, SIGINT, SIGHUP: press the power button
+//!            SIGTERM, SIGINT, SIGHUP, SIGPWR, SIGXCPU: press the power button
 //! [running] -------------------------------------------------> [asked]
-//!    |  guest ends; quit key; SIGQUIT                             |  guest ends; another signal; --stop-timeout
+//!    |  guest ends; quit key; SIGQUIT and others                  |  guest ends; another signal; --stop-timeout
 //!    +-----------------------------> [ended] <--------------------+
 //! ```
 
@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::event;
 use crate::exit::Outcome;
 use crate::logger;
+use crate::signals::{self, Meaning};
 use devices::legacy::power::PowerButton;
 use net::own_code;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -27,6 +28,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// How long to leave a serial port alone that a vCPU is in.
 const BUSY_PORT_DELAY: Duration = Duration::from_millis(5);
+/// How often to look whether the job has come to the foreground.
+const TERMINAL_DELAY: Duration = Duration::from_millis(500);
 /// When the machine has surely started and the pages of start-up code can go.
 const TRIM_DELAY: Duration = Duration::from_millis(500);
 
@@ -93,6 +96,9 @@ impl<'a> Control<'a> {
             self.offer_input();
             self.check_deadline();
             self.check_trim();
+            if self.host.console.waits_for_terminal() {
+                self.host.console.resume();
+            }
             self.host.announce(Instant::now());
             self.host.desk.check_deadline(Instant::now());
             if let Some(end) = self.ending.take() {
@@ -143,7 +149,8 @@ impl<'a> Control<'a> {
         let announcement = self.host.next_announcement().map(left);
         let caller = self.host.desk.deadline().map(left);
         let addresses = self.host.ready.deadline().map(left);
-        [busy, stop, trim, announcement, caller, addresses].into_iter().flatten().min()
+        let terminal = self.host.console.waits_for_terminal().then_some(TERMINAL_DELAY);
+        [busy, stop, trim, announcement, caller, addresses, terminal].into_iter().flatten().min()
     }
 
     fn act(&mut self, source: Source) {
@@ -175,10 +182,18 @@ impl<'a> Control<'a> {
     }
 
     fn signal(&mut self, signal: u8) {
-        let at_once = i32::from(signal) == libc::SIGQUIT || self.host.stop.is_asked();
-        if at_once {
-            self.kill(signal.into());
-            return;
+        match Meaning::of(signal) {
+            Meaning::Suspend => {
+                self.host.console.pause();
+                signals::suspend();
+                self.host.console.resume();
+                return;
+            }
+            Meaning::Continue => return self.host.console.resume(),
+            Meaning::OutOfTime if self.host.stop.is_asked() => return,
+            Meaning::OutOfTime => log::warn!("The process has used up its processor time (RLIMIT_CPU)"),
+            Meaning::PowerOff if !self.host.stop.is_asked() => {}
+            Meaning::PowerOff | Meaning::Stop => return self.kill(signal.into()),
         }
         log::info!("Asking the guest to power off, for at most {} s", self.host.stop_timeout.as_secs());
         self.host.stop = Stop::ask(Instant::now(), self.host.stop_timeout);

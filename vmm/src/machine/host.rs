@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::exit::Outcome;
 use crate::request::{LinkWish, Reply, Request};
 use crate::signals::{Signals, Woken};
-use crate::{confine, disk, kvm};
+use crate::{confine, console, disk, kvm};
 
 use boot::BootSpec;
 use devices::virtio::net::{Budget, Carrier, Duplex, Link, LinkState};
@@ -49,6 +49,7 @@ pub(crate) struct Files {
     entropy: File,
     captures: Vec<Option<Capture>>,
     budget: Budget,
+    console: Option<File>,
 }
 
 impl Files {
@@ -65,7 +66,7 @@ impl Files {
             Ok(Capture::open(&format!("net{index}"), &spec.card().capture, &budget)?)
         };
         let captures = cli.net.iter().enumerate().map(open_capture).collect::<Result<_, Error>>()?;
-        Ok(Self { boot, disks, entropy, captures, budget })
+        Ok(Self { boot, disks, entropy, captures, budget, console: console::open_file(&cli.console)? })
     }
 }
 
@@ -142,7 +143,7 @@ impl Host {
             entropy: files.entropy,
             budget: files.budget,
             signals: Signals::new().map_err(Error::host("open a signalfd"))?,
-            console: Console::open(&cli.console)?,
+            console: Console::open(&cli.console, files.console)?,
             stop_timeout: Duration::from_secs(cli.stop_timeout.into()),
             stop: Stop::NotAsked,
             desk,

@@ -2,20 +2,45 @@
 
 use crate::cli::{MIB, MemSize};
 use crate::error::Error;
+use crate::limits::cgroup;
 use boot::layout;
 use devices::virtio::device::Memory;
 use vm_memory::GuestAddress;
 
-/// Maps `mem` in the regions that the guest will see.
+/// What the process takes beside the memory of its guest, in bytes: its own pages, and the kernel's of KVM and of page tables.
+const OWN_BYTES: u64 = 32 << 20;
+
+/// Checks that the host, and the cgroup that minivmm is in, have `mem` for a guest. One with more would run well until it uses it,
+/// and be killed then; saying so before anything is made is kinder.
 ///
 /// # Errors
-/// If the host does not have it. A guest with more memory than the host would run well until
-/// it uses it, and be killed then; saying so at the start is kinder.
-pub(super) fn map(mem: MemSize) -> Result<Memory, Error> {
-    let host_bytes = host_bytes();
+/// If they do not.
+pub(crate) fn check_available(mem: MemSize) -> Result<(), Error> {
+    let info = rustix::system::sysinfo();
+    let bytes = |units: u64| units.saturating_mul(info.mem_unit.into());
+    let host_bytes = bytes(info.totalram).saturating_add(bytes(info.totalswap));
     if mem.bytes() > host_bytes {
         return Err(Error::MemoryBeyondHost { mem, host_mib: host_bytes / MIB });
     }
+    let Some(limit) = cgroup::memory_limit(bytes(info.totalswap)) else { return Ok(()) };
+    if mem.bytes() > limit.bytes {
+        return Err(Error::MemoryBeyondCgroup { mem, limit_mib: limit.bytes / MIB, cgroup: limit.cgroup });
+    }
+    if mem.bytes().saturating_add(OWN_BYTES) > limit.bytes {
+        log::warn!(
+            "The cgroup {} allows {} MiB of memory: a guest that uses all of its {mem} may be killed",
+            limit.cgroup,
+            limit.bytes / MIB
+        );
+    }
+    Ok(())
+}
+
+/// Maps `mem` in the regions that the guest will see.
+///
+/// # Errors
+/// If the host gives no address space for it.
+pub(super) fn map(mem: MemSize) -> Result<Memory, Error> {
     let regions: Vec<(GuestAddress, usize)> = layout::ram_regions(mem.bytes())
         .into_iter()
         .map(|(base, len)| usize::try_from(len).map(|len| (base, len)))
@@ -33,10 +58,4 @@ pub(super) fn check_addressable(mem: MemSize, phys_bits: u8) -> Result<(), Error
         return Err(Error::MemoryBeyondAddressBits { mem, phys_bits });
     }
     Ok(())
-}
-
-/// RAM and swap of the host.
-fn host_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_add(info.totalswap).saturating_mul(info.mem_unit.into())
 }

@@ -1,0 +1,140 @@
+//! Files that are made where the user says, in a folder where others may write as well.
+//!
+//! The folder is opened once; what is made in it later, after a rename too, is made there whatever becomes of its path. The last
+//! part of a path is never followed if it is a symbolic link, which another user of a shared folder may have put there; links that
+//! lead to the folder are the user's own choice. A file that is made can be read by its user only.
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// What a user may do with a file that was made.
+const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
+
+/// Write permission of others, in the mode of a folder.
+const WRITE_BY_OTHERS: u32 = 0o022;
+
+/// A folder.
+#[derive(Debug)]
+pub(crate) struct Folder(OwnedFd);
+
+impl Folder {
+    /// The folder of the file at `path`, and the file's name in it.
+    ///
+    /// # Errors
+    /// If there is no such folder, or the path names no file.
+    pub(crate) fn of(path: &Path) -> io::Result<(Self, OsString)> {
+        let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok((Self(rustix::fs::openat(CWD, parent, flags, Mode::empty())?), name.to_owned()))
+    }
+
+    /// Makes the file `name`, or empties it. A FIFO waits for its reader.
+    ///
+    /// # Errors
+    /// If it cannot be written, is a symbolic link, or is another user's in a folder where others may write.
+    pub(crate) fn create(&self, name: &OsStr) -> io::Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.0, name, flags, FILE_MODE).map_err(|errno| match errno {
+            Errno::LOOP => io::Error::other("It is a symbolic link, which another user may have put there"),
+            errno => errno.into(),
+        })?;
+        let (stat, folder) = (rustix::fs::fstat(&file)?, rustix::fs::fstat(&self.0)?);
+        let trusted = [geteuid().as_raw(), folder.st_uid].contains(&stat.st_uid);
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            if !trusted && folder.st_mode & WRITE_BY_OTHERS != 0 {
+                return Err(io::Error::other("It is another user's, in a folder where others may write"));
+            }
+            rustix::fs::ftruncate(&file, 0)?;
+        } else {
+            // Once it is open, whoever writes to it must not wait.
+            rustix::fs::fcntl_setfl(&file, OFlags::WRONLY | OFlags::NONBLOCK)?;
+        }
+        Ok(File::from(file))
+    }
+
+    /// Gives the file `name` the name `other`, in place of what has it, and makes an empty one.
+    ///
+    /// # Errors
+    /// If it cannot be renamed, or a file of that name is made meanwhile.
+    pub(crate) fn replace(&self, name: &OsStr, other: &OsStr) -> io::Result<File> {
+        rustix::fs::renameat(&self.0, name, &self.0, other)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&self.0, name, flags, FILE_MODE)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    fn create(path: &Path) -> io::Result<File> {
+        let (folder, name) = Folder::of(path)?;
+        folder.create(&name)
+    }
+
+    #[test]
+    fn file_is_its_users_alone_and_an_old_one_is_emptied() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        drop(create(&path).unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        fs::write(&path, "old").unwrap();
+        drop(create(&path).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn link_is_not_followed_but_one_to_the_folder_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+        fs::write(&target, "precious").unwrap();
+        symlink(&target, &link).unwrap();
+        assert_eq!(
+            create(&link).unwrap_err().to_string(),
+            "It is a symbolic link, which another user may have put there"
+        );
+        assert_eq!(fs::read(&target).unwrap(), b"precious");
+        let other = tempfile::tempdir().unwrap();
+        symlink(folder.path(), other.path().join("way")).unwrap();
+        assert!(create(&other.path().join("way/file")).is_ok());
+        assert!(create(Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn file_of_another_user_in_a_shared_folder_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        fs::write(&path, "theirs").unwrap();
+        // Only root can make a file another user's.
+        if std::os::unix::fs::chown(&path, Some(65534), None).is_ok() {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+            assert!(create(&path).is_err());
+            assert_eq!(fs::read(&path).unwrap(), b"theirs");
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+            assert!(create(&path).is_ok());
+        }
+    }
+
+    #[test]
+    fn file_is_replaced_where_it_was_even_if_the_folder_is_renamed() {
+        let parent = tempfile::tempdir().unwrap();
+        let (before, after) = (parent.path().join("before"), parent.path().join("after"));
+        fs::create_dir(&before).unwrap();
+        let (folder, name) = Folder::of(&before.join("log")).unwrap();
+        drop(folder.create(&name).unwrap());
+        fs::rename(&before, &after).unwrap();
+        symlink("/nonexistent", after.join("log.1")).unwrap();
+        drop(folder.replace(&name, OsStr::new("log.1")).unwrap());
+        let kind = |name| fs::symlink_metadata(after.join(name)).unwrap().is_file();
+        assert!(kind("log") && kind("log.1"));
+    }
+}
