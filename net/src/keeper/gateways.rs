@@ -98,7 +98,8 @@ impl Gateway {
         let (bridge, index) = (bridge.clone(), index_of(bridge.as_str()).ok());
         let addresses = vec![(subnet.gateway().into(), subnet.prefix_len())];
         let allowance = Allowance::full();
-        let mut gateway = Self { card: *card, bridge, index, addresses, allowance, due: false, trouble: None };
+        // What happened before the subscription.
+        let mut gateway = Self { card: *card, bridge, index, addresses, allowance, due: true, trouble: None };
         gateway.extend(member);
         gateway
     }

@@ -31,7 +31,8 @@ impl<'a> Mirrors<'a> {
             _ => &[],
         });
         let kept = |mirror: &'a Mirror| Kept { mirror, index: index_of(mirror.to.as_str()).ok() };
-        Self { vm, mirrors: mirrors.map(kept).collect(), due: false }
+        // What happened before the subscription is looked at with the first notification.
+        Self { vm, mirrors: mirrors.map(kept).collect(), due: true }
     }
 
     /// Takes note of a notification of the kernel.
