@@ -1,7 +1,7 @@
 //! What a guest may send on a bridge, and whether it reaches other VMs of the host there.
 //!
 //! ```text
-//! table netdev minivmm-VM    a chain on the tap's ingress: the guest's own addresses only, nothing that only servers say;
+//! table netdev minivmm-VM    a chain on the tap's ingress: its own addresses only, nothing that only servers say;
 //!                            without a guard nothing that only switches say
 //! table bridge minivmm-VM    forward: no frames between the tap and those of other VMs
 //! ```
@@ -9,10 +9,11 @@
 //! The netdev family sees ARP and what is not IP, which the ingress hook of inet tables lets pass. A guest without a list of
 //! addresses has any on its own MAC: it still cannot speak for another machine's MAC, nor as a DHCP server or a router.
 //!
-//! Not refused: link-local IPv6 addresses, which a guest chooses by itself, unless the list has one; then it has only that.
+//! Which IPv6 addresses are a guest's is said in [`owned`].
 
 pub(crate) mod headers;
 pub(crate) mod link;
+pub(crate) mod owned;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -23,10 +24,10 @@ use crate::nft::{
     Base, Chain, ChainType, EtherAddr, EtherType, Fragment, Hook, Icmp6Type, IpFields, Item, L4Proto, LinkKind, Match,
     Policy, Rule, Statement, Test, Verdict,
 };
-use crate::services::PREFIX_LEN;
 use crate::spec::{IfName, Switch};
 use headers::MALFORMED;
 use link::{BPDU, TAGGED};
+use owned::Owned6;
 
 /// Why frames are dropped: the names of the counters.
 pub(crate) const SPOOFED_MAC: &str = "spoofed-mac";
@@ -179,12 +180,12 @@ impl Guard {
 
     fn ip6(&self) -> Vec<Rule> {
         let ip6 = || rule(self.carries(Test::is(EtherType::IP6)));
-        let listed = self.listed6();
-        let mut rules: Vec<Rule> = listed.iter().map(|listed| own_source6(listed, None)).collect();
+        let owned = Owned6::of_guard(self);
+        let mut rules: Vec<Rule> = owned.iter().map(Owned6::source).collect();
         rules.extend(headers::fragments6(&Verdict::Accept, MALFORMED));
         rules.push(no_router());
         rules.extend(no_dhcp6_server(ip6));
-        rules.extend(listed.iter().flat_map(|listed| own_claims6(listed, None)));
+        rules.extend(owned.iter().flat_map(Owned6::claims));
         rules.extend(headers::whole_ip6());
         rules
     }
@@ -221,35 +222,6 @@ pub(crate) fn no_dhcp6_server(ip6: impl Fn() -> Rule) -> [Rule; 3] {
         drop_as(to(DHCP6_CLIENT), ROGUE_DHCP),
         drop_as(to(DHCP6_SERVER).with(Match::UdpPayload(RELAY_REPLY)), ROGUE_DHCP),
     ]
-}
-
-/// The addresses of a guest, and those that it may choose: of a prefix, and link-local ones unless one is among the
-/// addresses.
-fn own6(addresses: &[Ipv6Addr], prefix: Option<Ipv6Addr>) -> Vec<Item<Ipv6Addr>> {
-    let mut own: Vec<Item<Ipv6Addr>> = addresses.iter().copied().map(Item::One).collect();
-    if !addresses.iter().any(Ipv6Addr::is_unicast_link_local) {
-        own.push(Item::Prefix(LINK_LOCAL.0, LINK_LOCAL.1));
-    }
-    own.extend(prefix.map(|prefix| Item::Prefix(prefix, PREFIX_LEN)));
-    own
-}
-
-/// Drops what is not from these addresses or that prefix.
-pub(crate) fn own_source6(addresses: &[Ipv6Addr], prefix: Option<Ipv6Addr>) -> Rule {
-    // A guest has no address before it has one, and asks from none whether anybody has it (RFC 4862 5.4.2).
-    let from = [own6(addresses, prefix), vec![Item::One(Ipv6Addr::UNSPECIFIED)]].concat();
-    drop_as(rule(Match::Ip6(IpFields::Saddr(Test::NotIn(from)))), SPOOFED_IP)
-}
-
-/// Drops what claims others.
-pub(crate) fn own_claims6(addresses: &[Ipv6Addr], prefix: Option<Ipv6Addr>) -> [Rule; 2] {
-    let others = || Match::NdTarget(Test::NotIn(own6(addresses, prefix)));
-    let says = |icmp6_type| Match::Icmp6Type(Test::is(icmp6_type));
-    let claim = rule(says(Icmp6Type::NEIGHBOR_ADVERT)).with(others());
-    let probe = rule(Match::Ip6(IpFields::Saddr(Test::is(Ipv6Addr::UNSPECIFIED))))
-        .with(says(Icmp6Type::NEIGHBOR_SOLICIT))
-        .with(others());
-    [drop_as(claim, SPOOFED_ND), drop_as(probe, SPOOFED_ND)]
 }
 
 /// Keeps frames from passing between the card behind `tap` and other VMs. The other ports of a bridge of the host may lead out;

@@ -6,6 +6,7 @@
 //! closes its end of the socket, and the keeper undoes every step. If the keeper is killed, taps and nftables still last as long as the
 //! VMM, which has descriptors of them, and go with it; a bridge that minivmm made stays, and goes with the next VM on it.
 
+mod addresses;
 mod child;
 mod conflict;
 mod desk;

@@ -60,7 +60,7 @@ impl Lookout {
         attach_filter(&socket, program)?;
         set_option(&socket, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, &1)?;
         if kind == TapKind::Tap {
-            set_option(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)?;
+            ignore_outgoing(&socket)?;
         }
         bind(&socket, index)?;
         Ok(Self(socket))
@@ -190,6 +190,11 @@ pub(crate) fn attach_filter(socket: &OwnedFd, mut program: Vec<libc::sock_filter
     let len = libc::c_ushort::try_from(program.len()).map_err(io::Error::other)?;
     let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// Has a socket of all protocols not hear what goes out.
+pub(crate) fn ignore_outgoing(socket: &OwnedFd) -> io::Result<()> {
+    set_option(socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)
 }
 
 fn set_option<T>(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {

@@ -185,6 +185,16 @@ impl Rtnl {
         self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
+    /// Gives a link another name, which no other link of the namespace may have: `EEXIST` then.
+    pub(crate) async fn add_name(&self, index: u32, name: &str) -> io::Result<()> {
+        self.handle.link().property_add(index).alt_ifname(&[name]).execute().await.map_err(io_error)
+    }
+
+    /// Takes such a name away.
+    pub(crate) async fn remove_name(&self, index: u32, name: &str) -> io::Result<()> {
+        self.handle.link().property_del(index).alt_ifname(&[name]).execute().await.map_err(io_error)
+    }
+
     /// Makes a bridge of ours and raises it.
     pub(crate) async fn create_bridge(&self, name: &str, mac: MacAddr, mtu: u16) -> io::Result<()> {
         let bridge =

@@ -17,13 +17,14 @@ use serde::Serialize;
 use crate::alias::Mode;
 use crate::guard::{
     self, Guard, ISOLATED, LOOPBACK, LOOPBACK_ADDRESS, OTHER_PROTOCOL, PROTOCOLS, SPOOFED_ARP, SPOOFED_IP, SPOOFED_MAC,
-    SPOOFED_ND, drop_as, headers, link, own_claims6, own_source6,
+    SPOOFED_ND, drop_as, headers, link, owned::Owned6,
 };
 use crate::limits::{self, TOO_FAST, TOO_MANY};
 use crate::mac::MacAddr;
 use crate::nft::{
-    AddrType, Base, Chain, ChainType, CtState, CtStatus, EtherAddr, EtherType, Expr, Family, Hook, Icmp6Type, IpFields,
-    Item, L4Proto, Match, Mss, NatPort, NatTarget, NfProto, Policy, Rule, Statement, Table, TableName, Test, Verdict,
+    AddrType, Base, Chain, ChainType, Command, CtState, CtStatus, EtherAddr, EtherType, Expr, Family, Hook, Icmp6Type,
+    IpFields, Item, L4Proto, Match, Mss, NatPort, NatTarget, NfProto, Policy, Rule, Statement, Table, TableName, Test,
+    Verdict,
 };
 use crate::reach::{self, METADATA, OUT_OF_REACH, ROUTED_BACK};
 use crate::services::{Ipv6Network, PREFIX_LEN};
@@ -105,7 +106,10 @@ pub(crate) fn tables(
     let chains: Vec<Chain> =
         of_members.chain(guards.iter().filter_map(|guard| Some(guard.chain(tap(guard.card)?)))).collect();
     if !chains.is_empty() {
-        tables.push(table(Family::Netdev, &[&guard::COUNTERS[..], &guard::ALWAYS, &[ISOLATED]].concat(), chains));
+        let of_guards = guards.iter().filter_map(Owned6::of_guard);
+        let sets = members.iter().map(Owned6::of_member).chain(of_guards).map(|owned| owned.set()).collect();
+        let table = table(Family::Netdev, &[&guard::COUNTERS[..], &guard::ALWAYS, &[ISOLATED]].concat(), chains);
+        tables.push(Table { sets, ..table });
     }
     let isolated = members.iter().filter(|member| member.isolate == Switch::On);
     // The only ports of a network of ours are those of VMs.
@@ -121,6 +125,13 @@ pub(crate) fn tables(
         tables.push(table(Family::Bridge, &[ISOLATED], vec![guard::isolation(rules)]));
     }
     tables
+}
+
+/// What puts the rules of some members in the place of those that they had, where they differ.
+pub(crate) fn changes(vm: &str, before: &[Member], after: &[Member]) -> Vec<Command> {
+    let chains = routed(before).into_iter().zip(routed(after));
+    let changed = chains.filter(|(old, new)| old.rules != new.rules).map(|(_, new)| new);
+    changed.map(|chain| Command::ReplaceRules(name(vm, Family::Inet), chain.name, chain.rules)).collect()
 }
 
 /// The families in which a VM can have a table.
@@ -195,12 +206,14 @@ fn guard(member: &Member, tap: IfName) -> Chain {
         ),
         rule(Match::EtherType(Test::is(EtherType::ARP))).with(Verdict::Accept),
     ]);
-    let prefix = member.ipv6.map(|network| network.prefix);
-    rules.push(own_source6(&[], prefix));
+    let owned = Owned6::of_member(member);
+    rules.push(owned.source());
     rules.extend(headers::fragments6(&Verdict::Accept, headers::MALFORMED));
     rules.push(guard::no_router());
     rules.extend(guard::no_dhcp6_server(ip6));
-    rules.extend(own_claims6(&[], prefix));
+    if member.antispoof == Switch::On {
+        rules.extend(owned.claims());
+    }
     rules.extend(member.ipv6.into_iter().flat_map(gateway6));
     rules.extend(headers::whole_ip6());
     if member.antispoof == Switch::Off {

@@ -50,7 +50,7 @@ use crate::mac::MacAddr;
 pub use counters::Counters;
 pub use dns::relay::{Transport, Upstream};
 pub use frame::Frame;
-pub(crate) use ipv6::solicitation::solicitation;
+pub(crate) use ipv6::solicitation::{advertisement, solicitation};
 pub use mtu::{MtuReceiver, MtuSender, mtu_channel};
 pub use responder::{Output, Responder};
 pub use run::{Setup, run};

@@ -16,6 +16,7 @@ use std::time::Instant;
 use tokio::net::UnixStream;
 
 use super::NotKept;
+use super::addresses::Addresses;
 use super::conflict::Conflicts;
 use super::desk::Desk;
 use super::firewall::Firewall;
@@ -228,6 +229,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
     let mut closed = pin!(end.readable());
     let mut watch = Watch::new(plan, host, socket);
     let mut conflicts = Conflicts::new(plan, host);
+    let mut addresses = Addresses::new(plan, host, &request.vm_name);
     let mut upkeep = Upkeep::new(plan);
     let (mut gateways, mut mtus) = (Gateways::new(plan), Mtus::new(plan, request));
     let (mut firewall, mut uplinks) = (Firewall::new(plan, &request.vm_name), Uplinks::new(plan));
@@ -266,6 +268,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
                     () = uplinks.wait() => uplinks.look(&host.rtnl).await,
                     () = firewall.wait() => firewall.look(host).await,
                     () = mtus.wait() => mtus.look(&host.rtnl, socket).await,
+                    () = addresses.heard() => addresses.hear(host, &mut watch).await,
                     idx = conflicts.claimed() => conflicts.hear(idx, socket),
                     () = upkeep.due() => {
                         upkeep.look(host).await;

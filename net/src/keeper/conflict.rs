@@ -10,7 +10,7 @@
 //! a guest makes of our prefix and its MAC; a guest that may have any address has none that could be taken from it. What is in a VLAN that the
 //! bridge itself is not in is not heard, nor a solicitation that a bridge with a multicast querier passes to nobody but those who asked for it.
 
-mod claims;
+pub(super) mod claims;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -156,7 +156,7 @@ fn addresses(plan: &Plan, wanted: usize) -> Vec<IpAddr> {
 }
 
 /// Hears who else says to have these addresses, after the bridge itself has asked for all.
-fn listen(bridge: &str, mac: MacAddr, addresses: &[IpAddr]) -> io::Result<Vec<Ear>> {
+pub(super) fn listen(bridge: &str, mac: MacAddr, addresses: &[IpAddr]) -> io::Result<Vec<Ear>> {
     if addresses.is_empty() {
         return Ok(Vec::new());
     }

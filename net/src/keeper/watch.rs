@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use super::NotKept;
 use super::pace::{Allowance, Grant, REFILL};
 use super::wire::Reply;
+use crate::alias::TapAlias;
 use crate::ethtool;
 use crate::link::{self, LinkState};
 use crate::plan::Plan;
@@ -89,6 +90,14 @@ impl<'a> Watch<'a> {
             Some(Watched { card, index: tap.index?, attached, master: None, gone: false, told: None, state: None })
         });
         Self { socket, taps: taps.collect() }
+    }
+
+    /// Has the tap of a card keep another alias than the plan's.
+    pub(super) fn keep_alias(&mut self, card: usize, alias: &TapAlias) {
+        let own = self.taps.iter_mut().filter(|tap| tap.card == card);
+        for attached in own.filter_map(|tap| tap.attached.as_mut()) {
+            attached.attachment.alias = alias.clone();
+        }
     }
 
     /// Looks at every tap as it is now.

@@ -61,24 +61,28 @@ fn forgeries(own: [u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
         [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target].concat()
     };
     let (v4, v6) = ([8, 0], [0x86, 0xdd]);
+    // Its own address on the link, so that this is not what is refused.
+    let [a, b, c, d, e, f] = own.map(u16::from);
+    let link = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f);
+    let link = &link.to_string();
     let mine = [192, 0, 2, 5];
     let options = [&[58, 0, 1, 4, 0, 0, 0, 0, 134][..], &[0; 15]].concat();
     vec![
         ("spoofed-mac", ether([2, 0, 0, 0, 0, 9], v4, &ip4(mine, 6, &[0; 20]))),
         ("spoofed-arp", arp([2, 0, 0, 0, 0, 9], mine)),
         ("rogue-dhcp", ether(own, v4, &ip4(mine, 17, &[0, 67, 0, 68, 0, 8, 0, 0]))),
-        ("rogue-dhcp", ether(own, v6, &ip6("fe80::1", 17, &[2, 35, 2, 34, 0, 8, 0, 0]))),
-        ("rogue-router", ether(own, v6, &ip6("fe80::1", 58, &[&[134][..], &[0; 15]].concat()))),
+        ("rogue-dhcp", ether(own, v6, &ip6(link, 17, &[2, 35, 2, 34, 0, 8, 0, 0]))),
+        ("rogue-router", ether(own, v6, &ip6(link, 58, &[&[134][..], &[0; 15]].concat()))),
         // The same behind a header of options for the way.
-        ("rogue-router", ether(own, v6, &ip6("fe80::1", 0, &options))),
-        ("rogue-router", ether(own, v6, &ip6("fe80::1", 58, &claim(137, "fe80::1")))),
+        ("rogue-router", ether(own, v6, &ip6(link, 0, &options))),
+        ("rogue-router", ether(own, v6, &ip6(link, 58, &claim(137, "fe80::1")))),
         ("other-protocol", ether(own, [0x81, 0], &[0, 5, 8, 0])),
         ("other-protocol", ether(own, [0x88, 0xcc], &[0; 46])),
         ("spoofed-arp", arp(own, [192, 0, 2, 1])),
         ("spoofed-ip", ether(own, v4, &ip4([192, 0, 2, 1], 6, &[0; 20]))),
         ("spoofed-ip", ether(own, v4, &ip4([0, 0, 0, 0], 17, &[0, 68, 0, 53, 0, 8, 0, 0]))),
         ("spoofed-ip", ether(own, v6, &ip6("2001:db8::1", 58, &[&[128][..], &[0; 7]].concat()))),
-        ("spoofed-nd", ether(own, v6, &ip6("fe80::1", 58, &claim(136, "2001:db8::1")))),
+        ("spoofed-nd", ether(own, v6, &ip6(link, 58, &claim(136, "2001:db8::1")))),
         ("spoofed-nd", ether(own, v6, &ip6("::", 58, &claim(135, "2001:db8::1")))),
     ]
 }

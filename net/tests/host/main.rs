@@ -39,6 +39,7 @@ mod mirror;
 mod modes;
 mod names;
 mod nat;
+mod neighbours;
 mod nft;
 mod ovs;
 mod policy;
@@ -81,6 +82,7 @@ fn cases() -> Vec<Case> {
         mirror::CASES,
         names::CASES,
         nat::CASES,
+        neighbours::CASES,
         &nft,
         ovs::CASES,
         policy::CASES,

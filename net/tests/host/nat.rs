@@ -387,7 +387,9 @@ fn forged() {
     let own = MacAddr::for_vm("web", 0).octets();
     send_frame(&guest, &[&[0xff; 6][..], &own, &[0x81, 0, 0, 5, 0x08, 0], &[0; 46]].concat());
     // A router advertisement: IPv6, next header 58, type 134.
-    let ip6 = [&[0x60, 0, 0, 0, 0, 16, 58, 255, 0xfe, 0x80][..], &[0; 13], &[1, 0xff, 2], &[0; 13], &[1]].concat();
+    let [a, b, c, d, e, f] = own;
+    let from = [&[0xfe, 0x80, 0, 0, 0, 0, 0, 0][..], &[a ^ 2, b, c, 0xff, 0xfe, d, e, f]].concat();
+    let ip6 = [&[0x60, 0, 0, 0, 0, 16, 58, 255][..], &from, &[0xff, 2], &[0; 13], &[1]].concat();
     send_frame(&guest, &[&[0x33, 0x33, 0, 0, 0, 1][..], &own, &[0x86, 0xdd], &ip6, &[134], &[0; 15]].concat());
     // An ARP answer for the gateway.
     let sender = [&own[..], &[10, 255, 255, 1]].concat();

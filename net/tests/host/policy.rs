@@ -464,9 +464,11 @@ fn nat6() {
     let gateway =
         text.split("\"local\":\"").skip(1).find(|rest| rest.starts_with("fd")).unwrap().split('"').next().unwrap();
     let address = format!("{}5", gateway.strip_suffix('1').unwrap());
-    give6(&guest, &address);
+    guest.sh(&format!("ip addr add {address}/64 dev eth0"));
     guest.sh(&format!("ip route add default via {gateway}"));
-    assert!(ask_tcp(&guest, "[2001:db8:1::1]:8").is_some());
+    // Its own once it has made sure of it.
+    until(|| guest.sh("ip addr show dev eth0 scope global -tentative").contains(&address));
+    until(|| ask_tcp(&guest, "[2001:db8:1::1]:8").is_some());
     echo6(&guest, 80);
     assert!(is_silent(&host(), &format!("[{address}]:80")));
     assert!(!host().attempt(&format!("ping -c 1 -W 1 {address}")).0);

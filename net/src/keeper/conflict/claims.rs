@@ -45,13 +45,13 @@ const HOPS: u32 = 255;
 
 /// Somebody else with an address of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Claim {
+pub(in crate::keeper) struct Claim {
     pub(super) ip: IpAddr,
     pub(super) mac: [u8; MAC_LEN],
 }
 
 /// Where claims of one IP version come.
-pub(super) struct Ear {
+pub(in crate::keeper) struct Ear {
     /// A packet socket in the clothes of another, which tokio can wait for.
     socket: UnixStream,
     version: Version,
@@ -95,7 +95,7 @@ impl Ear {
     }
 
     /// The next claim, if there is one. Does not wait.
-    pub(super) fn next(&self) -> Option<Claim> {
+    pub(in crate::keeper) fn next(&self) -> Option<Claim> {
         let mut frame = [0; ND_BYTES];
         let receive = || Ok(recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT)?);
         let bytes = self.socket.try_io(Interest::READABLE, receive).ok()?;

@@ -1,4 +1,4 @@
-//! The question who has an IPv6 address (RFC 4861 4.3), as a whole frame.
+//! The question who has an IPv6 address (RFC 4861 4.3), and the answer that it is taken, as whole frames.
 
 use std::net::Ipv6Addr;
 
@@ -9,6 +9,14 @@ use crate::services::frame::{Frame, Link, Protocol, packet};
 /// Its ICMPv6 type, and the option with the asker's own Ethernet address in units of 8 octets.
 const NEIGHBOR_SOLICIT: u8 = 135;
 const SOURCE_LINK_ADDRESS: [u8; 2] = [1, 1];
+
+/// An advertisement, its flag that says that it counts, and its option (RFC 4861 4.4).
+const NEIGHBOR_ADVERT: u8 = 136;
+const OVERRIDE: u8 = 0x20;
+const TARGET_LINK_ADDRESS: [u8; 2] = [2, 1];
+
+/// Everybody on the link (RFC 4291 2.7.1).
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// The prefix of the addresses of a link (RFC 4291 2.5.6).
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
@@ -26,6 +34,14 @@ pub(crate) fn solicitation(mac: MacAddr, target: Ipv6Addr) -> Option<Frame> {
     let message =
         [&[NEIGHBOR_SOLICIT, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &SOURCE_LINK_ADDRESS, &mac.octets()].concat();
     packet(link, source.into(), group.into(), Protocol::Icmpv6, &message)
+}
+
+/// Says from `mac` that `target` is taken, to whoever is about to take it (RFC 4862 5.4.4).
+pub(crate) fn advertisement(mac: MacAddr, target: Ipv6Addr) -> Option<Frame> {
+    let link = Link { source: mac.octets(), destination: [0x33, 0x33, 0, 0, 0, 1] };
+    let option = [TARGET_LINK_ADDRESS.as_slice(), &mac.octets()].concat();
+    let message = [&[NEIGHBOR_ADVERT, 0, 0, 0, OVERRIDE, 0, 0, 0][..], &target.octets(), &option].concat();
+    packet(link, target.into(), ALL_NODES.into(), Protocol::Icmpv6, &message)
 }
 
 #[cfg(test)]

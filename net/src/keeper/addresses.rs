@@ -1,0 +1,403 @@
+//! The IPv6 addresses that guests claim: who is first has them, and names and forwarded ports follow.
+//!
+//! ```text
+//! guest --solicitation from nobody (DAD)--> its tap's socket: a filter passes that alone
+//!   free?   no --> an advertisement for it to the guest, which takes another
+//!   yes --> a second name of the tap, of which the kernel has each once; on a bridge nobody objects within a second
+//!       --> in the guard's set; the first global one since the boot is what siblings and forwarded ports get
+//! ```
+//!
+//! The second name (`ip link property`) is what makes it one owner's: the kernel refuses it to a second tap,
+//! whichever keeper comes when, and it goes with the tap, whoever dies. On a network of ours no solicitation gets to
+//! siblings, so none can object to an address, or race for it; machines on a bridge of the host hear it. After the
+//! keeper's end what has been claimed stays, and nothing is added.
+//!
+//! Of frames the keeper reads the target alone, 16 bytes at a place that the filter has made sure of.
+//!
+//! Not told apart: an address that a guest keeps, and one that it gives up after a day (RFC 8981). Either may be the
+//! first after a boot.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Ipv6Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::task::Poll;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socket};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep_until};
+
+use super::child::pollable;
+use super::conflict::{self, claims::Ear};
+use super::watch::Watch;
+use crate::alias::TapAlias;
+use crate::guard::owned::{CLAIMED_MAX, Owned6};
+use crate::lookout::{attach_filter, bind_to, ignore_outgoing, jump_if_equal, statement};
+use crate::mac::MacAddr;
+use crate::nft::{Command, Elements, Family, Item};
+use crate::plan::Plan;
+use crate::rules::{self, Member};
+use crate::services::advertisement;
+use crate::spec::{IfName, Switch};
+use crate::step::{Host, Step};
+
+/// Frames that are read in one go, and the pause after that, so that a flood of them costs little.
+const FRAMES_MAX: usize = 16;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// New addresses at once, and one more after each pause: what Linux makes at most by itself, and more than any guest
+/// needs.
+const AT_ONCE: u32 = 16;
+const ONE_MORE: Duration = Duration::from_secs(1);
+
+/// How long others may object: a bit less than a guest waits (`RETRANS_TIMER`, RFC 4861 10).
+const OBJECTION: Duration = Duration::from_millis(900);
+
+/// Addresses of a card to which others may be objecting.
+const ASKED_MAX: usize = 16;
+
+/// Lines of the log on addresses that somebody else has.
+const LOGGED_MAX: u32 = 16;
+
+/// Bytes of a frame with a solicitation, and where the target is in it (RFC 4861 4.3).
+const SOLICITATION_BYTES: usize = 78;
+const TARGET_AT: usize = 62;
+
+/// What a frame has to be, by size of the field, offset and value: a solicitation from the unspecified address.
+const SOLICITATION: [(u32, u32, u32); 8] = [
+    (libc::BPF_H, 12, 0x86dd),
+    (libc::BPF_B, 20, 58),
+    (libc::BPF_B, 21, 255),
+    (libc::BPF_B, 54, 135),
+    (libc::BPF_W, 22, 0),
+    (libc::BPF_W, 26, 0),
+    (libc::BPF_W, 30, 0),
+    (libc::BPF_W, 34, 0),
+];
+
+/// The guests of a VM.
+pub(super) struct Addresses {
+    vm: String,
+    members: Vec<Member>,
+    cards: Vec<Card>,
+    /// When frames are read again.
+    again: Instant,
+}
+
+struct Card {
+    owned: Owned6,
+    guarded: Switch,
+    bridge: IfName,
+    /// What comes before an address in a second name: one network's.
+    place: String,
+    tap: u32,
+    alias: TapAlias,
+    host_side: MacAddr,
+    /// A packet socket in the clothes of another, which tokio can wait for.
+    ear: UnixStream,
+    /// Oldest first.
+    claimed: VecDeque<Ipv6Addr>,
+    asked: Vec<Asked>,
+    left: u32,
+    counted: Instant,
+    /// A global address has been heard since the last boot.
+    settled: bool,
+    logged: u32,
+}
+
+/// An address that the guest has if nobody objects.
+struct Asked {
+    address: Ipv6Addr,
+    ears: Vec<Ear>,
+    until: Instant,
+}
+
+impl Addresses {
+    /// Listens on the taps of a plan that has been applied to `host`.
+    pub(super) fn new(plan: &Plan, host: &Host, vm: &str) -> Self {
+        let tables = plan.steps.iter().find_map(|step| match step {
+            Step::CreateTables { members, guards, .. } => Some((members.clone(), guards.as_slice())),
+            _ => None,
+        });
+        let (members, guards) = tables.unwrap_or_default();
+        // Without a prefix there is nothing to be claimed that anybody needs, and the socket is not for nothing.
+        let of_members = members
+            .iter()
+            .filter(|member| member.ipv6.is_some())
+            .map(|member| (Owned6::of_member(member), member.antispoof));
+        let of_guards = guards.iter().filter_map(|guard| Some((Owned6::of_guard(guard)?, Switch::On)));
+        let cards = of_members.chain(of_guards).filter_map(|(owned, guarded)| {
+            let card = Card::open(plan, host, owned, guarded)?;
+            card.inspect_err(|error| log::warn!("IPv6 addresses of a guest cannot be heard: {error}")).ok()
+        });
+        let cards = cards.collect();
+        Self { vm: vm.to_owned(), members, cards, again: Instant::now() }
+    }
+
+    /// Waits until there is something to be heard, or the time for objections is over.
+    pub(super) async fn heard(&self) {
+        if self.cards.is_empty() {
+            return std::future::pending().await;
+        }
+        sleep_until(self.again).await;
+        let due = self.cards.iter().flat_map(|card| &card.asked).map(|asked| asked.until).min();
+        let over = async {
+            match due {
+                Some(due) => sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        let frames = std::future::poll_fn(|context| {
+            // All are to wake this.
+            let ready = self.cards.iter().filter(|card| card.ear.poll_read_ready(context).is_ready()).count();
+            if ready > 0 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        tokio::select! {
+            () = over => {}
+            () = frames => {}
+        }
+    }
+
+    /// Acts on it.
+    pub(super) async fn hear(&mut self, host: &mut Host, watch: &mut Watch<'_>) {
+        for idx in 0..self.cards.len() {
+            let Some(card) = self.cards.get_mut(idx) else { break };
+            let before = card.claimed.clone();
+            let mut heard = card.settle(host).await;
+            for _ in 0..FRAMES_MAX {
+                let Some(address) = card.next() else { break };
+                heard.extend(card.claim(address, host).await);
+            }
+            if card.claimed != before {
+                card.write(&self.vm, host);
+            }
+            for address in heard {
+                self.follow(idx, address, host, watch).await;
+            }
+        }
+        self.again = Instant::now() + PAUSE;
+    }
+
+    /// Has names and forwarded ports lead to an address that a guest has made sure of.
+    async fn follow(&mut self, idx: usize, address: Ipv6Addr, host: &mut Host, watch: &mut Watch<'_>) {
+        let Some(card) = self.cards.get_mut(idx) else { return };
+        if address.is_unicast_link_local() {
+            // The first of each boot.
+            card.settled = false;
+            return;
+        }
+        let usual = card.owned.fixed.contains(&address);
+        if card.owned.prefix.is_none() || card.settled && !usual {
+            return;
+        }
+        card.settled = true;
+        if card.alias.ip6 == Some(address) {
+            return;
+        }
+        card.alias.ip6 = Some(address);
+        watch.keep_alias(card.owned.card, &card.alias);
+        let (name, alias) = (host.taps.get(&card.owned.card).map(|tap| tap.name.clone()), card.alias.to_string());
+        if let Err(error) = host.rtnl.set_alias(name.as_deref().unwrap_or_default(), &alias).await {
+            log::warn!("Cannot write {address} on the tap of card {}: {error}", card.owned.card);
+        }
+        let before = self.members.clone();
+        let own = card.owned.card;
+        self.members.iter_mut().filter(|it| it.card == own).for_each(|member| member.address6 = Some(address));
+        let commands = rules::changes(&self.vm, &before, &self.members);
+        if let Err(error) = host.owner().and_then(|owner| owner.change(commands)) {
+            log::warn!("Forwarded ports of card {own} do not lead to {address}: {error}");
+        }
+    }
+}
+
+impl Card {
+    /// Listens to one; none if it has no tap here.
+    fn open(plan: &Plan, host: &Host, owned: Owned6, guarded: Switch) -> Option<io::Result<Self>> {
+        let tap = host.taps.get(&owned.card)?.index?;
+        let (bridge, mac, alias, vlans) = plan.steps.iter().find_map(|step| match step {
+            Step::AttachTap { card, bridge, mac, alias, vlans, .. } if *card == owned.card => {
+                Some((bridge.clone(), *mac, alias.clone(), vlans.as_ref()))
+            }
+            _ => None,
+        })?;
+        let vlan = vlans.and_then(|vlans| vlans.untagged).map_or(0, |vlan| vlan.get());
+        let place = format!("mv6-{bridge}.{vlan}-");
+        let ear = match listen(tap, owned.mac) {
+            Ok(ear) => ear,
+            Err(error) => return Some(Err(error)),
+        };
+        let (claimed, asked, counted) = (VecDeque::new(), Vec::new(), Instant::now());
+        let (left, settled, logged) = (AT_ONCE, false, 0);
+        Some(Ok(Self {
+            owned,
+            guarded,
+            bridge,
+            place,
+            tap,
+            alias,
+            host_side: mac,
+            ear,
+            claimed,
+            asked,
+            left,
+            counted,
+            settled,
+            logged,
+        }))
+    }
+
+    /// The next address that the guest asks for. Does not wait.
+    fn next(&self) -> Option<Ipv6Addr> {
+        let mut frame = [0; SOLICITATION_BYTES];
+        let receive = || Ok(recv(self.ear.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT)?);
+        let bytes = self.ear.try_io(Interest::READABLE, receive).ok()?;
+        let target = frame.get(..bytes)?.get(TARGET_AT..)?.first_chunk::<16>()?;
+        Some(Ipv6Addr::from(*target))
+    }
+
+    /// Gives the guest an address, if nobody has it; returns it if the guest has it now.
+    async fn claim(&mut self, address: Ipv6Addr, host: &Host) -> Option<Ipv6Addr> {
+        if self.owned.fixed.contains(&address) {
+            return Some(address);
+        }
+        if let Some(at) = self.claimed.iter().position(|claimed| *claimed == address) {
+            // The last one to go from now on.
+            self.claimed.remove(at);
+            self.claimed.push_back(address);
+            return Some(address);
+        }
+        if self.asked.iter().any(|asked| asked.address == address) {
+            return None;
+        }
+        if !self.owned.may_claim(address) || !self.has_budget() {
+            self.refuse(address);
+            return None;
+        }
+        if let Err(error) = host.rtnl.add_name(self.tap, &self.name_of(address)).await {
+            let taken = error.raw_os_error() == Some(libc::EEXIST);
+            self.log(address, &if taken { "another VM has it".to_owned() } else { error.to_string() });
+            self.refuse(address);
+            return None;
+        }
+        if self.owned.asks_others() && self.asked.len() < ASKED_MAX {
+            let ears = conflict::listen(self.bridge.as_str(), self.owned.mac, &[address.into()]);
+            let ears = ears.unwrap_or_default();
+            self.asked.push(Asked { address, ears, until: Instant::now() + OBJECTION });
+            return None;
+        }
+        self.accept(address, host).await;
+        Some(address)
+    }
+
+    /// Decides about addresses to which nobody objects any more; returns those that the guest has now.
+    async fn settle(&mut self, host: &Host) -> Vec<Ipv6Addr> {
+        let now = Instant::now();
+        let (over, asked) = std::mem::take(&mut self.asked).into_iter().partition(|asked| asked.until <= now);
+        self.asked = asked;
+        let over: Vec<Asked> = over;
+        let mut had = Vec::new();
+        for Asked { address, ears, .. } in over {
+            if ears.iter().any(|ear| ear.next().is_some()) {
+                self.give_up(address, host).await;
+                self.log(address, "another machine has it");
+                self.refuse(address);
+            } else {
+                self.accept(address, host).await;
+                had.push(address);
+            }
+        }
+        had
+    }
+
+    async fn accept(&mut self, address: Ipv6Addr, host: &Host) {
+        if self.claimed.len() >= CLAIMED_MAX
+            && let Some(oldest) = self.claimed.pop_front()
+        {
+            self.give_up(oldest, host).await;
+        }
+        self.claimed.push_back(address);
+    }
+
+    async fn give_up(&self, address: Ipv6Addr, host: &Host) {
+        if let Err(error) = host.rtnl.remove_name(self.tap, &self.name_of(address)).await {
+            log::debug!("{address} is not free again: {error}");
+        }
+    }
+
+    /// Tells the guest that it cannot have an address: it takes another.
+    fn refuse(&self, address: Ipv6Addr) {
+        if self.guarded == Switch::Off {
+            return;
+        }
+        let answer = advertisement(self.host_side, address);
+        if let Some(Err(errno)) = answer.map(|frame| send(self.ear.as_raw_fd(), &frame, MsgFlags::MSG_DONTWAIT)) {
+            log::debug!("A guest is not told that it does not get {address}: {errno}");
+        }
+    }
+
+    fn log(&mut self, address: Ipv6Addr, reason: &str) {
+        self.logged = self.logged.saturating_add(1);
+        if self.logged <= LOGGED_MAX {
+            log::info!("The guest of card {} does not get {address}: {reason}", self.owned.card);
+        }
+    }
+
+    /// Has the guard know them.
+    fn write(&self, vm: &str, host: &mut Host) {
+        if self.guarded == Switch::Off {
+            return;
+        }
+        let elements = Elements::Ip6(self.claimed.iter().copied().map(Item::One).collect());
+        let table = rules::name(vm, Family::Netdev);
+        let command = Command::ReplaceElements(table, self.owned.set_name(), elements);
+        if let Err(error) = host.owner().and_then(|owner| owner.change(vec![command])) {
+            log::warn!("The guard of card {} does not know the guest's addresses: {error}", self.owned.card);
+        }
+    }
+
+    fn has_budget(&mut self) -> bool {
+        let pauses = self.counted.elapsed().as_secs() / ONE_MORE.as_secs();
+        if pauses > 0 {
+            self.left = self.left.saturating_add(u32::try_from(pauses).unwrap_or(u32::MAX)).min(AT_ONCE);
+            self.counted = Instant::now();
+        }
+        let left = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        left
+    }
+
+    fn name_of(&self, address: Ipv6Addr) -> String {
+        format!("{}{:032x}", self.place, address.to_bits())
+    }
+}
+
+/// A socket that hears the guest with this MAC ask whether an address is free.
+fn listen(tap: u32, mac: MacAddr) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    // Without a protocol it hears nothing until it is bound.
+    let socket: OwnedFd = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+    attach_filter(&socket, program(mac))?;
+    ignore_outgoing(&socket)?;
+    // A bridge takes frames before sockets of one protocol can.
+    bind_to(&socket, tap, libc::ETH_P_ALL)?;
+    pollable(&socket)
+}
+
+fn program(mac: MacAddr) -> Vec<libc::sock_filter> {
+    let [a, b, c, d, e, f] = mac.octets();
+    let own = [(libc::BPF_W, 6, u32::from_be_bytes([a, b, c, d])), (libc::BPF_H, 10, u32::from_be_bytes([0, 0, e, f]))];
+    let checks: Vec<(u32, u32, u32)> = SOLICITATION.into_iter().chain(own).collect();
+    let mut program = Vec::new();
+    for (idx, (size, at, value)) in checks.iter().enumerate() {
+        // Past all that follows and the end that passes: 19 at most.
+        let fails = u8::try_from(2 * (checks.len() - idx) - 1).unwrap_or_default();
+        program.push(statement(libc::BPF_LD | size | libc::BPF_ABS, *at));
+        program.push(jump_if_equal(*value, 0, fails));
+    }
+    let passed = u32::try_from(SOLICITATION_BYTES).unwrap_or_default();
+    program.push(statement(libc::BPF_RET | libc::BPF_K, passed));
+    program.push(statement(libc::BPF_RET | libc::BPF_K, 0));
+    program
+}
