@@ -16,6 +16,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Serialize, Serializer};
 
+/// Longest alias in bytes: `IFALIASZ` less the closing zero (linux/if.h).
+pub(crate) const ALIAS_MAX: usize = 255;
+
+/// Most numbers that a range in a list stands for. Far more than a host has interfaces.
+const RANGE_MAX: u32 = 1 << 16;
+
 /// The first word of every alias of ours.
 const MARK: &str = "minivmm";
 
@@ -122,16 +128,25 @@ pub struct NetworkAlias {
     pub forward_all: bool,
     /// The host forwards IPv6 because of a network of ours and did not before (`net.ipv6.conf.all.forwarding`).
     pub forward6: bool,
+    /// Later interfaces forwarded IPv6 by themselves at that time (`net.ipv6.conf.default.forwarding`).
+    pub default6: bool,
+    /// The interfaces that did, while the host is being switched: afterwards they do as they did.
+    pub switching6: Option<BTreeSet<u32>>,
     /// The interfaces that take router advertisements although the host forwards (`accept_ra` 2) because of that, and took
     /// them anyhow before (1).
     pub accept_ra: BTreeSet<u32>,
+    /// Later interfaces do (`net.ipv6.conf.default.accept_ra`), and of those that were there all that took them.
+    pub later_ra: bool,
+    /// But for these, which had been told before.
+    pub other_ra: BTreeSet<u32>,
 }
 
 impl NetworkAlias {
     /// That of a network for which nothing has been changed.
     pub fn new(mode: Mode, net: String) -> Self {
-        let (forward, accept_ra) = (BTreeSet::new(), BTreeSet::new());
-        Self { mode, net, forward, forward_all: false, forward6: false, accept_ra }
+        let (forward, accept_ra, other_ra) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (forward_all, forward6, default6, switching6, later_ra) = (false, false, false, None, false);
+        Self { mode, net, forward, forward_all, forward6, default6, switching6, accept_ra, later_ra, other_ra }
     }
 
     /// Takes note of whether the host forwards by default now. Where that has been switched on meanwhile, every interface is to forward and none is
@@ -141,6 +156,19 @@ impl NetworkAlias {
             self.forward.clear();
         }
         self.forward_all = forward_all;
+    }
+
+    /// What is to be put back for another network as well, after both have been [settled](Self::settle).
+    pub fn take_over(&mut self, other: Self) {
+        self.forward.extend(other.forward);
+        if other.forward6 {
+            self.forward6 = true;
+            self.default6 = other.default6;
+            self.switching6 = other.switching6;
+            self.accept_ra.extend(other.accept_ra);
+            self.later_ra = other.later_ra;
+            self.other_ra.extend(other.other_ra);
+        }
     }
 
     /// Reads the alias of a link; none if it is not one of a network of ours.
@@ -155,7 +183,11 @@ impl NetworkAlias {
             forward: words.numbers("forward"),
             forward_all: words.get("all") == Some("on"),
             forward6: words.get("forward6") == Some("on"),
+            default6: words.get("default6") == Some("on"),
+            switching6: words.get("routers6").map(|_| words.numbers("routers6")),
             accept_ra: words.numbers("ra"),
+            later_ra: words.get("later-ra") == Some("on"),
+            other_ra: words.numbers("other-ra"),
         })
     }
 }
@@ -163,12 +195,20 @@ impl NetworkAlias {
 impl fmt::Display for NetworkAlias {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{MARK} mode={} net={}", self.mode.name(), self.net)?;
-        for (key, numbers) in [(" forward=", &self.forward), (" ra=", &self.accept_ra)] {
-            for (idx, link) in numbers.iter().enumerate() {
-                write!(f, "{}{link}", if idx == 0 { key } else { "," })?;
-            }
+        let lists = [("forward", &self.forward), ("ra", &self.accept_ra), ("other-ra", &self.other_ra)];
+        for (key, numbers) in lists.into_iter().filter(|(_, numbers)| !numbers.is_empty()) {
+            write!(f, " {key}={}", Ranges(numbers))?;
         }
-        for (word, holds) in [(" all=on", self.forward_all), (" forward6=on", self.forward6)] {
+        if let Some(routers) = &self.switching6 {
+            write!(f, " routers6={}", Ranges(routers))?;
+        }
+        let words = [
+            (" all=on", self.forward_all),
+            (" forward6=on", self.forward6),
+            (" default6=on", self.default6),
+            (" later-ra=on", self.later_ra),
+        ];
+        for (word, holds) in words {
             f.write_str(if holds { word } else { "" })?;
         }
         Ok(())
@@ -220,6 +260,28 @@ impl Serialize for UplinkAlias {
     }
 }
 
+/// Numbers as a list in which neighbours are a range: `2,5-9`.
+struct Ranges<'a>(&'a BTreeSet<u32>);
+
+impl fmt::Display for Ranges<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut numbers = self.0.iter().copied().peekable();
+        let mut separator = "";
+        while let Some(first) = numbers.next() {
+            let mut last = first;
+            while let Some(next) = numbers.next_if(|next| last.checked_add(1) == Some(*next)) {
+                last = next;
+            }
+            write!(f, "{separator}{first}")?;
+            if last != first {
+                write!(f, "-{last}")?;
+            }
+            separator = ",";
+        }
+        Ok(())
+    }
+}
+
 /// The words of an alias of ours.
 struct Words<'a>(&'a str);
 
@@ -228,10 +290,15 @@ impl<'a> Words<'a> {
         Some(Self(text.strip_prefix(MARK)?.strip_prefix(' ')?))
     }
 
-    /// A list of numbers; empty if the key is not there.
+    /// A list of numbers and ranges of them; empty if the key is not there.
     fn numbers(&self, key: &str) -> BTreeSet<u32> {
         let list = self.get(key).into_iter().flat_map(|list| list.split(','));
-        list.filter_map(|number| number.parse().ok()).collect()
+        let range = |item: &str| {
+            let (first, last) = item.split_once('-').unwrap_or((item, item));
+            let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+            Some(first..=last.min(first.saturating_add(RANGE_MAX)))
+        };
+        list.filter_map(range).flatten().collect()
     }
 
     fn get(&self, key: &str) -> Option<&'a str> {
@@ -243,9 +310,6 @@ impl<'a> Words<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Longest alias: `IFALIASZ` less the closing zero (linux/if.h).
-    const ALIAS_MAX: usize = 255;
 
     fn web() -> TapAlias {
         let (vm, net) = ("web".to_owned(), "br0".to_owned());
@@ -268,11 +332,38 @@ mod tests {
         let alias = NetworkAlias { forward_all: true, forward6: true, accept_ra: [2].into(), ..alias };
         assert_eq!(alias.to_string(), "minivmm mode=nat net=default forward=2,15 ra=2 all=on forward6=on");
         let plain = NetworkAlias::new(Mode::Host, "lab".to_owned());
-        for alias in [alias, plain] {
+        let switching = NetworkAlias {
+            forward: [2, 3, 4, 9].into(),
+            switching6: Some(BTreeSet::new()),
+            default6: true,
+            later_ra: true,
+            other_ra: [7, 8].into(),
+            ..alias.clone()
+        };
+        assert_eq!(
+            switching.to_string(),
+            "minivmm mode=nat net=default forward=2-4,9 ra=2 other-ra=7-8 routers6= all=on forward6=on default6=on \
+             later-ra=on"
+        );
+        for alias in [alias, plain, switching] {
             assert_eq!(NetworkAlias::parse(&alias.to_string()), Some(alias.clone()));
             assert_eq!(TapAlias::parse(&alias.to_string()), None);
         }
         assert_eq!(NetworkAlias::parse(&web().to_string()), None);
+    }
+
+    #[test]
+    fn what_was_put_on_or_off_for_the_whole_host_meanwhile_is_what_holds() {
+        let recorded = NetworkAlias { forward: [2].into(), ..NetworkAlias::new(Mode::Nat, "a".to_owned()) };
+        let settled = |mut alias: NetworkAlias, all| {
+            alias.settle(all);
+            (alias.forward.into_iter().collect::<Vec<_>>(), alias.forward_all)
+        };
+        assert_eq!(settled(recorded.clone(), false), (vec![2], false));
+        assert_eq!(settled(recorded.clone(), true), (vec![], true));
+        let among_others = NetworkAlias { forward_all: true, ..recorded };
+        assert_eq!(settled(among_others.clone(), true), (vec![2], true));
+        assert_eq!(settled(among_others, false), (vec![2], false));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! other machines do.
 
 mod firewall;
+mod forwarding;
 mod managers;
 mod privileges;
 mod traffic;
@@ -148,6 +149,7 @@ fn ovs(fact: &OvsFact) -> Option<Finding> {
 
 fn looks(needs: Needs, request: &Request, facts: &Facts) -> Vec<Finding> {
     [
+        forwarding::look(needs, facts),
         traffic::look(needs, &request.cards, facts),
         firewall::look(needs, &request.cards, facts),
         if needs.link { managers::look(std::path::Path::new("/")) } else { Vec::new() },

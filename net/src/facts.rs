@@ -66,6 +66,8 @@ pub struct IpFacts {
     pub lacks_ipv6: bool,
     /// Whether the host forwards IPv6 (`net.ipv6.conf.all.forwarding`).
     pub forwards6: bool,
+    /// What settings networks of ours meet.
+    pub settings: Settings,
     /// The links with an IPv6 default route that take router advertisements as long as the host does not forward.
     pub advertised6: BTreeSet<u32>,
     /// Where Docker drops what nobody has let through, and leaves a place for others.
@@ -76,6 +78,17 @@ pub struct IpFacts {
     pub connections_max: Option<u32>,
     /// The name servers that the host asks.
     pub resolvers: Vec<Ipv4Addr>,
+}
+
+/// Settings of the kernel as a network of ours meets them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// They cannot be written: `/proc/sys` is read-only.
+    pub locked: bool,
+    /// A new interface forwards IPv4 (`net.ipv4.conf.default.forwarding`).
+    pub forwarding: bool,
+    /// A new interface has no IPv6 (`net.ipv6.conf.default.disable_ipv6`, or a kernel without it).
+    pub without_ipv6: bool,
 }
 
 /// What an interface has that a bridge would take over.

@@ -1,14 +1,21 @@
 //! Forwarding between a network of ours and the interfaces that lead out.
 //!
-//! The kernel looks at the setting of the interface through which a packet came in, so a way out takes the network's bridge and,
-//! for the answers, every interface that leads somewhere. Those that did not forward are written on the bridge before they are
-//! changed. IPv6 has no such setting of an interface (before Linux 6.17): there the whole host forwards, and those that learn
-//! their way out from router advertisements are told to go on doing so, which is written down as well. Whoever removes the bridge puts them back, or writes them on another bridge of ours that still needs them.
+//! The kernel looks at the setting of the interface through which a packet came in, so a way out takes the network's
+//! bridge and, for the answers, every interface that leads somewhere. Those that did not forward are written on the
+//! bridge before they are changed ([`NetworkAlias`]). IPv6 has no such setting of an interface (before Linux 6.17):
+//! there the whole host forwards ([`ipv6`]). Whoever removes the bridge puts everything back, or writes it on another
+//! bridge of ours that still needs it.
+//!
+//! A host that forwards for us is no router between its own networks: see [`fence`]. Where its owner has it forward
+//! anyhow, it is his.
+
+pub(crate) mod fence;
+pub(crate) mod ipv6;
 
 use std::collections::BTreeSet;
 use std::io;
 
-use crate::alias::{Mode, NetworkAlias};
+use crate::alias::{ALIAS_MAX, Mode, NetworkAlias};
 use crate::facts::Link;
 use crate::rtnl::Rtnl;
 use crate::spec::IfName;
@@ -18,7 +25,8 @@ use crate::sysctl::{self, Conf};
 /// The setting.
 const KEY: &str = "forwarding";
 
-/// Whether an interface can lead to other machines: neither a network of ours nor loopback. Bridges of ours with an uplink can.
+/// Whether an interface can lead to other machines: neither a network of ours nor loopback. Bridges of ours with an
+/// uplink can.
 pub(crate) fn may_lead(link: &Link) -> bool {
     !link.is_our_network() && link.name != "lo"
 }
@@ -28,17 +36,18 @@ pub(crate) fn forwards(link: &str) -> bool {
     sysctl::is(Conf::Ipv4, link, KEY, "1")
 }
 
-/// Lets packets pass between `bridge`, a network of ours, and these interfaces. Those that did not forward are written on the bridge.
-pub(crate) async fn enable(rtnl: &Rtnl, bridge: &IfName, uplinks: &[IfName]) -> io::Result<()> {
+/// Lets packets pass between `bridge`, a network of ours, and these interfaces. Those that did not forward are written
+/// on the bridge.
+pub(crate) async fn enable(rtnl: &Rtnl, links: &[Link], bridge: &IfName, uplinks: &[IfName]) -> io::Result<()> {
     let silent: Vec<&IfName> = uplinks.iter().filter(|uplink| !forwards(uplink.as_str())).collect();
-    if !silent.is_empty() {
-        let links = links(rtnl).await?;
-        if let Some((ours, mut alias)) = links.iter().find(|link| link.name == bridge.as_str()).and_then(network) {
-            let indexes = links.iter().filter(|link| silent.iter().any(|uplink| uplink.as_str() == link.name));
-            alias.settle(forwards("all"));
-            alias.forward.extend(indexes.map(|link| link.index));
-            rtnl.set_alias(&ours.name, &alias.to_string()).await?;
-        }
+    let ours = links.iter().find(|link| link.name == bridge.as_str()).and_then(network);
+    if let Some((ours, mut alias)) = ours.filter(|_| !silent.is_empty()) {
+        let indexes = links.iter().filter(|link| silent.iter().any(|uplink| uplink.as_str() == link.name));
+        alias.settle(forwards("all"));
+        alias.forward.extend(indexes.map(|link| link.index));
+        // Numbers of links that have gone.
+        alias.forward.retain(|index| links.iter().any(|link| link.index == *index));
+        write(rtnl, ours, &alias).await?;
     }
     for link in silent.into_iter().chain([bridge]) {
         sysctl::set_if_there(Conf::Ipv4, link.as_str(), KEY, "1")?;
@@ -46,20 +55,21 @@ pub(crate) async fn enable(rtnl: &Rtnl, bridge: &IfName, uplinks: &[IfName]) -> 
     Ok(())
 }
 
-/// Lets IPv6 packets pass through a host that does not forward them; these uplinks take router advertisements all the same.
-pub(crate) async fn enable6(rtnl: &Rtnl, bridge: &IfName, uplinks: &[IfName]) -> io::Result<()> {
+/// Has `to` be put back as `from` is, whose place it takes: a bridge that has its uplink's settings.
+pub(crate) async fn inherit(rtnl: &Rtnl, from: u32, to: u32) -> io::Result<()> {
     let links = links(rtnl).await?;
-    let Some((ours, mut alias)) = links.iter().find(|link| link.name == bridge.as_str()).and_then(network) else {
-        return Err(io::ErrorKind::NotFound.into());
-    };
-    let indexes = links.iter().filter(|link| uplinks.iter().any(|uplink| uplink.as_str() == link.name));
-    alias.accept_ra.extend(indexes.map(|link| link.index));
-    alias.forward6 = true;
-    rtnl.set_alias(&ours.name, &alias.to_string()).await?;
-    for link in uplinks {
-        sysctl::set_if_there(Conf::Ipv6, link.as_str(), "accept_ra", "2")?;
+    for (ours, mut alias) in links.iter().filter_map(network) {
+        let before = alias.clone();
+        for set in [&mut alias.forward, &mut alias.accept_ra, &mut alias.other_ra] {
+            if set.contains(&from) {
+                set.insert(to);
+            }
+        }
+        if alias != before {
+            write(rtnl, ours, &alias).await?;
+        }
     }
-    sysctl::set(Conf::Ipv6, "all", KEY, "1")
+    Ok(())
 }
 
 /// Puts back what was changed for `bridge`, which is about to go.
@@ -70,17 +80,12 @@ pub(crate) async fn release(rtnl: &Rtnl, bridge: &Link, links: &[Link]) -> io::R
     alias.settle(forwards("all"));
     let mut others = links.iter().filter(|link| link.index != bridge.index).filter_map(network);
     if let Some((heir, mut inherited)) = others.find(|(_, other)| other.mode == Mode::Nat) {
-        inherited.settle(forwards("all"));
-        inherited.forward.extend(alias.forward);
-        inherited.accept_ra.extend(alias.accept_ra);
-        inherited.forward6 |= alias.forward6;
-        return rtnl.set_alias(&heir.name, &inherited.to_string()).await;
+        inherited.settle(alias.forward_all);
+        inherited.take_over(alias);
+        return write(rtnl, heir, &inherited).await;
     }
     if alias.forward6 {
-        sysctl::set_if_there(Conf::Ipv6, "all", KEY, "0")?;
-        for link in links.iter().filter(|link| alias.accept_ra.contains(&link.index)) {
-            sysctl::set_if_there(Conf::Ipv6, &link.name, "accept_ra", "1")?;
-        }
+        ipv6::put_back(&alias, links)?;
     }
     restore(&alias.forward, links)
 }
@@ -92,13 +97,25 @@ fn restore(indexes: &BTreeSet<u32>, links: &[Link]) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes on a bridge of ours what is to be put back.
+async fn write(rtnl: &Rtnl, bridge: &Link, alias: &NetworkAlias) -> io::Result<()> {
+    let text = alias.to_string();
+    if text.len() > ALIAS_MAX {
+        return Err(io::Error::other(format!(
+            "what {} interfaces were before does not fit into the {ALIAS_MAX} bytes of a bridge's alias",
+            alias.forward.len() + alias.accept_ra.len() + alias.other_ra.len()
+        )));
+    }
+    rtnl.set_alias(&bridge.name, &text).await
+}
+
 /// Every link.
 pub(crate) async fn links(rtnl: &Rtnl) -> io::Result<Vec<Link>> {
     Ok(rtnl.links().await?.iter().filter_map(survey::link).collect())
 }
 
 /// A bridge of ours that makes a network, with what is written on it.
-fn network(link: &Link) -> Option<(&Link, NetworkAlias)> {
+pub(crate) fn network(link: &Link) -> Option<(&Link, NetworkAlias)> {
     let alias = link.alias.as_deref().filter(|_| link.is_our_bridge())?;
     NetworkAlias::parse(alias).map(|alias| (link, alias))
 }

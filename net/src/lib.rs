@@ -29,7 +29,7 @@
 //! | guest | an address of another machine on a network of ours, a gateway's or DHCP server's words, the host's loopback | rules on its tap, and a bridge that learns nothing there |
 //! | guest | the host's own services at the gateway's address | as for any machine: they are there, unless the host's firewall says no |
 //! | outside | guests behind NAT, packets for the host's loopback address that is forwarded | only what is forwarded or an answer gets in; nothing from a wire is translated for 127.0.0.0/8 |
-//! | outside | the host as a router between its uplinks, while a network of ours has them forward | nothing: a host for which that matters has a firewall |
+//! | outside | the host as a router between its uplinks, while a network of ours has them forward | what comes in by one leaves by a network of ours only; unless keeper and VMM are both killed, until the next start or `net gc` |
 //! | VMM taken over by its guest | the keeper's privileges | the keeper reads nothing from the VMM's socket but its end |
 //! | VMM taken over by its guest, local users | the policy of the VM | whoever asks for another is root or the VM's user, and has CAP_NET_ADMIN, which a VMM has given up; what is asked is parsed into types that cannot hold a wrong one, within bounds |
 //! | guest, outside | what a policy forbids | judged on the tap itself, at which everything passes; before the first frame can; a new policy takes effect as a whole; without room for a connection its answers are judged by themselves |

@@ -44,4 +44,6 @@ pub use table::{
 };
 pub use test::{Item, Test};
 pub use translations::Translation;
-pub use value::{AddrType, ArpOp, Datum, EtherAddr, EtherType, Icmp6Type, IcmpType, L4Proto, LinkKind, NfProto};
+pub use value::{
+    AddrType, ArpOp, Datum, EtherAddr, EtherType, Icmp6Type, IcmpType, L4Proto, LinkKind, NamePrefix, NfProto,
+};

@@ -61,6 +61,14 @@ pub enum Refusal {
     /// The kernel has bridges without VLANs (`CONFIG_BRIDGE_VLAN_FILTERING`).
     #[error("The kernel of this host has no VLAN filtering on bridges")]
     NoVlans,
+    /// A setting that is to be changed where none can be.
+    #[error("{setting} is to be {value}, and /proc/sys is read-only here")]
+    LockedSetting {
+        /// The setting.
+        setting: String,
+        /// Its value.
+        value: u32,
+    },
     /// No interface has the uplink's name.
     #[error("Uplink {name} does not exist")]
     NoUplink {
@@ -416,6 +424,19 @@ pub enum Refusal {
     NoSpareMac,
 }
 
+/// What helps where `/proc/sys` is read-only.
+pub(crate) fn locked_hint(setting: &str) -> String {
+    let words = if setting.ends_with(".forwarding") && setting.starts_with("net.ipv4") {
+        "net.ipv4.ip_forward"
+    } else {
+        setting
+    };
+    format!(
+        "set it from outside (a container: docker run --sysctl {words}=1), or mount /proc/sys to be written to \
+         (--privileged)"
+    )
+}
+
 impl Refusal {
     /// What the user can do.
     pub fn hint(&self) -> String {
@@ -427,6 +448,7 @@ impl Refusal {
                 "add create=on to have minivmm make it (--net bridge={name},create=on), or use one that exists: {}",
                 bridges.join(", ")
             ),
+            Self::LockedSetting { setting, .. } => locked_hint(setting),
             Self::NotABridge { .. } => "give the name of a bridge; `ip link show type bridge` lists them".to_owned(),
             Self::OtherStp { name, wanted_s, .. } => format!(
                 "leave stp= and forward-delay= out, or set it yourself: \

@@ -11,11 +11,12 @@ use std::pin::Pin;
 use futures_util::stream::{Stream, StreamExt};
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVtapMode,
+    AfSpecUnspec, BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    MacVtapMode,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
@@ -28,7 +29,9 @@ use tokio::task::JoinHandle;
 use crate::alias::TapAlias;
 use crate::facts::OUR_GROUP;
 use crate::mac::MacAddr;
+use crate::nft::attr::Writer;
 use crate::spec::{ForwardDelay, MacvtapMode, Switch};
+use crate::sysctl::{self, Conf};
 use crate::vlan::PortVlans;
 
 pub(crate) mod notices;
@@ -40,6 +43,10 @@ const BRIDGE_ALIAS: &str = "minivmm: goes with its last port";
 /// Ticks of a second in what user space is told (`USER_HZ`, uapi/asm-generic/param.h).
 pub(crate) const USER_HZ: u32 = 100;
 
+/// The family of IPv4 as an attribute's number, and the attribute below it that has settings (linux/if_link.h).
+const AF_INET: u16 = 2;
+const IFLA_INET_CONF: u16 = 1;
+
 /// Room for notifications, each of which takes 4 KiB. A card with 64 queue pairs causes some 200 when it goes.
 const EVENT_BUFFER_BYTES: usize = 2 * 1024 * 1024;
 
@@ -47,6 +54,32 @@ const EVENT_BUFFER_BYTES: usize = 2 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Rtnl {
     handle: Handle,
+}
+
+/// A setting of an interface for IPv4, with its number among them (`IPV4_DEVCONF_*`, linux/ip.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ipv4Setting {
+    /// Whether it tells senders of a shorter way.
+    SendRedirects,
+    /// Whether 127.0.0.0/8 is routed.
+    RouteLocalnet,
+}
+
+impl Ipv4Setting {
+    fn number(self) -> u16 {
+        match self {
+            Self::SendRedirects => 6,
+            Self::RouteLocalnet => 26,
+        }
+    }
+
+    /// Its name below `/proc/sys`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::SendRedirects => "send_redirects",
+            Self::RouteLocalnet => "route_localnet",
+        }
+    }
 }
 
 /// What a tap gets with its bridge.
@@ -375,6 +408,22 @@ impl Rtnl {
     /// Gives a link an address.
     pub(crate) async fn set_address(&self, name: &str, mac: MacAddr) -> io::Result<()> {
         let message = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).build();
+        self.handle.link().change(message).execute().await.map_err(io_error)
+    }
+
+    /// Changes a setting of a bridge of ours. Where `/proc/sys` is read-only, as in containers, the kernel takes it
+    /// from a message as well.
+    pub(crate) async fn set_ipv4(&self, name: &str, setting: Ipv4Setting, value: Switch) -> io::Result<()> {
+        let value: u32 = if value == Switch::On { 1 } else { 0 };
+        match sysctl::set(Conf::Ipv4, name, setting.name(), &value.to_string()) {
+            Err(error) if error.raw_os_error() == Some(libc::EROFS) => {}
+            result => return result,
+        }
+        let mut writer = Writer::default();
+        writer.nest(IFLA_INET_CONF, |settings| settings.attr(setting.number(), &value.to_ne_bytes()));
+        let inet = DefaultNla::new(AF_INET, writer.bytes().to_vec());
+        let mut message = LinkUnspec::new_with_name(name).build();
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Other(inet)]));
         self.handle.link().change(message).execute().await.map_err(io_error)
     }
 

@@ -26,11 +26,11 @@ use crate::ovs::{self, OvsPort};
 use crate::policy::Policy;
 use crate::policy::rules::Judged;
 use crate::refusal::Refusal;
-use crate::rtnl::{Attachment, Rtnl};
+use crate::rtnl::{Attachment, Ipv4Setting, Rtnl};
 use crate::rules::Member;
 use crate::services::{Ipv6Network, PREFIX_LEN, ServiceSpec};
 use crate::shape::Shape;
-use crate::spec::{Forward, ForwardDelay, IfName, Subnet, Switch};
+use crate::spec::{Forward, ForwardDelay, IfName, NETWORK_PREFIXES, Subnet, Switch};
 use crate::sysctl::{self, Conf};
 use crate::tun::{self, QueueMode, TapKind};
 use crate::uplink;
@@ -339,14 +339,14 @@ impl Step {
             },
             Self::GiveGateway { bridge, subnet, alias } => (give_gateway(&host.rtnl, bridge, *subnet, alias).await)
                 .map_err(|source| Error::GiveGateway { bridge: bridge.clone(), source }),
-            Self::EnableForwarding { bridge, uplinks } => (forwarding::enable(&host.rtnl, bridge, uplinks).await)
-                .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
+            Self::EnableForwarding { bridge, uplinks } => host.forward(bridge, uplinks).await,
             Self::GiveGateway6 { bridge, network } => (give_gateway6(&host.rtnl, bridge, network).await)
                 .map_err(|source| Error::GiveGateway { bridge: bridge.clone(), source }),
-            Self::EnableForwarding6 { bridge, uplinks } => (forwarding::enable6(&host.rtnl, bridge, uplinks).await)
-                .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
-            Self::RouteLoopback { bridge } => sysctl::set(Conf::Ipv4, bridge.as_str(), "route_localnet", "1")
-                .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source }),
+            Self::EnableForwarding6 { bridge, .. } => host.forward6(bridge).await,
+            Self::RouteLoopback { bridge } => {
+                (host.rtnl.set_ipv4(bridge.as_str(), Ipv4Setting::RouteLocalnet, Switch::On).await)
+                    .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source })
+            }
             Self::HoldPorts { card, forward, ipv6 } => {
                 host.ports.insert(*card, hold::hold(forward, *ipv6)?);
                 Ok(())
@@ -455,7 +455,7 @@ async fn give_gateway(rtnl: &Rtnl, bridge: &IfName, subnet: Subnet, alias: &Netw
     // Without addresses of its own the host is not there for guests that speak IPv6, which have none but link-local ones.
     sysctl::set_if_there(Conf::Ipv6, bridge.as_str(), "disable_ipv6", "1")?;
     // Guests reach each other by themselves; a packet that comes back to its network has been translated.
-    sysctl::set(Conf::Ipv4, bridge.as_str(), "send_redirects", "0")?;
+    rtnl.set_ipv4(bridge.as_str(), Ipv4Setting::SendRedirects, Switch::Off).await?;
     rtnl.add_address(index_of(bridge.as_str())?, subnet.gateway().into(), subnet.prefix_len()).await
 }
 
@@ -463,6 +463,14 @@ async fn give_gateway(rtnl: &Rtnl, bridge: &IfName, subnet: Subnet, alias: &Netw
 async fn give_gateway6(rtnl: &Rtnl, bridge: &IfName, network: &Ipv6Network) -> io::Result<()> {
     // 1: no address is generated (IN6_ADDR_GEN_MODE_NONE).
     sysctl::set(Conf::Ipv6, bridge.as_str(), "addr_gen_mode", "1")?;
+    // What guests advertise is not for the host.
+    sysctl::set(Conf::Ipv6, bridge.as_str(), "accept_ra", "0")?;
+    // A gateway that leads out is a router, and says so to whoever asks for its address. Where the host does not
+    // forward yet it becomes one with the host:
+    // before that, the kernel would drop the routes that the host has from other routers.
+    if forwarding::ipv6::forwards() && bridge.as_str().starts_with(NETWORK_PREFIXES[0]) {
+        sysctl::set(Conf::Ipv6, bridge.as_str(), "forwarding", "1")?;
+    }
     sysctl::set(Conf::Ipv6, bridge.as_str(), "disable_ipv6", "0")?;
     let link = index_of(bridge.as_str())?;
     for ip in [network.link_local, network.gateway] {

@@ -1,10 +1,14 @@
 //! The kernel's settings of an interface: `/proc/sys/net/ipv4/conf/IFACE/KEY` and the same for IPv6
 //! (Documentation/networking/ip-sysctl.rst).
 //!
-//! What is right already is never written: a container may see `/proc/sys` read-only, and a write has side effects even where it changes nothing.
+//! What is right already is never written: a container may see `/proc/sys` read-only, and a write has side effects even
+//! where it changes nothing.
 
 use std::fs;
 use std::io;
+
+use nix::errno::Errno;
+use nix::unistd::AccessFlags;
 
 /// Which of the two trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +38,11 @@ pub(crate) fn read(conf: Conf, link: &str, key: &str) -> io::Result<String> {
 /// Whether a setting has this value; not where there is no such setting.
 pub(crate) fn is(conf: Conf, link: &str, key: &str, value: &str) -> bool {
     read(conf, link, key).is_ok_and(|found| found == value)
+}
+
+/// Whether `/proc/sys` is read-only here, as in a container.
+pub(crate) fn are_locked() -> bool {
+    nix::unistd::access(Conf::Ipv4.path("all", "forwarding").as_str(), AccessFlags::W_OK) == Err(Errno::EROFS)
 }
 
 /// Sets it, unless it is so.

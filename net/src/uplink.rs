@@ -29,6 +29,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::alias::UplinkAlias;
 use crate::facts::{Link, UplinkFact};
+use crate::forwarding;
 use crate::rtnl::Rtnl;
 use crate::sysctl::{self, Conf};
 use socket::{Change, RouteSocket};
@@ -122,6 +123,7 @@ pub(crate) async fn take(rtnl: &Rtnl, bridge: &str, alias: &UplinkAlias) -> Resu
     if !alias.moved {
         return rtnl.join(from, to).await.map_err(MoveError::Attach);
     }
+    forwarding::inherit(rtnl, from, to).await.map_err(MoveError::Write)?;
     inherit_settings(&alias.uplink, bridge);
     let mut socket = RouteSocket::open().map_err(MoveError::Talk)?;
     let holdings = Holdings::of(&mut socket, from).map_err(MoveError::Talk)?;

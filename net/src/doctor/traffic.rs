@@ -1,7 +1,6 @@
 //! What becomes of packets on their way: MTUs, subnets, return paths, and the table of connections.
 
 use std::fs;
-use std::io;
 use std::net::Ipv4Addr;
 
 use super::{Finding, Needs};
@@ -22,7 +21,6 @@ pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Findin
         }
     }
     if needs.forwarding {
-        findings.extend(forwarding());
         findings.extend(return_path(facts));
         findings.extend(connections());
     }
@@ -62,27 +60,6 @@ fn narrow_ports(spec: &BridgeSpec, facts: &Facts) -> Vec<Finding> {
         )
     };
     ports.map(finding).collect()
-}
-
-/// NAT switches forwarding on for the interfaces that it needs, if it may.
-fn forwarding() -> Option<Finding> {
-    let path = "/proc/sys/net/ipv4/conf/all/forwarding";
-    let value = fs::read_to_string(path).unwrap_or_default();
-    let may_write = fs::OpenOptions::new().write(true).open(path);
-    Some(match (value.trim(), may_write) {
-        ("1", _) => Finding::fine("ip-forward", "This host forwards IPv4"),
-        (_, Ok(_)) => Finding::fine(
-            "ip-forward",
-            "This host does not forward IPv4; minivmm switches that on where it has to, and back",
-        ),
-        (_, Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => return None,
-        (_, Err(error)) => Finding::problem(
-            "ip-forward",
-            format!("This host does not forward IPv4, and that cannot be changed: {error}"),
-            "no packet of a guest leaves the host",
-            Some("sysctl -w net.ipv4.ip_forward=1 (for a container, on its host)".to_owned()),
-        ),
-    })
 }
 
 /// Several ways out, with a filter that takes answers only on the way that a packet would be sent.

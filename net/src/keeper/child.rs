@@ -83,7 +83,7 @@ async fn serve(
         Ok(rtnl) => rtnl,
         Err(source) => return fail(socket, &Error::Connect(source)),
     };
-    let mut host = Host::new(rtnl, inherited);
+    let mut host = Host::new(rtnl, &request.vm_name, inherited);
     let mut clock = Clock { last: birth, timing: Timing::default() };
     clock.lap(|timing| &mut timing.connect_us);
     let plan = match set_up(socket, &mut host, request, &mut clock).await {
@@ -244,7 +244,8 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
             let mut calling = Box::pin(desk.next());
             loop {
                 let not_kept = watch.not_kept().chain(gateways.not_kept()).chain(firewall.not_kept());
-                let not_kept = not_kept.chain(uplinks.not_kept()).chain(mirrors.not_kept()).collect();
+                let not_kept =
+                    not_kept.chain(uplinks.not_kept()).chain(mirrors.not_kept()).chain(upkeep.not_kept()).collect();
                 tell(socket, not_kept, &mut told);
                 tokio::select! {
                     biased;
@@ -350,6 +351,8 @@ async fn undo_all(steps: &[Step], host: &mut Host) -> Vec<Report> {
             reports.push(error.report());
         }
     }
+    // Forwarding has been put back with the networks.
+    reports.extend(host.unfence().err().map(|error| Error::Nftables(error).report()));
     reports
 }
 

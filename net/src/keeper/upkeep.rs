@@ -1,82 +1,130 @@
-//! What a plan has promised of the host is kept true while the VM runs: a way out for the networks of ours that its cards are on.
+//! What a plan has promised of the host is kept true while the VM runs: a way out for the networks of ours that its
+//! cards are on.
 //!
 //! ```text
 //! [waiting] --a route, a setting, a link--> [due] --look: what is off?--> switch it on --> [pause] --> [waiting]
 //! ```
 //!
-//! A notification only makes us look, as in [`super::watch`]: the state of the host is what counts. Looks are far between, so that a host that
-//! changes all the time costs little: a pause after each is at least 100 ms and a hundred times what the look took of the processor (see [`super::pace`]), so they take a
-//! hundredth of a processor's time at most. What the kernel says meanwhile waits in a small buffer, and beyond that is dropped by the kernel
-//! (see [`crate::rtnl::notices`]). The routes, of which there can be a million, are read only where an interface does not forward, and only
-//! after something was dropped: new ones tell where they lead to.
+//! A notification only makes us look, as in [`super::watch`]: the state of the host is what counts. Looks are far
+//! between, so that a host that changes all the time costs little: a pause after each is at least 100 ms and a hundred
+//! times the processor time of the look (see [`super::pace`]), so they take a hundredth of a processor at most. What
+//! the kernel says meanwhile waits in a small buffer, and beyond that is dropped by the kernel (see
+//! [`crate::rtnl::notices`]). The routes, of which there can be a million, are read only where an interface does not
+//! forward, and only after something was dropped: new ones tell where they lead to.
 //!
-//! To be added here is what else of the host is to be kept: a field, its notifications in [`Upkeep::note`], its part of [`Upkeep::look`].
+//! Whoever switches off again what has been put right means it (see [`switches`]): he is told once what stops, and so
+//! is who asks `doctor`.
+
+mod switches;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::LinkMessage;
 use tokio::time::{Instant, sleep_until};
 
+use super::NotKept;
 use super::pace::Look;
+use crate::alias::Mode;
+use crate::error::Error;
 use crate::facts::Link;
-use crate::forwarding;
+use crate::forwarding::fence::Fence;
+use crate::forwarding::{self, ipv6};
 use crate::lock::NamespaceLock;
 use crate::plan::Plan;
-use crate::rtnl::notices::{Heard, Notices};
-use crate::rtnl::{self, Rtnl};
+use crate::rtnl::Rtnl;
+use crate::rtnl::notices::{Forwarding, Heard, Notices, Scope};
 use crate::spec::IfName;
 use crate::step::{Host, Step};
+use crate::survey;
+use crate::sysctl::Conf;
+use switches::{Switch, Switches};
+
+/// The switch of the host for IPv6.
+const IPV6: Switch = (Conf::Ipv6, Scope::All);
 
 /// What is kept of the host for a VM.
 pub(super) struct Upkeep {
     /// The bridges of networks with a way out.
-    networks: Vec<IfName>,
+    networks: BTreeSet<IfName>,
+    /// The cards on them.
+    cards: Vec<usize>,
+    /// One of the networks that has IPv6.
+    ipv6: Option<IfName>,
     /// What tells of routes and settings; none for a VM that needs no way out.
     notices: Option<Notices>,
     /// Interfaces that have led to other machines by IPv4, if they are known.
     leading: Option<BTreeSet<u32>>,
-    /// Links as they were when they were looked at, but for taps.
-    links: BTreeMap<u32, String>,
+    /// What is known of the switches that are needed.
+    switches: Switches,
+    /// Links as they were when they were looked at, but for taps: name and alias.
+    links: BTreeMap<u32, (String, Option<String>)>,
+    /// What others want to be off.
+    not_kept: Option<String>,
     /// Something has happened since the last look.
     due: bool,
     /// When the next look may be.
     next: Instant,
 }
 
+/// What is off and ought to be on.
+#[derive(Default)]
+struct Off {
+    /// Networks of this VM, with the number of the bridge.
+    networks: Vec<(u32, IfName)>,
+    /// Interfaces that lead to other machines.
+    uplinks: Vec<(u32, IfName)>,
+    /// IPv6 of the host.
+    ipv6: bool,
+}
+
+impl Off {
+    fn switches(&self) -> Vec<Switch> {
+        let links = self.networks.iter().chain(&self.uplinks).map(|(index, _)| (Conf::Ipv4, Scope::Link(*index)));
+        links.chain(self.ipv6.then_some(IPV6)).collect()
+    }
+
+    /// Without those that are left off, and what is of no use then.
+    fn without(mut self, is_left: impl Fn(Switch) -> bool) -> Self {
+        if self.networks.iter().any(|(index, _)| is_left((Conf::Ipv4, Scope::Link(*index)))) {
+            // They would lead nowhere.
+            self.uplinks.clear();
+        }
+        self.networks.retain(|(index, _)| !is_left((Conf::Ipv4, Scope::Link(*index))));
+        self.uplinks.retain(|(index, _)| !is_left((Conf::Ipv4, Scope::Link(*index))));
+        self.ipv6 &= !is_left(IPV6);
+        self
+    }
+
+    fn is_empty(&self) -> bool {
+        self.networks.is_empty() && self.uplinks.is_empty() && !self.ipv6
+    }
+}
+
 impl Upkeep {
     /// For a plan that has been applied.
     pub(super) fn new(plan: &Plan) -> Self {
-        let networks: Vec<IfName> = plan.networks_with_way_out().into_iter().cloned().collect();
+        let (networks, cards, ipv6) = ways_out(plan);
         let subscribe = || {
-            let notices = Notices::subscribe();
             let failed = |error| log::error!("No notifications of routes: a new way out will not be seen: {error}");
-            notices.map_err(failed).ok()
+            Notices::subscribe().map_err(failed).ok()
         };
         let notices = if networks.is_empty() { None } else { subscribe() };
         // What happened before the subscription.
-        let due = !networks.is_empty();
-        Self { networks, notices, leading: None, links: BTreeMap::new(), due, next: Instant::now() }
+        let (due, next) = (notices.is_some(), Instant::now());
+        let (links, switches) = (BTreeMap::new(), Switches::default());
+        Self { networks, cards, ipv6, not_kept: None, notices, leading: None, switches, links, due, next }
     }
 
     /// Takes note of a notification of the kernel.
     pub(super) fn note(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) {
-        if self.networks.is_empty() {
-            return;
-        }
         match &message.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                let index = link.header.index;
-                // Taps come and go with every VM, and lead nowhere.
-                let is_tap = || crate::survey::link(link).is_some_and(|link| link.tun.is_some());
-                let known = self.links.get(&index).map(String::as_str);
-                self.due |= known != rtnl::name(link) && !is_tap();
-            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => self.due |= self.is_new(link),
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
                 let index = link.header.index;
                 // A number can be that of another link later.
-                self.links.remove(&index);
+                self.due |= self.links.remove(&index).is_some();
                 if let Some(leading) = &mut self.leading {
                     leading.remove(&index);
                 }
@@ -85,6 +133,14 @@ impl Upkeep {
             NetlinkPayload::Overrun(_) => self.due = true,
             _ => {}
         }
+    }
+
+    /// Whether a link is another than it was when it was looked at. Taps come and go with every VM; one that leads
+    /// somewhere gets a route.
+    fn is_new(&self, message: &LinkMessage) -> bool {
+        let known = self.links.get(&message.header.index);
+        let Some(link) = survey::link(message).filter(|link| !is_tap(link)) else { return false };
+        known != Some(&(link.name, link.alias))
     }
 
     /// Waits until it is time to look.
@@ -97,70 +153,148 @@ impl Upkeep {
     }
 
     /// Looks, and mends what is not as it was promised.
-    pub(super) async fn look(&mut self, host: &Host) {
+    pub(super) async fn look(&mut self, host: &mut Host) {
         let look = Look::begin();
         self.due = false;
-        if let Err(error) = self.mend(&host.rtnl).await {
-            log::warn!("Cannot keep up the way out of this VM: {error}");
+        if let Err(error) = self.mend(host).await {
+            let text = format!("The way out cannot be kept up: {}", error.report().message);
+            if self.not_kept.as_ref() != Some(&text) {
+                log::warn!("{text}");
+            }
+            self.not_kept = Some(text);
         }
         self.next = look.next();
     }
 
-    async fn mend(&mut self, rtnl: &Rtnl) -> io::Result<()> {
-        let heard = self.notices.as_ref().map_or_else(|| Ok(Heard::default()), Notices::read)?;
-        if heard.lost {
-            self.leading = None;
-        }
-        self.leading.iter_mut().for_each(|leading| leading.extend(&heard.leading));
-        if self.off(rtnl).await?.is_empty() {
-            return Ok(());
+    /// The cards that have no way out because others want it so.
+    pub(super) fn not_kept(&self) -> impl Iterator<Item = NotKept> {
+        self.cards.iter().filter_map(|card| Some(NotKept { card: *card, text: self.not_kept.clone()? }))
+    }
+
+    async fn mend(&mut self, host: &mut Host) -> Result<(), Error> {
+        self.listen()?;
+        let (links, off) = self.off(&host.rtnl).await?;
+        let insisted = self.switches.found_off(&off.switches(), Instant::now());
+        self.warn(&insisted);
+        let left: Vec<Switch> = off.switches().into_iter().filter(|switch| self.switches.is_left(*switch)).collect();
+        self.not_kept = self.named(&left).map(|names| format!("Forwarding has been switched off twice ({names})"));
+        let off = off.without(|switch| self.switches.is_left(switch));
+        if off.is_empty() {
+            return host.fence(Fence::of(&links)).map_err(Error::Nftables);
         }
         // Again, as another keeper may have done it meanwhile.
         let _lock = NamespaceLock::take().await;
-        let off = self.off(rtnl).await?;
-        let (networks, uplinks): (Vec<IfName>, Vec<IfName>) =
-            off.into_iter().partition(|name| self.networks.contains(name));
-        let Some(bridge) = networks.first().or_else(|| self.networks.first()) else { return Ok(()) };
-        for network in networks.iter().chain([bridge]) {
-            forwarding::enable(rtnl, network, &uplinks).await?;
+        let (links, off) = self.off(&host.rtnl).await?;
+        let off = off.without(|switch| self.switches.is_left(switch));
+        let uplinks: Vec<IfName> = off.uplinks.iter().map(|(_, name)| name.clone()).collect();
+        let networks: Vec<&IfName> = match off.networks.iter().map(|(_, name)| name).collect::<Vec<_>>() {
+            none if none.is_empty() && !uplinks.is_empty() => self.networks.first().into_iter().collect(),
+            networks => networks,
+        };
+        for network in networks {
+            log::debug!("Let packets pass between {network} and {} interfaces that lead out", uplinks.len());
+            host.forward(network, &uplinks).await?;
         }
-        if !uplinks.is_empty() {
-            let names: Vec<&str> = uplinks.iter().map(IfName::as_str).collect();
-            log::debug!("{} leads out now: let packets pass between it and {bridge}", names.join(", "));
+        if let Some(network) = self.ipv6.as_ref().filter(|_| off.ipv6) {
+            host.forward6(network).await?;
         }
+        off.switches().into_iter().for_each(|switch| self.switches.is_on(switch));
+        // Links have new aliases now.
+        let links = if off.is_empty() { links } else { forwarding::links(&host.rtnl).await.map_err(Error::Survey)? };
+        host.fence(Fence::of(&links)).map_err(Error::Nftables)
+    }
+
+    /// Takes note of what the kernel has said meanwhile.
+    fn listen(&mut self) -> Result<(), Error> {
+        let heard = self.notices.as_ref().map_or_else(|| Ok(Heard::default()), Notices::read).map_err(Error::Survey)?;
+        if heard.lost {
+            self.leading = None;
+        }
+        if let Some(leading) = &mut self.leading {
+            leading.extend(heard.leading);
+        }
+        let now = Instant::now();
+        // Of IPv6 the whole host counts: interfaces have what their owners gave them.
+        let counts = |set: &&Forwarding| (set.conf == Conf::Ipv4) != (set.scope == Scope::All);
+        let set = heard.forwarding.iter().filter(counts);
+        let insisted: Vec<Switch> = set.filter_map(|set| self.switches.note(set, now)).collect();
+        self.warn(&insisted);
         Ok(())
     }
 
-    /// What does not forward and ought to: networks of this VM, and interfaces that lead to other machines.
-    async fn off(&mut self, rtnl: &Rtnl) -> io::Result<Vec<IfName>> {
-        let links = forwarding::links(rtnl).await?;
-        let others = links.iter().filter(|link| link.tun.is_none());
-        self.links = others.map(|link| (link.index, link.name.clone())).collect();
-        let is_own = |link: &Link| self.networks.iter().any(|network| network.as_str() == link.name);
-        let wanted = links.iter().filter(|link| is_own(link) || forwarding::may_lead(link));
-        let silent: Vec<&Link> = wanted.filter(|link| !forwarding::forwards(&link.name)).collect();
-        if silent.iter().all(|link| is_own(link)) {
-            return Ok(silent.iter().filter_map(|link| link.name.parse().ok()).collect());
+    /// Says what others want to be off.
+    fn warn(&self, insisted: &[Switch]) {
+        if let Some(names) = self.named(insisted) {
+            let networks: Vec<&str> = self.networks.iter().map(IfName::as_str).collect();
+            log::warn!(
+                "Forwarding has been switched off twice ({names}): left so, and guests of {} have no way out by it",
+                networks.join(", ")
+            );
         }
-        let leading = match &mut self.leading {
-            Some(leading) => leading,
-            unknown => unknown.insert(rtnl.leading().await?),
+    }
+
+    /// Switches by their names, those that this VM needs; none if it needs none of them.
+    fn named(&self, switches: &[Switch]) -> Option<String> {
+        let name = |(conf, scope): &Switch| match (conf, scope) {
+            (Conf::Ipv6, _) => self.ipv6.as_ref().map(|_| "net.ipv6.conf.all.forwarding".to_owned()),
+            (Conf::Ipv4, Scope::Link(index)) => {
+                let known = self.leading.as_ref().is_some_and(|leading| leading.contains(index));
+                let (name, _) = self.links.get(index)?;
+                let needed = known || self.networks.iter().any(|network| network.as_str() == name);
+                needed.then(|| format!("net.ipv4.conf.{name}.forwarding"))
+            }
+            (Conf::Ipv4, _) => None,
         };
-        let off = silent.into_iter().filter(|link| {
-            let own = self.networks.iter().any(|network| network.as_str() == link.name);
-            own || leading.contains(&link.index)
-        });
-        Ok(off.filter_map(|link| link.name.parse().ok()).collect())
+        let names: Vec<String> = switches.iter().filter_map(name).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+
+    /// Every link, and what is off and ought to be on.
+    async fn off(&mut self, rtnl: &Rtnl) -> Result<(Vec<Link>, Off), Error> {
+        let links = forwarding::links(rtnl).await.map_err(Error::Survey)?;
+        let others = links.iter().filter(|link| !is_tap(link));
+        self.links = others.map(|link| (link.index, (link.name.clone(), link.alias.clone()))).collect();
+        let mut off = Off { ipv6: self.ipv6.is_some() && !ipv6::forwards(), ..Off::default() };
+        let mut silent = Vec::new();
+        if ipv6::forwards() {
+            self.switches.is_on(IPV6);
+        }
+        // A port of a bridge has no packets of its own.
+        for link in links.iter().filter(|link| !is_tap(link) || link.master.is_none()) {
+            if forwarding::forwards(&link.name) {
+                self.switches.is_on((Conf::Ipv4, Scope::Link(link.index)));
+                continue;
+            }
+            let Ok(name) = link.name.parse::<IfName>() else { continue };
+            if self.networks.contains(&name) {
+                off.networks.push((link.index, name));
+            } else if forwarding::may_lead(link) {
+                silent.push((link.index, name));
+            }
+        }
+        if !silent.is_empty() {
+            let leading = match &mut self.leading {
+                Some(leading) => leading,
+                unknown => unknown.insert(rtnl.leading().await.map_err(Error::Survey)?),
+            };
+            off.uplinks = silent.into_iter().filter(|(index, _)| leading.contains(index)).collect();
+        }
+        Ok((links, off))
     }
 }
 
-impl Plan {
-    /// The bridges of networks of ours with a way out that cards are on, each once.
-    fn networks_with_way_out(&self) -> BTreeSet<&IfName> {
-        let members = self.steps.iter().flat_map(|step| match step {
-            Step::CreateTables { members, .. } => members.as_slice(),
-            _ => &[],
-        });
-        members.filter(|member| member.mode == crate::alias::Mode::Nat).map(|member| &member.bridge).collect()
-    }
+fn is_tap(link: &Link) -> bool {
+    link.tun.is_some_and(|tun| tun.tap)
+}
+
+/// The bridges of networks with a way out that cards are on, these cards, and one of the bridges that has IPv6.
+fn ways_out(plan: &Plan) -> (BTreeSet<IfName>, Vec<usize>, Option<IfName>) {
+    let members = plan.steps.iter().flat_map(|step| match step {
+        Step::CreateTables { members, .. } => members.as_slice(),
+        _ => &[],
+    });
+    let leading: Vec<_> = members.filter(|member| member.mode == Mode::Nat).collect();
+    let ipv6 = leading.iter().find(|member| member.ipv6.is_some()).map(|member| member.bridge.clone());
+    let cards = leading.iter().map(|member| member.card).collect();
+    (leading.iter().map(|member| member.bridge.clone()).collect(), cards, ipv6)
 }

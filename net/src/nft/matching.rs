@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::kernel::*;
 use super::test::{RawItem, RawTest, Test};
-use super::value::{AddrType, ArpOp, EtherAddr, EtherType, Icmp6Type, IcmpType, L4Proto, LinkKind, NfProto};
+use super::value::{
+    AddrType, ArpOp, EtherAddr, EtherType, Icmp6Type, IcmpType, L4Proto, LinkKind, NamePrefix, NfProto,
+};
 use crate::spec::IfName;
 
 /// A condition of a rule. One on the header of a protocol holds for packets of that protocol only; it need not be said before. One on the
@@ -16,6 +18,10 @@ pub enum Match {
     Iif(Test<IfName>),
     /// `oifname`
     Oif(Test<IfName>),
+    /// `iifname "PREFIX*"`
+    IifPrefix(NamePrefix),
+    /// `oifname "PREFIX*"`
+    OifPrefix(NamePrefix),
     /// `meta iifkind`
     IifKind(Test<LinkKind>),
     /// `meta oifkind`
@@ -268,6 +274,14 @@ impl fmt::Display for Field {
     }
 }
 
+impl NamePrefix {
+    /// The kernel compares as many bytes as it is given.
+    fn raw(self) -> RawTest {
+        let bytes = self.0.as_bytes().to_vec();
+        RawTest::Item { item: RawItem { first: bytes.clone(), last: bytes, mask: None }, negate: false }
+    }
+}
+
 impl Fragment {
     /// The part of the offset with its flags that tells (RFC 791 3.1), for IPv4.
     fn test4(self) -> RawTest {
@@ -315,6 +329,8 @@ impl fmt::Display for Match {
         match self {
             Self::Iif(test) => write!(f, "iifname {test}"),
             Self::Oif(test) => write!(f, "oifname {test}"),
+            Self::IifPrefix(prefix) => write!(f, "iifname {prefix}"),
+            Self::OifPrefix(prefix) => write!(f, "oifname {prefix}"),
             Self::IifKind(test) => write!(f, "meta iifkind {test}"),
             Self::OifKind(test) => write!(f, "meta oifkind {test}"),
             Self::OifGroup(group) => write!(f, "oifgroup {group}"),
@@ -458,8 +474,8 @@ impl Match {
         let arp = Needs::Network(EtherType::ARP);
         let transport = Needs::Transport;
         match self {
-            Self::Iif(_) => (Needs::Nothing, Load::Meta(NFT_META_IIFNAME)),
-            Self::Oif(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFNAME)),
+            Self::Iif(_) | Self::IifPrefix(_) => (Needs::Nothing, Load::Meta(NFT_META_IIFNAME)),
+            Self::Oif(_) | Self::OifPrefix(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFNAME)),
             Self::IifKind(_) => (Needs::Nothing, Load::Meta(NFT_META_IIFKIND)),
             Self::OifKind(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFKIND)),
             Self::OifGroup(_) => (Needs::Nothing, Load::Meta(NFT_META_OIFGROUP)),
@@ -509,6 +525,7 @@ impl Match {
     fn test(&self) -> RawTest {
         match self {
             Self::Iif(test) | Self::Oif(test) | Self::FibDaddrOif(test) => test.raw(),
+            Self::IifPrefix(prefix) | Self::OifPrefix(prefix) => prefix.raw(),
             Self::IifKind(test) | Self::OifKind(test) => test.raw(),
             Self::Protocol(test) => test.raw(),
             Self::NfProto(test) => test.raw(),

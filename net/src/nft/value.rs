@@ -38,6 +38,16 @@ impl Datum for IfName {
     }
 }
 
+/// What the name of an interface begins with: 1 to 15 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamePrefix(pub &'static str);
+
+impl fmt::Display for NamePrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}*\"", self.0)
+    }
+}
+
 /// A kind of interface as `ip -d link` says it: `tun`, `bridge`, `veth`. At most 15 bytes are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkKind(pub String);

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::{Draft, ETHERNET_MTU, guest_mtu};
 use crate::alias::{Mode, NetworkAlias, TapAlias};
 use crate::docker::{self, Admission};
-use crate::facts::Link;
+use crate::facts::{Link, Settings};
 use crate::forwarding;
 use crate::guard::Guard;
 use crate::lease;
@@ -222,6 +222,9 @@ impl Draft<'_> {
             Some(subnet) if known => subnet,
             subnet => self.give_gateway(bridge, spec, subnet)?,
         };
+        let settings = self.facts.ip.settings;
+        // It has what a new one would have to be given.
+        self.check_settings(spec, Settings { without_ipv6: true, forwarding: true, ..settings })?;
         if spec.mode == Mode::Nat {
             let uplinks = self.silent_uplinks();
             if !uplinks.is_empty() || !self.facts.ip.forwarding.contains(&link.index) {
@@ -236,6 +239,7 @@ impl Draft<'_> {
     }
 
     fn create_network(&mut self, bridge: &IfName, spec: &Private<'_>) -> Result<Network, Refusal> {
+        self.check_settings(spec, self.facts.ip.settings)?;
         let mtu = spec.card.mtu.map_or_else(|| self.network_mtu(spec.mode), Mtu::get);
         let created = self.steps.iter().filter(|step| matches!(step, Step::CreateBridge { .. })).count();
         let mac = self.facts.spare_macs.get(created).copied().ok_or(Refusal::NoSpareMac)?;
@@ -246,6 +250,26 @@ impl Draft<'_> {
             self.enable_forwarding(bridge, spec, uplinks)?;
         }
         Ok(Network { subnet, mac, mtu, leases: BTreeSet::new() })
+    }
+
+    /// Refuses a network for which a setting has to be changed where none can be. Those of a bridge itself, as far as
+    /// they are of IPv4, the kernel
+    /// also takes otherwise.
+    fn check_settings(&self, spec: &Private<'_>, settings: Settings) -> Result<(), Refusal> {
+        let locked = |setting: String| Err(Refusal::LockedSetting { setting, value: 1 });
+        if !settings.locked {
+            return Ok(());
+        }
+        let silent = if spec.mode == Mode::Nat { self.silent_uplinks() } else { Vec::new() };
+        match silent.first() {
+            Some(uplink) => locked(format!("net.ipv4.conf.{uplink}.forwarding")),
+            None if spec.mode == Mode::Nat && !settings.forwarding => {
+                locked("net.ipv4.conf.default.forwarding".to_owned())
+            }
+            None if spec.ipv6 == Switch::On => locked(format!("net.ipv6.conf.{}.addr_gen_mode", spec.bridge())),
+            None if !settings.without_ipv6 => locked("net.ipv6.conf.default.disable_ipv6".to_owned()),
+            None => Ok(()),
+        }
     }
 
     /// The step that makes a bridge a network: `subnet` is what it has, if it has one.

@@ -1,8 +1,9 @@
 //! Notifications of the kernel about routes and about settings of interfaces (netconf), read in bounded helpings.
 //!
-//! A router of the internet has a million routes, and changes thousands of them in a second when a neighbour comes back. So these have a
-//! socket of their own with a small buffer: whoever watches reads what is in it and then pauses. What the kernel has no room for meanwhile it
-//! drops without further cost and says so once ([`Heard::lost`]); the state itself tells then.
+//! A router of the internet has a million routes, and changes thousands of them in a second when a neighbour comes
+//! back. So these have a socket of their own with a small buffer: whoever watches reads what is in it and then pauses.
+//! What the kernel has no room for meanwhile it drops without further cost and says so once ([`Heard::lost`]); the
+//! state itself tells then.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,11 +18,12 @@ use tokio::net::UnixStream;
 use crate::nft::attr::{Attrs, Message, messages};
 use crate::sysctl::Conf;
 
-/// Bits of `struct sockaddr_nl` for `RTNLGRP_IPV4_ROUTE`, `_IPV6_ROUTE`, `_IPV4_NETCONF` and `_IPV6_NETCONF` (linux/rtnetlink.h).
+/// Bits of `struct sockaddr_nl` for `RTNLGRP_IPV4_ROUTE`, `_IPV6_ROUTE`, `_IPV4_NETCONF` and `_IPV6_NETCONF`
+/// (linux/rtnetlink.h).
 const GROUPS: u32 = 1 << (7 - 1) | 1 << (11 - 1) | 1 << (24 - 1) | 1 << (25 - 1);
 
-/// Room for notifications: some 200, each of which the kernel accounts with about 1 KiB. A change of a setting for all interfaces causes one for
-/// each of them.
+/// Room for notifications: some 200, each of which the kernel accounts with about 1 KiB. A change of a setting for all
+/// interfaces causes one for each of them.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Most messages of one helping: what the buffer holds, with what arrives while it is read.
@@ -44,8 +46,8 @@ const RTA_OIF: u16 = 4;
 const RTA_MULTIPATH: u16 = 9;
 const HOP_LEN: usize = 8;
 
-/// Bytes of `struct netconfmsg` with what comes before attributes, attributes of a setting, and numbers that stand for all interfaces and for later ones
-/// (linux/netconf.h).
+/// Bytes of `struct netconfmsg` with what comes before attributes, attributes of a setting, and numbers that stand for
+/// all interfaces and for later ones (linux/netconf.h).
 const NETCONF_HEAD_LEN: usize = 4;
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
@@ -85,7 +87,8 @@ pub(crate) struct Heard {
 /// The socket.
 #[derive(Debug)]
 pub(crate) struct Notices {
-    /// The netlink socket as something tokio can wait for: it only asks for readiness, which does not differ by socket type.
+    /// The netlink socket as something tokio can wait for: it only asks for readiness, which does not differ by socket
+    /// type.
     socket: UnixStream,
 }
 

@@ -7,9 +7,11 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use crate::docker::{self, Admission, Placed};
 use crate::error::Error;
+use crate::forwarding;
+use crate::forwarding::fence::{self, Fence};
 use crate::guard::Guard;
 use crate::mirror::{self, Mirror, MirrorError};
-use crate::nft::{NftError, NftSocket};
+use crate::nft::{Command, NftError, NftSocket};
 use crate::policy::rules::Judged;
 use crate::policy::{InForce, Policy};
 use crate::refusal::Refusal;
@@ -39,6 +41,10 @@ pub(crate) struct Host {
     pub(crate) services: BTreeMap<usize, (ServiceSpec, OwnedFd)>,
     /// The owner of the VM's tables, if it has some.
     pub(crate) tables: Option<Tables>,
+    /// Whose network it is.
+    vm: String,
+    /// What the table of the VM keeps apart that has the host be no router.
+    fence: Option<Fence>,
     /// The policy that holds for its cards, if there is one.
     pub(crate) in_force: Option<InForce>,
     /// Rules of the VM in tables of Docker's.
@@ -67,11 +73,27 @@ pub(crate) struct Tap {
 
 impl Host {
     /// A host that nothing has been done to.
-    pub(crate) fn new(rtnl: Rtnl, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
+    pub(crate) fn new(rtnl: Rtnl, vm: &str, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
         let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let (tables, in_force, mirrors, rates) = (None, None, None, None);
         let (admitted, claims) = (Vec::new(), BTreeMap::new());
-        Self { rtnl, taps, vhosts, ports, services, tables, in_force, mirrors, rates, admitted, claims, inherited }
+        let (vm, fence) = (vm.to_owned(), None);
+        Self {
+            rtnl,
+            taps,
+            vhosts,
+            ports,
+            services,
+            tables,
+            vm,
+            fence,
+            in_force,
+            mirrors,
+            rates,
+            admitted,
+            claims,
+            inherited,
+        }
     }
 
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
@@ -107,9 +129,60 @@ impl Host {
         }
     }
 
+    /// Removes them; where there is a fence, later and together with it: what it keeps apart is put back first, and the
+    /// kernel takes longer for two removals than for one.
     pub(super) fn remove_tables(&mut self) -> Result<(), NftError> {
         self.in_force = None;
+        if self.fence.is_some() {
+            return Ok(());
+        }
         self.tables.take().map_or(Ok(()), Tables::remove)
+    }
+
+    /// Keeps apart what the host is not to be a router between, and no more than that.
+    pub(crate) fn fence(&mut self, wanted: Fence) -> Result<(), NftError> {
+        let name = fence::table_name(&self.vm);
+        let command = match &self.fence {
+            None if wanted.is_empty() => return Ok(()),
+            None => {
+                let table = wanted.table(&self.vm);
+                self.owner()?.add(vec![table])?;
+                self.fence = Some(wanted);
+                return Ok(());
+            }
+            Some(fence) if *fence == wanted => return Ok(()),
+            Some(_) => Command::ReplaceRules(name, fence::CHAIN.to_owned(), wanted.rules()),
+        };
+        self.owner()?.change(vec![command])?;
+        self.fence = Some(wanted);
+        Ok(())
+    }
+
+    /// Takes the fence away with all tables, when all else has been undone.
+    pub(crate) fn unfence(&mut self) -> Result<(), NftError> {
+        if self.fence.take().is_none() {
+            return Ok(());
+        }
+        self.tables.take().map_or(Ok(()), Tables::remove)
+    }
+
+    /// Switches forwarding on between a network of ours and these interfaces, behind a fence.
+    pub(crate) async fn forward(&mut self, bridge: &IfName, uplinks: &[IfName]) -> Result<(), Error> {
+        let failed = |source| Error::Forwarding { bridge: bridge.clone(), source };
+        let links = forwarding::links(&self.rtnl).await.map_err(failed)?;
+        self.fence(Fence::of(&links).with(&links, uplinks)).map_err(Error::Nftables)?;
+        forwarding::enable(&self.rtnl, &links, bridge, uplinks).await.map_err(failed)
+    }
+
+    /// The same for IPv6, and all interfaces.
+    pub(crate) async fn forward6(&mut self, bridge: &IfName) -> Result<(), Error> {
+        let failed = |source| Error::Forwarding { bridge: bridge.clone(), source };
+        if forwarding::ipv6::forwards() {
+            return Ok(());
+        }
+        let links = forwarding::links(&self.rtnl).await.map_err(failed)?;
+        self.fence(Fence::of(&links).with_ipv6(&links)).map_err(Error::Nftables)?;
+        forwarding::ipv6::enable(&self.rtnl, &links, bridge).await.map_err(failed)
     }
 
     /// The tap of a card as a policy can be enforced on it.

@@ -11,7 +11,8 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 
 use crate::docker;
-use crate::facts::{Address, IpFacts, Link, Route};
+use crate::facts::{Address, IpFacts, Link, Route, Settings};
+use crate::forwarding;
 use crate::rtnl::Rtnl;
 use crate::sysctl::{self, Conf};
 
@@ -32,11 +33,12 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let addresses = rtnl.addresses().await?.iter().filter_map(address).collect();
     let routes: Vec<Route> = rtnl.routes(AddressFamily::Inet).await?.iter().flat_map(routes_of).collect();
     let users: BTreeSet<u32> = routes.iter().filter_map(|route| route.link).collect();
-    let forwards = |link: &&Link| sysctl::read(Conf::Ipv4, &link.name, "forwarding").is_ok_and(|value| value == "1");
+    let forwards = |link: &&Link| forwarding::forwards(&link.name);
     let forwarding = links.iter().filter(|link| users.contains(&link.index)).filter(forwards);
     let forwarding = forwarding.map(|link| link.index).collect();
-    let forwards6 = sysctl::read(Conf::Ipv6, "all", "forwarding").is_ok_and(|value| value == "1");
     let lacks_ipv6 = !Path::new(IPV6_SETTINGS).exists();
+    let forwards6 = forwarding::ipv6::forwards();
+    let settings = settings();
     let advertised6 = advertised(rtnl, links).await?;
     let docker = docker::survey();
     let bridged_as_routed = bridged_as_routed();
@@ -48,12 +50,19 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
         forwarding,
         lacks_ipv6,
         forwards6,
+        settings,
         advertised6,
         docker,
         bridged_as_routed,
         connections_max,
         resolvers,
     })
+}
+
+/// What a new network meets.
+fn settings() -> Settings {
+    let without_ipv6 = sysctl::read(Conf::Ipv6, "default", "disable_ipv6").map_or(true, |value| value == "1");
+    Settings { locked: sysctl::are_locked(), forwarding: forwarding::forwards("default"), without_ipv6 }
 }
 
 /// Whether frames on bridges pass the rules for what is routed.
@@ -74,7 +83,7 @@ async fn advertised(rtnl: &Rtnl, links: &[Link]) -> io::Result<BTreeSet<u32>> {
     let routes: Vec<Route> = routes.iter().flat_map(routes_of).filter(|route| route.unicast).collect();
     let defaults: BTreeSet<u32> =
         routes.iter().filter(|route| route.prefix_len == 0).filter_map(|route| route.link).collect();
-    let learns = |link: &&Link| sysctl::read(Conf::Ipv6, &link.name, "accept_ra").is_ok_and(|value| value == "1");
+    let learns = |link: &&Link| sysctl::is(Conf::Ipv6, &link.name, "accept_ra", "1");
     Ok(links.iter().filter(|link| defaults.contains(&link.index)).filter(learns).map(|link| link.index).collect())
 }
 

@@ -148,9 +148,19 @@ impl Random {
     }
 }
 
+/// What becomes of the host's ways out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ways {
+    /// They are as they were.
+    Same,
+    /// One more comes while the VM starts or runs, and goes when everything is as it was.
+    Late,
+}
+
 /// What is done in a round.
 #[derive(Debug)]
 struct Round {
+    ways: Ways,
     mode: Mode,
     victim: Victim,
     moment: Moment,
@@ -167,13 +177,15 @@ impl Round {
             _ => Moment::SetUp(random.up_to(tally.usual_set_up(&mode) * 5 / 4)),
         };
         let (guest, remover) = (random.of(&[Guest::Idle, Guest::Busy]), random.of(&[Remover::Gc, Remover::Next]));
-        Self { mode, victim, moment, guest, remover }
+        let ways = random.of(&[Ways::Same, Ways::Same, Ways::Late]);
+        Self { ways, mode, victim, moment, guest, remover }
     }
 
     /// Starts a VMM, and kills it, its keeper, or both.
     fn kill(&self, program: &Program, tally: &mut Tally, what: &str) {
         let start = Instant::now();
         let mut vmm = program.start(self.mode.cards, self.mode.policy, self.guest);
+        let coming = (self.ways == Ways::Late).then(|| std::thread::spawn(come_late));
         let wait = |since: Instant, delay| while since.elapsed() < delay {};
         match self.moment {
             Moment::SetUp(delay) => wait(start, delay),
@@ -194,6 +206,9 @@ impl Round {
         }
         vmm.kill();
         program.check_words(&vmm.end(), what);
+        if let Some(coming) = coming {
+            coming.join().expect("a way out");
+        }
     }
 
     /// Has what is left removed.
@@ -202,9 +217,12 @@ impl Round {
             Remover::Gc => tally.collect(what),
             Remover::Next => {
                 tally.left_to_next += 1;
-                let next = Program::Fixture.start(self.mode.cards, self.mode.policy, self.guest);
+                let mut next = Program::Fixture.start(self.mode.cards, self.mode.policy, self.guest);
                 next.taps();
-                next.stop();
+                assert_eq!(next.order("stop"), "stopped", "{what}");
+                // Where frames of bridges pass the rules of packets, those of Docker drop them.
+                let words = next.end();
+                assert!(words.lines().all(|line| line.contains(" drops what bridge ")), "{what}: {words}");
             }
         }
     }
@@ -296,6 +314,9 @@ fn at_random() {
         if round.victim != Victim::Vmm {
             round.remove(&mut tally, &what);
         }
+        if round.ways == Ways::Late {
+            assert_eq!(leave_late(), ["0", "0", "1"], "forwarding, and advertisements of later interfaces, {what}");
+        }
         before.assert_still(switch.as_ref(), &what);
         tally.count(&round);
     }
@@ -322,6 +343,27 @@ fn prepare() -> [Namespace; 2] {
     until(|| sh("ip -6 addr show dev wan0").contains("fe80::"));
     until(|| !sh("ip -6 addr").contains("tentative"));
     [world, container]
+}
+
+/// Another way out, with addresses and routes.
+fn come_late() {
+    for line in [
+        "ip link add late0 type veth peer name late1",
+        "ip link set late1 up",
+        "ip addr add 203.0.113.2/24 dev late0",
+        "ip link set late0 up",
+        "ip route add 192.0.2.128/25 via 203.0.113.1 dev late0",
+    ] {
+        sh(line);
+    }
+}
+
+/// Takes it away, and says whether it still forwards, and takes router advertisements as another one would.
+fn leave_late() -> [String; 3] {
+    let read = |path: &str| std::fs::read_to_string(format!("/proc/sys/net/{path}")).expect(path).trim().to_owned();
+    let settings = ["ipv4/conf/late0/forwarding", "ipv6/conf/late0/forwarding", "ipv6/conf/late0/accept_ra"].map(read);
+    sh("ip link del late0");
+    settings
 }
 
 /// What is asked for, and possible here.

@@ -66,10 +66,12 @@ fn sorted(text: &str) -> String {
     lines.join("\n")
 }
 
-/// The settings of all interfaces, of bridges, and whether this is a router.
+/// The settings of all interfaces, of later ones, of bridges and of connection tracking, and whether this is a router.
 fn settings() -> String {
     let mut lines = vec![setting(Path::new("/proc/sys/net/ipv4/ip_forward"))];
-    for folder in ["/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf", "/proc/sys/net/bridge"] {
+    for folder in
+        ["/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf", "/proc/sys/net/bridge", "/proc/sys/net/netfilter"]
+    {
         collect_settings(Path::new(folder), &mut lines);
     }
     lines.sort_unstable();
@@ -82,7 +84,7 @@ fn collect_settings(folder: &Path, lines: &mut Vec<String>) {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
             collect_settings(&path, lines);
-        } else {
+        } else if !path.ends_with("nf_conntrack_count") {
             lines.push(setting(&path));
         }
     }

@@ -1,0 +1,95 @@
+//! Who passes packets on: this host, and networks of ours that have VMs.
+
+use std::collections::BTreeSet;
+
+use super::{Finding, Needs};
+use crate::facts::{Facts, Link};
+use crate::forwarding::fence::Fence;
+use crate::forwarding::{self, ipv6, network};
+use crate::refusal::locked_hint;
+use crate::sysctl::Conf;
+
+const NO_WAY_OUT: &str = "no packet of a guest leaves the host";
+
+pub(super) fn look(needs: Needs, facts: &Facts) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = if needs.forwarding { host(facts).into_iter().collect() } else { Vec::new() };
+    findings.extend(running(facts));
+    findings
+}
+
+/// NAT switches forwarding on for the interfaces that it needs, if it may.
+fn host(facts: &Facts) -> Option<Finding> {
+    let silent = leading(facts).find(|link| !forwarding::forwards(&link.name));
+    if facts.ip.settings.locked && (silent.is_some() || !facts.ip.settings.forwarding) {
+        let name = silent.map_or("default", |link| &link.name);
+        let setting = format!("net.ipv4.conf.{name}.forwarding");
+        let what = format!("{name} does not forward IPv4, and that cannot be changed: /proc/sys is read-only");
+        return Some(Finding::problem("ip-forward", what, NO_WAY_OUT, Some(locked_hint(&setting))));
+    }
+    if forwarding::forwards("all") {
+        return Some(Finding::fine("ip-forward", "This host forwards IPv4"));
+    }
+    let may_write = std::fs::OpenOptions::new().write(true).open(Conf::Ipv4.path("all", "forwarding"));
+    match may_write {
+        Ok(_) => Some(Finding::fine(
+            "ip-forward",
+            "This host does not forward IPv4; minivmm switches that on where it has to, and back",
+        )),
+        // For root to know.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => None,
+        // Every interface that is needed forwards by itself.
+        Err(_) if facts.ip.settings.locked => {
+            Some(Finding::fine("ip-forward", "What leads out of this host forwards IPv4"))
+        }
+        Err(error) => Some(Finding::problem(
+            "ip-forward",
+            format!("This host does not forward IPv4, and that cannot be changed: {error}"),
+            NO_WAY_OUT,
+            Some("sysctl -w net.ipv4.ip_forward=1 (for a container, on its host)".to_owned()),
+        )),
+    }
+}
+
+/// What networks of ours with a way out need while VMs are on them.
+fn running(facts: &Facts) -> Vec<Finding> {
+    let networks: Vec<_> = facts.links.iter().filter_map(network).collect();
+    let nat = networks.iter().filter(|(_, alias)| alias.mode == crate::alias::Mode::Nat);
+    let nat: Vec<&Link> = nat.map(|(link, _)| *link).filter(|link| facts.ports_of(link).next().is_some()).collect();
+    let Some(first) = nat.first() else { return Vec::new() };
+    let mut findings = Vec::new();
+    let off = nat.iter().copied().chain(leading(facts)).filter(|link| !forwarding::forwards(&link.name));
+    for link in off {
+        findings.push(Finding::problem(
+            "ip-forward",
+            format!(
+                "{} does not forward IPv4, which guests of {} need: it has been switched off",
+                link.name, first.name
+            ),
+            "guests have no way out there; minivmm switches it on again once in ten minutes, and then leaves it off",
+            Some(format!("sysctl -w net.ipv4.conf.{}.forwarding=1", link.name)),
+        ));
+    }
+    if networks.iter().any(|(_, alias)| alias.forward6) && !ipv6::forwards() {
+        findings.push(Finding::problem(
+            "ip-forward",
+            "This host does not forward IPv6, which guests need: it has been switched off",
+            "guests have no way out by IPv6",
+            Some("sysctl -w net.ipv6.conf.all.forwarding=1".to_owned()),
+        ));
+    }
+    let fence = Fence::of(&facts.links);
+    if !fence.is_empty() {
+        findings.push(Finding::fine(
+            "ip-forward",
+            format!("{fence} forward for networks of minivmm only, and between themselves once this host is a router"),
+        ));
+    }
+    findings
+}
+
+/// The interfaces by which IPv4 leads to other machines.
+fn leading(facts: &Facts) -> impl Iterator<Item = &Link> {
+    let routes = facts.ip.routes.iter().filter(|route| route.unicast);
+    let leading: BTreeSet<u32> = routes.filter_map(|route| route.link).collect();
+    facts.links.iter().filter(move |link| forwarding::may_lead(link) && leading.contains(&link.index))
+}
