@@ -50,7 +50,8 @@ impl Window {
 }
 
 /// The word in the BIOS data area that says what kind of boot a reset is to be. Linux writes it before each reset
-/// (`native_machine_emergency_restart` in its `arch/x86/kernel/reboot.c`) and neither reads it nor uses the page otherwise.
+/// (`native_machine_emergency_restart` in its `arch/x86/kernel/reboot.c`) and neither reads it nor uses the page
+/// otherwise.
 pub const RESET_MARK: Window = Window { base: 0x472, size: 2 };
 /// The mark's value at the start, which no kernel writes: it tells a reset that Linux asked for from any other.
 pub const RESET_MARK_AT_START: u16 = 0x4D56;
@@ -76,7 +77,8 @@ pub const ACPI: Window = Window { base: 0xE_0000, size: 96 * KIB };
 pub const BIOS: Window = Window { base: ACPI.end(), size: HIGH_RAM_BASE - ACPI.end() };
 /// SMBIOS tables, the entry point first: Linux looks for it from 0xF_0000 on.
 pub const SMBIOS: Window = Window { base: BIOS.base, size: BIOS.size - RESET_VECTOR.size };
-/// Where a processor that is reset to real mode begins: F000:FFF0, which is FFFF:0. Linux jumps there as its last resort.
+/// Where a processor that is reset to real mode begins: F000:FFF0, which is FFFF:0. Linux jumps there as its last
+/// resort.
 pub const RESET_VECTOR: Window = Window { base: 0xF_FFF0, size: 16 };
 /// Where ordinary RAM begins. No kernel may be loaded below.
 pub const HIGH_RAM_BASE: u64 = MIB;

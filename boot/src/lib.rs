@@ -75,7 +75,7 @@ pub struct BootSpec {
     pub initrd: Option<Image>,
     /// The complete kernel command line.
     pub cmdline: Cmdline,
-    /// What the machine is called.
+    /// The machine's names.
     pub smbios: Smbios,
 }
 

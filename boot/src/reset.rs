@@ -1,8 +1,9 @@
-//! What a reset finds and leaves in low memory: code at the real-mode reset vector, and the mark that Linux writes before it resets.
+//! Resets in low memory: code at the real-mode reset vector, and the mark that Linux writes
+//! before it resets.
 //!
-//! There is no firmware, but a kernel jumps to where one would begin when nothing else has reset the machine: Linux with EFI support
-//! does so first on a hardware-reduced machine, unless its command line says otherwise (`reboot_init`, `efi_reboot_required`). The
-//! code there writes the machine's own reset register.
+//! There is no firmware, but a kernel jumps to where one would begin when nothing else has reset the machine: Linux
+//! with EFI support does so first on a hardware-reduced machine, unless its command line says otherwise (`reboot_init`,
+//! `efi_reboot_required`). The code there writes the machine's own reset register.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 

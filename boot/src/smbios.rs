@@ -1,9 +1,10 @@
 //! SMBIOS tables: what the machine is called, and strings for programs in the guest (DMTF DSP0134, version 3.2).
 //!
-//! Linux shows them as `/sys/class/dmi/id/*` and `/sys/firmware/dmi/tables`. Without EFI it looks for the entry point on each 16-byte
-//! boundary of 0xF_0000 to 0xF_FFFF; that and the structures are in [`layout::SMBIOS`].
+//! Linux shows them as `/sys/class/dmi/id/*` and `/sys/firmware/dmi/tables`. Without EFI it looks for the entry point
+//! on each 16-byte boundary of 0xF_0000 to 0xF_FFFF; that and the structures are in [`layout::SMBIOS`].
 //!
-//! There is neither a processor nor a memory device in them: a guest has better sources, and nothing here would keep them true.
+//! There is neither a processor nor a memory device in them: a guest has better sources, and nothing here would keep
+//! them true.
 
 use thiserror::Error as ThisError;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -42,7 +43,7 @@ const END_OF_TABLE: u8 = 127;
 pub struct SystemInfo {
     /// Who made it: `sys_vendor`.
     pub vendor: String,
-    /// What it is: `product_name`.
+    /// Its kind: `product_name`.
     pub product: String,
     /// Its version: `product_version`.
     pub version: String,

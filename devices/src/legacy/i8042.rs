@@ -2,8 +2,8 @@
 //!
 //! Ports 0x60 to 0x64. Linux' `reboot=k` waits until status bit 1 (input buffer full) is clear, then writes 0xfe to the
 //! command port. Status therefore reads 0: ready, nothing to fetch. There is no keyboard, which the FADT must say
-//! (IAPC_BOOT_ARCH without the 8042 flag): a kernel that looks for one all the same waits half a second for an answer to its
-//! first command.
+//! (IAPC_BOOT_ARCH without the 8042 flag): a kernel that looks for one all the same waits half a second for an answer
+//! to its first command.
 
 use crate::bus::BusDevice;
 use crate::legacy::byte_ports::{self, lock};

@@ -1,9 +1,10 @@
-//! Channel 2 of the 8254 timer with port 0x61, by which a kernel without a paravirtual clock finds out how fast its TSC is.
+//! Channel 2 of the 8254 timer with port 0x61, by which a kernel without a paravirtual clock finds out how fast its TSC
+//! is.
 //!
 //! Linux counts TSC cycles while the channel counts down in mode 0 (`arch/x86/kernel/tsc.c`): by its high byte
-//! (`quick_pit_calibrate`) or until its output rises (`pit_calibrate_tsc`). For either an access has to be short: about 15 us for
-//! the first and 10 us for the second. No other mode is emulated, and neither are the channels that would have an interrupt (0) or
-//! refresh memory (1): what is written there is dropped, and they read 0.
+//! (`quick_pit_calibrate`) or until its output rises (`pit_calibrate_tsc`). For either an access has to be short: about
+//! 15 us for the first and 10 us for the second. No other mode is emulated, and neither are the channels that would
+//! have an interrupt (0) or refresh memory (1): what is written there is dropped, and they read 0.
 //!
 //! It has no thread. The count follows from the time at which it began.
 
@@ -28,7 +29,7 @@ const GATE: u8 = 1 << 0;
 const SPEAKER: u8 = 1 << 1;
 const OUTPUT: u8 = 1 << 5;
 
-/// What the channel counts from when 0 is written.
+/// The count that a written 0 stands for.
 const WHOLE: u32 = 1 << 16;
 
 /// The timer.
@@ -62,7 +63,7 @@ struct Channel {
     read: Half,
     /// The count as it was when it was latched.
     latched: Option<u16>,
-    /// What it counts down from, once that was written.
+    /// The count that was written, once it was.
     start: Option<u32>,
     /// How long it has counted before `since`.
     counted: Duration,

@@ -1,5 +1,5 @@
-//! The chipset's reset control register (`RST_CNT` of Intel's ICH, port 0xCF9), which lies among the ports of the PCI configuration
-//! mechanism: they take nothing but a whole dword there, so a byte at this port is the register's.
+//! The chipset's reset control register (`RST_CNT` of Intel's ICH, port 0xCF9), which lies among the ports of the PCI
+//! configuration mechanism: they take nothing but a whole dword there, so a byte at this port is the register's.
 //!
 //! Linux writes it with `reboot=p`: first what kind of reset (bit 1), then that it is to be (bit 2).
 

@@ -22,7 +22,7 @@ pub(super) const STORIES: &[Story] = &[
     Story { name: "boot::an_initrd_too_large_for_the_memory_below_4_gib_is_loaded_above", tell: large_initrd },
 ];
 
-/// What the guest sees of itself.
+/// Prints the guest's view of itself.
 const DESCRIBE: &str = "cd /sys/class/dmi/id
 echo release=$(uname -r); echo cpus=$(nproc)
 echo machine=$(cat sys_vendor product_name product_uuid product_serial)

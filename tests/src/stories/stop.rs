@@ -51,8 +51,8 @@ fn second_signal(stage: &Stage) {
     assert_eq!(vm.wait_exit(), codes::KILLED_BY_SIGTERM);
 }
 
-/// What the kernel is told, and how it resets then. Without a word, a kernel with EFI support on a hardware-reduced machine takes EFI,
-/// which is not there, and then the BIOS.
+/// Words on the kernel's command line, and how it resets then. Without one, a kernel with EFI support on a
+/// hardware-reduced machine takes EFI, which is not there, and then the BIOS.
 const RESETS: &[(&str, &str)] = &[
     ("reboot=k", "the keyboard controller"),
     ("reboot=a", "the reset register of ACPI"),
@@ -77,8 +77,8 @@ fn resets(stage: &Stage) {
     }
 }
 
-/// What a kernel without a root disk, and without a driver for pvpanic yet, is told, and how its panic ends. The last looks like SysRq B
-/// from outside, which is said.
+/// Command lines of a kernel without a root disk, which has no driver for pvpanic yet, and how its panic ends. The last
+/// looks like SysRq B from outside, which is said.
 const PANICS: &[(Option<&str>, i32, &str)] = &[
     (None, codes::PANICKED, ""),
     (Some("panic=-1 reboot=panic_warm,b"), codes::PANICKED, ""),

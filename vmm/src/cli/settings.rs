@@ -92,7 +92,7 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "text")]
     pub(crate) console: ConsoleSpec,
 
-    /// What a reset of the guest, such as a reboot, does
+    /// Effect of a reset of the guest, such as a reboot
     #[arg(long, value_name = "WHAT", default_value = "exit")]
     pub(crate) on_reboot: OnReboot,
 

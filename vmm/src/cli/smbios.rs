@@ -1,4 +1,5 @@
-//! The grammar of `--smbios`: `KEY=TEXT`, one string of the machine's SMBIOS tables. The text is all that follows: it may have commas.
+//! The grammar of `--smbios`: `KEY=TEXT`, one string of the machine's SMBIOS tables. The text is all that follows: it
+//! may have commas.
 
 use boot::SystemInfo;
 use serde::{Deserialize, Deserializer, de};

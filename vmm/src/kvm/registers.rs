@@ -73,8 +73,8 @@ fn mask_lint0(fd: &VcpuFd) -> Result<(), Error> {
     fd.set_lapic(&lapic).map_err(Error::call("set the local APIC of a vCPU"))
 }
 
-/// What the guest has done to the local APIC. Linux shuts it down with all of the local vector table masked and nothing else in it;
-/// at the start LINT0 has a delivery mode as well, see [`mask_lint0`].
+/// The guest's doing to the local APIC. Linux shuts it down with all of the local vector table masked and nothing
+/// else in it; at the start LINT0 has a delivery mode as well, see [`mask_lint0`].
 pub(super) fn local_apic(fd: &VcpuFd) -> LocalApic {
     let is_shut_down = fd.get_lapic().is_ok_and(|lapic| {
         read_register(&lapic, SPURIOUS) & APIC_ENABLED == 0 && read_register(&lapic, LVT_LINT0) == LVT_MASKED
@@ -82,7 +82,7 @@ pub(super) fn local_apic(fd: &VcpuFd) -> LocalApic {
     if is_shut_down { LocalApic::ShutDown } else { LocalApic::Left }
 }
 
-/// Whether the next instruction is the first after an INIT.
+/// True where the next instruction is the first after an INIT.
 pub(super) fn is_at_reset(fd: &VcpuFd) -> bool {
     let (Ok(regs), Ok(sregs)) = (fd.get_regs(), fd.get_sregs()) else { return false };
     sregs.cs.base == RESET_CS_BASE && regs.rip == RESET_RIP

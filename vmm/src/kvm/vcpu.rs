@@ -13,7 +13,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::{ptr, slice};
 
-/// What a guest has done to the local APIC of a vCPU.
+/// A guest's doing to the local APIC of a vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LocalApic {
     /// Shut it down, as Linux does before a reboot.
@@ -70,12 +70,12 @@ impl Vcpu {
         }
     }
 
-    /// What has become of its local APIC.
+    /// The state of its local APIC.
     pub(crate) fn local_apic(&self) -> LocalApic {
         registers::local_apic(&self.fd)
     }
 
-    /// Whether it stands where the hardware begins after an INIT: there is no firmware, so it cannot go on.
+    /// True where it stands at the first instruction after an INIT: there is no firmware, so it cannot go on.
     pub(crate) fn is_at_reset(&self) -> bool {
         registers::is_at_reset(&self.fd)
     }

@@ -22,7 +22,7 @@ const XAPIC_CPUS: u32 = 255;
 /// The mask bit of an entry of the I/O APIC's redirection table (82093AA datasheet, 3.2.4).
 const IOAPIC_PIN_MASKED: u64 = 1 << 16;
 
-/// What a guest has done to the pins of its I/O APIC.
+/// A guest's doing to the pins of its I/O APIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IoApic {
     /// Masked all of them, or never opened one.
@@ -87,7 +87,7 @@ impl Vm {
         Arc::new(Pin(self.intx[line as usize].clone()))
     }
 
-    /// Whether the guest has left pins of the I/O APIC open; not if KVM does not say.
+    /// The pins of the I/O APIC as the guest has left them; masked if KVM does not say.
     #[expect(unsafe_code, reason = "the members of a union that KVM filled")]
     pub(crate) fn io_apic(&self) -> IoApic {
         let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };

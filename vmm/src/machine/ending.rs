@@ -33,14 +33,15 @@ pub(super) struct Reset {
     pub(super) way: ResetWay,
     /// The vCPU's number.
     pub(super) id: u32,
-    /// What had become of its local APIC.
+    /// The state of its local APIC.
     pub(super) apic: LocalApic,
     /// Its registers as text.
     pub(super) registers: String,
 }
 
 thread_local! {
-    /// The register through which this thread's vCPU has just reset the machine: the thread adds the vCPU's state and reports it.
+    /// The register through which this thread's vCPU has just reset the machine: the thread adds the vCPU's state and
+    /// reports it.
     static RESET: Cell<Option<ResetLine>> = const { Cell::new(None) };
 }
 

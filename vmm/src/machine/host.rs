@@ -253,7 +253,7 @@ impl Host {
         self.on_reboot == OnReboot::Restart && !self.stop.is_asked()
     }
 
-    /// What a run that ended with `outcome` counts as: a reset is as good as a power-off where it was asked for.
+    /// The outcome that a run with `outcome` counts as: a reset is as good as a power-off where it was asked for.
     pub(super) fn settle(&self, outcome: Outcome) -> Outcome {
         match outcome {
             Outcome::Reset(_) if self.stop.is_asked() || self.on_reboot == OnReboot::PowerOff => Outcome::PoweredOff,

@@ -1,8 +1,8 @@
-//! What a reset was: a reset, a panic of the guest's kernel, or a crash.
+//! The nature of a reset: a reset, a panic of the guest's kernel, or a crash.
 //!
-//! pvpanic tells of a panic, but most kernels have its driver as a module, which is not there yet when they panic for want of a root
-//! disk. So a reset is looked at: Linux takes the same last steps for a reboot and after a panic (`arch/x86/kernel/reboot.c`), but
-//! comes from another place.
+//! pvpanic tells of a panic, but most kernels have its driver as a module, which is not there yet when they panic for
+//! want of a root disk. So a reset is looked at: Linux takes the same last steps for a reboot and after a panic
+//! (`arch/x86/kernel/reboot.c`), but comes from another place.
 //!
 //! | | I/O APIC | local APIC | mark at [`layout::RESET_MARK`] |
 //! |---|---|---|---|
@@ -11,9 +11,10 @@
 //! | SysRq B, a watchdog (`emergency_restart`), `reboot=force` | as it was | as it was | as for a reboot |
 //! | no Linux, or none that asked for it | | | as it was at the start |
 //!
-//! So a panic is a warm reset of a machine of which only the processors were shut down. Not told are a panic before the first
-//! interrupt line is open, and one of a kernel that was not told `panic_warm`: they are resets, with a warning for the latter. A
-//! crash kernel reboots like any other: a dump is no panic. A triple fault resets the local APIC on some processors.
+//! So a panic is a warm reset of a machine of which only the processors were shut down. Not told are a panic before the
+//! first interrupt line is open, and one of a kernel that was not told `panic_warm`: they are resets, with a warning
+//! for the latter. A crash kernel reboots like any other: a dump is no panic. A triple fault resets the local APIC on
+//! some processors.
 
 use super::ending::{End, Reset};
 use crate::exit::{Outcome, ResetWay};
@@ -22,11 +23,11 @@ use boot::layout;
 use devices::virtio::device::Memory;
 use vm_memory::{Bytes, GuestAddress};
 
-/// Kernel parameters: reboot through the keyboard controller, and mark those after a panic. Linux before 5.1 knows no `panic_` and
-/// takes the letter behind each comma for a way to reboot, the last of which counts.
+/// Kernel parameters: reboot through the keyboard controller, and mark those after a panic. Linux before 5.1 knows no
+/// `panic_` and takes the letter behind each comma for a way to reboot, the last of which counts.
 pub(crate) const REBOOT_PARAMETER: &str = "reboot=panic_warm,k";
 
-/// What Linux left at [`layout::RESET_MARK`].
+/// The word that Linux left at [`layout::RESET_MARK`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
     /// Nothing: it did not ask for a reset.
@@ -60,7 +61,8 @@ fn outcome(reset: &Reset, mem: &Memory, io_apic: IoApic) -> Outcome {
     }
 }
 
-/// How a run ended that ended with `end` and left the I/O APIC like this, with a line in the log where there is more to say than that.
+/// How a run ended that ended with `end` and left the I/O APIC like this, with a line in the log where there is more to
+/// say than that.
 ///
 /// # Errors
 /// If a vCPU failed.
