@@ -35,6 +35,11 @@ impl Stage {
         self.guest(SERIES[0])
     }
 
+    /// The guest with DPDK, if the machine that made the guests has it.
+    pub fn dpdk_guest(&self) -> Option<Guest> {
+        self.parts.dpdk_guest()
+    }
+
     /// The bare-metal probe guest.
     pub fn probe(&self) -> PathBuf {
         self.parts.probe()

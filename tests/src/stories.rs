@@ -11,6 +11,7 @@ mod bridge;
 mod card;
 mod datagrams;
 mod disk;
+mod dpdk;
 mod ecn;
 mod flows;
 mod impair;
@@ -46,6 +47,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         card::STORIES,
         datagrams::STORIES,
         disk::STORIES,
+        dpdk::STORIES,
         ecn::STORIES,
         flows::STORIES,
         impair::STORIES,

@@ -1,5 +1,6 @@
 //! The project as a thing to build: where its binaries and its guests are.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -14,6 +15,14 @@ use crate::probe;
 /// Programs of this machine that the stories' guests have beside the usual ones and this very program, which is the other end of
 /// [`crate::traffic`].
 const PROGRAMS: [&str; 1] = ["ethtool"];
+
+/// Debian's program that drives DPDK's poll-mode drivers, and the libraries of a guest that it loads by name: drivers,
+/// and one that ends threads.
+const TESTPMD: &str = "/usr/bin/dpdk-testpmd";
+const POLL_MODE_DRIVERS: [&str; 3] = ["librte_net_virtio.so.23", "librte_mempool_ring.so.23", "libgcc_s.so.1"];
+const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
+/// The folder, among the guests, of the one that has them.
+const DPDK: &str = "dpdk";
 
 /// The probe guest's name among the guests.
 const PROBE: &str = "probe";
@@ -83,16 +92,23 @@ impl Parts {
     pub fn provide(series: &[Series]) -> Result<Self, Error> {
         let binaries = build()?;
         let guests = target_folder().join("guests");
-        for &series in series {
+        let usual = |&series: &Series| {
+            let programs = PROGRAMS.into_iter().map(str::to_owned).chain(own_program()).collect();
+            (series, guests.clone(), Extras { programs, ..Extras::default() })
+        };
+        let with_dpdk = dpdk(&guests.join(DPDK))?.map(|extras| (SERIES[0], guests.join(DPDK), extras));
+        for (series, out, Extras { programs, modules }) in series.iter().map(usual).chain(with_dpdk) {
             guest::provide(&Wish {
                 series,
                 freshness: Freshness::Cached,
-                out: guests.clone(),
+                out,
                 cache: place::cache_dir(&guests),
                 agent: binaries.join("minivmm-agent"),
-                programs: PROGRAMS.into_iter().map(str::to_owned).chain(own_program()).collect(),
-                modules: Vec::new(),
+                programs,
+                modules,
             })?;
+        }
+        for &series in series {
             let guest = Guest::at(&guests, series);
             vmlinux::extract(&guest.bzimage, &guest.vmlinux)?;
         }
@@ -108,6 +124,11 @@ impl Parts {
         self.guests.join(PROBE)
     }
 
+    /// The guest that has DPDK, if this machine has it.
+    pub fn dpdk_guest(&self) -> Option<Guest> {
+        Some(Guest::at(&self.guests.join(DPDK), SERIES[0])).filter(|guest| guest.initramfs.is_file())
+    }
+
     /// The cases of `net/tests/host`.
     pub fn host_cases(&self) -> PathBuf {
         self.guests.join(HOST_CASES)
@@ -118,6 +139,32 @@ impl Parts {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         ["--minivmm".to_owned(), text(&self.minivmm), "--guests".to_owned(), text(&self.guests)]
     }
+}
+
+/// Programs and modules beside the usual ones for the guest with DPDK. `None` if this machine does not have it. The
+/// drivers are copied to `out` on the way.
+fn dpdk(out: &Path) -> Result<Option<Extras>, Error> {
+    if !Path::new(TESTPMD).is_file() {
+        return Ok(None);
+    }
+    let mut programs = vec![TESTPMD.to_owned()];
+    for driver in POLL_MODE_DRIVERS {
+        // Only programs are taken along, with their libraries; a driver is no program until it may be executed.
+        let to = out.join(driver);
+        let copied = std::fs::create_dir_all(out)
+            .and_then(|()| std::fs::copy(Path::new(LIBRARIES).join(driver), &to))
+            .and_then(|_| std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o755)));
+        copied.map_err(|source| Error::Copy { to: to.clone(), source })?;
+        programs.push(to.to_string_lossy().into_owned());
+    }
+    Ok(Some(Extras { programs, modules: vec!["uio_pci_generic".to_owned()] }))
+}
+
+/// Programs and modules that a guest has beside the usual ones.
+#[derive(Debug, Default)]
+struct Extras {
+    programs: Vec<String>,
+    modules: Vec<String>,
 }
 
 /// Builds minivmm and makes the guest of benchmarks. Returns minivmm and the guest.
