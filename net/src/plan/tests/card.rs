@@ -41,6 +41,7 @@ fn a_plan_is_also_json() {
                         "isolate": "off",
                         "tagged": "off",
                         "access": "off",
+                        "router": ["br0", "1a:00:00:00:00:03"],
                     }],
                 },
             ],
