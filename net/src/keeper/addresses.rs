@@ -129,8 +129,13 @@ impl Addresses {
             .map(|member| (Owned6::of_member(member), member.antispoof));
         let of_guards = guards.iter().filter_map(|guard| Some((Owned6::of_guard(guard)?, Switch::On)));
         let cards = of_members.chain(of_guards).filter_map(|(owned, guarded)| {
-            let card = Card::open(plan, host, owned, guarded)?;
-            card.inspect_err(|error| log::warn!("IPv6 addresses of a guest cannot be heard: {error}")).ok()
+            let card = Card::open(plan, host, owned.clone(), guarded)?;
+            card.inspect_err(|error| match error.raw_os_error() {
+                // The VMM has ended already, and its tap with it.
+                Some(libc::ENODEV) => {}
+                _ => log::warn!("Cannot hear the IPv6 addresses of the guest of card {}: {error}", owned.card),
+            })
+            .ok()
         });
         let cards = cards.collect();
         Self { vm: vm.to_owned(), members, cards, again: Instant::now() }
