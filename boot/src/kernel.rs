@@ -79,8 +79,7 @@ impl Kernel {
     }
 
     /// Where an initrd may be. Linux keeps 32 bits of the address in a PVH module list
-    /// (arch/x86/platform/pvh/enlighten.c), and an
-    /// ELF file does not say what its kernel takes.
+    /// (arch/x86/platform/pvh/enlighten.c), and an ELF file does not say what its kernel takes.
     pub(crate) fn initrd_reach(&self) -> Reach {
         match self {
             Kernel::BzImage(kernel) => kernel.initrd_reach(),

@@ -149,8 +149,8 @@ impl NetworkAlias {
         Self { mode, net, forward, forward_all, forward6, default6, switching6, accept_ra, later_ra, other_ra }
     }
 
-    /// Takes note of whether the host forwards by default now. Where that has been switched on meanwhile, every interface is to forward and none is
-    /// to be put back; where it has been switched off, each of them still is.
+    /// Takes note of whether the host forwards by default now. If that has been switched on meanwhile, every interface
+    /// is to forward and none is to be put back; if it has been switched off, each of them still is.
     pub fn settle(&mut self, forward_all: bool) {
         if forward_all && !self.forward_all {
             self.forward.clear();
@@ -158,7 +158,7 @@ impl NetworkAlias {
         self.forward_all = forward_all;
     }
 
-    /// What is to be put back for another network as well, after both have been [settled](Self::settle).
+    /// Adds the settings that are to be put back for another network, after both have been [settled](Self::settle).
     pub fn take_over(&mut self, other: Self) {
         self.forward.extend(other.forward);
         if other.forward6 {

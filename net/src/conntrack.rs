@@ -1,14 +1,11 @@
 //! Connections that the kernel tracks (`ctnetlink`, linux/netfilter/nfnetlink_conntrack.h) and that the rules of a VM
-//! decide
-//! otherwise than they were decided: forgotten when a VM starts and when it has ended.
+//! decide otherwise than they were decided: forgotten when a VM starts and when it has ended.
 //!
 //! The kernel asks the rules for a translation at the first packet of a connection only. A client that goes on sending
-//! to a port
-//! keeps its entry alive, so without this it would never reach a guest that took the port over meanwhile, and would go
-//! on being
-//! led to the address of a guest that has gone. Connections of TCP that both sides have spoken on are left to whoever
-//! has them,
-//! unless the guest itself is a party: there the address is that of a guest that begins or has gone.
+//! to a port keeps its entry alive, so without this it would never reach a guest that took the port over meanwhile, and
+//! would go on being led to the address of a guest that has gone. Connections of TCP that both sides have spoken on are
+//! left to whoever has them, unless the guest itself is a party: there the address is that of a guest that begins or
+//! has gone.
 //!
 //! Costs: the kernel walks its table once for each port and address. Not on the way of a start, but beside it.
 
@@ -75,9 +72,8 @@ const RECEIVE_BYTES: usize = 64 * 1024;
 /// Pieces of a list that are read before the kernel is taken to be out of order.
 const PIECES_MAX: usize = 1 << 20;
 
-/// Forgets the connections of the guests of a plan that begin or have gone, and those to ports of the host that lead
-/// to them, or
-/// did. A kernel that does not list its connections is left alone.
+/// Forgets the connections of the guests of a plan that begin or have gone, and those to ports of the host that lead to
+/// them, or did. A kernel that does not list its connections is left alone.
 pub(crate) async fn forget(rtnl: &Rtnl, steps: &[Step]) {
     let members = steps.iter().flat_map(|step| match step {
         Step::CreateTables { members, .. } => members.as_slice(),
@@ -255,7 +251,7 @@ impl Entry {
         })
     }
 
-    /// Whether it would be another one if it began now, with the rules of `member` there or gone.
+    /// Returns whether the connection would lead elsewhere if it began now, with the rules of `member` there or gone.
     fn is_decided_otherwise(&self, member: &Member, guest: IpAddr, local: &BTreeSet<IpAddr>) -> bool {
         if self.original.source == guest || self.reply.source == guest {
             return true;

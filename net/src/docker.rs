@@ -11,7 +11,8 @@
 //! containers. The keeper that made them removes them by their handles. If it was killed, the next start behind NAT, or `minivmm net gc`,
 //! finds rules whose VM has no tap on that network. The table is not ours, so the kernel does not remove them by itself.
 //!
-//! Docker may come and go, and flush its rules, while a VM runs: the keeper sees that, and has the rules where the chain is.
+//! Docker may come and go, and flush its rules, while a VM runs: the keeper sees that, and has the rules where the
+//! chain is.
 //!
 //! Not supported: a Docker that works through the predecessor of nf_tables (`minivmm doctor` says what to do then).
 
@@ -68,14 +69,14 @@ pub(crate) struct Placed {
     handle: u64,
 }
 
-/// What a card on a network of ours needs of Docker where it drops; nothing if its packets do not pass there.
+/// The rules that a card on a network of ours needs where Docker drops; none if its packets do not pass there.
 pub(crate) fn admission(member: &Member, docker: DockerTables, bridged_as_routed: bool) -> Option<Admission> {
     let passes = docker.ip4 && (member.mode == Mode::Nat || bridged_as_routed);
     let prefix6 = member.ipv6.filter(|_| docker.ip6).map(|network| network.prefix);
     passes.then(|| Admission { bridge: member.bridge.clone(), address: member.address, prefix6 })
 }
 
-/// Whether a chain is Docker's, where it leaves a place for others.
+/// Returns whether a chain is the one in which Docker drops and leaves a place for others.
 pub(crate) fn is_its_own(chain: &BaseChainSeen, docker: DockerTables) -> bool {
     let drops = if chain.family == "ip6" { docker.ip6 } else { chain.family == "ip" && docker.ip4 };
     drops && chain.table == "filter" && chain.chain == "FORWARD"
@@ -148,7 +149,7 @@ pub(crate) fn withdraw(placed: &[Placed]) -> Result<(), NftError> {
     remove(|family, rule| placed.contains(&Placed { family, handle: rule.handle }) && owner(rule).is_some()).map(drop)
 }
 
-/// Whether all of these rules are still there.
+/// Returns whether all of these rules are still there.
 pub(crate) fn are_placed(placed: &[Placed]) -> Result<bool, NftError> {
     let mut socket = NftSocket::open()?;
     for family in [Family::Ip, Family::Ip6] {

@@ -62,11 +62,11 @@ pub struct IpFacts {
     pub routes: Vec<Route>,
     /// The links with routes that pass on packets for others (`net.ipv4.conf.IFACE.forwarding`).
     pub forwarding: BTreeSet<u32>,
-    /// Whether the kernel has no IPv6, or has it switched off (`ipv6.disable=1`).
+    /// True if the kernel has no IPv6, or has it switched off (`ipv6.disable=1`).
     pub lacks_ipv6: bool,
     /// Whether the host forwards IPv6 (`net.ipv6.conf.all.forwarding`).
     pub forwards6: bool,
-    /// What settings networks of ours meet.
+    /// Settings of the kernel that networks of ours meet.
     pub settings: Settings,
     /// The links with an IPv6 default route that take router advertisements as long as the host does not forward.
     pub advertised6: BTreeSet<u32>,
@@ -296,7 +296,8 @@ impl Link {
         self.is_bridge() && self.group == OUR_GROUP
     }
 
-    /// Whether it is a bridge of ours that makes a network. Who made it may have been killed before it wrote which one.
+    /// Returns whether it is a bridge of ours that makes a network. The keeper that made it may have been killed before
+    /// it wrote which one.
     pub fn is_our_network(&self) -> bool {
         self.is_our_bridge() && NETWORK_PREFIXES.iter().any(|prefix| self.name.starts_with(prefix))
     }

@@ -25,13 +25,13 @@ use crate::sysctl::{self, Conf};
 /// The setting.
 const KEY: &str = "forwarding";
 
-/// Whether an interface can lead to other machines: neither a network of ours nor loopback. Bridges of ours with an
-/// uplink can.
+/// Returns whether an interface can lead to other machines: it is neither a network of ours nor loopback. Bridges of
+/// ours with an uplink can.
 pub(crate) fn may_lead(link: &Link) -> bool {
     !link.is_our_network() && link.name != "lo"
 }
 
-/// Whether what comes in by a link is passed on, if it is IPv4.
+/// Returns whether the host passes on IPv4 packets that come in by a link.
 pub(crate) fn forwards(link: &str) -> bool {
     sysctl::is(Conf::Ipv4, link, KEY, "1")
 }

@@ -56,7 +56,7 @@ const DHCP_CLIENT: u16 = 68;
 const DHCP6_SERVER: u16 = 547;
 const DHCP6_CLIENT: u16 = 546;
 
-/// What a server says to a relay, by the first byte (RFC 2131 2, RFC 8415 7.3).
+/// First bytes of a server's messages to a relay (RFC 2131 2, RFC 8415 7.3).
 const BOOT_REPLY: u8 = 2;
 const RELAY_REPLY: u8 = 13;
 
@@ -85,19 +85,19 @@ pub struct Guard {
     pub isolate: Switch,
     /// Whether its frames may have tags: what is said of the guest holds in every VLAN of its port then.
     pub tagged: Switch,
-    /// Whether it is in one VLAN only, which its bridge knows from the port.
+    /// On if it is in one VLAN only, which its bridge knows from the port.
     pub access: Switch,
     /// The bridge and its own address, if they are known before it is there.
     pub router: Option<(IfName, MacAddr)>,
 }
 
 impl Guard {
-    /// Whether nothing is refused to its guest but what never is a guest's.
+    /// Returns whether the guest is refused only what no guest may send.
     pub(crate) fn is_open(&self) -> bool {
         self.antispoof == Switch::Off && self.isolate == Switch::Off
     }
 
-    /// What its guest may send.
+    /// The chain with the rules on what its guest may send.
     pub(crate) fn chain(&self, tap: IfName) -> Chain {
         if self.antispoof == Switch::Off {
             let second_tag = (self.access == Switch::On).then(link::no_second_tag);
@@ -116,7 +116,8 @@ impl Guard {
         ingress(self.card, tap, rules)
     }
 
-    /// What an isolated guest gives the host to be routed back into the bridge, where others are: it reaches those that it may reach without.
+    /// Drops packets that an isolated guest gives the host to be routed back into the bridge, where others are. The
+    /// guest reaches those that it may reach without a router.
     fn not_routed_back(&self) -> Option<Rule> {
         let (bridge, mac) = self.router.as_ref().filter(|_| self.isolate == Switch::On)?;
         let to_host = rule(Match::EtherDaddr(Test::is(EtherAddr::from(*mac))));

@@ -135,7 +135,7 @@ pub enum News {
 pub struct NotKept {
     /// The card, by its place in the request.
     pub card: usize,
-    /// What it is: a sentence.
+    /// The promise that is not kept, as a sentence.
     pub text: String,
 }
 
@@ -165,8 +165,9 @@ impl Keeper {
         Self::start_holding(request, None)
     }
 
-    /// [`Keeper::start`], with a descriptor of the lock of the VM's name ([`NameLock`]). The keeper holds it until it has undone
-    /// everything, so that the name stays taken while anything of its network is left, however the VMM ended.
+    /// [`Keeper::start`], with a descriptor of the lock of the VM's name ([`NameLock`]). The keeper holds it until it
+    /// has undone everything, so that the name stays taken while anything of its network is left, however the VMM
+    /// ended.
     ///
     /// # Errors
     /// As [`Keeper::start`].

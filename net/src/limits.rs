@@ -1,17 +1,18 @@
 //! Rules that keep one guest from filling the host's table of connections.
 //!
 //! ```text
-//! prerouting (from the guest, see `reach`), forward (to it)  --first packet of a connection-->  limitsN: too fast? too many?
+//! prerouting (from the guest, see `reach`) --.
+//! forward (to it) ---------------------------'--first packet of a connection-->  limitsN: too fast? too many?
 //! ```
 //!
 //! Both ways meet in one chain, because a rule counts what it has seen itself. A packet is a connection's first until the
 //! connection is confirmed, which is when it has passed all hooks; one that is dropped leaves no connection behind.
 //! The kernel forgets a closed TCP connection here at once, though it tracks it for two more minutes.
 //!
-//! At a new connection the kernel looks up all that a rule has counted, which takes milliseconds where there are tens of thousands. So
-//! beyond [`LIST_MAX`] each is counted in the next of many short lists, or in one of the few after it if that is full. As long as none is
-//! closed, the limit is exact; lists from which some have gone are of different lengths, and then a few may be refused from about
-//! three quarters of the limit on.
+//! At a new connection the kernel looks up all that a rule has counted, which takes milliseconds where there are tens
+//! of thousands. So beyond [`LIST_MAX`] each is counted in the next of many short lists, or in one of the few after it
+//! if that is full. As long as none is closed, the limit is exact; lists from which some have gone are of different
+//! lengths, and then a few may be refused from about three quarters of the limit on.
 //!
 //! Not counted: what guests of a bridge say to each other, which the host does not track.
 
@@ -53,7 +54,7 @@ pub(crate) fn sets(members: &[Member]) -> Vec<Set> {
     members.iter().filter_map(shared).collect()
 }
 
-/// What counts a packet from the member, if anything is limited.
+/// The rule that leads the member's new connections to its limits, if it has any.
 pub(crate) fn jump(member: &Member) -> Option<Rule> {
     let first = Rule::new().with(Match::CtState(vec![CtState::New]));
     (!member.limits.is_none()).then(|| first.with(Verdict::Jump(name(member))))

@@ -1,8 +1,7 @@
 //! What a start would do, without doing it: survey and plan, in the calling process.
 //!
-//! It changes nothing and needs no privilege. What only an attempt can tell is left out: whether the user may make
-//! taps, and
-//! whether somebody holds a tap that has a single queue.
+//! It changes nothing and needs no privilege. Only an attempt can tell the rest, which is left out: whether the user
+//! may make taps, and whether another process holds a tap that has a single queue.
 
 use serde_json::{Value, json};
 
@@ -39,11 +38,10 @@ pub fn preview(request: &Request) -> Result<Plan, Error> {
 }
 
 /// Has the kernel look at the rules of a plan, which may take modules that it does not have. Those that are bound to a
-/// tap, which is not
-/// there yet, and all of them for a user who may not, are left to the start.
+/// tap, which is not there yet, and all of them for a user who may not, are left to the start.
 ///
 /// # Errors
-/// What the start would say.
+/// The error that the start would give.
 pub(crate) fn check_rules(plan: &Plan) -> Result<(), Error> {
     let routed = plan.steps.iter().flat_map(tables).filter(|table| table.name.family == Family::Inet);
     let commands: Vec<Command> = routed
@@ -63,8 +61,7 @@ pub(crate) fn check_rules(plan: &Plan) -> Result<(), Error> {
 }
 
 /// A plan as JSON: its cards, and its steps in order, each with what it does (`text`) and what takes it back (`undo`)
-/// in words, and the
-/// nftables that it makes (`rules`), in which the tap of card 0 is called `tap0`.
+/// in words, and the nftables that it makes (`rules`), in which the tap of card 0 is called `tap0`.
 pub fn json(plan: &Plan) -> Value {
     let step = |step: &Step| {
         let mut value = json!(step);

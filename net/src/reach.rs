@@ -8,11 +8,12 @@
 //! forward, outward      --from the guest, not an answer-->  reachN: private networks, the world
 //! ```
 //!
-//! A guest that can only be itself is known by its address on the wire; frames of one that can forge (`antispoof=off`) get a number on its tap
-//! that stays with them inside the kernel (`meta priority`), until IPv4 is forwarded. So for such a guest it is decided before routing what
-//! is forwarded.
+//! A guest that can only be itself is known by its address on the wire. Frames of one that can forge (`antispoof=off`)
+//! get a number on its tap that stays with them inside the kernel (`meta priority`), until IPv4 is forwarded. So for
+//! such a guest it is decided before routing which packets are forwarded.
 //!
-//! What is out of reach is refused, not lost in silence: a client that tries (cloud-init looks for metadata) goes on at once.
+//! Packets to places out of reach are refused, not lost in silence: a client that tries (cloud-init looks for metadata)
+//! goes on at once.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -33,8 +34,9 @@ pub(crate) const METADATA: &str = "metadata";
 pub(crate) const OUT_OF_REACH: &str = "out-of-reach";
 pub(crate) const ROUTED_BACK: &str = "routed-back";
 
-/// Where clouds tell a machine who it is, and its credentials. Most have it on a link-local address (RFC 3927), which no router is to
-/// forward; others: Alibaba 100.100.100.200, Azure's WireServer 168.63.129.16, Oracle's older cloud 192.0.0.192.
+/// Addresses where clouds tell a machine who it is, and its credentials. Most clouds use a link-local address (RFC
+/// 3927), which no router is to forward; others: Alibaba 100.100.100.200, Azure's WireServer 168.63.129.16, Oracle's
+/// older cloud 192.0.0.192.
 const METADATA4: [Item<Ipv4Addr>; 4] = [
     Item::Prefix(Ipv4Addr::new(169, 254, 0, 0), 16),
     Item::One(Ipv4Addr::new(100, 100, 100, 200)),
@@ -42,8 +44,9 @@ const METADATA4: [Item<Ipv4Addr>; 4] = [
     Item::One(Ipv4Addr::new(192, 0, 0, 192)),
 ];
 
-/// The same for IPv6: link-local ones, and Amazon's fd00:ec2::254 with what is beside it, Google's fd20:ce::254, Oracle's fd00:c1::a9fe:a9fe,
-/// Scaleway's fd00:42::42, Akamai's fd00:a9fe:a9fe::1; and 169.254.0.0/16 by a translator (RFC 6052).
+/// The same for IPv6: link-local ones, and Amazon's fd00:ec2::254 with what is beside it, Google's fd20:ce::254,
+/// Oracle's fd00:c1::a9fe:a9fe, Scaleway's fd00:42::42, Akamai's fd00:a9fe:a9fe::1; and 169.254.0.0/16 by a translator
+/// (RFC 6052).
 const METADATA6: [Item<Ipv6Addr>; 7] = [
     Item::Prefix(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
     Item::Prefix(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32),
@@ -66,12 +69,13 @@ const PRIVATE6: Item<Ipv6Addr> = Item::Prefix(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 
 /// Groups of the link and beyond (RFC 4291 2.7).
 const MULTICAST6: Item<Ipv6Addr> = Item::Prefix(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8);
 
-/// After connection tracking and before the translation of destinations (`NF_IP_PRI_MANGLE`); after that translation; and where filters are.
+/// After connection tracking and before the translation of destinations (`NF_IP_PRI_MANGLE`); after that translation;
+/// and where filters are.
 pub(crate) const MANGLE: i32 = -150;
 const AFTER_DSTNAT: i32 = -99;
 const FILTER: i32 = 0;
 
-/// What the gateway's own link takes: neighbour discovery and who listens to which group.
+/// Messages that the gateway's own link takes: neighbour discovery and who listens to which group.
 const LINK6: [Icmp6Type; 6] = [
     Icmp6Type::NEIGHBOR_SOLICIT,
     Icmp6Type::NEIGHBOR_ADVERT,
@@ -125,8 +129,8 @@ pub(crate) fn forward(member: &Member) -> Vec<Rule> {
     rules
 }
 
-/// The number of frames of a guest that may forge, which its tap gives them. It follows from the guest's address; its last bits are those of
-/// ordinary traffic for a queue that looks at them (`TC_PRIO_BESTEFFORT`).
+/// The number of frames of a guest that may forge, which its tap gives them. It follows from the guest's address; its
+/// last bits are those of ordinary traffic for a queue that looks at them (`TC_PRIO_BESTEFFORT`).
 pub(crate) fn tag(member: &Member) -> Option<u32> {
     let [_, _, a, b, c, d] = member.mac.octets();
     (member.antispoof == Switch::Off).then(|| u32::from_be_bytes([a, b, c, d]) << 4 | 1 << 31)
@@ -137,7 +141,7 @@ fn restricts_ways_out(member: &Member) -> bool {
     member.mode == Mode::Nat && !all
 }
 
-/// What comes from the member and does not belong to a connection that is known.
+/// Matches packets from the member that do not belong to a connection that is known.
 fn from(member: &Member) -> Rule {
     let known = match tag(member) {
         Some(tag) => Match::Priority(tag),
@@ -162,7 +166,7 @@ fn early(member: &Member) -> Vec<Rule> {
     rules
 }
 
-/// What is for this host: its gateway is a neighbour, and answers a ping.
+/// Rules for packets to this host: its gateway is a neighbour, and answers a ping.
 fn local(member: &Member) -> Vec<Rule> {
     let echo6 = Match::Icmp6Type(Test::is(Icmp6Type::ECHO_REQUEST));
     let ping6 = member.ipv6.map(|network| daddr6(Test::any([network.gateway, network.link_local])).with(echo6));
@@ -181,7 +185,7 @@ fn local(member: &Member) -> Vec<Rule> {
     rules.into_iter().flatten().collect()
 }
 
-/// What leaves the network.
+/// Rules for packets that leave the network.
 fn outward(member: &Member) -> Vec<Rule> {
     let dnat = || Rule::new().with(Match::CtStatus(vec![CtStatus::Dnat]));
     let mut rules = Vec::new();
@@ -203,7 +207,7 @@ fn outward(member: &Member) -> Vec<Rule> {
     rules
 }
 
-/// What does not leave the network, as far as it can be told before routing.
+/// Rules that let packets pass that do not leave the network, as far as that can be told before routing.
 fn elsewhere(member: &Member) -> Vec<Rule> {
     let own4 = Test::prefix4(member.subnet.network(), member.subnet.prefix_len());
     let prefix = member.ipv6.map(|network| Item::Prefix(network.prefix, PREFIX_LEN));
@@ -212,8 +216,8 @@ fn elsewhere(member: &Member) -> Vec<Rule> {
     [Rule::new().with(local), daddr4(own4), daddr6(own6)].map(|rule| rule.with(Verdict::Return)).to_vec()
 }
 
-/// Packets that the host would route back into the network that they came from. Its guests reach each other without a router; what
-/// nobody has would fill the host's table of neighbours.
+/// Rules for packets that the host would route back into the network that they came from. Its guests reach each other
+/// without a router; packets to addresses that no guest has would fill the host's table of neighbours.
 fn routed_back() -> Vec<Rule> {
     vec![
         Rule::new().with(Match::CtStatus(vec![CtStatus::Dnat])).with(Verdict::Return),

@@ -424,7 +424,7 @@ pub enum Refusal {
     NoSpareMac,
 }
 
-/// What helps where `/proc/sys` is read-only.
+/// The hint for a setting that cannot be written because `/proc/sys` is read-only.
 pub(crate) fn locked_hint(setting: &str) -> String {
     let words = if setting.ends_with(".forwarding") && setting.starts_with("net.ipv4") {
         "net.ipv4.ip_forward"

@@ -59,9 +59,9 @@ pub(crate) struct Rtnl {
 /// A setting of an interface for IPv4, with its number among them (`IPV4_DEVCONF_*`, linux/ip.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ipv4Setting {
-    /// Whether it tells senders of a shorter way.
+    /// Redirects: the interface tells senders of a shorter way.
     SendRedirects,
-    /// Whether 127.0.0.0/8 is routed.
+    /// Routing of 127.0.0.0/8.
     RouteLocalnet,
 }
 

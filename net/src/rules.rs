@@ -2,7 +2,8 @@
 //! send at all.
 //!
 //! ```text
-//! table inet minivmm-VM      forward: no way around the translation; prerouting, output: forwarded ports; postrouting: masquerade;
+//! table inet minivmm-VM      forward: no way around the translation; prerouting, output: forwarded ports;
+//!                            postrouting: masquerade;
 //!                            what is in the guest's reach (see `reach`), and how much of it (see `limits`)
 //! table netdev minivmm-VM    a chain on each tap: the guest's own addresses only, nothing that only a gateway says
 //! table bridge minivmm-VM    forward: nothing between an isolated card and other VMs
@@ -72,7 +73,7 @@ pub struct Member {
     pub forward: Vec<Forward>,
     /// Where the guest gets beyond its network.
     pub reach: ReachList,
-    /// Whether that includes where a cloud tells credentials.
+    /// On if that includes the addresses where a cloud tells credentials.
     pub metadata: Switch,
     /// Whether the guest can only be itself.
     pub antispoof: Switch,
@@ -127,7 +128,7 @@ pub(crate) fn tables(
     tables
 }
 
-/// What puts the rules of some members in the place of those that they had, where they differ.
+/// Commands that replace the rules of some members by those that they are to have, where they differ.
 pub(crate) fn changes(vm: &str, before: &[Member], after: &[Member]) -> Vec<Command> {
     let chains = routed(before).into_iter().zip(routed(after));
     let changed = chains.filter(|(old, new)| old.rules != new.rules).map(|(_, new)| new);
@@ -166,8 +167,8 @@ fn chain(name: &str, chain_type: ChainType, hook: Hook, priority: i32, rules: Ve
     Chain { name: name.to_owned(), base: Some(base), rules }
 }
 
-/// Drops what is for the host's loopback addresses, however the frame is wrapped: guards see one tag at most, the kernel
-/// takes off two. Where a port is forwarded it would let such packets pass.
+/// Drops what is for the host's loopback addresses, however the frame is wrapped: guards see one tag at most, the
+/// kernel takes off two. Where a port is forwarded it would let such packets pass.
 fn arriving(member: &Member) -> Vec<Rule> {
     vec![drop_as(rule(Match::iif(&member.bridge)).with(ip4_daddr(prefix(LOOPBACK))), LOOPBACK_ADDRESS)]
 }

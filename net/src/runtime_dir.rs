@@ -189,7 +189,7 @@ impl NameLock {
         self.file.as_fd()
     }
 
-    /// Whether the folder's file is the one that is locked.
+    /// Returns whether the file in the folder is the one that is locked.
     fn is_current(&self) -> bool {
         is_current(self.folder.as_fd(), &self.vm, self.file.as_fd())
     }
@@ -240,8 +240,8 @@ fn remove(folder: BorrowedFd, name: &str) {
 /// Connects to a socket of a VM of this user, or of root's.
 ///
 /// # Errors
-/// `NotFound` or `ConnectionRefused`: no such VM runs. `PermissionDenied`: it is another user's. `WouldBlock`: it has not answered
-/// within `timeout`. `Other`: the socket is there, but someone else listens.
+/// `NotFound` or `ConnectionRefused`: no such VM runs. `PermissionDenied`: it is another user's. `WouldBlock`: it has
+/// not answered within `timeout`. `Other`: the socket is there, but a process of another user listens.
 pub fn connect(vm: &str, socket: VmSocket, timeout: Duration) -> io::Result<UnixStream> {
     let mut refusal = io::ErrorKind::NotFound.into();
     let mut folders = candidates();
@@ -287,7 +287,8 @@ pub fn running() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The names of VMs with a control socket in `folder`, in a list of sockets (proc(5)): their path is the last word of a line.
+/// The names of VMs with a control socket in `folder`, in a list of sockets (proc(5)): their path is the last word of a
+/// line.
 fn names_in(sockets: &[u8], folder: &Path) -> Vec<String> {
     let mut prefix = folder.as_os_str().as_bytes().to_vec();
     prefix.push(b'/');

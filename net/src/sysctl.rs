@@ -1,8 +1,8 @@
 //! The kernel's settings of an interface: `/proc/sys/net/ipv4/conf/IFACE/KEY` and the same for IPv6
 //! (Documentation/networking/ip-sysctl.rst).
 //!
-//! What is right already is never written: a container may see `/proc/sys` read-only, and a write has side effects even
-//! where it changes nothing.
+//! A value that is right already is never written: a container may see `/proc/sys` read-only, and a write has side
+//! effects even where it changes nothing.
 
 use std::fs;
 use std::io;
@@ -35,12 +35,12 @@ pub(crate) fn read(conf: Conf, link: &str, key: &str) -> io::Result<String> {
     fs::read_to_string(conf.path(link, key)).map(|text| text.trim_end().to_owned())
 }
 
-/// Whether a setting has this value; not where there is no such setting.
+/// Returns whether a setting has this value; false where there is no such setting.
 pub(crate) fn is(conf: Conf, link: &str, key: &str, value: &str) -> bool {
     read(conf, link, key).is_ok_and(|found| found == value)
 }
 
-/// Whether `/proc/sys` is read-only here, as in a container.
+/// Returns whether `/proc/sys` is read-only here, as in a container.
 pub(crate) fn are_locked() -> bool {
     nix::unistd::access(Conf::Ipv4.path("all", "forwarding").as_str(), AccessFlags::W_OK) == Err(Errno::EROFS)
 }

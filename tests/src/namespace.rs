@@ -1,8 +1,8 @@
 //! A program's own network: re-executes the running command line inside namespaces.
 //!
-//! What happens to interfaces inside never meets those of the machine, and all of it goes when the program ends: the network
-//! namespace takes interfaces along, the process namespace ends what was left running, and files in /dev/shm and /run/minivmm are
-//! its own.
+//! Changes to interfaces inside never meet those of the machine, and all of it goes when the program ends: the network
+//! namespace takes interfaces along, the process namespace ends what was left running, and files in /dev/shm and
+//! /run/minivmm are its own.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -46,7 +46,8 @@ pub fn isolate() -> Result<(), Error> {
     let program: OsString = std::env::current_exe().map_err(Error::Exec)?.into();
     let enter =
         "mount -t proc proc /proc && mount -t sysfs sysfs /sys && mount -t tmpfs -o size=80% scratch /dev/shm &&
-                 mkdir -p /run/minivmm && mount -t tmpfs -o mode=755 names /run/minivmm && ip link set lo up && exec \"$@\"";
+                 mkdir -p /run/minivmm && mount -t tmpfs -o mode=755 names /run/minivmm && \
+                 ip link set lo up && exec \"$@\"";
     let error = unshare()
         .args(["sh", "-c", enter, "isolated"])
         .arg(program)

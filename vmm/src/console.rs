@@ -65,7 +65,8 @@ enum Stdin {
 }
 
 impl Console {
-    /// Opens what `spec` names, with the file of [`open_file`]. A terminal on stdin becomes raw until the console is dropped.
+    /// Opens what `spec` names, with the file of [`open_file`]. A terminal on stdin becomes raw until the console is
+    /// dropped.
     ///
     /// # Errors
     /// If a pseudoterminal cannot be opened.
@@ -85,7 +86,8 @@ impl Console {
         }
     }
 
-    /// Takes the terminal again, which the shell or another job has set up for itself meanwhile, if this is the job that has it.
+    /// Takes the terminal again, if this is the job that has it: the shell or another job has set it up for itself
+    /// meanwhile.
     pub(crate) fn resume(&mut self) {
         if matches!(self.stdin, Stdin::NoTerminal) {
             return;
@@ -103,7 +105,8 @@ impl Console {
         }
     }
 
-    /// Whether to [`resume`](Self::resume) now and then: a shell that brings a job to the foreground says nothing to one that runs.
+    /// Returns whether to [`resume`](Self::resume) now and then: a shell that brings a job to the foreground says
+    /// nothing to one that runs.
     pub(crate) fn waits_for_terminal(&self) -> bool {
         matches!(self.stdin, Stdin::Away)
     }

@@ -53,7 +53,7 @@ pub(crate) enum Error {
     NotRaw {
         /// The disk.
         path: PathBuf,
-        /// What it is.
+        /// The format that was found.
         container: Container,
     },
     /// Its size is not whole blocks.
@@ -195,7 +195,7 @@ fn lock_error(spec: &DiskSpec, source: io::Error, file: &File, others: &[File]) 
     }
 }
 
-/// Whether two descriptors lead to one file or one block device, whose nodes may differ.
+/// Returns whether two descriptors lead to one file or one block device, whose nodes may differ.
 fn is_same(one: &File, other: &File) -> bool {
     let identity = |file: &File| {
         let metadata = file.metadata().ok()?;

@@ -82,9 +82,9 @@ pub(crate) enum Error {
     /// More memory than the cgroup of this process allows.
     #[error("{mem} of memory are more than the cgroup {cgroup} allows ({limit_mib} MiB with swap)")]
     MemoryBeyondCgroup {
-        /// What was asked for.
+        /// The memory that was asked for.
         mem: MemSize,
-        /// What is allowed.
+        /// The memory that is allowed.
         limit_mib: u64,
         /// By which cgroup.
         cgroup: String,
@@ -195,15 +195,15 @@ impl Error {
         }
     }
 
-    /// What to do about a limit of the process or the host, wherever in the chain of causes it stands.
+    /// The hint for a limit of the process or the host, wherever in the chain of causes it stands.
     fn limit_hint(&self) -> Option<&'static str> {
         let mut cause = self.source();
         while let Some(error) = cause {
             match error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
                 Some(libc::EMFILE) => {
                     return Some(
-                        "This process has as many descriptors as it may: raise ulimit -Hn (LimitNOFILE= in a unit), or give \
-                         cards fewer queues",
+                        "This process has as many descriptors as it may: raise ulimit -Hn (LimitNOFILE= in a unit), or \
+                         give cards fewer queues",
                     );
                 }
                 Some(libc::ENFILE) => return Some("The host has as many open files as it may: raise fs.file-max"),

@@ -1,8 +1,9 @@
-//! Signals that mean that the process cannot go on: the terminal is made what it was, and the cause is said if it is the host's.
+//! Signals that mean that the process cannot go on: the terminal is restored, and the cause is said if it is the
+//! host's.
 //!
-//! SIGBUS comes when the host has no memory behind an address (a page that went bad, a file that was cut), SIGSYS when a filter
-//! of system calls around minivmm forbids one: both end the process with the code of a failing host. The others are bugs; they end
-//! the process as they would anyway, with a core dump where the host makes one.
+//! SIGBUS comes when the host has no memory behind an address (a page that went bad, a file that was cut), SIGSYS when
+//! a filter of system calls around minivmm forbids one: both end the process with the code of a failing host. The
+//! others are bugs; they end the process as they would anyway, with a core dump where the host makes one.
 #![expect(unsafe_code, reason = "signal handlers have no safe wrapper in the crates used here")]
 
 use crate::console::terminal;
@@ -13,11 +14,13 @@ use std::mem::MaybeUninit;
 const HOSTS: [(i32, &str); 2] = [
     (
         libc::SIGBUS,
-        "minivmm: The host has no memory behind an address that minivmm uses (SIGBUS)\r\nhint: See the host's kernel log\r\n",
+        "minivmm: The host has no memory behind an address that minivmm uses (SIGBUS)\r\n\
+         hint: See the host's kernel log\r\n",
     ),
     (
         libc::SIGSYS,
-        "minivmm: A filter of this host forbids a system call that minivmm needs (SIGSYS)\r\nhint: Start it without that filter, or allow the call that the host's audit log names\r\n",
+        "minivmm: A filter of this host forbids a system call that minivmm needs (SIGSYS)\r\n\
+         hint: Start it without that filter, or allow the call that the host's audit log names\r\n",
     ),
 ];
 
@@ -43,8 +46,8 @@ fn handle(signal: i32, handler: Handler) {
     action.sa_sigaction = handler as libc::sighandler_t;
     // Once only: a fault that is repeated meets the default action.
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESETHAND;
-    // SAFETY: the action is initialized, and its handlers do nothing that a handler must not do; the old one is not asked for. It fails
-    // for no signal of these.
+    // SAFETY: the action is initialized, and its handlers do nothing that a handler must not do; the old one is not
+    // asked for. It fails for no signal of these.
     unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
 }
 
@@ -58,7 +61,8 @@ extern "C" fn end(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_
     exit::at_once(exit::HOST);
 }
 
-/// Leaves the terminal as it was. The instruction is repeated afterwards and ends the process; a signal that was sent is sent again.
+/// Leaves the terminal as it was. The instruction is repeated afterwards and ends the process; a signal that was sent
+/// is sent again.
 extern "C" fn tidy_up(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     terminal::restore_in_handler();
     // SAFETY: the kernel has given the handler a siginfo.

@@ -1,8 +1,9 @@
 //! Files that are made where the user says, in a folder where others may write as well.
 //!
-//! The folder is opened once; what is made in it later, after a rename too, is made there whatever becomes of its path. The last
-//! part of a path is never followed if it is a symbolic link, which another user of a shared folder may have put there; links that
-//! lead to the folder are the user's own choice. A file that is made can be read by its user only.
+//! The folder is opened once; what is made in it later, after a rename too, is made there whatever becomes of its path.
+//! The last part of a path is never followed if it is a symbolic link, which another user of a shared folder may have
+//! put there; links that lead to the folder are the user's own choice. A file that is made can be read by its user
+//! only.
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-/// What a user may do with a file that was made.
+/// The mode of a file that was made: its user alone may read and write it.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 
 /// Write permission of others, in the mode of a folder.

@@ -57,8 +57,8 @@ pub(crate) fn init(level: LevelFilter) {
     }
 }
 
-/// `text` with everything that a terminal could obey, or that changes the order of what it shows, as JSON writes it: a text of
-/// other processes may be in it. Ends of lines and tabs stay.
+/// `text` with everything that a terminal could obey, or that changes the order of what it shows, as JSON writes it: a
+/// text of other processes may be in it. Ends of lines and tabs stay.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let is_harmless = |c: char| matches!(c, '\n' | '\t') || !(c.is_control() || DIRECTIONS.contains(&c));
     if text.chars().all(is_harmless) {

@@ -1,7 +1,7 @@
 //! The name of a VM: a checked word, and a lock on it in the folder of the user's VMs (see [`net::runtime_dir`]).
 //!
-//! VMM and keeper both hold the lock, so a name is free once nothing is left of its VM. A VM that follows one that was killed waits for
-//! that, but not for ever.
+//! VMM and keeper both hold the lock, so a name is free once nothing is left of its VM. A VM that follows one that was
+//! killed waits for that, but not for ever.
 
 use net::runtime_dir::{self, FolderError, NameLock, RuntimeDir, VmSocket};
 use std::fmt;
@@ -11,8 +11,8 @@ use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long to wait for the keeper of a killed VM. It takes 0.2 s for eight cards; waiting for the lock of other keepers adds up
-/// to twenty seconds.
+/// How long to wait for the keeper of a killed VM. It takes 0.2 s for eight cards; waiting for the lock of other
+/// keepers adds up to twenty seconds.
 const KEEPER_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Pauses between two attempts meanwhile.
@@ -133,7 +133,7 @@ impl VmName {
     }
 }
 
-/// Whether nobody listens, as an answer to a connection says.
+/// Returns whether an error of a connection says that no process listens.
 pub(crate) fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }

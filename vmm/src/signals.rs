@@ -9,11 +9,12 @@
 //! | SIGUSR1 | brings a vCPU back from the guest (see [`crate::kvm::kick`]); harmless from elsewhere |
 //! | SIGSEGV, SIGBUS and the like | see [`crate::fault`] |
 //!
-//! A signal that was ignored when the process began stays ignored, as `nohup` and scripts that start background jobs want it.
+//! A signal that was ignored when the process began stays ignored, as `nohup` and scripts that start background jobs
+//! want it.
 //!
-//! A thread of its own takes signals from the kernel. The main thread hears of them from it, so that a main thread that the host
-//! lets wait (a kernel, disk or capture on a dead network file system) cannot keep the process from ending: what it does not
-//! take within [`TAKE_TIMEOUT`] ends the process without it.
+//! A thread of its own takes signals from the kernel. The main thread hears of them from it, so that a main thread that
+//! the host lets wait (a kernel, disk or capture on a dead network file system) cannot keep the process from ending:
+//! what it does not take within [`TAKE_TIMEOUT`] ends the process without it.
 #![expect(unsafe_code, reason = "signal masks and signalfd have no safe wrapper in the crates used here")]
 
 use crate::console::terminal;
@@ -48,7 +49,7 @@ const STACK_BYTES: usize = 128 << 10;
 /// Bytes of `struct signalfd_siginfo`; the number of the signal is its first field.
 const SIGINFO_BYTES: usize = 128;
 
-/// What a signal asks for.
+/// The request that a signal makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meaning {
     /// That the guest powers off.
@@ -75,7 +76,7 @@ impl Meaning {
         }
     }
 
-    /// Whether the process is to end because of it.
+    /// Returns whether the process is to end because of it.
     fn is_end(self) -> bool {
         matches!(self, Self::PowerOff | Self::Stop)
     }
@@ -276,7 +277,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// What `pass_on` reads from, and the end that signals come from.
+    /// The end that `pass_on` reads from, and the end that signals come from.
     fn pipe() -> (File, File) {
         let (reader, writer) = io::pipe().unwrap();
         rustix::io::ioctl_fionbio(&reader, true).unwrap();

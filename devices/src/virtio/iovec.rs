@@ -207,8 +207,8 @@ impl IoVecs {
         self.len_bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     }
 
-    /// Makes this list the same as `other`, which is of the same memory, but for a copy of `start` in place of as many bytes from its
-    /// start on; `other` has at least that many.
+    /// Makes this list equal to `other`, a list of the same memory, except that a copy of `start` replaces as many
+    /// bytes at its beginning. `other` has at least that many bytes.
     pub fn replace_start(&mut self, other: &Self, start: &[u8]) {
         self.clear();
         self.vec.extend_from_slice(other.vec.get(other.first..).unwrap_or_default());

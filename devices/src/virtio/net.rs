@@ -149,7 +149,7 @@ pub struct Net {
     /// For commands that take locks of the host.
     limiter: Arc<Mutex<Limiter>>,
     steering: Option<Arc<Steering>>,
-    /// What frames between queues may take.
+    /// The memory that frames between queues may take.
     budget: Budget,
     workers: Vec<Worker<Pair>>,
 }

@@ -50,7 +50,7 @@ fn host(facts: &Facts) -> Option<Finding> {
     }
 }
 
-/// What networks of ours with a way out need while VMs are on them.
+/// Findings about settings that networks of ours with a way out need while VMs are on them.
 fn running(facts: &Facts) -> Vec<Finding> {
     let networks: Vec<_> = facts.links.iter().filter_map(network).collect();
     let nat = networks.iter().filter(|(_, alias)| alias.mode == crate::alias::Mode::Nat);

@@ -1,9 +1,7 @@
-//! What a user can do about what the kernel says to a step: a hint for each errno that can still come, naming the
-//! module, the setting
-//! or the limit.
+//! Hints on what a user can do when the kernel refuses a step: one for each errno that can still come, naming the
+//! module, the setting or the limit.
 //!
-//! The plan refuses what it can see beforehand. What is left is what only an attempt shows: modules that the kernel
-//! does not load,
+//! The plan refuses what it can see beforehand. Only an attempt shows the rest: modules that the kernel does not load,
 //! privileges, limits of the process, and hosts that change meanwhile.
 
 use std::io;
@@ -13,8 +11,7 @@ use crate::nft::NftError;
 use crate::spec::IfName;
 
 /// Expressions of nftables that are modules of their own, by how a rule that has one reads, with the module. The first
-/// that fits is
-/// named.
+/// that fits is named.
 const NFT_EXPRESSIONS: [(&str, &str); 13] = [
     ("fib ", "nft_fib_inet (CONFIG_NFT_FIB_INET)"),
     ("masquerade", "nft_masq (CONFIG_NFT_MASQ)"),
@@ -121,7 +118,7 @@ fn of_pair(error: &Error, errno: i32) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// What an errno means whatever the step.
+/// The hint for an errno that means the same in every step.
 fn of_errno(errno: i32) -> Option<String> {
     let hint = match errno {
         libc::EMFILE => {
@@ -138,7 +135,7 @@ fn of_errno(errno: i32) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// What the kernel lacks if it refuses a part of a table.
+/// The part of the kernel that is missing if it refuses a part of a table.
 fn nftables(source: &NftError) -> Option<String> {
     match source {
         NftError::Refused { object, source } => match source.raw_os_error()? {

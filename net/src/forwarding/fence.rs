@@ -1,4 +1,5 @@
-//! What comes in by an interface that forwards because of a network of ours leaves by such a network only.
+//! Keeps the host from becoming a router: packets that come in by an interface that forwards because of a network of
+//! ours leave by such a network only.
 //!
 //! ```text
 //! table inet minivmm-VM/fence
@@ -75,7 +76,7 @@ impl Fence {
         self
     }
 
-    /// Whether it keeps nothing apart.
+    /// Returns whether it keeps nothing apart.
     pub(crate) fn is_empty(&self) -> bool {
         self.links.is_empty() && self.bridges.is_empty() && self.ipv6.is_none()
     }

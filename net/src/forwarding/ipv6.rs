@@ -23,15 +23,15 @@ use crate::rtnl::Rtnl;
 use crate::spec::IfName;
 use crate::sysctl::{self, Conf};
 
-/// Whether router advertisements are taken: 1 where the interface does not forward, 2 anyhow.
+/// The setting for router advertisements: 1 takes them while the interface does not forward, 2 always.
 const ACCEPT_RA: &str = "accept_ra";
 
-/// Whether the host forwards IPv6.
+/// Returns whether the host forwards IPv6.
 pub(crate) fn forwards() -> bool {
     is("all", KEY, "1")
 }
 
-/// Whether it does so by its owner's wish, and not because of what is written on a bridge of ours.
+/// Returns whether it does so by its owner's wish, and not because of what is written on a bridge of ours.
 pub(crate) fn is_wanted_by_others(alias: &NetworkAlias) -> bool {
     !alias.default6 && alias.switching6.is_none() && is("default", KEY, "1")
 }

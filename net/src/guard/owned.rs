@@ -1,8 +1,9 @@
 //! The IPv6 addresses of a guest: those that follow from its MAC or are listed, and those that it has claimed first.
 //!
 //! ```text
-//! fixed      known before the guest runs: listed, or made of its MAC (RFC 4291 appendix A), under its prefix and on the link
-//! claimed    asked for by duplicate address detection (RFC 4862 5.4.2) when nobody had them; the keeper says which
+//! fixed      known before the guest runs: listed, or made of its MAC (RFC 4291 appendix A), under its prefix and on
+//!            the link
+//! claimed    asked for by duplicate address detection (RFC 4862 5.4.2) when no machine had them; the keeper says which
 //! ```
 //!
 //! A guest sends from these and answers for these, nothing else. What is made of another MAC is never claimed, so a
@@ -31,11 +32,11 @@ pub(crate) struct Owned6 {
     pub(crate) fixed: Vec<Ipv6Addr>,
     /// The prefix under which it may claim some.
     pub(crate) prefix: Option<Ipv6Addr>,
-    /// Whether it may claim link-local ones.
+    /// On if it may claim link-local ones.
     link_local: Switch,
     /// Those of its gateway.
     gateways: Vec<Ipv6Addr>,
-    /// Whether its solicitations get to others: to machines that minivmm does not know.
+    /// On if its solicitations get to machines that minivmm does not know.
     asks_others: Switch,
 }
 
@@ -73,12 +74,12 @@ impl Owned6 {
         Set { name: self.set_name(), elements: Elements::Ip6(Vec::new()) }
     }
 
-    /// Whether its solicitations get to machines that minivmm does not know, which may object.
+    /// Returns whether its solicitations get to machines that minivmm does not know, which may object.
     pub(crate) fn asks_others(&self) -> bool {
         self.asks_others == Switch::On
     }
 
-    /// Whether it may claim this address if nobody has it.
+    /// Returns whether it may claim this address if no other machine has it.
     pub(crate) fn may_claim(&self, address: Ipv6Addr) -> bool {
         let [.., a, b, _, _, _] = address.octets();
         let of_a_mac = [a, b] == [0xff, 0xfe];

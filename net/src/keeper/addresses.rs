@@ -1,9 +1,9 @@
 //! The IPv6 addresses that guests claim: who is first has them, and names and forwarded ports follow.
 //!
 //! ```text
-//! guest --solicitation from nobody (DAD)--> its tap's socket: a filter passes that alone
+//! guest --solicitation from no address (DAD)--> its tap's socket: a filter passes that alone
 //!   free?   no --> an advertisement for it to the guest, which takes another
-//!   yes --> a second name of the tap, of which the kernel has each once; on a bridge nobody objects within a second
+//!   yes --> a second name of the tap, of which the kernel has each once; on a bridge no machine objects within 1 s
 //!       --> in the guard's set; the first global one since the boot is what siblings and forwarded ports get
 //! ```
 //!
@@ -58,14 +58,14 @@ const OBJECTION: Duration = Duration::from_millis(900);
 /// Addresses of a card to which others may be objecting.
 const ASKED_MAX: usize = 16;
 
-/// Lines of the log on addresses that somebody else has.
+/// Lines of the log on addresses that another machine has.
 const LOGGED_MAX: u32 = 16;
 
 /// Bytes of a frame with a solicitation, and where the target is in it (RFC 4861 4.3).
 const SOLICITATION_BYTES: usize = 78;
 const TARGET_AT: usize = 62;
 
-/// What a frame has to be, by size of the field, offset and value: a solicitation from the unspecified address.
+/// The fields of a solicitation from the unspecified address: size, offset and value of each.
 const SOLICITATION: [(u32, u32, u32); 8] = [
     (libc::BPF_H, 12, 0x86dd),
     (libc::BPF_B, 20, 58),
@@ -90,7 +90,7 @@ struct Card {
     owned: Owned6,
     guarded: Switch,
     bridge: IfName,
-    /// What comes before an address in a second name: one network's.
+    /// The part of a second name before the address; each network has its own.
     place: String,
     tap: u32,
     alias: TapAlias,
@@ -107,7 +107,7 @@ struct Card {
     logged: u32,
 }
 
-/// An address that the guest has if nobody objects.
+/// An address that the guest gets if no other machine objects.
 struct Asked {
     address: Ipv6Addr,
     ears: Vec<Ear>,
@@ -262,7 +262,7 @@ impl Card {
         Some(Ipv6Addr::from(*target))
     }
 
-    /// Gives the guest an address, if nobody has it; returns it if the guest has it now.
+    /// Gives the guest an address, if no other machine has it; returns it if the guest has it now.
     async fn claim(&mut self, address: Ipv6Addr, host: &Host) -> Option<Ipv6Addr> {
         if self.owned.fixed.contains(&address) {
             return Some(address);
@@ -296,7 +296,7 @@ impl Card {
         Some(address)
     }
 
-    /// Decides about addresses to which nobody objects any more; returns those that the guest has now.
+    /// Decides about addresses for which the time to object is over; returns those that the guest has now.
     async fn settle(&mut self, host: &Host) -> Vec<Ipv6Addr> {
         let now = Instant::now();
         let (over, asked) = std::mem::take(&mut self.asked).into_iter().partition(|asked| asked.until <= now);

@@ -315,7 +315,8 @@ fn replace(plan: &Plan, host: &mut Host, request: &Request, policy: &Policy) -> 
     host.judge(&request.vm_name, policy, cards).map_err(Error::Policy)
 }
 
-/// Tells the VMM which promises are not kept, if that has changed. One that has no room now is told at the next change of anything.
+/// Tells the VMM which promises are not kept, if that has changed. If its socket has no room now, it is told at the
+/// next change of anything.
 fn tell(socket: &OwnedFd, not_kept: Vec<NotKept>, told: &mut Vec<NotKept>) {
     if not_kept == *told {
         return;

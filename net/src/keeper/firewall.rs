@@ -1,13 +1,14 @@
 //! Keeps the ways of guests open while other programs change the host's rules.
 //!
 //! ```text
-//! Docker drops, and has its chain for others   -> the rules of the plan's AdmitInDocker are there, whoever flushes it, until it goes
+//! Docker drops, and has its chain for others   -> the rules of the plan's AdmitInDocker are there, whoever flushes it,
+//!                                                 until it goes
 //! another chain drops what is forwarded        -> said once, in the log and to the VMM; no rule can overrule it
 //! ```
 //!
-//! A notification only makes us look, and looks have a [`Pace`]: on a host where rules change all the time they take a hundredth of a
-//! processor. Changes of tables of minivmm's own are no reason to look. Not seen: rules of iptables' predecessor, which tells nobody of
-//! changes, and single rules that drop.
+//! A notification only makes us look, and looks have a [`Pace`]: on a host where rules change all the time they take a
+//! hundredth of a processor. Changes of tables of minivmm's own are no reason to look. Not seen: rules of iptables'
+//! predecessor, which sends no notifications, and single rules that drop.
 
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ pub(super) struct Firewall<'a> {
     not_kept: Vec<NotKept>,
 }
 
-/// What is in Docker's chain: for whom, and from where it does not lead.
+/// Rules in Docker's chain: for whom, and from where they do not lead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct InDocker {
     admissions: Vec<Admission>,
@@ -139,7 +140,8 @@ impl<'a> Firewall<'a> {
         lasting
     }
 
-    /// Has Docker's rules let the cards through, if they do not yet. Returns false where that is undone again and again.
+    /// Has Docker's rules let the cards through, if they do not yet. Returns false where that is undone again and
+    /// again.
     async fn admit(&mut self, admissions: Vec<Admission>, host: &mut Host) -> Result<bool, Error> {
         let links = host.rtnl.links().await.map_err(Error::Survey)?;
         let links: Vec<_> = links.iter().filter_map(survey::link).collect();

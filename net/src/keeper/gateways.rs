@@ -1,8 +1,8 @@
-//! Keeps the gateway's addresses on the bridges of our networks: the kernel drops those of IPv6 when a bridge goes down, and others may
-//! delete any of them.
+//! Keeps the gateway's addresses on the bridges of our networks: the kernel drops those of IPv6 when a bridge goes
+//! down, and others may delete any of them.
 //!
-//! Every keeper with a card on a network does so: whoever made the bridge may have gone. A bridge that is down gets its addresses when it
-//! comes up; one that has been removed is not made again.
+//! Every keeper with a card on a network does so: the keeper that made the bridge may have gone. A bridge that is down
+//! gets its addresses when it comes up; one that has been removed is not made again.
 
 use std::io;
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
-//! Has frames copied again to an interface that has gone and come back: the kernel's rule is for the interface that was there, whatever comes
-//! by that name.
+//! Has frames copied again to an interface that has gone and come back: the kernel's rule is for the interface that was
+//! there, not for a later one of that name.
 
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;

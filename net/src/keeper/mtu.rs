@@ -1,9 +1,10 @@
-//! Has the guests on networks of ours told what the way out carries, when that changes: an uplink's MTU shrinks, or a VPN becomes the way
-//! out.
+//! Has the guests on networks of ours told what the way out carries, when that changes: an uplink's MTU shrinks, or a
+//! VPN becomes the way out.
 //!
-//! The kernel follows by itself with what it forwards: packets that are too large are answered with the size that fits, and the rules clamp
-//! the segment size of TCP to that of the route. The guests' own idea comes from the services, by an advertisement at once and by DHCP when
-//! the lease is renewed. Bridge and taps keep their MTU: what siblings say to each other has not become smaller. A card with `mtu=` keeps it.
+//! The kernel follows by itself with what it forwards: packets that are too large are answered with the size that fits,
+//! and the rules clamp the segment size of TCP to that of the route. The guests' own idea comes from the services, by
+//! an advertisement at once and by DHCP when the lease is renewed. Bridge and taps keep their MTU: what siblings say to
+//! each other has not become smaller. A card with `mtu=` keeps it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,4 +1,5 @@
-//! How often something is done at most: looks at a host that changes all the time, and repairs that others undo again and again.
+//! Limits on how often something is done: looks at a host that changes all the time, and repairs that others undo again
+//! and again.
 
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use tokio::time::{Instant, sleep_until};
 /// Least pause between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A look is followed by a pause so many times as long as it took of the processor, so that looks take a hundredth of one at most.
+/// The pause after a look, as a multiple of the processor time that the look took: so looks take a hundredth of a
+/// processor at most.
 const PAUSE_FACTOR: u32 = 100;
 
 /// Repairs that may follow each other at once.

@@ -1,5 +1,4 @@
-//! What a plan has promised of the host is kept true while the VM runs: a way out for the networks of ours that its
-//! cards are on.
+//! Keeps a plan's promises about the host while the VM runs: a way out for the networks of ours that its cards are on.
 //!
 //! ```text
 //! [waiting] --a route, a setting, a link--> [due] --look: what is off?--> switch it on --> [pause] --> [waiting]
@@ -44,7 +43,7 @@ use switches::{Switch, Switches};
 /// The switch of the host for IPv6.
 const IPV6: Switch = (Conf::Ipv6, Scope::All);
 
-/// What is kept of the host for a VM.
+/// The state of the host that is kept for a VM.
 pub(super) struct Upkeep {
     /// The bridges of networks with a way out.
     networks: BTreeSet<IfName>,
@@ -52,15 +51,15 @@ pub(super) struct Upkeep {
     cards: Vec<usize>,
     /// One of the networks that has IPv6.
     ipv6: Option<IfName>,
-    /// What tells of routes and settings; none for a VM that needs no way out.
+    /// Notifications of routes and settings; none for a VM that needs no way out.
     notices: Option<Notices>,
     /// Interfaces that have led to other machines by IPv4, if they are known.
     leading: Option<BTreeSet<u32>>,
-    /// What is known of the switches that are needed.
+    /// The switches that are needed, as far as they are known.
     switches: Switches,
     /// Links as they were when they were looked at, but for taps: name and alias.
     links: BTreeMap<u32, (String, Option<String>)>,
-    /// What others want to be off.
+    /// The switches that others want to be off, in words.
     not_kept: Option<String>,
     /// Something has happened since the last look.
     due: bool,
@@ -68,7 +67,7 @@ pub(super) struct Upkeep {
     next: Instant,
 }
 
-/// What is off and ought to be on.
+/// Switches that are off and ought to be on.
 #[derive(Default)]
 struct Off {
     /// Networks of this VM, with the number of the bridge.
@@ -135,8 +134,8 @@ impl Upkeep {
         }
     }
 
-    /// Whether a link is another than it was when it was looked at. Taps come and go with every VM; one that leads
-    /// somewhere gets a route.
+    /// Returns whether a link differs from what it was when it was looked at. Taps come and go with every VM; one that
+    /// leads somewhere gets a route.
     fn is_new(&self, message: &LinkMessage) -> bool {
         let known = self.links.get(&message.header.index);
         let Some(link) = survey::link(message).filter(|link| !is_tap(link)) else { return false };

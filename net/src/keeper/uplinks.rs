@@ -1,8 +1,8 @@
-//! Keeps the uplinks of bridges of ours on them: a network manager may take an interface off that it thinks is its own, and one that has gone
-//! may come back.
+//! Keeps the uplinks of bridges of ours on them: a network manager may take an interface off that it thinks is its own,
+//! and one that has gone may come back.
 //!
-//! The bridge says which interface that is. Whoever has a card on it looks after it, as its maker may have gone. An uplink that is a
-//! port of something else was moved on purpose and stays there.
+//! The bridge says which interface that is. Every keeper with a card on it looks after it, as the one that made it may
+//! have gone. An uplink that is a port of something else was moved on purpose and stays there.
 
 use std::io;
 
@@ -38,7 +38,7 @@ struct Uplink<'a> {
     trouble: Option<String>,
 }
 
-/// What an uplink is found to be.
+/// The state in which an uplink is found.
 enum Found {
     /// None of ours, or on its bridge.
     Fine,

@@ -1,12 +1,12 @@
-//! Looks after the taps while the VM runs: tells the VMM what becomes of their links, puts a tap back on its bridge when it
-//! was taken off, and restores what the plan has set on it.
+//! Looks after the taps while the VM runs: tells the VMM what becomes of their links, puts a tap back on its bridge
+//! when it was taken off, and restores what the plan has set on it.
 //!
 //! NetworkManager and systemd-networkd do that to interfaces they think are theirs, some seconds after a start. A
 //! notification only makes us look: notifications are old news when they are read, and the ones of our own set-up
 //! show the tap without its bridge as well. A tap that is on another bridge now was moved on purpose and stays there.
 //!
-//! Repairs have a rate ([`Allowance`]), not an end. A tap that finds a new bridge of that name, or that others have attached
-//! meanwhile, is put back as often as at first.
+//! Repairs have a rate ([`Allowance`]), not an end. A tap that finds a new bridge of that name, or that others have
+//! attached meanwhile, is put back as often as at first.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -131,8 +131,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Waits until there is something to do without a notification: the VMM may have room again for what it has not been told, or a tap that
-    /// was taken off too often may be put back.
+    /// Waits until there is something to do without a notification: the VMM may have room again for what it has not
+    /// been told, or a tap that was taken off too often may be put back.
     pub(super) async fn wait(&self) {
         let behind = self.taps.iter().any(|tap| tap.told != tap.state).then(|| Instant::now() + TELL_AGAIN);
         let resting = self.taps.iter().filter_map(Watched::next_repair).min();
@@ -175,7 +175,7 @@ impl Watched {
             || awaited.is_some_and(|attached| rtnl::name(link) == Some(attached.bridge.as_str()))
     }
 
-    /// Whether this is the entry that has the bridge send to the tap what is for its guest.
+    /// Returns whether this entry has the bridge send the guest's frames to the tap.
     fn is_forgotten(&self, entry: &NeighbourMessage) -> bool {
         let pinned = self.attached.as_ref().and_then(|attached| attached.attachment.pinned);
         entry.header.family == AddressFamily::Bridge
@@ -199,7 +199,8 @@ impl Watched {
         if let (Some(found), Some(attached)) = (&tap, &mut self.attached) {
             match rtnl::master(found) {
                 None => {
-                    // However short it was: other machines may have forgotten where the guest is, and its announcement tells them.
+                    // However short it was: other machines may have forgotten where the guest is, and its announcement
+                    // tells them.
                     self.state = self.told.map(|told| LinkState { up: false, ..told });
                     attached.put_back(self.card, host).await;
                     self.tell(socket);

@@ -52,7 +52,7 @@ pub(crate) enum Reply {
         /// With an IP address of it.
         addresses: u64,
     },
-    /// What a card's services are to tell its guest from now on.
+    /// The MTU that a card's services are to tell its guest from now on.
     Mtu {
         /// The card.
         card: usize,

@@ -1,7 +1,7 @@
 //! Notifications of changes in nf_tables, read in bounded helpings.
 //!
-//! Hosts of containers change thousands of rules in a second. So whoever watches reads what is in a small buffer, and then pauses: what the
-//! kernel has no room for meanwhile it drops without further cost, and says so once.
+//! Hosts of containers change thousands of rules in a second. So whoever watches reads what is in a small buffer, and
+//! then pauses: what the kernel has no room for meanwhile it drops without further cost, and says so once.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -51,8 +51,8 @@ impl Changes {
         self.socket.readable().await
     }
 
-    /// Reads what has been said meanwhile, without waiting for more. Says if tables, chains or rules were among it, other than those in
-    /// tables whose names begin with `but`, or if some of it was lost.
+    /// Reads the notifications that have come meanwhile, without waiting for more. Returns whether tables, chains or
+    /// rules were among them, other than those in tables whose names begin with `but`, or whether some were lost.
     pub(crate) fn read(&self, but: &str) -> io::Result<bool> {
         let mut relevant = false;
         let mut buffer = vec![0; MESSAGE_BYTES];

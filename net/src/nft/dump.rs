@@ -204,8 +204,8 @@ impl NftSocket {
         Ok(chains.into_iter().map(|(_, seen)| seen).collect())
     }
 
-    /// Whether a rule in the table of `chain` names the interface `link`, or the beginning of its name, and does something else with its
-    /// packets than dropping them. It need not be in this chain.
+    /// Returns whether a rule in the table of `chain` names the interface `link`, or the beginning of its name, and
+    /// does something else with its packets than dropping them. It need not be in this chain.
     ///
     /// # Errors
     /// Trouble with the kernel.
@@ -215,7 +215,7 @@ impl NftSocket {
         Ok(names.contains(&true))
     }
 
-    /// What `each` says of the rules of a table, or of a chain of it, in their order.
+    /// Results of `each` for the rules of a table, or of a chain of it, in their order.
     fn in_rules_of<T>(
         &mut self,
         family: u8,
@@ -239,7 +239,7 @@ impl NftSocket {
 }
 
 impl BaseChainSeen {
-    /// Whether it drops what none of its rules lets pass.
+    /// Returns whether it drops what none of its rules lets pass.
     pub fn drops(&self) -> bool {
         match self.ending {
             Ending::Drop | Ending::Reject => true,
@@ -249,7 +249,7 @@ impl BaseChainSeen {
     }
 }
 
-/// Whether a rule compares something with the name of a link, or with its beginning.
+/// Returns whether a rule compares something with the name of a link, or with its beginning.
 fn names(rule: Attrs<'_>, link: &str) -> bool {
     let compared = exprs(rule).filter(|(name, _)| *name == "cmp");
     let values = compared.filter_map(|(_, data)| data.list(NFTA_CMP_DATA).find(NFTA_DATA_VALUE));
@@ -261,7 +261,7 @@ fn names(rule: Attrs<'_>, link: &str) -> bool {
     values.into_iter().any(is_name)
 }
 
-/// Whether a rule drops or rejects.
+/// Returns whether a rule drops or rejects.
 fn drops(rule: Attrs<'_>) -> bool {
     exprs(rule).any(|(name, data)| match name {
         "reject" => true,

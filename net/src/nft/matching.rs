@@ -28,7 +28,8 @@ pub enum Match {
     OifKind(Test<LinkKind>),
     /// `meta oifgroup`: it goes out through an interface of this device group.
     OifGroup(u32),
-    /// `meta priority`: a number that goes with a packet inside the kernel until its queue. Forwarding sets it anew for IPv4.
+    /// `meta priority`: a number that goes with a packet inside the kernel until its queue. Forwarding sets it anew for
+    /// IPv4.
     Priority(u32),
     /// `meta protocol`: what is above Ethernet and tags. At egress, too.
     Protocol(Test<EtherType>),

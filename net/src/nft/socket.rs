@@ -46,7 +46,7 @@ pub enum NftError {
 }
 
 impl NftError {
-    /// Whether this user may not change the packet filter.
+    /// Returns whether the kernel has refused because this user may not change the packet filter.
     pub(crate) fn is_forbidden(&self) -> bool {
         let (Self::Open(source) | Self::Talk(source) | Self::Refused { source, .. }) = self else { return false };
         matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES))

@@ -18,8 +18,9 @@ pub enum Statement {
     Limit(Limit),
     /// `ct count over N`: connections that this rule has seen and that are still there, this one included, are more than N.
     CtCountOver(u32),
-    /// The same by a share of the connections: the next of `shares` shares, in turn, has `count` already. The shares are elements of the
-    /// table's set of that name. The kernel goes through a whole list at each new connection, so many short ones are faster than a long one.
+    /// The same by a share of the connections: the next of `shares` shares, in turn, has `count` already. The shares
+    /// are elements of the table's set of that name. The kernel goes through a whole list at each new connection, so
+    /// many short ones are faster than a long one.
     CtShareOver {
         /// The set.
         set: String,

@@ -159,7 +159,7 @@ pub enum Elements {
         /// Most of them; beyond that, nothing is put in.
         most: u32,
     },
-    /// What [`Statement::CtShareOver`] puts in.
+    /// Elements that [`Statement::CtShareOver`] puts in.
     Shares {
         /// How many.
         most: u32,

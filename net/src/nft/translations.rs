@@ -1,8 +1,8 @@
 //! Rules of others that lead ports of the host elsewhere, as far as they say so themselves.
 //!
-//! A rule is followed from its first expression to the translation; what it compares a port, a protocol or an address
-//! with is
-//! kept. Not seen: ports that come out of maps with several keys, and chains that only some packets get to.
+//! A rule is followed from its first expression to the translation, and the ports, protocols and addresses that it
+//! compares are kept. Not seen: ports that come out of maps with several keys, and chains that only some packets get
+//! to.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -40,7 +40,7 @@ pub struct Translation {
     pub table: String,
     /// The chain.
     pub chain: String,
-    /// What shows the rule, in words.
+    /// The command or place that shows the rule, in words.
     pub rule: String,
     /// The protocol's number, if it is for one only.
     pub protocol: Option<u8>,
@@ -116,7 +116,7 @@ fn ranges(mut elements: Vec<(u16, bool)>) -> Vec<RangeInclusive<u16>> {
     begins.map(|(idx, (port, _))| *port..=next(idx).map_or(*port, |(end, _)| end.saturating_sub(1))).collect()
 }
 
-/// What a register holds, as far as it matters.
+/// Contents of a register, as far as they matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loaded {
     Protocol,

@@ -38,7 +38,7 @@ impl Datum for IfName {
     }
 }
 
-/// What the name of an interface begins with: 1 to 15 bytes.
+/// The beginning of an interface's name: 1 to 15 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamePrefix(pub &'static str);
 

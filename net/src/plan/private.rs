@@ -253,8 +253,7 @@ impl Draft<'_> {
     }
 
     /// Refuses a network for which a setting has to be changed where none can be. Those of a bridge itself, as far as
-    /// they are of IPv4, the kernel
-    /// also takes otherwise.
+    /// they are of IPv4, the kernel also takes otherwise.
     fn check_settings(&self, spec: &Private<'_>, settings: Settings) -> Result<(), Refusal> {
         let locked = |setting: String| Err(Refusal::LockedSetting { setting, value: 1 });
         if !settings.locked {
@@ -321,7 +320,8 @@ impl Draft<'_> {
         least.map_or(ETHERNET_MTU, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
     }
 
-    /// The interfaces that lead to other machines and do not pass their packets on. A bridge of ours that has an uplink is one of them.
+    /// The interfaces that lead to other machines and do not pass their packets on. A bridge of ours that has an uplink
+    /// is one of them.
     fn silent_uplinks(&self) -> Vec<IfName> {
         let routes = self.facts.ip.routes.iter().filter(|route| route.unicast);
         let leading: BTreeSet<u32> = routes.filter_map(|route| route.link).collect();
@@ -331,7 +331,7 @@ impl Draft<'_> {
     }
 }
 
-/// Whether a rule of others and a forwarded port can see the same packets, whatever the port.
+/// Returns whether a rule of others and a forwarded port can see the same packets, whatever the port.
 fn is_of_one_host(forward: &Forward, by: &Translation) -> bool {
     let of_protocol = by.protocol.is_none_or(|number| number == forward.protocol.number());
     let meets = match (forward.address, by.address) {

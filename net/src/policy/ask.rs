@@ -1,7 +1,7 @@
 //! The caller's side of `minivmm net policy`, and the words of both sides.
 //!
-//! A caller connects to the socket of a VM's keeper in the [folder](crate::runtime_dir) of the VM's user, sends one order
-//! and gets one answer; both are a line of JSON.
+//! A caller connects to the socket of a VM's keeper in the [folder](crate::runtime_dir) of the VM's user, sends one
+//! order and gets one answer; both are a line of JSON.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;

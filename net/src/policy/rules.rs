@@ -15,8 +15,8 @@
 //! same in either direction pass, and have the entry live on. Sequence numbers are not looked at.
 //!
 //! Fragments but the first have no ports: they pass if the first one has. So the first has to have the whole header
-//! above IP, and no other may begin within the one of TCP (RFC 7112 5, RFC 1858 3.1, RFC 3128 2). Whatever is neither IP
-//! nor ARP is dropped.
+//! above IP, and no other may begin within the one of TCP (RFC 7112 5, RFC 1858 3.1, RFC 3128 2). Whatever is neither
+//! IP nor ARP is dropped.
 //!
 //! A new policy comes with new sets, in one transaction: what belongs to an old connection is judged as if it began something.
 

@@ -51,7 +51,7 @@ pub enum HostLimit {
 }
 
 impl HostLimit {
-    /// What the user can do.
+    /// The hint on what the user can do.
     pub fn hint(&self) -> String {
         match self {
             Self::NoIpv6 => {

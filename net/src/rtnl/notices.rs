@@ -2,7 +2,7 @@
 //!
 //! A router of the internet has a million routes, and changes thousands of them in a second when a neighbour comes
 //! back. So these have a socket of their own with a small buffer: whoever watches reads what is in it and then pauses.
-//! What the kernel has no room for meanwhile it drops without further cost and says so once ([`Heard::lost`]); the
+//! The kernel drops without further cost what it has no room for meanwhile, and says so once ([`Heard::lost`]); the
 //! state itself tells then.
 
 use std::collections::BTreeSet;
@@ -65,7 +65,7 @@ pub(crate) enum Scope {
     Link(u32),
 }
 
-/// Somebody has set whether packets are forwarded.
+/// A change of whether packets are forwarded, whoever made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Forwarding {
     pub(crate) conf: Conf,
@@ -78,7 +78,7 @@ pub(crate) struct Forwarding {
 pub(crate) struct Heard {
     /// Interfaces that lead to other machines by an IPv4 route that is new.
     pub(crate) leading: BTreeSet<u32>,
-    /// What has been set, in order.
+    /// Changes of forwarding, in order.
     pub(crate) forwarding: Vec<Forwarding>,
     /// There was more than the socket could hold.
     pub(crate) lost: bool,
@@ -108,7 +108,7 @@ impl Notices {
         self.socket.readable().await
     }
 
-    /// What has been said meanwhile, without waiting for more.
+    /// Reads the notifications that have come meanwhile, without waiting for more.
     pub(crate) fn read(&self) -> io::Result<Heard> {
         let mut heard = Heard::default();
         let mut buffer = vec![0; MESSAGE_BYTES];

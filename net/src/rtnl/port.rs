@@ -1,4 +1,4 @@
-//! What a plan has set on a tap, compared with what the kernel says of it; and the addresses of a link.
+//! The settings of a tap in a plan, compared with those that the kernel reports; and the addresses of a link.
 
 use std::io;
 use std::net::IpAddr;

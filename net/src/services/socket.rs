@@ -14,8 +14,8 @@ use crate::policy::rules::SERVICES_MARK;
 const FAMILY: u16 = 17;
 const EVERY_PROTOCOL: u16 = 3;
 
-/// Octets of frames that may wait in the kernel for the services, with the kernel's own bookkeeping: a thousand questions at once. It is
-/// more than a host lets others ask for (`net.core.rmem_max`).
+/// Octets of frames that may wait in the kernel for the services, with the kernel's own bookkeeping: a thousand
+/// questions at once. It is more than a host lets others ask for (`net.core.rmem_max`).
 const RECEIVE_BUFFER_BYTES: c_int = 1024 * 1024;
 
 /// A socket on which the frames arrive that the guest sends to its services over interface `tap_index`, and no others, and through

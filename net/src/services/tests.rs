@@ -371,7 +371,7 @@ fn server_that_is_dead_costs_one_wait_until_it_is_back() {
     bench.hear(slot, &answer_to(&passed, 0, &[]));
     let out = bench.ask(&question(3, "example.org", 1));
     assert_eq!((out.upstream.len(), server_of(&out).1), (1, servers[1]));
-    // Nobody is told that the copy got no answer.
+    // The client is not told that the copy got no answer.
     assert!(bench.wait(Duration::from_millis(1400)).frames.is_empty());
     bench.wait(Duration::from_secs(20));
     let out = bench.ask(&question(4, "example.org", 1));

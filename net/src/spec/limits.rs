@@ -13,7 +13,8 @@ const LIMIT_MAX: u32 = 10_000_000;
 /// The part of the host's table that a guest may take unless it is said.
 const SHARE: u32 = 8;
 
-/// Entries that a table has at least (`nf_conntrack_max` of hosts with more than 1 GiB of memory), where there is none yet.
+/// Entries that a table has at least (`nf_conntrack_max` of hosts with more than 1 GiB of memory), where there is none
+/// yet.
 const TABLE_MIN: u32 = 65_536;
 
 /// What a guest may take of the host's connection tracking. Its fields are keys of `nat` and `host`.

@@ -13,7 +13,7 @@ use super::network::{NetworkName, Subnet};
 use super::reach::{Place, ReachList, ReachSpec};
 use crate::alias::Mode;
 
-/// What the names of bridges begin with that make networks of ours: with a way out, and without one.
+/// Beginnings of the names of bridges that make networks of ours: with a way out, and without one.
 pub const NETWORK_PREFIXES: [&str; 2] = ["mvn-", "mvh-"];
 
 /// `nat`: a new tap on a bridge of ours, whose guests reach the world by the host's addresses.
@@ -55,7 +55,7 @@ pub struct HostSpec {
     /// Whether it has IPv6 as well.
     #[serde(default)]
     pub ipv6: Switch,
-    /// Whether the host is in reach; it is if absent.
+    /// The host, or none; the host is in reach if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reach: Option<ReachList>,
     /// What is refused to the guest.
@@ -84,7 +84,7 @@ pub struct Private<'a> {
     pub forward: &'a [Forward],
     /// Where the guest gets beyond the network.
     pub reach: ReachList,
-    /// Whether that includes where a cloud tells credentials.
+    /// On if that includes the addresses where a cloud tells credentials.
     pub metadata: Switch,
     /// What is refused to the guest.
     pub guard: GuardSpec,

@@ -7,8 +7,9 @@
 //! reach=none                 its own network, the gateway's services and a ping of it, and what comes in by forward=
 //! ```
 //!
-//! A CI job downloads from the internet and from mirrors, caches and proxies on private networks, so both are in reach; a service of
-//! the host is usually there for its owner, and has an address that the guest can be given (`reach=world+private+host`).
+//! A CI job downloads from the internet and from mirrors, caches and proxies on private networks, so both are in reach.
+//! A service of the host is usually there for its owner, and has an address that the guest can be given
+//! (`reach=world+private+host`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -62,7 +63,7 @@ impl ReachList {
         Self(places.iter().fold(0, |bits, place| bits | place.bit()))
     }
 
-    /// Whether `place` is in it.
+    /// Returns whether `place` is in it.
     pub fn has(self, place: Place) -> bool {
         self.0 & place.bit() != 0
     }
@@ -103,7 +104,7 @@ pub struct ReachSpec {
     /// Places beyond its network; what the mode has if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reach: Option<ReachList>,
-    /// Whether the addresses are among them where a cloud tells a machine its credentials.
+    /// On if these include the addresses where a cloud tells a machine its credentials.
     #[serde(default)]
     pub metadata: Switch,
 }

@@ -43,7 +43,7 @@ pub(crate) struct Host {
     pub(crate) tables: Option<Tables>,
     /// Whose network it is.
     vm: String,
-    /// What the table of the VM keeps apart that has the host be no router.
+    /// The interfaces that the VM's fence keeps apart, so that the host is no router.
     fence: Option<Fence>,
     /// The policy that holds for its cards, if there is one.
     pub(crate) in_force: Option<InForce>,

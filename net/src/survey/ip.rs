@@ -59,13 +59,13 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     })
 }
 
-/// What a new network meets.
+/// The settings that a new network meets.
 fn settings() -> Settings {
     let without_ipv6 = sysctl::read(Conf::Ipv6, "default", "disable_ipv6").map_or(true, |value| value == "1");
     Settings { locked: sysctl::are_locked(), forwarding: forwarding::forwards("default"), without_ipv6 }
 }
 
-/// Whether frames on bridges pass the rules for what is routed.
+/// Returns whether frames on bridges pass the rules for routed packets.
 pub(crate) fn bridged_as_routed() -> bool {
     fs::read_to_string(BRIDGE_NF).is_ok_and(|value| value.trim() == "1")
 }

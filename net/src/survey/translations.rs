@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::nft::{NftSocket, Translation};
 
-/// What tables of minivmm begin with. The ports of other VMs are held by sockets.
+/// The beginning of the names of minivmm's tables. The ports of other VMs are held by sockets.
 const OURS: &str = "minivmm-";
 
 /// The tables of the predecessor of nf_tables that are in use.

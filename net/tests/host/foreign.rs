@@ -37,7 +37,7 @@ impl Client {
     /// Sends once; the answer, if one comes.
     fn ask(&self) -> Option<String> {
         let mut bytes = [0; 64];
-        // What nobody listens for comes back as an error of the next call.
+        // If no process listens, that comes back as an error of the next call.
         let _ = self.0.send(b"?");
         let len = self.0.recv(&mut bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes[..len]).into_owned())
@@ -58,7 +58,7 @@ impl Client {
     }
 }
 
-/// What answers each datagram with a word.
+/// Starts a server that answers each datagram with a word.
 fn answer_with(namespace: &Namespace, at: &str, word: &'static str) -> UdpSocket {
     let socket = namespace.within(|| UdpSocket::bind(at).unwrap());
     let serving = socket.try_clone().unwrap();
@@ -110,7 +110,7 @@ fn gives_back() {
     first.stop();
 }
 
-/// What a start with this card is refused with; nothing if it is not.
+/// The refusal of a start with this card; none if it starts.
 fn refusal(spec: &str) -> Option<String> {
     let vmm = Vmm::spawn("web", &[spec]);
     let line = vmm.line();

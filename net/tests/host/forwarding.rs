@@ -1,4 +1,5 @@
-//! What a way out takes of the host, and what it leaves alone: forwarding of interfaces that come, go and are changed while VMs run.
+//! Forwarding that a way out takes of the host, and that it leaves alone: interfaces come, go and are changed while VMs
+//! run.
 
 use std::time::{Duration, Instant};
 

@@ -95,7 +95,8 @@ impl Listener {
         }))
     }
 
-    /// Whether `sent` comes, which `from` sends. What is sent after it, and passes every guard, tells.
+    /// Returns whether `sent` comes, which `from` sends. A second frame, which passes every guard, tells when to stop
+    /// listening.
     fn hears(&self, from: &Namespace, to: [u8; 6], sent: &[u8]) -> bool {
         let fence = frame(to, own(), IP4, &ip4(UDP, 0, &udp(9, 9, b"that was all")));
         send_frame(from, sent);
@@ -115,7 +116,7 @@ impl Listener {
     }
 }
 
-/// What of a frame tells it from others: the headers of Ethernet and IPv6, and one more.
+/// Bytes that tell a frame from others: the headers of Ethernet and IPv6, and one more.
 const HEAD_BYTES: usize = 62;
 
 /// A frame without the zeros at its end, which a bridge may take away.
@@ -214,7 +215,7 @@ fn hidden() {
         (FRAGMENT, [&fragment(UDP, 1448)[..], &udp(547, 546, b"12345678")].concat()),
         (FRAGMENT, [&fragment(ICMP6, 1448)[..], &[134; 40]].concat()),
         (OPTIONS, [&extension(UDP)[..], &udp(9, 9, b"")].concat()),
-        // Nothing follows; a protocol that nobody looks into.
+        // Nothing follows; a protocol that no rule looks into.
         (59, Vec::new()),
         (132, vec![0; 12]),
     ] {
@@ -393,7 +394,7 @@ fn wrapped() {
         assert!(!listener.hears(&guest, to, &frame(to, own(), *kind, body)), "{kind:?}");
     }
     assert_eq!(dropped("web", "other-protocol"), u64::try_from(wrapped.len()).unwrap());
-    // The host's loopback addresses are nobody's on a wire, whatever the kernel would do with them.
+    // No machine on a wire has the host's loopback addresses, whatever the kernel would do with them.
     for protocol in [UDP, TCP] {
         let mut packet = ip4(protocol, 0, &udp(9, 9, b"12345678"));
         packet[16..20].copy_from_slice(&[127, 0, 0, 1]);

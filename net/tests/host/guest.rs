@@ -27,8 +27,9 @@ const SILENCE: Duration = Duration::from_millis(400);
 /// Largest frame with its header.
 const FRAME_BYTES: usize = 70 * 1024;
 
-/// Puts guests behind the ports that have services, on threads that end with the process; with `all` as `GUESTS` in the environment behind
-/// the others as well, with `none` nowhere. Prints a line with the namespace of each. Returns what tells services an MTU, by card.
+/// Puts guests behind the ports that have services, on threads that end with the process; with `all` as `GUESTS` in the
+/// environment behind the others as well, with `none` nowhere. Prints a line with the namespace of each. Returns what
+/// tells services an MTU, by card.
 pub(crate) fn put_behind(ports: &mut [Port]) -> BTreeMap<usize, MtuSender> {
     let wanted = std::env::var("GUESTS").unwrap_or_default();
     let mut senders = BTreeMap::new();

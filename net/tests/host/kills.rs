@@ -148,7 +148,7 @@ impl Random {
     }
 }
 
-/// What becomes of the host's ways out.
+/// Changes of the host's ways out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ways {
     /// They are as they were.

@@ -52,7 +52,7 @@ fn addresses(guest: &Namespace, scope: &str) -> Vec<Ipv6Addr> {
     words.map(|word| word.split('/').next().unwrap().parse().unwrap()).collect()
 }
 
-/// What is known of a tap's guest by IPv6.
+/// The IPv6 address by which a tap's guest is known.
 fn known(tap: &str) -> Ipv6Addr {
     let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
     alias.split(' ').find_map(|word| word.strip_prefix("ip6=")).unwrap().parse().unwrap()
@@ -151,7 +151,7 @@ fn first() {
     let own = make_stable(&db, "2001:db8::1");
     until(|| known("vmtap1") == own);
     let gateway = Ipv6Addr::from_bits(own.to_bits() >> 64 << 64 | 1);
-    // A clone, or somebody who knows: it is told that the address is taken.
+    // A clone, or an attacker who knows the address: it is told that the address is taken.
     until(|| !addresses(&web, "global").is_empty());
     web.sh(&format!("ip -6 addr add {own}/64 dev eth0"));
     until(|| web.sh("ip -6 addr show dev eth0 dadfailed").contains(&own.to_string()));
@@ -214,7 +214,7 @@ fn objection() {
     claim(theirs);
     until(|| claimed("vmtap0") == 1);
     until(|| claimed("vmtap0") == 0);
-    // Nobody has this one.
+    // No machine has this one.
     let free: Ipv6Addr = "fe80::1234:5678:9abc:def1".parse().unwrap();
     guest.sh("sysctl -q net.ipv6.conf.eth0.disable_ipv6=0");
     guest.sh(&format!("ip -6 addr add {free}/64 dev eth0"));

@@ -22,7 +22,8 @@ pub(crate) const CASES: &[Case] = &[
 /// Where a cloud has its metadata, in the world of these tests.
 const METADATA: [&str; 3] = ["169.254.169.254", "100.100.100.200", "168.63.129.16"];
 
-/// The world, with a private network and a cloud's metadata behind it, and a host with a container's bridge and a service on all addresses.
+/// The world, with a private network and a cloud's metadata behind it, and a host with a container's bridge and a
+/// service on all addresses.
 fn surroundings() -> Namespace {
     let world = world();
     for address in [&METADATA[..], &["192.168.7.1", "10.200.0.1"]].concat() {
@@ -119,7 +120,8 @@ fn begun_elsewhere() {
         configure(guest, &address(tap), &gateway(&address(tap)));
     }
     echo(&guest, 80);
-    // By the forwarded port: from the world, the host, a sibling, itself, and a VM of another network; and the host by itself.
+    // By the forwarded port: from the world, the host, a sibling, itself, and a VM of another network; and the host by
+    // itself.
     for from in [&world, &host(), &db, &guest, &other] {
         assert!(ask_tcp(from, "198.51.100.2:8080").is_some(), "{}", from.path());
     }
@@ -244,7 +246,7 @@ fn neighbours() {
     let _world = world();
     let (vmm, guest, gateway) = start("nat");
     let mac = link("mvn-default")["address"].as_str().unwrap().to_owned();
-    // Addresses of the network that nobody has, by way of the gateway.
+    // Addresses of the network that no machine has, by way of the gateway.
     guest.sh("ip route flush table main");
     guest.sh(&format!("ip route add {gateway} dev eth0"));
     guest.sh(&format!("ip route add default via {gateway}"));

@@ -16,7 +16,7 @@ use crate::guest::{self, Namespace};
 /// How long anything may take before a case fails. Far beyond what it takes on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What a line begins with that says what the keeper cannot keep.
+/// The beginning of a line that says which promise the keeper cannot keep.
 const NOT_KEPT: &str = "not kept: ";
 
 /// This binary in another role.

@@ -1,4 +1,4 @@
-//! What fits into one machine, counted before anything is opened or made.
+//! Limits of one machine, checked before anything is opened or made.
 
 use super::ConsoleSpec;
 use super::settings::Settings;
@@ -39,7 +39,7 @@ pub(super) enum OutOfBounds {
 }
 
 impl OutOfBounds {
-    /// What the user can do.
+    /// The hint on what the user can do.
     pub(super) fn hint(&self) -> String {
         match self {
             Self::Devices { cards, disks } => {

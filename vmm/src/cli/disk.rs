@@ -29,12 +29,12 @@ pub(crate) struct DiskSpec {
     /// Bytes of a logical block; without it those of the block device, or 512.
     #[serde(default, deserialize_with = "read_block_size")]
     pub(crate) block_size: Option<BlockSize>,
-    /// What the file holds, if it is not to be looked at.
+    /// The format of the file, if it is not to be looked at.
     #[serde(default, deserialize_with = "read_format")]
     pub(crate) format: Option<Format>,
 }
 
-/// What a file holds.
+/// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Format {

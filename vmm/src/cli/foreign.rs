@@ -58,7 +58,7 @@ pub(super) const FLAGS: &[(&[&str], &str)] = &[
     (&["fs", "virtfs", "shared-dir", "vsock", "vfio"], "minivmm has no such device"),
 ];
 
-/// What to do about an argument that minivmm does not know, or about a word that belongs to no flag.
+/// The hint for an argument that minivmm does not know, or for a word that belongs to no flag.
 pub(super) fn hint(err: &clap::Error, args: &[String]) -> Option<String> {
     let word = |kind| match err.get(kind) {
         Some(ContextValue::String(word)) => Some(word.as_str()),

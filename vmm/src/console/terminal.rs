@@ -1,7 +1,8 @@
 //! The terminal on stdin: raw while the console has it, and as it was on every way out.
 //!
-//! The ways out: the guard's drop (all ordinary ends, and signals, which arrive as data), the panic hook, the handlers of faults and
-//! the logger, which only needs to know. A process that pauses gives it back meanwhile. SIGKILL leaves no way; `reset` or `stty sane` helps then.
+//! The ways out: the guard's drop (all ordinary ends, and signals, which arrive as data), the panic hook, the handlers
+//! of faults and the logger, which only needs to know. A process that pauses gives it back meanwhile. SIGKILL leaves no
+//! way; `reset` or `stty sane` helps then.
 
 use rustix::termios::{OptionalActions, Termios};
 use std::io;

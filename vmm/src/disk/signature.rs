@@ -1,10 +1,9 @@
 //! Files that hold a disk in another form than its sectors: images of other hypervisors, and compressed ones.
 //!
 //! Told by the signatures that their specifications put at a fixed place. The answer only refuses a start: it never
-//! changes how a
-//! disk is read, so what a guest writes to its disk cannot have the host read another file than the user named. Not
-//! told: LUKS and
-//! file systems, which a guest uses on its disk as they are, and formats without a signature, such as LZMA's.
+//! changes how a disk is read, so what a guest writes to its disk cannot have the host read another file than the user
+//! named. Not told: LUKS and file systems, which a guest uses on its disk as they are, and formats without a signature,
+//! such as LZMA's.
 
 use std::fs::File;
 use std::io;
@@ -38,7 +37,7 @@ pub(crate) struct Container {
     tool: Tool,
 }
 
-/// What makes a raw image of it.
+/// The tool that makes a raw image of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tool {
     /// qemu-img, with its name for the format.

@@ -1,7 +1,7 @@
 //! `minivmm net list`: the cards of every VM in this network namespace.
 //!
-//! A VM is known by its socket in the folder of its user, and by its taps. Its user is told by the VM itself; to others its taps say
-//! what everybody may know.
+//! A VM is known by its socket in the folder of its user, and by its taps. The VM itself answers its user; to others
+//! its taps say what everybody may know.
 
 use crate::call;
 use crate::error::Error;
@@ -67,7 +67,8 @@ fn not_kept(vm: &Value, card: &Value) -> Vec<String> {
     texts.map(|text| format!("{} {}: {text}\n", cell(&vm["name"]), cell(&card["card"]))).collect()
 }
 
-/// The promises that keepers of VMs in this network namespace cannot keep, each with VM and card. Empty where the VMs cannot be asked.
+/// The promises that keepers of VMs in this network namespace cannot keep, each with VM and card. Empty where the VMs
+/// cannot be asked.
 pub(super) fn all_not_kept() -> Vec<String> {
     let vms = list().unwrap_or_default();
     let mut texts = Vec::new();

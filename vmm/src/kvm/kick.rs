@@ -1,9 +1,9 @@
 //! How a vCPU thread is brought back from `KVM_RUN`, from whatever state it is in.
 //!
-//! Two steps that together leave no gap: the byte `immediate_exit` makes the *next* `KVM_RUN` return at once, and SIGUSR1
-//! interrupts the one that is under way, also where the vCPU is halted or has never been started. The signal's handler
-//! does nothing; its arrival is the point. It also interrupts a blocking system call that a device may be in. A real-time signal
-//! would do as well, but those are queued, and a user who has reached RLIMIT_SIGPENDING can send none.
+//! Two steps that together leave no gap: the byte `immediate_exit` makes the *next* `KVM_RUN` return at once, and
+//! SIGUSR1 interrupts the one that is under way, also where the vCPU is halted or has never been started. The signal's
+//! handler does nothing; its arrival is the point. It also interrupts a blocking system call that a device may be in. A
+//! real-time signal would do as well, but those are queued, and a user who has reached RLIMIT_SIGPENDING can send none.
 #![expect(unsafe_code, reason = "signals to threads, and a byte that is shared with the kernel")]
 
 use kvm_ioctls::VcpuFd;

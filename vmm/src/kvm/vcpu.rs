@@ -88,8 +88,8 @@ impl Vcpu {
         }
     }
 
-    /// Whether EAGAIN is no failure: a vCPU that has not been started was woken for nothing, or it has just been started. Otherwise KVM
-    /// cannot have a thread of its own that it needs.
+    /// Returns whether EAGAIN is no failure: a vCPU that has not been started was woken for nothing, or it has just
+    /// been started. Otherwise KVM cannot have a thread of its own that it needs.
     fn may_be_refused(&mut self) -> bool {
         let waits = self.fd.get_mp_state().is_ok_and(|state| state.mp_state != KVM_MP_STATE_RUNNABLE);
         self.refusals = if waits { 0 } else { self.refusals + 1 };

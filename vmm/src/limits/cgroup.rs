@@ -1,4 +1,4 @@
-//! What the cgroups of this process limit (cgroups(7)): the version 2 hierarchy, and the memory controller of version 1.
+//! Limits of the cgroups of this process (cgroups(7)): the version 2 hierarchy, and the memory controller of version 1.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,8 @@ fn limit_in(mount: &Path, own: &str, host_swap: u64) -> Option<MemoryLimit> {
     levels.iter().filter_map(limit).min_by_key(|limit| limit.bytes)
 }
 
-/// The folder of the hierarchy that has a controller, and the cgroups in it that this process is in: version 2 has one for all.
+/// The folder of the hierarchy that has a controller, and the cgroups in it that this process is in: version 2 has one
+/// for all.
 fn hierarchy(mount: &Path, own: &str, controller: &str) -> Option<(PathBuf, Vec<String>)> {
     let own_of = |prefix: &str| own.lines().find_map(|line| Some(line.split_once(prefix)?.1));
     if mount.join("cgroup.controllers").exists() {

@@ -102,7 +102,7 @@ pub(crate) struct Host {
     pub(super) boot: BootSpec,
     pub(super) disks: Vec<Disk>,
     pub(super) entropy: File,
-    /// What frames may take that wait for something.
+    /// The memory that waiting frames may take.
     pub(super) budget: Budget,
     pub(super) console: Console,
     pub(super) signals: Signals,
@@ -324,7 +324,7 @@ fn with_conflicts(mut cards: Value, conflicts: &BTreeMap<usize, (u64, u64)>) -> 
     cards
 }
 
-/// What is known of every card, and which of its promises the keeper cannot keep.
+/// The cards, each with the promises that the keeper cannot keep for it.
 fn with_not_kept(mut cards: Value, promises: &[NotKept]) -> Value {
     for (index, card) in cards.as_array_mut().into_iter().flatten().enumerate() {
         let own = promises.iter().filter(|promise| promise.card == index);

@@ -7,11 +7,12 @@ use boot::layout;
 use devices::virtio::device::Memory;
 use vm_memory::GuestAddress;
 
-/// What the process takes beside the memory of its guest, in bytes: its own pages, and the kernel's of KVM and of page tables.
+/// Memory that the process takes beside that of its guest, in bytes: its own pages, and the kernel's of KVM and of page
+/// tables.
 const OWN_BYTES: u64 = 32 << 20;
 
-/// Checks that the host, and the cgroup that minivmm is in, have `mem` for a guest. One with more would run well until it uses it,
-/// and be killed then; saying so before anything is made is kinder.
+/// Checks that the host, and the cgroup that minivmm is in, have `mem` for a guest. One with more would run well until
+/// it uses it, and be killed then; saying so before anything is made is kinder.
 ///
 /// # Errors
 /// If they do not.

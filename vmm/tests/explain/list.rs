@@ -176,7 +176,8 @@ fn gc_unprivileged() {
     assert!(errors.starts_with("minivmm: Remove mine0: Operation not permitted (os error 1)\nhint: "), "{errors}");
 }
 
-/// A server that any user can run: a VM's abstract name, as older versions had it, and one in a folder of the user's own.
+/// A server that any user can run: a VM's abstract name, as older versions had it, and one in a folder of the user's
+/// own.
 const IMPOSTOR: &str = r#"
 import os, socket, sys, threading
 os.setresuid(65534, 65534, 65534)

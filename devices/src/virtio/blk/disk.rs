@@ -1,10 +1,8 @@
 //! The backend of a block device: a raw image or a host block device, whatever the caller has opened.
 //!
 //! Works in sectors of 512 bytes (virtio 1.3 5.2.5.2), whatever the block size that the driver is told: partition
-//! tables and file
-//! systems count in that one. Nothing here blocks for ever except the host's disk. The file keeps its length: no
-//! operation goes
-//! past its end.
+//! tables and file systems count in that one. Nothing here blocks for ever except the host's disk. The file keeps its
+//! length: no operation goes past its end.
 #![expect(unsafe_code, reason = "ioctl(BLKSSZGET) has no safe wrapper in the crates used here")]
 
 use crate::virtio::blk::topology::Sizes;
@@ -67,8 +65,7 @@ impl BlockSize {
     }
 
     /// The logical block of a host block device (`BLKSSZGET`); 512 bytes for a file. A host whose blocks are larger
-    /// than a
-    /// guest's pages gives the largest there is, as all access goes through the host's page cache.
+    /// than a guest's pages gives the largest there is, as all access goes through the host's page cache.
     ///
     /// # Errors
     /// If the host does not say.
@@ -141,9 +138,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Takes an open file as a disk. Its size now is the disk's capacity for ever. The block size is that of the
-    /// host's block
-    /// device, or 512 bytes for a file.
+    /// Takes an open file as a disk. Its size now is the disk's capacity for ever. The block size is that of the host's
+    /// block device, or 512 bytes for a file.
     ///
     /// The caller has locked it against a second VM, and opened it without `O_DIRECT` (the guest's buffers are aligned to
     /// nothing) and without `O_APPEND` (which makes Linux ignore where a write is meant to go).

@@ -1,7 +1,8 @@
 //! How much memory the frames may take that a VM's cards hold back.
 //!
-//! Frames wait in the VMM where they are delayed, where one queue has received them for another, and before they are written to a capture.
-//! Each of these places has a bound of its own, and there is one for every queue: so many places need a bound for all of them together.
+//! Frames wait in the VMM where they are delayed, where one queue has received them for another, and before they are
+//! written to a capture. Each of these places has a bound of its own, and every queue has such places: so many need a
+//! bound for all of them together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Bytes that the frames of one VM take: four full lines of delayed frames, or as much as a small guest.
 pub const HELD_BYTES_MAX: usize = 64 << 20;
 
-/// What a frame takes beside its bytes, so that many small ones count for what they are.
+/// Memory that a frame takes beside its bytes, so that many small ones count for what they are.
 const FRAME_OVERHEAD_BYTES: usize = 64;
 
 /// The bytes that are left; clones share them.

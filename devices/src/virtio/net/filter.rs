@@ -89,8 +89,8 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Everything, as after reset; the guest narrows it down. With `filter_vlans`, once it has left the promiscuous mode, tagged
-    /// frames only of the VLANs it adds.
+    /// Everything, as after reset; the guest narrows it down. With `filter_vlans`, once it has left the promiscuous
+    /// mode, tagged frames only of the VLANs it adds.
     pub(super) fn new(mac: [u8; 6], filter_vlans: bool) -> Self {
         Self {
             mac,
@@ -135,8 +135,9 @@ impl Filter {
         true
     }
 
-    /// Whether everything is let in, so that no frame has to be looked at: the promiscuous mode comes before every other mode
-    /// and before the VLANs (virtio 1.3 5.1.6.5.1.1). A guest that bridges has no other way to get the tags of others.
+    /// Returns whether every frame is let in, so that none has to be looked at: the promiscuous mode comes before every
+    /// other mode and before the VLANs (virtio 1.3 5.1.6.5.1.1). A guest that bridges has no other way to get the tags
+    /// of others.
     pub(super) fn is_open(&self) -> bool {
         self.has(Mode::Promiscuous)
     }

@@ -56,8 +56,8 @@ impl Impairment {
         !self.delay.is_zero() || !self.jitter.is_zero() || self.loss_ppm > 0
     }
 
-    /// The same ports with this done to them, as they are if there is nothing to do. They are the queues of one card of a guest with `mem`;
-    /// frames that wait are on account of `budget`.
+    /// The same ports with this done to them, or unchanged if there is nothing to do. They are the queues of one card
+    /// of a guest with `mem`; frames that wait are on account of `budget`.
     ///
     /// # Errors
     /// If the host has no epoll or timer left.

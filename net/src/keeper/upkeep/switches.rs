@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// A switch: a protocol, and for whom.
 pub(super) type Switch = (Conf, Scope);
 
-/// What is known of the switches that a VM needs.
+/// The switches that a VM needs, as far as they are known.
 #[derive(Debug, Default)]
 pub(super) struct Switches {
     /// Those that have been on.
@@ -52,7 +52,7 @@ impl Switches {
         off.iter().filter_map(|switch| self.goes_off(*switch, now)).collect()
     }
 
-    /// Whether a switch that is off is to stay so.
+    /// Returns whether a switch that is off is to stay so.
     pub(super) fn is_left(&self, switch: Switch) -> bool {
         self.left.contains(&switch)
     }

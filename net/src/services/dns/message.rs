@@ -226,7 +226,7 @@ pub(super) fn is_failure(answer: &[u8]) -> bool {
     [Code::ServFail as u16, Code::NotImp as u16, Code::Refused as u16].contains(&code)
 }
 
-/// Whether a message lacks what there was no room for.
+/// Returns whether a message was cut because there was no room for all of it.
 pub(super) fn is_cut(answer: &[u8]) -> bool {
     be16(answer, 2).is_some_and(|flags| flags & TRUNCATED != 0)
 }

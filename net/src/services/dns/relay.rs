@@ -1,16 +1,18 @@
 //! Questions that others have to answer: as many at a time as there are slots, each asked under an identifier of its own.
 //!
 //! ```text
-//!   ask --> [queue] --a free slot, in turn--> [waiting] --------------------------> [free]  the client gets it, cut to what it takes
+//!   ask --> [queue] --a free slot, in turn--> [waiting] --> [free]  the client gets it, cut to what it takes
 //!             | too full, too old: dropped     |    ^  too late, refused, SERVFAIL:
 //!             v (SERVFAIL on a connection)     '----'  the next server, a new identifier and a new socket
 //!                                              after the last attempt: SERVFAIL, or what the last server said
 //! ```
 //!
-//! The server that answered last is asked first, so that a dead one costs one wait and not one at each question. Now and then the first of
-//! the list gets a copy of a question, which nobody waits for: if it answers, it is the first to be asked again.
+//! The server that answered last is asked first, so that a dead one costs one wait and not one at each question. Now
+//! and then the first of the list gets a copy of a question, and no client waits for its answer: if it answers, it is
+//! the first to be asked again.
 //!
-//! A guest can have [`SLOTS`] questions out at a time and [`Budget`] of them in a second, and [`QUEUE_MAX`] waiting here.
+//! A guest can have [`SLOTS`] questions out at a time and [`Budget`] of them in a second, and [`QUEUE_MAX`] waiting
+//! here.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,7 +26,8 @@ use crate::services::streams::StreamId;
 /// Questions that may be with a resolver. The host has no more sockets open for a guest than this.
 pub(in crate::services) const SLOTS: usize = 64;
 
-/// Questions that wait for a slot: a guest that looks up a thousand names at once. Each is at most [`QUESTION_MAX_BYTES`] long.
+/// Questions that wait for a slot: a guest that looks up a thousand names at once. Each is at most
+/// [`QUESTION_MAX_BYTES`] long.
 const QUEUE_MAX: usize = 1024;
 
 /// How long they wait. A stub resolver has given up by then.
@@ -135,7 +138,7 @@ struct Waiting {
     deadline: Instant,
 }
 
-/// What a guest can have the host ask: so many questions in a second.
+/// A limit on the questions that a guest can have the host ask in a second.
 struct Budget {
     left: u32,
     counted: Instant,
@@ -301,7 +304,7 @@ impl Relay {
         waiting.into_iter().chain(queued).min()
     }
 
-    /// Whether the client has asked this already.
+    /// Returns whether the client has asked this already.
     fn is_known(&self, client: Client, query: &[u8]) -> bool {
         let mut waiting = self.slots.iter().flatten();
         waiting.any(|waiting| waiting.client == Some(client) && waiting.query == query)
@@ -373,7 +376,7 @@ fn give_up(slot: usize, waiting: &Waiting, out: &mut Vec<Upstream>) -> Option<An
     failure(waiting.client?, &waiting.query)
 }
 
-/// What is said of a question that has waited for a slot for too long: nothing to whoever may ask again.
+/// The answer to a question that has waited for a slot for too long: none to a client that may ask again.
 fn too_late(queued: &Queued) -> Option<Answer> {
     let client = Some(queued.client).filter(|client| client.via != Via::Datagram)?;
     failure(client, &queued.query)

@@ -49,7 +49,8 @@ impl Line {
         self.dice.clone().fate(self.loss_ppm, self.delay, self.jitter)
     }
 
-    /// Lets a frame in that is late by `delay`. It leaves after those before it. Returns whether the budget has room for it.
+    /// Lets a frame in that is late by `delay`. It leaves after those before it. Returns whether the budget has room
+    /// for it.
     pub(super) fn push(&mut self, frame: Vec<u8>, delay: Duration, now: Instant) -> bool {
         let Some(share) = self.budget.take(frame.len()) else { return false };
         let last = self.waiting.back().map(|(due, _)| *due);

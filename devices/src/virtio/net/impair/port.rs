@@ -22,11 +22,11 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 /// A queue that found no room is asked again after this time.
 const TRY_AGAIN: Duration = Duration::from_micros(200);
 
-/// What the queues of a card have in common.
+/// State that the queues of a card share.
 pub(super) struct Shares {
-    /// What may pass to and from the guest.
+    /// The rates at which frames may pass to and from the guest.
     pub(super) buckets: [Option<Arc<Mutex<Bucket>>>; 2],
-    /// What may wait.
+    /// The memory that waiting frames may take.
     pub(super) budget: Budget,
 }
 
@@ -135,8 +135,8 @@ impl Impaired {
         alarm.set(from_guest.line.next_due())
     }
 
-    /// Bytes that a frame of `len` with its virtio header, which begins with `start`, has on the wire after it was segmented; None if
-    /// that cannot be told.
+    /// Bytes that a frame of `len` with its virtio header, which begins with `start`, has on the wire after it was
+    /// segmented; None if that cannot be told.
     fn wire_bytes(&self, start: &[u8], len: usize) -> Option<usize> {
         let header_len = self.header_len.load(Ordering::Relaxed);
         let (vnet, frame) = start.split_at_checked(header_len)?;
@@ -317,8 +317,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Receives a frame as [`FramePort::receive`] does, with a copy of what `start` has room for that the guest could not change. Returns the
-/// frame's length and how much of `start` it has filled. `passing` is a list to work with.
+/// Receives a frame as [`FramePort::receive`] does, with a copy of what `start` has room for that the guest could not
+/// change. Returns the frame's length and how much of `start` it has filled. `passing` is a list to work with.
 pub(in crate::virtio::net) fn receive_looked_at(
     port: &dyn FramePort,
     passing: &mut IoVecs,

@@ -1,7 +1,8 @@
 //! How many bytes a frame has on the wire, once it is segmented.
 //!
-//! The length of the headers that each segment repeats is read from the frame, as the kernel does when it segments it: `hdr_len` is a hint
-//! that a guest may have made up (virtio 1.3 5.1.6.2). Whoever counts by this hands on the very bytes that it has read.
+//! The length of the headers that each segment repeats is read from the frame, as the kernel does when it segments it:
+//! `hdr_len` is a hint that a guest may have made up (virtio 1.3 5.1.6.2). Whoever counts by this hands on the very
+//! bytes that it has read.
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
@@ -31,8 +32,8 @@ const UDP_HEADER: usize = 8;
 const TCP_HEADER_MIN: usize = 20;
 const TCP_DATA_OFFSET: usize = 12;
 
-/// Bytes on the wire of a frame of `len` bytes that begins with `start`, behind the virtio header `vnet`. None if it is to be segmented
-/// and its headers are none that this knows.
+/// Bytes on the wire of a frame of `len` bytes that begins with `start`, behind the virtio header `vnet`. None if it is
+/// to be segmented and its headers are none that this knows.
 pub(super) fn bytes(vnet: &[u8], start: &[u8], len: usize) -> Option<usize> {
     let kind = u32::from(vnet.get(GSO_TYPE).copied().unwrap_or(0)) & !VIRTIO_NET_HDR_GSO_ECN;
     let size = vnet.get(GSO_SIZE..GSO_SIZE + 2).map_or(0, |size| usize::from(u16::from_le_bytes([size[0], size[1]])));

@@ -98,8 +98,8 @@ impl Hasher {
         Self::new(shared, header_len, 0, Arc::default(), None)
     }
 
-    /// For each of the `queues` receive queues of a card that has several, and reports hashes if headers have room for them. Frames between them
-    /// are on account of `budget`.
+    /// For each of the `queues` receive queues of a card that has several, and reports hashes if headers have room for
+    /// them. Frames between them are on account of `budget`.
     ///
     /// # Errors
     /// If the host has no eventfd left.

@@ -122,7 +122,8 @@ fn what_is_too_fast_waits_outside_and_is_not_lost() {
     assert!(begin.elapsed() >= Duration::from_millis(20), "{:?}", begin.elapsed());
 }
 
-/// A TCP frame of 1054 bytes to be cut into segments of `size`, of which the virtio header says that the headers have `hdr_len` bytes.
+/// A TCP frame of 1054 bytes to be cut into segments of `size`; its virtio header says that the headers have `hdr_len`
+/// bytes.
 fn large(hdr_len: u8, size: u8) -> Vec<u8> {
     let mut large = vec![0; HEADER_LEN + 1054];
     (large[1], large[2], large[4]) = (1, hdr_len, size);
