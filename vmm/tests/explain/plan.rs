@@ -26,7 +26,8 @@ fn says_every_step() {
     assert!(lines[1].ends_with("; at the end: remove bridge new0 if it has no ports left"), "{text}");
     assert_eq!(lines[2], "2. create a tap with 1 queue pairs for card 0; at the end: remove the tap");
     assert!(lines[3].starts_with("3. attach the tap of card 0 to bridge new0"), "{text}");
-    assert_eq!(lines.len(), 4);
+    assert_eq!(lines[4], "4. create the nftables netdev minivmm-web for card 0; at the end: remove them");
+    assert_eq!(lines.len(), 5);
 }
 
 fn json() {
@@ -88,7 +89,7 @@ fn takes_a_file() {
     let (_, text, _) = said(&mut minivmm(&["doctor", "--config", file, "--net", "bridge=none0"]));
     assert!(text.contains("plan: Bridge none0 does not exist"), "{text}");
     let (_, text, _) = said(&mut minivmm(&["doctor", "--config", file]));
-    assert!(text.contains("plan: 3 steps would make the cards"), "{text}");
+    assert!(text.contains("plan: 4 steps would make the cards"), "{text}");
     let (code, _, errors) = said(&mut minivmm(&["doctor", "--config", "/nowhere.toml"]));
     assert_eq!(code, 64);
     assert!(errors.starts_with("minivmm: --config /nowhere.toml: No such file or directory"), "{errors}");
