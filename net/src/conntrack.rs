@@ -72,9 +72,18 @@ const RECEIVE_BYTES: usize = 64 * 1024;
 /// Pieces of a list that are read before the kernel is taken to be out of order.
 const PIECES_MAX: usize = 1 << 20;
 
+/// When connections are forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// The rules have come: a connection that they lead to the guest already is as it would be now.
+    Start,
+    /// The rules have gone.
+    End,
+}
+
 /// Forgets the connections of the guests of a plan that begin or have gone, and those to ports of the host that lead to
 /// them, or did. A kernel that does not list its connections is left alone.
-pub(crate) async fn forget(rtnl: &Rtnl, steps: &[Step]) {
+pub(crate) async fn forget(rtnl: &Rtnl, steps: &[Step], moment: Moment) {
     let members = steps.iter().flat_map(|step| match step {
         Step::CreateTables { members, .. } => members.as_slice(),
         _ => &[],
@@ -84,7 +93,7 @@ pub(crate) async fn forget(rtnl: &Rtnl, steps: &[Step]) {
         return;
     }
     let result = match local_addresses(rtnl, &members).await {
-        Ok(local) => forget_of(&members, &local),
+        Ok(local) => forget_of(&members, &local, moment),
         Err(error) => Err(error),
     };
     match result {
@@ -115,14 +124,17 @@ async fn local_addresses(rtnl: &Rtnl, members: &[&Member]) -> io::Result<BTreeSe
     Ok(rtnl.addresses().await?.iter().filter_map(address).collect())
 }
 
-fn forget_of(members: &[&Member], local: &BTreeSet<IpAddr>) -> io::Result<usize> {
+fn forget_of(members: &[&Member], local: &BTreeSet<IpAddr>, moment: Moment) -> io::Result<usize> {
     let mut socket = Socket::open()?;
     let mut forgotten = BTreeSet::new();
     for member in members {
         for guest in [Some(IpAddr::V4(member.address)), member.address6.map(IpAddr::V6)].into_iter().flatten() {
             for query in queries(member, guest) {
                 let entries = socket.list(family_of(guest), query)?.into_iter();
-                let entries = entries.filter(|entry| entry.is_decided_otherwise(member, guest, local));
+                let entries = entries.filter(|entry| {
+                    entry.is_decided_otherwise(member, guest, local)
+                        && !(moment == Moment::Start && entry.is_led_to(guest, member, local))
+                });
                 forgotten.extend(entries.map(|entry| (family_of(guest), entry.id, entry.tuple)).take(FORGOTTEN_MAX));
             }
         }
@@ -256,16 +268,26 @@ impl Entry {
         if self.original.source == guest || self.reply.source == guest {
             return true;
         }
+        // Whoever has a connection of TCP keeps it: what comes next would be sent to a guest that knows nothing of it.
+        let is_kept = self.original.protocol != Protocol::Udp.number() && self.status & IPS_SEEN_REPLY != 0;
+        self.is_to_port_of(member, local) && !is_kept
+    }
+
+    /// Returns whether the rules of `member` have led the connection to `guest`.
+    fn is_led_to(&self, guest: IpAddr, member: &Member, local: &BTreeSet<IpAddr>) -> bool {
+        self.reply.source == guest && self.is_to_port_of(member, local)
+    }
+
+    /// Returns whether the connection is to a port of the host that leads to `member`.
+    fn is_to_port_of(&self, member: &Member, local: &BTreeSet<IpAddr>) -> bool {
         let Tuple { destination, protocol, destination_port, .. } = self.original;
-        let leads = member.forward.iter().any(|forward| {
+        member.forward.iter().any(|forward| {
             let here = match forward.address {
                 Some(address) => destination == IpAddr::V4(address),
                 None => destination.is_loopback() || local.contains(&destination),
             };
             here && protocol == forward.protocol.number() && forward.pairs().any(|(port, _)| port == destination_port)
-        });
-        // Whoever has a connection of TCP keeps it: what comes next would be sent to a guest that knows nothing of it.
-        leads && (protocol == Protocol::Udp.number() || self.status & IPS_SEEN_REPLY == 0)
+        })
     }
 }
 
@@ -426,6 +448,15 @@ mod tests {
         assert!(is_forgotten("tcp:8080:80", &to_host(0)));
         assert!(!is_forgotten("tcp:8080:80", &to_host(IPS_SEEN_REPLY)));
         assert!(is_forgotten("tcp:8080:80", &entry(Protocol::Tcp, (HOST, 80), GUEST, IPS_SEEN_REPLY)));
+    }
+
+    #[test]
+    fn connection_that_the_rules_have_led_to_the_guest_is_known_as_theirs() {
+        let local = BTreeSet::from([HOST]);
+        let is_theirs = |entry: &Entry| entry.is_led_to(GUEST, &member("udp:5300:53"), &local);
+        assert!(is_theirs(&entry(Protocol::Udp, (HOST, 5300), GUEST, 0)));
+        assert!(!is_theirs(&entry(Protocol::Udp, (HOST, 5300), HOST, 0)));
+        assert!(!is_theirs(&entry(Protocol::Udp, (HOST, 5301), GUEST, 0)));
     }
 
     #[test]

@@ -85,7 +85,7 @@ fn on_minivmm(place: &Place, programs: Programs, probe: &Path, lan: &PeerLan, di
     let base = Config { probe, cmdline: "", card: &on_bridge, keys: "", tap: "", disks: &[] };
     let devices = "probe=all strict echo";
     let mut trials = registers_in_time(&vmm, &base);
-    for (end, code) in [("reset", codes::POWERED_OFF), ("panic", codes::PANICKED), ("triple-fault", CRASHED)] {
+    for (end, code) in [("reset", codes::RESET), ("panic", codes::PANICKED), ("triple-fault", CRASHED)] {
         let ended = vmm.run(&Config { cmdline: &format!("probe=none end={end}"), ..base.clone() });
         let seen = ended.map(|run| run.code);
         let as_wished = matches!(seen, Ok(Some(seen)) if seen == code);

@@ -28,7 +28,7 @@ use super::upkeep::Upkeep;
 use super::uplinks::Uplinks;
 use super::watch::Watch;
 use super::wire::{PortHeader, Reply, ServiceHeader, Timing};
-use crate::conntrack;
+use crate::conntrack::{self, Moment};
 use crate::docker;
 use crate::error::{Error, Report};
 use crate::lock::NamespaceLock;
@@ -98,12 +98,12 @@ async fn serve(
     let desk = Desk::open(&request.vm_name);
     let answer = hand_over(socket, &plan, &mut host, request.steering.as_ref(), clock.timing);
     if answer.is_ok() {
-        conntrack::forget(&host.rtnl, &plan.steps).await;
+        conntrack::forget(&host.rtnl, &plan.steps, Moment::Start).await;
         watch(socket, &plan, &mut host, &desk, request).await;
     }
     let reports = tear_down(&plan.steps, &mut host).await;
     // Without the rules now.
-    conntrack::forget(&host.rtnl, &plan.steps).await;
+    conntrack::forget(&host.rtnl, &plan.steps, Moment::End).await;
     for report in &reports {
         log::error!("{}", report.message);
     }
