@@ -12,8 +12,9 @@
 //! unique among the VMs of one folder, whatever their network namespaces.
 //!
 //! A process that is killed leaves its files. They do no harm: the lock is gone with the process, and whoever gets it
-//! next removes them. Only the holder of a lock removes files of its name.
+//! next removes them: a VM of that name, or `minivmm net gc`. Only the holder of a lock removes files of its name.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -166,6 +167,29 @@ impl RuntimeDir {
         rustix::fs::chmod(&path, FILE_MODE)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
+    }
+
+    /// Removes the files of VMs that were killed, and returns the names of these VMs. Files of a VM that runs, starts or
+    /// has a keeper are locked, and stay.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or refuses a file.
+    pub fn sweep(&self) -> io::Result<Vec<String>> {
+        let mut names = BTreeSet::new();
+        for entry in fs::read_dir(&self.path)? {
+            let file = entry?.file_name();
+            let suffixes = [LOCK_SUFFIX, VmSocket::Control.suffix(), VmSocket::Keeper.suffix()];
+            let name = file.to_str().and_then(|file| suffixes.iter().find_map(|suffix| file.strip_suffix(suffix)));
+            names.extend(name.map(str::to_owned));
+        }
+        let mut swept = Vec::new();
+        for name in names {
+            // Its holder removes the files when it lets go of the lock.
+            if self.try_lock(&name)?.is_some() {
+                swept.push(name);
+            }
+        }
+        Ok(swept)
     }
 
     /// Removes a socket of a VM.
@@ -371,6 +395,24 @@ mod tests {
         // Whoever still has the old one removes nothing of the new.
         clear(folder.fd.as_fd(), "web", shared.as_fd());
         assert!(next.is_current());
+    }
+
+    #[test]
+    fn files_of_killed_vms_are_swept_and_those_of_a_running_one_stay() {
+        let (_parent, folder) = folder();
+        let lock = folder.try_lock("web").unwrap().unwrap();
+        let _listener = folder.listen("web", VmSocket::Control).unwrap();
+        for file in ["killed.lock", "killed.sock", "keeper-too.keeper"] {
+            fs::write(folder.path.join(file), "").unwrap();
+        }
+
+        assert_eq!(folder.sweep().unwrap(), ["keeper-too", "killed"]);
+
+        let mut left: Vec<_> = fs::read_dir(&folder.path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["web.lock", "web.sock"]);
+        drop(lock);
+        assert!(folder.sweep().unwrap().is_empty());
     }
 
     #[test]

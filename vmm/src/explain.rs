@@ -5,8 +5,10 @@ mod list;
 
 use crate::cli::Question;
 use crate::error::Error;
+use net::runtime_dir::RuntimeDir;
 use net::{gc, policy, preview};
 use serde_json::{Value, json};
+use std::io;
 
 /// Answers. Returns what is to be printed, and the exit code.
 ///
@@ -36,7 +38,10 @@ pub(crate) fn answer(question: &Question) -> Result<(String, u8), Error> {
             let lines = removed.iter().map(|removed| format!("Removed {removed}\n"));
             let rules =
                 (rules > 0).then(|| format!("Removed {rules} rules of VMs that have gone from chain DOCKER-USER\n"));
-            let text: String = lines.chain(rules).collect();
+            let swept = RuntimeDir::open().map_err(io::Error::other).and_then(|folder| folder.sweep());
+            let swept = swept.map_err(Error::host("remove the files of VMs that were killed"))?;
+            let names = swept.iter().map(|name| format!("Removed the files of VM {name}, which was killed\n"));
+            let text: String = lines.chain(rules).chain(names).collect();
             if text.is_empty() { "Nothing is left behind\n".to_owned() } else { text }
         }
     };

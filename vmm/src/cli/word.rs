@@ -84,7 +84,8 @@ pub(crate) enum NetWord {
         file: Option<PolicyFile>,
     },
     /// Remove what is left of VMs that were killed together with their keeper: bridges and macvtaps that no VM uses, ports of Open vSwitch,
-    /// ifbs of rate= with vhost=on, rules for Docker; and give uplinks and the host's forwarding back what they had
+    /// ifbs of rate= with vhost=on, rules for Docker, locks and sockets of names; and give uplinks and the host's forwarding back
+    /// what they had
     Gc,
 }
 

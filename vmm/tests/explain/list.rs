@@ -154,7 +154,8 @@ fn gc_after_sigkill() {
 
     let (code, text, errors) = said(&mut minivmm(&["net", "gc"]));
 
-    assert_eq!((code, text.as_str()), (0, "Removed bridge mvn-lab, which had no ports left\n"), "{errors}");
+    let removed = "Removed bridge mvn-lab, which had no ports left\nRemoved the files of VM web, which was killed\n";
+    assert_eq!((code, text.as_str()), (0, removed), "{errors}");
     assert_eq!(snapshot(), before);
 }
 
