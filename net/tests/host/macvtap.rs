@@ -329,7 +329,10 @@ fn refusals() {
     sh("ip link del own0");
     let used = "up0 is used by another card alone (mode=passthru) | end who has it, or use another interface | usage";
     assert_eq!(refusal(&["macvtap=up0,mode=passthru", "macvtap=up0"]), used);
-    let alone = Vmm::start("alone", &["macvtap=up0,mode=passthru"]);
+    let alone = Vmm::spawn("alone", &["macvtap=up0,mode=passthru"]);
+    let taps = alone.taps();
+    // Its carrier is reported a moment after it has come.
+    until(|| link(&taps[0])["operstate"] == "UP");
     assert!(refusal(&["macvtap=up0"]).contains(" alone (mode=passthru) | end who has it"));
     alone.stop();
     let mirror = refusal(&["macvtap=up0,mirror=up0"]);
