@@ -3,10 +3,13 @@
 //! ```text
 //! host measure trips         one byte there and back over UDP, on a bridge and behind NAT in turns, on one processor
 //! host measure connections   100,000 TCP connections through one NAT, open at the same time
+//! host measure names         our DNS and dnsmasq: many questions at once, a dead resolver, many connections, no TCP
 //! ```
 //!
 //! A guest's frames pass one thread that copies them between two taps, which stands for the VMM and is the same for both; so a round trip
 //! means something only as a difference. Each prints a line of JSON.
+
+mod names;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -43,8 +46,9 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     match args.first().map(String::as_str) {
         Some("trips") => println!("{}", trips()),
         Some("connections") => println!("{}", connections()),
+        Some("names") => println!("{}", names::names()),
         _ => {
-            eprintln!("measure trips | connections");
+            eprintln!("measure trips | connections | names");
             return ExitCode::FAILURE;
         }
     }

@@ -24,12 +24,17 @@ const PROMPT: Duration = Duration::from_millis(1000);
 
 /// A guest whose host asks these resolvers, and its gateway.
 fn start(resolvers: &[&str]) -> (Vmm, Namespace, String, tempfile::TempDir) {
+    start_with("nat", resolvers)
+}
+
+/// The same for any card on a network of ours.
+pub(crate) fn start_with(spec: &str, resolvers: &[&str]) -> (Vmm, Namespace, String, tempfile::TempDir) {
     sh("ip link set lo up");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("resolv.conf");
     std::fs::write(&path, resolvers.iter().map(|address| format!("nameserver {address}\n")).collect::<String>())
         .unwrap();
-    let mut command = itself(&["vmm", "web", "nat"]);
+    let mut command = itself(&["vmm", "web", spec]);
     command.env("RESOLV_CONF", &path);
     let vmm = Vmm::from_command(command);
     vmm.taps();
@@ -40,7 +45,7 @@ fn start(resolvers: &[&str]) -> (Vmm, Namespace, String, tempfile::TempDir) {
 }
 
 /// A question for the address of a name under example.org.
-fn question(id: u16, host: &str) -> Vec<u8> {
+pub(crate) fn question(id: u16, host: &str) -> Vec<u8> {
     let mut message = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
     for label in [host, "example", "org"] {
         message.push(label.len().try_into().unwrap());

@@ -1,4 +1,5 @@
-//! NAT beside a bridge without a VM: what a round trip costs more, and how many connections one network holds.
+//! NAT beside a bridge without a VM: what a round trip costs more, and how many connections one network holds; and the network's DNS
+//! beside dnsmasq.
 //!
 //! The measuring is done by `host measure` of `net/tests/host`, which has guests that are namespaces.
 
@@ -9,15 +10,15 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 /// What is measured.
-const WHAT: [&str; 2] = ["trips", "connections"];
+const WHAT: [&str; 3] = ["trips", "connections", "names"];
 
-/// Runs both and returns what they say.
+/// Runs all and returns what they say.
 ///
 /// # Errors
 /// If one fails.
 pub fn run(program: &Path) -> io::Result<Value> {
-    let [trips, connections] = WHAT.map(|what| measure(program, what));
-    Ok(json!({ "trips": trips?, "connections": connections? }))
+    let [trips, connections, names] = WHAT.map(|what| measure(program, what));
+    Ok(json!({ "trips": trips?, "connections": connections?, "names": names? }))
 }
 
 fn measure(program: &Path, what: &str) -> io::Result<Value> {
