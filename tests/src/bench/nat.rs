@@ -1,5 +1,5 @@
-//! NAT beside a bridge without a VM: what a round trip costs more, and how many connections one network holds; and the network's DNS
-//! beside dnsmasq.
+//! NAT beside a bridge without a VM: what a round trip costs more, and how many connections one network holds; and the
+//! network's DNS beside dnsmasq.
 //!
 //! The measuring is done by `host measure` of `net/tests/host`, which has guests that are namespaces.
 

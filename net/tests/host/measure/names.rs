@@ -1,4 +1,5 @@
-//! Our DNS and dnsmasq, asked by one guest in one run, with the same resolvers behind them: lost and slow answers of both.
+//! Our DNS and dnsmasq, asked by one guest in one run, with the same resolvers behind them: lost and slow answers of
+//! both.
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
