@@ -169,8 +169,8 @@ impl RuntimeDir {
         Ok(listener)
     }
 
-    /// Removes the files of VMs that were killed, and returns the names of these VMs. Files of a VM that runs, starts or
-    /// has a keeper are locked, and stay.
+    /// Removes the files of VMs that were killed, and returns the names of these VMs. Files of a VM that runs, starts
+    /// or has a keeper are locked, and stay.
     ///
     /// # Errors
     /// The folder cannot be read, or refuses a file.

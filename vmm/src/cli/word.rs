@@ -83,9 +83,9 @@ pub(crate) enum NetWord {
         #[arg(value_name = "FILE")]
         file: Option<PolicyFile>,
     },
-    /// Remove what is left of VMs that were killed together with their keeper: bridges and macvtaps that no VM uses, ports of Open vSwitch,
-    /// ifbs of rate= with vhost=on, rules for Docker, locks and sockets of names; and give uplinks and the host's forwarding back
-    /// what they had
+    /// Remove what is left of VMs that were killed together with their keeper: bridges and macvtaps that no VM uses,
+    /// ports of Open vSwitch, ifbs of rate= with vhost=on, rules for Docker, locks and sockets of names; and give
+    /// uplinks and the host's forwarding back what they had
     Gc,
 }
 
