@@ -1,6 +1,4 @@
-//! What a plan refuses, and what the user can do about it.
-//!
-//! The message names the thing and the reason; [`Refusal::hint`] says what to do.
+//! The refusals of a plan: the message names the thing and the reason, [`Refusal::hint`] says what to do.
 
 mod host_limit;
 

@@ -62,7 +62,7 @@ impl Drop for Dnsmasq {
     }
 }
 
-/// What came of questions.
+/// A report on answers to questions.
 fn report(asked: u16, mut times: Vec<Duration>) -> Value {
     times.sort_unstable();
     let millis = |time: Option<&Duration>| time.map(|time| (time.as_secs_f64() * 1e4).round() / 10.0);
