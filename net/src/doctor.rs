@@ -15,12 +15,12 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::facts::Facts;
-use crate::inherited;
-use crate::ovs::OvsFact;
+use crate::host::ovs::OvsFact;
+use crate::kernel::rtnl::Rtnl;
 use crate::preview;
 use crate::request::Request;
-use crate::rtnl::Rtnl;
 use crate::spec::{NetSpec, Switch};
+use crate::survey::inherited;
 use crate::survey::{ip, plan_with_neighbours, survey};
 
 /// How bad it is.

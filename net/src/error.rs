@@ -6,12 +6,12 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::nft::NftError;
-use crate::ovs::OvsError;
+use crate::host::ovs::OvsError;
+use crate::host::rates::ShapeError;
+use crate::host::uplink::MoveError;
+use crate::kernel::nft::NftError;
 use crate::refusal::Refusal;
-use crate::shape::ShapeError;
 use crate::spec::{IfName, Protocol};
-use crate::uplink::MoveError;
 
 /// Why the cards of a VM could not be made, kept or taken away.
 #[derive(Debug, thiserror::Error)]

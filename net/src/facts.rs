@@ -2,15 +2,17 @@
 //!
 //! Plain data: the survey reads it from the kernel, tests write it by hand.
 
+pub(crate) mod claim;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
 
-use crate::alias::UplinkAlias;
-use crate::docker::DockerTables;
-use crate::mac::{MAC_LEN, MacAddr};
-use crate::nft::Translation;
-use crate::ovs::OvsFact;
+use crate::host::docker::DockerTables;
+use crate::host::ovs::OvsFact;
+use crate::identity::alias::UplinkAlias;
+use crate::identity::mac::{MAC_LEN, MacAddr};
+use crate::kernel::nft::Translation;
 use crate::spec::{IfName, NETWORK_PREFIXES};
 
 /// Device group (`ip link show group 28022`) of the bridges and macvtaps that minivmm made. It is set by the very message that

@@ -6,19 +6,19 @@
 
 use std::fmt;
 
-use crate::docker;
 use crate::error::{Error, Report};
 use crate::facts::Link;
-use crate::forwarding;
-use crate::lock::NamespaceLock;
-use crate::macvtap::remove_if_left_behind;
-use crate::nft::NftError;
-use crate::ovs;
-use crate::rtnl::Rtnl;
-use crate::shape;
+use crate::host::docker;
+use crate::host::forwarding;
+use crate::host::lock::NamespaceLock;
+use crate::host::macvtap::remove_if_left_behind;
+use crate::host::ovs;
+use crate::host::rates;
+use crate::host::uplink;
+use crate::kernel::nft::NftError;
+use crate::kernel::rtnl::Rtnl;
 use crate::spec::IfName;
 use crate::survey;
-use crate::uplink;
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub fn collect() -> Result<Collected, Error> {
             // Whoever may not look has put none there, and neither has anybody on a kernel without nf_tables.
             Err(error) => log::debug!("{error}"),
         }
-        match shape::sweep(&rtnl, &links).await {
+        match rates::sweep(&rtnl, &links).await {
             Ok(swept) => collected.removed.extend(swept.into_iter().map(Removed::Ifb)),
             Err(source) => collected.failed.push(Error::HoldRates(source.into()).report()),
         }

@@ -9,17 +9,17 @@
 mod addresses;
 mod child;
 mod conflict;
-mod desk;
 mod firewall;
 mod gateways;
+mod links;
+mod messages;
 mod mirrors;
 mod mtu;
 mod pace;
+mod policy_socket;
 mod process;
 mod upkeep;
 mod uplinks;
-mod watch;
-mod wire;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
@@ -31,18 +31,18 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::alias::TapAlias;
+use crate::address_listener::Lookout;
 use crate::error::Error;
-use crate::link::LinkState;
-use crate::lookout::Lookout;
-use crate::mac::MacAddr;
+use crate::identity::alias::TapAlias;
+use crate::identity::mac::MacAddr;
+use crate::identity::runtime_dir::NameLock;
+use crate::kernel::bpf::Steering;
+use crate::kernel::link::LinkState;
 use crate::request::Request;
-use crate::runtime_dir::NameLock;
 use crate::services::ServiceSpec;
 use crate::spec::OffloadList;
-use crate::steer::Steering;
-pub use wire::{PATIENCE_S, Timing};
-use wire::{PortHeader, Reply, ServiceHeader};
+pub use messages::{PATIENCE_S, Timing};
+use messages::{PortHeader, Reply, ServiceHeader};
 
 /// How long the keeper may take to undo everything, in seconds. It takes 0.2 s for eight cards; waiting for the lock of other
 /// keepers adds up to twenty. A keeper that is left behind goes on undoing by itself.

@@ -8,16 +8,27 @@
 //!
 //! # Where things are
 //!
-//! | Modules | What |
+//! A file is in a room, and a room knows only those after it:
+//!
+//! ```text
+//! lib -> doctor, preview, keeper -> plan -> gc, step -> error -> host -> survey, request -> policy -> rules -> services
+//!     -> refusal -> facts -> kernel -> spec -> identity
+//! ```
+//!
+//! | Room | What lives there |
 //! |---|---|
-//! | `spec`, `request` | what is wanted |
-//! | `facts`, `survey`, `subnet`, `lease` | what there is, and which addresses are free |
-//! | `plan`, `refusal`, `step` | what is to be done, and what takes it back |
-//! | `rtnl`, `tun`, `macvtap`, `ovs`, `claim`, `sysctl`, `forwarding`, `uplink`, `mirror`, `shape`, `hold`, `nft`, `rules`, `docker` | the kernel's interfaces that steps use |
-//! | `policy` | who may talk to whom |
-//! | `alias`, `siblings` | what links say of VMs and networks |
-//! | `services` | DHCP and DNS, which the VMM runs |
-//! | `keeper`, `lock`, `runtime_dir` | the process that does it, and keeps out of the way of others |
+//! | `spec` | the grammar of `--net` |
+//! | `identity` | the names of VMs, taps and addresses |
+//! | `kernel` | system calls and netlink |
+//! | `facts`, `refusal` | the host as plain data, and why a plan cannot be made on it |
+//! | `services` | DHCP, DNS and router advertisements, which the VMM runs |
+//! | `rules`, `policy` | the nftables of a VM, and security groups |
+//! | `survey` | reads facts |
+//! | `host` | objects on the host: made, looked at, unmade |
+//! | `step`, `plan` | one change of the host and what takes it back; from a request and facts to steps |
+//! | `gc` | what is left behind when keeper and VMM were killed |
+//! | `keeper`, `address_listener` | the process that makes a VM's network and looks after it; the address of its guest |
+//! | `doctor`, `preview` | a look at a host, and at a plan, without a VM |
 //!
 //! # Threats
 //!
@@ -52,70 +63,43 @@
 //! not change while the VM runs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]
 
-pub mod alias;
 pub mod doctor;
 pub mod facts;
 pub mod gc;
-pub mod inventory;
 pub mod keeper;
-pub mod link;
-pub mod lookout;
-pub mod mac;
-pub mod nft;
-pub mod own_code;
 pub mod plan;
 pub mod policy;
 pub mod preview;
 pub mod refusal;
 pub mod request;
-pub mod runtime_dir;
 pub mod services;
 pub mod spec;
-pub mod steer;
 pub mod step;
 
-mod claim;
-mod conntrack;
-mod docker;
+mod address_listener;
 mod error;
-mod ethtool;
-mod forwarding;
-mod guard;
-mod hash;
-mod hold;
-mod inherited;
-mod lease;
-mod limits;
-mod lock;
-mod macvtap;
-mod mirror;
-mod ovs;
-mod reach;
-mod rtnl;
+mod host;
+mod identity;
+mod kernel;
 mod rules;
-mod shape;
-mod siblings;
-mod subnet;
 mod survey;
-mod sysctl;
-mod tables;
-mod tun;
-mod uplink;
-mod vlan;
 
+pub use address_listener::Lookout;
 pub use error::{Error, Report};
-pub use guard::Guard;
+pub use host::macvtap::Macvtap;
+pub use host::ovs::{Datapath, OvsError, OvsFact, OvsPort};
+pub use identity::mac::MacAddr;
+pub use identity::{alias, mac, runtime_dir};
 pub use keeper::{Keeper, News, NotKept, Port, Services, Timing};
-pub use link::LinkState;
-pub use lookout::Lookout;
-pub use mac::MacAddr;
-pub use macvtap::Macvtap;
-pub use ovs::{Datapath, OvsError, OvsFact, OvsPort};
+pub use kernel::bpf::{Steering, SteeringProgram};
+pub use kernel::link::LinkState;
+pub use kernel::vlan::PortVlans;
+pub use kernel::{link, nft, own_code};
 pub use plan::{Plan, plan};
 pub use policy::Policy;
 pub use request::Request;
 pub use rules::Member;
-pub use siblings::Siblings;
+pub use rules::guard::Guard;
 pub use spec::{NetSpec, SpecError};
-pub use steer::{Steering, SteeringProgram};
-pub use vlan::PortVlans;
+pub use survey::inventory;
+pub use survey::siblings::Siblings;

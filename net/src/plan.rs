@@ -4,11 +4,13 @@
 //! refused before the host is changed is refused here.
 
 mod host_limits;
+mod lease;
 mod macvtap;
 mod mirror;
 mod ovs;
 mod private;
 mod shape;
+pub(crate) mod subnet;
 mod uplink;
 
 use std::fmt;
@@ -16,21 +18,21 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::alias::{Mode, TapAlias};
-use crate::docker::Admission;
 use crate::facts::{Facts, FdKind, Link, RawMac};
 use crate::gc::is_unused;
-use crate::guard::Guard;
-use crate::mac::{HOST_SIDE_PREFIX, MacAddr};
-use crate::mirror::Mirror;
+use crate::host::docker::Admission;
+use crate::host::mirror::Mirror;
+use crate::identity::alias::{Mode, TapAlias};
+use crate::identity::mac::{HOST_SIDE_PREFIX, MacAddr};
+use crate::kernel::vlan::PortVlans;
 use crate::policy::Policy;
 use crate::refusal::Refusal;
 use crate::request::Request;
+use crate::rules::guard::Guard;
 use crate::spec::{
     BridgeSpec, FdSpec, ForwardDelay, IfName, MacvtapMode, Mtu, NetSpec, OffloadList, Queues, Switch, TapSpec, VlanSpec,
 };
 use crate::step::Step;
-use crate::vlan::PortVlans;
 use private::Networks;
 
 /// The MTU of a new tap and of a new bridge, in bytes (`ETH_DATA_LEN`).

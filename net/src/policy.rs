@@ -17,7 +17,7 @@
 //!
 //! How it is enforced is said in `rules`.
 
-mod ask;
+mod client;
 mod fields;
 mod judged;
 pub(crate) mod rules;
@@ -26,8 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
 
-pub(crate) use ask::{Answer, LINE_MAX, Order, STRANGER};
-pub use ask::{AskError, ask};
+pub(crate) use client::{Answer, LINE_MAX, Order, STRANGER};
+pub use client::{AskError, ask};
 pub use fields::{Cidr, CidrList, PortList, PortRange};
 pub(crate) use judged::InForce;
 

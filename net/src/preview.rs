@@ -6,18 +6,18 @@
 use serde_json::{Value, json};
 
 use crate::error::Error;
-use crate::inherited;
-use crate::mirror;
-use crate::nft::{Batch, Command, Family, NftSocket, Table};
+use crate::host::mirror;
+use crate::kernel::nft::{Batch, Command, Family, NftSocket, Table};
+use crate::kernel::rtnl::Rtnl;
+use crate::kernel::tun::TapKind;
 use crate::plan::Plan;
 use crate::policy::rules::{Edition, Judged, table};
 use crate::request::Request;
-use crate::rtnl::Rtnl;
 use crate::rules;
 use crate::spec::Switch;
 use crate::step::Step;
+use crate::survey::inherited;
 use crate::survey::{plan_with_neighbours, survey};
-use crate::tun::TapKind;
 
 /// Plans the cards of `request` on this host as it is.
 ///

@@ -5,10 +5,10 @@ mod host_limit;
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
-use crate::mac::MacAddr;
-use crate::nft::Translation;
-use crate::ovs::{Datapath, OvsError};
-use crate::rtnl::USER_HZ;
+use crate::host::ovs::{Datapath, OvsError};
+use crate::identity::mac::MacAddr;
+use crate::kernel::nft::Translation;
+use crate::kernel::rtnl::USER_HZ;
 use crate::spec::{IfName, NetworkName, Protocol, Subnet};
 
 pub use host_limit::{ALIAS_BYTES_MAX, BRIDGE_PORTS_MAX, HostLimit, IPV6_MTU_MIN};

@@ -2,9 +2,9 @@
 
 use std::os::fd::RawFd;
 
+use crate::kernel::bpf::SteeringProgram;
 use crate::policy::Policy;
 use crate::spec::NetSpec;
-use crate::steer::SteeringProgram;
 
 /// The cards of a VM.
 #[derive(Clone, Debug)]

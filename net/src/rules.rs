@@ -11,25 +11,30 @@
 //!
 //! The guards are in tables of other families because inet tables do not see ARP, nor whatever else is not IP. What the services of a card answer is dropped there, after their packet socket has seen it.
 
+pub(crate) mod guard;
+mod limits;
+mod reach;
+pub(crate) mod tables;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
-use crate::alias::Mode;
-use crate::guard::{
-    self, Guard, ISOLATED, LOOPBACK, LOOPBACK_ADDRESS, OTHER_PROTOCOL, PROTOCOLS, SPOOFED_ARP, SPOOFED_IP, SPOOFED_MAC,
-    SPOOFED_ND, drop_as, headers, link, owned::Owned6,
-};
-use crate::limits::{self, TOO_FAST, TOO_MANY};
-use crate::mac::MacAddr;
-use crate::nft::{
+use crate::identity::alias::Mode;
+use crate::identity::mac::MacAddr;
+use crate::kernel::nft::{
     AddrType, Base, Chain, ChainType, Command, CtState, CtStatus, EtherAddr, EtherType, Expr, Family, Hook, Icmp6Type,
     IpFields, Item, L4Proto, Match, Mss, NatPort, NatTarget, NfProto, Policy, Rule, Statement, Table, TableName, Test,
     Verdict,
 };
-use crate::reach::{self, METADATA, OUT_OF_REACH, ROUTED_BACK};
 use crate::services::{Ipv6Network, PREFIX_LEN};
 use crate::spec::{Forward, IfName, LimitSpec, Protocol, ReachList, Subnet, Switch};
+use guard::{
+    Guard, ISOLATED, LOOPBACK, LOOPBACK_ADDRESS, OTHER_PROTOCOL, PROTOCOLS, SPOOFED_ARP, SPOOFED_IP, SPOOFED_MAC,
+    SPOOFED_ND, drop_as, headers, link, owned::Owned6,
+};
+use limits::{TOO_FAST, TOO_MANY};
+use reach::{METADATA, OUT_OF_REACH, ROUTED_BACK};
 
 /// Priorities of hooks (`NF_IP_PRI_*`, linux/netfilter_ipv4.h).
 const RAW: i32 = -300;

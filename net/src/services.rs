@@ -46,7 +46,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::mac::MacAddr;
+use crate::identity::mac::MacAddr;
 pub use counters::Counters;
 pub use dns::relay::{Transport, Upstream};
 pub use frame::Frame;

@@ -3,7 +3,7 @@
 //! `undo` may run after `apply` failed half-way, twice, and after somebody else has removed the thing: it then finds
 //! nothing to do and succeeds.
 
-mod host;
+mod applied;
 mod text;
 
 use std::fs::File;
@@ -12,31 +12,31 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use serde::Serialize;
 
-use crate::alias::{NetworkAlias, TapAlias, UplinkAlias};
-use crate::docker::{self, Admission};
 use crate::error::Error;
-use crate::forwarding;
 use crate::gc::remove_bridge_if_unused;
-use crate::guard::Guard;
-use crate::hold;
-use crate::mac::MacAddr;
-use crate::macvtap::{self, Macvtap};
-use crate::mirror::Mirror;
-use crate::ovs::{self, OvsPort};
+use crate::host::docker::{self, Admission};
+use crate::host::forwarding;
+use crate::host::macvtap::{self, Macvtap};
+use crate::host::mirror::Mirror;
+use crate::host::ovs::{self, OvsPort};
+use crate::host::ports;
+use crate::host::rates::Shape;
+use crate::host::uplink;
+use crate::identity::alias::{NetworkAlias, TapAlias, UplinkAlias};
+use crate::identity::mac::MacAddr;
+use crate::kernel::rtnl::{Attachment, Ipv4Setting, Rtnl};
+use crate::kernel::sysctl::{self, Conf};
+use crate::kernel::tun::{self, QueueMode, TapKind};
+use crate::kernel::vlan::PortVlans;
 use crate::policy::Policy;
 use crate::policy::rules::Judged;
 use crate::refusal::Refusal;
-use crate::rtnl::{Attachment, Ipv4Setting, Rtnl};
 use crate::rules::Member;
+use crate::rules::guard::Guard;
 use crate::services::{Ipv6Network, PREFIX_LEN, ServiceSpec};
-use crate::shape::Shape;
 use crate::spec::{Forward, ForwardDelay, IfName, NETWORK_PREFIXES, Subnet, Switch};
-use crate::sysctl::{self, Conf};
-use crate::tun::{self, QueueMode, TapKind};
-use crate::uplink;
-use crate::vlan::PortVlans;
-use host::open_tap;
-pub(crate) use host::{Host, Tap, create_tap, index_of};
+use applied::open_tap;
+pub(crate) use applied::{Host, Tap, create_tap, index_of};
 
 /// The kernel's vhost-net: each opening is an instance, which serves one queue pair.
 const VHOST: &str = "/dev/vhost-net";
@@ -348,7 +348,7 @@ impl Step {
                     .map_err(|source| Error::Forwarding { bridge: bridge.clone(), source })
             }
             Self::HoldPorts { card, forward, ipv6 } => {
-                host.ports.insert(*card, hold::hold(forward, *ipv6)?);
+                host.ports.insert(*card, ports::hold(forward, *ipv6)?);
                 Ok(())
             }
             Self::CreateTables { vm, members, guards } => host.create_tables(vm, members, guards),

@@ -1,6 +1,9 @@
 //! Reads [`Facts`] from the kernel. Changes nothing.
 
+pub(crate) mod inherited;
+pub mod inventory;
 pub(crate) mod ip;
+pub(crate) mod siblings;
 mod translations;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,18 +20,18 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 
-use crate::claim;
 use crate::error::Error;
+use crate::facts::claim;
 use crate::facts::{BridgeFact, Facts, FdFact, FdKind, FdbEntry, Link, MacvlanMode, Neighbour, RawMac, TunFact};
-use crate::mac::MacAddr;
-use crate::ovs;
+use crate::host::ovs;
+use crate::host::uplink;
+use crate::identity::mac::MacAddr;
+use crate::kernel::rtnl::{self, Rtnl, USER_HZ};
+use crate::kernel::tun;
 use crate::plan::{Plan, plan};
 use crate::refusal::Refusal;
 use crate::request::Request;
-use crate::rtnl::{self, Rtnl, USER_HZ};
 use crate::spec::{IfName, NetSpec, Switch};
-use crate::tun;
-use crate::uplink;
 
 /// Attributes of a tun or tap (`IFLA_TUN_*`, linux/if_link.h); the crate has no names for them.
 const IFLA_TUN_TYPE: u16 = 3;

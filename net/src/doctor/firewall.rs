@@ -8,10 +8,10 @@ use std::process::Command;
 
 use super::traffic::setting;
 use super::{Finding, Needs};
-use crate::alias::{Mode, NetworkAlias};
-use crate::docker;
 use crate::facts::{Facts, IpFacts, Link};
-use crate::nft::{BaseChainSeen, Family, NftSocket, TableName};
+use crate::host::docker;
+use crate::identity::alias::{Mode, NetworkAlias};
+use crate::kernel::nft::{BaseChainSeen, Family, NftSocket, TableName};
 use crate::spec::{NetSpec, Switch};
 
 /// What tables of minivmm begin with.

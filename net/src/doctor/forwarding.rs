@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use super::{Finding, Needs};
 use crate::facts::{Facts, Link};
-use crate::forwarding::fence::Fence;
-use crate::forwarding::{self, ipv6, network};
+use crate::host::forwarding::fence::Fence;
+use crate::host::forwarding::{self, ipv6, network};
+use crate::kernel::sysctl::Conf;
 use crate::refusal::locked_hint;
-use crate::sysctl::Conf;
 
 const NO_WAY_OUT: &str = "no packet of a guest leaves the host";
 
@@ -53,7 +53,7 @@ fn host(facts: &Facts) -> Option<Finding> {
 /// Findings about settings that networks of ours with a way out need while VMs are on them.
 fn running(facts: &Facts) -> Vec<Finding> {
     let networks: Vec<_> = facts.links.iter().filter_map(network).collect();
-    let nat = networks.iter().filter(|(_, alias)| alias.mode == crate::alias::Mode::Nat);
+    let nat = networks.iter().filter(|(_, alias)| alias.mode == crate::identity::alias::Mode::Nat);
     let nat: Vec<&Link> = nat.map(|(link, _)| *link).filter(|link| facts.ports_of(link).next().is_some()).collect();
     let Some(first) = nat.first() else { return Vec::new() };
     let mut findings = Vec::new();

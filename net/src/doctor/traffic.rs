@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use super::{Finding, Needs};
 use crate::facts::{Address, Facts, Link};
+use crate::plan::subnet;
 use crate::spec::{BridgeSpec, MacvtapMode, MacvtapSpec, NetSpec};
-use crate::subnet;
 
 /// A table of connections that is fuller than this, in percent, is a warning: a guest that opens some more fills it.
 const CONNTRACK_PERCENT: u64 = 80;

@@ -7,7 +7,7 @@
 use std::io;
 
 use super::Error;
-use crate::nft::NftError;
+use crate::kernel::nft::NftError;
 use crate::spec::IfName;
 
 /// Expressions of nftables that are modules of their own, by how a rule that has one reads, with the module. The first

@@ -24,11 +24,11 @@ use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::time::Instant;
 
-use super::wire::Reply;
-use crate::link::Conflict;
-use crate::mac::MacAddr;
+use super::messages::Reply;
+use crate::identity::mac::MacAddr;
+use crate::kernel::link::Conflict;
+use crate::kernel::rtnl::{self, Rtnl};
 use crate::plan::Plan;
-use crate::rtnl::{self, Rtnl};
 use crate::step::{Host, Step, index_of};
 use crate::survey;
 use claims::{Claim, Ear};

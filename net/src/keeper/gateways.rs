@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::NotKept;
 use super::pace::{Allowance, Grant};
+use crate::kernel::rtnl::{self, Rtnl};
 use crate::plan::Plan;
-use crate::rtnl::{self, Rtnl};
 use crate::rules::Member;
 use crate::services::PREFIX_LEN;
 use crate::spec::IfName;

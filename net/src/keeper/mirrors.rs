@@ -5,9 +5,9 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 
 use super::NotKept;
-use crate::mirror::Mirror;
+use crate::host::mirror::Mirror;
+use crate::kernel::rtnl;
 use crate::plan::Plan;
-use crate::rtnl;
 use crate::step::{Host, Step, index_of};
 
 /// The mirrors of a VM.

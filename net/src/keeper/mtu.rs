@@ -14,11 +14,11 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkMessage;
 
+use super::messages::Reply;
 use super::pace::Pace;
-use super::wire::Reply;
+use crate::kernel::rtnl::Rtnl;
 use crate::plan::Plan;
 use crate::request::Request;
-use crate::rtnl::Rtnl;
 use crate::services::Reach;
 use crate::step::Step;
 use crate::survey;

@@ -8,7 +8,7 @@
 //! between, so that a host that changes all the time costs little: a pause after each is at least 100 ms and a hundred
 //! times the processor time of the look (see [`super::pace`]), so they take a hundredth of a processor at most. What
 //! the kernel says meanwhile waits in a small buffer, and beyond that is dropped by the kernel (see
-//! [`crate::rtnl::notices`]). The routes, of which there can be a million, are read only where an interface does not
+//! [`crate::kernel::rtnl::notices`]). The routes, of which there can be a million, are read only where an interface does not
 //! forward, and only after something was dropped: new ones tell where they lead to.
 //!
 //! Whoever switches off again what has been put right means it (see [`switches`]): he is told once what stops, and so
@@ -25,19 +25,19 @@ use tokio::time::{Instant, sleep_until};
 
 use super::NotKept;
 use super::pace::Look;
-use crate::alias::Mode;
 use crate::error::Error;
 use crate::facts::Link;
-use crate::forwarding::fence::Fence;
-use crate::forwarding::{self, ipv6};
-use crate::lock::NamespaceLock;
+use crate::host::forwarding::fence::Fence;
+use crate::host::forwarding::{self, ipv6};
+use crate::host::lock::NamespaceLock;
+use crate::identity::alias::Mode;
+use crate::kernel::rtnl::Rtnl;
+use crate::kernel::rtnl::notices::{Forwarding, Heard, Notices, Scope};
+use crate::kernel::sysctl::Conf;
 use crate::plan::Plan;
-use crate::rtnl::Rtnl;
-use crate::rtnl::notices::{Forwarding, Heard, Notices, Scope};
 use crate::spec::IfName;
 use crate::step::{Host, Step};
 use crate::survey;
-use crate::sysctl::Conf;
 use switches::{Switch, Switches};
 
 /// The switch of the host for IPv6.

@@ -12,15 +12,15 @@ use tokio::time::{Instant, sleep_until};
 
 use super::NotKept;
 use super::pace::{Allowance, Grant};
-use crate::alias::UplinkAlias;
-use crate::lock::NamespaceLock;
+use crate::host::lock::NamespaceLock;
+use crate::host::uplink;
+use crate::identity::alias::UplinkAlias;
+use crate::kernel::rtnl::{self, Rtnl};
+use crate::kernel::vlan::PortVlans;
 use crate::plan::Plan;
-use crate::rtnl::{self, Rtnl};
 use crate::spec::IfName;
 use crate::step::{Step, index_of};
 use crate::survey;
-use crate::uplink;
-use crate::vlan::PortVlans;
 
 /// The bridges that a VM has cards on.
 pub(super) struct Uplinks<'a>(Vec<Uplink<'a>>);

@@ -1,10 +1,10 @@
 //! Cards with an address of their own on an interface of the host.
 
 use super::{Draft, TAP_MTU_MAX, guest_mtu};
-use crate::alias::{Mode, TapAlias};
 use crate::facts::{Link, MacvlanMode};
-use crate::mac::MacAddr;
-use crate::macvtap::Macvtap;
+use crate::host::macvtap::Macvtap;
+use crate::identity::alias::{Mode, TapAlias};
+use crate::identity::mac::MacAddr;
 use crate::refusal::Refusal;
 use crate::spec::{IfName, MacvtapMode, MacvtapSpec, Queues, Switch};
 use crate::step::Step;

@@ -2,7 +2,7 @@
 
 use super::Draft;
 use crate::facts::{FdKind, Link};
-use crate::mirror::Mirror;
+use crate::host::mirror::Mirror;
 use crate::refusal::Refusal;
 use crate::spec::{IfName, NetSpec};
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{Draft, ETHERNET_MTU, Plan, TAP_MTU_MAX, guest_mtu};
-use crate::alias::{Mode, TapAlias};
-use crate::mac::MacAddr;
-use crate::ovs::{Datapath, OvsFact, OvsPort};
+use crate::host::ovs::{Datapath, OvsFact, OvsPort};
+use crate::identity::alias::{Mode, TapAlias};
+use crate::identity::mac::MacAddr;
 use crate::refusal::Refusal;
 use crate::spec::{Mtu, OffloadList, OvsSpec, Queues, Switch};
 use crate::step::Step;

@@ -4,20 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Draft, ETHERNET_MTU, guest_mtu};
-use crate::alias::{Mode, NetworkAlias, TapAlias};
-use crate::docker::{self, Admission};
 use crate::facts::{Link, Settings};
-use crate::forwarding;
-use crate::guard::Guard;
-use crate::lease;
-use crate::mac::MacAddr;
-use crate::nft::Translation;
+use crate::host::docker::{self, Admission};
+use crate::host::forwarding;
+use crate::identity::alias::{Mode, NetworkAlias, TapAlias};
+use crate::identity::mac::MacAddr;
+use crate::kernel::nft::Translation;
+use crate::plan::lease;
+use crate::plan::subnet::{self, Taken};
 use crate::refusal::{ALIAS_BYTES_MAX, HostLimit, IPV6_MTU_MIN, Refusal};
 use crate::rules::Member;
+use crate::rules::guard::Guard;
 use crate::services::{Ipv4Network, Ipv6Network, Reach, ServiceSpec};
 use crate::spec::{Forward, IfName, Mtu, Private, Queues, ReachList, Subnet, Switch};
 use crate::step::Step;
-use crate::subnet::{self, Taken};
 
 /// The address of every gateway of ours on its link.
 const LINK_LOCAL_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);

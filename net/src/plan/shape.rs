@@ -1,7 +1,7 @@
 //! Cards on vhost-net whose rates the kernel holds.
 
 use super::Draft;
-use crate::shape::{Rate, Shape};
+use crate::host::rates::{Rate, Shape};
 use crate::spec::{NetSpec, Switch};
 use crate::step::Step;
 

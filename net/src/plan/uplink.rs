@@ -1,13 +1,13 @@
 //! Cards on a bridge of ours that leads out by an interface of the host.
 
 use super::Draft;
-use crate::alias::{NetworkAlias, UplinkAlias};
 use crate::facts::Link;
-use crate::mac::MacAddr;
+use crate::identity::alias::{NetworkAlias, UplinkAlias};
+use crate::identity::mac::MacAddr;
+use crate::kernel::vlan::PortVlans;
 use crate::refusal::Refusal;
 use crate::spec::{BridgeSpec, IfName, Switch, VlanSpec};
 use crate::step::Step;
-use crate::vlan::PortVlans;
 
 impl Draft<'_> {
     /// The address and the MTU that a new bridge has from its uplink, if it is to have one.

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::nft::Item;
+use crate::kernel::nft::Item;
 
 /// Neighbouring ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

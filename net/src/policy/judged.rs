@@ -2,8 +2,8 @@
 
 use super::Policy;
 use super::rules::{self, Edition, Judged};
-use crate::nft::NftError;
-use crate::tables::Tables;
+use crate::kernel::nft::NftError;
+use crate::rules::tables::Tables;
 
 /// A policy in force.
 #[derive(Debug)]

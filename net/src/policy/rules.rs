@@ -20,15 +20,15 @@
 //!
 //! A new policy comes with new sets, in one transaction: what belongs to an old connection is judged as if it began something.
 
-use crate::guard::drop_as;
-use crate::guard::headers::{SEEN6, found, fragments6, plain6, whole};
-use crate::nft::{
+use crate::kernel::nft::{
     Base, Chain, ChainType, Command, Elements, EtherType, Expr, Family, Field, Fragment, Hook, Icmp6Type, IcmpType,
     IpFields, Item, KeyPart, L4Proto, Match, Policy as Verdicts, Rule, Set, Statement, Table, TableName, TcpFlag, Test,
     Verdict,
 };
+use crate::kernel::tun::TapKind;
+use crate::rules::guard::drop_as;
+use crate::rules::guard::headers::{SEEN6, found, fragments6, plain6, whole};
 use crate::spec::IfName;
-use crate::tun::TapKind;
 
 use super::{Action, Policy, PolicyProtocol, PolicyRule};
 

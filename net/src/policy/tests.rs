@@ -1,8 +1,8 @@
 use super::rules::{Edition, Judged, replacement, table};
 use super::*;
 use crate::error::Error;
-use crate::nft::{Command, NftError};
-use crate::tun::TapKind;
+use crate::kernel::nft::{Command, NftError};
+use crate::kernel::tun::TapKind;
 
 fn read(text: &str) -> Result<Policy, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())

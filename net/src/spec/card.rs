@@ -8,7 +8,7 @@ use super::capture::CaptureSpec;
 use super::fields::{IfName, Mtu, Queues, RingSize, Switch};
 use super::impair::ImpairSpec;
 use super::offload::OffloadList;
-use crate::mac::MacAddr;
+use crate::identity::mac::MacAddr;
 
 /// One card as the user wants it. Its fields are the keys that come after the mode's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

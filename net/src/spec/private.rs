@@ -11,7 +11,7 @@ use super::guard::GuardSpec;
 use super::limits::LimitSpec;
 use super::network::{NetworkName, Subnet};
 use super::reach::{Place, ReachList, ReachSpec};
-use crate::alias::Mode;
+use crate::identity::alias::Mode;
 
 /// Beginnings of the names of bridges that make networks of ours: with a way out, and without one.
 pub const NETWORK_PREFIXES: [&str; 2] = ["mvn-", "mvh-"];

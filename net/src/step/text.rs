@@ -3,11 +3,11 @@
 use std::fmt;
 
 use super::{Step, VHOST};
-use crate::docker;
-use crate::macvtap::Macvtap;
-use crate::mirror::Mirror;
+use crate::host::docker;
+use crate::host::macvtap::Macvtap;
+use crate::host::mirror::Mirror;
+use crate::host::rates::Shape;
 use crate::rules;
-use crate::shape::Shape;
 use crate::spec::{Connections, IfName, MacvtapMode};
 
 impl Step {

@@ -10,11 +10,11 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 
-use crate::docker;
 use crate::facts::{Address, IpFacts, Link, Route, Settings};
-use crate::forwarding;
-use crate::rtnl::Rtnl;
-use crate::sysctl::{self, Conf};
+use crate::host::docker;
+use crate::host::forwarding;
+use crate::kernel::rtnl::Rtnl;
+use crate::kernel::sysctl::{self, Conf};
 
 /// Where the host's name servers are.
 const RESOLV_CONF: &str = "/etc/resolv.conf";

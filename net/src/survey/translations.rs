@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::process::Command;
 
-use crate::nft::{NftSocket, Translation};
+use crate::kernel::nft::{NftSocket, Translation};
 
 /// The beginning of the names of minivmm's tables. The ports of other VMs are held by sockets.
 const OURS: &str = "minivmm-";

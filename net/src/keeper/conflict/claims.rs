@@ -17,9 +17,9 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use crate::address_listener::{attach_filter, bind_to, jump_if_equal, statement};
+use crate::identity::mac::{MAC_LEN, MacAddr};
 use crate::keeper::child::pollable;
-use crate::lookout::{attach_filter, bind_to, jump_if_equal, statement};
-use crate::mac::{MAC_LEN, MacAddr};
 use crate::services::solicitation;
 use crate::spec::ADDRESSES_MAX;
 

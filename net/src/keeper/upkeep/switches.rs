@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::rtnl::notices::{Forwarding, Scope};
-use crate::sysctl::Conf;
+use crate::kernel::rtnl::notices::{Forwarding, Scope};
+use crate::kernel::sysctl::Conf;
 
 /// Whoever switches something off for the second time within this means it. Network managers do it once, when they set
 /// up an interface or start.

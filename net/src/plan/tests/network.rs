@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::docker::DockerTables;
 use crate::facts::{Address, IpFacts, Route};
+use crate::host::docker::DockerTables;
 
 /// The host with a default route and a bridge of ours that makes network `default`.
 fn host_with_network() -> Facts {

@@ -1,7 +1,7 @@
 //! Cards that are ports of Open vSwitch.
 
 use super::*;
-use crate::ovs::{Datapath, OvsError, OvsFact};
+use crate::host::ovs::{Datapath, OvsError, OvsFact};
 
 fn host_with_ovs(left_behind: &[&str]) -> Facts {
     let left_behind = left_behind.iter().map(|name| name.parse().unwrap()).collect();

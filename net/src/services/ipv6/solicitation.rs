@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use crate::mac::MacAddr;
+use crate::identity::mac::MacAddr;
 use crate::services::Ipv6Network;
 use crate::services::frame::{Frame, Link, Protocol, packet};
 

@@ -1,0 +1,12 @@
+//! The objects that minivmm has on a host: how each is made, looked at and unmade. Knows no step and no plan.
+
+pub(crate) mod conntrack;
+pub(crate) mod docker;
+pub(crate) mod forwarding;
+pub(crate) mod lock;
+pub(crate) mod macvtap;
+pub(crate) mod mirror;
+pub(crate) mod ovs;
+pub(crate) mod ports;
+pub(crate) mod rates;
+pub(crate) mod uplink;

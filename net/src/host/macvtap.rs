@@ -1,0 +1,152 @@
+//! Makes macvtaps: links with an address of their own on an interface of the host, whose queues are openings of a character device
+//! (Linux drivers/net/macvtap.c, tap.c).
+//!
+//! The device's number is in sysfs below the link, and whether there is a file for it in /dev is up to the host: `/dev/tapN` counts
+//! interface numbers, which other network namespaces have as well, and containers have none. So the number is looked up by the
+//! link's name, which is random and cannot be mistaken for another namespace's, if need be in a sysfs of our own, which
+//! shows the namespace that we are in; and without a file of that number the device is made in a file system that nobody else sees.
+//!
+//! Unlike a tap, a macvtap does not go with its last descriptor. See [`crate::facts::claim`].
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{CWD, Dev, FileType, Mode, OFlags, makedev, mknodat, openat, unlinkat};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::facts::claim;
+use crate::identity::alias::TapAlias;
+use crate::identity::mac::MacAddr;
+use crate::kernel::rtnl::Rtnl;
+use crate::kernel::sysctl::{self, Conf};
+use crate::kernel::tun::{self, QueueMode, TapKind};
+use crate::spec::{IfName, MacvtapMode};
+use crate::step::{Host, Tap, index_of};
+use crate::survey;
+
+/// A macvtap to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Macvtap {
+    /// Its name.
+    pub tap: IfName,
+    /// The interface that it is on.
+    pub lower: IfName,
+    /// Who else is in reach.
+    pub mode: MacvtapMode,
+    /// Its address, which is the guest's.
+    pub mac: MacAddr,
+    /// Queue pairs.
+    pub queues: u16,
+    /// What is written on it.
+    pub alias: TapAlias,
+}
+
+impl Host {
+    /// Makes a card's macvtap, opens its queues and raises it.
+    pub(crate) async fn create_macvtap(&mut self, card: usize, wanted: &Macvtap) -> Result<(), Error> {
+        let Macvtap { tap, lower, .. } = wanted;
+        let failed = |source| Error::CreateMacvtap { lower: lower.clone(), source };
+        let claim = claim::take(tap).map_err(failed)?;
+        let index = create(&self.rtnl, wanted).await.map_err(failed)?;
+        self.claims.insert(card, claim);
+        let name = tap.to_string();
+        self.taps.insert(card, Tap { name: name.clone(), index: Some(index), kind: TapKind::Macvtap, fds: Vec::new() });
+        // What no queue takes goes to the host's own stack. It has no address there, and is not to make one out of the guest's.
+        if let Err(error) = sysctl::set_if_there(Conf::Ipv6, tap.as_str(), "disable_ipv6", "1") {
+            log::warn!("The host may use IPv6 on {tap}, with the guest's address: {error}");
+        }
+        let queues = open_queues(tap, index, wanted.queues);
+        let queues = queues.map_err(|source| Error::OpenMacvtap { tap: name, source })?;
+        self.rtnl.raise_macvtap(index, wanted.mode, wanted.mac, &wanted.alias).await.map_err(failed)?;
+        if let Some(tap) = self.taps.get_mut(&card) {
+            tap.fds = queues.into_iter().map(OwnedFd::from).collect();
+        }
+        Ok(())
+    }
+}
+
+/// Makes the link and returns its number.
+async fn create(rtnl: &Rtnl, wanted: &Macvtap) -> io::Result<u32> {
+    let lower = index_of(wanted.lower.as_str())?;
+    rtnl.create_macvtap(wanted.tap.as_str(), lower, wanted.mode).await?;
+    index_of(wanted.tap.as_str())
+}
+
+/// Removes a macvtap of ours if nobody uses it. Returns whether it is gone by this.
+pub(crate) async fn remove_if_left_behind(rtnl: &Rtnl, name: &str) -> io::Result<bool> {
+    let links: Vec<_> = rtnl.links().await?.iter().filter_map(survey::link).collect();
+    let claimed = claim::taken()?;
+    match links.iter().find(|link| link.name == name && link.is_our_macvtap()) {
+        Some(link) if !claimed.contains(name) => rtnl.remove(link.index).await.map(|()| true),
+        _ => Ok(false),
+    }
+}
+
+/// Opens the device of the macvtap `tap`, which has this number, once for each queue.
+fn open_queues(tap: &IfName, index: u32, queues: u16) -> io::Result<Vec<File>> {
+    let device = device_of(tap, index)?;
+    let queues = open_device(device, tap, index, queues)?;
+    for queue in &queues {
+        tun::attach(queue, tap.as_str(), QueueMode::for_queues(queues.len().try_into().unwrap_or(u16::MAX)))?;
+        tun::lift_send_limit(queue)?;
+    }
+    Ok(queues)
+}
+
+/// The number of its character device.
+fn device_of(tap: &IfName, index: u32) -> io::Result<Dev> {
+    let path = format!("class/net/{tap}/tap{index}/dev");
+    let text = match fs::read_to_string(Path::new("/sys").join(&path)) {
+        // This mount shows another namespace, or there is none.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let file = openat(mount("sysfs")?, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            let mut text = String::new();
+            File::from(file).read_to_string(&mut text)?;
+            text
+        }
+        result => result?,
+    };
+    let numbers =
+        text.trim().split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    let (major, minor) = numbers.ok_or_else(|| io::Error::other("sysfs has no device number for it"))?;
+    Ok(makedev(major, minor))
+}
+
+fn open_device(device: Dev, tap: &IfName, index: u32, queues: u16) -> io::Result<Vec<File>> {
+    let known = format!("/dev/tap{index}");
+    if fs::metadata(&known).is_ok_and(|file| file.rdev() == device) {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        return (0..queues).map(|_| options.open(&known)).collect();
+    }
+    match mount("tmpfs") {
+        Ok(directory) => open_new_node(directory, "tap", device, queues),
+        // Without the right to mount, /dev is where a container can have devices.
+        Err(_) => {
+            let directory = openat(CWD, "/dev", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            open_new_node(directory, &format!(".{tap}"), device, queues)
+        }
+    }
+}
+
+/// Makes a file for the device, opens it and removes it.
+fn open_new_node(directory: impl AsFd, name: &str, device: Dev, queues: u16) -> io::Result<Vec<File>> {
+    mknodat(&directory, name, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, device)?;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let open = |_| Ok(File::from(openat(&directory, name, flags, Mode::empty())?));
+    let queues = (0..queues).map(open).collect();
+    unlinkat(&directory, name, rustix::fs::AtFlags::empty())?;
+    queues
+}
+
+/// A file system that is nowhere to be seen and goes with its descriptor.
+fn mount(kind: &str) -> io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}

@@ -1,0 +1,226 @@
+//! Rates of cards on vhost-net (`rate=` with `vhost=on`), held by the kernel on the card's tap.
+//!
+//! ```text
+//! to the guest     bridge -> [tbf on the tap] -> vhost-net
+//! from the guest   vhost-net -> tap, rules -> fwd -> [tbf on an ifb] -> back to where it came from -> bridge
+//! ```
+//!
+//! What comes in through an interface can be slowed down only by a detour through an interface that exists for that, an *ifb*. The detour
+//! begins in nftables, after all rules on the tap: one that begins in traffic control would lead around them. The guest is made to wait, and
+//! nothing is lost: the tap takes no more frames than the ifb has room for. A policer needs no ifb, but loses frames, and TCP falls behind the
+//! rate.
+//!
+//! The discipline of the tap goes with the tap, the detour with the keeper. The ifb is named after the tap's number, so that whoever finds one
+//! without its tap can remove it.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use rtnetlink::packet_core::DefaultNla;
+use rtnetlink::packet_route::tc::TcOption;
+use serde::Serialize;
+
+use crate::facts::{Link, OUR_GROUP};
+use crate::kernel::nft::{
+    Base, Batch, Chain, ChainType, Command, Family, Hook, NftError, NftSocket, Policy, Rule, Statement, Table,
+    TableName,
+};
+use crate::kernel::rtnl::Rtnl;
+use crate::kernel::tun;
+use crate::spec::IfName;
+use crate::step::Tap;
+use crate::survey;
+
+/// What the names of our ifbs begin with, before the number of a tap. An interface name has room for ten digits more.
+const IFB_PREFIX: &str = "mvifb";
+
+/// After all rules on the tap.
+const LAST: i32 = 2000;
+
+/// How much waits for its turn: to the guest, what a tenth of a second brings, and from the guest, where it waits in the guest, a fiftieth.
+const TO_GUEST_PER_SECOND: u64 = 10;
+const FROM_GUEST_PER_SECOND: u64 = 50;
+
+/// Least and most that waits, in bytes: some frames before segmentation, and what a host has to spare.
+const WAITING_MIN: u64 = 256 << 10;
+const WAITING_MAX: u64 = 64 << 20;
+
+/// Beyond what the tap takes, room on the ifb: a frame is taken as long as there is any room, and segmentation repeats headers.
+const RESERVE: u64 = 4 << 20;
+
+/// Attributes of a token bucket filter (linux/pkt_sched.h), and the layer by which it counts bytes without a table.
+const TCA_TBF_PARMS: u16 = 1;
+const TCA_TBF_RATE64: u16 = 4;
+const TCA_TBF_BURST: u16 = 6;
+const TC_LINKLAYER_ETHERNET: u8 = 1;
+
+/// A rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Rate {
+    /// Bits per second.
+    pub bits_per_s: u64,
+    /// What passes at once after a pause, in bytes. At least a frame.
+    pub burst_bytes: u64,
+}
+
+impl Rate {
+    /// What waits at most, in bytes, if that is what so much of a second brings.
+    fn waiting(self, per_second: u64) -> u64 {
+        (self.bits_per_s / 8 / per_second).clamp(WAITING_MIN, WAITING_MAX)
+    }
+}
+
+/// A card whose rates are held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Shape {
+    /// The card.
+    pub card: usize,
+    /// To the guest.
+    pub to_guest: Rate,
+    /// From the guest.
+    pub from_guest: Rate,
+}
+
+impl Shape {
+    /// What the tap takes from each queue of the guest before it has it wait, in bytes.
+    fn send_buffer(&self) -> u64 {
+        self.from_guest.waiting(FROM_GUEST_PER_SECOND)
+    }
+
+    /// Puts the disciplines on the tap with this number and on its ifb, which is made.
+    async fn apply(&self, rtnl: &Rtnl, tap: u32, queues: u64) -> io::Result<()> {
+        let waiting = self.to_guest.waiting(TO_GUEST_PER_SECOND);
+        rtnl.set_qdisc(tap, "tbf", token_bucket(self.to_guest, waiting)).await?;
+        let name = ifb_name(tap);
+        rtnl.create_ifb(&name).await?;
+        let ifb = nix::net::if_::if_nametoindex(name.as_str())?;
+        let waiting = self.send_buffer().saturating_mul(2 * queues).saturating_add(RESERVE);
+        rtnl.set_qdisc(ifb, "tbf", token_bucket(self.from_guest, waiting)).await
+    }
+}
+
+/// Why rates are not held.
+#[derive(Debug, thiserror::Error)]
+pub enum ShapeError {
+    /// A kernel without `tbf`, `ifb` or the `fwd` of nftables.
+    #[error("The kernel cannot do that")]
+    Missing,
+    /// A discipline or an interface.
+    #[error("Have frames wait")]
+    Link(#[from] io::Error),
+    /// The detour.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+}
+
+impl ShapeError {
+    /// What the kernel says of a kind of link or discipline that it does not have, told apart from all else.
+    fn from_link(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENOENT | libc::EOPNOTSUPP) => Self::Missing,
+            _ => Self::Link(error),
+        }
+    }
+}
+
+/// Holds the rates of cards on these taps. The detours last as long as the socket.
+pub(crate) async fn hold(
+    rtnl: &Rtnl,
+    vm: &str,
+    shapes: &[Shape],
+    taps: &BTreeMap<usize, Tap>,
+) -> Result<NftSocket, ShapeError> {
+    let links: Vec<Link> = rtnl.links().await?.iter().filter_map(survey::link).collect();
+    sweep(rtnl, &links).await?;
+    for shape in shapes {
+        let Some(Tap { index: Some(index), fds, .. }) = taps.get(&shape.card) else { continue };
+        let queues = u64::try_from(fds.len()).unwrap_or(u64::MAX);
+        shape.apply(rtnl, *index, queues).await.map_err(ShapeError::from_link)?;
+        if let Some(queue) = fds.first() {
+            tun::limit_sending(queue, shape.send_buffer())?;
+        }
+    }
+    let table = table(vm, shapes, |card| {
+        let tap = taps.get(&card)?;
+        Some((tap.name.parse().ok()?, ifb_name(tap.index?).parse().ok()?))
+    });
+    let mut socket = NftSocket::open()?;
+    match socket.apply(&Batch { commands: vec![Command::AddTable(table)] }) {
+        Ok(()) => Ok(socket),
+        Err(NftError::Refused { source, .. })
+            if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) =>
+        {
+            Err(ShapeError::Missing)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes the ifbs of these taps.
+pub(crate) async fn release(rtnl: &Rtnl, taps: impl Iterator<Item = u32>) -> io::Result<()> {
+    for tap in taps {
+        match nix::net::if_::if_nametoindex(ifb_name(tap).as_str()) {
+            Ok(ifb) => rtnl.remove(ifb).await?,
+            Err(nix::errno::Errno::ENODEV) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The VM's table of detours. `tap` gives the tap of a card and its ifb. No VM's name has a slash, so that no other table has this name.
+fn table(vm: &str, shapes: &[Shape], tap: impl Fn(usize) -> Option<(IfName, IfName)>) -> Table {
+    let chain = |shape: &Shape| {
+        let (tap, ifb) = tap(shape.card)?;
+        let (chain_type, hook) = (ChainType::Filter, Hook::Ingress(tap));
+        let base = Base { chain_type, hook, priority: LAST, policy: Policy::Accept };
+        let rules = vec![Rule::new().with(Statement::Fwd(ifb))];
+        Some(Chain { name: format!("card{}", shape.card), base: Some(base), rules })
+    };
+    Table {
+        name: TableName { family: Family::Netdev, name: format!("minivmm-{vm}/rate") },
+        counters: Vec::new(),
+        sets: Vec::new(),
+        chains: shapes.iter().filter_map(chain).collect(),
+    }
+}
+
+/// The name of the ifb of the tap with this number.
+fn ifb_name(tap: u32) -> String {
+    format!("{IFB_PREFIX}{tap}")
+}
+
+/// Removes the ifbs of ours whose taps have gone. Returns their names.
+///
+/// # Errors
+/// The first that stays.
+pub(crate) async fn sweep(rtnl: &Rtnl, links: &[Link]) -> io::Result<Vec<String>> {
+    let mut swept = Vec::new();
+    for link in links.iter().filter(|link| is_left_over(link, links)) {
+        rtnl.remove(link.index).await?;
+        swept.push(link.name.clone());
+    }
+    Ok(swept)
+}
+
+fn is_left_over(link: &Link, links: &[Link]) -> bool {
+    let ours = link.kind.as_deref() == Some("ifb") && link.group == OUR_GROUP;
+    let tap = link.name.strip_prefix(IFB_PREFIX).and_then(|number| number.parse::<u32>().ok());
+    ours && tap.is_some_and(|tap| !links.iter().any(|link| link.index == tap))
+}
+
+/// The options of a token bucket filter in which so many bytes wait.
+fn token_bucket(rate: Rate, waiting_bytes: u64) -> Vec<TcOption> {
+    let bytes_per_s = rate.bits_per_s / 8;
+    let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_ne_bytes();
+    // struct tc_ratespec: cell_log, linklayer, overhead, cell_align, mpu, rate.
+    let spec = |rate: u64| [&[0, TC_LINKLAYER_ETHERNET, 0, 0, 0, 0, 0, 0], word(rate).as_slice()].concat();
+    // struct tc_tbf_qopt: rate, peak rate, limit, and buffer and mtu, which TCA_TBF_BURST says better.
+    let parms = [spec(bytes_per_s), vec![0; 12], word(waiting_bytes).to_vec(), vec![0; 8]].concat();
+    let options = [
+        (TCA_TBF_PARMS, parms),
+        (TCA_TBF_RATE64, bytes_per_s.to_ne_bytes().to_vec()),
+        (TCA_TBF_BURST, word(rate.burst_bytes).to_vec()),
+    ];
+    options.into_iter().map(|(kind, value)| TcOption::Other(DefaultNla::new(kind, value))).collect()
+}

@@ -1,0 +1,248 @@
+//! An interface of the host as the way out of a bridge of ours: the bridge gets its addresses and routes, and gives them back.
+//!
+//! ```text
+//! take       addresses on both -> [eth1 is a port] -> routes to br0 -> addresses off eth1
+//! give back  addresses on both -> routes to eth1 -> [eth1 is free]  -> addresses off br0 -> br0 goes
+//! ```
+//!
+//! Everything is added before it is removed where it was, so that at any moment the two together have all that the interface had,
+//! and whoever finds them can go on: that the bridge gives back is written on it before the first address moves, and there is no other
+//! memory. Packets have a way out at each moment, as a port of a bridge sends what is routed through it, and a way in but for the
+//! microseconds in which a port comes or goes. Nobody has to be asked who is who on the wire: what the host has learned of its neighbours is
+//! copied.
+//!
+//! Not moved: link-local addresses of IPv6, which each has for itself (the bridge gets copies of them), what the kernel adds and
+//! removes with addresses, neighbours that somebody has set, rules that name the interface (`ip rule`, firewalls) and sockets bound to it. A route of
+//! the kernel's own that somebody has removed comes back with its address. IPv6 addresses that the kernel has made up for privacy are
+//! ordinary ones afterwards, with the lifetime that they had.
+
+mod socket;
+mod wire;
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, State};
+use tokio::time::{Instant, sleep};
+
+use crate::facts::{Link, UplinkFact};
+use crate::host::forwarding;
+use crate::identity::alias::UplinkAlias;
+use crate::kernel::rtnl::Rtnl;
+use crate::kernel::sysctl::{self, Conf};
+use socket::{Change, RouteSocket};
+use wire::{Address, Neighbour, Route};
+
+/// How long to wait for what the kernel does a moment later: it takes a millisecond or two, and without it packets are lost for as long.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Most neighbours that are copied. The kernel has room for some hundreds by default, and asks for those that are left out.
+const NEIGHBOURS_MAX: usize = 64;
+
+/// Settings of an interface that are the bridge's while it stands in for it. Addresses of its own making it does not need.
+const SETTINGS: &[(Conf, &[&str])] = &[
+    (Conf::Ipv4, &["forwarding", "rp_filter", "arp_ignore", "arp_announce", "arp_filter", "accept_redirects"]),
+    (Conf::Ipv6, &["disable_ipv6", "forwarding", "accept_ra", "accept_ra_defrtr", "autoconf", "use_tempaddr"]),
+];
+
+/// Why the addresses of an interface did not get where they belong. All that there is belongs to one of the two.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    /// No socket, or no answer.
+    #[error("Talk to the kernel's network configuration (rtnetlink)")]
+    Talk(#[source] io::Error),
+    /// `RTM_SETLINK` with the bridge's alias.
+    #[error("Write on the bridge what is to be given back")]
+    Write(#[source] io::Error),
+    /// `RTM_SETLINK` with the bridge, or without one.
+    #[error("Change what it is a port of")]
+    Attach(#[source] io::Error),
+    /// An address or a route.
+    #[error("The kernel refuses to {what}")]
+    Refused {
+        /// What was to be done.
+        what: String,
+        /// What it says.
+        source: io::Error,
+    },
+}
+
+impl MoveError {
+    /// What the kernel said.
+    pub fn errno(&self) -> Option<i32> {
+        let (Self::Talk(source) | Self::Write(source) | Self::Attach(source) | Self::Refused { source, .. }) = self;
+        source.raw_os_error()
+    }
+}
+
+/// What a link has that can be moved.
+struct Holdings {
+    addresses: Vec<Address>,
+    link_local: Vec<Address>,
+    /// Those that lead to a router last.
+    routes: Vec<Route>,
+}
+
+impl Holdings {
+    fn of(socket: &mut RouteSocket, link: u32) -> io::Result<Self> {
+        let all = socket.addresses(link)?.into_iter();
+        let all = all.filter(|address| address.link() == link && !address.is_refuted());
+        let (link_local, addresses) = all.partition(Address::is_link_local);
+        let routes = socket.routes(link)?.into_iter().filter(|route| !route.is_the_kernels());
+        let mut routes: Vec<Route> = routes.flat_map(|route| route.parts_through(link)).collect();
+        routes.sort_by_key(Route::has_gateway);
+        Ok(Self { addresses, link_local, routes })
+    }
+}
+
+/// What a plan has to know of an interface that is to be an uplink.
+pub(crate) fn survey(link: &Link) -> io::Result<UplinkFact> {
+    let mut socket = RouteSocket::open()?;
+    let Holdings { addresses, routes, .. } = Holdings::of(&mut socket, link.index)?;
+    let wireless = ["phy80211", "wireless"].map(|entry| Path::new("/sys/class/net").join(&link.name).join(entry));
+    Ok(UplinkFact {
+        link: link.index,
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+        lifetime_s: addresses.iter().filter_map(Address::lifetime_s).min(),
+        routes: routes.len(),
+        default_route: routes.iter().any(Route::is_default),
+        nexthop_objects: routes.iter().any(Route::has_nexthop_object),
+        wireless: wireless.iter().any(|path| path.exists()),
+    })
+}
+
+/// Makes `uplink` a port of `bridge`, a bridge of ours, and moves what it has if the alias says so. May be repeated.
+pub(crate) async fn take(rtnl: &Rtnl, bridge: &str, alias: &UplinkAlias) -> Result<(), MoveError> {
+    let (to, from) = (index_of(bridge)?, index_of(&alias.uplink)?);
+    rtnl.set_alias(bridge, &alias.to_string()).await.map_err(MoveError::Write)?;
+    if !alias.moved {
+        return rtnl.join(from, to).await.map_err(MoveError::Attach);
+    }
+    forwarding::inherit(rtnl, from, to).await.map_err(MoveError::Write)?;
+    inherit_settings(&alias.uplink, bridge);
+    let mut socket = RouteSocket::open().map_err(MoveError::Talk)?;
+    let holdings = Holdings::of(&mut socket, from).map_err(MoveError::Talk)?;
+    copy_addresses(&mut socket, &[&holdings.link_local[..], &holdings.addresses].concat(), &alias.uplink, to).await?;
+    rtnl.join(from, to).await.map_err(MoveError::Attach)?;
+    carry(rtnl, from, to).await.map_err(MoveError::Talk)?;
+    move_routes(&mut socket, &holdings, from, to)?;
+    remove_addresses(&mut socket, &holdings)
+}
+
+/// Gives back to its uplink what `bridge` has from it, and releases it. May be repeated.
+pub(crate) async fn give_back(rtnl: &Rtnl, bridge: &Link, alias: &UplinkAlias, uplink: &Link) -> Result<(), MoveError> {
+    let (from, to) = (bridge.index, uplink.index);
+    let mut moving = None;
+    if alias.moved {
+        let mut socket = RouteSocket::open().map_err(MoveError::Talk)?;
+        let holdings = Holdings::of(&mut socket, from).map_err(MoveError::Talk)?;
+        copy_addresses(&mut socket, &holdings.addresses, &bridge.name, to).await?;
+        move_routes(&mut socket, &holdings, from, to)?;
+        moving = Some((socket, holdings));
+    }
+    if uplink.master == Some(from) {
+        rtnl.leave(to).await.map_err(MoveError::Attach)?;
+    }
+    if let Some((mut socket, holdings)) = moving {
+        remove_addresses(&mut socket, &holdings)?;
+    }
+    if alias.raised {
+        rtnl.lower(&uplink.name).await.map_err(MoveError::Attach)?;
+    }
+    Ok(())
+}
+
+/// Gives `to` the addresses that the link called `name_before` has as well, and waits until they hold there.
+async fn copy_addresses(
+    socket: &mut RouteSocket,
+    addresses: &[Address],
+    name_before: &str,
+    to: u32,
+) -> Result<(), MoveError> {
+    let copies: Vec<Address> = addresses.iter().map(|address| address.on(to, name_before)).collect();
+    let undetected = copies.iter().filter_map(Address::without_detection);
+    // Added first as they hold at once, and then as they were.
+    let changes: Vec<Change> = undetected.chain(copies.iter().cloned()).map(Change::AddAddress).collect();
+    apply(socket, &changes)?;
+    // The kernel adds the route by which an IPv6 address is the host's own from a work queue.
+    let six: Vec<IpAddr> = copies.iter().filter_map(Address::ip).filter(IpAddr::is_ipv6).collect();
+    let start = Instant::now();
+    while !six.is_empty() && start.elapsed() < PATIENCE {
+        let routes = socket.routes(to).map_err(MoveError::Talk)?;
+        if six.iter().all(|ip| routes.iter().any(|route| route.is_local_for(*ip))) {
+            break;
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+/// Has routes lead through `to` instead of `from`, to neighbours that are known there.
+fn move_routes(socket: &mut RouteSocket, holdings: &Holdings, from: u32, to: u32) -> Result<(), MoveError> {
+    let neighbours = socket.neighbours(from).map_err(MoveError::Talk)?.into_iter();
+    let mut neighbours: Vec<_> = neighbours.filter(|other| other.link() == from && other.is_learned()).collect();
+    neighbours.sort_by_key(Neighbour::age);
+    neighbours.truncate(NEIGHBOURS_MAX);
+    let routes: Vec<Route> = holdings.routes.iter().map(Route::again).collect();
+    let added = routes.iter().map(|route| Change::AddRoute(route.through(from, to)));
+    let known = neighbours.iter().map(|neighbour| Change::AddNeighbour(neighbour.on(to)));
+    apply(socket, &known.chain(added).collect::<Vec<_>>())?;
+    apply(socket, &routes.into_iter().map(Change::RemoveRoute).collect::<Vec<_>>())
+}
+
+/// Takes the addresses off the link that they come from. In reverse, so that none goes with one that it is secondary to.
+fn remove_addresses(socket: &mut RouteSocket, holdings: &Holdings) -> Result<(), MoveError> {
+    let addresses = holdings.addresses.iter().rev().cloned().map(Change::RemoveAddress);
+    apply(socket, &addresses.collect::<Vec<_>>())
+}
+
+fn apply(socket: &mut RouteSocket, changes: &[Change]) -> Result<(), MoveError> {
+    let refused = socket.apply(changes).map_err(MoveError::Talk)?;
+    match refused.into_iter().next() {
+        Some((change, source)) => Err(MoveError::Refused { what: change.to_string(), source }),
+        None => Ok(()),
+    }
+}
+
+/// Waits until the bridge carries, if its port does: the kernel has it drop everything for a moment.
+async fn carry(rtnl: &Rtnl, port: u32, bridge: u32) -> io::Result<()> {
+    let carries = rtnl.link(port).await?.is_some_and(|link| link.header.flags.contains(LinkFlags::LowerUp));
+    let start = Instant::now();
+    while carries && start.elapsed() < PATIENCE {
+        let link = rtnl.link(bridge).await?;
+        let up = |attribute: &LinkAttribute| *attribute == LinkAttribute::OperState(State::Up);
+        if link.is_some_and(|link| link.attributes.iter().any(up)) {
+            break;
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+/// Has the bridge behave as the interface did, as far as the kernel has settings for it.
+fn inherit_settings(uplink: &str, bridge: &str) {
+    // IN6_ADDR_GEN_MODE_NONE: the addresses are the interface's.
+    let mut written = vec![sysctl::set(Conf::Ipv6, bridge, "addr_gen_mode", "1")];
+    for (conf, keys) in SETTINGS {
+        for key in *keys {
+            let (Ok(theirs), Ok(ours)) = (sysctl::read(*conf, uplink, key), sysctl::read(*conf, bridge, key)) else {
+                continue;
+            };
+            if theirs != ours {
+                written.push(sysctl::set(*conf, bridge, key, &theirs));
+            }
+        }
+    }
+    for error in written.into_iter().filter_map(Result::err) {
+        log::debug!("A setting of {uplink} cannot be that of {bridge}: {error}");
+    }
+}
+
+fn index_of(name: &str) -> Result<u32, MoveError> {
+    nix::net::if_::if_nametoindex(name).map_err(|errno| MoveError::Attach(errno.into()))
+}

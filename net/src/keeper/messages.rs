@@ -1,0 +1,180 @@
+//! What the keeper tells the VMM, and how descriptors travel with it.
+//!
+//! One message is one packet of a `SOCK_SEQPACKET` pair: JSON, and for a card its descriptors as `SCM_RIGHTS`
+//! (unix(7)). A card has at most 133, the kernel passes up to 253 at once. The VMM says one thing only, by closing its
+//! end: that it is over.
+#![allow(unsafe_code)] // Received descriptors come as numbers.
+
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use serde::{Deserialize, Serialize};
+
+use super::NotKept;
+use crate::error::{Error, Report};
+use crate::identity::mac::MacAddr;
+use crate::kernel::link::LinkState;
+use crate::services::ServiceSpec;
+use crate::spec::{OffloadList, QUEUES_MAX};
+
+/// How long the VMM waits for the keeper's next word, in seconds. Set-up takes a millisecond; this covers a host that
+/// is starting hundreds of VMs, and bounds the wait for a kernel that hangs.
+pub const PATIENCE_S: i64 = 30;
+
+/// Largest message. The longest is a teardown report: a line for each step that failed.
+const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// Descriptors a receiver has room for: a queue's two each, a lookout, a claim, the services' socket, a program and its map.
+const FDS_MAX: usize = 2 * QUEUES_MAX as usize + 5;
+
+/// What the keeper says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// A card is ready; its descriptors come along.
+    Port(PortHeader),
+    /// All cards are ready; what keeps the VM's nftables comes along, if it has some.
+    Ready(Timing),
+    /// A card's link has changed.
+    Link {
+        /// The card.
+        card: usize,
+        /// What it is like.
+        state: LinkState,
+    },
+    /// Others have been heard with addresses of a card's guest, so often so far.
+    Conflicts {
+        /// The card.
+        card: usize,
+        /// With its MAC address.
+        macs: u64,
+        /// With an IP address of it.
+        addresses: u64,
+    },
+    /// The MTU that a card's services are to tell its guest from now on.
+    Mtu {
+        /// The card.
+        card: usize,
+        /// Bytes.
+        mtu: u16,
+    },
+    /// All promises that are not kept at present.
+    NotKept(Vec<NotKept>),
+    /// They cannot be had; all is undone.
+    Failed(Report),
+    /// Teardown is over, and this went wrong.
+    Stopped(Vec<Report>),
+}
+
+/// A port without its descriptors: those of the tap, those of vhost-net, a lookout, a claim, the services' socket, a steering program
+/// and its map.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PortHeader {
+    pub(crate) tap_name: String,
+    pub(crate) bridge: Option<String>,
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: u16,
+    /// What is left to the tap.
+    pub(crate) offload: OffloadList,
+    /// The chains of others that have rules for it.
+    pub(crate) foreign_rules: Vec<String>,
+    /// How many of the descriptors are queues of the tap.
+    pub(crate) queues: usize,
+    /// How many of the following ones are instances of vhost-net: as many, or none.
+    pub(crate) vhosts: usize,
+    /// How many of the following ones are lookouts: one or none.
+    pub(crate) lookouts: usize,
+    /// How many of the following ones say that the interface is in use: one or none.
+    pub(crate) claims: usize,
+    /// What the services say whose socket is the next one, if the card has some.
+    pub(crate) service: Option<ServiceHeader>,
+}
+
+/// Services without their socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ServiceHeader {
+    /// What they say.
+    pub(crate) spec: ServiceSpec,
+    /// What is written on the card's tap.
+    pub(crate) alias: String,
+}
+
+/// How long the keeper took, in microseconds since its birth; each phase ends where the next begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Detaching from the VMM and connecting to the kernel.
+    pub connect_us: u64,
+    /// Waiting for other keepers and looking at the host.
+    pub survey_us: u64,
+    /// Planning.
+    pub plan_us: u64,
+    /// Changing the host.
+    pub apply_us: u64,
+}
+
+impl Reply {
+    /// Sends this message with its descriptors.
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>, fds: &[OwnedFd]) -> Result<(), Error> {
+        self.send_with(socket, fds, MsgFlags::empty())
+    }
+
+    /// Sends this message without waiting for room. Returns whether there was some.
+    pub(crate) fn try_send(&self, socket: BorrowedFd<'_>) -> Result<bool, Error> {
+        match self.send_with(socket, &[], MsgFlags::MSG_DONTWAIT) {
+            Err(Error::Talk(error)) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            result => result.map(|()| true),
+        }
+    }
+
+    fn send_with(&self, socket: BorrowedFd<'_>, fds: &[OwnedFd], flags: MsgFlags) -> Result<(), Error> {
+        let text = serde_json::to_vec(self).map_err(|_| Error::Protocol)?;
+        let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        let control = if numbers.is_empty() { &[][..] } else { &rights[..] };
+        sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&text)], control, flags | MsgFlags::MSG_NOSIGNAL, None)
+            .map_err(|errno| Error::Talk(errno.into()))?;
+        Ok(())
+    }
+
+    /// Waits for the next message and its descriptors; none if the other end is closed.
+    pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
+        Self::receive_with(socket, MsgFlags::empty())
+    }
+
+    /// The same without waiting, which is [`Error::Silent`] if there is no message.
+    pub(crate) fn try_receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
+        Self::receive_with(socket, MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn receive_with(socket: BorrowedFd<'_>, flags: MsgFlags) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
+        let mut text = vec![0; MESSAGE_BYTES];
+        let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
+        let mut slices = [IoSliceMut::new(&mut text)];
+        let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = loop {
+            match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
+                Err(Errno::EINTR) => slices = [IoSliceMut::new(&mut text)],
+                Err(Errno::EAGAIN) => return Err(Error::Silent { seconds: PATIENCE_S }),
+                result => break result.map_err(|errno| Error::Talk(errno.into()))?,
+            }
+        };
+        let mut fds = Vec::new();
+        for part in message.cmsgs().map_err(|_| Error::Protocol)? {
+            let ControlMessageOwned::ScmRights(numbers) = part else { continue };
+            for number in numbers {
+                // SAFETY: the kernel has just put this descriptor into our table and nobody else knows its number.
+                fds.push(unsafe { OwnedFd::from_raw_fd(number) });
+            }
+        }
+        let bytes = message.bytes;
+        if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+            return Err(Error::Protocol);
+        }
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let reply = serde_json::from_slice(&text[..bytes]).map_err(|_| Error::Protocol)?;
+        Ok(Some((reply, fds)))
+    }
+}

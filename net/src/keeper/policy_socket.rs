@@ -1,0 +1,129 @@
+//! Where the keeper is asked for the policy of its VM, and given another.
+//!
+//! The VMM has no part in it: it gave its privileges up, and whoever takes it over is to stay behind the policy. So a caller has to be the
+//! keeper's user or root, and to have what it takes to change rules, CAP_NET_ADMIN. One caller is served at a time, and not for long.
+
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+
+use nix::unistd::geteuid;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::identity::runtime_dir::{RuntimeDir, VmSocket};
+use crate::policy::{Answer, LINE_MAX, Order, STRANGER};
+
+/// How long a caller may take for an order and its answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Its bit in a set of capabilities (linux/capability.h).
+const CAP_NET_ADMIN: u64 = 1 << 12;
+
+/// The keeper's end.
+pub(super) struct Desk(Option<UnixListener>);
+
+/// Somebody who asks, with what.
+pub(super) struct Caller {
+    stream: UnixStream,
+    pub(super) order: Order,
+}
+
+impl Desk {
+    /// A desk for a VM of that name. Without one its policy stays as it is.
+    pub(super) fn open(vm: &str) -> Self {
+        let listen = || {
+            let folder = RuntimeDir::open().map_err(io::Error::other)?;
+            UnixListener::from_std(folder.listen(vm, VmSocket::Keeper)?)
+        };
+        let listener: io::Result<UnixListener> = listen();
+        Self(
+            listener
+                .inspect_err(|error| log::warn!("The policy of this VM cannot be changed while it runs: {error}"))
+                .ok(),
+        )
+    }
+
+    /// The next caller who may ask, and has done so.
+    pub(super) async fn next(&self) -> Caller {
+        let Some(listener) = &self.0 else { return std::future::pending().await };
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    log::warn!("Cannot hear who asks for the policy: {error}");
+                    tokio::time::sleep(PATIENCE).await;
+                    continue;
+                }
+            };
+            match tokio::time::timeout(PATIENCE, listen(&stream)).await {
+                Ok(Ok(order)) => return Caller { stream, order },
+                Ok(Err(sentence)) => Caller::say(&stream, &Answer::Refused(sentence)).await,
+                Err(_) => log::debug!("Whoever asks for the policy says nothing"),
+            }
+        }
+    }
+}
+
+impl Caller {
+    /// Gives the answer.
+    pub(super) async fn answer(self, answer: &Answer) {
+        Self::say(&self.stream, answer).await;
+    }
+
+    async fn say(stream: &UnixStream, answer: &Answer) {
+        let Ok(mut line) = serde_json::to_vec(answer) else { return };
+        line.push(b'\n');
+        // Who does not wait for the answer does without it.
+        let _ = tokio::time::timeout(PATIENCE, write(stream, &line)).await;
+    }
+}
+
+/// What a caller wants, or why it is not to be had.
+async fn listen(stream: &UnixStream) -> Result<Order, String> {
+    let peer = stream.peer_cred().map_err(|error| format!("The kernel does not say who asks: {error}"))?;
+    let user = peer.uid() == 0 || peer.uid() == geteuid().as_raw();
+    if !user || !peer.pid().is_some_and(has_privilege) {
+        return Err(STRANGER.to_owned());
+    }
+    let line = read_line(stream).await.map_err(|error| format!("Not an order: {error}"))?;
+    serde_json::from_slice(&line).map_err(|error| format!("Not an order: {error}"))
+}
+
+/// Whether a process could change the rules by itself, if it owned them.
+fn has_privilege(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & CAP_NET_ADMIN != 0)
+}
+
+async fn read_line(stream: &UnixStream) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut bytes = vec![0; 16 * 1024];
+    loop {
+        stream.readable().await?;
+        match stream.try_read(&mut bytes) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(read) => line.extend_from_slice(&bytes[..read]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        if line.last() == Some(&b'\n') {
+            return Ok(line);
+        }
+        if line.len() > LINE_MAX {
+            return Err(ErrorKind::InvalidData.into());
+        }
+    }
+}
+
+async fn write(stream: &UnixStream, mut line: &[u8]) -> io::Result<()> {
+    while !line.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(line) {
+            Ok(sent) => line = &line[sent..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! System calls and netlink, behind safe and typed faces. Knows no VM, no plan and no step.
+
+pub mod link;
+pub mod nft;
+pub mod own_code;
+
+pub(crate) mod bpf;
+pub(crate) mod ethtool;
+pub(crate) mod rtnl;
+pub(crate) mod sysctl;
+pub(crate) mod tun;
+pub(crate) mod vlan;

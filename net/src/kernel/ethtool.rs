@@ -1,0 +1,68 @@
+//! What an interface says of its speed (linux/ethtool.h).
+//!
+//! A tap says 10000 Mbit/s and full duplex unless somebody has told it otherwise (`ethtool -s TAP speed ...`).
+#![allow(unsafe_code)] // ioctl(2) takes untyped pointers.
+
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use crate::kernel::link::Duplex;
+
+/// `ETHTOOL_GSET`: the older of two requests, with room for all that is asked here in one struct of fixed size.
+const GET_SETTINGS: u32 = 1;
+
+/// `DUPLEX_HALF` and `DUPLEX_FULL`.
+const DUPLEX_HALF: u8 = 0;
+const DUPLEX_FULL: u8 = 1;
+
+/// `struct ethtool_cmd`.
+#[repr(C)]
+#[derive(Default)]
+struct Settings {
+    cmd: u32,
+    supported: u32,
+    advertising: u32,
+    speed_low: u16,
+    duplex: u8,
+    port: u8,
+    phy_address: u8,
+    transceiver: u8,
+    autoneg: u8,
+    mdio_support: u8,
+    maxtxpkt: u32,
+    maxrxpkt: u32,
+    speed_high: u16,
+    eth_tp_mdix: u8,
+    eth_tp_mdix_ctrl: u8,
+    lp_advertising: u32,
+    reserved: [u32; 2],
+}
+
+/// Speed in Mbit/s and duplex of the interface called `name`, as far as they are known.
+pub(crate) fn speed(name: &str) -> (Option<u32>, Option<Duplex>) {
+    let Some(settings) = settings(name) else { return (None, None) };
+    let speed = u32::from(settings.speed_high) << 16 | u32::from(settings.speed_low);
+    let duplex = match settings.duplex {
+        DUPLEX_HALF => Some(Duplex::Half),
+        DUPLEX_FULL => Some(Duplex::Full),
+        _ => None,
+    };
+    // SPEED_UNKNOWN, and in drivers older than it 0 and 65535.
+    (Some(speed).filter(|speed| !matches!(*speed, 0 | 0xffff | u32::MAX)), duplex)
+}
+
+fn settings(name: &str) -> Option<Settings> {
+    // Any socket stands for the network namespace.
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).ok()?;
+    let mut settings = Settings { cmd: GET_SETTINGS, ..Settings::default() };
+    let data = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut settings).cast() };
+    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: data };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    // SAFETY: SIOCETHTOOL reads one ifreq and follows its pointer, which is to `settings`: a struct ethtool_cmd in size and
+    // layout, which ETHTOOL_GSET reads and writes, alive until the call has returned.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    (result >= 0).then_some(settings)
+}

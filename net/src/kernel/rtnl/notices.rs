@@ -1,0 +1,259 @@
+//! Notifications of the kernel about routes and about settings of interfaces (netconf), read in bounded helpings.
+//!
+//! A router of the internet has a million routes, and changes thousands of them in a second when a neighbour comes
+//! back. So these have a socket of their own with a small buffer: whoever watches reads what is in it and then pauses.
+//! The kernel drops without further cost what it has no room for meanwhile, and says so once ([`Heard::lost`]); the
+//! state itself tells then.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use crate::kernel::nft::attr::{Attrs, Message, messages};
+use crate::kernel::sysctl::Conf;
+
+/// Bits of `struct sockaddr_nl` for `RTNLGRP_IPV4_ROUTE`, `_IPV6_ROUTE`, `_IPV4_NETCONF` and `_IPV6_NETCONF`
+/// (linux/rtnetlink.h).
+const GROUPS: u32 = 1 << (7 - 1) | 1 << (11 - 1) | 1 << (24 - 1) | 1 << (25 - 1);
+
+/// Room for notifications: some 200, each of which the kernel accounts with about 1 KiB. A change of a setting for all
+/// interfaces causes one for each of them.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// Most messages of one helping: what the buffer holds, with what arrives while it is read.
+const HELPING_MAX: usize = 1024;
+
+/// Room for one message.
+const MESSAGE_BYTES: usize = 32 * 1024;
+
+/// Messages of rtnetlink (linux/rtnetlink.h) about routes, and about settings.
+const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWNETCONF: u16 = 80;
+
+/// Bytes of `struct rtmsg`, the place of the route's type in it, and the type of routes to other machines.
+const ROUTE_HEAD_LEN: usize = 12;
+const ROUTE_TYPE_AT: usize = 7;
+const RTN_UNICAST: u8 = 1;
+
+/// Attributes of a route, and bytes of `struct rtnexthop`: length, flags, weight, and the link's number.
+const RTA_OIF: u16 = 4;
+const RTA_MULTIPATH: u16 = 9;
+const HOP_LEN: usize = 8;
+
+/// Bytes of `struct netconfmsg` with what comes before attributes, attributes of a setting, and numbers that stand for
+/// all interfaces and for later ones (linux/netconf.h).
+const NETCONF_HEAD_LEN: usize = 4;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+const IFINDEX_ALL: i32 = -1;
+const IFINDEX_DEFAULT: i32 = -2;
+
+/// For whom a setting holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scope {
+    /// The host.
+    All,
+    /// Interfaces that come later.
+    Default,
+    /// An interface.
+    Link(u32),
+}
+
+/// A change of whether packets are forwarded, whoever made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Forwarding {
+    pub(crate) conf: Conf,
+    pub(crate) scope: Scope,
+    pub(crate) on: bool,
+}
+
+/// A helping of notifications.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// Interfaces that lead to other machines by an IPv4 route that is new.
+    pub(crate) leading: BTreeSet<u32>,
+    /// Changes of forwarding, in order.
+    pub(crate) forwarding: Vec<Forwarding>,
+    /// There was more than the socket could hold.
+    pub(crate) lost: bool,
+}
+
+/// The socket.
+#[derive(Debug)]
+pub(crate) struct Notices {
+    /// The netlink socket as something tokio can wait for: it only asks for readiness, which does not differ by socket
+    /// type.
+    socket: UnixStream,
+}
+
+impl Notices {
+    /// Listens from now on. Inside a tokio runtime.
+    pub(crate) fn subscribe() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        // Less means no more than that something is lost sooner.
+        let _ = setsockopt(&fd, sockopt::RcvBuf, &BUFFER_BYTES);
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+        Ok(Self { socket: UnixStream::from_std(fd.into())? })
+    }
+
+    /// Waits until there is something to read.
+    pub(crate) async fn ready(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// Reads the notifications that have come meanwhile, without waiting for more.
+    pub(crate) fn read(&self) -> io::Result<Heard> {
+        let mut heard = Heard::default();
+        let mut buffer = vec![0; MESSAGE_BYTES];
+        for _ in 0..HELPING_MAX {
+            let receive = || Ok(recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?);
+            match self.socket.try_io(Interest::READABLE, receive) {
+                Ok(len) => messages(buffer.get(..len).unwrap_or_default()).for_each(|message| heard.note(&message)),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => heard.lost = true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // There is no more.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(heard)
+    }
+}
+
+impl Heard {
+    fn note(&mut self, message: &Message<'_>) {
+        match message.kind {
+            RTM_NEWROUTE => self.leading.extend(links_of_route(message.body).into_iter().flatten()),
+            RTM_NEWNETCONF => self.forwarding.extend(forwarding(message.body)),
+            _ => {}
+        }
+    }
+}
+
+/// The links by which an IPv4 route leads to other machines.
+fn links_of_route(body: &[u8]) -> Option<Vec<u32>> {
+    let (head, rest) = body.split_at_checked(ROUTE_HEAD_LEN)?;
+    if head.first().copied().map(i32::from) != Some(libc::AF_INET) || head.get(ROUTE_TYPE_AT) != Some(&RTN_UNICAST) {
+        return None;
+    }
+    let mut links = Vec::new();
+    for (kind, payload) in Attrs::from(rest) {
+        match kind {
+            RTA_OIF => links.extend(number(payload)),
+            RTA_MULTIPATH => links.extend(hops(payload)),
+            _ => {}
+        }
+    }
+    Some(links)
+}
+
+/// The links of a list of `struct rtnexthop`, each with attributes of its own.
+fn hops(mut list: &[u8]) -> Vec<u32> {
+    let mut links = Vec::new();
+    while let Some(&[l0, l1, _, _, a, b, c, d]) = list.first_chunk::<HOP_LEN>() {
+        links.push(u32::from_ne_bytes([a, b, c, d]));
+        let len = usize::from(u16::from_ne_bytes([l0, l1]));
+        if len < HOP_LEN {
+            break;
+        }
+        list = list.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    links
+}
+
+fn forwarding(body: &[u8]) -> Option<Forwarding> {
+    let (head, rest) = body.split_at_checked(NETCONF_HEAD_LEN)?;
+    let conf = match head.first().copied().map(i32::from)? {
+        libc::AF_INET => Conf::Ipv4,
+        libc::AF_INET6 => Conf::Ipv6,
+        _ => return None,
+    };
+    let (mut scope, mut on) = (None, None);
+    for (kind, payload) in Attrs::from(rest) {
+        match kind {
+            NETCONFA_IFINDEX => scope = number(payload).map(u32::cast_signed),
+            NETCONFA_FORWARDING => on = number(payload).map(|value| value != 0),
+            _ => {}
+        }
+    }
+    let scope = match scope? {
+        IFINDEX_ALL => Scope::All,
+        IFINDEX_DEFAULT => Scope::Default,
+        link => Scope::Link(u32::try_from(link).ok()?),
+    };
+    Some(Forwarding { conf, scope, on: on? })
+}
+
+fn number(payload: &[u8]) -> Option<u32> {
+    payload.try_into().ok().map(u32::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::nft::attr::Writer;
+
+    fn heard(kind: u16, head: &[u8], attrs: impl FnOnce(&mut Writer)) -> Heard {
+        let mut writer = Writer::default();
+        attrs(&mut writer);
+        let body = [head, writer.bytes()].concat();
+        let mut heard = Heard::default();
+        heard.note(&Message { kind, flags: 0, seq: 0, body: &body });
+        heard
+    }
+
+    /// The fixed part of a route.
+    fn route(family: u8, kind: u8) -> [u8; ROUTE_HEAD_LEN] {
+        [family, 0, 0, 0, 254, 3, 0, kind, 0, 0, 0, 0]
+    }
+
+    #[test]
+    fn links_of_a_new_route_lead_to_other_machines() {
+        let plain = heard(RTM_NEWROUTE, &route(2, 1), |attrs| attrs.attr(RTA_OIF, &7_u32.to_ne_bytes()));
+        assert_eq!(plain.leading, [7].into());
+
+        let hop = |link: u32, more: &[u8]| {
+            let len = u16::try_from(HOP_LEN + more.len()).unwrap().to_ne_bytes();
+            [&len[..], &[0, 0], &link.to_ne_bytes(), more].concat()
+        };
+        let hops = [hop(3, &[8, 0, 5, 0, 10, 0, 0, 1]), hop(4, &[])].concat();
+        let many = heard(RTM_NEWROUTE, &route(2, 1), |attrs| attrs.attr(RTA_MULTIPATH, &hops));
+        assert_eq!(many.leading, [3, 4].into());
+    }
+
+    #[test]
+    fn routes_to_this_host_and_of_ipv6_lead_to_nobody() {
+        for head in [route(2, 2), route(10, 1)] {
+            let none = heard(RTM_NEWROUTE, &head, |attrs| attrs.attr(RTA_OIF, &7_u32.to_ne_bytes()));
+            assert_eq!(none, Heard::default());
+        }
+    }
+
+    #[test]
+    fn settings_are_of_all_of_later_ones_or_of_a_link() {
+        for (number, scope) in [(-1_i32, Scope::All), (-2, Scope::Default), (9, Scope::Link(9))] {
+            let set = heard(RTM_NEWNETCONF, &[10, 0, 0, 0], |attrs| {
+                attrs.attr(NETCONFA_IFINDEX, &number.to_ne_bytes());
+                attrs.attr(NETCONFA_FORWARDING, &1_i32.to_ne_bytes());
+            });
+            assert_eq!(set.forwarding, [Forwarding { conf: Conf::Ipv6, scope, on: true }]);
+        }
+    }
+
+    #[test]
+    fn cut_off_messages_say_nothing() {
+        for len in 0..ROUTE_HEAD_LEN {
+            assert_eq!(heard(RTM_NEWROUTE, &route(2, 1)[..len], |_| {}), Heard::default());
+        }
+        let hop = heard(RTM_NEWROUTE, &route(2, 1), |attrs| attrs.attr(RTA_MULTIPATH, &[3, 0, 0, 0, 9, 0, 0, 0]));
+        assert_eq!(hop.leading, [9].into());
+        assert_eq!(heard(RTM_NEWNETCONF, &[2], |_| {}), Heard::default());
+    }
+}

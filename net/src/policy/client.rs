@@ -1,0 +1,101 @@
+//! The caller's side of `minivmm net policy`, and the words of both sides.
+//!
+//! A caller connects to the socket of a VM's keeper in the [folder](crate::identity::runtime_dir) of the VM's user, sends one
+//! order and gets one answer; both are a line of JSON.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{POLICY_BYTES_MAX, Policy};
+use crate::identity::runtime_dir::{self, VmSocket};
+
+/// How long a keeper may take to answer. It may be busy with a link.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most bytes of a line: a policy, and the words around it.
+pub(crate) const LINE_MAX: usize = POLICY_BYTES_MAX + 4096;
+
+/// What a keeper is asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum Order {
+    /// For the policy in force.
+    Show,
+    /// To put this one in its place.
+    Replace(Policy),
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    /// What is in force now, if anything.
+    InForce(Option<Policy>),
+    /// It cannot be done: a sentence.
+    Refused(String),
+}
+
+/// Why there is no answer, or none that was wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens.
+    #[error("No VM with the name {0} and a network card is running")]
+    NoVm(String),
+    /// The VM is another user's.
+    #[error("{STRANGER}")]
+    Stranger,
+    /// More than a keeper reads.
+    #[error("The policy has more than {} KiB as text", POLICY_BYTES_MAX >> 10)]
+    TooLong,
+    /// The keeper says no.
+    #[error("{0}")]
+    Refused(String),
+    /// Trouble on the socket.
+    #[error("Talk to the keeper of the VM")]
+    Talk(#[source] io::Error),
+}
+
+/// The answer to whoever may not ask.
+pub(crate) const STRANGER: &str =
+    "Only root and the user who started this VM may ask for its policy, with CAP_NET_ADMIN";
+
+/// Asks the keeper of a VM for its policy, after it has put another in the place of the one before if there is one. Without an error all of it
+/// is in force, else nothing has changed.
+///
+/// # Errors
+/// There is no such VM, or it refuses.
+pub fn ask(vm: &str, replace: Option<Policy>) -> Result<Option<Policy>, AskError> {
+    let stream = runtime_dir::connect(vm, VmSocket::Keeper, TIMEOUT).map_err(|error| match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => AskError::NoVm(vm.to_owned()),
+        io::ErrorKind::PermissionDenied => AskError::Stranger,
+        _ => AskError::Talk(error),
+    })?;
+    let order = replace.map_or(Order::Show, Order::Replace);
+    match exchange(&stream, &order)? {
+        Answer::InForce(policy) => Ok(policy),
+        Answer::Refused(sentence) => Err(AskError::Refused(sentence)),
+    }
+}
+
+fn exchange(mut stream: &UnixStream, order: &Order) -> Result<Answer, AskError> {
+    let mut line = serde_json::to_vec(order).map_err(|error| AskError::Talk(error.into()))?;
+    line.push(b'\n');
+    if line.len() > LINE_MAX {
+        return Err(AskError::TooLong);
+    }
+    let mut talk = || {
+        match stream.write_all(&line) {
+            // A keeper that refuses the caller does so without listening.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            result => result?,
+        }
+        let mut reply = String::new();
+        let most = u64::try_from(LINE_MAX).unwrap_or(u64::MAX);
+        BufReader::new(stream.take(most)).read_line(&mut reply)?;
+        Ok(serde_json::from_str(&reply)?)
+    };
+    talk().map_err(AskError::Talk)
+}

@@ -1,0 +1,106 @@
+//! The links of this host as far as VMs use them, for whoever asks which VM has what.
+//!
+//! Reads one link dump, which any user may. A tap that minivmm made says whose it is; one that somebody else made does not.
+//! What the rules of a VM have dropped is for root to know.
+
+use std::collections::BTreeMap;
+
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::identity::alias::TapAlias;
+use crate::kernel::link::passes;
+use crate::kernel::nft::{Family, NftError, NftSocket, TableName};
+use crate::kernel::rtnl::{self, Rtnl};
+use crate::policy::rules::table_prefix;
+use crate::rules;
+use crate::survey;
+
+/// A link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Whether it passes frames on, and its bridge does.
+    pub up: bool,
+    /// What it is a port of.
+    pub master: Option<String>,
+    /// Whose it is, if minivmm made it for a card.
+    pub card: Option<TapAlias>,
+    /// What the card behind it has received.
+    pub received: Traffic,
+    /// What the card behind it has sent.
+    pub sent: Traffic,
+}
+
+/// Frames that have crossed a link since it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// How many; one that a kernel would cut into segments later is one.
+    pub frames: u64,
+    /// Their length, without what is written before them (`struct virtio_net_hdr`).
+    pub bytes: u64,
+}
+
+/// Every link of this network namespace, by its name.
+///
+/// # Errors
+/// The kernel does not say what there is.
+pub fn inventory() -> Result<BTreeMap<String, Entry>, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let links = runtime.map_err(Error::Runtime)?.block_on(async {
+        let rtnl = Rtnl::connect().map_err(Error::Connect)?;
+        rtnl.links().await.map_err(Error::Survey)
+    })?;
+    Ok(links.iter().filter_map(|link| Some((rtnl::name(link)?.to_owned(), entry(link, &links)))).collect())
+}
+
+/// Packets that the rules of a VM have dropped, by reason; only reasons that there were.
+///
+/// # Errors
+/// The kernel does not say so, as to users without `CAP_NET_ADMIN`.
+pub fn dropped(vm: &str) -> Result<BTreeMap<String, u64>, NftError> {
+    let mut socket = NftSocket::open()?;
+    let mut dropped = BTreeMap::new();
+    for family in rules::FAMILIES {
+        for counter in socket.named_counters(&rules::name(vm, family))? {
+            if counter.counts.packets > 0 {
+                *dropped.entry(counter.name).or_insert(0) += counter.counts.packets;
+            }
+        }
+    }
+    for table in socket.tables(&table_prefix(vm))? {
+        for counter in socket.named_counters(&TableName { family: Family::Netdev, name: table.name })? {
+            if counter.counts.packets > 0 {
+                *dropped.entry(counter.name).or_insert(0) += counter.counts.packets;
+            }
+        }
+    }
+    Ok(dropped)
+}
+
+fn entry(message: &LinkMessage, links: &[LinkMessage]) -> Entry {
+    let index = rtnl::master(message);
+    let master = links.iter().find(|other| Some(other.header.index) == index);
+    let link = survey::link(message);
+    let (rx, tx) = traffic(message);
+    // What a card sends, its tap receives. Other links are seen from the card's side.
+    let (received, sent) = if link.as_ref().is_some_and(|link| link.tun.is_some()) { (tx, rx) } else { (rx, tx) };
+    Entry {
+        up: passes(message, master),
+        master: master.and_then(rtnl::name).map(str::to_owned),
+        card: link.and_then(|link| link.alias).and_then(|alias| TapAlias::parse(&alias)),
+        received,
+        sent,
+    }
+}
+
+/// What a link has received, and what it has sent (`IFLA_STATS64`).
+fn traffic(message: &LinkMessage) -> (Traffic, Traffic) {
+    let stats = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(*stats),
+        _ => None,
+    });
+    let stats = stats.unwrap_or_default();
+    let rx = Traffic { frames: stats.rx_packets, bytes: stats.rx_bytes };
+    (rx, Traffic { frames: stats.tx_packets, bytes: stats.tx_bytes })
+}

@@ -1,0 +1,65 @@
+//! The VMs of a network of ours by name, as their taps tell: a look at the links, for which no privilege is needed.
+//!
+//! A guest decides how often it asks, and a look takes a lock of the kernel's that everybody needs who changes a link. So a look
+//! serves for all questions of a tenth of a second.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::identity::alias::{Mode, TapAlias};
+use crate::kernel::rtnl::Rtnl;
+use crate::services::Names;
+use crate::survey;
+
+/// How long a look serves.
+const FRESH: Duration = Duration::from_millis(100);
+
+/// Knows the VMs of a network.
+#[derive(Clone, Debug)]
+pub struct Siblings {
+    mode: Mode,
+    net: String,
+    /// The last look: when, and the cards that were there.
+    seen: Option<(Instant, Vec<TapAlias>)>,
+}
+
+impl Siblings {
+    /// Of the network that `tap` is on.
+    pub fn of(tap: &TapAlias) -> Self {
+        Self { mode: tap.mode, net: tap.net.clone(), seen: None }
+    }
+
+    /// The cards on the network.
+    fn taps(&self) -> io::Result<Vec<TapAlias>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let links = runtime.block_on(async { Rtnl::connect()?.links().await })?;
+        let links = links.iter().filter_map(survey::link);
+        let taps = links.filter(|link| link.tun.is_some()).filter_map(|link| TapAlias::parse(link.alias.as_deref()?));
+        Ok(taps.filter(|tap| tap.mode == self.mode && tap.net == self.net).collect())
+    }
+
+    /// The same as it was at most [`FRESH`] ago, nobody if the kernel does not say.
+    fn known(&mut self) -> &[TapAlias] {
+        let stale = self.seen.as_ref().is_none_or(|(when, _)| when.elapsed() >= FRESH);
+        if stale {
+            let taps = self.taps().inspect_err(|error| log::debug!("Cannot look for other VMs: {error}"));
+            self.seen = Some((Instant::now(), taps.unwrap_or_default()));
+        }
+        self.seen.as_ref().map_or(&[], |(_, taps)| taps)
+    }
+}
+
+impl Names for Siblings {
+    fn lookup(&mut self, name: &str) -> Vec<IpAddr> {
+        self.known().iter().filter(|tap| tap.vm == name).flat_map(addresses).collect()
+    }
+
+    fn reverse(&mut self, address: IpAddr) -> Option<String> {
+        self.known().iter().find(|tap| addresses(tap).any(|own| own == address)).map(|tap| tap.vm.clone())
+    }
+}
+
+fn addresses(tap: &TapAlias) -> impl Iterator<Item = IpAddr> {
+    tap.ip4.map(IpAddr::V4).into_iter().chain(tap.ip6.map(IpAddr::V6))
+}
