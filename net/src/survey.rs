@@ -54,6 +54,11 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
     if specs.iter().any(|spec| spec.private().is_some()) {
         facts.ip = ip::survey(rtnl, &facts.links).await?;
     }
+    let wants_ipv6 = |spec: &NetSpec| spec.private().is_some_and(|card| card.ipv6 == Switch::On);
+    // Every tap of every VM has routes of IPv6.
+    if specs.iter().any(wants_ipv6) && !facts.ip.forwards6 {
+        facts.ip.advertised6 = ip::advertised(rtnl, &facts.links).await?;
+    }
     if specs.iter().any(|spec| spec.private().is_some_and(|card| !card.forward.is_empty())) {
         facts.translations = translations::survey();
     }

@@ -36,6 +36,7 @@ use crate::host::lock::NamespaceLock;
 use crate::identity::runtime_dir::clear_shared;
 use crate::kernel::bpf::{Steering, SteeringProgram};
 use crate::kernel::own_code;
+use crate::kernel::rtnl::concern::Concern;
 use crate::kernel::rtnl::{Events, Rtnl};
 use crate::kernel::tun::TapKind;
 use crate::plan::Plan;
@@ -235,7 +236,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
     let (mut firewall, mut uplinks) = (Firewall::new(plan, &request.vm_name), Uplinks::new(plan));
     let mut mirrors = Mirrors::new(plan, &request.vm_name);
     let mut told = Vec::new();
-    match Events::subscribe() {
+    match Events::subscribe(&concern(plan, host)) {
         Ok(mut events) => {
             // What happened before the subscription.
             watch.look(host).await;
@@ -272,8 +273,9 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
                     () = addresses.heard() => addresses.hear(host, &mut watch).await,
                     idx = conflicts.claimed() => conflicts.hear(idx, socket),
                     () = upkeep.due() => {
-                        upkeep.look(host).await;
-                        mtus.note_routes();
+                        if upkeep.look(host).await {
+                            mtus.note_routes();
+                        }
                     }
                     caller = calling.as_mut() => {
                         let answer = obey(plan, host, request, &caller.order);
@@ -286,6 +288,17 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
         Err(error) => log::error!("No link notifications, a detached tap will stay detached: {error}"),
     }
     let _ = end.readable().await;
+}
+
+/// The notifications that a VM needs.
+fn concern(plan: &Plan, host: &Host) -> Concern {
+    let taps = host.taps.values().filter_map(|tap| tap.index).collect();
+    let named = plan.steps.iter().flat_map(|step| match step {
+        Step::MirrorFrames { mirrors, .. } => mirrors.as_slice(),
+        _ => &[],
+    });
+    let named = named.map(|mirror| mirror.to.clone()).collect();
+    Concern { taps, macs: plan.cards.iter().map(|card| card.mac).collect(), named }
 }
 
 /// Does what a caller wants, and says what is in force.

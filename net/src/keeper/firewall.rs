@@ -74,7 +74,7 @@ impl<'a> Firewall<'a> {
         });
         let subscribe = || {
             let failed = |error| log::error!("Changes of the host's rules will not be seen: {error}");
-            Changes::subscribe().map_err(failed).ok()
+            Changes::subscribe(OURS).map_err(failed).ok()
         };
         let changes = if members.is_empty() && bridged.is_empty() { None } else { subscribe() };
         let (placed, allowance) = (placed.unwrap_or_default(), Allowance::full());
@@ -95,7 +95,7 @@ impl<'a> Firewall<'a> {
     pub(super) async fn look(&mut self, host: &mut Host) {
         let due = self.pace.is_marked();
         let look = self.pace.begin();
-        let heard = self.changes.as_ref().is_some_and(|changes| changes.read(OURS).unwrap_or(true));
+        let heard = self.changes.as_ref().is_some_and(|changes| changes.read().unwrap_or(true));
         if (due || heard)
             && let Err(error) = self.mend(host).await
         {

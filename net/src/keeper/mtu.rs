@@ -108,8 +108,11 @@ impl Mtus {
     /// Bytes that every way out carries; none without a way out.
     async fn carried(&mut self, rtnl: &Rtnl) -> io::Result<Option<u32>> {
         let ways: BTreeSet<u32> = survey::ip::ways_out(rtnl).await?;
-        for link in &rtnl.links().await? {
-            self.is_new(link);
+        for way in &ways {
+            match rtnl.link(*way).await? {
+                Some(link) => _ = self.is_new(&link),
+                None => _ = self.links.remove(way),
+            }
         }
         Ok(ways.iter().filter_map(|way| self.links.get(way)).min().copied())
     }

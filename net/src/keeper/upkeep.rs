@@ -17,6 +17,7 @@
 mod switches;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -55,6 +56,8 @@ pub(super) struct Upkeep {
     notices: Option<Notices>,
     /// Interfaces that have led to other machines by IPv4, if they are known.
     leading: Option<BTreeSet<u32>>,
+    /// Interfaces of new routes since the last loss of notifications: they were looked at.
+    heard: BTreeSet<u32>,
     /// The switches that are needed, as far as they are known.
     switches: Switches,
     /// Links as they were when they were looked at, but for taps: name and alias.
@@ -113,7 +116,8 @@ impl Upkeep {
         // What happened before the subscription.
         let (due, next) = (notices.is_some(), Instant::now());
         let (links, switches) = (BTreeMap::new(), Switches::default());
-        Self { networks, cards, ipv6, not_kept: None, notices, leading: None, switches, links, due, next }
+        let heard = BTreeSet::new();
+        Self { networks, cards, ipv6, not_kept: None, notices, leading: None, heard, switches, links, due, next }
     }
 
     /// Takes note of a notification of the kernel.
@@ -124,6 +128,7 @@ impl Upkeep {
                 let index = link.header.index;
                 // A number can be that of another link later.
                 self.due |= self.links.remove(&index).is_some();
+                self.heard.remove(&index);
                 if let Some(leading) = &mut self.leading {
                     leading.remove(&index);
                 }
@@ -151,10 +156,17 @@ impl Upkeep {
         }
     }
 
-    /// Looks, and mends what is not as it was promised.
-    pub(super) async fn look(&mut self, host: &mut Host) {
+    /// Looks, and mends what is not as it was promised. Returns whether there may be another way out.
+    pub(super) async fn look(&mut self, host: &mut Host) -> bool {
         let look = Look::begin();
-        self.due = false;
+        let (new, ways_out) = self.listen().unwrap_or_else(|error| {
+            log::warn!("Notifications of routes cannot be read: {error}");
+            (true, true)
+        });
+        if !std::mem::take(&mut self.due) && !new {
+            self.next = look.next();
+            return ways_out;
+        }
         if let Err(error) = self.mend(host).await {
             let text = format!("The way out cannot be kept up: {}", error.report().message);
             if self.not_kept.as_ref() != Some(&text) {
@@ -163,6 +175,7 @@ impl Upkeep {
             self.not_kept = Some(text);
         }
         self.next = look.next();
+        ways_out
     }
 
     /// The cards that have no way out because others want it so.
@@ -171,7 +184,6 @@ impl Upkeep {
     }
 
     async fn mend(&mut self, host: &mut Host) -> Result<(), Error> {
-        self.listen()?;
         let (links, off) = self.off(&host.rtnl).await?;
         let insisted = self.switches.found_off(&off.switches(), Instant::now());
         self.warn(&insisted);
@@ -203,12 +215,17 @@ impl Upkeep {
         host.fence(Fence::of(&links)).map_err(Error::Nftables)
     }
 
-    /// Takes note of what the kernel has said meanwhile.
-    fn listen(&mut self) -> Result<(), Error> {
-        let heard = self.notices.as_ref().map_or_else(|| Ok(Heard::default()), Notices::read).map_err(Error::Survey)?;
+    /// Takes note of what the kernel has said meanwhile. Returns whether it takes a look, and whether there may be
+    /// another way out.
+    fn listen(&mut self) -> io::Result<(bool, bool)> {
+        let heard = self.notices.as_ref().map_or_else(|| Ok(Heard::default()), Notices::read)?;
         if heard.lost {
             self.leading = None;
+            self.heard.clear();
         }
+        // A route is no news where others lead by its interface: a change of that one's switch has its own notice.
+        let new = heard.lost || !heard.forwarding.is_empty() || !heard.leading.is_subset(&self.heard);
+        self.heard.extend(&heard.leading);
         if let Some(leading) = &mut self.leading {
             leading.extend(heard.leading);
         }
@@ -218,7 +235,7 @@ impl Upkeep {
         let set = heard.forwarding.iter().filter(counts);
         let insisted: Vec<Switch> = set.filter_map(|set| self.switches.note(set, now)).collect();
         self.warn(&insisted);
-        Ok(())
+        Ok((new, heard.ways_out))
     }
 
     /// Says what others want to be off.

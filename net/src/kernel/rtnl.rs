@@ -15,15 +15,15 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    AfSpecUnspec, BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-    MacVtapMode,
+    AfSpecUnspec, BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkMessage, MacVtapMode,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::AsyncSocket;
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMacVtap, LinkUnspec, MulticastGroup};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkGetRequest, LinkMacVtap, LinkUnspec, MulticastGroup};
 use tokio::task::JoinHandle;
 
 use crate::facts::OUR_GROUP;
@@ -33,7 +33,9 @@ use crate::kernel::nft::attr::Writer;
 use crate::kernel::sysctl::{self, Conf};
 use crate::kernel::vlan::PortVlans;
 use crate::spec::{ForwardDelay, MacvtapMode, Switch};
+use concern::Concern;
 
+pub(crate) mod concern;
 pub(crate) mod notices;
 pub(crate) mod port;
 
@@ -111,7 +113,8 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn subscribe() -> io::Result<Self> {
+    /// Listens from now on to what is of concern.
+    pub(crate) fn subscribe(concern: &Concern) -> io::Result<Self> {
         let groups =
             [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
@@ -119,6 +122,9 @@ impl Events {
         // The keeper has the privilege to exceed the limit of the host; a smaller buffer only means to look more often.
         if let Err(errno) = setsockopt(socket, sockopt::RcvBufForce, &EVENT_BUFFER_BYTES) {
             log::debug!("The buffer for link notifications keeps its size: {errno}");
+        }
+        if let Err(error) = concern.attach_to(socket) {
+            log::debug!("Notifications about other VMs are not filtered: {error}");
         }
         let messages = Box::pin(messages.map(|(message, _)| message));
         Ok(Self { messages, connection: tokio::spawn(connection) })
@@ -146,14 +152,19 @@ impl Rtnl {
         Ok(Self { handle })
     }
 
-    /// Every link.
+    /// Every link, without what has passed it: statistics are two thirds of a message.
     pub(crate) async fn links(&self) -> io::Result<Vec<LinkMessage>> {
+        collect(without_statistics(self.handle.link().get()).execute()).await
+    }
+
+    /// Every link with its statistics.
+    pub(crate) async fn links_with_statistics(&self) -> io::Result<Vec<LinkMessage>> {
         collect(self.handle.link().get().execute()).await
     }
 
     /// The link with this number, none if it has gone.
     pub(crate) async fn link(&self, index: u32) -> io::Result<Option<LinkMessage>> {
-        match collect(self.handle.link().get().match_index(index).execute()).await {
+        match collect(without_statistics(self.handle.link().get().match_index(index)).execute()).await {
             Ok(links) => Ok(links.into_iter().next()),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
@@ -480,6 +491,10 @@ pub(crate) fn name(link: &LinkMessage) -> Option<&str> {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,
     })
+}
+
+fn without_statistics(request: LinkGetRequest) -> LinkGetRequest {
+    request.set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats])
 }
 
 /// The links that an attribute of a route names.

@@ -17,6 +17,9 @@ use crate::facts::FdKind;
 /// Name pattern of new taps: the kernel puts the lowest free number.
 pub(crate) const TAP_PATTERN: &str = "vmtap%d";
 
+/// The beginning of such a name.
+pub(crate) const TAP_PREFIX: [u8; 5] = *b"vmtap";
+
 /// Bytes before every frame: `struct virtio_net_hdr_v1` (virtio 1.3 5.1.6.1).
 const VNET_HEADER_BYTES: libc::c_int = 12;
 

@@ -49,7 +49,7 @@ pub fn inventory() -> Result<BTreeMap<String, Entry>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let links = runtime.map_err(Error::Runtime)?.block_on(async {
         let rtnl = Rtnl::connect().map_err(Error::Connect)?;
-        rtnl.links().await.map_err(Error::Survey)
+        rtnl.links_with_statistics().await.map_err(Error::Survey)
     })?;
     Ok(links.iter().filter_map(|link| Some((rtnl::name(link)?.to_owned(), entry(link, &links)))).collect())
 }

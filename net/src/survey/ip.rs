@@ -28,7 +28,7 @@ const BRIDGE_NF: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 /// Connections that this host tracks at most; not there without `nf_conntrack`.
 const CONNECTIONS_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
-/// Reads it all. A host with the routes of the whole internet has a million, and a start there takes a second.
+/// Reads all but [`advertised`]. A host with the routes of the whole internet has a million, and a start there takes a second.
 pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let addresses = rtnl.addresses().await?.iter().filter_map(address).collect();
     let routes: Vec<Route> = rtnl.routes(AddressFamily::Inet).await?.iter().flat_map(routes_of).collect();
@@ -39,7 +39,6 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let lacks_ipv6 = !Path::new(IPV6_SETTINGS).exists();
     let forwards6 = forwarding::ipv6::forwards();
     let settings = settings();
-    let advertised6 = advertised(rtnl, links).await?;
     let docker = docker::survey();
     let bridged_as_routed = bridged_as_routed();
     let connections_max = fs::read_to_string(CONNECTIONS_MAX).ok().and_then(|text| text.trim().parse().ok());
@@ -51,7 +50,7 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
         lacks_ipv6,
         forwards6,
         settings,
-        advertised6,
+        advertised6: BTreeSet::new(),
         docker,
         bridged_as_routed,
         connections_max,
@@ -78,7 +77,7 @@ pub(crate) async fn ways_out(rtnl: &Rtnl) -> io::Result<BTreeSet<u32>> {
 }
 
 /// The links that lead to all of IPv6 and learn that from router advertisements.
-async fn advertised(rtnl: &Rtnl, links: &[Link]) -> io::Result<BTreeSet<u32>> {
+pub(crate) async fn advertised(rtnl: &Rtnl, links: &[Link]) -> io::Result<BTreeSet<u32>> {
     let routes = rtnl.routes(AddressFamily::Inet6).await?;
     let routes: Vec<Route> = routes.iter().flat_map(routes_of).filter(|route| route.unicast).collect();
     let defaults: BTreeSet<u32> =

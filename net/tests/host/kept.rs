@@ -28,6 +28,7 @@ pub(crate) const CASES: &[Case] = &[
     ("kept_firewall_of_ufw_is_named_when_it_is_enabled", ufw_enabled),
     ("kept_firewall_that_drops_bridged_frames_is_named", bridged),
     ("kept_mtu_follows_the_uplink", mtu_follows),
+    ("kept_promises_of_one_vm_are_not_looked_at_when_others_come_and_go", others_come_and_go),
 ];
 
 /// Bridge and tap of the first card.
@@ -420,4 +421,26 @@ fn mtu_follows() {
     fixed.stop();
     let log = log_of(vmm);
     assert!(count(&log, "its guest is told") >= 3, "{log}");
+}
+
+/// Keepers of n VMs that start at once would look n² times.
+fn others_come_and_go() {
+    let _world = world();
+    let vmm = Vmm::start("web", &["nat"]);
+    let woken = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", vmm.keeper())).unwrap();
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        count.trim().parse::<u32>().unwrap()
+    };
+    // With the first of them the keeper has its own start behind it.
+    Vmm::start("first", &["nat"]).stop();
+    let before = woken();
+    for idx in 0..16 {
+        Vmm::start(&format!("vm{idx}"), &["nat"]).stop();
+    }
+    let times = woken() - before;
+    println!("a keeper was woken {times} times by 16 starts and ends of others");
+    // Each of them used to wake it 14 times.
+    assert!(times < 16 * 6, "{times}");
+    vmm.stop();
 }

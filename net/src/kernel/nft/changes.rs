@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use super::attr::{Message, messages};
 use super::kernel::NFTA_TABLE_NAME;
 use super::kernel::msg::*;
+use crate::kernel::netlink_filter::{ATTR_HEAD_LEN, HEAD_LEN, KIND_AT, Line, To, attach};
 
 /// Bit of `struct sockaddr_nl` for `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
 const GROUPS: u32 = 1 << (7 - 1);
@@ -25,6 +26,9 @@ const BUFFER_BYTES: usize = 256 * 1024;
 /// Most messages of one helping: those that the buffer holds, with what arrives while it is read.
 const HELPING_MAX: usize = 1024;
 
+/// Bytes of `struct nfgenmsg`.
+const NFGEN_LEN: u32 = 4;
+
 /// Room for one message.
 const MESSAGE_BYTES: usize = 64 * 1024;
 
@@ -33,17 +37,22 @@ const MESSAGE_BYTES: usize = 64 * 1024;
 pub(crate) struct Changes {
     /// A netlink socket in the clothes of another, which tokio can wait for.
     socket: UnixStream,
+    /// The beginning of the names of tables that do not matter.
+    but: &'static str,
 }
 
 impl Changes {
-    /// Listens from now on. Inside a tokio runtime; takes CAP_NET_ADMIN.
-    pub(crate) fn subscribe() -> io::Result<Self> {
+    /// Listens from now on, but for tables whose names begin with `but`. Inside a tokio runtime; takes CAP_NET_ADMIN.
+    pub(crate) fn subscribe(but: &'static str) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
         // Less means no more than that something is lost sooner.
         let _ = setsockopt(&fd, sockopt::RcvBuf, &BUFFER_BYTES);
+        if let Err(error) = attach(&fd, &program(but)) {
+            log::debug!("Changes of tables {but}* are not filtered: {error}");
+        }
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-        Ok(Self { socket: UnixStream::from_std(fd.into())? })
+        Ok(Self { socket: UnixStream::from_std(fd.into())?, but })
     }
 
     /// Waits until there is something to read.
@@ -52,8 +61,8 @@ impl Changes {
     }
 
     /// Reads the notifications that have come meanwhile, without waiting for more. Returns whether tables, chains or
-    /// rules were among them, other than those in tables whose names begin with `but`, or whether some were lost.
-    pub(crate) fn read(&self, but: &str) -> io::Result<bool> {
+    /// rules were among them, other than those that do not matter, or whether some were lost.
+    pub(crate) fn read(&self) -> io::Result<bool> {
         let mut relevant = false;
         let mut buffer = vec![0; MESSAGE_BYTES];
         for _ in 0..HELPING_MAX {
@@ -61,7 +70,7 @@ impl Changes {
             match self.socket.try_io(Interest::READABLE, receive) {
                 Ok(len) => {
                     let bytes = buffer.get(..len).unwrap_or_default();
-                    relevant |= messages(bytes).any(|message| is_relevant(&message, but));
+                    relevant |= messages(bytes).any(|message| is_relevant(&message, self.but));
                 }
                 // There is no more.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -72,6 +81,31 @@ impl Changes {
         }
         Ok(relevant)
     }
+}
+
+/// Drops what is about tables whose names begin with `but`, and that there is a new generation of rules, of which each
+/// transaction tells. The messages of one transaction come together: whoever changes tables of these names changes no
+/// others in it.
+fn program(but: &str) -> Vec<Line> {
+    let mut lines = vec![
+        Line::Half(KIND_AT),
+        Line::IfHalf(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN, To::Drop, To::Next),
+        Line::Attr(HEAD_LEN + NFGEN_LEN, NFTA_TABLE_NAME),
+        Line::IfOctet(0, To::Keep, To::Next),
+    ];
+    // A name ends with a zero, and its attribute with whole words: each comparison is within it if those before hold.
+    let (words, rest) = but.as_bytes().as_chunks::<4>();
+    let mut at = ATTR_HEAD_LEN;
+    for word in words {
+        lines.extend([Line::WordFromX(at), Line::IfText(*word, To::Next, To::Keep)]);
+        at += 4;
+    }
+    for octet in rest {
+        lines.extend([Line::OctetFromX(at), Line::IfOctet(*octet, To::Next, To::Keep)]);
+        at += 1;
+    }
+    lines.push(Line::End(To::Drop));
+    lines
 }
 
 /// Sets and their elements decide about packets, too, but not by default about all of them.

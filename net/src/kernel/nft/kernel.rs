@@ -19,6 +19,7 @@ pub(super) mod msg {
     pub(crate) const NFT_MSG_NEWSETELEM: u16 = 12;
     pub(crate) const NFT_MSG_GETSETELEM: u16 = 13;
     pub(crate) const NFT_MSG_DELSETELEM: u16 = 14;
+    pub(crate) const NFT_MSG_NEWGEN: u16 = 15;
     pub(crate) const NFT_MSG_NEWOBJ: u16 = 18;
     pub(crate) const NFT_MSG_GETOBJ: u16 = 19;
     /// linux/netfilter/nfnetlink.h.

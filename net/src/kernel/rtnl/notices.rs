@@ -15,12 +15,13 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use crate::kernel::netlink_filter::{HEAD_LEN, KIND_AT, Line, To, attach};
 use crate::kernel::nft::attr::{Attrs, Message, messages};
 use crate::kernel::sysctl::Conf;
 
-/// Bits of `struct sockaddr_nl` for `RTNLGRP_IPV4_ROUTE`, `_IPV6_ROUTE`, `_IPV4_NETCONF` and `_IPV6_NETCONF`
-/// (linux/rtnetlink.h).
-const GROUPS: u32 = 1 << (7 - 1) | 1 << (11 - 1) | 1 << (24 - 1) | 1 << (25 - 1);
+/// Bits of `struct sockaddr_nl` for `RTNLGRP_IPV4_ROUTE`, `_IPV4_NETCONF` and `_IPV6_NETCONF` (linux/rtnetlink.h). Of
+/// IPv6 the whole host forwards or does not, whatever routes it has.
+const GROUPS: u32 = 1 << (7 - 1) | 1 << (24 - 1) | 1 << (25 - 1);
 
 /// Room for notifications: some 200, each of which the kernel accounts with about 1 KiB. A change of a setting for all
 /// interfaces causes one for each of them.
@@ -34,12 +35,16 @@ const MESSAGE_BYTES: usize = 32 * 1024;
 
 /// Messages of rtnetlink (linux/rtnetlink.h) about routes, and about settings.
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNETCONF: u16 = 80;
 
-/// Bytes of `struct rtmsg`, the place of the route's type in it, and the type of routes to other machines.
+/// Bytes of `struct rtmsg`, the places of the prefix's length and of the route's type in it, the type of routes to other
+/// machines, and the longest prefix of a way out: a half of all addresses, as VPNs have it.
 const ROUTE_HEAD_LEN: usize = 12;
+const ROUTE_PREFIX_AT: usize = 1;
 const ROUTE_TYPE_AT: usize = 7;
 const RTN_UNICAST: u8 = 1;
+const WIDE: u8 = 1;
 
 /// Attributes of a route, and bytes of `struct rtnexthop`: length, flags, weight, and the link's number.
 const RTA_OIF: u16 = 4;
@@ -51,6 +56,7 @@ const HOP_LEN: usize = 8;
 const NETCONF_HEAD_LEN: usize = 4;
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_PROXY_NEIGH: u16 = 5;
 const IFINDEX_ALL: i32 = -1;
 const IFINDEX_DEFAULT: i32 = -2;
 
@@ -78,6 +84,8 @@ pub(crate) struct Forwarding {
 pub(crate) struct Heard {
     /// Interfaces that lead to other machines by an IPv4 route that is new.
     pub(crate) leading: BTreeSet<u32>,
+    /// A way out is new, or has gone.
+    pub(crate) ways_out: bool,
     /// Changes of forwarding, in order.
     pub(crate) forwarding: Vec<Forwarding>,
     /// There was more than the socket could hold.
@@ -99,6 +107,9 @@ impl Notices {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
         // Less means no more than that something is lost sooner.
         let _ = setsockopt(&fd, sockopt::RcvBuf, &BUFFER_BYTES);
+        if let Err(error) = attach(&fd, &program()) {
+            log::debug!("Notifications about new interfaces are not filtered: {error}");
+        }
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
         Ok(Self { socket: UnixStream::from_std(fd.into())? })
     }
@@ -116,7 +127,10 @@ impl Notices {
             let receive = || Ok(recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?);
             match self.socket.try_io(Interest::READABLE, receive) {
                 Ok(len) => messages(buffer.get(..len).unwrap_or_default()).for_each(|message| heard.note(&message)),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => heard.lost = true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    heard.lost = true;
+                    heard.ways_out = true;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // There is no more.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -129,12 +143,38 @@ impl Notices {
 
 impl Heard {
     fn note(&mut self, message: &Message<'_>) {
+        self.ways_out |= matches!(message.kind, RTM_NEWROUTE | RTM_DELROUTE) && is_wide(message.body);
         match message.kind {
             RTM_NEWROUTE => self.leading.extend(links_of_route(message.body).into_iter().flatten()),
             RTM_NEWNETCONF => self.forwarding.extend(forwarding(message.body)),
             _ => {}
         }
     }
+}
+
+/// Keeps routes to other machines, and changes of forwarding. A new interface says all of its settings at once, proxying
+/// among them, and every tap of every VM is one; whatever is no tap tells by its link that it is there.
+fn program() -> Vec<Line> {
+    let [attrs, route_type] = [NETCONF_HEAD_LEN, ROUTE_TYPE_AT].map(|len| HEAD_LEN + u32::try_from(len).unwrap_or(0));
+    vec![
+        Line::Half(KIND_AT),
+        Line::IfHalf(RTM_NEWROUTE, To::Label("route"), To::Next),
+        Line::IfHalf(RTM_DELROUTE, To::Label("route"), To::Next),
+        Line::IfHalf(RTM_NEWNETCONF, To::Next, To::Drop),
+        Line::Attr(attrs, NETCONFA_FORWARDING),
+        Line::IfOctet(0, To::Drop, To::Next),
+        Line::Attr(attrs, NETCONFA_PROXY_NEIGH),
+        Line::IfOctet(0, To::Keep, To::Drop),
+        Line::Label("route"),
+        Line::Octet(route_type),
+        Line::IfOctet(RTN_UNICAST, To::Keep, To::Drop),
+    ]
+}
+
+/// Returns whether a route leads to all other machines by IPv4, or to half of them.
+fn is_wide(body: &[u8]) -> bool {
+    let Some(head) = body.first_chunk::<ROUTE_HEAD_LEN>() else { return false };
+    i32::from(head[0]) == libc::AF_INET && head[ROUTE_TYPE_AT] == RTN_UNICAST && head[ROUTE_PREFIX_AT] <= WIDE
 }
 
 /// The links by which an IPv4 route leads to other machines.
@@ -212,6 +252,14 @@ mod tests {
     /// The fixed part of a route.
     fn route(family: u8, kind: u8) -> [u8; ROUTE_HEAD_LEN] {
         [family, 0, 0, 0, 254, 3, 0, kind, 0, 0, 0, 0]
+    }
+
+    #[test]
+    fn way_out_is_a_route_to_all_or_to_half_of_all_that_comes_or_goes() {
+        let is_way_out = |kind, head: &[u8]| heard(kind, head, |_| {}).ways_out;
+        let to = |len| [2, len, 0, 0, 254, 3, 0, RTN_UNICAST, 0, 0, 0, 0];
+        assert!(is_way_out(RTM_NEWROUTE, &to(0)) && is_way_out(RTM_DELROUTE, &to(1)));
+        assert!(!is_way_out(RTM_NEWROUTE, &to(8)) && !is_way_out(RTM_NEWNETCONF, &to(0)));
     }
 
     #[test]
