@@ -110,10 +110,22 @@ pub fn collect() -> Result<Collected, Error> {
 ///
 /// The caller holds the namespace's lock, so no other keeper attaches a tap between the look and the removal.
 pub(crate) async fn remove_bridge_if_unused(rtnl: &Rtnl, bridge: &IfName) -> Result<(), Error> {
+    match vacate_if_unused(rtnl, bridge, &[]).await? {
+        Some(vacated) => remove_vacated(rtnl, &vacated).await,
+        None => Ok(()),
+    }
+}
+
+/// Puts back what was changed for a bridge of ours that no VM is on, and returns it if it is to be removed. The bridges
+/// in `leaving` are about to be removed as well, and take nothing over.
+///
+/// The caller holds the namespace's lock until it has removed the bridge.
+pub(crate) async fn vacate_if_unused(rtnl: &Rtnl, bridge: &IfName, leaving: &[Link]) -> Result<Option<Link>, Error> {
     let failed = |source| Error::Remove { link: bridge.to_string(), source };
-    let links: Vec<_> = rtnl.links().await.map_err(failed)?.iter().filter_map(survey::link).collect();
+    let mut links: Vec<_> = rtnl.links().await.map_err(failed)?.iter().filter_map(survey::link).collect();
+    links.retain(|link| leaving.iter().all(|other| other.index != link.index));
     let ours = links.iter().find(|link| link.name == bridge.as_str() && link.is_our_bridge());
-    let Some(ours) = ours.filter(|ours| is_unused(ours, &links)) else { return Ok(()) };
+    let Some(ours) = ours.filter(|ours| is_unused(ours, &links)) else { return Ok(None) };
     forwarding::release(rtnl, ours, &links).await.map_err(failed)?;
     if let Some(alias) = ours.uplink()
         && let Some(uplink) = links.iter().find(|link| link.name == alias.uplink)
@@ -121,7 +133,13 @@ pub(crate) async fn remove_bridge_if_unused(rtnl: &Rtnl, bridge: &IfName) -> Res
         let given = uplink::give_back(rtnl, ours, &alias, uplink).await;
         given.map_err(|source| Error::GiveBack { bridge: bridge.to_string(), uplink: alias.uplink, source })?;
     }
-    rtnl.remove(ours.index).await.map_err(failed)
+    Ok(Some(ours.clone()))
+}
+
+/// Removes a bridge for which all has been put back.
+pub(crate) async fn remove_vacated(rtnl: &Rtnl, bridge: &Link) -> Result<(), Error> {
+    let failed = |source| Error::Remove { link: bridge.name.clone(), source };
+    rtnl.remove(bridge.index).await.map_err(failed)
 }
 
 /// Whether a bridge of ours has no ports but its uplink.

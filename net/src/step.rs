@@ -13,7 +13,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::gc::remove_bridge_if_unused;
+use crate::gc::vacate_if_unused;
 use crate::host::docker::{self, Admission};
 use crate::host::forwarding;
 use crate::host::macvtap::{self, Macvtap};
@@ -395,7 +395,9 @@ impl Step {
     pub(crate) async fn undo(&self, host: &mut Host) -> Result<(), Error> {
         match self {
             Self::CreateBridge { bridge, .. } | Self::ShareBridge { bridge } => {
-                remove_bridge_if_unused(&host.rtnl, bridge).await
+                let vacated = vacate_if_unused(&host.rtnl, bridge, &host.vacated).await?;
+                host.vacated.extend(vacated);
+                Ok(())
             }
             Self::TakeUplink { .. }
             | Self::JoinVlans { .. }

@@ -250,13 +250,16 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
                 tell(socket, not_kept, &mut told);
                 tokio::select! {
                     biased;
-                    _ = closed.as_mut() => return,
+                    _ = closed.as_mut() => break,
                     message = events.next() => {
                         let Some(message) = message else {
                             log::error!("The kernel's link notifications ended: a detached tap will stay detached");
                             break;
                         };
                         watch.note(&message, host).await;
+                        if watch.are_gone() {
+                            forget_rules(host);
+                        }
                         upkeep.note(&message);
                         gateways.note(&message);
                         uplinks.note(&message);
@@ -288,6 +291,17 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
         Err(error) => log::error!("No link notifications, a detached tap will stay detached: {error}"),
     }
     let _ = end.readable().await;
+    // The kernel takes 10 ms and more to close a packet socket. Without room for a thread it is done here.
+    let ears = (conflicts, addresses);
+    let _ = std::thread::Builder::new().spawn(move || drop(ears));
+}
+
+/// Removes the rules of a VM whose taps have gone: it ends, and the kernel takes its time for them while it does for
+/// the taps. Those that keep the host from becoming a router are left for later.
+fn forget_rules(host: &mut Host) {
+    if let Err(error) = host.remove_tables() {
+        log::debug!("The rules of this VM are removed at its end: {}", Error::Nftables(error).report().message);
+    }
 }
 
 /// The notifications that a VM needs.
@@ -365,8 +379,7 @@ async fn undo_all(steps: &[Step], host: &mut Host) -> Vec<Report> {
             reports.push(error.report());
         }
     }
-    // Forwarding has been put back with the networks.
-    reports.extend(host.unfence().err().map(|error| Error::Nftables(error).report()));
+    reports.extend(host.finish_undo().await.iter().map(Error::report));
     reports
 }
 

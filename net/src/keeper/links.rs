@@ -36,6 +36,8 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Watch<'a> {
     socket: &'a OwnedFd,
     taps: Vec<Watched>,
+    /// None of the VM's taps is in another namespace.
+    all_here: bool,
 }
 
 /// A tap of this network namespace.
@@ -89,7 +91,9 @@ impl<'a> Watch<'a> {
             let attached = plan.steps.iter().find_map(|step| Attached::by(step, card));
             Some(Watched { card, index: tap.index?, attached, master: None, gone: false, told: None, state: None })
         });
-        Self { socket, taps: taps.collect() }
+        let taps: Vec<Watched> = taps.collect();
+        let all_here = taps.len() == host.taps.len();
+        Self { socket, taps, all_here }
     }
 
     /// Has the tap of a card keep another alias than the plan's.
@@ -151,6 +155,11 @@ impl<'a> Watch<'a> {
                 tap.check(host, self.socket).await;
             }
         }
+    }
+
+    /// Returns whether every tap of the VM has been removed.
+    pub(super) fn are_gone(&self) -> bool {
+        self.all_here && !self.taps.is_empty() && self.taps.iter().all(|tap| tap.gone)
     }
 
     /// The promises about taps that are not kept at present.

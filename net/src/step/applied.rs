@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
 use crate::error::Error;
+use crate::facts::Link;
+use crate::gc::remove_vacated;
 use crate::host::docker::{self, Admission, Placed};
 use crate::host::forwarding;
 use crate::host::forwarding::fence::{self, Fence};
@@ -45,6 +47,8 @@ pub(crate) struct Host {
     vm: String,
     /// The interfaces that the VM's fence keeps apart, so that the host is no router.
     fence: Option<Fence>,
+    /// Bridges for which all has been put back, and that are to be removed at the end.
+    pub(super) vacated: Vec<Link>,
     /// The policy that holds for its cards, if there is one.
     pub(crate) in_force: Option<InForce>,
     /// Rules of the VM in tables of Docker's.
@@ -87,6 +91,7 @@ impl Host {
             tables,
             vm,
             fence,
+            vacated: Vec::new(),
             in_force,
             mirrors,
             rates,
@@ -94,6 +99,17 @@ impl Host {
             claims,
             inherited,
         }
+    }
+
+    /// Ends an undoing: takes the fence away with all tables, as forwarding has been put back, and removes the bridges.
+    /// The kernel takes some 10 ms to forget tables, in which it works on the bridges, and whoever closes the last
+    /// descriptor of the owner waits for the rest.
+    pub(crate) async fn finish_undo(&mut self) -> Vec<Error> {
+        let mut errors: Vec<Error> = self.unfence().err().map(Error::Nftables).into_iter().collect();
+        for bridge in std::mem::take(&mut self.vacated) {
+            errors.extend(remove_vacated(&self.rtnl, &bridge).await.err());
+        }
+        errors
     }
 
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
@@ -131,7 +147,7 @@ impl Host {
 
     /// Removes them; where there is a fence, later and together with it: what it keeps apart is put back first, and the
     /// kernel takes longer for two removals than for one.
-    pub(super) fn remove_tables(&mut self) -> Result<(), NftError> {
+    pub(crate) fn remove_tables(&mut self) -> Result<(), NftError> {
         self.in_force = None;
         if self.fence.is_some() {
             return Ok(());
@@ -159,7 +175,7 @@ impl Host {
     }
 
     /// Takes the fence away with all tables, when all else has been undone.
-    pub(crate) fn unfence(&mut self) -> Result<(), NftError> {
+    fn unfence(&mut self) -> Result<(), NftError> {
         if self.fence.take().is_none() {
             return Ok(());
         }
