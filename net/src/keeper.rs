@@ -18,6 +18,7 @@ mod mtu;
 mod pace;
 mod policy_socket;
 mod process;
+mod rest;
 mod upkeep;
 mod uplinks;
 

@@ -26,6 +26,7 @@ use super::mirrors::Mirrors;
 use super::mtu::Mtus;
 use super::policy_socket::Desk;
 use super::process;
+use super::rest::Rest;
 use super::upkeep::Upkeep;
 use super::uplinks::Uplinks;
 use crate::address_listener::Lookout;
@@ -35,7 +36,6 @@ use crate::host::docker;
 use crate::host::lock::NamespaceLock;
 use crate::identity::runtime_dir::clear_shared;
 use crate::kernel::bpf::{Steering, SteeringProgram};
-use crate::kernel::own_code;
 use crate::kernel::rtnl::concern::Concern;
 use crate::kernel::rtnl::{Events, Rtnl};
 use crate::kernel::tun::TapKind;
@@ -240,10 +240,11 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
         Ok(mut events) => {
             // What happened before the subscription.
             watch.look(host).await;
-            own_code::release();
+            let mut rest = Rest::new();
             // Goes on where it was when something else happens.
             let mut calling = Box::pin(desk.next());
             loop {
+                rest.note();
                 let not_kept = watch.not_kept().chain(gateways.not_kept()).chain(firewall.not_kept());
                 let not_kept =
                     not_kept.chain(uplinks.not_kept()).chain(mirrors.not_kept()).chain(upkeep.not_kept()).collect();
@@ -285,6 +286,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, host: &mut Host, desk: &Desk, requ
                         caller.answer(&answer).await;
                         calling = Box::pin(desk.next());
                     }
+                    () = rest.due() => rest.take(),
                 }
             }
         }

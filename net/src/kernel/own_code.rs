@@ -1,17 +1,20 @@
-//! The program's own code in memory: given back once a process has started.
+//! The program's own code and freed heap in memory: given back once a process has started.
 //!
 //! Most of the program runs once: command line, set-up, tables for the guest, the network plan. Its pages stay mapped, and count, for
 //! as long as the VM lives, unless they are let go. What is needed again comes back from the page cache with a minor fault. It is
 //! here, and not in the VMM, because the keeper does it too and knows nothing of the VMM.
-#![expect(unsafe_code, reason = "madvise on the program's own code")]
+#![expect(unsafe_code, reason = "madvise on the program's own code, and malloc_trim")]
 
 use libc::{PF_W, PT_LOAD, c_int, c_void, dl_phdr_info, size_t};
 
 /// Bytes in a page.
 const PAGE_BYTES: usize = 4096;
 
-/// Unmaps the pages of all segments that are never written.
+/// Unmaps the pages of all segments that are never written, and those of the heap that nothing is in: a survey of a host with 64
+/// VMs leaves more than 1 MiB of them behind.
 pub fn release() {
+    // SAFETY: it takes no pointer, and the locks of the allocator itself. It says whether there was something to give back.
+    let _ = unsafe { libc::malloc_trim(0) };
     // SAFETY: the callback is called with valid descriptions of loaded objects while this call lasts, and takes no data.
     unsafe { libc::dl_iterate_phdr(Some(release_program), std::ptr::null_mut()) };
 }

@@ -30,7 +30,7 @@ use vmm_sys_util::eventfd::EventFd;
 const BUSY_PORT_DELAY: Duration = Duration::from_millis(5);
 /// How often to look whether the job has come to the foreground.
 const TERMINAL_DELAY: Duration = Duration::from_millis(500);
-/// When the machine has surely started and the pages of start-up code can go.
+/// When the machine has surely started and the pages of start-up code, and the heap that it has freed, can go.
 const TRIM_DELAY: Duration = Duration::from_millis(500);
 
 /// What the loop waits for.

@@ -1,0 +1,69 @@
+//! Memory that the keeper gives back once nothing has happened for a while.
+//!
+//! A look at the host leaves a heap of freed lists behind, and brings in code that is not needed until the next one. The keepers of
+//! a host all look when one VM comes or goes, so they all give it back afterwards.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::kernel::own_code;
+
+/// How long nothing has happened then. Looks that put each other off are 100 ms apart.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// Least pause between two times: on a host where something happens every second it would be a cost without a gain.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// When to give memory back.
+#[derive(Debug)]
+pub(super) struct Rest {
+    due: Option<Instant>,
+    not_before: Instant,
+    /// What is noted next is only that memory was given back.
+    taken: bool,
+}
+
+impl Rest {
+    pub(super) fn new() -> Self {
+        Self { due: None, not_before: Instant::now(), taken: false }
+    }
+
+    /// Notes that something has happened, whatever it was. To be called after [`take`](Self::take), too.
+    pub(super) fn note(&mut self) {
+        if !std::mem::take(&mut self.taken) {
+            self.due = Some((Instant::now() + QUIET).max(self.not_before));
+        }
+    }
+
+    /// Waits until nothing has happened for a while; for ever if nothing has since memory was given back.
+    pub(super) async fn due(&self) {
+        match self.due {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Gives memory back.
+    pub(super) fn take(&mut self) {
+        own_code::release();
+        *self = Self { due: None, not_before: Instant::now() + PAUSE, taken: true };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rest_is_due_after_an_event_and_not_after_itself() {
+        let mut rest = Rest::new();
+        rest.note();
+        assert!(rest.due.is_some());
+        rest.take();
+        rest.note();
+        assert_eq!(rest.due, None);
+        rest.note();
+        assert!(rest.due.is_some_and(|due| due > Instant::now() + QUIET), "only after the pause");
+    }
+}
