@@ -4,6 +4,7 @@ pub mod card;
 mod clock;
 pub mod guest;
 pub mod instructions;
+pub mod many;
 pub mod nat;
 pub mod start;
 pub mod usage;

@@ -71,6 +71,8 @@ enum Bench {
     Guest(BenchGuestArgs),
     /// Instructions that the card's own code takes for a frame, against the recorded figures; more than 10 % above them is a failure
     Instructions(BenchInstructionsArgs),
+    /// Many VMs at once: time until all run, and memory of each process
+    Many(BenchManyArgs),
     /// NAT against a bridge, without a VM: what a round trip costs more, and 100,000 connections at a time
     Nat(BenchNatArgs),
 }
@@ -142,6 +144,19 @@ struct BenchGuestArgs {
     #[command(flatten)]
     terms: BenchGuestTerms,
     /// Where the result goes [default: bench/guest.json in cargo's target folder]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct BenchManyArgs {
+    /// Numbers of VMs
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_values_t = [1, 16, 64, 256])]
+    vms: Vec<usize>,
+    /// Another minivmm than this repository's
+    #[arg(long, value_name = "FILE")]
+    minivmm: Option<PathBuf>,
+    /// Where the result goes [default: bench/many.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -316,6 +331,7 @@ fn main() -> ExitCode {
         Word::Bench(Bench::Card(args)) => bench_card(&args),
         Word::Bench(Bench::Guest(args)) => bench_guest(&args),
         Word::Bench(Bench::Instructions(args)) => bench_instructions(&args),
+        Word::Bench(Bench::Many(args)) => bench_many(&args),
         Word::Bench(Bench::Nat(args)) => bench_nat(&args),
         Word::BenchGuest(args) => bench_guest_here(&args),
         Word::Place => {
@@ -399,6 +415,20 @@ fn bench_card(args: &BenchCardArgs) -> Result<ExitCode, Box<dyn Error>> {
     let report = bench::card::run(&plan)?;
     print!("{}", report.table());
     let json = args.json.clone().unwrap_or_else(|| target.join("bench/card.json"));
+    bench::write_json(&report, &json)?;
+    println!("{}", json.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn bench_many(args: &BenchManyArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let target = workspace::target_folder();
+    // Before the namespaces, where cargo may still need the network; inside, everything is up to date.
+    let minivmm = args.minivmm.clone().map_or_else(|| probe::build_minivmm(&target), Ok)?;
+    let plan = bench::many::Plan { minivmm, probe: probe::build(&target)?, vms: args.vms.clone() };
+    namespace::isolate()?;
+    let report = bench::many::run(&plan)?;
+    print!("{}", report.table());
+    let json = args.json.clone().unwrap_or_else(|| target.join("bench/many.json"));
     bench::write_json(&report, &json)?;
     println!("{}", json.display());
     Ok(ExitCode::SUCCESS)

@@ -44,11 +44,33 @@ pub fn footprint(mem_kib: u64) -> io::Result<Usage> {
             continue;
         }
         sum.processes += 1;
-        sum.pss_kib += pss_without_guest(&maps, mem_kib);
+        sum.pss_kib += memory_without_guest(&maps, mem_kib).pss_kib;
         let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
         sum.threads += u32::try_from(threads).unwrap_or(u32::MAX);
     }
     Ok(sum)
+}
+
+/// Memory of one process, without the guest's, in KiB.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Proportional set size.
+    pub pss_kib: u64,
+    /// Pages that no other process has.
+    pub private_kib: u64,
+}
+
+/// Name and memory of each other process of this namespace, for guests with `mem_kib` of memory.
+///
+/// # Errors
+/// If `/proc` cannot be read.
+pub fn memory_of_each(mem_kib: u64) -> io::Result<Vec<(String, Memory)>> {
+    let memory_of = |pid: u32| {
+        let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok().filter(|maps| !maps.is_empty())?;
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        Some((name.trim_end().to_owned(), memory_without_guest(&maps, mem_kib)))
+    };
+    Ok(others()?.into_iter().filter_map(memory_of).collect())
 }
 
 /// All processes of this namespace but this one.
@@ -74,22 +96,24 @@ fn cpu_of(pid: u32) -> Duration {
     Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Sums the `Pss:` lines of smaps (proc_pid_smaps(5)) over all mappings smaller than the guest's memory.
-fn pss_without_guest(smaps: &str, mem_kib: u64) -> u64 {
+/// Sums smaps (proc_pid_smaps(5)) over all mappings smaller than the guest's memory.
+fn memory_without_guest(smaps: &str, mem_kib: u64) -> Memory {
     let kib = |line: &str, key: &str| -> Option<u64> {
         line.strip_prefix(key)?.trim().strip_suffix("kB")?.trim().parse().ok()
     };
     let mut is_guest = false;
-    let mut sum = 0;
+    let mut memory = Memory::default();
     for line in smaps.lines() {
         if let Some(size) = kib(line, "Size:") {
             is_guest = size >= mem_kib;
         }
-        if let Some(pss) = kib(line, "Pss:").filter(|_| !is_guest) {
-            sum += pss;
+        if is_guest {
+            continue;
         }
+        memory.pss_kib += kib(line, "Pss:").unwrap_or(0);
+        memory.private_kib += kib(line, "Private_Clean:").or_else(|| kib(line, "Private_Dirty:")).unwrap_or(0);
     }
-    sum
+    memory
 }
 
 #[cfg(test)]
@@ -98,11 +122,11 @@ mod tests {
 
     #[test]
     fn guest_memory_does_not_count() {
-        let smaps = "00400000-00500000 r-xp\nSize:  1024 kB\nPss:  100 kB\nPss_Dirty: 7 kB\n\
+        let smaps = "00400000-00500000 r-xp\nSize:  1024 kB\nPss:  100 kB\nPrivate_Dirty: 7 kB\n\
                      7f00-7f01 rw-p\nSize: 131072 kB\nPss: 5000 kB\nPss_Dirty: 9 kB\n\
-                     7f02-7f03 rw-p\nSize: 8 kB\nPss: 8 kB\n";
-        assert_eq!(pss_without_guest(smaps, 131_072), 108);
-        assert_eq!(pss_without_guest(smaps, 262_144), 5108);
+                     7f02-7f03 rw-p\nSize: 8 kB\nPss: 8 kB\nPrivate_Clean: 5 kB\n";
+        assert_eq!(memory_without_guest(smaps, 131_072), Memory { pss_kib: 108, private_kib: 12 });
+        assert_eq!(memory_without_guest(smaps, 262_144).pss_kib, 5108);
     }
 
     #[test]
