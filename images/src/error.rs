@@ -87,7 +87,7 @@ pub enum Error {
         hint: &'static str,
     },
     /// The guest's init is not beside this program.
-    #[error("The guest's init {} is missing: build it with `cargo build --release -p images`, or name it with --agent", path.display())]
+    #[error("The guest's init {} is missing: build it with `cargo build -p images`, or name it with --agent", path.display())]
     NoAgent {
         /// Where it was looked for.
         path: PathBuf,

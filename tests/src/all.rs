@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Conclusion, Failed, Trial};
 
@@ -25,6 +25,8 @@ use pool::Pool;
 
 /// No story takes longer, in an emulated processor and on a loaded machine.
 const STORY_TIMEOUT: Duration = Duration::from_secs(900);
+/// The stories whose times are shown.
+const TIMES_SHOWN: usize = 20;
 /// More host VMs side by side than this are more memory than gain.
 const HOST_VMS_MAX: usize = 2;
 
@@ -79,26 +81,28 @@ impl From<&Conclusion> for Tally {
 /// If something does not build.
 pub fn run(selection: &Selection) -> Result<ExitCode, Error> {
     let mut tally = Tally::default();
+    let filter = selection.filter.as_deref();
+    let stories: Vec<&Story> =
+        stories::all().filter(|story| filter.is_none_or(|filter| story.name.contains(filter))).collect();
+    // The release is linked by one thread, which leaves the other processors to the tests.
+    let parts = (!stories.is_empty()).then(|| thread::spawn(|| Parts::provide(&guest::SERIES)));
     if !selection.only_stories {
-        tally.add(cargo::test(selection.filter.as_deref())?);
+        tally.add(cargo::test(filter)?);
     }
-    tally.add(tell_stories(selection.filter.as_deref())?);
+    if let Some(parts) = parts {
+        let parts = parts.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        tally.add(tell(&stories, parts));
+    }
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
     let skips_fail = std::env::var_os("CI").is_some_and(|value| value == "true");
     let good = tally.failed == 0 && (tally.skipped == 0 || !skips_fail) && tally.passed > 0;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn tell_stories(filter: Option<&str>) -> Result<Tally, Error> {
-    let selected: Vec<&Story> =
-        stories::all().filter(|story| filter.is_none_or(|filter| story.name.contains(filter))).collect();
-    if selected.is_empty() {
-        return Ok(Tally::default());
-    }
-    let parts = Parts::provide(&guest::SERIES)?;
+fn tell(stories: &[&'static Story], parts: Parts) -> Tally {
     let teller = Arc::new(Teller::choose(parts));
     println!("\nStories: {}", teller.describe());
-    let trials = selected.iter().map(|&story| {
+    let trials = stories.iter().map(|&story| {
         let teller = Arc::clone(&teller);
         Trial::ignorable_test(story.name, move || teller.tell(story))
     });
@@ -111,7 +115,10 @@ fn tell_stories(filter: Option<&str>) -> Result<Tally, Error> {
     for (name, report) in teller.failures.taken() {
         println!("--- failed: {name}\n{}", report.trim_end());
     }
-    Ok(Tally::from(&conclusion))
+    for (name, took) in teller.times.longest() {
+        println!("{:7.1} s {name}", took.as_secs_f64());
+    }
+    Tally::from(&conclusion)
 }
 
 /// Runs stories where they can run, and collects their reports.
@@ -122,6 +129,25 @@ struct Teller {
     host_vms: Option<Pool>,
     reports: Reports,
     failures: Reports,
+    times: Times,
+}
+
+/// How long stories took, by name.
+#[derive(Default)]
+struct Times(Mutex<Vec<(&'static str, Duration)>>);
+
+impl Times {
+    fn add(&self, name: &'static str, took: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((name, took));
+    }
+
+    /// The longest first, as many as are worth a look.
+    fn longest(&self) -> Vec<(&'static str, Duration)> {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        times.sort_by_key(|&(_, took)| std::cmp::Reverse(took));
+        times.truncate(TIMES_SHOWN);
+        times
+    }
 }
 
 /// What stories have said, by name, in the order of their ends.
@@ -149,6 +175,7 @@ impl Teller {
             host_vms,
             reports: Reports::default(),
             failures: Reports::default(),
+            times: Times::default(),
         }
     }
 
@@ -172,6 +199,7 @@ impl Teller {
         let program = self.program.as_ref().map_err(|error| Failed::from(error.to_string()))?;
         let mut words = vec![program.to_string_lossy().into_owned(), "story".to_owned(), story.name.to_owned()];
         words.extend(self.parts.flags());
+        let start = Instant::now();
         let output = match &self.host_vms {
             None => here(&words)?,
             Some(pool) => pool.run(words, STORY_TIMEOUT).map_err(|error| {
@@ -179,6 +207,7 @@ impl Teller {
                 chain(&error)
             })?,
         };
+        self.times.add(story.name, start.elapsed());
         let report = String::from_utf8_lossy(&output.stdout).into_owned();
         match output.status {
             Status::Code(0) => {

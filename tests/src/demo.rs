@@ -10,7 +10,6 @@ use std::io::{IsTerminal, Read, Write};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use crate::guest::SERIES;
 use crate::hostvm::wire::{self, Message};
 use crate::hostvm::{self, Config, HostVm};
 use crate::place::Place;
@@ -46,7 +45,7 @@ pub enum Error {
 /// If something does not build or the host VM fails; what fails inside the demo is in the exit code.
 pub fn run() -> Result<ExitCode, Error> {
     println!("Building minivmm and its guest");
-    let parts = Parts::provide(&SERIES[..1])?;
+    let parts = Parts::provide_demo()?;
     let place = Place::ask();
     let interactive = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let amount_mib = if place.boots_linux() { HARDWARE_MIB } else { EMULATED_MIB };

@@ -24,6 +24,8 @@ const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 /// The folder, among the guests, of the one that has them.
 const DPDK: &str = "dpdk";
 
+/// The init of guests.
+const AGENT: &str = "minivmm-agent";
 /// The probe guest's name among the guests.
 const PROBE: &str = "probe";
 
@@ -75,48 +77,50 @@ pub fn root() -> &'static Path {
     tests.parent().unwrap_or(tests)
 }
 
-/// What stories need: the release binaries and the guests.
+/// What stories need: minivmm and the guests.
 #[derive(Debug, Clone)]
 pub struct Parts {
-    /// `minivmm`, release build.
+    /// `minivmm`.
     pub minivmm: PathBuf,
     /// The folder with a [`Guest`] for every series, and the probe guest.
     pub guests: PathBuf,
 }
 
 impl Parts {
-    /// Builds the binaries and provides a guest for each of `series`; what is up to date costs little.
+    /// What the demo needs: `minivmm` as it is soonest built, and the newest guest.
+    ///
+    /// # Errors
+    /// If cargo fails.
+    pub fn provide_demo() -> Result<Self, Error> {
+        let guests = guests();
+        // The words of `./run`.
+        let demo = ["--workspace", "--bin", "tests", "--bin", AGENT, "--bin", "minivmm", "--config", "tests/demo.toml"];
+        let programs = build("debug", &demo)?;
+        provide_guest(SERIES[0], &programs)?;
+        Ok(Self { minivmm: programs.join("minivmm"), guests })
+    }
+
+    /// Builds what is released and provides a guest for each of `series`; what is up to date costs little.
     ///
     /// # Errors
     /// If cargo fails.
     pub fn provide(series: &[Series]) -> Result<Self, Error> {
-        let binaries = build()?;
-        let guests = target_folder().join("guests");
-        let usual = |&series: &Series| {
-            let programs = PROGRAMS.into_iter().map(str::to_owned).chain(own_program()).collect();
-            (series, guests.clone(), Extras { programs, ..Extras::default() })
-        };
-        let with_dpdk = dpdk(&guests.join(DPDK))?.map(|extras| (SERIES[0], guests.join(DPDK), extras));
-        for (series, out, Extras { programs, modules }) in series.iter().map(usual).chain(with_dpdk) {
-            guest::provide(&Wish {
-                series,
-                freshness: Freshness::Cached,
-                out,
-                cache: place::cache_dir(&guests),
-                agent: binaries.join("minivmm-agent"),
-                programs,
-                modules,
-            })?;
+        let (target, guests) = (target_folder(), guests());
+        let minivmm = probe::build_minivmm(&target)?;
+        let programs = build_agent()?;
+        series.iter().try_for_each(|&series| provide_guest(series, &programs))?;
+        if let Some(extras) = dpdk(&guests.join(DPDK))? {
+            guest::provide(&wish(SERIES[0], guests.join(DPDK), extras, &programs))?;
         }
         for &series in series {
             let guest = Guest::at(&guests, series);
             vmlinux::extract(&guest.bzimage, &guest.vmlinux)?;
         }
-        for (name, program) in [(PROBE, probe::build(&target_folder())?), (HOST_CASES, build_host_cases()?)] {
+        for (name, program) in [(PROBE, probe::build(&target)?), (HOST_CASES, build_host_cases()?)] {
             let to = guests.join(name);
             std::fs::copy(program, &to).map_err(|source| Error::Copy { to, source })?;
         }
-        Ok(Self { minivmm: binaries.join("minivmm"), guests })
+        Ok(Self { minivmm, guests })
     }
 
     /// The probe guest.
@@ -167,32 +171,53 @@ struct Extras {
     modules: Vec<String>,
 }
 
+/// Provides the usual guest of a series, with the agent in `folder`.
+fn provide_guest(series: Series, folder: &Path) -> Result<(), Error> {
+    let programs = PROGRAMS.into_iter().map(str::to_owned).chain(own_program()).collect();
+    guest::provide(&wish(series, guests(), Extras { programs, ..Extras::default() }, folder))?;
+    Ok(())
+}
+
+fn wish(series: Series, out: PathBuf, Extras { programs, modules }: Extras, folder: &Path) -> Wish {
+    Wish {
+        series,
+        freshness: Freshness::Cached,
+        out,
+        // One for all guests: kernels are large.
+        cache: place::cache_dir(&guests()),
+        agent: folder.join(AGENT),
+        programs,
+        modules,
+    }
+}
+
 /// Builds minivmm and makes the guest of benchmarks. Returns minivmm and the guest.
 ///
 /// # Errors
 /// If cargo fails or the guest cannot be made.
 pub fn provide_bench_guest() -> Result<(PathBuf, guest::Guest), Error> {
-    let binaries = build()?;
     let folder = target_folder();
-    let guest = guest::provide(&Wish {
-        series: SERIES[0],
-        freshness: Freshness::Cached,
-        out: folder.join("bench-guest"),
-        // Shared with the stories' guests: kernels are large.
-        cache: place::cache_dir(&folder.join("guests")),
-        agent: binaries.join("minivmm-agent"),
-        programs: vec!["iperf3".to_owned()],
-        modules: Vec::new(),
-    })?;
-    Ok((binaries.join("minivmm"), guest))
+    let minivmm = probe::build_minivmm(&folder)?;
+    let programs = build_agent()?;
+    let extras = Extras { programs: vec!["iperf3".to_owned()], ..Extras::default() };
+    let guest = guest::provide(&wish(SERIES[0], folder.join("bench-guest"), extras, &programs))?;
+    Ok((minivmm, guest))
 }
 
-/// Builds the release binaries. Returns their folder.
-fn build() -> Result<PathBuf, Error> {
+/// Builds the guests' init in the profile of this very program. Returns its folder.
+fn build_agent() -> Result<PathBuf, Error> {
+    if own_path().and_then(Path::parent).is_some_and(|folder| folder.ends_with("release")) {
+        return build("release", &["--release", "--package", "images"]);
+    }
+    // The words of `./run`: a test has cargo choose the features of cargo's tests, which are built with the same crates.
+    build("debug", &["--workspace", "--bin", "tests", "--bin", AGENT, "--test", "arrows"])
+}
+
+/// Has cargo build `parts` of the workspace. Returns the folder of their profile.
+fn build(profile: &str, parts: &[&str]) -> Result<PathBuf, Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let build = ["build", "--release", "--quiet", "--package", "minivmm", "--package", "images"];
-    run(Command::new(cargo).args(build).current_dir(root()))?;
-    Ok(release_folder())
+    run(Command::new(cargo).args(["build", "--quiet"]).args(parts).current_dir(root()))?;
+    Ok(build_folder().map_or_else(|| root().join("target"), |folder| folder.join(profile)))
 }
 
 /// Builds `net/tests/host` as `cargo test` does. Returns the program.
@@ -225,15 +250,20 @@ pub fn target_folder() -> PathBuf {
     build_folder().and_then(Path::parent).map_or_else(|| root().join("target"), Path::to_path_buf)
 }
 
-/// Where release binaries land.
-fn release_folder() -> PathBuf {
-    build_folder().map_or_else(|| root().join("target"), |folder| folder.join("release"))
+/// The folder of the guests.
+fn guests() -> PathBuf {
+    target_folder().join("guests")
 }
 
-/// The folder of the profiles, found from this very program: `TARGET/TRIPLE/PROFILE/tests`.
+/// The folder of the profiles.
 fn build_folder() -> Option<&'static Path> {
+    own_path()?.ancestors().nth(2)
+}
+
+/// This very program: `TARGET/TRIPLE/PROFILE/tests`.
+fn own_path() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM.get_or_init(|| std::env::current_exe().ok()).as_deref()?.ancestors().nth(2)
+    PROGRAM.get_or_init(|| std::env::current_exe().ok()).as_deref()
 }
 
 /// Runs a command whose output goes to ours.

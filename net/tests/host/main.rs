@@ -135,7 +135,8 @@ fn main() -> ExitCode {
 
 fn harness() -> ExitCode {
     let missing = what_is_missing();
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert_with(side_by_side);
     let say = arguments.nocapture;
     let trial = |(name, _): Case| {
         let reason = missing.clone().or_else(|| program_is_missing(name));
@@ -150,6 +151,11 @@ fn harness() -> ExitCode {
         cases.extend(vlan_cases());
     }
     libtest_mimic::run(&arguments, cases.into_iter().map(trial).collect()).exit_code()
+}
+
+/// How many cases run at a time. They wait for most of their time.
+fn side_by_side() -> usize {
+    std::thread::available_parallelism().map_or(2, |processors| 2 * processors.get())
 }
 
 /// Why the cases cannot run here.
