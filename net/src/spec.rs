@@ -1,26 +1,6 @@
 //! The grammar of `--net`: `MODE=ARG[,key=value...]`.
 //!
-//! ```text
-//! bridge=NAME[,create=on|off[,uplink=IFACE[,move-addresses=on|off]][,stp=on|off[,forward-delay=SECONDS]]][,vlan=ID | ,trunk=LIST[,native=ID]]
-//!        [,addresses=IP[+IP...]]
-//!                               a new tap on this bridge
-//! nat[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,forward=LIST][,reach=none|world+private+host][,metadata=on|off]
-//!                               a network of our own, with a way out
-//! host[=NAME][,subnet=A.B.C.D/LEN][,ipv6=on|off][,reach=none|host]
-//!                               a network of our own, without one
-//! macvtap=IFACE[,mode=bridge|private|vepa|passthru]
-//!                               an address of its own on this interface
-//! ovs=BRIDGE[,vlan=ID][,iface-id=ID]
-//!                               a new tap as a port of this Open vSwitch bridge
-//! tap=NAME                      a tap that exists
-//! fd=N[:N...]                   an open tap, inherited
-//!
-//! and with nat and host: [,connections=N][,new-connections=N/s]
-//! and with the first three: [,antispoof=on|off][,isolate=on|off]
-//! and with each: [,mac=MAC][,mtu=BYTES][,queues=N][,ring=N][,offload=on|off|csum:tso:ecn:ufo:uso]
-//!                     [,vhost=on|off][,rate=IN/OUT[,burst=BYTES]][,delay=TIME][,jitter=TIME][,loss=PERCENT][,seed=N]
-//!                     [,capture=FILE[,snaplen=BYTES][,capture-size=BYTES]][,mirror=IFACE]
-//! ```
+//! The modes and keys are the table in [`keys`].
 //!
 //! Each mode is one struct with [`CardSpec`] in it, and the fields are the keys: the flag, a table of a configuration file and an
 //! API body with the same keys give the same value. A flag is split into key and text here and then deserialized like
@@ -33,6 +13,7 @@ mod fields;
 mod forward;
 mod guard;
 mod impair;
+pub mod keys;
 mod limits;
 mod macvtap;
 mod network;
@@ -140,94 +121,33 @@ pub struct FdSpec {
     pub card: CardSpec,
 }
 
-/// The key that opens a spec, and the keys of its mode that may follow.
+/// The key that opens a spec, and how the table that it opens is read.
 struct ModeKey {
     key: &'static str,
     /// What it is if nothing follows it.
     alone: Option<&'static str>,
-    options: &'static [&'static str],
-    /// The keys of [`GuardSpec`], if it takes them.
-    guard: &'static [&'static str],
-    /// The keys of [`LimitSpec`], if it takes them.
-    limits: &'static [&'static str],
     read: fn(Value) -> Result<NetSpec, serde_json::Error>,
 }
 
-const MODES: &[ModeKey] = &[
-    ModeKey {
-        key: "bridge",
-        alone: None,
-        options: &[
-            "create",
-            "uplink",
-            "move-addresses",
-            "stp",
-            "forward-delay",
-            "vlan",
-            "trunk",
-            "native",
-            "addresses",
-        ],
-        guard: GuardSpec::KEYS,
-        limits: &[],
-        read: |value| serde_json::from_value(value).map(NetSpec::Bridge),
-    },
-    ModeKey {
-        key: "nat",
-        alone: Some(network::DEFAULT_NAME),
-        options: &["subnet", "ipv6", "forward", "reach", "metadata"],
-        guard: GuardSpec::KEYS,
-        limits: LimitSpec::KEYS,
-        read: |value| serde_json::from_value(value).map(NetSpec::Nat),
-    },
-    ModeKey {
-        key: "host",
-        alone: Some(network::DEFAULT_NAME),
-        options: &["subnet", "ipv6", "reach"],
-        guard: GuardSpec::KEYS,
-        limits: LimitSpec::KEYS,
-        read: |value| serde_json::from_value(value).map(NetSpec::Host),
-    },
-    ModeKey {
-        key: "macvtap",
-        alone: None,
-        options: &["mode"],
-        guard: &[],
-        limits: &[],
-        read: |value| serde_json::from_value(value).map(NetSpec::Macvtap),
-    },
-    ModeKey {
-        key: "ovs",
-        alone: None,
-        options: &["vlan", "iface-id"],
-        guard: &[],
-        limits: &[],
-        read: |value| serde_json::from_value(value).map(NetSpec::Ovs),
-    },
-    ModeKey {
-        key: "tap",
-        alone: None,
-        options: &[],
-        guard: &[],
-        limits: &[],
-        read: |value| serde_json::from_value(value).map(NetSpec::Tap),
-    },
-    ModeKey {
-        key: "fd",
-        alone: None,
-        options: &[],
-        guard: &[],
-        limits: &[],
-        read: |value| serde_json::from_value(value).map(NetSpec::Fd),
-    },
-];
-
 impl ModeKey {
-    /// All keys that may follow.
-    fn known(&self) -> Vec<&'static str> {
-        [self.options, self.guard, self.limits, &CardSpec::keys()].concat()
+    const fn new(key: &'static str, read: fn(Value) -> Result<NetSpec, serde_json::Error>) -> Self {
+        Self { key, alone: None, read }
+    }
+
+    const fn named(key: &'static str, read: fn(Value) -> Result<NetSpec, serde_json::Error>) -> Self {
+        Self { key, alone: Some(network::DEFAULT_NAME), read }
     }
 }
+
+const MODES: &[ModeKey] = &[
+    ModeKey::new("bridge", |value| serde_json::from_value(value).map(NetSpec::Bridge)),
+    ModeKey::named("nat", |value| serde_json::from_value(value).map(NetSpec::Nat)),
+    ModeKey::named("host", |value| serde_json::from_value(value).map(NetSpec::Host)),
+    ModeKey::new("macvtap", |value| serde_json::from_value(value).map(NetSpec::Macvtap)),
+    ModeKey::new("ovs", |value| serde_json::from_value(value).map(NetSpec::Ovs)),
+    ModeKey::new("tap", |value| serde_json::from_value(value).map(NetSpec::Tap)),
+    ModeKey::new("fd", |value| serde_json::from_value(value).map(NetSpec::Fd)),
+];
 
 /// Why a text or a table is not a card. The message says what to do, because it is printed as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -238,9 +158,7 @@ pub enum SpecError {
     )]
     Empty,
     /// No mode key.
-    #[error(
-        "{0:?} does not say what the card is connected to: start with bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N"
-    )]
+    #[error("{0:?} does not say what the card is connected to: {advice}", advice = mode_advice(.0))]
     NoMode(String),
     /// Two mode keys.
     #[error("{first}= and {second}= contradict each other, a card has one network: give a --net flag for each")]
@@ -389,15 +307,14 @@ impl NetSpec {
     fn from_table(table: Map<String, Value>) -> Result<Self, SpecError> {
         let mut modes = MODES.iter().filter(|mode| table.contains_key(mode.key));
         let Some(mode) = modes.next() else {
-            return Err(match table.keys().next() {
-                None => SpecError::Empty,
-                Some(key) => SpecError::NoMode(key.clone()),
-            });
+            // A key that no mode has is the likelier slip.
+            let slip = table.keys().find(|key| !keys::is_known(key)).or_else(|| table.keys().next());
+            return Err(slip.map_or(SpecError::Empty, |key| SpecError::NoMode(key.clone())));
         };
         if let Some(second) = modes.next() {
             return Err(SpecError::TwoModes { first: mode.key, second: second.key });
         }
-        let known = mode.known();
+        let known = keys::of_mode(mode.key);
         if let Some(key) = table.keys().find(|key| *key != mode.key && !known.contains(&key.as_str())) {
             let reason = match mode.key {
                 "macvtap" => macvtap::missing_key(key),
@@ -537,6 +454,14 @@ impl fmt::Display for NetSpec {
             Self::Fd(spec) => write!(f, "fd={}", spec.fd)?,
         }
         write!(f, "{}", self.card())
+    }
+}
+
+/// What to do about a word that is no mode: the nearest one, or all of them.
+fn mode_advice(word: &str) -> String {
+    match keys::nearest_mode(word) {
+        Some(usage) => format!("did you mean {usage}?"),
+        None => "start with bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N".to_owned(),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::request::Request;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Command, CommandFactory, Parser, ValueEnum};
+use net::spec::keys;
 use serde::Deserialize;
 use std::env;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,10 @@ struct Cli {
     /// Settings that are not given here: a TOML file with the flags' names as keys, [[disk]] and [[net]] tables
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// List the modes and keys of --net, or explain one of them
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "", exclusive = true)]
+    help_net: Option<String>,
 
     #[command(flatten)]
     settings: Settings,
@@ -141,7 +146,8 @@ pub(crate) enum Parsed {
 /// Parses the process's arguments.
 pub(crate) fn parse() -> Parsed {
     match Cli::try_parse() {
-        Ok(Cli { word, config, settings }) => match word {
+        Ok(Cli { help_net: Some(topic), .. }) => help_net(&topic),
+        Ok(Cli { word, config, settings, .. }) => match word {
             None => match config {
                 None => run(settings),
                 Some(path) => with_file(&path),
@@ -157,6 +163,20 @@ pub(crate) fn parse() -> Parsed {
         Err(err) => match err.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Answer(err.to_string()),
             _ => refusal(&err, &env::args().skip(1).collect::<Vec<_>>()),
+        },
+    }
+}
+
+/// The table of `--net`, or the text on one of its modes and keys.
+fn help_net(topic: &str) -> Parsed {
+    if topic.is_empty() {
+        return Parsed::Answer(keys::help());
+    }
+    match keys::explain(topic) {
+        Some(text) => Parsed::Answer(text),
+        None => Parsed::Refused {
+            sentence: format!("--net has no mode or key {topic:?}"),
+            hint: capitalised(&net::spec::advice(topic, &keys::names())),
         },
     }
 }
@@ -221,6 +241,7 @@ fn refusal(err: &clap::Error, args: &[String]) -> Parsed {
     let hint = match hint {
         Some(hint) if text.contains("[possible values: ") => format!("It can be {hint}"),
         Some(hint) => capitalised(hint),
+        None if text.contains("'--net <SPEC>'") => "See minivmm --help-net".to_owned(),
         None => "See minivmm --help".to_owned(),
     };
     Parsed::Refused { sentence, hint: foreign::hint(err, args).unwrap_or(hint) }
@@ -306,15 +327,34 @@ mod tests {
     }
 
     #[test]
-    fn help_has_every_key_of_a_card() {
-        let help = Cli::command().render_long_help().to_string();
-        for mode in ["bridge=x", "nat", "host", "macvtap=x", "ovs=x", "tap=x", "fd=5"] {
-            let error = format!("{mode},nothing=1").parse::<net::NetSpec>().unwrap_err().to_string();
-            let (_, keys) = error.split_once("it takes ").unwrap();
-            for key in keys.split([',', ' ']).filter(|key| !matches!(*key, "" | "and" | "or")) {
-                assert!(help.contains(&format!(" {key}=")), "{mode}: {key}");
-            }
+    fn help_of_cards_lists_all_keys_and_explains_each() {
+        let answer = |topic: &str| match help_net(topic) {
+            Parsed::Answer(text) => text,
+            _ => panic!("{topic} is refused"),
+        };
+        assert_eq!(parse(&["--help-net"]).unwrap().help_net.as_deref(), Some(""));
+        assert_eq!(parse(&["--help-net", "vlan"]).unwrap().help_net.as_deref(), Some("vlan"));
+        for name in keys::names() {
+            assert!(answer("").contains(name) && answer(name).contains(name), "{name}");
         }
+        let Parsed::Refused { sentence, hint } = help_net("vlna") else { panic!("accepted") };
+        assert_eq!((sentence.as_str(), hint.as_str()), ("--net has no mode or key \"vlna\"", "Did you mean vlan=?"));
+        assert!(parse(&["--help-net", "vlan", "--cpus", "2"]).is_err());
+    }
+
+    #[test]
+    fn help_has_a_heading_for_each_group_and_no_flag_without_one() {
+        let help = Cli::command().render_long_help().to_string();
+        for heading in ["Kernel:", "Machine:", "Network:", "Console, ready line and ends:", "Options:"] {
+            assert!(help.lines().any(|line| line == heading), "{heading}");
+        }
+        let without: Vec<_> = Cli::command()
+            .get_arguments()
+            .filter(|arg| arg.get_help_heading().is_none())
+            .map(|arg| arg.get_id().to_string())
+            .collect();
+        assert_eq!(without, ["config", "help_net"]);
+        assert!(help.contains("--help-net"));
     }
 
     #[test]

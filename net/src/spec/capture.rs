@@ -32,9 +32,6 @@ pub struct CaptureSpec {
 }
 
 impl CaptureSpec {
-    /// The keys.
-    pub(super) const KEYS: &[&str] = &["capture", "snaplen", "capture-size"];
-
     /// A key that does nothing without `capture=`.
     pub(super) fn idle_key(&self) -> Option<&'static str> {
         match self {

@@ -42,14 +42,6 @@ pub struct CardSpec {
     pub mirror: Option<IfName>,
 }
 
-impl CardSpec {
-    /// The keys.
-    pub(super) fn keys() -> Vec<&'static str> {
-        [&["mac", "mtu", "queues", "ring", "offload", "vhost"], ImpairSpec::KEYS, CaptureSpec::KEYS, &["mirror"]]
-            .concat()
-    }
-}
-
 impl fmt::Display for CardSpec {
     /// The end of a flag that gives this spec, with a comma before each key, without those that have their default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

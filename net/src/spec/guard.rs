@@ -23,9 +23,6 @@ pub struct GuardSpec {
 }
 
 impl GuardSpec {
-    /// Its keys.
-    pub(super) const KEYS: &'static [&'static str] = &["antispoof", "isolate"];
-
     /// Whether the guest can only be itself, in a mode where `default` holds unless it is said.
     pub(crate) fn antispoof_or(self, default: Switch) -> Switch {
         self.antispoof.unwrap_or(default)

@@ -52,8 +52,8 @@ pub struct ImpairSpec {
 }
 
 impl ImpairSpec {
-    /// The keys.
-    pub(super) const KEYS: &[&str] = &["rate", "burst", "delay", "jitter", "loss", "seed"];
+    /// The keys, in the order of the fields.
+    const KEYS: &[&str] = &["rate", "burst", "delay", "jitter", "loss", "seed"];
 
     /// The first key that is there.
     pub(super) fn first_key(&self) -> Option<&'static str> {

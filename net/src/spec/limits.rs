@@ -30,9 +30,6 @@ pub struct LimitSpec {
 }
 
 impl LimitSpec {
-    /// Its keys.
-    pub(super) const KEYS: &'static [&'static str] = &["connections", "new-connections"];
-
     /// The same with a limit of connections, on a host that tracks so many.
     pub(crate) fn within(self, table: Option<u32>) -> Self {
         let share = table.unwrap_or(TABLE_MIN) / SHARE;

@@ -42,6 +42,9 @@ pub(crate) enum Format {
     Raw,
 }
 
+/// The keys: the fields of [`DiskSpec`].
+const KEYS: &[&str] = &["path", "readonly", "serial", "queues", "block-size", "format"];
+
 /// Text that is no disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadDisk {
@@ -51,7 +54,10 @@ pub(crate) enum BadDisk {
     /// An empty path.
     #[error("path= needs a file name")]
     NoPath,
-    /// A wrong key or value.
+    /// A key that a disk does not have.
+    #[error("A disk takes no key {0:?}: {advice}", advice = net::spec::advice(.0, KEYS))]
+    UnknownKey(String),
+    /// A wrong value, or the same key twice.
     #[error("{0}")]
     Value(String),
 }
@@ -107,6 +113,9 @@ impl FromStr for DiskSpec {
             .split(',')
             .map(|part| part.split_once('=').ok_or_else(|| BadDisk::NoValue(part.to_owned())))
             .collect::<Result<Vec<_>, _>>()?;
+        if let Some((key, _)) = pairs.iter().find(|(key, _)| !KEYS.contains(key)) {
+            return Err(BadDisk::UnknownKey((*key).to_owned()));
+        }
         let spec = Self::deserialize(MapDeserializer::new(pairs.into_iter()))
             .map_err(|err: SerdeError| BadDisk::Value(err.to_string()))?;
         if spec.path.as_os_str().is_empty() {
@@ -159,7 +168,8 @@ mod tests {
             ("path=", "file name"),
             ("readonly=on", "path"),
             ("path=a,path=b", "duplicate"),
-            ("path=a,ro=on", "unknown"),
+            ("path=a,ro=on", "takes no key \"ro\": it takes path, readonly, "),
+            ("path=a,quues=2", "takes no key \"quues\": did you mean queues=?"),
             ("path=a,readonly=yes", "on"),
             ("path=a,serial=123456789012345678901", "20"),
             ("path=a,serial=ä", "printable"),

@@ -18,102 +18,97 @@ const SMBIOS_HELP: &str = "\
 Text of the guest's SMBIOS tables: vendor, product, version, serial, uuid, sku, family, or one more OEM string (oem),
 such as serial=ds=nocloud or oem=io.systemd.credential:NAME=TEXT; can be repeated. The UUID follows from --name unless
 given";
-const NET_HELP: &str = "\
-Network card: a mode, then keys, such as bridge=br0,mac=52:54:00:00:00:01; can be repeated
+const NET_SUMMARY: &str = "\
+Network card: a mode (bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N), then keys, such as
+bridge=br0,mtu=9000; can be repeated. --help-net lists the keys";
 
-bridge=NAME   create=on uplink=IFACE move-addresses=on stp=on forward-delay=SECONDS vlan=ID trunk=LIST native=ID addresses=LIST
-nat[=NAME]    subnet=A.B.C.D/LEN ipv6=on forward=LIST reach=none|world+private+host metadata=on
-              connections=N new-connections=N/s
-host[=NAME]   subnet=A.B.C.D/LEN ipv6=on reach=none|host connections=N new-connections=N/s
-macvtap=IFACE mode=bridge|private|vepa|passthru
-ovs=BRIDGE    vlan=ID iface-id=ID
-tap=NAME, fd=N[:N...]
-bridge, nat and host: antispoof=on|off isolate=on
-each mode:    mac=MAC mtu=BYTES queues=N ring=N offload=on|off|LIST vhost=on
-              rate=IN/OUT burst=BYTES delay=TIME jitter=TIME loss=PERCENT seed=N
-              capture=FILE snaplen=BYTES capture-size=BYTES mirror=IFACE";
+/// The groups of `--help`.
+const BOOT: &str = "Kernel";
+const MACHINE: &str = "Machine";
+const NETWORK: &str = "Network";
+const RUN: &str = "Console, ready line and ends";
 
 /// What a VM is to be.
 #[derive(Debug, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct Settings {
     /// Kernel: a bzImage, or an ELF vmlinux [default: the guest that `./run guest` has made]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = BOOT, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 
     /// Initial RAM disk
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = BOOT, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
 
     /// Text to append to the default kernel command line
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, help_heading = BOOT, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) cmdline: Vec<String>,
 
     /// Kernel command line instead of the default one
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, help_heading = BOOT, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) cmdline_replace: Option<String>,
 
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = vcpus)]
+    #[arg(long, help_heading = MACHINE, value_name = "N", default_value_t = 1, value_parser = vcpus)]
     #[serde(deserialize_with = "cpus")]
     pub(crate) cpus: u32,
 
     /// Memory of the guest: a number with K, M, G or T
-    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    #[arg(long, help_heading = MACHINE, value_name = "SIZE", default_value = "512M")]
     #[serde(deserialize_with = "text")]
     pub(crate) mem: MemSize,
 
     /// Disks, by ascending slot.
-    #[arg(long, value_name = "SPEC", help = DISK_HELP)]
+    #[arg(long, help_heading = MACHINE, value_name = "SPEC", help = DISK_HELP)]
     pub(crate) disk: Vec<DiskSpec>,
 
     /// Network cards, by ascending slot.
-    #[arg(long, value_name = "SPEC", help = NET_HELP)]
+    #[arg(long, help_heading = NETWORK, value_name = "SPEC", help = NET_SUMMARY)]
     pub(crate) net: Vec<net::NetSpec>,
 
     /// Security groups: a TOML or JSON file that says what may reach the guest and what the guest may reach, on all cards, connection by
     /// connection. Unless it says otherwise, the guest reaches everything and nothing reaches the guest
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = NETWORK, value_name = "FILE")]
     #[serde(deserialize_with = "some_text")]
     pub(crate) policy: Option<PolicyFile>,
 
     /// Name of the VM, unique on this host; the cards' addresses are derived from it [default: minivmm-PID]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = MACHINE, value_name = "NAME")]
     #[serde(deserialize_with = "some_text")]
     pub(crate) name: Option<VmName>,
 
     /// Texts of the guest's SMBIOS tables.
-    #[arg(long, value_name = "KEY=TEXT", help = SMBIOS_HELP)]
+    #[arg(long, help_heading = MACHINE, value_name = "KEY=TEXT", help = SMBIOS_HELP)]
     pub(crate) smbios: Vec<SmbiosSpec>,
 
     /// Where the guest's serial port goes: stdio, pty, file=PATH (overwritten, and as large as the guest makes it) or none. On a
     /// terminal, Ctrl-A x quits and Ctrl-A Ctrl-A sends a Ctrl-A
-    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    #[arg(long, help_heading = RUN, value_name = "WHERE", default_value = "stdio")]
     #[serde(deserialize_with = "text")]
     pub(crate) console: ConsoleSpec,
 
     /// Effect of a reset of the guest, such as a reboot
-    #[arg(long, value_name = "WHAT", default_value = "exit")]
+    #[arg(long, help_heading = RUN, value_name = "WHAT", default_value = "exit")]
     pub(crate) on_reboot: OnReboot,
 
     /// How long the guest may take to power off after SIGTERM, SIGINT or SIGHUP
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
+    #[arg(long, help_heading = RUN, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
     #[serde(deserialize_with = "stop_timeout")]
     pub(crate) stop_timeout: u32,
 
     /// Where the line goes that says that every card has an address: the number of an open descriptor. It is an object of JSON
     /// [default: stderr, where it is the only line that begins with {]
-    #[arg(long, value_name = "N", value_parser = descriptor)]
+    #[arg(long, help_heading = RUN, value_name = "N", value_parser = descriptor)]
     #[serde(deserialize_with = "ready_fd")]
     pub(crate) ready_fd: Option<RawFd>,
 
     /// Stop the VM with code 97 if a card has no address so many seconds after the start
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, help_heading = RUN, value_name = "SECONDS", value_parser = seconds)]
     #[serde(deserialize_with = "wait_net")]
     pub(crate) wait_net: Option<u32>,
 
     /// Log level on stderr
-    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    #[arg(long, help_heading = RUN, value_name = "LEVEL", default_value = "warn")]
     pub(crate) log: LogLevel,
 }
 
