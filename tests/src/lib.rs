@@ -6,6 +6,7 @@ pub mod all;
 pub mod bench;
 pub mod codes;
 pub mod demo;
+pub mod docs;
 pub mod guest;
 pub mod hostvm;
 pub mod lan;

@@ -11,6 +11,7 @@ mod bridge;
 mod card;
 mod datagrams;
 mod disk;
+mod docs;
 mod dpdk;
 mod ecn;
 mod flows;
@@ -47,6 +48,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         card::STORIES,
         datagrams::STORIES,
         disk::STORIES,
+        docs::STORIES,
         dpdk::STORIES,
         ecn::STORIES,
         flows::STORIES,

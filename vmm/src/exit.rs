@@ -1,4 +1,4 @@
-//! How the process ends: the one table of exit codes, read by `--help`, the README and the tests.
+//! How the process ends: the one table of exit codes, read by `--help` and the tests; docs/operations.md has it too.
 //!
 //! The guest owns the small numbers. minivmm's own are those of `sysexits.h`, `timeout(1)` and the shell, and start at 64, so a
 //! guest that keeps to 0 to 63 is never mistaken for anything else.
@@ -134,6 +134,15 @@ mod tests {
     fn every_code_of_ours_is_in_the_table() {
         for code in [0, USAGE, INTERNAL, HOST, RESET, NO_ADDRESS, CRASHED, PANICKED, STOP_TIMEOUT] {
             assert!(TABLE.lines().any(|l| l.trim().starts_with(&format!("{code} "))), "{code}");
+        }
+    }
+
+    #[test]
+    fn every_code_of_the_table_is_in_the_documentation() {
+        let page = include_str!("../../docs/operations.md");
+        let codes = TABLE.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        for code in codes.filter_map(|line| line.split_whitespace().next()) {
+            assert!(page.contains(&format!("\n| {code} |")), "{code}");
         }
     }
 
