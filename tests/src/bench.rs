@@ -6,6 +6,7 @@ pub mod guest;
 pub mod instructions;
 pub mod many;
 pub mod nat;
+pub mod readme;
 pub mod start;
 pub mod usage;
 

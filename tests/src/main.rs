@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tests::all::{self, Selection, chain};
+use tests::bench::readme::Section;
 use tests::hostvm::qemu::{Accel, Machine};
 use tests::hostvm::wire::Command;
 use tests::hostvm::{Config, HostVm, agent, keep};
@@ -75,6 +76,8 @@ enum Bench {
     Many(BenchManyArgs),
     /// NAT against a bridge, without a VM: what a round trip costs more, and 100,000 connections at a time
     Nat(BenchNatArgs),
+    /// Measure the figures of README.md and docs/benchmarks.md anew, and write them into these pages
+    Readme(BenchReadmeArgs),
 }
 
 /// The ends of `tests::traffic`. Each prints its report in a line of JSON.
@@ -166,6 +169,16 @@ struct BenchNatArgs {
     /// Where the result goes [default: bench/nat.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct BenchReadmeArgs {
+    /// Only these
+    #[arg(long, value_delimiter = ',', default_value = "start,card,nat")]
+    only: Vec<Section>,
+    /// Counted runs of start and card [default: their own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    runs: Option<u32>,
 }
 
 #[derive(Args)]
@@ -333,6 +346,10 @@ fn main() -> ExitCode {
         Word::Bench(Bench::Instructions(args)) => bench_instructions(&args),
         Word::Bench(Bench::Many(args)) => bench_many(&args),
         Word::Bench(Bench::Nat(args)) => bench_nat(&args),
+        Word::Bench(Bench::Readme(args)) => bench::readme::run(&args.only, args.runs).map_err(Into::into).map(|text| {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }),
         Word::BenchGuest(args) => bench_guest_here(&args),
         Word::Place => {
             println!("{}", Place::ask());
