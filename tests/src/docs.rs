@@ -1,4 +1,4 @@
-//! The commands of README.md and docs/: every fenced block of shell is run where a comment before it says, or says why not.
+//! The commands of README.md and docs/: every fenced block of shell runs where a comment before it says, or says why not.
 //!
 //! ```text
 //! <!-- run: namespace -->              before a ```sh or ```console block: the next block runs in a namespace
@@ -8,8 +8,8 @@
 //! <!-- file: NAME -->                  before a block of any language: it becomes this file
 //! ```
 //!
-//! In a `console` block, lines that begin with `$ ` are commands and the others are what they print; `...` stands for any
-//! text in a line, and for any lines where it is alone. A block of `sh` has to succeed.
+//! In a `console` block, lines that begin with `$ ` are commands and the others are what they print; `...` stands for
+//! any text in a line, and for any lines where it is alone. A block of `sh` has to succeed.
 
 mod links;
 mod matching;
@@ -182,7 +182,8 @@ mod tests {
     use super::*;
 
     const PAGE: &str = "# A page\n\n<!-- file: a.toml -->\n```toml\nx = 1\n```\n<!-- run: namespace; before: true -->\n\
-                        ```console\n$ echo a\na\n```\n```text\nnothing\n```\n<!-- not run: takes hours -->\n```sh\nrest\n```\n";
+                        ```console\n$ echo a\na\n```\n```text\nnothing\n```\n\
+                        <!-- not run: takes hours -->\n```sh\nrest\n```\n";
 
     #[test]
     fn blocks_have_their_comments_and_others_are_left_out() {

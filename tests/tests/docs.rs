@@ -1,7 +1,7 @@
 //! The commands of README.md and docs/ do what the pages say.
 //!
-//! Those that need no Linux guest run here, in a namespace with a bridge `br0`: `minivmm` is a script that starts the real one
-//! and has the probe guest end at once, or, in the background, sleep. The others run as a story in the host VM.
+//! Those that need no Linux guest run here, in a namespace with a bridge `br0`: `minivmm` is a script that starts the
+//! real one and has the probe guest end at once, or, in the background, sleep. The others run as a story.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
-//! The figures of README.md and docs/benchmarks.md: runs other benchmarks and puts their medians between the markers of these
-//! pages, with the machine and the commit.
+//! The figures of README.md and docs/benchmarks.md: runs other benchmarks and puts their medians between the markers of
+//! these pages, with the machine and the commit.
 //!
 //! A marker is `<!-- begin: bench NAME -->` with its `<!-- end: bench NAME -->`. What is between them is not for hands.
 
@@ -315,8 +315,11 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn figures(name: &str, ms: f64) -> Value {
+        json!({"name": name, "first_byte_ms": {"median": ms}, "pss_mib": {"median": 2.04}, "program_mb": 4.5})
+    }
+
     fn report_of_start() -> Value {
-        let figures = |name: &str, ms: f64| json!({"name": name, "first_byte_ms": {"median": ms}, "pss_mib": {"median": 2.04}, "program_mb": 4.5});
         json!({"contestants": [figures("print a byte", 1.0), figures("minivmm", 4.44), figures("QEMU microvm", 58.0),
             figures("QEMU microvm -", 45.0)]})
     }
