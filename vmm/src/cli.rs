@@ -1,33 +1,33 @@
 //! The command line: flags, their checked values, and how a wrong one is refused.
 
 mod bounds;
+mod command;
 mod disk;
 mod file;
 mod foreign;
 mod settings;
 mod size;
 mod smbios;
-mod word;
 
 use crate::exit;
 use crate::name::VmName;
 use crate::request::Request;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
-use clap::{Command, CommandFactory, Parser, ValueEnum};
+use clap::{CommandFactory, Parser, ValueEnum};
 use net::spec::keys;
 use serde::Deserialize;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use command::{Command, NetCommand};
+pub(crate) use command::{Inspection, Question};
 pub(crate) use disk::{DiskSpec, Format as DiskFormat};
 use file::BadConfig;
 pub(crate) use settings::Settings;
 pub(crate) use size::{MIB, MemSize};
 pub(crate) use smbios::SmbiosSpec;
-pub(crate) use word::{Look, Question};
-use word::{NetWord, Word};
 
 /// Boot a Linux kernel in a small virtual machine whose network cards are already on your bridge.
 #[derive(Debug, Parser)]
@@ -41,7 +41,7 @@ use word::{NetWord, Word};
 struct Cli {
     /// What to do instead of running a VM.
     #[command(subcommand)]
-    word: Option<Word>,
+    command: Option<Command>,
 
     /// Settings that are not given here: a TOML file with the flags' names as keys, [[disk]] and [[net]] tables
     #[arg(long, value_name = "FILE")]
@@ -129,9 +129,9 @@ pub(crate) enum Parsed {
     /// A machine to run.
     Run(Box<Settings>),
     /// A request for a machine that runs.
-    Ask(VmName, Request),
+    Request(VmName, Request),
     /// A question about the host.
-    Explain(Question),
+    Inspect(Question),
     /// A question that this text answers.
     Answer(String),
     /// Wrong: a sentence, and what to do.
@@ -147,18 +147,18 @@ pub(crate) enum Parsed {
 pub(crate) fn parse() -> Parsed {
     match Cli::try_parse() {
         Ok(Cli { help_net: Some(topic), .. }) => help_net(&topic),
-        Ok(Cli { word, config, settings, .. }) => match word {
+        Ok(Cli { command, config, settings, .. }) => match command {
             None => match config {
                 None => run(settings),
                 Some(path) => with_file(&path),
             },
-            Some(Word::Counters { name }) => Parsed::Ask(name, Request::Counters),
-            Some(Word::Link { name, card, state }) => Parsed::Ask(name, Request::Link { card, state }),
-            Some(Word::Net(NetWord::Plan(args))) => explain(args.look().map(Question::Plan)),
-            Some(Word::Net(NetWord::List { json })) => Parsed::Explain(Question::List { json }),
-            Some(Word::Net(NetWord::Policy { name, file })) => Parsed::Explain(Question::Policy(name, file)),
-            Some(Word::Net(NetWord::Gc)) => Parsed::Explain(Question::Gc),
-            Some(Word::Doctor(args)) => explain(args.look().map(Question::Doctor)),
+            Some(Command::Counters { name }) => Parsed::Request(name, Request::Counters),
+            Some(Command::Link { name, card, state }) => Parsed::Request(name, Request::Link { card, state }),
+            Some(Command::Net(NetCommand::Plan(args))) => inspect(args.inspection().map(Question::Plan)),
+            Some(Command::Net(NetCommand::List { json })) => Parsed::Inspect(Question::List { json }),
+            Some(Command::Net(NetCommand::Policy { name, file })) => Parsed::Inspect(Question::Policy(name, file)),
+            Some(Command::Net(NetCommand::Gc)) => Parsed::Inspect(Question::Gc),
+            Some(Command::Doctor(args)) => inspect(args.inspection().map(Question::Doctor)),
         },
         Err(err) => match err.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Answer(err.to_string()),
@@ -201,17 +201,17 @@ fn with_file(path: &Path) -> Parsed {
     }
 }
 
-fn explain(question: Result<Question, BadConfig>) -> Parsed {
+fn inspect(question: Result<Question, BadConfig>) -> Parsed {
     let question = match question {
         Ok(question) => question,
         Err(err) => return bad_config(&err),
     };
-    if let Question::Plan(look) | Question::Doctor(look) = &question
-        && let Err(err) = bounds::check_counts(look.request.cards.len(), 0)
+    if let Question::Plan(inspection) | Question::Doctor(inspection) = &question
+        && let Err(err) = bounds::check_counts(inspection.request.cards.len(), 0)
     {
         return Parsed::Refused { sentence: err.to_string(), hint: err.hint() };
     }
-    Parsed::Explain(question)
+    Parsed::Inspect(question)
 }
 
 fn bad_config(err: &BadConfig) -> Parsed {
@@ -220,7 +220,7 @@ fn bad_config(err: &BadConfig) -> Parsed {
 }
 
 /// `command` without default values, so that it matches only what is given.
-fn explicit(command: Command) -> Command {
+fn explicit(command: clap::Command) -> clap::Command {
     command.mut_args(|arg| arg.default_value(Resettable::Reset))
 }
 

@@ -27,7 +27,7 @@ const LINES_PER_SECOND: u32 = 50;
 const LINE_BYTES: usize = 4096;
 
 /// How long what the user must know waits for the reader of stderr.
-const READER_PATIENCE: Duration = Duration::from_secs(1);
+const READER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Characters that change the direction of a text (Unicode Standard Annex 9), and separators of lines and paragraphs.
 const DIRECTIONS: [char; 13] = [
@@ -79,13 +79,13 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
 pub(crate) fn tell(text: &str) {
     // Nobody is left to tell that stderr does not work.
     let _ =
-        write(&mut std::io::stderr().lock(), &format!("{}{}", printable(text), terminal::line_end()), READER_PATIENCE);
+        write(&mut std::io::stderr().lock(), &format!("{}{}", printable(text), terminal::line_end()), READER_TIMEOUT);
 }
 
-/// Writes `line` if its reader makes room within `patience`.
-fn write(to: &mut (impl Write + AsFd), line: &str, patience: Duration) -> io::Result<()> {
-    let patience = Timespec::try_from(patience).ok();
-    if rustix::event::poll(&mut [PollFd::new(&*to, PollFlags::OUT)], patience.as_ref())? == 0 {
+/// Writes `line` if its reader makes room within `timeout`.
+fn write(to: &mut (impl Write + AsFd), line: &str, timeout: Duration) -> io::Result<()> {
+    let timeout = Timespec::try_from(timeout).ok();
+    if rustix::event::poll(&mut [PollFd::new(&*to, PollFlags::OUT)], timeout.as_ref())? == 0 {
         return Err(io::ErrorKind::WouldBlock.into());
     }
     let bytes = line.as_bytes();

@@ -6,18 +6,18 @@
 //! stop:                        keeper undoes <- devices <- workers joined <- vCPUs joined <-'
 //! ```
 //!
-//! What outlives a reboot (files, taps, the console) is the [`Host`]'s; what does not (memory, KVM's VM, device state) is made
+//! What outlives a reboot (files, taps, the console) is the [`Resources`]'s; what does not (memory, KVM's VM, device state) is made
 //! anew for each run, so a guest that was reset finds what it found at its first start.
 
 mod control;
-mod desk;
+mod control_socket;
 mod devices;
 mod ending;
-mod host;
 mod leases;
 mod memory;
 mod ready;
 mod reset;
+mod resources;
 mod restart;
 mod serial;
 mod services;
@@ -25,11 +25,11 @@ mod stop;
 mod vcpus;
 mod watchdog;
 
-pub(crate) use desk::Desk;
-pub(crate) use host::{Files, Host};
+pub(crate) use control_socket::ControlSocket;
 pub(crate) use memory::check_available;
-pub(crate) use ready::{BadReadyFd, ReadyFd, Wish};
+pub(crate) use ready::{BadReadyFd, ReadyFd, ReadyOptions};
 pub(crate) use reset::REBOOT_PARAMETER;
+pub(crate) use resources::{Files, Resources};
 pub(crate) use restart::Restarts;
 
 use crate::console::terminal;
@@ -46,12 +46,12 @@ use vcpus::VcpuThreads;
 use watchdog::Watchdog;
 
 /// How long the reader of the console may take for each piece of the last output.
-const LAST_OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
+const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the host may take to finish what vCPUs and devices are in the middle of when the machine stops.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same when the guest is to run again, which is worth waiting for a slow disk.
-const RESTART_PATIENCE: Duration = Duration::from_secs(60);
+const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A machine that stands at reset, complete but for its devices.
 pub(crate) struct Machine {
@@ -66,16 +66,16 @@ impl Machine {
     ///
     /// # Errors
     /// If the host, KVM or the kernel refuses.
-    pub(crate) fn assemble(host: &Host) -> Result<Self, Error> {
-        let mem = memory::map(host.mem)?;
+    pub(crate) fn assemble(resources: &Resources) -> Result<Self, Error> {
+        let mem = memory::map(resources.mem)?;
         log::debug!("Memory is mapped");
-        let Created { vm, vcpus, phys_bits } = host.kvm.create(&mem, host.cpus)?;
+        let Created { vm, vcpus, phys_bits } = resources.kvm.create(&mem, resources.cpus)?;
         log::debug!("VM and vCPUs are created");
-        memory::check_addressable(host.mem, phys_bits)?;
-        let mmio64 = layout::window64(layout::ram_end(host.mem.bytes()), phys_bits);
+        memory::check_addressable(resources.mem, phys_bits)?;
+        let mmio64 = layout::window64(layout::ram_end(resources.mem.bytes()), phys_bits);
         let apic_ids: Vec<u32> = vcpus.iter().map(Vcpu::id).collect();
         let platform = boot::Platform { apic_ids: &apic_ids, mmio64 };
-        let entry = boot::load(&mem, &host.boot, &platform)?;
+        let entry = boot::load(&mem, &resources.boot, &platform)?;
         log::debug!("The kernel is loaded ({})", entry.protocol);
         if let Some(boot_vcpu) = vcpus.first() {
             boot_vcpu.enter_at(&entry)?;
@@ -87,42 +87,40 @@ impl Machine {
     ///
     /// # Errors
     /// If a device cannot be made, or a vCPU fails.
-    pub(crate) fn run(self, host: &mut Host) -> Result<Outcome, Error> {
+    pub(crate) fn run(self, resources: &mut Resources) -> Result<Outcome, Error> {
         let ending = Arc::new(Ending::new().map_err(Error::host("create an eventfd"))?);
-        let devices = Devices::build(&self.vm, &self.mem, self.mmio64, host, ending.clone())?;
+        let devices = Devices::build(&self.vm, &self.mem, self.mmio64, resources, ending.clone())?;
         log::debug!("Devices are built");
-        host.confine()?;
+        resources.confine()?;
         let mut vcpus = VcpuThreads::new(&ending);
         let started = vcpus.start(self.vcpus, devices.buses()).map_err(Error::host("start a vCPU thread"));
         let end = started.and_then(|()| {
             log::debug!("vCPUs are running");
-            Control::new(host, &devices, &ending).run()
+            Control::new(resources, &devices, &ending).run()
         });
         log::debug!("The guest has ended");
-        let result =
-            end.and_then(|end| reset::judge(end, &self.mem, self.vm.io_apic())).map(|outcome| host.settle(outcome));
+        let result = end
+            .and_then(|end| reset::judge(end, &self.mem, self.vm.io_apic()))
+            .map(|outcome| resources.settle(outcome));
         // Also after a failed start: a vCPU that waits for room on the console is joined only once it is closed.
-        host.console.output.close();
+        resources.console.output.close();
         let watchdog = match &result {
-            Ok(Outcome::Reset(_)) if host.restarts_after_reset() => watch_stop(RESTART_PATIENCE, exit::HOST),
-            Ok(outcome) => watch_stop(STOP_PATIENCE, outcome.code()),
-            Err(err) => watch_stop(STOP_PATIENCE, err.code()),
+            Ok(Outcome::Reset(_)) if resources.restarts_after_reset() => watch_stop(RESTART_TIMEOUT, exit::HOST),
+            Ok(outcome) => watch_stop(STOP_TIMEOUT, outcome.code()),
+            Err(err) => watch_stop(STOP_TIMEOUT, err.code()),
         };
         vcpus.stop();
         devices.shutdown();
         drop(watchdog);
-        host.console.output.finish(LAST_OUTPUT_PATIENCE);
+        resources.console.output.finish(LAST_OUTPUT_TIMEOUT);
         result
     }
 }
 
 /// Ends the process with `code` if the machine's threads are not back in time. Without a thread for it the stop has no deadline.
-fn watch_stop(patience: Duration, code: u8) -> Option<Watchdog> {
-    let watchdog = Watchdog::start(patience, move || {
-        log::error!(
-            "The host did not finish the guest's last requests within {} s: ending without",
-            patience.as_secs()
-        );
+fn watch_stop(timeout: Duration, code: u8) -> Option<Watchdog> {
+    let watchdog = Watchdog::start(timeout, move || {
+        log::error!("The host did not finish the guest's last requests within {} s: ending without", timeout.as_secs());
         terminal::restore();
         exit::at_once(code);
     });

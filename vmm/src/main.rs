@@ -34,19 +34,19 @@
 //! Confinement beyond capabilities: filters for system calls (seccomp) and paths (Landlock), and a user of its own. Whoever does
 //! not trust the guest should not start minivmm as root where the network (`tap=` or `fd=`) and `/dev/kvm` allow it.
 
-mod call;
 mod capture;
 mod cli;
+mod client;
 mod confine;
 mod console;
 mod disk;
 mod error;
 mod event;
 mod exit;
-mod explain;
 mod fault;
 mod folder;
 mod guest;
+mod inspect;
 mod kvm;
 mod limits;
 mod logger;
@@ -61,7 +61,7 @@ use console::terminal;
 use devices::virtio::net::{Program, steering_program};
 use error::Error;
 use exit::Outcome;
-use machine::{Desk, Files, Host, Machine, ReadyFd, Restarts, Wish};
+use machine::{ControlSocket, Files, Machine, ReadyFd, ReadyOptions, Resources, Restarts};
 use name::VmName;
 use net::Keeper;
 use std::io::Write;
@@ -76,8 +76,8 @@ fn main() -> ExitCode {
     install_panic_hook();
     let result = match cli::parse() {
         Parsed::Run(cli) => run(&cli, start).map(ExitCode::from),
-        Parsed::Ask(name, request) => call::ask(&name, &request).map(|text| say(&text)),
-        Parsed::Explain(question) => explain::answer(&question).map(|(text, code)| {
+        Parsed::Request(name, request) => client::ask(&name, &request).map(|text| say(&text)),
+        Parsed::Inspect(question) => inspect::answer(&question).map(|(text, code)| {
             say(&text);
             ExitCode::from(code)
         }),
@@ -115,7 +115,7 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     machine::check_available(cli.mem)?;
     let name = cli.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
     let files = Files::open(cli, guest::open(cli, &name)?)?;
-    let desk = Desk::new(name.lock()?);
+    let control_socket = ControlSocket::new(name.lock()?);
     let request = net::Request {
         vm_name: name.as_str().to_owned(),
         vcpus: cli.cpus,
@@ -123,12 +123,12 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
         policy: cli.policy.as_ref().map(|file| file.0.clone()),
         steering: Some(steering()),
     };
-    let keeper = Keeper::start_holding(&request, Some(desk.lock()))?;
+    let keeper = Keeper::start_holding(&request, Some(control_socket.lock()))?;
     log::debug!("{name}: files are open, the network keeper is at work");
-    let patience = cli.wait_net.map(|seconds| Duration::from_secs(seconds.into()));
-    let mut host = Host::open(cli, files, keeper, desk, Wish { name, start, fd, patience })?;
-    let outcome = run_machines(&mut host);
-    let closed = host.close();
+    let timeout = cli.wait_net.map(|seconds| Duration::from_secs(seconds.into()));
+    let mut resources = Resources::open(cli, files, keeper, control_socket, ReadyOptions { name, start, fd, timeout })?;
+    let outcome = run_machines(&mut resources);
+    let closed = resources.close();
     let outcome = outcome?;
     closed?;
     Ok(outcome)
@@ -141,18 +141,18 @@ fn steering() -> net::SteeringProgram {
 }
 
 /// Runs the machine until it ends for good.
-fn run_machines(host: &mut Host) -> Result<Outcome, Error> {
+fn run_machines(resources: &mut Resources) -> Result<Outcome, Error> {
     let mut restarts = Restarts::new();
     loop {
         let start = Instant::now();
-        let outcome = Machine::assemble(host)?.run(host)?;
+        let outcome = Machine::assemble(resources)?.run(resources)?;
         let Outcome::Reset(way) = outcome else { return Ok(outcome) };
         // A guest that was asked to power off and resets instead could escape its stop for ever.
-        if !host.restarts_after_reset() {
+        if !resources.restarts_after_reset() {
             logger::tell(&format!("minivmm: The guest reset itself (by {way})"));
             return Ok(outcome);
         }
-        if let Some(outcome) = restarts.wait(host, start.elapsed())? {
+        if let Some(outcome) = restarts.wait(resources, start.elapsed())? {
             return Ok(outcome);
         }
         log::info!("The guest reboots (by {way})");

@@ -22,14 +22,14 @@ pub(crate) enum Request {
         /// Which.
         card: CardName,
         /// What to do.
-        state: LinkWish,
+        state: WantedLink,
     },
 }
 
 /// What the user wants of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LinkWish {
+pub(crate) enum WantedLink {
     /// As the host has it.
     Up,
     /// No frames pass.
@@ -98,7 +98,10 @@ mod tests {
         for (request, text) in [
             (Request::Counters, r#""counters""#),
             (Request::Network, r#""network""#),
-            (Request::Link { card: CardName(1), state: LinkWish::Down }, r#"{"link":{"card":"net1","state":"down"}}"#),
+            (
+                Request::Link { card: CardName(1), state: WantedLink::Down },
+                r#"{"link":{"card":"net1","state":"down"}}"#,
+            ),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), text);
             assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);

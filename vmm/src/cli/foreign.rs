@@ -1,8 +1,8 @@
 //! Words of other programs' command lines, and values that the shell has split: what the user most likely meant.
 
-use super::word::Word;
+use super::command::Command;
+use clap::Subcommand;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, Subcommand};
 
 /// Flags of QEMU, Cloud Hypervisor, Firecracker, crosvm, lkvm and virt-install without their dashes, and what minivmm
 /// has instead.
@@ -73,7 +73,7 @@ pub(super) fn hint(err: &clap::Error, args: &[String]) -> Option<String> {
         // A word after a flag's value is taken for a subcommand, which a flag excludes.
         ErrorKind::ArgumentConflict => {
             let conflict = word(ContextKind::InvalidSubcommand)?;
-            let is_ours = Word::augment_subcommands(Command::new("")).find_subcommand(conflict).is_some();
+            let is_ours = Command::augment_subcommands(clap::Command::new("")).find_subcommand(conflict).is_some();
             if is_ours { None } else { split_value(conflict, args) }
         }
         _ => None,

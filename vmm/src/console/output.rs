@@ -111,12 +111,12 @@ impl Output {
         self.shared.room.notify_all();
     }
 
-    /// Passes on what is left, as long as the reader takes something every `patience`.
-    pub(crate) fn finish(&mut self, patience: Duration) {
-        let Ok(patience) = Timespec::try_from(patience) else { return };
+    /// Passes on what is left, as long as the reader takes something every `timeout`.
+    pub(crate) fn finish(&mut self, timeout: Duration) {
+        let Ok(timeout) = Timespec::try_from(timeout) else { return };
         while let Some(fd) = self.wants_to_write() {
             let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
-            match rustix::event::poll(&mut fds, Some(&patience)) {
+            match rustix::event::poll(&mut fds, Some(&timeout)) {
                 Ok(0) => break,
                 Ok(_) => self.pass_on(),
                 Err(rustix::io::Errno::INTR) => {}

@@ -9,7 +9,7 @@
 
 use super::devices::Devices;
 use super::ending::{End, Ending};
-use super::host::Host;
+use super::resources::Host;
 use super::serial::{Busy, Port};
 use super::stop::Stop;
 use crate::console::input::Read;
@@ -43,7 +43,7 @@ enum Source {
     InputReadable,
     InputDrained,
     Keeper,
-    Desk,
+    ControlSocket,
     /// The guest behind this card has sent something with its address.
     Address(usize),
     /// Guests have been given their addresses.
@@ -52,7 +52,7 @@ enum Source {
 
 /// The loop and what it works on.
 pub(super) struct Control<'a> {
-    host: &'a mut Host,
+    resources: &'a mut Resources,
     devices: &'a Devices,
     serial: &'a Port,
     drained: &'a EventFd,
@@ -69,9 +69,9 @@ enum Trim {
 }
 
 impl<'a> Control<'a> {
-    pub(super) fn new(host: &'a mut Host, devices: &'a Devices, ending: &'a Ending) -> Self {
+    pub(super) fn new(resources: &'a mut Resources, devices: &'a Devices, ending: &'a Ending) -> Self {
         Self {
-            host,
+            resources,
             devices,
             serial: devices.serial(),
             drained: devices.serial_drained(),
@@ -88,7 +88,7 @@ impl<'a> Control<'a> {
     /// If the host refuses to wait.
     pub(super) fn run(mut self) -> Result<End, Error> {
         loop {
-            self.host.ready.tell();
+            self.resources.ready.tell();
             let ready = self.wait()?;
             for source in ready {
                 self.act(source);
@@ -96,11 +96,11 @@ impl<'a> Control<'a> {
             self.offer_input();
             self.check_deadline();
             self.check_trim();
-            if self.host.console.waits_for_terminal() {
-                self.host.console.resume();
+            if self.resources.console.waits_for_terminal() {
+                self.resources.console.resume();
             }
-            self.host.announce(Instant::now());
-            self.host.desk.check_deadline(Instant::now());
+            self.resources.announce(Instant::now());
+            self.resources.control_socket.check_deadline(Instant::now());
             if let Some(end) = self.ending.take() {
                 return Ok(end);
             }
@@ -121,61 +121,61 @@ impl<'a> Control<'a> {
     }
 
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
-        let console = &self.host.console;
+        let console = &self.resources.console;
         let mut sources = vec![
-            (Source::Signal, self.host.signals.as_fd(), PollFlags::IN),
+            (Source::Signal, self.resources.signals.as_fd(), PollFlags::IN),
             (Source::End, event::fd(self.ending.event()), PollFlags::IN),
             (Source::OutputFilled, event::fd(console.output.filled()), PollFlags::IN),
             (Source::InputDrained, event::fd(self.drained), PollFlags::IN),
-            (Source::Leases, event::fd(self.host.leases.event()), PollFlags::IN),
+            (Source::Leases, event::fd(self.resources.leases.event()), PollFlags::IN),
         ];
         sources.extend(console.output.wants_to_write().map(|fd| (Source::OutputWritable, fd, PollFlags::OUT)));
         sources.extend(console.input.wants_to_read().map(|fd| (Source::InputReadable, fd, PollFlags::IN)));
-        sources.extend(self.host.keeper_socket().map(|fd| (Source::Keeper, fd, PollFlags::IN)));
-        let (desk, flags) = self.host.desk.source();
-        sources.push((Source::Desk, desk, flags));
-        sources.extend(self.host.ready.sources().map(|(card, fd)| (Source::Address(card), fd, PollFlags::IN)));
+        sources.extend(self.resources.keeper_socket().map(|fd| (Source::Keeper, fd, PollFlags::IN)));
+        let (control_socket, flags) = self.resources.control_socket.source();
+        sources.push((Source::ControlSocket, control_socket, flags));
+        sources.extend(self.resources.ready.sources().map(|(card, fd)| (Source::Address(card), fd, PollFlags::IN)));
         sources
     }
 
     fn timeout(&self) -> Option<Duration> {
         let left = |until: Instant| until.saturating_duration_since(Instant::now());
         let busy = self.port_was_busy.then_some(BUSY_PORT_DELAY);
-        let stop = self.host.stop.next().map(left);
+        let stop = self.resources.stop.next().map(left);
         let trim = match self.trim {
             Trim::At(at) => Some(left(at)),
             Trim::Done => None,
         };
-        let announcement = self.host.next_announcement().map(left);
-        let caller = self.host.desk.deadline().map(left);
-        let addresses = self.host.ready.deadline().map(left);
-        let terminal = self.host.console.waits_for_terminal().then_some(TERMINAL_DELAY);
+        let announcement = self.resources.next_announcement().map(left);
+        let caller = self.resources.control_socket.deadline().map(left);
+        let addresses = self.resources.ready.deadline().map(left);
+        let terminal = self.resources.console.waits_for_terminal().then_some(TERMINAL_DELAY);
         [busy, stop, trim, announcement, caller, addresses, terminal].into_iter().flatten().min()
     }
 
     fn act(&mut self, source: Source) {
         match source {
             Source::Signal => {
-                while let Some(signal) = self.host.signals.next() {
+                while let Some(signal) = self.resources.signals.next() {
                     self.signal(signal);
                 }
             }
             // Looked at after every wake-up.
             Source::End => {}
-            Source::OutputFilled => drain(self.host.console.output.filled()),
-            Source::OutputWritable => self.host.console.output.pass_on(),
+            Source::OutputFilled => drain(self.resources.console.output.filled()),
+            Source::OutputWritable => self.resources.console.output.pass_on(),
             Source::InputReadable => {
-                if self.host.console.input.read() == Read::Quit {
+                if self.resources.console.input.read() == Read::Quit {
                     self.kill(libc::SIGINT);
                 }
             }
             Source::InputDrained => drain(self.drained),
-            Source::Keeper => self.host.hear_keeper(),
-            Source::Desk => self.host.serve_desk(self.devices),
-            Source::Address(card) => self.host.ready.listen(card),
+            Source::Keeper => self.resources.hear_keeper(),
+            Source::ControlSocket => self.resources.serve_control_socket(self.devices),
+            Source::Address(card) => self.resources.ready.listen(card),
             Source::Leases => {
-                for (card, ip) in self.host.leases.take() {
-                    self.host.ready.learn(card, vec![ip.into()]);
+                for (card, ip) in self.resources.leases.take() {
+                    self.resources.ready.learn(card, vec![ip.into()]);
                 }
             }
         }
@@ -184,19 +184,19 @@ impl<'a> Control<'a> {
     fn signal(&mut self, signal: u8) {
         match Meaning::of(signal) {
             Meaning::Suspend => {
-                self.host.console.pause();
+                self.resources.console.pause();
                 signals::suspend();
-                self.host.console.resume();
+                self.resources.console.resume();
                 return;
             }
-            Meaning::Continue => return self.host.console.resume(),
-            Meaning::OutOfTime if self.host.stop.is_asked() => return,
+            Meaning::Continue => return self.resources.console.resume(),
+            Meaning::OutOfTime if self.resources.stop.is_asked() => return,
             Meaning::OutOfTime => log::warn!("The process has used up its processor time (RLIMIT_CPU)"),
-            Meaning::PowerOff if !self.host.stop.is_asked() => {}
+            Meaning::PowerOff if !self.resources.stop.is_asked() => {}
             Meaning::PowerOff | Meaning::Stop => return self.kill(signal.into()),
         }
-        log::info!("Asking the guest to power off, for at most {} s", self.host.stop_timeout.as_secs());
-        self.host.stop = Stop::ask(Instant::now(), self.host.stop_timeout);
+        log::info!("Asking the guest to power off, for at most {} s", self.resources.stop_timeout.as_secs());
+        self.resources.stop = Stop::ask(Instant::now(), self.resources.stop_timeout);
     }
 
     fn kill(&self, signal: i32) {
@@ -204,7 +204,7 @@ impl<'a> Control<'a> {
     }
 
     fn check_deadline(&mut self) {
-        let due = self.host.stop.due(Instant::now());
+        let due = self.resources.stop.due(Instant::now());
         if due.press
             && let Err(err) = self.power_button.press()
         {
@@ -214,7 +214,7 @@ impl<'a> Control<'a> {
             self.ending.report(End::Outcome(Outcome::StopTimeout));
             log::warn!("The guest did not power off in time and is stopped");
         }
-        if let Some((sentence, hint)) = self.host.ready.overdue(Instant::now())
+        if let Some((sentence, hint)) = self.resources.ready.overdue(Instant::now())
             && !self.ending.is_stopping()
         {
             self.ending.report(End::Outcome(Outcome::NoAddress));
@@ -232,7 +232,7 @@ impl<'a> Control<'a> {
 
     fn offer_input(&mut self) {
         let (serial, mut busy) = (self.serial, false);
-        self.host.console.input.offer(|bytes| {
+        self.resources.console.input.offer(|bytes| {
             serial.try_input(bytes).unwrap_or_else(|Busy| {
                 busy = true;
                 0

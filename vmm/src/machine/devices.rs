@@ -1,7 +1,7 @@
 //! The devices of the machine, and the two address spaces in which the guest finds them.
 
 use super::ending::Ending;
-use super::host::{Card, Host};
+use super::resources::{Card, Resources};
 use super::serial::Port;
 use crate::error::Error;
 use crate::kvm::Vm;
@@ -60,18 +60,18 @@ impl Devices {
         vm: &Vm,
         mem: &Memory,
         mmio64: Option<layout::Window>,
-        host: &mut Host,
+        resources: &mut Resources,
         ending: Arc<Ending>,
     ) -> Result<Self, Error> {
         let mut buses = Buses { ports: Bus::new(), mmio: Bus::new() };
         let serial_drained = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::host("create an eventfd"))?;
-        let serial = serial(vm, host, &serial_drained)?;
+        let serial = serial(vm, resources, &serial_drained)?;
         let events: Arc<dyn Events> = ending;
         add_legacy(&mut buses.ports, serial.clone(), &events)?;
         let button_line = vm.irq_line(layout::POWER_BUTTON_GSI).map_err(Error::host("create an eventfd"))?;
         let mut slots =
             Slots { vm, mem, virtio: Vec::new(), root: PciRoot::new(windows(mmio64)).map_err(added("the PCI bus"))? };
-        slots.fill(host)?;
+        slots.fill(resources)?;
         let Slots { virtio, root, .. } = slots;
         add_pci(&mut buses, Arc::new(root), mmio64, events)?;
         Ok(Self { buses: Arc::new(buses), virtio, serial, serial_drained, power_button: PowerButton::new(button_line) })
@@ -118,10 +118,10 @@ impl Devices {
     }
 }
 
-fn serial(vm: &Vm, host: &Host, drained: &EventFd) -> Result<Arc<Port>, Error> {
+fn serial(vm: &Vm, resources: &Resources, drained: &EventFd) -> Result<Arc<Port>, Error> {
     let line = vm.irq_line(layout::SERIAL_GSI).map_err(Error::host("create an eventfd"))?;
     let drained = drained.try_clone().map_err(Error::host("duplicate an eventfd"))?;
-    Ok(Arc::new(Port::new(Serial::new(line, host.console.output.writer(), drained))))
+    Ok(Arc::new(Port::new(Serial::new(line, resources.console.output.writer(), drained))))
 }
 
 fn add_legacy(ports: &mut Bus, serial: Arc<Port>, events: &Arc<dyn Events>) -> Result<(), Error> {
@@ -188,14 +188,14 @@ struct Slots<'a> {
 }
 
 impl Slots<'_> {
-    fn fill(&mut self, host: &mut Host) -> Result<(), Error> {
-        let budget = host.budget.clone();
-        for (index, (wanted, port)) in host.cards()?.into_iter().enumerate() {
+    fn fill(&mut self, resources: &mut Resources) -> Result<(), Error> {
+        let budget = resources.budget.clone();
+        for (index, (wanted, port)) in resources.cards()?.into_iter().enumerate() {
             let name = format!("net{index}");
             let card = card(&name, wanted, port, self.mem, &budget).map_err(added(&name))?;
             self.add(&name, card)?;
         }
-        for (index, disk) in host.disks.iter().enumerate() {
+        for (index, disk) in resources.disks.iter().enumerate() {
             let name = format!("blk{index}");
             let file = disk.file.try_clone().map_err(Error::host("duplicate a descriptor"))?;
             let backend = disk::Disk::new(file, disk.spec.access());
@@ -204,10 +204,10 @@ impl Slots<'_> {
                 None => backend,
             };
             let backend = backend.map_err(added(&name))?;
-            let queues = disk.spec.queues.unwrap_or(QueueCount::for_cpus(host.cpus));
+            let queues = disk.spec.queues.unwrap_or(QueueCount::for_cpus(resources.cpus));
             self.add(&name, Box::new(Blk::new(&name, backend, disk.spec.serial).with_queues(queues)))?;
         }
-        let entropy = host.entropy.try_clone().map_err(Error::host("duplicate a descriptor"))?;
+        let entropy = resources.entropy.try_clone().map_err(Error::host("duplicate a descriptor"))?;
         self.add("rng0", Box::new(Rng::new("rng0", entropy)))
     }
 

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub(crate) use channel::{BadReadyFd, ReadyFd};
 
 /// What the user wants to know of the start.
-pub(crate) struct Wish {
+pub(crate) struct ReadyOptions {
     /// The VM.
     pub(crate) name: VmName,
     /// When the process began.
@@ -31,12 +31,12 @@ pub(crate) struct Wish {
     /// Where the line goes; stderr if not given.
     pub(crate) fd: Option<ReadyFd>,
     /// How long after `start` every card may take to have an address.
-    pub(crate) patience: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// The cards of a VM, and who is to be told of them.
 pub(super) struct Ready {
-    wish: Wish,
+    options: ReadyOptions,
     timing: Timing,
     /// Empty until the keeper has made them.
     cards: Vec<Card>,
@@ -73,9 +73,9 @@ enum Address {
 }
 
 impl Ready {
-    /// What `wish` asks for, of cards that are still to come.
-    pub(super) fn new(wish: Wish) -> Self {
-        Self { wish, timing: Timing::default(), cards: Vec::new(), told: Told::No }
+    /// What `options` asks for, of cards that are still to come.
+    pub(super) fn new(options: ReadyOptions) -> Self {
+        Self { options, timing: Timing::default(), cards: Vec::new(), told: Told::No }
     }
 
     /// Waits on the cards' ports, whose lookouts it takes.
@@ -106,7 +106,7 @@ impl Ready {
         self.cards = specs.zip(ports).map(card).collect();
         self.timing = timing;
         let deaf = self.cards.iter().position(|card| matches!(card.address, Address::Unknown));
-        match (deaf, self.wish.patience) {
+        match (deaf, self.options.timeout) {
             (Some(card), Some(_)) => Err(Error::Usage {
                 sentence: format!("--wait-net cannot be had: the address of net{card} cannot be heard"),
                 hint: "Its tap is in another network namespace, or minivmm has no CAP_NET_RAW; leave --wait-net out"
@@ -150,16 +150,16 @@ impl Ready {
             return;
         }
         self.told = Told::Yes;
-        let channel = match self.wish.fd.take() {
+        let channel = match self.options.fd.take() {
             Some(fd) => Channel::Fd(fd),
             // A VM without cards has no network that could be ready, and a user who has not asked.
             None if self.cards.is_empty() => return,
             None => Channel::Stderr,
         };
-        let ms = u64::try_from(self.wish.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = u64::try_from(self.options.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let line = json!({
             "event": "ready",
-            "name": self.wish.name.as_str(),
+            "name": self.options.name.as_str(),
             "ms": ms,
             "setup": self.timing,
             "cards": self.cards(),
@@ -171,15 +171,15 @@ impl Ready {
 
     /// When a card without an address ends the machine.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let deadline = self.wish.start + self.wish.patience?;
+        let deadline = self.options.start + self.options.timeout?;
         self.missing().map(|_| deadline)
     }
 
     /// A sentence and a hint if a card has no address at `now`, and should.
     pub(super) fn overdue(&self, now: Instant) -> Option<(String, String)> {
-        let patience = self.wish.patience?;
+        let timeout = self.options.timeout?;
         let (idx, card) = self.missing()?;
-        if now < self.wish.start + patience {
+        if now < self.options.start + timeout {
             return None;
         }
         let place = match (&card.bridge, &card.network) {
@@ -187,7 +187,7 @@ impl Ready {
             (None, Some(interface)) => format!("the network of {interface}"),
             (None, None) => format!("tap {}", card.tap),
         };
-        let sentence = format!("net{idx} has no address after {} s", patience.as_secs());
+        let sentence = format!("net{idx} has no address after {} s", timeout.as_secs());
         let hint = match card.address {
             Address::Unleased => {
                 "See whether the guest asks for an address by DHCP, which minivmm answers, or give it more time"

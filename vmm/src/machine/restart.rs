@@ -2,7 +2,7 @@
 //!
 //! One that resets as soon as it runs is started less and less often, so that it cannot keep the host busy building machines.
 
-use super::host::Host;
+use super::resources::Host;
 use crate::error::Error;
 use crate::exit::Outcome;
 use crate::signals::Woken;
@@ -28,8 +28,9 @@ impl Restarts {
     ///
     /// # Errors
     /// If the host refuses to wait.
-    pub(crate) fn wait(&mut self, host: &Host, run_time: Duration) -> Result<Option<Outcome>, Error> {
-        let woken = host.signals.wait(None, self.pause_after(run_time)).map_err(Error::host("wait for signals"))?;
+    pub(crate) fn wait(&mut self, resources: &Resources, run_time: Duration) -> Result<Option<Outcome>, Error> {
+        let woken =
+            resources.signals.wait(None, self.pause_after(run_time)).map_err(Error::host("wait for signals"))?;
         Ok(match woken {
             Woken::Signal(signal) if i32::from(signal) == libc::SIGQUIT => Some(Outcome::Killed(signal)),
             // No guest runs that could be asked: it has ended as far as it can.

@@ -29,9 +29,9 @@ pub(super) struct Due {
 }
 
 impl Stop {
-    /// Asked at `now`, for at most `patience`.
-    pub(super) fn ask(now: Instant, patience: Duration) -> Self {
-        Self::Asked { deadline: now + patience, next_press: now }
+    /// Asked at `now`, for at most `timeout`.
+    pub(super) fn ask(now: Instant, timeout: Duration) -> Self {
+        Self::Asked { deadline: now + timeout, next_press: now }
     }
 
     pub(super) fn is_asked(self) -> bool {

@@ -18,15 +18,15 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Does `bark` in a thread of its own unless the result is dropped within `patience`.
+    /// Does `bark` in a thread of its own unless the result is dropped within `timeout`.
     ///
     /// # Errors
     /// If the host has no thread left.
-    pub(super) fn start(patience: Duration, bark: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(timeout: Duration, bark: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let (sender, stopped) = mpsc::channel::<()>();
         // Not joined: it ends as soon as the sender is dropped, or ends the process.
         thread::Builder::new().name("watchdog".to_owned()).stack_size(STACK_BYTES).spawn(move || {
-            if stopped.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            if stopped.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
                 bark();
             }
         })?;

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 const PIECE_BYTES: usize = 4096;
 
 /// How long the reader may take for each piece, in seconds: the control loop waits.
-const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const TIMEOUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The descriptor of `--ready-fd`, closed once the line is written.
 pub(crate) struct ReadyFd(File);
@@ -76,7 +76,7 @@ impl Channel {
 
 fn write(mut to: impl Write + AsFd, line: &str) -> io::Result<()> {
     for piece in line.as_bytes().chunks(PIECE_BYTES) {
-        if rustix::event::poll(&mut [PollFd::new(&to, PollFlags::OUT)], Some(&PATIENCE))? == 0 {
+        if rustix::event::poll(&mut [PollFd::new(&to, PollFlags::OUT)], Some(&TIMEOUT))? == 0 {
             return Err(ErrorKind::TimedOut.into());
         }
         to.write_all(piece)?;

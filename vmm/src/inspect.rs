@@ -16,10 +16,10 @@ use std::io;
 /// What a start would be refused for, or the host does not tell.
 pub(crate) fn answer(question: &Question) -> Result<(String, u8), Error> {
     let text = match question {
-        Question::Doctor(look) => return doctor::examined(look),
-        Question::Plan(look) => {
-            let plan = preview::preview(&look.request)?;
-            if look.json { pretty(&preview::json(&plan)) } else { plan.to_string() }
+        Question::Doctor(inspection) => return doctor::report(inspection),
+        Question::Plan(inspection) => {
+            let plan = preview::preview(&inspection.request)?;
+            if inspection.json { pretty(&preview::json(&plan)) } else { plan.to_string() }
         }
         Question::List { json } => {
             let vms = list::list()?;

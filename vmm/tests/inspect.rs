@@ -3,21 +3,21 @@
 //! Needs root, `ip` and `/dev/kvm`; skipped by name otherwise.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-#[path = "explain/doctor.rs"]
+#[path = "inspect/doctor.rs"]
 mod doctor;
 #[expect(dead_code, reason = "guests of other tests")]
 mod guest;
-#[path = "explain/host.rs"]
+#[path = "inspect/host.rs"]
 mod host;
-#[path = "explain/list.rs"]
+#[path = "inspect/list.rs"]
 mod list;
-#[path = "explain/plan.rs"]
+#[path = "inspect/plan.rs"]
 mod plan;
-#[path = "explain/policy.rs"]
+#[path = "inspect/policy.rs"]
 mod policy;
-#[path = "explain/ready.rs"]
+#[path = "inspect/ready.rs"]
 mod ready;
-#[path = "explain/vm.rs"]
+#[path = "inspect/vm.rs"]
 mod vm;
 
 use libtest_mimic::{Arguments, Failed, Trial};

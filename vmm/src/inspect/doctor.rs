@@ -1,7 +1,7 @@
 //! `minivmm doctor`: what keeps a VM from running here, or its cards from working, and what changes it.
 
 use super::list;
-use crate::cli::Look;
+use crate::cli::Inspection;
 use crate::error::Error;
 use crate::exit;
 use crate::kvm::{self, Speed};
@@ -12,14 +12,15 @@ use serde_json::{Value, json};
 ///
 /// # Errors
 /// The host does not say what there is.
-pub(super) fn examined(look: &Look) -> Result<(String, u8), Error> {
+pub(super) fn report(inspection: &Inspection) -> Result<(String, u8), Error> {
     let mut findings = vec![kvm()];
-    findings.extend(examine(&look.request)?);
-    if look.request.cards.is_empty() {
+    findings.extend(examine(&inspection.request)?);
+    if inspection.request.cards.is_empty() {
         findings.extend(list::all_not_kept().into_iter().map(not_kept));
     }
     let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
-    let text = if look.json { super::pretty(&as_json(&findings, problems)) } else { as_text(&findings, problems) };
+    let text =
+        if inspection.json { super::pretty(&as_json(&findings, problems)) } else { as_text(&findings, problems) };
     Ok((text, if problems == 0 { 0 } else { exit::HOST }))
 }
 
@@ -29,7 +30,7 @@ fn not_kept(text: String) -> Finding {
 }
 
 fn kvm() -> Finding {
-    let speed = kvm::Host::open().and_then(|host| host.speed());
+    let speed = kvm::KvmSystem::open().and_then(|host| host.speed());
     match speed {
         Ok(Speed::Native(took)) => {
             Finding::fine("kvm", format!("It runs on the processor (a loop took {} us)", took.as_micros()))

@@ -1,9 +1,9 @@
 //! What the machine uses of the host, opened once and kept over reboots of the guest.
 
-use super::desk::Desk;
+use super::control_socket::ControlSocket;
 use super::devices::Devices;
 use super::leases::Leases;
-use super::ready::{Ready, Wish};
+use super::ready::{Ready, ReadyOptions};
 use super::services::ServiceThreads;
 use super::stop::Stop;
 use crate::capture::Capture;
@@ -11,7 +11,7 @@ use crate::cli::{DiskSpec, MemSize, OnReboot, Settings};
 use crate::console::Console;
 use crate::error::Error;
 use crate::exit::Outcome;
-use crate::request::{LinkWish, Reply, Request};
+use crate::request::{Reply, Request, WantedLink};
 use crate::signals::{Signals, Woken};
 use crate::{confine, console, disk, kvm};
 
@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 const ENTROPY: &str = "/dev/urandom";
 
 /// How long the keeper may take to say something.
-const KEEPER_PATIENCE: Duration = Duration::from_secs(PATIENCE_S.unsigned_abs());
+const KEEPER_TIMEOUT: Duration = Duration::from_secs(PATIENCE_S.unsigned_abs());
 
 /// A disk, open and locked.
 pub(super) struct Disk {
@@ -95,8 +95,8 @@ enum Network {
 }
 
 /// Everything that outlives a reboot.
-pub(crate) struct Host {
-    pub(super) kvm: kvm::Host,
+pub(crate) struct Resources {
+    pub(super) kvm: KvmSystem,
     pub(super) cpus: u32,
     pub(super) mem: MemSize,
     pub(super) boot: BootSpec,
@@ -108,7 +108,7 @@ pub(crate) struct Host {
     pub(super) signals: Signals,
     pub(super) stop_timeout: Duration,
     pub(super) stop: Stop,
-    pub(super) desk: Desk,
+    pub(super) control_socket: ControlSocket,
     pub(super) ready: Ready,
     cards: Vec<Card>,
     on_reboot: OnReboot,
@@ -124,13 +124,19 @@ pub(crate) struct Host {
     confinement: Confinement,
 }
 
-impl Host {
+impl Resources {
     /// Opens KVM and the console; the rest has been opened before.
     ///
     /// # Errors
     /// If one cannot be opened, or KVM cannot have that many vCPUs.
-    pub(crate) fn open(cli: &Settings, files: Files, keeper: Keeper, desk: Desk, wish: Wish) -> Result<Self, Error> {
-        let kvm = kvm::Host::open()?;
+    pub(crate) fn open(
+        cli: &Settings,
+        files: Files,
+        keeper: Keeper,
+        control_socket: ControlSocket,
+        options: ReadyOptions,
+    ) -> Result<Self, Error> {
+        let kvm = KvmSystem::open()?;
         log::debug!("KVM is open");
         kvm.check_cpus(cli.cpus)?;
         kvm::kick::install_handler().map_err(Error::host("install a signal handler"))?;
@@ -146,8 +152,8 @@ impl Host {
             console: Console::open(&cli.console, files.console)?,
             stop_timeout: Duration::from_secs(cli.stop_timeout.into()),
             stop: Stop::NotAsked,
-            desk,
-            ready: Ready::new(wish),
+            control_socket,
+            ready: Ready::new(options),
             cards: cards(cli, files.captures),
             on_reboot: cli.on_reboot,
             network: Network::Pending,
@@ -182,8 +188,8 @@ impl Host {
     /// Waits for the keeper's word. A signal ends the machine: there is no guest yet that could be asked to power off.
     fn await_keeper(&self) -> Result<(), Error> {
         let socket = self.keeper.socket();
-        let patience = if socket.is_some() { KEEPER_PATIENCE } else { Duration::ZERO };
-        match self.signals.wait(socket, patience).map_err(Error::host("wait for signals"))? {
+        let timeout = if socket.is_some() { KEEPER_TIMEOUT } else { Duration::ZERO };
+        match self.signals.wait(socket, timeout).map_err(Error::host("wait for signals"))? {
             Woken::Signal(signal) => Err(Error::Signal(signal)),
             Woken::Timeout if socket.is_some() => Err(net::Error::Silent { seconds: PATIENCE_S }.into()),
             Woken::Other | Woken::Timeout => Ok(()),
@@ -214,9 +220,9 @@ impl Host {
     }
 
     /// Goes on with whoever asks this VM something; `devices` are those of the machine that runs.
-    pub(super) fn serve_desk(&mut self, devices: &Devices) {
-        let Self { desk, cards, services, ready, conflicts, not_kept, .. } = self;
-        desk.serve(|request| match request {
+    pub(super) fn serve_control_socket(&mut self, devices: &Devices) {
+        let Self { control_socket, cards, services, ready, conflicts, not_kept, .. } = self;
+        control_socket.serve(|request| match request {
             Request::Counters => {
                 let mut counters = devices.counters();
                 services.add_counters(&mut counters);
@@ -228,8 +234,8 @@ impl Host {
                 Some(card) => {
                     log::info!("The link of {name} is to be {state:?}");
                     card.link.switch(match state {
-                        LinkWish::Up => Carrier::Up,
-                        LinkWish::Down => Carrier::Down,
+                        WantedLink::Up => Carrier::Up,
+                        WantedLink::Down => Carrier::Down,
                     });
                     Reply::Done
                 }

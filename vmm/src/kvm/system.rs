@@ -22,14 +22,14 @@ const REQUIRED: [(Cap, &str); 7] = [
 ];
 
 /// An open `/dev/kvm` and the CPUID it can give to a guest.
-pub(crate) struct Host {
+pub(crate) struct KvmSystem {
     pub(super) kvm: Kvm,
     /// Listed while the first VM is created, and kept for those after it.
     cpuid: OnceLock<CpuId>,
     tsc_deadline: bool,
 }
 
-impl Host {
+impl KvmSystem {
     /// Opens `/dev/kvm` and checks that it can do what is needed.
     ///
     /// # Errors

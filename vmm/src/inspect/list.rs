@@ -114,7 +114,7 @@ fn size(bytes: u64) -> String {
 }
 
 fn vm(name: &VmName, links: &BTreeMap<String, Entry>) -> Value {
-    match call::query(name, &Request::Network) {
+    match client::query(name, &Request::Network) {
         Ok(Reply::Network(Value::Array(cards))) => {
             let cards: Value = cards.into_iter().map(|card| with_link(card, links)).collect();
             json!({ "name": name.as_str(), "cards": cards })

@@ -13,7 +13,7 @@ use std::time::Duration;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The answer to whoever may not ask.
-pub(crate) const STRANGER: &str = "Only root and the user who started this VM may ask it";
+pub(crate) const NOT_ALLOWED: &str = "Only root and the user who started this VM may ask it";
 
 /// Longest reply in bytes: the counters of a few thousand queues.
 const LONGEST_REPLY: u64 = 16 << 20;
@@ -47,7 +47,7 @@ fn connect(name: &VmName) -> Result<UnixStream, Error> {
             hint: "Give the name that the VM was started with: --name; a user's VMs are known to that user".to_owned(),
         },
         io::ErrorKind::PermissionDenied => {
-            Error::Usage { sentence: STRANGER.to_owned(), hint: format!("The VM {name} is root's") }
+            Error::Usage { sentence: NOT_ALLOWED.to_owned(), hint: format!("The VM {name} is root's") }
         }
         _ => Error::Host { operation: "connect to the VM", source: err },
     })

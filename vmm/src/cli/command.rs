@@ -4,13 +4,13 @@ use super::file::{self, BadConfig};
 use super::settings::{Settings, vcpus};
 use crate::name::VmName;
 use crate::policy::PolicyFile;
-use crate::request::{CardName, LinkWish};
+use crate::request::{CardName, WantedLink};
 use clap::{ArgGroup, Args, Subcommand};
 use std::path::PathBuf;
 
 /// The words. A VM that runs listens to the user who started it and to root.
 #[derive(Debug, Subcommand)]
-pub(crate) enum Word {
+pub(crate) enum Command {
     /// Print what the devices of a running VM have counted, as JSON
     Counters {
         /// The VM's name
@@ -26,21 +26,21 @@ pub(crate) enum Word {
         #[arg(value_name = "CARD")]
         card: CardName,
         /// `down`: no frames pass; `up`: as the host's interface has it
-        state: LinkWish,
+        state: WantedLink,
     },
     /// Say what on this host keeps a VM or its cards from working, and the command that changes it. The exit code is 0 if a start
     /// with these cards would work; without cards, it looks at what a bridge and NAT need
-    Doctor(LookArgs),
-    /// Look at the networks of VMs on this host
+    Doctor(InspectArgs),
+    /// Inspection at the networks of VMs on this host
     #[command(subcommand, disable_help_subcommand = true, arg_required_else_help = false)]
-    Net(NetWord),
+    Net(NetCommand),
 }
 
 /// A question about this host.
 #[derive(Debug)]
 pub(crate) enum Question {
     /// What a start would do to its networks.
-    Plan(Look),
+    Plan(Inspection),
     /// Which cards VMs have.
     List {
         /// Whether as JSON.
@@ -51,12 +51,12 @@ pub(crate) enum Question {
     /// Which policy a VM has, after it has been given this one.
     Policy(VmName, Option<PolicyFile>),
     /// What is wrong with it.
-    Doctor(Look),
+    Doctor(Inspection),
 }
 
 /// Cards to look at, and how to answer.
 #[derive(Debug)]
-pub(crate) struct Look {
+pub(crate) struct Inspection {
     /// What a start would ask of the network.
     pub(crate) request: net::Request,
     /// Whether as JSON.
@@ -65,7 +65,7 @@ pub(crate) struct Look {
 
 /// What can be asked about networks.
 #[derive(Debug, Subcommand)]
-pub(crate) enum NetWord {
+pub(crate) enum NetCommand {
     /// Print every step that a start with these cards would take, and what would undo it; nothing is changed
     Plan(PlanArgs),
     /// Print the cards of every VM in this network namespace
@@ -94,12 +94,12 @@ pub(crate) enum NetWord {
 #[command(group(ArgGroup::new("cards").args(["net", "config"]).multiple(true).required(true)))]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
-    look: LookArgs,
+    inspect: InspectArgs,
 }
 
 /// The cards that are looked at, in the flags of a start.
 #[derive(Debug, Args)]
-pub(crate) struct LookArgs {
+pub(crate) struct InspectArgs {
     /// Network card, as at a start; can be repeated
     #[arg(long, value_name = "SPEC")]
     net: Vec<net::NetSpec>,
@@ -130,17 +130,17 @@ impl PlanArgs {
     ///
     /// # Errors
     /// The file gives no settings.
-    pub(super) fn look(self) -> Result<Look, BadConfig> {
-        self.look.look()
+    pub(super) fn inspection(self) -> Result<Inspection, BadConfig> {
+        self.inspect.inspection()
     }
 }
 
-impl LookArgs {
+impl InspectArgs {
     /// The cards, with what their file says of them.
     ///
     /// # Errors
     /// The file gives no settings.
-    pub(super) fn look(self) -> Result<Look, BadConfig> {
+    pub(super) fn inspection(self) -> Result<Inspection, BadConfig> {
         let file = self.config.as_deref().map_or_else(|| Ok(Settings::default()), file::read)?;
         let name = self.name.or(file.name).unwrap_or_else(|| VmName::of_process(std::process::id()));
         let request = net::Request {
@@ -150,6 +150,6 @@ impl LookArgs {
             policy: self.policy.or(file.policy).map(|file| file.0),
             steering: None,
         };
-        Ok(Look { request, json: self.json })
+        Ok(Inspection { request, json: self.json })
     }
 }

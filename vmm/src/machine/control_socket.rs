@@ -9,7 +9,7 @@
 //! Served by the control loop, which it never makes wait: every call is made without blocking, there is one caller at a time, with a
 //! deadline, and the next waits in the socket's queue.
 
-use crate::call::STRANGER;
+use crate::client::NOT_ALLOWED;
 use crate::name::LockedName;
 use crate::request::{LONGEST, Reply, Request};
 use net::runtime_dir::NameLock;
@@ -22,10 +22,10 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// How long a caller may take for a request and its reply.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The desk of one VM, over reboots of its guest.
-pub(crate) struct Desk {
+/// The control_socket of one VM, over reboots of its guest.
+pub(crate) struct ControlSocket {
     lock: LockedName,
     caller: Option<Caller>,
 }
@@ -43,8 +43,8 @@ enum State {
     Answering(Vec<u8>),
 }
 
-impl Desk {
-    /// A desk where callers of the name that `lock` holds are answered.
+impl ControlSocket {
+    /// A control_socket where callers of the name that `lock` holds are answered.
     pub(crate) fn new(lock: LockedName) -> Self {
         Self { lock, caller: None }
     }
@@ -97,8 +97,8 @@ impl Desk {
         stream.set_nonblocking(true)?;
         let user = socket_peercred(&stream)?.uid;
         let may_ask = user.is_root() || user == geteuid();
-        let state = if may_ask { State::Reading(Vec::new()) } else { reply(&stranger()) };
-        self.caller = Some(Caller { stream, deadline: Instant::now() + PATIENCE, state });
+        let state = if may_ask { State::Reading(Vec::new()) } else { reply(&not_allowed()) };
+        self.caller = Some(Caller { stream, deadline: Instant::now() + TIMEOUT, state });
         Ok(Progress::Waiting)
     }
 }
@@ -148,8 +148,8 @@ fn reply(reply: &Reply) -> State {
     State::Answering(line)
 }
 
-fn stranger() -> Reply {
-    Reply::Refused(STRANGER.to_owned())
+fn not_allowed() -> Reply {
+    Reply::Refused(NOT_ALLOWED.to_owned())
 }
 
 #[cfg(test)]
@@ -163,10 +163,10 @@ mod tests {
 
     static COUNT: AtomicU32 = AtomicU32::new(0);
 
-    fn desk() -> (Desk, VmName) {
+    fn control_socket() -> (ControlSocket, VmName) {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name: VmName = format!("desk-{}-{number}", std::process::id()).parse().unwrap();
-        (Desk::new(name.lock().unwrap()), name)
+        let name: VmName = format!("control_socket-{}-{number}", std::process::id()).parse().unwrap();
+        (ControlSocket::new(name.lock().unwrap()), name)
     }
 
     fn call(name: &VmName) -> UnixStream {
@@ -174,15 +174,15 @@ mod tests {
     }
 
     /// Serves until nothing has happened for 20 ms.
-    fn serve(desk: &mut Desk) -> Vec<Request> {
+    fn serve(control_socket: &mut ControlSocket) -> Vec<Request> {
         let mut requests = Vec::new();
         loop {
-            let (fd, flags) = desk.source();
+            let (fd, flags) = control_socket.source();
             let pause = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
             if poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&pause)).unwrap() == 0 {
                 return requests;
             }
-            desk.serve(|request| {
+            control_socket.serve(|request| {
                 requests.push(request);
                 Reply::Done
             });
@@ -197,12 +197,12 @@ mod tests {
 
     #[test]
     fn request_is_answered_however_it_is_cut() {
-        let (mut desk, name) = desk();
+        let (mut control_socket, name) = control_socket();
         let mut caller = call(&name);
 
         for piece in ["\"coun", "ters\"", "\n"] {
             caller.write_all(piece.as_bytes()).unwrap();
-            serve(&mut desk);
+            serve(&mut control_socket);
         }
 
         assert_eq!(heard(&caller), "\"done\"\n");
@@ -210,11 +210,11 @@ mod tests {
 
     #[test]
     fn callers_are_served_one_after_the_other() {
-        let (mut desk, name) = desk();
+        let (mut control_socket, name) = control_socket();
         let callers: Vec<_> = (0..3).map(|_| call(&name)).collect();
         callers.iter().for_each(|mut caller| caller.write_all(b"\"counters\"\n").unwrap());
 
-        assert_eq!(serve(&mut desk), [Request::Counters, Request::Counters, Request::Counters]);
+        assert_eq!(serve(&mut control_socket), [Request::Counters, Request::Counters, Request::Counters]);
 
         assert!(callers.iter().all(|caller| heard(caller) == "\"done\"\n"));
     }
@@ -222,11 +222,11 @@ mod tests {
     #[test]
     fn text_that_is_no_request_is_refused() {
         for text in ["\n", "{}\n", "\"reboot\"\n", "{\"link\":{\"card\":\"eth0\",\"state\":\"up\"}}\n", "\u{fffd}\n"] {
-            let (mut desk, name) = desk();
+            let (mut control_socket, name) = control_socket();
             let mut caller = call(&name);
             caller.write_all(text.as_bytes()).unwrap();
 
-            assert_eq!(serve(&mut desk), []);
+            assert_eq!(serve(&mut control_socket), []);
 
             assert!(heard(&caller).starts_with("{\"refused\":"), "{text}");
         }
@@ -234,46 +234,46 @@ mod tests {
 
     #[test]
     fn caller_who_says_too_much_or_hangs_up_is_forgotten() {
-        let (mut desk, name) = desk();
+        let (mut control_socket, name) = control_socket();
         let mut talker = call(&name);
         talker.write_all(&[b'x'; LONGEST]).unwrap();
-        assert_eq!(serve(&mut desk), []);
+        assert_eq!(serve(&mut control_socket), []);
         drop(call(&name));
-        serve(&mut desk);
-        assert!(desk.caller.is_none());
+        serve(&mut control_socket);
+        assert!(control_socket.caller.is_none());
         assert_eq!(heard(&talker), "");
     }
 
     #[test]
     fn silent_caller_is_forgotten_after_a_second() {
-        let (mut desk, name) = desk();
+        let (mut control_socket, name) = control_socket();
         let silent = call(&name);
         let mut next = call(&name);
         next.write_all(b"\"counters\"\n").unwrap();
-        serve(&mut desk);
-        let deadline = desk.deadline().unwrap();
+        serve(&mut control_socket);
+        let deadline = control_socket.deadline().unwrap();
 
-        desk.check_deadline(deadline - Duration::from_millis(1));
-        assert!(desk.caller.is_some());
-        desk.check_deadline(deadline);
-        serve(&mut desk);
+        control_socket.check_deadline(deadline - Duration::from_millis(1));
+        assert!(control_socket.caller.is_some());
+        control_socket.check_deadline(deadline);
+        serve(&mut control_socket);
 
         assert_eq!((heard(&silent), heard(&next)), (String::new(), "\"done\"\n".to_owned()));
     }
 
     #[test]
     fn reply_that_the_socket_cannot_hold_is_sent_piece_by_piece() {
-        let (mut desk, name) = desk();
+        let (mut control_socket, name) = control_socket();
         let mut caller = call(&name);
         caller.write_all(b"\"counters\"\n").unwrap();
         let long = "x".repeat(3 << 20);
         let reader = std::thread::spawn(move || heard(&caller).len());
 
-        while desk.caller.is_some() || !reader.is_finished() {
-            let (fd, flags) = desk.source();
+        while control_socket.caller.is_some() || !reader.is_finished() {
+            let (fd, flags) = control_socket.source();
             let pause = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
             if poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&pause)).unwrap() != 0 {
-                desk.serve(|_| Reply::Refused(long.clone()));
+                control_socket.serve(|_| Reply::Refused(long.clone()));
             }
         }
 
