@@ -10,7 +10,7 @@
 
 mod file;
 
-use devices::virtio::net::{Budget, Share, Watcher, Way};
+use devices::virtio::net::{Budget, Direction, FrameObserver, Share};
 use net::spec::CaptureSpec;
 use std::io;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ pub(crate) struct Error {
 
 /// A frame as it was seen.
 struct Seen {
-    way: Way,
+    direction: Direction,
     at: SystemTime,
     start: Vec<u8>,
     len: usize,
@@ -51,14 +51,14 @@ struct Tap {
     budget: Budget,
 }
 
-impl Watcher for Tap {
-    fn saw(&self, way: Way, start: Vec<u8>, len: usize) {
+impl FrameObserver for Tap {
+    fn observe(&self, direction: Direction, start: Vec<u8>, len: usize) {
         let Some(share) = self.budget.take(start.len()) else {
             self.missed.fetch_add(1, Ordering::Relaxed);
             return;
         };
         let missed = self.missed.swap(0, Ordering::Relaxed);
-        let seen = Seen { way, at: SystemTime::now(), start, len, missed, _share: share };
+        let seen = Seen { direction, at: SystemTime::now(), start, len, missed, _share: share };
         if let Err(TrySendError::Full(seen)) = self.frames.try_send(seen) {
             self.missed.fetch_add(seen.missed + 1, Ordering::Relaxed);
         }
@@ -95,7 +95,7 @@ impl Capture {
     }
 
     /// Who looks at the card's frames.
-    pub(crate) fn watcher(&self) -> Arc<dyn Watcher> {
+    pub(crate) fn observer(&self) -> Arc<dyn FrameObserver> {
         self.tap.clone()
     }
 

@@ -17,31 +17,31 @@ mod coalesce;
 mod config;
 mod counters;
 mod ctrl;
-mod departure;
+mod drain;
 mod filter;
 mod gro;
 mod impair;
 mod lane;
 mod limiter;
 mod link;
+mod observer;
 mod offload;
 mod pair;
 mod port;
 mod rss;
 mod rx;
 mod tap;
-mod tee;
 mod tx;
 mod vhost;
 
 pub use budget::{Budget, HELD_BYTES_MAX, Share};
 pub use impair::{Impairment, Rate};
 pub use link::{Carrier, Duplex, Link, LinkState};
+pub use observer::{Direction, FrameObserver, ObservedPort};
 pub use offload::Offloads;
 pub use port::FramePort;
 pub use rss::{Program, Steering, Toeplitz, program as steering_program};
 pub use tap::Tap;
-pub use tee::{Watched, Watcher, Way};
 pub use vhost::{Instance, Vhost};
 
 use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, StartError};
@@ -265,7 +265,7 @@ impl Net {
                 counters: counters.clone(),
                 port: port.clone(),
                 changed: event()?,
-                departure: Arc::default(),
+                drain: Arc::default(),
                 alarm: alarm()?,
                 ctrl: None,
             });
@@ -377,7 +377,7 @@ impl Device for Net {
     fn stop_queue(&mut self, idx: u16) {
         if let Some(worker) = self.worker(idx) {
             // Without an answer the worker has met a fault, and rests.
-            let _ = worker.visit(move |pair, _| {
+            let _ = worker.call(move |pair, _| {
                 pair.stop_queue(idx);
                 Ok(())
             });
@@ -388,7 +388,7 @@ impl Device for Net {
         let idx = activation.queues.first().map(|queue| queue.idx);
         if let Some(worker) = idx.and_then(|idx| self.worker(idx)) {
             // As above.
-            let _ = worker.visit(move |pair, events| pair.restart_queue(activation, events));
+            let _ = worker.call(move |pair, events| pair.restart_queue(activation, events));
         }
     }
 
@@ -444,8 +444,8 @@ fn take(queues: &mut VecDeque<ActiveQueue>, idx: u16) -> Option<ActiveQueue> {
 fn switches(pairs: &[Pair]) -> Result<Vec<PairSwitch>, StartError> {
     let switch = |(idx, pair): (usize, &Pair)| {
         let changed = clone(&pair.changed)?;
-        let departure = Some(pair.departure.clone());
-        Ok(PairSwitch { port: pair.port.clone(), changed, departure, attached: idx == 0 })
+        let drain = Some(pair.drain.clone());
+        Ok(PairSwitch { port: pair.port.clone(), changed, drain, attached: idx == 0 })
     };
     pairs.iter().enumerate().map(switch).collect()
 }

@@ -114,7 +114,7 @@ pub trait Service: Send + 'static {
 pub const WAKE: u32 = u32::MAX;
 
 /// What somebody else has to do with the service, on the worker's thread.
-type Visit<S> = Box<dyn FnOnce(&mut S, &mut EventOps) -> Result<(), Fault> + Send>;
+type Call<S> = Box<dyn FnOnce(&mut S, &mut EventOps) -> Result<(), Fault> + Send>;
 
 enum State {
     Serving,
@@ -126,22 +126,22 @@ struct Loop<S> {
     service: S,
     name: String,
     sources: Vec<Source>,
-    visits: Receiver<Visit<S>>,
+    calls: Receiver<Call<S>>,
     wake: EventFd,
     interrupts: Arc<Interrupts>,
     state: State,
 }
 
 impl<S: Service> Loop<S> {
-    /// Lets visitors in, and stops when there will be no more. After a fault they are sent away.
-    fn admit(&mut self, ops: &mut EventOps) {
-        // Empty when it was read together with an earlier visit.
+    /// Runs the calls that have come, and stops when there can be no more. After a fault it drops them.
+    fn run_calls(&mut self, ops: &mut EventOps) {
+        // Empty when it was read together with an earlier call.
         let _ = self.wake.read();
         loop {
-            match self.visits.try_recv() {
-                Ok(visit) => {
+            match self.calls.try_recv() {
+                Ok(call) => {
                     if matches!(self.state, State::Serving)
-                        && let Err(fault) = visit(&mut self.service, ops)
+                        && let Err(fault) = call(&mut self.service, ops)
                     {
                         forget(self.fail(&fault), ops);
                     }
@@ -181,7 +181,7 @@ fn forget(fds: Vec<RawFd>, ops: &mut EventOps) {
 
 /// What a look for work that nobody announced has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum Poll {
     /// There was some, and it is done.
     Found,
     /// There is none.
@@ -195,22 +195,22 @@ fn look<S: Service>(
     manager: &mut EventManager<Loop<S>>,
     id: SubscriberId,
     find: fn(&mut S) -> Result<bool, Fault>,
-) -> Look {
-    let Ok(own) = manager.subscriber_mut(id) else { return Look::Stopped };
+) -> Poll {
+    let Ok(own) = manager.subscriber_mut(id) else { return Poll::Stopped };
     let found = match own.state {
         State::Serving => find(&mut own.service),
         State::Faulted => Ok(false),
-        State::Stopped => return Look::Stopped,
+        State::Stopped => return Poll::Stopped,
     };
     match found {
-        Ok(true) => Look::Found,
-        Ok(false) => Look::Nothing,
+        Ok(true) => Poll::Found,
+        Ok(false) => Poll::Nothing,
         Err(fault) => {
             let fds = own.fail(&fault);
             if let Ok(mut ops) = manager.event_ops(id) {
                 forget(fds, &mut ops);
             }
-            Look::Nothing
+            Poll::Nothing
         }
     }
 }
@@ -235,7 +235,7 @@ impl<S: Service> MutEventSubscriber for Loop<S> {
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         if events.data() == WAKE {
-            self.admit(ops);
+            self.run_calls(ops);
         } else if matches!(self.state, State::Serving)
             && let Err(fault) = self.service.serve(events.data(), ops)
         {
@@ -251,10 +251,10 @@ mod tests {
     use std::time::{Duration, Instant};
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
-    /// Fails when its event is signalled; counts its visitors.
+    /// Fails when its event is signalled; counts its calls.
     struct Fragile {
         event: EventFd,
-        visitors: u32,
+        calls: u32,
     }
 
     impl Service for Fragile {
@@ -274,7 +274,7 @@ mod tests {
     fn spawn() -> (Worker<Fragile>, EventFd, Arc<Interrupts>) {
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let interrupts = Arc::new(Interrupts::new(Vec::new(), 1));
-        let service = Fragile { event: event.try_clone().unwrap(), visitors: 0 };
+        let service = Fragile { event: event.try_clone().unwrap(), calls: 0 };
         (Worker::spawn("test", service, interrupts.clone()).unwrap(), event, interrupts)
     }
 
@@ -286,31 +286,31 @@ mod tests {
         }
     }
 
-    fn come(fragile: &mut Fragile, _: &mut EventOps) -> Result<u32, Fault> {
-        fragile.visitors += 1;
-        Ok(fragile.visitors)
+    fn count(fragile: &mut Fragile, _: &mut EventOps) -> Result<u32, Fault> {
+        fragile.calls += 1;
+        Ok(fragile.calls)
     }
 
     #[test]
-    fn visitors_see_the_service_one_after_the_other() {
+    fn calls_see_the_service_one_after_the_other() {
         let (worker, ..) = spawn();
-        assert_eq!((worker.visit(come), worker.visit(come)), (Some(1), Some(2)));
-        assert_eq!(worker.stop().unwrap().visitors, 2);
+        assert_eq!((worker.call(count), worker.call(count)), (Some(1), Some(2)));
+        assert_eq!(worker.stop().unwrap().calls, 2);
     }
 
     #[test]
-    fn after_a_fault_there_are_no_visits() {
+    fn after_a_fault_there_are_no_calls() {
         let (worker, event, interrupts) = spawn();
         event.write(1).unwrap();
         wait_for_fault(&interrupts);
-        assert_eq!(worker.visit(come), None);
-        assert_eq!(worker.stop().unwrap().visitors, 0);
+        assert_eq!(worker.call(count), None);
+        assert_eq!(worker.stop().unwrap().calls, 0);
     }
 
     #[test]
-    fn visit_that_fails_is_a_fault() {
+    fn call_that_fails_is_a_fault() {
         let (worker, _event, interrupts) = spawn();
-        assert_eq!(worker.visit(|_, _| Err::<(), _>(BROKEN)), None);
+        assert_eq!(worker.call(|_, _| Err::<(), _>(BROKEN)), None);
         wait_for_fault(&interrupts);
         worker.stop().unwrap();
     }

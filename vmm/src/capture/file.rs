@@ -2,7 +2,7 @@
 
 use super::{Seen, since_epoch};
 use crate::folder::Folder;
-use devices::virtio::net::Way;
+use devices::virtio::net::Direction;
 use pcap_file::DataLink;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// Times are in nanoseconds: 10 to the power of minus this (`if_tsresol`).
 const NANOSECONDS: u8 = 9;
 
-/// Which way a frame went (`epb_flags`, bits 0 and 1), as the guest sees it.
+/// Which direction a frame went (`epb_flags`, bits 0 and 1), as the guest sees it.
 const INBOUND: u32 = 1;
 const OUTBOUND: u32 = 2;
 
@@ -74,11 +74,11 @@ impl CaptureFile {
         if self.writer.get_ref().bytes >= self.size {
             self.begin_anew()?;
         }
-        let way = match seen.way {
-            Way::ToGuest => INBOUND,
-            Way::FromGuest => OUTBOUND,
+        let direction = match seen.direction {
+            Direction::ToGuest => INBOUND,
+            Direction::FromGuest => OUTBOUND,
         };
-        let mut options = vec![EnhancedPacketOption::Flags(way)];
+        let mut options = vec![EnhancedPacketOption::Flags(direction)];
         if seen.missed > 0 {
             options.push(EnhancedPacketOption::DropCount(seen.missed));
         }
@@ -143,22 +143,22 @@ mod tests {
     use devices::virtio::net::Budget;
     use pcap_file::pcapng::{Block, PcapNgReader};
 
-    /// The packets of a file: way, missed before it, length, first byte.
+    /// The packets of a file: direction, missed before it, length, first byte.
     fn packets(path: &Path) -> Vec<(u32, u64, u32, u8)> {
         let Ok(mut reader) = PcapNgReader::new(File::open(path).unwrap()) else { return Vec::new() };
         let mut packets = Vec::new();
         // The last block may be half written.
         while let Some(Ok(block)) = reader.next_block() {
             if let Block::EnhancedPacket(packet) = block.into_owned() {
-                let (mut way, mut missed) = (0, 0);
+                let (mut direction, mut missed) = (0, 0);
                 for option in &packet.options {
                     match option {
-                        EnhancedPacketOption::Flags(flags) => way = *flags,
+                        EnhancedPacketOption::Flags(flags) => direction = *flags,
                         EnhancedPacketOption::DropCount(count) => missed = *count,
                         _ => {}
                     }
                 }
-                packets.push((way, missed, packet.original_len, packet.data[0]));
+                packets.push((direction, missed, packet.original_len, packet.data[0]));
             }
         }
         packets
@@ -176,10 +176,10 @@ mod tests {
         let capture = capture(&path, ",snaplen=64");
         assert_eq!(capture.snap(), 64);
         capture.start().unwrap();
-        let watcher = capture.watcher();
-        watcher.saw(Way::FromGuest, vec![1; 64], 65_000);
-        watcher.saw(Way::ToGuest, vec![2; 42], 42);
-        drop(watcher);
+        let observer = capture.observer();
+        observer.observe(Direction::FromGuest, vec![1; 64], 65_000);
+        observer.observe(Direction::ToGuest, vec![2; 42], 42);
+        drop(observer);
         capture.finish();
         assert_eq!(packets(&path), [(OUTBOUND, 0, 65_000, 1), (INBOUND, 0, 42, 2)]);
     }
@@ -189,17 +189,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.pcapng");
         let capture = capture(&path, "");
-        let watcher = capture.watcher();
+        let observer = capture.observer();
         // Nobody writes yet.
         for _ in 0..1030 {
-            watcher.saw(Way::ToGuest, vec![1; 60], 60);
+            observer.observe(Direction::ToGuest, vec![1; 60], 60);
         }
         capture.start().unwrap();
         while packets(&path).len() < 1024 {
             std::thread::yield_now();
         }
-        watcher.saw(Way::ToGuest, vec![2; 60], 60);
-        drop(watcher);
+        observer.observe(Direction::ToGuest, vec![2; 60], 60);
+        drop(observer);
         capture.finish();
         assert_eq!(packets(&path).last(), Some(&(INBOUND, 6, 60, 2)));
     }
@@ -210,11 +210,11 @@ mod tests {
         let path = folder.path().join("a.pcapng");
         let capture = capture(&path, ",capture-size=64K");
         capture.start().unwrap();
-        let watcher = capture.watcher();
+        let observer = capture.observer();
         for number in 0..100 {
-            watcher.saw(Way::ToGuest, vec![number; 1500], 1500);
+            observer.observe(Direction::ToGuest, vec![number; 1500], 1500);
         }
-        drop(watcher);
+        drop(observer);
         capture.finish();
         let older = packets(&folder.path().join("a.pcapng.1"));
         let both = [older.clone(), packets(&path)].concat();

@@ -21,7 +21,7 @@ use devices::pci::root::{PciRoot, Windows};
 use devices::virtio::blk::{Blk, QueueCount, disk};
 use devices::virtio::device::{Device, Memory};
 use devices::virtio::net::{
-    Budget, FramePort, Impairment, Instance, Net, NetConfig, Offloads, Rate, Steering, Tap, Vhost, Watched,
+    Budget, FramePort, Impairment, Instance, Net, NetConfig, ObservedPort, Offloads, Rate, Steering, Tap, Vhost,
 };
 use devices::virtio::pci::{VirtioPci, Wiring};
 use devices::virtio::rng::Rng;
@@ -247,7 +247,7 @@ fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory, budget: &Budg
     }
     let ports = impairment(&wanted.spec.card().impair).ports(taps, mem, budget)?;
     let watch = |port| match &wanted.capture {
-        Some(capture) => Arc::new(Watched::new(port, capture.watcher(), capture.snap(), mem.clone())),
+        Some(capture) => Arc::new(ObservedPort::new(port, capture.observer(), capture.snap(), mem.clone())),
         None => port,
     };
     let card = Net::new(config, ports.into_iter().map(watch).collect())?.with_budget(budget.clone());

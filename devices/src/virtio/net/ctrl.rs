@@ -8,7 +8,7 @@ use crate::virtio::net::Turn;
 use crate::virtio::net::coalesce::{Request, Settings};
 use crate::virtio::net::config::MacRegister;
 use crate::virtio::net::counters::Counters;
-use crate::virtio::net::departure::{self, Departure};
+use crate::virtio::net::drain::{self, Drain};
 use crate::virtio::net::filter::{self, Switch};
 use crate::virtio::net::lane::Side;
 use crate::virtio::net::limiter::Limiter;
@@ -35,7 +35,7 @@ pub(super) struct PairSwitch {
     /// Signalled after that.
     pub(super) changed: EventFd,
     /// How its worker empties it before it is detached; `None` if it is not a worker of ours.
-    pub(super) departure: Option<Arc<Departure>>,
+    pub(super) drain: Option<Arc<Drain>>,
     /// Whether the interface uses it.
     pub(super) attached: bool,
 }
@@ -220,17 +220,17 @@ impl Control {
 
     /// Has the queues from `count` on emptied by their workers.
     fn empty_from(&mut self, count: u16) {
-        let leaving = self.pairs.iter().skip(count.into()).filter(|pair| pair.attached);
-        let leaving: Vec<_> = leaving.filter_map(|pair| Some((pair.departure.clone()?, pair))).collect();
-        if leaving.is_empty() {
+        let draining = self.pairs.iter().skip(count.into()).filter(|pair| pair.attached);
+        let draining: Vec<_> = draining.filter_map(|pair| Some((pair.drain.clone()?, pair))).collect();
+        if draining.is_empty() {
             return;
         }
-        for (departure, pair) in &leaving {
-            departure.ask();
+        for (drain, pair) in &draining {
+            drain.request();
             pair.tell();
         }
-        let deadline = Instant::now() + departure::PATIENCE;
-        leaving.iter().for_each(|(departure, _)| departure.wait(deadline));
+        let deadline = Instant::now() + drain::TIMEOUT;
+        draining.iter().for_each(|(drain, _)| drain.wait(deadline));
     }
 
     /// Attaches the pairs that are to be used before frames are steered to them, and detaches others afterwards.

@@ -16,9 +16,9 @@
 //! of one meets the same fate in every run.
 
 mod bucket;
-mod dice;
 mod line;
 mod port;
+mod splitmix;
 mod wire;
 
 use crate::virtio::device::Memory;
@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use bucket::Rate;
-pub(in crate::virtio::net) use port::receive_looked_at;
+pub(in crate::virtio::net) use port::receive_with_start;
 
 /// What is done to a card's frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

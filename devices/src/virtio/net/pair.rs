@@ -9,7 +9,7 @@ use crate::virtio::net::Turn;
 use crate::virtio::net::alarm::Alarm;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::ctrl::CtrlQueue;
-use crate::virtio::net::departure::Departure;
+use crate::virtio::net::drain::Drain;
 use crate::virtio::net::lane::Lane;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::rx::Rx;
@@ -41,7 +41,7 @@ pub(super) struct Pair {
     /// Signalled when the port was attached or detached, interrupts are held back in another way, or the link went or came back.
     pub(super) changed: EventFd,
     /// Whether the pair is to go out of use.
-    pub(super) departure: Arc<Departure>,
+    pub(super) drain: Arc<Drain>,
     /// Goes off when something is due that was put off.
     pub(super) alarm: Alarm,
     /// Signalled when another pair has received a frame for this one, if pairs steer.
@@ -88,9 +88,9 @@ impl Pair {
 
     /// Empties the port if the pair is to go out of use.
     fn leave_if_asked(&mut self) -> Result<(), Fault> {
-        if self.departure.is_asked() {
+        if self.drain.is_requested() {
             self.rx.serving().map_or(Ok(()), Rx::vacate)?;
-            self.departure.leave();
+            self.drain.complete();
         }
         Ok(())
     }

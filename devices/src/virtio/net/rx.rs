@@ -269,7 +269,7 @@ impl Rx {
 
     /// Gives a frame that the port handed out to the queue it belongs to.
     fn deliver(&mut self, len: usize) {
-        let verdict = self.hasher.as_mut().map_or(Verdict::Here, |hasher| hasher.judge(&self.pieces, len));
+        let verdict = self.hasher.as_mut().map_or(Verdict::Here, |hasher| hasher.steer(&self.pieces, len));
         match verdict {
             Verdict::Here => self.place(len),
             // Its buffers take the next one.

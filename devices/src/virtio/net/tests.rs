@@ -3,12 +3,12 @@
 mod card;
 mod carrier;
 mod control;
-mod departing;
+mod draining;
 mod impaired;
+mod observed;
 mod receive;
 mod scaling;
 mod transmit;
-mod watched;
 
 use super::*;
 use crate::irq::fake::FakeVector;

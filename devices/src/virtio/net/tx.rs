@@ -35,7 +35,7 @@ pub(super) struct Tx {
     /// The frame that was taken from the ring last.
     next: IoVecs,
     /// What goes to the port next.
-    train: Train,
+    batch: Batch,
     /// Whether that waits for room in the port.
     waits: bool,
     /// Whether the port takes datagrams that are joined.
@@ -48,7 +48,7 @@ impl Tx {
     /// The transmit side on `ring`.
     pub(super) fn new(ring: Ring, port: Arc<dyn FramePort>, counters: Arc<Counters>, link: Link) -> Self {
         let frame = || IoVecs::new(ring.mem().clone());
-        let (next, train) = (frame(), Train::new(frame()));
+        let (next, batch) = (frame(), Batch::new(frame()));
         let coalescer = Coalescer::default();
         Self {
             ring,
@@ -59,7 +59,7 @@ impl Tx {
             link,
             chain: Chain::default(),
             next,
-            train,
+            batch,
             waits: false,
             joins: false,
             unpublished: 0,
@@ -78,7 +78,7 @@ impl Tx {
 
     /// The same for frames with `header_len` bytes of header.
     pub(super) fn with_header(self, header_len: usize) -> Self {
-        Self { train: Train { header_len, ..self.train }, ..self }
+        Self { batch: Batch { header_len, ..self.batch }, ..self }
     }
 
     /// The same, with interrupts held back as `coalescer` says.
@@ -129,12 +129,12 @@ impl Tx {
     }
 
     fn burst(&mut self) -> Result<Turn, Fault> {
-        if self.waits && !self.depart() {
+        if self.waits && !self.flush() {
             return Ok(Turn::Done);
         }
         for _ in 0..BUDGET {
             let Some(head) = self.ring.pop(&mut self.chain)? else {
-                self.depart();
+                self.flush();
                 return Ok(Turn::Done);
             };
             if !self.take_frame() {
@@ -143,22 +143,22 @@ impl Tx {
                 continue;
             }
             let datagram =
-                Some(&self.next).filter(|_| self.joins).and_then(|frame| Datagram::read(frame, self.train.header_len));
-            if datagram.is_some_and(|datagram| self.train.join(head, &datagram, &mut self.next)) {
+                Some(&self.next).filter(|_| self.joins).and_then(|frame| Datagram::read(frame, self.batch.header_len));
+            if datagram.is_some_and(|datagram| self.batch.join(head, &datagram, &mut self.next)) {
                 continue;
             }
-            if !self.depart() {
+            if !self.flush() {
                 self.ring.put_back();
                 return Ok(Turn::Done);
             }
-            self.train.begin(head, &mut self.next, datagram);
+            self.batch.begin(head, &mut self.next, datagram);
             // A frame that none can join need not wait for the next.
-            if datagram.is_none() && !self.depart() {
+            if datagram.is_none() && !self.flush() {
                 return Ok(Turn::Done);
             }
         }
         self.counters.tx_budget_exhausted.add(1);
-        Ok(if self.depart() { Turn::More } else { Turn::Done })
+        Ok(if self.flush() { Turn::More } else { Turn::Done })
     }
 
     /// Puts the frame that was popped into `self.next`. Returns whether it is one.
@@ -169,14 +169,14 @@ impl Tx {
             debug_assert!(pushed.is_ok(), "the chain was checked to be in guest memory");
         }
         let len = usize::try_from(self.next.len_bytes()).unwrap_or(usize::MAX);
-        let len = len.checked_sub(self.train.header_len);
+        let len = len.checked_sub(self.batch.header_len);
         len.is_some_and(|len| (MIN_FRAME..=MAX_FRAME).contains(&len)) && self.chain.writable.is_empty()
     }
 
     /// Sends what has been gathered. Returns whether it is done with, sent or not sendable at all; otherwise it waits for room.
-    fn depart(&mut self) -> bool {
+    fn flush(&mut self) -> bool {
         self.waits = false;
-        let count = self.train.heads.len();
+        let count = self.batch.heads.len();
         if count == 0 {
             return true;
         }
@@ -186,7 +186,7 @@ impl Tx {
             None => self.counters.tx_link_down.add(frames),
             Some(Ok(_)) => {
                 self.counters.tx_frames.add(frames);
-                self.counters.tx_bytes.add(self.train.bytes);
+                self.counters.tx_bytes.add(self.batch.bytes);
                 if count > 1 {
                     self.counters.tx_joined.add(frames);
                 }
@@ -202,21 +202,21 @@ impl Tx {
             }
         }
         for idx in 0..count {
-            self.give_back(self.train.heads[idx]);
+            self.give_back(self.batch.heads[idx]);
         }
-        self.train.clear();
+        self.batch.clear();
         true
     }
 
     /// Gives what has been gathered to the port. What the driver sent before it gave up the queue (virtio 1.3 5.1.6.5.5) may find the
     /// port detached; then another port takes it.
     fn send(&mut self) -> io::Result<usize> {
-        let sent = self.train.send(self.port.as_ref());
+        let sent = self.batch.send(self.port.as_ref());
         match (&self.first_port, &sent) {
             (Some(first), Err(err)) if err.raw_os_error() == Some(libc::EBADFD) => {
                 // A full port tells only its own worker when there is room, so nothing can wait for it here.
                 let gone = || io::Error::from_raw_os_error(libc::EBADFD);
-                self.train
+                self.batch
                     .send(first.as_ref())
                     .map_err(|err| if err.kind() == ErrorKind::WouldBlock { gone() } else { err })
             }
@@ -237,7 +237,7 @@ impl Tx {
 }
 
 /// Frames that go to the port together: one, or the datagrams of one flow.
-struct Train {
+struct Batch {
     /// Bytes of the virtio header in front of each frame.
     header_len: usize,
     /// The chains they are in.
@@ -251,7 +251,7 @@ struct Train {
     head: Vec<u8>,
 }
 
-impl Train {
+impl Batch {
     fn new(frame: IoVecs) -> Self {
         Self { header_len: HEADER_LEN, heads: Vec::new(), frame, joined: None, bytes: 0, head: Vec::new() }
     }
@@ -305,7 +305,7 @@ impl Side for Tx {
     /// A frame that waits for room is not sent any more.
     fn stop(&mut self) {
         self.waits = false;
-        self.train.clear();
+        self.batch.clear();
         self.coalescer.stop();
     }
 

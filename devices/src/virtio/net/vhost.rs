@@ -8,8 +8,8 @@
 //!
 //! What is left to this process is done by one thread, which sleeps most of the time.
 
-mod attendant;
 mod instance;
+mod service;
 
 pub use instance::Instance;
 
@@ -29,8 +29,8 @@ use crate::virtio::net::{NetConfig, alarm, clone, event, queues, take, use_first
 use crate::virtio::ring::Ring;
 use crate::virtio::split::SplitQueue;
 use crate::virtio::worker::Worker;
-use attendant::{Attendant, Pair};
 use instance::{RingEvents, Side};
+use service::{Pair, VhostService};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -75,7 +75,7 @@ pub struct Vhost {
 
 /// A card that a driver uses.
 struct Running {
-    attendant: Worker<Attendant>,
+    service: Worker<VhostService>,
     interrupts: Arc<Interrupts>,
     /// Signalled by the kernel in place of an MSI-X vector, by queue; as many as are enabled.
     called: Vec<EventFd>,
@@ -125,7 +125,7 @@ impl Vhost {
 
     /// Prepares everything for the thread; nothing moves yet. The pairs are those whose both queues are enabled, up to the first
     /// that is not.
-    fn attendant(&self, activation: Activation) -> Result<Attendant, StartError> {
+    fn service(&self, activation: Activation) -> Result<VhostService, StartError> {
         let Activation { mem, features, queues, interrupts } = activation;
         let mut queues = VecDeque::from(queues);
         let most = if features & bit(VIRTIO_NET_F_MQ) != 0 { self.ports.len() } else { 1 };
@@ -157,12 +157,12 @@ impl Vhost {
             None => None,
         };
         let (link, counters) = (self.link.clone(), self.counters.clone());
-        Ok(Attendant { pairs, interrupts, link, changed, alarm: alarm()?, ctrl, counters })
+        Ok(VhostService { pairs, interrupts, link, changed, alarm: alarm()?, ctrl, counters })
     }
 
     fn control(&self, pairs: &[Pair], features: u64, changed: &EventFd) -> Result<Control, StartError> {
         let switch = |(idx, pair): (usize, &Pair)| {
-            Ok(PairSwitch { port: pair.port.clone(), changed: clone(changed)?, departure: None, attached: idx == 0 })
+            Ok(PairSwitch { port: pair.port.clone(), changed: clone(changed)?, drain: None, attached: idx == 0 })
         };
         Ok(Control {
             pairs: pairs.iter().enumerate().map(switch).collect::<Result<_, StartError>>()?,
@@ -185,14 +185,14 @@ impl Vhost {
         let (features, interrupts, mem) = (activation.features, activation.interrupts.clone(), activation.mem.clone());
         // A start sets offloads and makes threads of the kernel, and the reset takes them back.
         limiter::wait_for(2, &self.limiter);
-        let attendant = self.attendant(activation)?;
+        let service = self.service(activation)?;
         let offloads = self.ports[0].set_offloads(Offloads::for_guest(features));
         offloads.map_err(host("set the offloads of the tap"))?;
-        let called = attendant.pairs.iter().flat_map(|pair| &pair.called).map(clone).collect::<Result<_, _>>()?;
-        let workers = vec![clone(&attendant.changed)?];
+        let called = service.pairs.iter().flat_map(|pair| &pair.called).map(clone).collect::<Result<_, _>>()?;
+        let workers = vec![clone(&service.changed)?];
         self.link.start(Driver { interrupts: interrupts.clone(), features, workers });
-        let attendant = Worker::spawn(&format!("{}-vhost", self.name), attendant, interrupts.clone())?;
-        Ok(Running { attendant, interrupts, called, _mem: mem })
+        let service = Worker::spawn(&format!("{}-vhost", self.name), service, interrupts.clone())?;
+        Ok(Running { service, interrupts, called, _mem: mem })
     }
 
     /// Everything as it was when the card was built.
@@ -248,7 +248,7 @@ impl Device for Vhost {
 
     fn stop(&mut self) {
         if let Some(running) = self.running.take() {
-            running.attendant.stop();
+            running.service.stop();
             self.reset();
         }
     }
@@ -273,7 +273,7 @@ fn set_ring(
 }
 
 /// By which event the kernel interrupts for queue `idx`: its MSI-X vector's, or, for a driver that leaves MSI-X off,
-/// `called`, by way of the attendant.
+/// `called`, by way of the service.
 fn call<'a>(interrupts: &'a Interrupts, idx: u16, called: &'a EventFd) -> Option<&'a EventFd> {
     if interrupts.is_enabled() { interrupts.event_of_queue(idx) } else { Some(called) }
 }

@@ -1,6 +1,6 @@
 //! Workers without threads, for fuzz targets: they serve what is ready when [`turn`] is called, on the caller's thread.
 
-use super::{Fault, Look, Loop, Service, State, Visit, look};
+use super::{Call, Fault, Loop, Poll, Service, State, poll_once};
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
 use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
@@ -31,15 +31,15 @@ trait Turn {
 }
 
 /// An event loop and the worker in it.
-struct Seat<S> {
+struct InlineLoop<S> {
     manager: EventManager<Loop<S>>,
     id: SubscriberId,
 }
 
-impl<S: Service> Turn for Seat<S> {
+impl<S: Service> Turn for InlineLoop<S> {
     fn turn(&mut self) -> usize {
         match self.manager.run_with_timeout(0).unwrap_or(0) {
-            0 => usize::from(look(&mut self.manager, self.id, S::before_sleep) == Look::Found),
+            0 => usize::from(poll_once(&mut self.manager, self.id, S::before_sleep) == Poll::Found),
             events => events,
         }
     }
@@ -47,8 +47,8 @@ impl<S: Service> Turn for Seat<S> {
 
 /// A worker that runs in [`turn`].
 pub struct Worker<S> {
-    seat: Arc<Mutex<Seat<S>>>,
-    visits: Sender<Visit<S>>,
+    inner: Arc<Mutex<InlineLoop<S>>>,
+    calls: Sender<Call<S>>,
     wake: EventFd,
 }
 
@@ -61,45 +61,45 @@ impl<S: Service> Worker<S> {
         let host = |operation| move |source| StartError::Host { operation, source };
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
         let own_wake = wake.try_clone().map_err(host("duplicate an eventfd"))?;
-        let (visits, own_visits) = mpsc::channel();
+        let (calls, own_calls) = mpsc::channel();
         let mut manager = EventManager::new_with_capacity(EVENTS)
             .map_err(|err| StartError::Host { operation: "create an epoll", source: std::io::Error::other(err) })?;
         let id = manager.add_subscriber(Loop {
             sources: service.sources(),
             service,
             name: name.to_owned(),
-            visits: own_visits,
+            calls: own_calls,
             wake: own_wake,
             interrupts,
             state: State::Serving,
         });
-        let seat = Arc::new(Mutex::new(Seat { manager, id }));
-        let running: Arc<Mutex<dyn Turn>> = seat.clone();
+        let inner = Arc::new(Mutex::new(InlineLoop { manager, id }));
+        let running: Arc<Mutex<dyn Turn>> = inner.clone();
         RUNNING.with_borrow_mut(|all| all.push(Arc::downgrade(&running)));
-        Ok(Self { seat, visits, wake })
+        Ok(Self { inner, calls, wake })
     }
 
     /// Runs `action` between two events and returns what it returns; `None` if the worker has met a fault, or `action` gives one.
-    pub fn visit<R: Send + 'static>(
+    pub fn call<R: Send + 'static>(
         &self,
         action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,
     ) -> Option<R> {
         let (answer, answered) = mpsc::sync_channel(1);
-        let visit: Visit<S> = Box::new(move |service, events| {
+        let call: Call<S> = Box::new(move |service, events| {
             // The other end waits below.
             let _ = answer.send(action(service, events)?);
             Ok(())
         });
-        self.visits.send(visit).ok()?;
+        self.calls.send(call).ok()?;
         self.wake.write(1).ok()?;
-        self.seat.lock().unwrap_or_else(PoisonError::into_inner).turn();
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).turn();
         answered.try_recv().ok()
     }
 
     /// Stops the worker and returns the service.
     pub fn stop(self) -> Option<S> {
-        let mut seat = self.seat.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = seat.id;
-        seat.manager.remove_subscriber(id).ok().map(|ended| ended.service)
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = inner.id;
+        inner.manager.remove_subscriber(id).ok().map(|ended| ended.service)
     }
 }

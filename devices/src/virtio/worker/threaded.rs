@@ -1,6 +1,6 @@
 //! A worker on a thread of its own.
 
-use super::{Fault, Look, Loop, Service, State, Visit, look};
+use super::{Call, Fault, Loop, Poll, Service, State, poll_once};
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
 use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
@@ -14,8 +14,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub struct Worker<S> {
     thread: JoinHandle<S>,
     /// Closed to stop the worker.
-    visits: Sender<Visit<S>>,
-    /// Signalled after `visits` was changed.
+    calls: Sender<Call<S>>,
+    /// Signalled after `calls` was changed.
     wake: EventFd,
 }
 
@@ -28,7 +28,7 @@ impl<S: Service> Worker<S> {
         let host = |operation| move |source| StartError::Host { operation, source };
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
         let own_wake = wake.try_clone().map_err(host("duplicate an eventfd"))?;
-        let (visits, own_visits) = mpsc::channel();
+        let (calls, own_calls) = mpsc::channel();
         let mut manager = EventManager::new()
             .map_err(|err| StartError::Host { operation: "create an epoll", source: std::io::Error::other(err) })?;
         let thread_name = name.to_owned();
@@ -39,7 +39,7 @@ impl<S: Service> Worker<S> {
                     sources: service.sources(),
                     service,
                     name: thread_name,
-                    visits: own_visits,
+                    calls: own_calls,
                     wake: own_wake,
                     interrupts,
                     state: State::Serving,
@@ -53,22 +53,22 @@ impl<S: Service> Worker<S> {
                 }
             })
             .map_err(host("start a worker thread"))?;
-        Ok(Self { thread, visits, wake })
+        Ok(Self { thread, calls, wake })
     }
 
     /// Runs `action` on the worker's thread, between two events, and waits for what it returns: as long as the event lasts that is
     /// being served. `None` if the worker has met a fault, or `action` gives one: then the service rests until it is stopped.
-    pub fn visit<R: Send + 'static>(
+    pub fn call<R: Send + 'static>(
         &self,
         action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,
     ) -> Option<R> {
         let (answer, answered) = mpsc::sync_channel(1);
-        let visit: Visit<S> = Box::new(move |service, events| {
+        let call: Call<S> = Box::new(move |service, events| {
             // The other end waits below.
             let _ = answer.send(action(service, events)?);
             Ok(())
         });
-        self.visits.send(visit).ok()?;
+        self.calls.send(call).ok()?;
         if let Err(err) = self.wake.write(1) {
             log::error!("Failed to wake a worker: {err}");
             return None;
@@ -79,7 +79,7 @@ impl<S: Service> Worker<S> {
     /// Stops the worker, waits for its thread and returns the service; `None` if the thread panicked, which is a bug and has
     /// been reported by the panic hook.
     pub fn stop(self) -> Option<S> {
-        drop(self.visits);
+        drop(self.calls);
         if let Err(err) = self.wake.write(1) {
             log::error!("Failed to stop a worker: {err}");
         }
@@ -97,11 +97,11 @@ fn run<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId) {
         let mut idle = Idle::begin();
         loop {
             let patient = polling.is_patient(&idle);
-            match look(manager, id, if patient { S::poll } else { S::before_sleep }) {
-                Look::Found => idle = Idle::begin(),
-                Look::Nothing if patient => polling.pause(&mut idle),
-                Look::Nothing => break,
-                Look::Stopped => return,
+            match poll_once(manager, id, if patient { S::poll } else { S::before_sleep }) {
+                Poll::Found => idle = Idle::begin(),
+                Poll::Nothing if patient => polling.pause(&mut idle),
+                Poll::Nothing => break,
+                Poll::Stopped => return,
             }
             if serve(manager, 0) {
                 idle = Idle::begin();

@@ -1,7 +1,7 @@
 //! Frames that are under way.
 
 use super::Impairment;
-use super::dice::Dice;
+use super::splitmix::SplitMix64;
 use crate::virtio::net::budget::{Budget, Held};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ const BYTES_MAX: usize = 16 << 20;
 /// One direction of one queue, in order.
 #[derive(Debug)]
 pub(super) struct Line {
-    dice: Dice,
+    random: SplitMix64,
     delay: Duration,
     jitter: Duration,
     loss_ppm: u32,
@@ -24,9 +24,9 @@ pub(super) struct Line {
 
 impl Line {
     /// An empty line, on account of `budget`.
-    pub(super) fn new(dice: Dice, impairment: &Impairment, budget: Budget) -> Self {
+    pub(super) fn new(random: SplitMix64, impairment: &Impairment, budget: Budget) -> Self {
         let Impairment { delay, jitter, loss_ppm, .. } = *impairment;
-        Self { dice, delay, jitter, loss_ppm, waiting: VecDeque::new(), bytes: 0, budget }
+        Self { random, delay, jitter, loss_ppm, waiting: VecDeque::new(), bytes: 0, budget }
     }
 
     /// Whether frames pass at once or not at all.
@@ -40,13 +40,13 @@ impl Line {
     }
 
     /// What befalls the next frame: how late it is, or `None` if it is lost.
-    pub(super) fn fate(&mut self) -> Option<Duration> {
-        self.dice.fate(self.loss_ppm, self.delay, self.jitter)
+    pub(super) fn next_delay(&mut self) -> Option<Duration> {
+        self.random.next_delay(self.loss_ppm, self.delay, self.jitter)
     }
 
     /// The same, but the next frame is still to come.
     pub(super) fn fate_ahead(&self) -> Option<Duration> {
-        self.dice.clone().fate(self.loss_ppm, self.delay, self.jitter)
+        self.random.clone().next_delay(self.loss_ppm, self.delay, self.jitter)
     }
 
     /// Lets a frame in that is late by `delay`. It leaves after those before it. Returns whether the budget has room
@@ -84,7 +84,7 @@ mod tests {
 
     fn line(delay: Duration, jitter: Duration, budget: &Budget) -> Line {
         let impairment = Impairment { delay, jitter, ..Impairment::default() };
-        Line::new(Dice::new(1, 0), &impairment, budget.clone())
+        Line::new(SplitMix64::new(1, 0), &impairment, budget.clone())
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use super::Impairment;
 use super::bucket::Bucket;
-use super::dice::Dice;
 use super::line::Line;
+use super::splitmix::SplitMix64;
 use super::wire::{self, HEADERS_MAX};
 use crate::virtio::device::Memory;
 use crate::virtio::iovec::{IoVecs, MAX_PER_CALL};
@@ -42,8 +42,8 @@ pub(super) struct Impaired {
 
 struct State {
     alarm: Alarm,
-    to_guest: Way,
-    from_guest: Way,
+    to_guest: DelayedPath,
+    from_guest: DelayedPath,
     /// An empty list: where there are no buffers, all of a frame goes to the spill.
     nowhere: IoVecs,
     /// A frame on its way to or from the port, with a start that is ours.
@@ -52,12 +52,12 @@ struct State {
 }
 
 /// One direction.
-struct Way {
+struct DelayedPath {
     line: Line,
     bucket: Option<Arc<Mutex<Bucket>>>,
 }
 
-impl Way {
+impl DelayedPath {
     /// Whether a frame may pass.
     fn open(&self, now: Instant) -> Result<(), Instant> {
         self.bucket.as_ref().map_or(Ok(()), |bucket| lock(bucket).open(now))
@@ -88,11 +88,11 @@ impl Impaired {
         for fd in [port.fd(), alarm.as_raw_fd()] {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
         }
-        let line = |part| Line::new(Dice::new(impairment.seed, part), impairment, budget.clone());
+        let line = |part| Line::new(SplitMix64::new(impairment.seed, part), impairment, budget.clone());
         let state = State {
             alarm,
-            to_guest: Way { line: line(queue * 2), bucket: bucket_in },
-            from_guest: Way { line: line(queue * 2 + 1), bucket: bucket_out },
+            to_guest: DelayedPath { line: line(queue * 2), bucket: bucket_in },
+            from_guest: DelayedPath { line: line(queue * 2 + 1), bucket: bucket_out },
             nowhere: IoVecs::new(mem.clone()),
             passing: IoVecs::new(mem),
             buffer: vec![0; MAX_HEADER_LEN + MAX_FRAME],
@@ -167,12 +167,12 @@ impl Impaired {
             } else {
                 let mut start = [0; MAX_HEADER_LEN + HEADERS_MAX];
                 let (len, known) =
-                    receive_looked_at(&*self.inner, passing, into, spill, &mut start[..self.looked_at()])?;
+                    receive_with_start(&*self.inner, passing, into, spill, &mut start[..self.start_len()])?;
                 // What cannot be segmented is not.
                 to_guest.spend(self.wire_bytes(&start[..known], len).unwrap_or(len), now);
                 len
             };
-            if to_guest.line.fate().is_some() {
+            if to_guest.line.next_delay().is_some() {
                 return Ok(len);
             }
         }
@@ -193,7 +193,7 @@ impl Impaired {
             }
             match self.inner.receive(nowhere, buffer) {
                 Ok(len) => {
-                    if let Some(delay) = to_guest.line.fate() {
+                    if let Some(delay) = to_guest.line.next_delay() {
                         // Without room it is lost, as on a wire.
                         to_guest.line.push(buffer[..len].to_vec(), delay, now);
                     }
@@ -243,7 +243,7 @@ impl FramePort for Impaired {
             if from_guest.line.is_full() {
                 return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
             }
-            if let Some(delay) = from_guest.line.fate() {
+            if let Some(delay) = from_guest.line.next_delay() {
                 let mut bytes = vec![0; len];
                 frame.copy_out(0, &mut bytes);
                 if from_guest.bucket.is_some() && self.wire_bytes(&bytes, len).is_none() {
@@ -261,7 +261,7 @@ impl FramePort for Impaired {
             return Err(ErrorKind::WouldBlock.into());
         }
         let mut start = [0; MAX_HEADER_LEN + HEADERS_MAX];
-        let start = &mut start[..self.looked_at().min(len)];
+        let start = &mut start[..self.start_len().min(len)];
         let mut bytes = len;
         let mut leaving = frame;
         if from_guest.bucket.is_some() {
@@ -276,7 +276,7 @@ impl FramePort for Impaired {
             // It comes again, and meets the same fate.
             Err(err) if err.kind() == ErrorKind::WouldBlock => alarm.set(Some(now + TRY_AGAIN))?,
             _ => {
-                from_guest.line.fate();
+                from_guest.line.next_delay();
                 from_guest.spend(bytes, now);
             }
         }
@@ -319,7 +319,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Receives a frame as [`FramePort::receive`] does, with a copy of what `start` has room for that the guest could not
 /// change. Returns the frame's length and how much of `start` it has filled. `passing` is a list to work with.
-pub(in crate::virtio::net) fn receive_looked_at(
+pub(in crate::virtio::net) fn receive_with_start(
     port: &dyn FramePort,
     passing: &mut IoVecs,
     into: &mut IoVecs,

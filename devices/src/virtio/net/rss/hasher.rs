@@ -130,7 +130,7 @@ impl Hasher {
     }
 
     /// Decides on a frame that the port handed out; `pieces` begin with its header and it has `len` bytes with that.
-    pub(in crate::virtio::net) fn judge(&mut self, pieces: &IoVecs, len: usize) -> Verdict {
+    pub(in crate::virtio::net) fn steer(&mut self, pieces: &IoVecs, len: usize) -> Verdict {
         self.refresh();
         let hash = self.hash(pieces, len);
         let queue = self.current.indirection.as_ref().map_or(self.queue, |to| to.queue(hash.map(|(value, _)| value)));

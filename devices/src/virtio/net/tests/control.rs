@@ -7,8 +7,7 @@ fn control_queue_asks_for_the_doorbell_after_a_ring_full_of_commands() {
     let (driver, (port, _wire)) = (Driver::new(), port());
     let mock = MockSplitQueue::new(&driver.mem, 4);
     mock.build_multiple_desc_chains(&chains(4, 1, VRING_DESC_F_WRITE)).unwrap();
-    let pairs =
-        vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap(), departure: None, attached: true }];
+    let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap(), drain: None, attached: true }];
     let mut queue = CtrlQueue::new(driver.ring(&mock), control(pairs, 0), driver.counters.clone());
 
     assert_eq!(queue.serve().unwrap(), Turn::More);
@@ -34,7 +33,7 @@ fn set_pairs_attaches_and_detaches_and_refuses_what_it_has_not() {
         attached: port.attached.load(Ordering::Relaxed),
         port: port.clone() as Arc<dyn FramePort>,
         changed: EventFd::new(EFD_NONBLOCK).unwrap(),
-        departure: None,
+        drain: None,
     };
     second.set_attached(false).unwrap();
     let pairs = vec![switch(&first), switch(&second)];
@@ -57,7 +56,7 @@ fn set_pairs_that_the_host_refuses_half_way_changes_nothing() {
     let ports: [(Arc<dyn FramePort>, bool); 3] =
         [(first, true), (second.clone(), false), (Arc::new(DetachedPort(third)), false)];
     let switch =
-        |(port, attached)| PairSwitch { port, attached, departure: None, changed: EventFd::new(EFD_NONBLOCK).unwrap() };
+        |(port, attached)| PairSwitch { port, attached, drain: None, changed: EventFd::new(EFD_NONBLOCK).unwrap() };
     let mut control = control(ports.map(switch).into(), bit(VIRTIO_NET_F_MQ));
 
     assert!(!control.execute(ctrl::Command::Pairs(3)));
@@ -70,8 +69,7 @@ fn set_pairs_that_the_host_refuses_half_way_changes_nothing() {
 fn guest_offloads_that_were_not_negotiated_are_refused() {
     use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4};
     let (port, _wire) = port();
-    let pairs =
-        vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap(), departure: None, attached: true }];
+    let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap(), drain: None, attached: true }];
     let features = bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) | bit(VIRTIO_NET_F_GUEST_CSUM);
     let mut control = control(pairs, features);
 
@@ -163,8 +161,7 @@ fn command_without_room_for_its_result_is_refused() {
 #[test]
 fn changes_that_take_locks_of_the_host_wait_and_are_then_made() {
     let (driver, (port, _wire)) = (Driver::new(), port());
-    let pairs =
-        vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap(), departure: None, attached: true }];
+    let pairs = vec![PairSwitch { port, changed: EventFd::new(EFD_NONBLOCK).unwrap(), drain: None, attached: true }];
     let features = bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) | bit(1);
     let control = control(pairs, features);
     let limiter = control.limiter.clone();

@@ -100,7 +100,7 @@ fn table_brings_its_queues_into_use_and_the_last_command_counts() {
     second.set_attached(false).unwrap();
     let ports: [(Arc<dyn FramePort>, bool); 2] = [(first, true), (second.clone(), false)];
     let switch =
-        |(port, attached)| PairSwitch { port, attached, departure: None, changed: EventFd::new(EFD_NONBLOCK).unwrap() };
+        |(port, attached)| PairSwitch { port, attached, drain: None, changed: EventFd::new(EFD_NONBLOCK).unwrap() };
     let features = [VIRTIO_NET_F_MQ, VIRTIO_NET_F_RSS, VIRTIO_NET_F_HASH_REPORT].iter().fold(0, |all, f| all | bit(*f));
     let mut control = control(ports.map(switch).into(), features);
 

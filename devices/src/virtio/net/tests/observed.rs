@@ -1,14 +1,14 @@
 //! Ports whose frames are looked at.
 
 use super::*;
-use crate::virtio::net::tee::{Watched, Watcher, Way};
+use crate::virtio::net::observer::{Direction, FrameObserver, ObservedPort};
 
 #[derive(Default)]
-struct Notes(Mutex<Vec<(Way, Vec<u8>, usize)>>);
+struct Notes(Mutex<Vec<(Direction, Vec<u8>, usize)>>);
 
-impl Watcher for Notes {
-    fn saw(&self, way: Way, start: Vec<u8>, len: usize) {
-        self.0.lock().unwrap().push((way, start, len));
+impl FrameObserver for Notes {
+    fn observe(&self, direction: Direction, start: Vec<u8>, len: usize) {
+        self.0.lock().unwrap().push((direction, start, len));
     }
 }
 
@@ -17,19 +17,19 @@ fn first_bytes_of_each_frame_are_shown_wherever_they_are() {
     let frame: Vec<u8> = (0..112).collect();
     for (snap, room) in [(20, 0), (20, 5), (20, 12), (20, 18), (20, 200), (200, 40)] {
         let (driver, (port, wire), notes) = (Driver::new(), port(), Arc::new(Notes::default()));
-        let watched = Watched::new(port, notes.clone(), snap, driver.mem.clone());
+        let observed = ObservedPort::new(port, notes.clone(), snap, driver.mem.clone());
         let mut into = IoVecs::new(driver.mem.clone());
         if room > 0 {
             into.push(crate::virtio::chain::Buffer { addr: GuestAddress(BUFFERS), len: room }).unwrap();
         }
         wire.send(&frame).unwrap();
-        assert_eq!(watched.receive(&mut into, &mut [0; 200]).unwrap(), 112);
+        assert_eq!(observed.receive(&mut into, &mut [0; 200]).unwrap(), 112);
         into.clear();
         into.put_in_front(&frame);
-        watched.transmit(&into).unwrap();
+        observed.transmit(&into).unwrap();
 
         let start = frame[HEADER_LEN..].iter().copied().take(snap).collect::<Vec<_>>();
-        let seen = [Way::ToGuest, Way::FromGuest].map(|way| (way, start.clone(), 100));
+        let seen = [Direction::ToGuest, Direction::FromGuest].map(|direction| (direction, start.clone(), 100));
         assert_eq!(*notes.0.lock().unwrap(), seen, "{snap} bytes, room for {room}");
     }
 }
@@ -37,8 +37,8 @@ fn first_bytes_of_each_frame_are_shown_wherever_they_are() {
 #[test]
 fn what_is_not_moved_is_not_shown() {
     let ((port, _wire), notes) = (port(), Arc::new(Notes::default()));
-    let watched = Watched::new(port, notes.clone(), 64, Driver::new().mem);
-    assert!(watched.receive(&mut IoVecs::new(Driver::new().mem), &mut [0; 10]).is_err());
+    let observed = ObservedPort::new(port, notes.clone(), 64, Driver::new().mem);
+    assert!(observed.receive(&mut IoVecs::new(Driver::new().mem), &mut [0; 10]).is_err());
     assert!(notes.0.lock().unwrap().is_empty());
 }
 
@@ -89,18 +89,19 @@ fn what_is_seen_is_what_is_moved_whatever_the_guest_writes_meanwhile() {
     let frame: Vec<u8> = (0..112).collect();
     let (driver, (port, wire), notes) = (Driver::new(), port(), Arc::new(Notes::default()));
     let racing = Arc::new(Racing { inner: port, mem: driver.mem.clone() });
-    let watched = Watched::new(racing, notes.clone(), 200, driver.mem.clone());
+    let observed = ObservedPort::new(racing, notes.clone(), 200, driver.mem.clone());
     let mut list = IoVecs::new(driver.mem.clone());
     list.push(crate::virtio::chain::Buffer { addr: GuestAddress(BUFFERS), len: 112 }).unwrap();
 
     driver.mem.write_slice(&frame, GuestAddress(BUFFERS)).unwrap();
-    watched.transmit(&list).unwrap();
+    observed.transmit(&list).unwrap();
     let mut sent = [0; 112];
     wire.recv(&mut sent).unwrap();
     wire.send(&frame).unwrap();
-    watched.receive(&mut list, &mut [0; 112]).unwrap();
+    observed.receive(&mut list, &mut [0; 112]).unwrap();
 
     assert_eq!((&sent[..], driver.bytes(BUFFERS, 112)), (&frame[..], frame.clone()));
-    let seen = [Way::FromGuest, Way::ToGuest].map(|way| (way, frame[HEADER_LEN..].to_vec(), 100));
+    let seen =
+        [Direction::FromGuest, Direction::ToGuest].map(|direction| (direction, frame[HEADER_LEN..].to_vec(), 100));
     assert_eq!(*notes.0.lock().unwrap(), seen);
 }

@@ -7,20 +7,20 @@ const MILLION: u64 = 1_000_000;
 
 /// A sequence of numbers that follows from its seed (SplitMix64, Steele, Lea and Flood 2014).
 #[derive(Debug, Clone)]
-pub(super) struct Dice(u64);
+pub(super) struct SplitMix64(u64);
 
-impl Dice {
+impl SplitMix64 {
     /// The sequence of `seed` for one of many uses.
     pub(super) fn new(seed: u64, part: u64) -> Self {
-        let mut dice = Self(seed);
+        let mut random = Self(seed);
         // Neighbouring parts shall have nothing in common.
-        dice.0 ^= Self(part).next();
-        dice
+        random.0 ^= Self(part).next();
+        random
     }
 
     /// What befalls the next frame: `None` if it is lost, or else by how much it is later than it was. Every frame takes two numbers, so
     /// that what befalls one does not depend on the others.
-    pub(super) fn fate(&mut self, loss_ppm: u32, delay: Duration, jitter: Duration) -> Option<Duration> {
+    pub(super) fn next_delay(&mut self, loss_ppm: u32, delay: Duration, jitter: Duration) -> Option<Duration> {
         let (loss, lateness) = (self.next() % MILLION, self.next());
         if loss < loss_ppm.into() {
             return None;
@@ -45,28 +45,28 @@ mod tests {
 
     #[test]
     fn numbers_are_the_published_ones() {
-        let mut dice = Dice(1_234_567);
-        let numbers = [dice.next(), dice.next(), dice.next()];
+        let mut random = SplitMix64(1_234_567);
+        let numbers = [random.next(), random.next(), random.next()];
         assert_eq!(numbers, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 
     #[test]
     fn same_seed_is_the_same_fate_and_parts_differ() {
         let ms = Duration::from_millis;
-        let fates = |seed, part| {
-            let mut dice = Dice::new(seed, part);
-            (0..1000).map(|_| dice.fate(100_000, ms(20), ms(5))).collect::<Vec<_>>()
+        let delays = |seed, part| {
+            let mut random = SplitMix64::new(seed, part);
+            (0..1000).map(|_| random.next_delay(100_000, ms(20), ms(5))).collect::<Vec<_>>()
         };
-        assert_eq!(fates(42, 0), fates(42, 0));
-        assert_ne!(fates(42, 0), fates(42, 1));
-        assert_ne!(fates(42, 0), fates(43, 0));
-        assert!(fates(42, 0).into_iter().flatten().all(|delay| (ms(15)..=ms(25)).contains(&delay)));
+        assert_eq!(delays(42, 0), delays(42, 0));
+        assert_ne!(delays(42, 0), delays(42, 1));
+        assert_ne!(delays(42, 0), delays(43, 0));
+        assert!(delays(42, 0).into_iter().flatten().all(|delay| (ms(15)..=ms(25)).contains(&delay)));
     }
 
     #[test]
     fn share_of_losses_is_that_asked_for() {
-        let mut dice = Dice::new(7, 0);
-        let lost = (0..100_000).filter(|_| dice.fate(15_000, Duration::ZERO, Duration::ZERO).is_none()).count();
+        let mut random = SplitMix64::new(7, 0);
+        let lost = (0..100_000).filter(|_| random.next_delay(15_000, Duration::ZERO, Duration::ZERO).is_none()).count();
         assert!((1_350..1_650).contains(&lost), "{lost} of 100000 where 1500 are due");
     }
 }

@@ -16,48 +16,48 @@ use std::time::{Duration, Instant};
 
 /// How long the control queue waits for all workers that are to leave. A queue of 1000 frames is emptied in about a millisecond; a
 /// worker that has met a fault never answers. Without threads nobody would.
-pub(super) const PATIENCE: Duration = Duration::from_millis(if cfg!(feature = "inline-workers") { 0 } else { 100 });
+pub(super) const TIMEOUT: Duration = Duration::from_millis(if cfg!(feature = "inline-workers") { 0 } else { 100 });
 
 /// Where a pair stands.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     #[default]
-    Stays,
-    Asked,
-    Left,
+    Idle,
+    Requested,
+    Drained,
 }
 
 /// What a worker and the control queue have to say to each other about it.
 #[derive(Debug, Default)]
-pub(super) struct Departure {
+pub(super) struct Drain {
     stage: Mutex<Stage>,
-    left: Condvar,
+    drained: Condvar,
 }
 
-impl Departure {
+impl Drain {
     /// Asks the worker, which has to be woken, to empty its queue.
-    pub(super) fn ask(&self) {
-        self.set(Stage::Asked);
+    pub(super) fn request(&self) {
+        self.set(Stage::Requested);
     }
 
     /// Waits until the worker has done so, but not longer than until `deadline`.
     pub(super) fn wait(&self, deadline: Instant) {
         let stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        let patience = deadline.saturating_duration_since(Instant::now());
-        let waited = self.left.wait_timeout_while(stage, patience, |stage| *stage == Stage::Asked);
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let waited = self.drained.wait_timeout_while(stage, timeout, |stage| *stage == Stage::Requested);
         // One that comes too late finds its queue detached and empty.
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = Stage::Stays;
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = Stage::Idle;
     }
 
     /// Whether the worker is to empty its queue.
-    pub(super) fn is_asked(&self) -> bool {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) == Stage::Asked
+    pub(super) fn is_requested(&self) -> bool {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) == Stage::Requested
     }
 
     /// The worker has emptied its queue.
-    pub(super) fn leave(&self) {
-        self.set(Stage::Left);
-        self.left.notify_all();
+    pub(super) fn complete(&self) {
+        self.set(Stage::Drained);
+        self.drained.notify_all();
     }
 
     fn set(&self, stage: Stage) {
@@ -73,26 +73,26 @@ mod tests {
 
     #[test]
     fn who_is_asked_leaves_once() {
-        let departure = Arc::new(Departure::default());
-        assert!(!departure.is_asked());
-        departure.ask();
+        let drain = Arc::new(Drain::default());
+        assert!(!drain.is_requested());
+        drain.request();
         let worker = thread::spawn({
-            let departure = departure.clone();
+            let drain = drain.clone();
             move || {
-                assert!(departure.is_asked());
-                departure.leave();
+                assert!(drain.is_requested());
+                drain.complete();
             }
         });
-        departure.wait(Instant::now() + Duration::from_secs(60));
+        drain.wait(Instant::now() + Duration::from_secs(60));
         worker.join().unwrap();
-        assert!(!departure.is_asked());
+        assert!(!drain.is_requested());
     }
 
     #[test]
     fn nobody_waits_for_ever() {
-        let departure = Departure::default();
-        departure.ask();
-        departure.wait(Instant::now());
-        assert!(!departure.is_asked());
+        let drain = Drain::default();
+        drain.request();
+        drain.wait(Instant::now());
+        assert!(!drain.is_requested());
     }
 }

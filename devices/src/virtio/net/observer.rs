@@ -1,12 +1,12 @@
 //! A look at every frame that passes a port.
 //!
-//! A port that is watched stands in front of another one and shows the beginning of each frame to a [`Watcher`], which
+//! A port that is observed stands in front of another one and shows the beginning of each frame to a [`FrameObserver`], which
 //! must not take long: it is called by the worker that moves the frame. The beginning is copied once, and what is shown
 //! is what is moved: the guest, which can write to its buffers meanwhile, cannot have one thing seen and another sent.
 
 use crate::virtio::device::Memory;
 use crate::virtio::iovec::IoVecs;
-use crate::virtio::net::impair::receive_looked_at;
+use crate::virtio::net::impair::receive_with_start;
 use crate::virtio::net::offload::Offloads;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::{HEADER_LEN, MAX_FRAME, MAX_HEADER_LEN};
@@ -15,9 +15,9 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Which way a frame goes.
+/// Which direction a frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// To the guest.
     ToGuest,
     /// From the guest.
@@ -25,15 +25,15 @@ pub enum Way {
 }
 
 /// Who looks at frames.
-pub trait Watcher: Send + Sync {
+pub trait FrameObserver: Send + Sync {
     /// A frame of `len` bytes passes, without its virtio header; these are its first bytes, or all of them.
-    fn saw(&self, way: Way, start: Vec<u8>, len: usize);
+    fn observe(&self, direction: Direction, start: Vec<u8>, len: usize);
 }
 
 /// A port whose frames are looked at.
-pub struct Watched {
+pub struct ObservedPort {
     inner: Arc<dyn FramePort>,
-    watcher: Arc<dyn Watcher>,
+    observer: Arc<dyn FrameObserver>,
     /// Bytes of a frame that are shown at most.
     snap: usize,
     header_len: AtomicUsize,
@@ -41,11 +41,11 @@ pub struct Watched {
     passing: Mutex<IoVecs>,
 }
 
-impl Watched {
-    /// `port` of a guest with `mem`, with the first `snap` bytes of each frame shown to `watcher`.
-    pub fn new(port: Arc<dyn FramePort>, watcher: Arc<dyn Watcher>, snap: usize, mem: Memory) -> Self {
+impl ObservedPort {
+    /// `port` of a guest with `mem`, with the first `snap` bytes of each frame shown to `observer`.
+    pub fn new(port: Arc<dyn FramePort>, observer: Arc<dyn FrameObserver>, snap: usize, mem: Memory) -> Self {
         let (snap, passing) = (snap.min(MAX_FRAME), Mutex::new(IoVecs::new(mem)));
-        Self { inner: port, watcher, snap, header_len: AtomicUsize::new(HEADER_LEN), passing }
+        Self { inner: port, observer, snap, header_len: AtomicUsize::new(HEADER_LEN), passing }
     }
 
     fn header_len(&self) -> usize {
@@ -53,10 +53,10 @@ impl Watched {
     }
 
     /// Shows a frame of `len` bytes that begins with `start`, both with the header.
-    fn show(&self, way: Way, len: usize, mut start: Vec<u8>) {
+    fn show(&self, direction: Direction, len: usize, mut start: Vec<u8>) {
         let header_len = self.header_len();
         start.drain(..header_len.min(start.len()));
-        self.watcher.saw(way, start, len.saturating_sub(header_len));
+        self.observer.observe(direction, start, len.saturating_sub(header_len));
     }
 
     fn passing(&self) -> MutexGuard<'_, IoVecs> {
@@ -64,16 +64,16 @@ impl Watched {
     }
 }
 
-impl FramePort for Watched {
+impl FramePort for ObservedPort {
     fn fd(&self) -> RawFd {
         self.inner.fd()
     }
 
     fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize> {
         let mut start = vec![0; self.header_len() + self.snap];
-        let (len, known) = receive_looked_at(&*self.inner, &mut self.passing(), into, spill, &mut start)?;
+        let (len, known) = receive_with_start(&*self.inner, &mut self.passing(), into, spill, &mut start)?;
         start.truncate(known);
-        self.show(Way::ToGuest, len, start);
+        self.show(Direction::ToGuest, len, start);
         Ok(len)
     }
 
@@ -84,7 +84,7 @@ impl FramePort for Watched {
         let mut passing = self.passing();
         passing.replace_start(frame, &start);
         let sent = self.inner.transmit(&passing)?;
-        self.show(Way::FromGuest, len, start);
+        self.show(Direction::FromGuest, len, start);
         Ok(sent)
     }
 

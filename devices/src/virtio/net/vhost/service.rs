@@ -56,7 +56,7 @@ impl Pair {
 }
 
 /// The thread's service.
-pub(super) struct Attendant {
+pub(super) struct VhostService {
     /// The pairs that the driver has enabled.
     pub(super) pairs: Vec<Pair>,
     /// How the driver is interrupted if it leaves MSI-X off.
@@ -73,7 +73,7 @@ pub(super) struct Attendant {
     pub(super) counters: Arc<Counters>,
 }
 
-impl Attendant {
+impl VhostService {
     /// Has those instances move frames whose tap queue is attached, if the link is up. Frames wait in the rings meanwhile, and as many as
     /// the tap has room for.
     fn settle(&mut self) -> Result<(), Fault> {
@@ -116,7 +116,7 @@ impl Attendant {
     }
 }
 
-impl Service for Attendant {
+impl Service for VhostService {
     fn sources(&self) -> Vec<Source> {
         let mut sources = vec![Source::readable(&self.changed, CHANGED), Source::readable(&self.alarm, ALARM)];
         sources.extend(self.ctrl.as_ref().map(|ctrl| Source::readable(ctrl.doorbell(), CTRL_DOORBELL)));
