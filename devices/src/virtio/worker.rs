@@ -24,12 +24,14 @@ pub use inline::Worker;
 #[cfg(not(feature = "inline-workers"))]
 pub use threaded::Worker;
 
+use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
-use vmm_sys_util::eventfd::EventFd;
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Why a worker cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +50,7 @@ pub enum Fault {
         /// What was tried.
         operation: &'static str,
         /// Why it failed.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -113,8 +115,36 @@ pub trait Service: Send + 'static {
 /// The token that the worker itself uses.
 pub const WAKE: u32 = u32::MAX;
 
-/// What somebody else has to do with the service, on the worker's thread.
+/// An action of another thread with the service, to be run on the worker's thread.
 type Call<S> = Box<dyn FnOnce(&mut S, &mut EventOps) -> Result<(), Fault> + Send>;
+
+/// The other threads' end of a worker. The worker stops when it is dropped and the worker is woken.
+struct Caller<S> {
+    calls: Sender<Call<S>>,
+    /// Signalled after `calls` was changed.
+    wake: EventFd,
+}
+
+impl<S: Service> Caller<S> {
+    /// Queues `action` and wakes the worker. Returns where the result arrives; nothing arrives after a fault.
+    ///
+    /// # Errors
+    /// If the worker has ended or cannot be woken.
+    fn call<R: Send + 'static>(
+        &self,
+        action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,
+    ) -> io::Result<Receiver<R>> {
+        let (result, results) = mpsc::sync_channel(1);
+        let call: Call<S> = Box::new(move |service, events| {
+            // A caller that does not wait for the result has dropped the other end.
+            let _ = result.send(action(service, events)?);
+            Ok(())
+        });
+        self.calls.send(call).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        self.wake.write(1)?;
+        Ok(results)
+    }
+}
 
 enum State {
     Serving,
@@ -133,6 +163,24 @@ struct Loop<S> {
 }
 
 impl<S: Service> Loop<S> {
+    /// A loop around `service` for a worker called `name`, and the end by which others reach it.
+    fn new(name: &str, service: S, interrupts: Arc<Interrupts>) -> Result<(Self, Caller<S>), StartError> {
+        let host = |operation| move |source| StartError::Host { operation, source };
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
+        let own_wake = wake.try_clone().map_err(host("duplicate an eventfd"))?;
+        let (calls, own_calls) = mpsc::channel();
+        let event_loop = Self {
+            sources: service.sources(),
+            service,
+            name: name.to_owned(),
+            calls: own_calls,
+            wake: own_wake,
+            interrupts,
+            state: State::Serving,
+        };
+        Ok((event_loop, Caller { calls, wake }))
+    }
+
     /// Runs the calls that have come, and stops when there can be no more. After a fault it drops them.
     fn run_calls(&mut self, ops: &mut EventOps) {
         // Empty when it was read together with an earlier call.
@@ -226,7 +274,7 @@ impl<S: Service> MutEventSubscriber for Loop<S> {
             .try_for_each(|events| ops.add(events));
         let begun = match watched {
             Ok(()) => self.service.begin(ops),
-            Err(err) => Err(Fault::Host { operation: "watch a descriptor", source: std::io::Error::other(err) }),
+            Err(err) => Err(Fault::Host { operation: "watch a descriptor", source: io::Error::other(err) }),
         };
         if let Err(fault) = begun {
             forget(self.fail(&fault), ops);

@@ -1,13 +1,12 @@
 //! Workers without threads, for fuzz targets: they serve what is ready when [`turn`] is called, on the caller's thread.
 
-use super::{Call, Fault, Loop, Poll, Service, State, poll_once};
+use super::{Caller, Fault, Loop, Poll, Service, poll_once};
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
 use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
 use std::cell::RefCell;
-use std::sync::mpsc::{self, Sender};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Events of one turn, at most: what a queue pair waits for.
 const EVENTS: usize = 8;
@@ -48,8 +47,7 @@ impl<S: Service> Turn for InlineLoop<S> {
 /// A worker that runs in [`turn`].
 pub struct Worker<S> {
     inner: Arc<Mutex<InlineLoop<S>>>,
-    calls: Sender<Call<S>>,
-    wake: EventFd,
+    caller: Caller<S>,
 }
 
 impl<S: Service> Worker<S> {
@@ -59,41 +57,24 @@ impl<S: Service> Worker<S> {
     /// If the host has no epoll or event left.
     pub fn spawn(name: &str, service: S, interrupts: Arc<Interrupts>) -> Result<Self, StartError> {
         let host = |operation| move |source| StartError::Host { operation, source };
-        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
-        let own_wake = wake.try_clone().map_err(host("duplicate an eventfd"))?;
-        let (calls, own_calls) = mpsc::channel();
-        let mut manager = EventManager::new_with_capacity(EVENTS)
-            .map_err(|err| StartError::Host { operation: "create an epoll", source: std::io::Error::other(err) })?;
-        let id = manager.add_subscriber(Loop {
-            sources: service.sources(),
-            service,
-            name: name.to_owned(),
-            calls: own_calls,
-            wake: own_wake,
-            interrupts,
-            state: State::Serving,
-        });
+        let (event_loop, caller) = Loop::new(name, service, interrupts)?;
+        let manager = EventManager::new_with_capacity(EVENTS);
+        let mut manager = manager.map_err(io::Error::other).map_err(host("create an epoll"))?;
+        let id = manager.add_subscriber(event_loop);
         let inner = Arc::new(Mutex::new(InlineLoop { manager, id }));
         let running: Arc<Mutex<dyn Turn>> = inner.clone();
         RUNNING.with_borrow_mut(|all| all.push(Arc::downgrade(&running)));
-        Ok(Self { inner, calls, wake })
+        Ok(Self { inner, caller })
     }
 
-    /// Runs `action` between two events and returns what it returns; `None` if the worker has met a fault, or `action` gives one.
+    /// Runs `action` between two events and returns its result; `None` if the worker has met a fault, or `action` gives one.
     pub fn call<R: Send + 'static>(
         &self,
         action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,
     ) -> Option<R> {
-        let (answer, answered) = mpsc::sync_channel(1);
-        let call: Call<S> = Box::new(move |service, events| {
-            // The other end waits below.
-            let _ = answer.send(action(service, events)?);
-            Ok(())
-        });
-        self.calls.send(call).ok()?;
-        self.wake.write(1).ok()?;
+        let result = self.caller.call(action).ok()?;
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).turn();
-        answered.try_recv().ok()
+        result.try_recv().ok()
     }
 
     /// Stops the worker and returns the service.

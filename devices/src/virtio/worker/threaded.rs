@@ -1,22 +1,18 @@
 //! A worker on a thread of its own.
 
-use super::{Call, Fault, Loop, Poll, Service, State, poll_once};
+use super::{Caller, Fault, Loop, Poll, Service, poll_once};
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
 use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
+use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A running worker.
 pub struct Worker<S> {
     thread: JoinHandle<S>,
-    /// Closed to stop the worker.
-    calls: Sender<Call<S>>,
-    /// Signalled after `calls` was changed.
-    wake: EventFd,
+    caller: Caller<S>,
 }
 
 impl<S: Service> Worker<S> {
@@ -26,24 +22,12 @@ impl<S: Service> Worker<S> {
     /// If the host has no thread, epoll or event left.
     pub fn spawn(name: &str, service: S, interrupts: Arc<Interrupts>) -> Result<Self, StartError> {
         let host = |operation| move |source| StartError::Host { operation, source };
-        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("create an eventfd"))?;
-        let own_wake = wake.try_clone().map_err(host("duplicate an eventfd"))?;
-        let (calls, own_calls) = mpsc::channel();
-        let mut manager = EventManager::new()
-            .map_err(|err| StartError::Host { operation: "create an epoll", source: std::io::Error::other(err) })?;
-        let thread_name = name.to_owned();
+        let (event_loop, caller) = Loop::new(name, service, interrupts)?;
+        let mut manager = EventManager::new().map_err(io::Error::other).map_err(host("create an epoll"))?;
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let id = manager.add_subscriber(Loop {
-                    sources: service.sources(),
-                    service,
-                    name: thread_name,
-                    calls: own_calls,
-                    wake: own_wake,
-                    interrupts,
-                    state: State::Serving,
-                });
+                let id = manager.add_subscriber(event_loop);
                 run(&mut manager, id);
                 match manager.remove_subscriber(id) {
                     Ok(ended) => ended.service,
@@ -53,35 +37,26 @@ impl<S: Service> Worker<S> {
                 }
             })
             .map_err(host("start a worker thread"))?;
-        Ok(Self { thread, calls, wake })
+        Ok(Self { thread, caller })
     }
 
-    /// Runs `action` on the worker's thread, between two events, and waits for what it returns: as long as the event lasts that is
+    /// Runs `action` on the worker's thread, between two events, and waits for its result as long as the current event is
     /// being served. `None` if the worker has met a fault, or `action` gives one: then the service rests until it is stopped.
     pub fn call<R: Send + 'static>(
         &self,
         action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,
     ) -> Option<R> {
-        let (answer, answered) = mpsc::sync_channel(1);
-        let call: Call<S> = Box::new(move |service, events| {
-            // The other end waits below.
-            let _ = answer.send(action(service, events)?);
-            Ok(())
-        });
-        self.calls.send(call).ok()?;
-        if let Err(err) = self.wake.write(1) {
-            log::error!("Failed to wake a worker: {err}");
-            return None;
-        }
-        answered.recv().ok()
+        let result = self.caller.call(action).inspect_err(|err| log::error!("Cannot wake a worker: {err}"));
+        result.ok()?.recv().ok()
     }
 
     /// Stops the worker, waits for its thread and returns the service; `None` if the thread panicked, which is a bug and has
     /// been reported by the panic hook.
     pub fn stop(self) -> Option<S> {
-        drop(self.calls);
-        if let Err(err) = self.wake.write(1) {
-            log::error!("Failed to stop a worker: {err}");
+        let Caller { calls, wake } = self.caller;
+        drop(calls);
+        if let Err(err) = wake.write(1) {
+            log::error!("Cannot stop a worker: {err}");
         }
         self.thread.join().ok()
     }
