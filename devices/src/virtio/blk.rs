@@ -21,9 +21,8 @@ use crate::virtio::blk::engine::{Counts, Engine};
 use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, Memory, StartError};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::iovec::IoVecs;
-use crate::virtio::request_queue::RequestQueue;
-use crate::virtio::worker::{Fault, Service, Source, Worker};
-use event_manager::EventOps;
+use crate::virtio::request_queue::RequestService;
+use crate::virtio::worker::Worker;
 use std::str::FromStr;
 use std::sync::Arc;
 use virtio_bindings::virtio_blk::{
@@ -35,7 +34,6 @@ use virtio_bindings::virtio_blk::{
 pub(super) const QUEUE_SIZE: u16 = 256;
 /// The queue that every driver enables.
 const FIRST_QUEUE: u16 = 0;
-const DOORBELL: u32 = 0;
 /// Length of a serial number (virtio 1.3 5.2.6: GET_ID).
 const SERIAL_BYTES: usize = 20;
 
@@ -119,7 +117,7 @@ pub struct Blk {
     cache: Arc<Cache>,
     counts: Arc<Counts>,
     /// One for each queue that the driver has enabled; none while it does not run.
-    workers: Vec<Worker<BlkService>>,
+    workers: Vec<Worker<RequestService<Engine>>>,
 }
 
 impl Blk {
@@ -170,7 +168,7 @@ impl Blk {
         active: ActiveQueue,
         mem: &Memory,
         interrupts: &Arc<Interrupts>,
-    ) -> Result<Worker<BlkService>, StartError> {
+    ) -> Result<Worker<RequestService<Engine>>, StartError> {
         let idx = active.idx;
         let name = if self.queue_sizes.len() == 1 { self.name.clone() } else { format!("{}-{idx}", self.name) };
         let engine = Engine {
@@ -182,8 +180,7 @@ impl Blk {
             mem: mem.clone(),
             counts: self.counts.clone(),
         };
-        let queue = RequestQueue::new(active, mem.clone(), interrupts.clone())?;
-        Worker::spawn(&name, BlkService { idx, queue, engine }, interrupts.clone())
+        RequestService::spawn(&name, active, mem.clone(), interrupts.clone(), engine)
     }
 }
 
@@ -251,30 +248,9 @@ impl Device for Blk {
     }
 }
 
-/// Stops a worker. Its service holds nothing that the next activation would miss.
-fn end(worker: Worker<BlkService>) {
+/// Stops a worker.
+fn end(worker: Worker<RequestService<Engine>>) {
     drop(worker.stop());
-}
-
-struct BlkService {
-    idx: u16,
-    queue: RequestQueue,
-    engine: Engine,
-}
-
-impl Service for BlkService {
-    fn sources(&self) -> Vec<Source> {
-        vec![self.queue.source(DOORBELL)]
-    }
-
-    fn begin(&mut self, events: &mut EventOps) -> Result<(), Fault> {
-        self.serve(DOORBELL, events)
-    }
-
-    fn serve(&mut self, _token: u32, _events: &mut EventOps) -> Result<(), Fault> {
-        let (engine, queue) = (&mut self.engine, self.idx);
-        self.queue.serve(|chain| engine.answer(chain).map_err(|reason| Fault::Guest { queue, reason }))
-    }
 }
 
 fn bit(feature: u32) -> u64 {

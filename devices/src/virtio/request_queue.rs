@@ -12,7 +12,8 @@ use crate::virtio::chain::Chain;
 use crate::virtio::device::{ActiveQueue, Memory, StartError};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::ring::Ring;
-use crate::virtio::worker::{Fault, Source};
+use crate::virtio::worker::{Fault, Service, Source, Worker};
+use event_manager::EventOps;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
@@ -25,6 +26,59 @@ pub const TURN: Duration = Duration::from_millis(10);
 
 /// Requests per interrupt while a burst lasts. The driver can go on with the first while the last are being served.
 const NOTIFY_EVERY: u32 = 16;
+
+/// The token of the doorbell, a service's only source.
+const DOORBELL: u32 = 0;
+
+/// The part of a device that answers the requests of one queue. Called on the queue's worker.
+pub trait Answer: Send + 'static {
+    /// Answers the request in `chain`, which it may change, of queue `queue`. Returns the number of bytes that it wrote to the
+    /// start of the writable part.
+    ///
+    /// # Errors
+    /// If the request cannot be answered at all.
+    fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<u32, Fault>;
+}
+
+/// One request queue of a device, as its worker's service. It holds nothing that the next activation would miss.
+pub struct RequestService<A> {
+    idx: u16,
+    queue: RequestQueue,
+    answerer: A,
+}
+
+impl<A: Answer> RequestService<A> {
+    /// Starts a worker called `name` that has `answerer` answer the requests of `active`.
+    ///
+    /// # Errors
+    /// If the rings are not in guest memory, or the host refuses a thread.
+    pub fn spawn(
+        name: &str,
+        active: ActiveQueue,
+        mem: Memory,
+        interrupts: Arc<Interrupts>,
+        answerer: A,
+    ) -> Result<Worker<Self>, StartError> {
+        let idx = active.idx;
+        let queue = RequestQueue::new(active, mem, interrupts.clone())?;
+        Worker::spawn(name, Self { idx, queue, answerer }, interrupts)
+    }
+}
+
+impl<A: Answer> Service for RequestService<A> {
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::readable(&self.queue.doorbell, DOORBELL)]
+    }
+
+    fn begin(&mut self, events: &mut EventOps) -> Result<(), Fault> {
+        self.serve(DOORBELL, events)
+    }
+
+    fn serve(&mut self, _token: u32, _events: &mut EventOps) -> Result<(), Fault> {
+        let Self { idx, queue, answerer } = self;
+        queue.serve(|chain| answerer.answer(*idx, chain))
+    }
+}
 
 /// A queue, its doorbell, and the chain that is being served.
 pub struct RequestQueue {
@@ -41,11 +95,6 @@ impl RequestQueue {
     pub fn new(active: ActiveQueue, mem: Memory, interrupts: Arc<Interrupts>) -> Result<Self, StartError> {
         let (ring, doorbell) = Ring::new(active, mem, interrupts)?;
         Ok(Self { ring, doorbell, chain: Chain::default() })
-    }
-
-    /// What a service waits for, under the name `token`.
-    pub fn source(&self, token: u32) -> Source {
-        Source::readable(&self.doorbell, token)
     }
 
     /// Answers what is available. `answer` is given each chain, may change it, and returns the bytes that it wrote to the start

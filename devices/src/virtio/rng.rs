@@ -7,9 +7,8 @@
 use crate::virtio::chain::{Buffer, Chain};
 use crate::virtio::device::{Activation, Counter, Device, Kind, StartError};
 use crate::virtio::iovec::IoVecs;
-use crate::virtio::request_queue::RequestQueue;
-use crate::virtio::worker::{Fault, Service, Source, Worker};
-use event_manager::EventOps;
+use crate::virtio::request_queue::{Answer, RequestService};
+use crate::virtio::worker::{Fault, Worker};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -21,7 +20,6 @@ const MAX_REQUEST_BYTES: u32 = 64 << 10;
 /// Descriptors in the queue. Linux has one request under way.
 const QUEUE_SIZE: u16 = 16;
 const QUEUE: u16 = 0;
-const DOORBELL: u32 = 0;
 
 /// The device.
 pub struct Rng {
@@ -33,7 +31,7 @@ pub struct Rng {
 
 enum State {
     Idle,
-    Running(Worker<RngService>),
+    Running(Worker<RequestService<Filler>>),
 }
 
 /// Written by the worker, read for reports.
@@ -72,17 +70,14 @@ impl Device for Rng {
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
         let Activation { mem, queues, interrupts, .. } = activation;
         let active = queues.into_iter().find(|queue| queue.idx == QUEUE).ok_or(StartError::MissingQueue(QUEUE))?;
-        let service = RngService {
-            filler: Filler { vecs: IoVecs::new(mem.clone()), source: self.source.clone(), counts: self.counts.clone() },
-            queue: RequestQueue::new(active, mem, interrupts.clone())?,
-        };
-        self.state = State::Running(Worker::spawn(&self.name, service, interrupts)?);
+        let filler =
+            Filler { vecs: IoVecs::new(mem.clone()), source: self.source.clone(), counts: self.counts.clone() };
+        self.state = State::Running(RequestService::spawn(&self.name, active, mem, interrupts, filler)?);
         Ok(())
     }
 
     fn stop(&mut self) {
         if let State::Running(worker) = std::mem::replace(&mut self.state, State::Idle) {
-            // The service holds nothing that the next activation would miss.
             drop(worker.stop());
         }
     }
@@ -94,35 +89,15 @@ impl Device for Rng {
     }
 }
 
-struct RngService {
-    queue: RequestQueue,
-    filler: Filler,
-}
-
-impl Service for RngService {
-    fn sources(&self) -> Vec<Source> {
-        vec![self.queue.source(DOORBELL)]
-    }
-
-    fn begin(&mut self, events: &mut EventOps) -> Result<(), Fault> {
-        self.serve(DOORBELL, events)
-    }
-
-    fn serve(&mut self, _token: u32, _events: &mut EventOps) -> Result<(), Fault> {
-        let filler = &mut self.filler;
-        self.queue.serve(|chain| filler.fill(chain))
-    }
-}
-
 struct Filler {
     vecs: IoVecs,
     source: Arc<File>,
     counts: Arc<Counts>,
 }
 
-impl Filler {
-    /// Fills the writable part of `chain`. Returns how many bytes that were; a chain without a writable part is refused.
-    fn fill(&mut self, chain: &mut Chain) -> Result<u32, Fault> {
+impl Answer for Filler {
+    /// Fills the writable part of `chain`. A chain without one is refused.
+    fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<u32, Fault> {
         self.vecs.clear();
         let mut room = MAX_REQUEST_BYTES;
         for buffer in &chain.writable {
@@ -132,7 +107,7 @@ impl Filler {
             }
             room -= len;
             let part = Buffer { len, ..*buffer };
-            self.vecs.push(part).map_err(|bad| Fault::Guest { queue: QUEUE, reason: bad.reason() })?;
+            self.vecs.push(part).map_err(|bad| Fault::Guest { queue, reason: bad.reason() })?;
         }
         if self.vecs.is_empty() {
             self.counts.refused.fetch_add(1, Ordering::Relaxed);
@@ -154,6 +129,7 @@ impl Filler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::request_queue::RequestQueue;
     use crate::virtio::test_driver::{Desc, TestDriver};
     use std::io::Write;
 
@@ -170,7 +146,7 @@ mod tests {
         let (active, mem, interrupts) = driver.activate();
         let counts = Arc::<Counts>::default();
         let mut filler = Filler { vecs: IoVecs::new(mem.clone()), source: Arc::new(source), counts: counts.clone() };
-        (RequestQueue::new(active, mem, interrupts).unwrap().serve(|chain| filler.fill(chain)), counts)
+        (RequestQueue::new(active, mem, interrupts).unwrap().serve(|chain| filler.answer(QUEUE, chain)), counts)
     }
 
     #[test]

@@ -18,6 +18,8 @@ use crate::virtio::blk::request::{
 use crate::virtio::chain::{BadChain, Buffer, Chain};
 use crate::virtio::device::{Counter, Memory};
 use crate::virtio::iovec::IoVecs;
+use crate::virtio::request_queue::Answer;
+use crate::virtio::worker::Fault;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,12 +107,18 @@ pub(super) struct Engine {
     pub(super) counts: Arc<Counts>,
 }
 
+impl Answer for Engine {
+    fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<u32, Fault> {
+        self.respond(chain).map_err(|reason| Fault::Guest { queue, reason })
+    }
+}
+
 impl Engine {
     /// Serves the request in `chain` and writes its status. Returns the length for the used ring.
     ///
     /// # Errors
     /// The reason, if there is no status byte to write.
-    pub(super) fn answer(&mut self, chain: &mut Chain) -> Result<u32, &'static str> {
+    pub(super) fn respond(&mut self, chain: &mut Chain) -> Result<u32, &'static str> {
         let status_at = take_status(chain).ok_or("a request has no room for its status")?;
         let room = chain.writable_len();
         let (status, written) = match self.serve(chain) {

@@ -7,7 +7,9 @@ mod device;
 use super::cache::Cache;
 use super::engine::{Counts, Engine};
 use super::*;
+use crate::virtio::request_queue::{Answer, RequestQueue};
 use crate::virtio::test_driver::{Desc, MEM_BYTES, TestDriver};
+use crate::virtio::worker::Fault;
 use proptest::prelude::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -78,7 +80,7 @@ impl Bench {
             counts: self.counts.clone(),
         };
         let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
-        queue.serve(|chain| engine.answer(chain).map_err(|reason| Fault::Guest { queue: FIRST_QUEUE, reason }))
+        queue.serve(|chain| engine.answer(FIRST_QUEUE, chain))
     }
 
     /// Serves one chain. Returns the used length.
