@@ -243,7 +243,8 @@ impl Rx {
                 // Its buffers take the next one.
                 Received::Frame(..) => self.counters.rx_filtered.add(1),
                 Received::Nothing => return Ok(Turn::Done),
-                Received::Lost => {}
+                // Counted, or on its way: the next step completes a frame that waits.
+                Received::Lost | Received::Deferred => {}
             }
             if frames % PUBLISH_EVERY == 0 {
                 self.ring.publish();
@@ -290,7 +291,7 @@ impl Rx {
     fn next_frame(&mut self) -> Result<Received, Fault> {
         if let Some(len) = self.take_from_inbox() {
             self.waiting = Some(Waiting { len, in_buffers: 0, origin: Origin::Inbox });
-            return Ok(Received::Lost);
+            return Ok(Received::Deferred);
         }
         self.post_until(self.recent.expected().min(self.frames.longest), MAX_PIECES)?;
         if self.posted.is_empty() {
@@ -301,7 +302,7 @@ impl Rx {
             Ok(len) if len > direct => {
                 self.recent.saw(len);
                 self.waiting = Some(Waiting { len, in_buffers: direct, origin: Origin::Port });
-                Ok(Received::Lost)
+                Ok(Received::Deferred)
             }
             Ok(len) if len >= self.frames.header_len => Ok(Received::Frame(len, Origin::Port)),
             Ok(_) => {
@@ -467,7 +468,9 @@ impl Side for Rx {
 enum Received {
     /// A frame of this length is in the posted buffers.
     Frame(usize, Origin),
-    /// No frame this time; try again.
+    /// A frame that waits for more buffers, as [`Waiting`].
+    Deferred,
+    /// A frame that is dropped and counted.
     Lost,
     /// Nothing more until something happens.
     Nothing,
