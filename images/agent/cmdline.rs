@@ -7,15 +7,15 @@ use std::time::Duration;
 use crate::base64;
 
 /// How long a lease may take before the guest is ready without it.
-const DHCP_PATIENCE: Duration = Duration::from_secs(10);
-/// The longest patience that can be asked for.
-const MOST_DHCP_PATIENCE: Duration = Duration::from_secs(600);
+const DHCP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest timeout that can be asked for.
+const MAX_DHCP_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// All that the command line asks of the agent.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Words {
+pub(crate) struct Parameters {
     /// The file system to move to, for an agent on an initramfs.
-    pub(crate) root: Option<RootWish>,
+    pub(crate) root: Option<RootMount>,
     /// What to run.
     pub(crate) job: Job,
     /// How to report a script's end beside the line on the console.
@@ -28,7 +28,7 @@ pub(crate) struct Words {
 
 /// A file system to move to.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct RootWish {
+pub(crate) struct RootMount {
     /// A path below `/dev`, or `UUID=`, `LABEL=` and the like.
     pub(crate) device: String,
     /// Its type, if it should not be guessed.
@@ -67,7 +67,7 @@ pub(crate) enum Network {
         /// Fixed addresses.
         fixed: Vec<FixedAddress>,
         /// How long leases may take.
-        dhcp_patience: Duration,
+        dhcp_timeout: Duration,
     },
 }
 
@@ -84,13 +84,13 @@ pub(crate) struct FixedAddress {
     pub(crate) gateway: Option<IpAddr>,
 }
 
-impl Words {
-    /// Reads a `/proc/cmdline`. What follows `--` is the kernel's gift to init and holds none of our words.
+impl Parameters {
+    /// Reads a `/proc/cmdline`. What follows `--` is the kernel's gift to init and holds none of our parameters.
     pub(crate) fn parse(line: &str) -> Self {
         let mut refusals = Vec::new();
         let (mut device, mut fstype, mut flags, mut init) = (None, None, None, "/sbin/init");
         let (mut access, mut job, mut exit_report) = ("ro", Job::Shell, ExitReport::Console);
-        let (mut fixed, mut dhcp_patience, mut off) = (Vec::new(), DHCP_PATIENCE, false);
+        let (mut fixed, mut dhcp_timeout, mut off) = (Vec::new(), DHCP_TIMEOUT, false);
         for word in line.split_ascii_whitespace().take_while(|word| *word != "--") {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
             let mut refuse = |reason: &str| refusals.push(format!("Ignored {key} on the command line: {reason}"));
@@ -111,20 +111,20 @@ impl Words {
                 },
                 "minivmm.net" if value == "off" => off = true,
                 "minivmm.dhcp" => match value.parse().map(Duration::from_secs) {
-                    Ok(seconds) if seconds <= MOST_DHCP_PATIENCE => dhcp_patience = seconds,
+                    Ok(seconds) if seconds <= MAX_DHCP_TIMEOUT => dhcp_timeout = seconds,
                     _ => refuse("it is not a number of seconds up to 600"),
                 },
                 _ if key.starts_with("minivmm.") => refuse("no such word or value"),
                 _ => {}
             }
         }
-        let root = device.map(|device| RootWish {
+        let root = device.map(|device| RootMount {
             device: device.to_owned(),
             fstype: fstype.map(str::to_owned),
             options: flags.map_or_else(|| access.to_owned(), |flags| format!("{access},{flags}")),
             init: init.to_owned(),
         });
-        let network = if off { Network::Off } else { Network::On { fixed, dhcp_patience } };
+        let network = if off { Network::Off } else { Network::On { fixed, dhcp_timeout } };
         Self { root, job, exit_report, network, refusals }
     }
 }
@@ -153,41 +153,41 @@ mod tests {
 
     #[test]
     fn empty_line_is_a_shell_with_dhcp() {
-        let words = Words::parse("console=ttyS0 quiet\n");
-        assert_eq!(words.job, Job::Shell);
-        assert_eq!(words.root, None);
-        assert_eq!(words.network, Network::On { fixed: vec![], dhcp_patience: DHCP_PATIENCE });
-        assert!(words.refusals.is_empty());
+        let parameters = Parameters::parse("console=ttyS0 quiet\n");
+        assert_eq!(parameters.job, Job::Shell);
+        assert_eq!(parameters.root, None);
+        assert_eq!(parameters.network, Network::On { fixed: vec![], dhcp_timeout: DHCP_TIMEOUT });
+        assert!(parameters.refusals.is_empty());
     }
 
     #[test]
     fn root_words_are_gathered() {
-        let words = Words::parse("root=/dev/vda ro rw rootfstype=ext4 rootflags=noatime init=/bin/x");
-        let expected = RootWish {
+        let parameters = Parameters::parse("root=/dev/vda ro rw rootfstype=ext4 rootflags=noatime init=/bin/x");
+        let expected = RootMount {
             device: "/dev/vda".into(),
             fstype: Some("ext4".into()),
             options: "rw,noatime".into(),
             init: "/bin/x".into(),
         };
-        assert_eq!(words.root, Some(expected));
+        assert_eq!(parameters.root, Some(expected));
     }
 
     #[test]
     fn root_is_read_only_unless_asked() {
-        assert_eq!(Words::parse("root=/dev/vda").root.unwrap().options, "ro");
+        assert_eq!(Parameters::parse("root=/dev/vda").root.unwrap().options, "ro");
     }
 
     #[test]
     fn script_and_exit_port_are_read() {
-        let words = Words::parse("minivmm.run=ZWNobwo= minivmm.exit=port");
-        assert_eq!(words.job, Job::Script(b"echo\n".to_vec()));
-        assert_eq!(words.exit_report, ExitReport::Port);
+        let parameters = Parameters::parse("minivmm.run=ZWNobwo= minivmm.exit=port");
+        assert_eq!(parameters.job, Job::Script(b"echo\n".to_vec()));
+        assert_eq!(parameters.exit_report, ExitReport::Port);
     }
 
     #[test]
     fn fixed_addresses_of_both_families_are_read() {
-        let words =
-            Words::parse("minivmm.ip=eth0:192.0.2.2/24,192.0.2.1 minivmm.ip=eth1:2001:db8::2/64 minivmm.dhcp=3");
+        let parameters =
+            Parameters::parse("minivmm.ip=eth0:192.0.2.2/24,192.0.2.1 minivmm.ip=eth1:2001:db8::2/64 minivmm.dhcp=3");
         let four = FixedAddress {
             card: "eth0".into(),
             address: "192.0.2.2".parse().unwrap(),
@@ -200,33 +200,33 @@ mod tests {
             prefix_bits: 64,
             gateway: None,
         };
-        let expected = Network::On { fixed: vec![four, six], dhcp_patience: Duration::from_secs(3) };
-        assert_eq!(words.network, expected);
+        let expected = Network::On { fixed: vec![four, six], dhcp_timeout: Duration::from_secs(3) };
+        assert_eq!(parameters.network, expected);
     }
 
     #[test]
     fn senseless_words_are_refused_by_name_and_ignored() {
         let line = "minivmm.run=! minivmm.ip=eth0:1.2.3.4/33 minivmm.ip=eth0:1.2.3.4/8,::1 minivmm.dhcp=x minivmm.x=1";
-        let words = Words::parse(line);
-        assert_eq!(words.refusals.len(), 5);
-        assert!(words.refusals[0].contains("minivmm.run"), "{:?}", words.refusals);
-        assert_eq!(words.job, Job::Shell);
+        let parameters = Parameters::parse(line);
+        assert_eq!(parameters.refusals.len(), 5);
+        assert!(parameters.refusals[0].contains("minivmm.run"), "{:?}", parameters.refusals);
+        assert_eq!(parameters.job, Job::Shell);
     }
 
     #[test]
     fn network_can_be_off() {
-        assert_eq!(Words::parse("minivmm.net=off minivmm.ip=e:1.1.1.1/8").network, Network::Off);
+        assert_eq!(Parameters::parse("minivmm.net=off minivmm.ip=e:1.1.1.1/8").network, Network::Off);
     }
 
     #[test]
     fn words_after_the_dashes_are_not_ours() {
-        assert_eq!(Words::parse("quiet -- root=/dev/vda").root, None);
+        assert_eq!(Parameters::parse("quiet -- root=/dev/vda").root, None);
     }
 
     proptest::proptest! {
         #[test]
         fn any_line_is_read(line in "((root|ro|init|minivmm\\.(run|ip|net|dhcp|exit)|x)[=:/,.a-z0-9]* )*") {
-            Words::parse(&line);
+            Parameters::parse(&line);
         }
     }
 }

@@ -27,7 +27,7 @@ mod supervisor;
 use std::fs;
 use std::process::ExitCode;
 
-use cmdline::{Job, Words};
+use cmdline::{Job, Parameters};
 use console::say;
 use power::Stop;
 use supervisor::Supervisor;
@@ -44,13 +44,13 @@ fn main() -> ExitCode {
         say!("{problem}");
     }
     // A command line that cannot be read is an empty one: a shell on the console.
-    let words = Words::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
-    for refusal in &words.refusals {
+    let parameters = Parameters::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    for refusal in &parameters.refusals {
         say!("{refusal}");
     }
     modules::load_all();
-    if let Some(wish) = words.root.as_ref().filter(|_| mounts::on_initramfs()) {
-        root::switch(wish);
+    if let Some(root) = parameters.root.as_ref().filter(|_| mounts::on_initramfs()) {
+        root::switch(root);
         power::stop(Stop::PowerOff);
     }
     for problem in mounts::scratch() {
@@ -61,21 +61,21 @@ fn main() -> ExitCode {
             say!("Cannot wait for signals: {error}");
             Stop::PowerOff
         },
-        |mut supervisor| live(&words, &mut supervisor),
+        |mut supervisor| live(&parameters, &mut supervisor),
     );
     power::stop(stop)
 }
 
-/// From the network to the wish to stop.
-fn live(words: &Words, supervisor: &mut Supervisor) -> Stop {
+/// From the network to the mount to stop.
+fn live(parameters: &Parameters, supervisor: &mut Supervisor) -> Stop {
     // The name of the guest is a convenience of its prompt and its DHCP requests.
     let _ = nix::unistd::sethostname("minivmm");
-    if let Err(stop) = network::bring_up(&words.network, supervisor) {
+    if let Err(stop) = network::bring_up(&parameters.network, supervisor) {
         return stop;
     }
     ready::announce();
-    match &words.job {
-        Job::Script(script) => job::run_script(script, words.exit_report, supervisor),
+    match &parameters.job {
+        Job::Script(script) => job::run_script(script, parameters.exit_report, supervisor),
         Job::Shell => job::run_shell(supervisor),
     }
 }

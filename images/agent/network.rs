@@ -37,23 +37,23 @@ struct Task {
 /// The wish to stop, if it came meanwhile.
 pub(crate) fn bring_up(network: &Network, supervisor: &mut Supervisor) -> Result<(), Stop> {
     let mut tasks: Vec<Task> = task("Cannot raise lo", &["ip", "link", "set", "dev", "lo", "up"]).into_iter().collect();
-    let Network::On { fixed, dhcp_patience } = network else {
+    let Network::On { fixed, dhcp_timeout } = network else {
         return wait_for(tasks, SLACK, supervisor);
     };
     tasks.extend(fixed.iter().filter_map(set_fixed));
     let mut asking = cards::names();
     asking.retain(|name| fixed.iter().all(|address| address.card != *name));
-    tasks.extend(asking.iter().filter_map(|card| ask_dhcp(card, *dhcp_patience)));
-    wait_for(tasks, *dhcp_patience + SLACK, supervisor)?;
+    tasks.extend(asking.iter().filter_map(|card| ask_dhcp(card, *dhcp_timeout)));
+    wait_for(tasks, *dhcp_timeout + SLACK, supervisor)?;
     for card in cards::list().iter().filter(|card| asking.contains(&card.name) && card.addresses.is_empty()) {
-        say!("No DHCP lease for {} within {} s, still asking", card.name, dhcp_patience.as_secs());
+        say!("No DHCP lease for {} within {} s, still asking", card.name, dhcp_timeout.as_secs());
     }
     Ok(())
 }
 
 /// Waits until all have ended, or for so long, and says which failed.
-fn wait_for(mut tasks: Vec<Task>, patience: Duration, supervisor: &mut Supervisor) -> Result<(), Stop> {
-    let deadline = Instant::now() + patience;
+fn wait_for(mut tasks: Vec<Task>, timeout: Duration, supervisor: &mut Supervisor) -> Result<(), Stop> {
+    let deadline = Instant::now() + timeout;
     while !tasks.is_empty() {
         match supervisor.next(Some(deadline)) {
             Event::Ended { pid, code } => {
@@ -69,16 +69,16 @@ fn wait_for(mut tasks: Vec<Task>, patience: Duration, supervisor: &mut Superviso
     Ok(())
 }
 
-fn set_fixed(wish: &FixedAddress) -> Option<Task> {
-    let address = format!("{}/{}", wish.address, wish.prefix_bits);
-    let gateway = wish.gateway.map(|gateway| gateway.to_string()).unwrap_or_default();
-    let failure = format!("Cannot give {} the address {address}", wish.card);
-    task(&failure, &["sh", "-c", FIXED, "sh", &wish.card, &address, &gateway])
+fn set_fixed(fixed: &FixedAddress) -> Option<Task> {
+    let address = format!("{}/{}", fixed.address, fixed.prefix_bits);
+    let gateway = fixed.gateway.map(|gateway| gateway.to_string()).unwrap_or_default();
+    let failure = format!("Cannot give {} the address {address}", fixed.card);
+    task(&failure, &["sh", "-c", FIXED, "sh", &fixed.card, &address, &gateway])
 }
 
 /// Starts a client that ends with the lease or after the time, and has a child that lives on.
-fn ask_dhcp(card: &str, patience: Duration) -> Option<Task> {
-    let tries = patience.as_secs().div_ceil(REQUEST_INTERVAL_S).max(1).to_string();
+fn ask_dhcp(card: &str, timeout: Duration) -> Option<Task> {
+    let tries = timeout.as_secs().div_ceil(REQUEST_INTERVAL_S).max(1).to_string();
     let interval = REQUEST_INTERVAL_S.to_string();
     let arguments = ["udhcpc", "-i", card, "-b", "-t", &tries, "-T", &interval, "-A", &interval];
     task(&format!("Cannot ask for a DHCP lease for {card}"), &arguments)

@@ -8,26 +8,26 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 
-use crate::cmdline::RootWish;
+use crate::cmdline::RootMount;
 use crate::console::say;
 
 const TARGET: &str = "/newroot";
 /// How long a disk may take to appear. Those of minivmm are there as soon as their driver is.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks; there is no descriptor to wait on that covers `UUID=` as well.
 const INTERVAL: Duration = Duration::from_millis(20);
 
 /// Mounts the root and runs its init in place of this process. Returns only if that failed, which it has then said.
-pub(crate) fn switch(wish: &RootWish) {
-    let Some(device) = find(&wish.device) else {
-        say!("Cannot find the root device {} within {} s", wish.device, PATIENCE.as_secs());
+pub(crate) fn switch(root: &RootMount) {
+    let Some(device) = find(&root.device) else {
+        say!("Cannot find the root device {} within {} s", root.device, TIMEOUT.as_secs());
         return;
     };
     let mut command = busybox("mount");
-    if let Some(fstype) = &wish.fstype {
+    if let Some(fstype) = &root.fstype {
         command.args(["-t", fstype]);
     }
-    match command.args(["-o", &wish.options, &device, TARGET]).status() {
+    match command.args(["-o", &root.options, &device, TARGET]).status() {
         Ok(status) if status.success() => {}
         Ok(_) => return say!("Cannot mount {device} as the root"),
         Err(error) => return say!("Cannot run mount for {device}: {error}"),
@@ -38,13 +38,13 @@ pub(crate) fn switch(wish: &RootWish) {
             say!("Cannot move {place} to the root {device}: {error}");
         }
     }
-    let error = busybox("switch_root").args([TARGET, &wish.init]).exec();
+    let error = busybox("switch_root").args([TARGET, &root.init]).exec();
     say!("Cannot switch to the root {device}: {error}");
 }
 
 /// Waits for a device path, or for one with the tag (`UUID=` and so on).
 fn find(device: &str) -> Option<String> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let path = if device.contains('=') { by_tag(device) } else { Some(device.to_owned()) };
         if let Some(path) = path.filter(|path| Path::new(path).exists()) {

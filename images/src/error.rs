@@ -4,6 +4,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::bzimage::Refusal;
+
 /// A failed step, with the object it failed on. Sources are printed by whoever prints the chain.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -120,7 +122,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        reason: crate::vmlinux::Refusal,
+        reason: Refusal,
     },
     /// A disk size that mkfs.ext4 cannot work with.
     #[error("Bad disk size {text}: give bytes or a number with K, M, G or T, from 8M")]

@@ -10,12 +10,13 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::kernel::{self, Freshness, Series};
 use crate::modules::{self, Modules};
+use crate::publish::publish;
 use crate::tree::{Entry, Tree};
 use crate::{cpio, place, programs, root};
 
 /// What guest to make, and where.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct GuestOptions {
     /// The kernel.
     pub series: Series,
     /// Whether to look for a newer one.
@@ -51,10 +52,10 @@ pub struct Guest {
 ///
 /// # Errors
 /// What fails on the way: tools, downloads, files, names of programs and modules.
-pub fn provide(wish: &Wish) -> Result<Guest, Error> {
-    let kernel = kernel::provide(wish.series, wish.freshness, &wish.cache)?;
-    let (tree, loaded) = initramfs_tree(wish, &kernel)?;
-    let dir = place::guest_dir(&wish.out, wish.series);
+pub fn provide(options: &GuestOptions) -> Result<Guest, Error> {
+    let kernel = kernel::provide(options.series, options.freshness, &options.cache)?;
+    let (tree, loaded) = initramfs_tree(options, &kernel)?;
+    let dir = place::guest_dir(&options.out, options.series);
     fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
 
     let about = [
@@ -62,7 +63,7 @@ pub fn provide(wish: &Wish) -> Result<Guest, Error> {
         format!("package {}", kernel.package),
         format!("busybox {}", root::busybox_version()?),
         format!("modules {}", loaded.join(" ")),
-        format!("programs {}", wish.programs.join(" ")),
+        format!("programs {}", options.programs.join(" ")),
         format!("images {}", env!("CARGO_PKG_VERSION")),
     ];
     let guest = Guest {
@@ -80,10 +81,10 @@ pub fn provide(wish: &Wish) -> Result<Guest, Error> {
 }
 
 /// The tree of the initramfs, and the names of the modules that it loads.
-fn initramfs_tree(wish: &Wish, kernel: &kernel::Kernel) -> Result<(Tree, Vec<String>), Error> {
-    let mut tree = root::tree(&wish.agent)?;
+fn initramfs_tree(options: &GuestOptions, kernel: &kernel::Kernel) -> Result<(Tree, Vec<String>), Error> {
+    let mut tree = root::tree(&options.agent)?;
     tree.put("init", Entry::Symlink("sbin/init".to_owned()));
-    let wanted = modules::DEFAULT.into_iter().chain(wish.modules.iter().map(String::as_str));
+    let wanted = modules::DEFAULT.into_iter().chain(options.modules.iter().map(String::as_str));
     let resolved = Modules::open(&kernel.modules(), &kernel.release)?.resolve(wanted)?;
     let mut names = Vec::new();
     for module in resolved {
@@ -92,43 +93,8 @@ fn initramfs_tree(wish: &Wish, kernel: &kernel::Kernel) -> Result<(Tree, Vec<Str
     }
     let list = names.iter().map(|name| format!("{name}.ko\n")).collect::<String>();
     tree.put(&format!("lib/modules/{}/minivmm.load", kernel.release), Entry::File(list.into_bytes()));
-    for program in &wish.programs {
+    for program in &options.programs {
         programs::add(&mut tree, program)?;
     }
     Ok((tree, names))
-}
-
-/// Puts a file in its place at once, unless it is there already.
-pub(crate) fn publish(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    if fs::read(path).is_ok_and(|present| present == bytes) {
-        return Ok(());
-    }
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let partial = path.with_file_name(name);
-    let written = fs::write(&partial, bytes).map_err(Error::file("write", &partial));
-    let moved = written.and_then(|()| fs::rename(&partial, path).map_err(Error::file("replace", path)));
-    if moved.is_err() {
-        // The failure to report is the one above; what is left of the partial file is a nuisance at most.
-        let _ = fs::remove_file(&partial);
-    }
-    moved
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn publish_leaves_an_equal_file_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("file");
-        publish(&path, b"one").unwrap();
-        let before = fs::metadata(&path).unwrap().modified().unwrap();
-        publish(&path, b"one").unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
-        publish(&path, b"two").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"two");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
 }

@@ -52,6 +52,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod bzimage;
 pub mod cpio;
 pub mod disk;
 mod elf;
@@ -61,9 +62,11 @@ pub mod kernel;
 pub mod modules;
 pub mod place;
 pub mod programs;
+mod publish;
 pub mod root;
 pub mod tools;
 pub mod tree;
 pub mod vmlinux;
 
+pub use bzimage::Refusal;
 pub use error::Error;

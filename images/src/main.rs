@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use images::disk::{Contents, DiskSize};
-use images::guest::Wish;
+use images::guest::GuestOptions;
 use images::kernel::{Freshness, Series};
 use images::{Error, disk, guest, place, root, tools, vmlinux};
 
@@ -119,7 +119,7 @@ fn run(action: Action) -> Result<(), Error> {
 
 fn provide_guest(arguments: GuestArguments) -> Result<(), Error> {
     let out = arguments.out.map_or_else(place::data_dir, Ok)?;
-    let wish = Wish {
+    let options = GuestOptions {
         series: arguments.kernel.into(),
         freshness: if arguments.refresh { Freshness::Newest } else { Freshness::Cached },
         cache: place::cache_dir(&out),
@@ -128,7 +128,7 @@ fn provide_guest(arguments: GuestArguments) -> Result<(), Error> {
         programs: arguments.programs,
         modules: arguments.modules,
     };
-    let guest = guest::provide(&wish)?;
+    let guest = guest::provide(&options)?;
     if arguments.json {
         println!("{}", serde_json::json!(guest));
     } else {

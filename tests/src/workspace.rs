@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use images::guest::{self, Wish};
+use images::guest::{self, GuestOptions};
 use images::kernel::{Freshness, Series};
 use images::{place, vmlinux};
 
@@ -110,7 +110,7 @@ impl Parts {
         let programs = build_agent()?;
         series.iter().try_for_each(|&series| provide_guest(series, &programs))?;
         if let Some(extras) = dpdk(&guests.join(DPDK))? {
-            guest::provide(&wish(SERIES[0], guests.join(DPDK), extras, &programs))?;
+            guest::provide(&options(SERIES[0], guests.join(DPDK), extras, &programs))?;
         }
         for &series in series {
             let guest = Guest::at(&guests, series);
@@ -174,12 +174,12 @@ struct Extras {
 /// Provides the usual guest of a series, with the agent in `folder`.
 fn provide_guest(series: Series, folder: &Path) -> Result<(), Error> {
     let programs = PROGRAMS.into_iter().map(str::to_owned).chain(own_program()).collect();
-    guest::provide(&wish(series, guests(), Extras { programs, ..Extras::default() }, folder))?;
+    guest::provide(&options(series, guests(), Extras { programs, ..Extras::default() }, folder))?;
     Ok(())
 }
 
-fn wish(series: Series, out: PathBuf, Extras { programs, modules }: Extras, folder: &Path) -> Wish {
-    Wish {
+fn options(series: Series, out: PathBuf, Extras { programs, modules }: Extras, folder: &Path) -> GuestOptions {
+    GuestOptions {
         series,
         freshness: Freshness::Cached,
         out,
@@ -200,7 +200,7 @@ pub fn provide_bench_guest() -> Result<(PathBuf, guest::Guest), Error> {
     let minivmm = probe::build_minivmm(&folder)?;
     let programs = build_agent()?;
     let extras = Extras { programs: vec!["iperf3".to_owned()], ..Extras::default() };
-    let guest = guest::provide(&wish(SERIES[0], folder.join("bench-guest"), extras, &programs))?;
+    let guest = guest::provide(&options(SERIES[0], folder.join("bench-guest"), extras, &programs))?;
     Ok((minivmm, guest))
 }
 
