@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     power::stop(stop)
 }
 
-/// From the network to the mount to stop.
+/// From the start of the network to the request to stop.
 fn live(parameters: &Parameters, supervisor: &mut Supervisor) -> Stop {
     // The name of the guest is a convenience of its prompt and its DHCP requests.
     let _ = nix::unistd::sethostname("minivmm");

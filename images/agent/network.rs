@@ -34,7 +34,7 @@ struct Task {
 /// Brings up all cards and waits until each has its address or has failed, which is then said.
 ///
 /// # Errors
-/// The wish to stop, if it came meanwhile.
+/// The request to stop, if it came meanwhile.
 pub(crate) fn bring_up(network: &Network, supervisor: &mut Supervisor) -> Result<(), Stop> {
     let mut tasks: Vec<Task> = task("Cannot raise lo", &["ip", "link", "set", "dev", "lo", "up"]).into_iter().collect();
     let Network::On { fixed, dhcp_timeout } = network else {

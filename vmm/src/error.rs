@@ -3,11 +3,12 @@
 use crate::cli::MemSize;
 use crate::exit;
 use crate::guest;
-use crate::kvm;
-use crate::{console, disk, limits, machine, name};
+use crate::kvm::{self, exit::Failure};
+use crate::ready_channel::BadReadyFd;
+use crate::{console, disk, limits, name};
+use net::policy::AskError;
 use std::error::Error as StdError;
 use std::io;
-use std::path::PathBuf;
 
 /// Why there is no machine, or none any more.
 #[derive(Debug, thiserror::Error)]
@@ -20,25 +21,12 @@ pub(crate) enum Error {
         /// What to do.
         hint: String,
     },
-    /// No kernel was named and no default guest has been made.
-    #[error("No kernel was given, and there is no default guest")]
-    NoDefaultGuest,
-    /// A kernel or initrd that cannot be opened.
-    #[error("Cannot open {what} {}", path.display())]
-    OpenImage {
-        /// What it was to be.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// A guest that cannot be opened.
+    #[error(transparent)]
+    Guest(#[from] guest::Error),
     /// A kernel or initrd that cannot be booted.
     #[error(transparent)]
     Boot(#[from] boot::Error),
-    /// SMBIOS strings that do not fit.
-    #[error(transparent)]
-    Smbios(#[from] boot::BadSystemInfo),
     /// A disk that cannot be used.
     #[error(transparent)]
     Disk(#[from] disk::Error),
@@ -50,7 +38,7 @@ pub(crate) enum Error {
     Name(#[from] name::LockError),
     /// The descriptor for the ready line cannot be used.
     #[error(transparent)]
-    ReadyFd(#[from] machine::BadReadyFd),
+    ReadyFd(#[from] BadReadyFd),
     /// The console cannot be set up.
     #[error(transparent)]
     Console(#[from] console::Error),
@@ -59,7 +47,7 @@ pub(crate) enum Error {
     Net(#[from] net::Error),
     /// The keeper of a VM does not do what was asked.
     #[error(transparent)]
-    Policy(#[from] net::policy::AskError),
+    Policy(#[from] AskError),
     /// KVM refuses.
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
@@ -106,7 +94,7 @@ pub(crate) enum Error {
         source: Box<dyn StdError + Send + Sync>,
     },
     /// The host refuses something that it should not.
-    #[error("Failed to {operation}")]
+    #[error("Cannot {operation}")]
     Host {
         /// What was tried.
         operation: &'static str,
@@ -122,7 +110,7 @@ pub(crate) enum Error {
         /// Which.
         id: u32,
         /// Why.
-        source: kvm::exit::Failure,
+        source: Failure,
     },
 }
 
@@ -135,8 +123,13 @@ impl Error {
         move |source| Self::Host { operation, source: source.into() }
     }
 
-    /// The limit of the host that is in the way, if it is one.
-    pub(crate) fn hint_of_limit(&self) -> Option<String> {
+    /// Advice to the user: how to raise the limit that is in the way, or else how to correct the request.
+    pub(crate) fn hint(&self) -> Option<String> {
+        self.hint_of_limit().or_else(|| self.own_hint())
+    }
+
+    /// How to raise the limit of the host that is in the way, if one is.
+    fn hint_of_limit(&self) -> Option<String> {
         match self {
             // A VM that does not answer says EAGAIN, too.
             Self::Host { operation, .. } if ANSWERS.contains(operation) => None,
@@ -147,73 +140,35 @@ impl Error {
         }
     }
 
-    /// What the user can do.
-    pub(crate) fn hint(&self) -> Option<String> {
-        match self {
-            Self::Usage { hint, .. } => Some(hint.clone()),
-            Self::NoDefaultGuest => {
-                Some(format!("Make the default guest ({}), or name a kernel with --kernel", guest::PROVIDE))
+    fn own_hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Usage { hint, .. } => hint,
+            Self::Guest(err) => return err.hint(),
+            Self::Boot(err) => return err.hint(),
+            Self::Disk(err) => return err.hint(),
+            Self::Name(err) => return err.hint(),
+            Self::ReadyFd(err) => return Some(err.hint()),
+            Self::Net(err) => return err.hint(),
+            Self::Kvm(err) => return err.hint(),
+            Self::Policy(AskError::NoVm(_)) => {
+                "Give the name that the VM was started with: --name; minivmm net list has them"
             }
-            Self::OpenImage { what, source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some(format!("Check the path after --{what}"))
-            }
-            Self::OpenImage { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Some("Make it readable for this user; some distributions let only root read kernels".to_owned())
-            }
-            Self::Boot(err) => err.hint(),
-            Self::Smbios(_) => Some("Give fewer or other texts after --smbios".to_owned()),
-            Self::Disk(err) => err.hint(),
-            Self::Name(name::LockError::Taken(_)) => Some("Stop it, or give this VM another --name".to_owned()),
-            Self::Name(name::LockError::Ending(_)) => Some(
-                "Its process 'keeper' still takes its network away; try again, or give this VM another --name"
-                    .to_owned(),
-            ),
-            Self::Name(name::LockError::Folder(_)) => Some(
-                "Set XDG_RUNTIME_DIR to a folder of this user that only this user can write to, such as /run/user/UID"
-                    .to_owned(),
-            ),
-            Self::ReadyFd(_) => {
-                Some("Leave it open across exec, for writing: 7>ready.json with --ready-fd 7".to_owned())
-            }
-            Self::Net(err) => err.hint(),
-            Self::Policy(net::policy::AskError::NoVm(_)) => {
-                Some("Give the name that the VM was started with: --name; minivmm net list has them".to_owned())
-            }
-            Self::Policy(_) => Some("The policy of the VM is as it was; minivmm net policy VM prints it".to_owned()),
-            Self::Kvm(err) => err.hint(),
-            Self::Vcpu { source: kvm::exit::Failure::Internal { .. }, .. } => Some(
+            Self::Policy(_) => "The policy of the VM is as it was; minivmm net policy VM prints it",
+            Self::Vcpu { source: Failure::Internal { .. }, .. } => {
                 "The guest did what this host's KVM cannot do; a KVM without hardware virtualization cannot run Linux"
-                    .to_owned(),
-            ),
+            }
             Self::MemoryBeyondCgroup { .. } => {
-                Some("Use a smaller --mem, or raise memory.max of the cgroup (MemoryMax= of a unit)".to_owned())
+                "Use a smaller --mem, or raise memory.max of the cgroup (MemoryMax= of a unit)"
             }
             Self::MemoryBeyondAddressBits { .. } | Self::MemoryBeyondHost { .. } | Self::MapMemory { .. } => {
-                Some("Use a smaller --mem".to_owned())
+                "Use a smaller --mem"
             }
-            _ => self.limit_hint().map(str::to_owned),
-        }
+            _ => return None,
+        };
+        Some(hint.to_owned())
     }
 
-    /// The hint for a limit of the process or the host, wherever in the chain of causes it stands.
-    fn limit_hint(&self) -> Option<&'static str> {
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            match error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-                Some(libc::EMFILE) => {
-                    return Some(
-                        "This process has as many descriptors as it may: raise ulimit -Hn (LimitNOFILE= in a unit), or \
-                         give cards fewer queues",
-                    );
-                }
-                Some(libc::ENFILE) => return Some("The host has as many open files as it may: raise fs.file-max"),
-                _ => cause = error.source(),
-            }
-        }
-        None
-    }
-
-    /// Its code in the table of [`exit`]: a wish that no host can fulfil is a usage error.
+    /// Its code in the table of [`exit`]: a request that no host can serve is a usage error.
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Usage { .. } => exit::USAGE,
@@ -225,15 +180,11 @@ impl Error {
             | Self::MemoryBeyondHost { .. }
             | Self::MemoryBeyondCgroup { .. }
             | Self::Boot(_)
-            | Self::Smbios(_)
-            | Self::NoDefaultGuest
-            | Self::OpenImage { .. }
+            | Self::Guest(_)
             | Self::Console(console::Error::OpenFile { .. })
             | Self::Disk(_)
             | Self::ReadyFd(_)
-            | Self::Policy(
-                net::policy::AskError::NoVm(_) | net::policy::AskError::Refused(_) | net::policy::AskError::Stranger,
-            )
+            | Self::Policy(AskError::NoVm(_) | AskError::Refused(_) | AskError::Stranger)
             | Self::Name(name::LockError::Taken(_)) => exit::USAGE,
             _ => exit::HOST,
         }

@@ -27,8 +27,7 @@ mod watchdog;
 
 pub(crate) use control_socket::ControlSocket;
 pub(crate) use memory::check_available;
-pub(crate) use ready::{BadReadyFd, ReadyFd, ReadyOptions};
-pub(crate) use reset::REBOOT_PARAMETER;
+pub(crate) use ready::ReadyOptions;
 pub(crate) use resources::{Files, Resources};
 pub(crate) use restart::Restarts;
 
@@ -100,7 +99,7 @@ impl Machine {
         });
         log::debug!("The guest has ended");
         let result = end
-            .and_then(|end| reset::judge(end, &self.mem, self.vm.io_apic()))
+            .and_then(|end| reset::outcome(end, &self.mem, self.vm.io_apic()))
             .map(|outcome| resources.settle(outcome));
         // Also after a failed start: a vCPU that waits for room on the console is joined only once it is closed.
         resources.console.output.close();

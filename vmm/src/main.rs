@@ -53,6 +53,7 @@ mod logger;
 mod machine;
 mod name;
 mod policy;
+mod ready_channel;
 mod request;
 mod signals;
 
@@ -61,9 +62,10 @@ use console::terminal;
 use devices::virtio::net::{Program, steering_program};
 use error::Error;
 use exit::Outcome;
-use machine::{ControlSocket, Files, Machine, ReadyFd, ReadyOptions, Resources, Restarts};
+use machine::{ControlSocket, Files, Machine, ReadyOptions, Resources, Restarts};
 use name::VmName;
 use net::Keeper;
+use ready_channel::ReadyFd;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -88,7 +90,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(err) => {
             logger::tell(&format!("minivmm: {}", err.chain()));
-            if let Some(hint) = err.hint_of_limit().or_else(|| err.hint()) {
+            if let Some(hint) = err.hint() {
                 logger::tell(&format!("hint: {}", cli::capitalised(&hint)));
             }
             ExitCode::from(err.code())

@@ -59,6 +59,23 @@ pub(crate) enum LockError {
     },
 }
 
+impl LockError {
+    /// Advice to the user.
+    pub(crate) fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Taken(_) => "Stop it, or give this VM another --name",
+            Self::Ending(_) => {
+                "Its process 'keeper' still takes its network away; try again, or give this VM another --name"
+            }
+            Self::Folder(_) => {
+                "Set XDG_RUNTIME_DIR to a folder of this user that only this user can write to, such as /run/user/UID"
+            }
+            Self::Host { .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
 /// The names of the VMs that run in this network namespace, in alphabetical order.
 ///
 /// # Errors

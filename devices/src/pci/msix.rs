@@ -56,7 +56,7 @@ impl Entry {
         }
         match self.vector.route(wanted) {
             Ok(()) => self.routed = wanted,
-            Err(err) => log::warn!("Failed to route an MSI-X vector: {err}"),
+            Err(err) => log::warn!("Cannot route an MSI-X vector: {err}"),
         }
     }
 }

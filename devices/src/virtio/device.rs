@@ -51,7 +51,7 @@ pub enum StartError {
     #[error("The driver did not enable queue {0}")]
     MissingQueue(u16),
     /// The host refused a thread, an event or an ioctl.
-    #[error("Failed to {operation}")]
+    #[error("Cannot {operation}")]
     Host {
         /// What was tried.
         operation: &'static str,

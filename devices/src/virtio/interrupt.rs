@@ -256,7 +256,7 @@ impl Interrupts {
         }
         match pin.drive(level) {
             Ok(()) => drive.level = level,
-            Err(err) => log::debug!("Failed to drive an interrupt pin: {err}"),
+            Err(err) => log::debug!("Cannot drive an interrupt pin: {err}"),
         }
     }
 

@@ -198,14 +198,14 @@ impl VirtioPci {
         if let Some(bar) = state.doorbells_at {
             for (address, event) in notify_addresses(bar).zip(state.transport.doorbells()) {
                 if let Err(err) = self.doorbells.deassign(address, event) {
-                    log::warn!("Failed to detach a doorbell: {err}");
+                    log::warn!("Cannot detach a doorbell: {err}");
                 }
             }
         }
         if let Some(bar) = wanted {
             for (address, event) in notify_addresses(bar).zip(state.transport.doorbells()) {
                 if let Err(err) = self.doorbells.assign(address, event) {
-                    log::warn!("Failed to attach a doorbell, notifications go the slow way: {err}");
+                    log::warn!("Cannot attach a doorbell, notifications go the slow way: {err}");
                 }
             }
         }

@@ -45,7 +45,7 @@ pub enum Fault {
         reason: &'static str,
     },
     /// The host refused something the worker cannot do without.
-    #[error("Failed to {operation}")]
+    #[error("Cannot {operation}")]
     Host {
         /// What was tried.
         operation: &'static str,
@@ -227,7 +227,7 @@ fn forget(fds: Vec<RawFd>, ops: &mut EventOps) {
     }
 }
 
-/// What a look for work that nobody announced has shown.
+/// The result of a poll for unannounced work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Poll {
     /// There was some, and it is done.
@@ -238,8 +238,8 @@ enum Poll {
     Stopped,
 }
 
-/// Has the service look for work by way of `find`.
-fn look<S: Service>(
+/// Has the service poll for work with `find`.
+fn poll_once<S: Service>(
     manager: &mut EventManager<Loop<S>>,
     id: SubscriberId,
     find: fn(&mut S) -> Result<bool, Fault>,

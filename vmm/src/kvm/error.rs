@@ -40,7 +40,7 @@ pub(crate) enum Error {
         max: usize,
     },
     /// An ioctl failed.
-    #[error("KVM failed to {operation}")]
+    #[error("Cannot {operation}")]
     Call {
         /// What was asked of it.
         operation: &'static str,

@@ -83,7 +83,7 @@ pub(crate) enum Failure {
         gpa: u64,
     },
     /// The ioctl failed.
-    #[error("KVM failed to run a vCPU")]
+    #[error("Cannot run a vCPU")]
     Run(#[source] io::Error),
 }
 

@@ -205,7 +205,7 @@ impl MsiVector for Vector {
 impl Drop for Vector {
     fn drop(&mut self) {
         if let Err(err) = self.route(None) {
-            log::debug!("Failed to release GSI {}: {err}", self.gsi);
+            log::debug!("Cannot release GSI {}: {err}", self.gsi);
         }
     }
 }

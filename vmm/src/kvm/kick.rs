@@ -44,7 +44,7 @@ impl Kick {
         // SAFETY: the thread has not been joined, so its id is valid.
         let error = unsafe { libc::pthread_kill(thread.as_pthread_t(), KICK) };
         if error != 0 && error != libc::ESRCH {
-            log::error!("Failed to interrupt a vCPU: {}", io::Error::from_raw_os_error(error));
+            log::error!("Cannot interrupt a vCPU: {}", io::Error::from_raw_os_error(error));
         }
     }
 }

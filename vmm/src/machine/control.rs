@@ -171,7 +171,7 @@ impl<'a> Control<'a> {
             }
             Source::InputDrained => drain(self.drained),
             Source::Keeper => self.resources.hear_keeper(),
-            Source::ControlSocket => self.resources.serve_control_socket(self.devices),
+            Source::ControlSocket => self.resources.serve_control_socket(|| self.devices.counters()),
             Source::Address(card) => self.resources.ready.listen(card),
             Source::Leases => {
                 for (card, ip) in self.resources.leases.take() {
@@ -208,7 +208,7 @@ impl<'a> Control<'a> {
         if due.press
             && let Err(err) = self.power_button.press()
         {
-            log::error!("Failed to press the guest's power button: {err}");
+            log::error!("Cannot press the guest's power button: {err}");
         }
         if due.give_up {
             self.ending.report(End::Outcome(Outcome::StopTimeout));

@@ -9,18 +9,14 @@
 //! A card whose address cannot be heard does not hold the others up. What is known is kept over reboots of the guest, and printed
 //! by `minivmm net list` as well.
 
-mod channel;
-
 use crate::error::Error;
 use crate::name::VmName;
-use channel::Channel;
+use crate::ready_channel::{Channel, ReadyFd};
 use net::{Lookout, NetSpec, Port, Timing};
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
-
-pub(crate) use channel::{BadReadyFd, ReadyFd};
 
 /// What the user wants to know of the start.
 pub(crate) struct ReadyOptions {

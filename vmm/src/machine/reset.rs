@@ -23,10 +23,6 @@ use boot::layout;
 use devices::virtio::device::Memory;
 use vm_memory::{Bytes, GuestAddress};
 
-/// Kernel parameters: reboot through the keyboard controller, and mark those after a panic. Linux before 5.1 knows no
-/// `panic_` and takes the letter behind each comma for a way to reboot, the last of which counts.
-pub(crate) const REBOOT_PARAMETER: &str = "reboot=panic_warm,k";
-
 /// The word that Linux left at [`layout::RESET_MARK`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
@@ -66,7 +62,7 @@ fn outcome(reset: &Reset, mem: &Memory, io_apic: IoApic) -> Outcome {
 ///
 /// # Errors
 /// If a vCPU failed.
-pub(super) fn judge(end: End, mem: &Memory, io_apic: IoApic) -> Result<Outcome, crate::error::Error> {
+pub(super) fn outcome(end: End, mem: &Memory, io_apic: IoApic) -> Result<Outcome, crate::error::Error> {
     match end {
         End::Outcome(outcome) => Ok(outcome),
         End::Failed { id, failure } => Err(crate::error::Error::Vcpu { id, source: failure }),
@@ -85,6 +81,7 @@ pub(super) fn judge(end: End, mem: &Memory, io_apic: IoApic) -> Result<Outcome, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::REBOOT_PARAMETER;
     use devices::legacy::event::ResetLine;
 
     const COLD: u16 = 0;

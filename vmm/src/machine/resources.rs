@@ -1,7 +1,6 @@
 //! What the machine uses of the host, opened once and kept over reboots of the guest.
 
 use super::control_socket::ControlSocket;
-use super::devices::Devices;
 use super::leases::Leases;
 use super::ready::{Ready, ReadyOptions};
 use super::services::ServiceThreads;
@@ -219,12 +218,12 @@ impl Resources {
         self.keeper.socket().filter(|_| self.watches_keeper)
     }
 
-    /// Goes on with whoever asks this VM something; `devices` are those of the machine that runs.
-    pub(super) fn serve_control_socket(&mut self, devices: &Devices) {
+    /// Goes on with the caller on the control socket; `counters` reads those of the devices.
+    pub(super) fn serve_control_socket(&mut self, counters: impl FnOnce() -> Value) {
         let Self { control_socket, cards, services, ready, conflicts, not_kept, .. } = self;
         control_socket.serve(|request| match request {
             Request::Counters => {
-                let mut counters = devices.counters();
+                let mut counters = counters();
                 services.add_counters(&mut counters);
                 add_conflicts(conflicts, &mut counters);
                 Reply::Counters(counters)

@@ -99,7 +99,7 @@ impl ServiceThreads {
     pub(super) fn stop(self) {
         for service in &self.0 {
             if let Err(err) = service.stop.write(1) {
-                log::error!("Failed to stop the services of {}: {err}", service.card);
+                log::error!("Cannot stop the services of {}: {err}", service.card);
             }
         }
         for service in self.0 {

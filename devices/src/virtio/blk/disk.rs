@@ -101,7 +101,7 @@ pub enum Access {
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The host does not tell what the file is.
-    #[error("Failed to read the type and size of the disk")]
+    #[error("Cannot read the type and size of the disk")]
     Inspect(#[source] io::Error),
     /// It is a directory, a pipe, a character device.
     #[error("A disk must be a regular file or a block device")]

@@ -44,7 +44,7 @@ impl PairSwitch {
     /// Attaches or detaches the queue. Returns whether that was done.
     fn set(&mut self, attached: bool) -> bool {
         if let Err(err) = self.port.set_attached(attached) {
-            log::warn!("Failed to {} a queue: {err}", if attached { "attach" } else { "detach" });
+            log::warn!("Cannot {} a queue: {err}", if attached { "attach" } else { "detach" });
             return false;
         }
         self.attached = attached;
@@ -55,7 +55,7 @@ impl PairSwitch {
     /// Has the worker look.
     fn tell(&self) {
         if let Err(err) = self.changed.write(1) {
-            log::warn!("Failed to wake a worker: {err}");
+            log::warn!("Cannot wake a worker: {err}");
         }
     }
 }
@@ -282,7 +282,7 @@ impl Control {
                 true
             }
             Err(err) => {
-                log::warn!("Failed to change what chooses receive queues: {err}");
+                log::warn!("Cannot change what chooses receive queues: {err}");
                 false
             }
         }
@@ -303,7 +303,7 @@ impl Control {
                 true
             }
             Some(Err(err)) => {
-                log::warn!("Failed to change the offloads: {err}");
+                log::warn!("Cannot change the offloads: {err}");
                 false
             }
             None => false,

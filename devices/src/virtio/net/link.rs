@@ -218,7 +218,7 @@ impl Link {
         if turned {
             for worker in &driver.workers {
                 if let Err(err) = worker.write(1) {
-                    log::warn!("Failed to wake a worker: {err}");
+                    log::warn!("Cannot wake a worker: {err}");
                 }
             }
         }

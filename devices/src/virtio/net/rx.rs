@@ -313,7 +313,7 @@ impl Rx {
             Err(err) => {
                 // A queue that is detached, an interface that is gone: nothing to receive until that changes.
                 self.counters.rx_error(&err).add(1);
-                log::debug!("Failed to receive: {err}");
+                log::debug!("Cannot receive: {err}");
                 Ok(Received::Nothing)
             }
         }

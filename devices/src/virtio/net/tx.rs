@@ -198,7 +198,7 @@ impl Tx {
             }
             Some(Err(err)) => {
                 self.counters.tx_error(&err).add(frames);
-                log::debug!("Failed to send a frame: {err}");
+                log::debug!("Cannot send a frame: {err}");
             }
         }
         for idx in 0..count {

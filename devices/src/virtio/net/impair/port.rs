@@ -127,7 +127,7 @@ impl Impaired {
             passing.put_in_front(frame);
             match self.inner.transmit(passing) {
                 Err(err) if err.kind() == ErrorKind::WouldBlock => return alarm.set(Some(now + TRY_AGAIN)),
-                Err(err) => log::debug!("Failed to send a delayed frame: {err}"),
+                Err(err) => log::debug!("Cannot send a delayed frame: {err}"),
                 Ok(_) => from_guest.spend(self.wire_bytes(frame, frame.len()).unwrap_or(frame.len()), now),
             }
             from_guest.line.pop();
@@ -144,7 +144,7 @@ impl Impaired {
     }
 
     /// Bytes at the start of a frame that are looked at.
-    fn looked_at(&self) -> usize {
+    fn start_len(&self) -> usize {
         self.header_len.load(Ordering::Relaxed) + HEADERS_MAX
     }
 

@@ -30,6 +30,13 @@ pub(crate) enum BadReadyFd {
     ReadOnly(RawFd),
 }
 
+impl BadReadyFd {
+    /// Advice to the user.
+    pub(crate) fn hint(&self) -> String {
+        "Leave it open across exec, for writing: 7>ready.json with --ready-fd 7".to_owned()
+    }
+}
+
 impl ReadyFd {
     /// Takes the descriptor `number` over, which is not one of the standard streams. To be called before the process opens any of
     /// its own, so that an open number is one that was inherited.
@@ -54,7 +61,7 @@ impl ReadyFd {
 }
 
 /// Where the line goes.
-pub(super) enum Channel {
+pub(crate) enum Channel {
     /// To a descriptor of the caller's choice.
     Fd(ReadyFd),
     /// Among the log lines.
@@ -66,7 +73,7 @@ impl Channel {
     ///
     /// # Errors
     /// Its reader has left, or makes no room in time.
-    pub(super) fn write(self, line: &str) -> io::Result<()> {
+    pub(crate) fn write(self, line: &str) -> io::Result<()> {
         match self {
             Self::Fd(ReadyFd(file)) => write(&file, &format!("{line}\n")),
             Self::Stderr => write(io::stderr().lock(), &format!("{line}{}", terminal::line_end())),
