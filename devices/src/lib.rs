@@ -27,4 +27,5 @@ pub mod doorbell;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
+mod sync;
 pub mod virtio;

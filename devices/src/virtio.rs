@@ -12,6 +12,8 @@ pub mod pci;
 pub mod request_queue;
 pub mod ring;
 pub mod rng;
+#[cfg(test)]
+mod small_scope;
 mod split;
 #[cfg(test)]
 pub(crate) mod test_driver;

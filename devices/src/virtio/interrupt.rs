@@ -11,8 +11,9 @@
 
 use crate::irq::{IntxPin, Level, MsiVector};
 use crate::pci::config::COMMAND_INTX_DISABLE;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, PoisonError};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use vmm_sys_util::eventfd::EventFd;
 

@@ -21,6 +21,8 @@ mod drain;
 mod filter;
 mod gro;
 mod impair;
+#[cfg(all(test, loom))]
+mod interleavings;
 mod lane;
 mod limiter;
 mod link;

@@ -5,9 +5,10 @@
 //! that polls costs no timer. Nobody has to wait for what is held back when the driver may be unable to go on without: half a ring
 //! of buffers of which it does not know is enough.
 
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::virtio::ring::Ring;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_NOTF_COAL_RX_SET, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET, VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET,
@@ -124,12 +125,14 @@ fn read_queue(data: &[u8]) -> Option<(u16, &[u8])> {
     Some((u16::from_le_bytes([*low, *high]), rest))
 }
 
-/// The parameters of all receive and transmit queues. Changed by whoever serves the control queue, read by each queue's worker.
-/// Relaxed throughout: a worker is woken after a change, and a change seen late only holds one interrupt back by the old rule.
+/// The parameters of all receive and transmit queues. The control queue's worker changes them, and each queue's worker reads its own.
+/// Reads are relaxed: a worker is woken after a change, and a change seen late only holds one interrupt back by the old rule.
 #[derive(Default)]
 pub(super) struct Settings {
     queues: Vec<Slot>,
-    /// What a queue starts with after it was reset: the last that was set for all of its direction.
+    /// Held by whoever changes something: a queue that is enabled while all are set gets the new parameters.
+    changing: Mutex<()>,
+    /// The parameters of a queue after a reset: the last that were set for all of its direction.
     receive: AtomicU64,
     transmit: AtomicU64,
 }
@@ -153,6 +156,7 @@ impl Settings {
 
     /// Does what `request` says. Returns whether it can be done.
     pub(super) fn obey(&self, request: Request) -> bool {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         match request {
             Request::SetAll(_, params) | Request::Set(_, params) if !params.are_possible() => false,
             Request::SetAll(direction, params) => {
@@ -179,6 +183,7 @@ impl Settings {
     }
 
     fn enable(&self, queue: u16) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = self.queues.get(usize::from(queue)) {
             let default = self.default_of(Direction::of(queue)).load(Ordering::Relaxed);
             slot.params.store(default, Ordering::Relaxed);
@@ -187,6 +192,7 @@ impl Settings {
     }
 
     fn disable(&self, queue: u16) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = self.queues.get(usize::from(queue)) {
             slot.enabled.store(false, Ordering::Relaxed);
         }

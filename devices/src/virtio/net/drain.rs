@@ -11,7 +11,8 @@
 //!   detaches         <-----------------  has left
 //! ```
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use crate::sync::{Condvar, Mutex};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 /// How long the control queue waits for all workers that are to leave. A queue of 1000 frames is emptied in about a millisecond; a
@@ -42,11 +43,17 @@ impl Drain {
 
     /// Waits until the worker has done so, but not longer than until `deadline`.
     pub(super) fn wait(&self, deadline: Instant) {
-        let stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        let waited = self.drained.wait_timeout_while(stage, timeout, |stage| *stage == Stage::Requested);
-        // One that comes too late finds its queue detached and empty.
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = Stage::Idle;
+        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        while *stage == Stage::Requested {
+            let timeout = deadline.saturating_duration_since(Instant::now());
+            if timeout.is_zero() {
+                break;
+            }
+            let waited = self.drained.wait_timeout(stage, timeout);
+            stage = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        // A worker that comes too late finds its queue detached and empty.
+        *stage = Stage::Idle;
     }
 
     /// Whether the worker is to empty its queue.

@@ -3,8 +3,9 @@
 //! Owned by the control queue, which changes it, and copied by each receive queue when [`Shared`] says that it has changed: the data
 //! path compares one number and takes no lock.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use std::sync::PoisonError;
 
 /// Addresses kept of each table; a guest that sets more gets all frames of that kind, as virtio 1.3 5.1.6.5.2.1 allows.
 const MAX_ADDRESSES: usize = 64;
