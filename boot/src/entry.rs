@@ -187,7 +187,7 @@ pub(crate) fn protected_mode(ram: &GuestMemoryMmap, rip: u64) -> Result<EntrySta
 }
 
 impl Segment {
-    /// What the processor would load for `selector` from this descriptor.
+    /// The segment that the processor would load for `selector` from this descriptor.
     const fn from_descriptor(selector: u16, descriptor: u64) -> Self {
         let g = bits(descriptor, 55, 1);
         // Every cast below is of a value that was masked to fewer bits than the target has.

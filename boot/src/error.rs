@@ -19,7 +19,7 @@ pub enum Error {
     Read {
         /// The file as the user named it.
         path: PathBuf,
-        /// What the host said.
+        /// The host's answer.
         source: io::Error,
     },
     /// The path names a directory.
@@ -49,7 +49,7 @@ pub enum Error {
     NotAKernel {
         /// The file as the user named it.
         path: PathBuf,
-        /// What its first bytes look like.
+        /// The format that its first bytes suggest.
         found: &'static str,
     },
     /// The file is compressed as a whole.
@@ -180,15 +180,15 @@ pub enum Error {
     /// Guest memory refused an access to an address that was checked before.
     #[error("Cannot write {what} to guest memory")]
     GuestMemory {
-        /// What was being written.
+        /// The object that was being written.
         what: &'static str,
-        /// What guest memory said.
+        /// The answer of guest memory.
         source: vm_memory::GuestMemoryError,
     },
 }
 
 impl Error {
-    /// What the user can do about it, as a sentence; `None` where the message says all there is to say.
+    /// Advice to the user, as a sentence; `None` where the message is enough.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::Compressed { tool, path, .. } => {

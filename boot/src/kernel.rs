@@ -1,4 +1,4 @@
-//! What a kernel file is, and the refusals for what it is not.
+//! Kernel files: their formats, and refusals of all others.
 //!
 //! The format is told from the content, never from the name. Three formats boot; each has a variant of
 //! [`Kernel`] and a file below `kernel/`.
@@ -70,7 +70,7 @@ impl Kernel {
         }
     }
 
-    /// What the kernel occupies; `start < end`.
+    /// The addresses that the kernel occupies; `start < end`.
     pub(crate) fn span(&self) -> Span {
         match self {
             Kernel::BzImage(kernel) => kernel.span(),

@@ -153,7 +153,7 @@ pub const RESET_BY_ACPI: u8 = 1;
 pub const RESET_BY_VECTOR: u8 = 2;
 /// SLP_TYP of the soft-off state in `\_S5`.
 pub const SLEEP_TYPE_S5: u8 = 5;
-/// What the guest writes to [`SLEEP_CONTROL`] to power off: SLP_TYP in bits 2 to 4, SLP_EN in bit 5.
+/// The value that powers the guest off when it writes it to [`SLEEP_CONTROL`]: SLP_TYP in bits 2 to 4, SLP_EN in bit 5.
 pub const SLEEP_CONTROL_S5: u8 = (SLEEP_TYPE_S5 << 2) | (1 << 5);
 /// Interrupt of the generic event device, edge triggered: one pulse is one press of the power button.
 /// It carries nothing else, so there is no event register to read.

@@ -66,7 +66,7 @@ use crate::memmap::Entry;
 use crate::source::Source;
 use crate::zero_page::Params;
 
-/// What the user wants to boot.
+/// The files and texts to boot from.
 #[derive(Debug)]
 pub struct BootSpec {
     /// The kernel.

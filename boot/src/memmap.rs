@@ -11,7 +11,7 @@ use crate::{Error, layout};
 /// Entries that fit into the zero page; the page for the PVH start info holds more.
 pub(crate) const MAX_ENTRIES: usize = linux_loader::bootparam::E820_MAX_ENTRIES_ZEROPAGE;
 
-/// What a span of addresses is.
+/// The use of a span of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Kind {
@@ -30,7 +30,7 @@ pub(crate) struct Entry {
     pub(crate) base: u64,
     /// Length in bytes.
     pub(crate) size: u64,
-    /// What it is.
+    /// Its use.
     pub(crate) kind: Kind,
 }
 

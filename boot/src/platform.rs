@@ -1,4 +1,4 @@
-//! What `vmm` built that differs from guest to guest. The rest of the machine is fixed in [`crate::layout`].
+//! The parts of the machine that differ from guest to guest. The rest is fixed in [`crate::layout`].
 
 use crate::layout::Window;
 

@@ -21,7 +21,7 @@ const PROTOCOL_2_12: u16 = 0x020C;
 /// The default of `CONFIG_PHYSICAL_ALIGN`'s upper bound; Linux only passes it on to kexec.
 const KERNEL_ALIGNMENT: u32 = 16 << 20;
 
-/// What the zero page tells, beside what the kernel's own header says.
+/// The contents of the zero page, beside the kernel's own header.
 pub(crate) struct Params<'a> {
     /// The kernel's setup header, or [`header_for_elf`].
     pub(crate) header: setup_header,

@@ -39,7 +39,7 @@ pub trait IntxPin: Send + Sync {
     fn line(&self) -> u8;
 }
 
-/// What an MSI writes: PCI 3.0 6.8.1.
+/// The message of an MSI: PCI 3.0 6.8.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsiMessage {
     /// Message address.
@@ -67,7 +67,7 @@ pub trait MsiVector: Send + Sync {
     /// If the host refuses the route.
     fn route(&self, message: Option<MsiMessage>) -> io::Result<()>;
 
-    /// Whether a signal is being held.
+    /// Returns whether a signal is being held.
     fn pending(&self) -> bool;
 
     /// Forgets a signal that is being held (the device was reset).

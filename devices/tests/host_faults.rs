@@ -112,7 +112,7 @@ fn routed() -> Tap {
     tap
 }
 
-/// What an interface that goes down forgets.
+/// Makes the addresses and routes that an interface forgets when it goes down.
 fn route() {
     ip("link set tap0 up");
     ip("addr replace 10.0.0.1/24 dev tap0");

@@ -16,11 +16,11 @@ const MAX_DHCP_TIMEOUT: Duration = Duration::from_secs(600);
 pub(crate) struct Parameters {
     /// The file system to move to, for an agent on an initramfs.
     pub(crate) root: Option<RootMount>,
-    /// What to run.
+    /// The job to run.
     pub(crate) job: Job,
     /// How to report a script's end beside the line on the console.
     pub(crate) exit_report: ExitReport,
-    /// What to do with the cards.
+    /// The setup of the cards.
     pub(crate) network: Network,
     /// Sentences about words that were refused.
     pub(crate) refusals: Vec<String>,
@@ -39,7 +39,7 @@ pub(crate) struct RootMount {
     pub(crate) init: String,
 }
 
-/// What runs once the guest is ready.
+/// The job of a guest that is ready.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Job {
     /// A shell on the console.
@@ -57,7 +57,7 @@ pub(crate) enum ExitReport {
     Port,
 }
 
-/// What to do with the cards.
+/// The setup of the cards.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Network {
     /// Nothing.

@@ -1,4 +1,4 @@
-//! What the guest is for: a script, or a shell on the console. Both end with the machine.
+//! The guest's job: a script, or a shell on the console. Both end with the machine.
 
 use std::fs::{self, OpenOptions};
 use std::io;

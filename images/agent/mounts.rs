@@ -41,7 +41,7 @@ pub(crate) fn scratch() -> Vec<String> {
     SCRATCH.iter().filter_map(Place::provide).collect()
 }
 
-/// Whether the root is the one that the kernel unpacked, to be left for a real one.
+/// Returns whether the root is the one that the kernel unpacked, to be left for a real one.
 pub(crate) fn on_initramfs() -> bool {
     let ramfs = |kind: FsType| u32::try_from(kind.0).is_ok_and(|magic| magic == RAMFS_MAGIC);
     statfs("/").is_ok_and(|root| root.filesystem_type() == TMPFS_MAGIC || ramfs(root.filesystem_type()))

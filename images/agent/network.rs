@@ -27,7 +27,7 @@ ip link set dev "$1" up && ip addr add "$2" dev "$1" || exit 1
 /// A program under way.
 struct Task {
     pid: Pid,
-    /// What to say when it fails.
+    /// The message for its failure.
     failure: String,
 }
 

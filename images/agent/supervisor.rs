@@ -119,7 +119,7 @@ impl Supervisor {
     }
 }
 
-/// What is left of the deadline for poll, `None` when it has passed.
+/// The time until the deadline, for poll; `None` when it has passed.
 fn timeout(deadline: Option<Instant>) -> Option<PollTimeout> {
     let Some(deadline) = deadline else { return Some(PollTimeout::NONE) };
     let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;

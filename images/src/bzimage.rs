@@ -25,7 +25,7 @@ pub enum Refusal {
     Truncated,
     /// The payload is compressed by something unknown.
     UnknownCompression,
-    /// What was unpacked is not an ELF file of the announced size.
+    /// The unpacked payload is not an ELF file of the announced size.
     NotElf,
 }
 

@@ -44,7 +44,7 @@ impl std::str::FromStr for DiskSize {
     }
 }
 
-/// What a disk is filled with.
+/// The contents of a disk.
 #[derive(Debug)]
 pub enum Contents {
     /// A tree made here.

@@ -5,7 +5,7 @@ const PT_INTERP: u32 = 3;
 const ELFCLASS64: u8 = 2;
 const EM_X86_64: u16 = 62;
 
-/// Whether these bytes are an x86-64 program that the kernel can start with nothing else in the file system.
+/// Returns whether these bytes are an x86-64 program that the kernel can start with nothing else in the file system.
 pub(crate) fn is_static(image: &[u8]) -> bool {
     let header = || -> Option<(usize, usize, usize)> {
         let phoff = usize::try_from(u64::from_le_bytes(bytes(image, 32)?)).ok()?;

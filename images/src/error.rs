@@ -1,4 +1,4 @@
-//! What can fail while an image is made. One enum for the crate: every caller does the same thing with it, which is to
+//! Errors of making an image. One enum for the crate: every caller does the same thing with it, which is to
 //! print the chain and stop.
 
 use std::io;
@@ -61,7 +61,7 @@ pub enum Error {
     OddPackage {
         /// The package.
         package: String,
-        /// What is missing.
+        /// The missing part.
         what: String,
     },
     /// A module is neither in the kernel nor among its modules.
@@ -85,7 +85,7 @@ pub enum Error {
     NotStatic {
         /// The program.
         path: PathBuf,
-        /// What to do, starting with a colon.
+        /// Advice, starting with a colon.
         hint: &'static str,
     },
     /// The guest's init is not beside this program.
@@ -121,13 +121,13 @@ pub enum Error {
     NotBzImage {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The mistake in it.
         reason: Refusal,
     },
     /// A disk size that mkfs.ext4 cannot work with.
     #[error("Bad disk size {text}: give bytes or a number with K, M, G or T, from 8M")]
     BadSize {
-        /// What was given.
+        /// The given text.
         text: String,
     },
 }

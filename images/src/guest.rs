@@ -14,12 +14,12 @@ use crate::publish::publish;
 use crate::tree::{Entry, Tree};
 use crate::{cpio, place, programs, root};
 
-/// What guest to make, and where.
+/// The guest to make, and its place.
 #[derive(Debug, Clone)]
 pub struct GuestOptions {
     /// The kernel.
     pub series: Series,
-    /// Whether to look for a newer one.
+    /// The choice between a cached kernel and the newest.
     pub freshness: Freshness,
     /// The directory that gets `guest/` (see [`place::guest_dir`]).
     pub out: PathBuf,

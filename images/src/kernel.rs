@@ -31,13 +31,13 @@ impl Series {
         }
     }
 
-    /// Whether a release such as `6.1.0-56-cloud-amd64` is of this series.
+    /// Returns whether a release such as `6.1.0-56-cloud-amd64` is of this series.
     fn has(self, release: &str) -> bool {
         release.strip_prefix(self.name()).is_some_and(|rest| rest.starts_with('.')) && release.ends_with(SUFFIX)
     }
 }
 
-/// Whether a cached kernel is good enough.
+/// The choice between a cached kernel and the newest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
     /// The newest in the cache; asks apt only if there is none.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 use crate::tools;
 
-/// What a guest of minivmm needs under any of the kernels offered: bus, card, disk, entropy, power button and its input
+/// The modules that a guest of minivmm needs under any of the kernels offered: bus, card, disk, entropy, power button and its input
 /// device, the root file system, the packet socket of the DHCP client, the panic report. What a kernel has built in is skipped.
 pub const DEFAULT: [&str; 12] = [
     "virtio_pci",

@@ -56,7 +56,7 @@ pub fn tree(agent: &Path) -> Result<Tree, Error> {
     Ok(tree)
 }
 
-/// What busybox calls its version.
+/// The version of busybox, as it prints it.
 ///
 /// # Errors
 /// What running it gives.

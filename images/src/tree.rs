@@ -54,7 +54,7 @@ impl Tree {
         self.entries.iter().map(|(path, entry)| (path.as_str(), entry))
     }
 
-    /// Whether the path is taken.
+    /// Returns whether the path is taken.
     pub fn contains(&self, path: &str) -> bool {
         self.entries.contains_key(path.trim_start_matches('/'))
     }

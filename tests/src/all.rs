@@ -30,7 +30,7 @@ const TIMES_SHOWN: usize = 20;
 /// More host VMs side by side than this are more memory than gain.
 const HOST_VMS_MAX: usize = 2;
 
-/// What to run.
+/// The tests to run.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
     /// Only what has this in its name.
@@ -50,7 +50,7 @@ pub enum Error {
     Cargo(#[source] std::io::Error),
 }
 
-/// What became of the tests, by number.
+/// The results of the tests, by number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Those that did what they should.
@@ -150,7 +150,7 @@ impl Times {
     }
 }
 
-/// What stories have said, by name, in the order of their ends.
+/// The output of stories, by name, in the order of their ends.
 #[derive(Default)]
 struct Reports(Mutex<Vec<(&'static str, String)>>);
 

@@ -19,7 +19,7 @@ pub use show::show;
 
 /// Longer than anybody looks at a demo.
 const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// What is moved each way, by the kind of place.
+/// The amount that is moved each way, by the kind of place.
 const HARDWARE_MIB: u32 = 1024;
 const EMULATED_MIB: u32 = 32;
 /// The line after which the user's keys belong to the guest.

@@ -1,4 +1,4 @@
-//! What the default guest of `images` promises, and how it is told what to do.
+//! The default guest of `images`: its files, and its kernel parameters.
 
 use std::path::{Path, PathBuf};
 

@@ -34,7 +34,7 @@ use wire::{Command, Frame, Message, Status};
 
 /// How long a host VM may take from the start of QEMU to the agent's first word. It takes 5 s on an idle machine.
 const BOOT_DEADLINE: Duration = Duration::from_secs(180);
-/// What the agent gets beyond a command's own timeout before the host VM counts as hung.
+/// The time beyond a command's own timeout before the host VM counts as hung.
 const ANSWER_GRACE: Duration = Duration::from_secs(60);
 /// How long powering off may take before QEMU is killed.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(30);
@@ -48,13 +48,13 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 /// How much of the console goes into an error.
 const CONSOLE_TAIL_BYTES: usize = 3000;
 
-/// What went wrong with a host VM, as opposed to with a command in it.
+/// A failure of a host VM, as opposed to one of a command in it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder outside could not be read or written.
     #[error("{action} {path:?} failed")]
     File {
-        /// What was tried, as a verb form: "Reading".
+        /// The operation, as a verb form: "Reading".
         action: &'static str,
         /// On what.
         path: PathBuf,
@@ -74,7 +74,7 @@ pub enum Error {
     Failed {
         /// Its name.
         program: String,
-        /// What it wrote to its standard error.
+        /// The text on its standard error.
         stderr: String,
     },
     /// No package of the wanted kernel is known to apt.
@@ -105,7 +105,7 @@ pub enum Error {
     Channel(#[source] io::Error),
 }
 
-/// What a host VM is booted with.
+/// The parameters of a host VM.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Memory in MiB.
@@ -123,7 +123,7 @@ impl Config {
     }
 }
 
-/// What a command in the host VM left behind.
+/// The result of a command in the host VM.
 #[derive(Debug, Clone)]
 pub struct Output {
     /// How it ended.

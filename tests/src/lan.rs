@@ -53,7 +53,7 @@ impl Lan {
         &self.bridge
     }
 
-    /// What `--net` takes to put a card on it.
+    /// The value of `--net` that puts a card on it.
     pub fn net(&self) -> String {
         format!("bridge={}", self.bridge)
     }
@@ -63,7 +63,7 @@ impl Lan {
         format!("{}.1", self.network)
     }
 
-    /// What the host shows of its interfaces and of the bridge's ports.
+    /// The host's interfaces and the bridge's ports, as the host prints them.
     pub fn links(&self) -> String {
         sh("ip link; bridge link; bridge vlan")
     }

@@ -251,7 +251,7 @@ struct StoryArgs {
 
 #[derive(Args)]
 struct ShowArgs {
-    /// What is moved each way, in MiB
+    /// The amount that is moved each way, in MiB
     #[arg(long)]
     amount_mib: u32,
     /// Leave the guest's shell to the user

@@ -17,7 +17,7 @@ pub enum Error {
     /// `unshare` is missing or was refused.
     #[error("No namespaces can be made here (unshare: {reason})")]
     Refused {
-        /// What unshare said.
+        /// The output of unshare.
         reason: String,
     },
     /// The program could not be started again.

@@ -12,17 +12,17 @@ use std::time::Duration;
 /// of a second. A host VM, itself emulated, stays well under this.
 const NATIVE_AT_MOST: Duration = Duration::from_millis(60);
 
-/// What this machine's KVM is good for.
+/// The speed of this machine's KVM.
 #[derive(Debug)]
 pub enum Place {
     /// Linux guests run here.
     Hardware {
-        /// What the loop took.
+        /// The duration of the loop.
         took: Duration,
     },
     /// There is a KVM, but ring 0 is emulated: small guests of our own run here, Linux does not boot.
     EmulatedRing0 {
-        /// What the loop took; `None` if it could not be run at all.
+        /// The duration of the loop; `None` if it could not be run at all.
         took: Option<Duration>,
     },
     /// There is no usable KVM.
@@ -47,7 +47,7 @@ impl Place {
         }
     }
 
-    /// Whether Linux guests can run right here.
+    /// Returns whether Linux guests can run right here.
     pub fn boots_linux(&self) -> bool {
         matches!(self, Self::Hardware { .. })
     }

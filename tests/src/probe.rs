@@ -17,7 +17,7 @@ pub enum Error {
     /// cargo failed; it has said why.
     #[error("{what} does not build")]
     Build {
-        /// What was to be built.
+        /// The object that was to be built.
         what: &'static str,
     },
 }
@@ -62,7 +62,7 @@ fn cargo(what: &'static str, dir: &Path, words: &[&str], target: &Path) -> Resul
     if status.success() { Ok(()) } else { Err(Error::Build { what }) }
 }
 
-/// What became of one check.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It held.
@@ -78,7 +78,7 @@ pub enum Outcome {
 pub struct Verdict {
     /// Subject and name of the check.
     pub name: String,
-    /// What became of it.
+    /// Its result.
     pub outcome: Outcome,
 }
 

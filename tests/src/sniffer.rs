@@ -1,4 +1,4 @@
-//! What crosses an interface, as its driver sees it: frames with their virtio-net headers, before anybody cuts them and after
+//! The frames of an interface, as its driver sees them: with their virtio-net headers, before anybody cuts them and after
 //! everybody has put them together (packet(7), PACKET_VNET_HDR).
 //!
 //! Unsafe, because a packet socket is bound by an address structure, and told of headers by an option, that no safe crate here has.
@@ -14,7 +14,7 @@ use std::thread;
 const HEADER_BYTES: usize = 10;
 /// The largest frame with its header and some more.
 const FRAME_MAX: usize = HEADER_BYTES + (1 << 16) + 64;
-/// What the socket holds while its thread does something else.
+/// The size of the socket's buffer, for the time while its thread does something else.
 const BUFFER_BYTES: libc::c_int = 16 << 20;
 
 /// Beside another type: TCP segments of which only the first has CWR (VIRTIO_NET_HDR_GSO_ECN).

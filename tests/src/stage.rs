@@ -1,4 +1,4 @@
-//! What a story has at hand.
+//! The environment of a story.
 
 use std::path::{Path, PathBuf};
 use std::process;
@@ -13,7 +13,7 @@ use crate::workspace::Parts;
 /// The exit code of a story that cannot run here; its report says why.
 pub const SKIPPED: u8 = 77;
 
-/// What a story has at hand.
+/// The environment of a story.
 pub struct Stage {
     parts: Parts,
     scratch: PathBuf,

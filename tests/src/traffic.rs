@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes after which the pattern repeats: a prime number, so that no two blocks of a usual size are the same.
 const PERIOD: usize = 8191;
 
-/// What is sent: bytes without a system, repeated.
+/// The bytes that are sent: without a system, repeated.
 #[derive(Debug)]
 struct Pattern(Vec<u8>);
 

@@ -193,12 +193,12 @@ impl Vm {
         self.watched.console.text()
     }
 
-    /// Whether the guest has said `text` on its console.
+    /// Returns whether the guest has said `text` on its console.
     pub fn console_contains(&self, text: &str) -> bool {
         self.console().contains(text)
     }
 
-    /// What the guest said between `NAME=` and the end of that line.
+    /// The guest's output between `NAME=` and the end of that line.
     pub fn value(&self, name: &str) -> String {
         self.watched.console.wait_for_line(&format!("{name}="))
     }
@@ -280,7 +280,7 @@ impl Drop for Vm {
     }
 }
 
-/// What every machine started so far has said: for the report of a failure.
+/// The output of every machine started so far: for the report of a failure.
 pub fn last_words() -> String {
     let mut text = String::new();
     for watched in lock(&STARTED).iter() {
@@ -308,7 +308,7 @@ fn note_end(mut child: Child, end: &(Mutex<Option<ExitStatus>>, Condvar)) {
     end.1.notify_all();
 }
 
-/// What comes out of a pipe, kept whole, with a bell for those who wait for a text in it.
+/// The output of a pipe, kept whole, with a bell for those who wait for a text in it.
 struct Stream {
     state: Mutex<State>,
     changed: Condvar,

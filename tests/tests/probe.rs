@@ -1,4 +1,4 @@
-//! What a guest sees of a VMM, register by register: the bare-metal probe guest on minivmm and on QEMU.
+//! A VMM as a guest sees it, register by register: the bare-metal probe guest on minivmm and on QEMU.
 //!
 //! Every line of the probe is one test here. The VMs run in namespaces of their own, on a bridge with a peer that sends the
 //! probe's frames back. QEMU runs the same binary, which shows that the checks hold the specification and not minivmm's habits.
@@ -23,7 +23,7 @@ use tests::workspace;
 const REGISTERS_AT_MOST: Duration = Duration::from_secs(5);
 /// minivmm's exit code after a triple fault.
 const CRASHED: i32 = 98;
-/// What the probe has in its TCP segment, and its peer in the answer.
+/// The length of the probe's TCP segment, and of its peer's answer.
 const SEGMENT: usize = 20000;
 /// Rounds of SIGKILL, unless `KILL_ROUNDS` says otherwise.
 const KILL_ROUNDS: &str = "15";
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// What has to be built.
+/// The programs to build.
 struct Programs {
     probe: Result<PathBuf, probe::Error>,
     minivmm: Result<PathBuf, probe::Error>,
@@ -126,7 +126,7 @@ fn registers_in_time(vmm: &Vmm, base: &Config<'_>) -> Vec<Trial> {
     trials
 }
 
-/// What tshark reads of a run's capture: every frame, also those that are larger than the wire takes.
+/// The check of tshark's reading of a run's capture: every frame, also those that are larger than the wire takes.
 fn captured(vmm: &Vmm, base: &Config<'_>) -> Vec<Trial> {
     const NAME: &str = "minivmm: capture is read back by tshark, large frames included";
     if Command::new("tshark").arg("--version").stdin(Stdio::null()).output().is_err() {

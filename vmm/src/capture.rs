@@ -1,4 +1,4 @@
-//! What passes a card, in a pcapng file that Wireshark and tshark open.
+//! The frames of a card, in a pcapng file that Wireshark and tshark open.
 //!
 //! ```text
 //!   worker of a queue pair --copies the start of a frame--> bounded channel --> thread "capture" --> file

@@ -39,7 +39,7 @@ pub(crate) use smbios::SmbiosSpec;
     disable_help_subcommand = true
 )]
 struct Cli {
-    /// What to do instead of running a VM.
+    /// The command; none runs a VM.
     #[command(subcommand)]
     command: Option<Command>,
 
@@ -55,7 +55,7 @@ struct Cli {
     settings: Settings,
 }
 
-/// What a guest's reset does.
+/// The effect of a guest's reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum OnReboot {
@@ -67,11 +67,11 @@ pub(crate) enum OnReboot {
     Restart,
 }
 
-/// What is logged.
+/// The least severe messages that are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum LogLevel {
-    /// What the user wished for failed.
+    /// A request of the user failed.
     Error,
     /// Odd, but served.
     Warn,
@@ -124,7 +124,7 @@ impl From<LogLevel> for log::LevelFilter {
     }
 }
 
-/// What a command line turned out to be.
+/// The meaning of a command line.
 pub(crate) enum Parsed {
     /// A machine to run.
     Run(Box<Settings>),
@@ -136,9 +136,9 @@ pub(crate) enum Parsed {
     Answer(String),
     /// Wrong: a sentence, and what to do.
     Refused {
-        /// What is wrong.
+        /// The mistake.
         sentence: String,
-        /// What to do.
+        /// Advice.
         hint: String,
     },
 }

@@ -1,4 +1,4 @@
-//! What the process gives up once it holds every descriptor: its capabilities, and the way to get new ones.
+//! Confinement: once the process holds every descriptor, it gives up its capabilities and the way to get new ones.
 //!
 //! Called on the main thread before any other thread exists, since both are properties of a thread that its children inherit.
 //! It does not change the user: a process of root's can still open what belongs to root. Filters for system calls (seccomp) and

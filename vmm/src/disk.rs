@@ -26,7 +26,7 @@ pub(crate) enum Error {
     Permission {
         /// The disk.
         path: PathBuf,
-        /// What was wanted.
+        /// The access asked for.
         access: Access,
     },
     /// It could not be opened for another reason.
@@ -42,7 +42,7 @@ pub(crate) enum Error {
     NotADisk {
         /// The disk.
         path: PathBuf,
-        /// What it is.
+        /// The kind of file.
         kind: &'static str,
     },
     /// It has no bytes.
@@ -74,13 +74,13 @@ pub(crate) enum Error {
     Locked {
         /// The disk.
         path: PathBuf,
-        /// What was wanted.
+        /// The access asked for.
         access: Access,
     },
 }
 
 impl Error {
-    /// What the user can do.
+    /// Advice to the user.
     pub(crate) fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Missing(path) => {

@@ -16,9 +16,9 @@ pub(crate) enum Error {
     /// The command line is wrong.
     #[error("{sentence}")]
     Usage {
-        /// What is wrong.
+        /// The mistake.
         sentence: String,
-        /// What to do.
+        /// Advice.
         hint: String,
     },
     /// A guest that cannot be opened.
@@ -54,7 +54,7 @@ pub(crate) enum Error {
     /// More memory than the guest's processor can address.
     #[error("{mem} of memory do not fit in the {phys_bits} address bits of this host's processor")]
     MemoryBeyondAddressBits {
-        /// What was asked for.
+        /// The size asked for.
         mem: MemSize,
         /// Physical address bits.
         phys_bits: u8,
@@ -62,7 +62,7 @@ pub(crate) enum Error {
     /// More memory than the host has.
     #[error("{mem} of memory are more than this host has ({host_mib} MiB with swap)")]
     MemoryBeyondHost {
-        /// What was asked for.
+        /// The size asked for.
         mem: MemSize,
         /// RAM and swap of the host.
         host_mib: u64,
@@ -80,7 +80,7 @@ pub(crate) enum Error {
     /// The host gives no address space for it.
     #[error("Cannot map {mem} of memory for the guest")]
     MapMemory {
-        /// What was asked for.
+        /// The size asked for.
         mem: MemSize,
         /// Why.
         source: Box<dyn StdError + Send + Sync>,
@@ -96,7 +96,7 @@ pub(crate) enum Error {
     /// The host refuses something that it should not.
     #[error("Cannot {operation}")]
     Host {
-        /// What was tried.
+        /// The operation, as in "create an eventfd".
         operation: &'static str,
         /// Why.
         source: io::Error,

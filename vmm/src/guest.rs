@@ -1,4 +1,4 @@
-//! What is booted: the files that the user names, or the default guest that the `images` crate provides.
+//! The guest to boot: the files that the user names, or the default guest that the `images` crate provides.
 
 use crate::cli::Settings;
 use crate::logger;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// The command that provides the default guest.
 const PROVIDE: &str = "./run guest";
 
-/// What a kernel is told unless the user replaces it, beside [`REBOOT_PARAMETER`]: the serial port is the console, and a panic
+/// A kernel's parameters unless the user replaces them, beside [`REBOOT_PARAMETER`]: the serial port is the console, and a panic
 /// reboots at once, so that it ends the run instead of hanging it.
 const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 

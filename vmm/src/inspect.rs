@@ -1,4 +1,4 @@
-//! What the host and its networks look like to minivmm, for the user: `minivmm net` and `minivmm doctor`.
+//! Commands that inspect the host and its networks: `minivmm net` and `minivmm doctor`.
 
 mod doctor;
 mod list;

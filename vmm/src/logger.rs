@@ -93,7 +93,7 @@ fn write(to: &mut (impl Write + AsFd), line: &str, timeout: Duration) -> io::Res
 }
 
 impl Stderr {
-    /// Whether this second has room for a line; and how many were dropped before it.
+    /// Returns whether this second has room for a line; and how many were dropped before it.
     fn admit(&self, second: u64) -> Option<u64> {
         if self.second.swap(second, Ordering::Relaxed) != second {
             self.lines.store(0, Ordering::Relaxed);

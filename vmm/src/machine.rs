@@ -6,7 +6,7 @@
 //! stop:                        keeper undoes <- devices <- workers joined <- vCPUs joined <-'
 //! ```
 //!
-//! What outlives a reboot (files, taps, the console) is the [`Resources`]'s; what does not (memory, KVM's VM, device state) is made
+//! State that outlives a reboot (files, taps, the console) is in [`Resources`]; the rest (memory, KVM's VM, device state) is made
 //! anew for each run, so a guest that was reset finds what it found at its first start.
 
 mod control;

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 
-/// What a pipe that is writable takes without making the writer wait (POSIX: PIPE_BUF).
+/// Bytes that a writable pipe takes without blocking (POSIX: PIPE_BUF).
 const PIECE_BYTES: usize = 4096;
 
 /// How long the reader may take for each piece, in seconds: the control loop waits.

@@ -1,4 +1,4 @@
-//! What a running VM can be asked over the socket that holds its name, and what it answers.
+//! Requests to a running VM over the socket that holds its name, and the replies.
 //!
 //! A caller connects, sends one request and gets one reply; both are a line of JSON.
 
@@ -13,20 +13,20 @@ pub(crate) const LONGEST: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum Request {
-    /// What every device has counted.
+    /// The counters of every device.
     Counters,
-    /// What is known of every card.
+    /// The known properties of every card.
     Network,
     /// Takes the cable of a card out, or puts it back.
     Link {
         /// Which.
         card: CardName,
-        /// What to do.
+        /// The state asked for.
         state: WantedLink,
     },
 }
 
-/// What the user wants of a link.
+/// The state of a link that the user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum WantedLink {
@@ -42,7 +42,7 @@ pub(crate) enum WantedLink {
 pub(crate) enum Reply {
     /// It is done.
     Done,
-    /// What was asked for.
+    /// The counters asked for.
     Counters(serde_json::Value),
     /// The cards, as in the ready line.
     Network(serde_json::Value),

@@ -40,7 +40,7 @@ pub(crate) struct BzImage {
     end: u64,
 }
 
-/// Whether the first bytes of a file carry the Linux boot header.
+/// Returns whether the first bytes of a file carry the Linux boot header.
 pub(super) fn has_signature(start: &[u8]) -> bool {
     start.get(SIGNATURE_OFFSET..).is_some_and(|rest| rest.starts_with(&SIGNATURE))
 }

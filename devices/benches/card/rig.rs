@@ -34,7 +34,7 @@ const WRITE: u16 = 2;
 /// VERSION_1, EVENT_IDX, MRG_RXBUF, GUEST_TSO4, GUEST_CSUM.
 const FEATURES: u64 = 1 << 32 | 1 << 29 | 1 << 15 | 1 << 7 | 1 << 1;
 
-/// What is measured.
+/// A measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Case {
     /// Its name.

@@ -1,4 +1,4 @@
-//! What a guest asks of the machine as a whole, and who hears it.
+//! Requests of a guest to the machine as a whole, and their receiver.
 
 /// A request of the guest that ends or restarts the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

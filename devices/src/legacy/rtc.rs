@@ -4,7 +4,7 @@
 //! host's own clock is never touched. A working clock is worth having: a guest that finds one which neither works nor is
 //! declared absent spends seconds of its boot on waiting for it.
 //!
-//! What Linux asks of it (`drivers/rtc/rtc-mc146818-lib.c`, `rtc-cmos.c`): update-in-progress that clears within 10 ms, two
+//! Linux needs of it (`drivers/rtc/rtc-mc146818-lib.c`, `rtc-cmos.c`): update-in-progress that clears within 10 ms, two
 //! readings that agree, the valid bit in register D with its other bits zero. It has no interrupt: alarm, periodic and
 //! update-ended interrupts cannot be enabled and register C reads 0. The alarm bytes are plain memory. Without an interrupt in
 //! the clock's ACPI device Linux registers it as a clock without alarms.
@@ -118,7 +118,7 @@ fn host_time() -> Duration {
 }
 
 impl State {
-    /// What the byte at `index` reads as at host time `now`.
+    /// The byte at `index` at host time `now`.
     fn get(&self, index: u8, now: Duration) -> u8 {
         let stored = self.ram[usize::from(index & INDEX_MASK)];
         match index {

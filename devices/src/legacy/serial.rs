@@ -24,7 +24,7 @@ const MODEM_CONTROL: u64 = 4;
 /// Where output goes. Called under the port's lock by vCPU threads, so it should not block for long.
 pub type Output = Box<dyn Write + Send>;
 
-/// What the host did not take, since the port was built.
+/// Bytes that the host did not take, since the port was built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost {
     /// Output bytes that could not be written.
@@ -65,7 +65,7 @@ impl Serial {
         taken
     }
 
-    /// What was lost so far.
+    /// The bytes that were lost so far.
     pub fn lost(&self) -> Lost {
         Lost {
             output_bytes: self.notes.lost_output_bytes.load(Ordering::Relaxed),
@@ -113,10 +113,10 @@ impl Trigger for Line {
     }
 }
 
-/// What happens besides the registers. The counters are only ever read for reports, hence relaxed.
+/// Events besides the registers. The counters are only read for reports, hence relaxed.
 struct Notes {
     drained: EventFd,
-    /// Whether the VMM has input that was refused. Only used under the port's lock.
+    /// True while the VMM has input that was refused. Only used under the port's lock.
     input_waits: AtomicBool,
     lost_output_bytes: AtomicU64,
     lost_interrupts: AtomicU64,

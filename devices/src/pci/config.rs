@@ -28,7 +28,7 @@ const PIN_INTA: u8 = 1;
 /// BAR bits 2:1 = 10: anywhere in the 64-bit address space.
 const BAR_64BIT: u8 = 0b100;
 
-/// What identifies a function, PCI 3.0 6.2.1.
+/// The identity of a function, PCI 3.0 6.2.1.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity {
     /// Vendor ID.
@@ -145,12 +145,12 @@ impl ConfigSpace {
         self.write(BAR0, &address.to_le_bytes());
     }
 
-    /// Whether the guest lets the function answer memory accesses.
+    /// Returns whether the guest lets the function answer memory accesses.
     pub fn memory_enabled(&self) -> bool {
         self.u16_at(COMMAND) & COMMAND_MEMORY != 0
     }
 
-    /// Whether the guest lets the function access memory and send messages.
+    /// Returns whether the guest lets the function access memory and send messages.
     pub fn bus_master(&self) -> bool {
         self.u16_at(COMMAND) & COMMAND_MASTER != 0
     }

@@ -1,4 +1,4 @@
-//! What a PCI function is to the root bus.
+//! The root bus's view of a PCI function.
 
 /// A function with configuration space and at most one memory BAR.
 ///

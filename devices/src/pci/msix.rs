@@ -13,7 +13,7 @@ pub const ENTRY_SIZE: u64 = 16;
 /// Message control, upper byte: MSI-X enable and function mask.
 const ENABLE: u16 = 1 << 15;
 const FUNCTION_MASK: u16 = 1 << 14;
-/// What the capability lets a guest write: the two bits above.
+/// The bits of the capability that a guest can write: the two above.
 pub const CONTROL_WRITABLE: [u8; 2] = (ENABLE | FUNCTION_MASK).to_le_bytes();
 /// Offset of the vector control word in an entry and its only bit.
 const VECTOR_CONTROL: usize = 12;
@@ -78,7 +78,7 @@ impl Msix {
         Self { entries: vectors.iter().map(entry).collect(), control: 0 }
     }
 
-    /// Whether the guest has enabled MSI-X.
+    /// Returns whether the guest has enabled MSI-X.
     pub fn enabled(&self) -> bool {
         self.control & ENABLE != 0
     }

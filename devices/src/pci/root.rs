@@ -99,17 +99,17 @@ impl PciRoot {
         Ok(bdf)
     }
 
-    /// What answers the ECAM range (PCI Express 7.2.2).
+    /// The device of the ECAM range (PCI Express 7.2.2).
     pub fn ecam(root: &Arc<Self>) -> Arc<dyn BusDevice> {
         Arc::new(Ecam(root.clone()))
     }
 
-    /// What answers ports CF8 to CFF.
+    /// The device of ports CF8 to CFF.
     pub fn config_ports(root: &Arc<Self>) -> Arc<dyn BusDevice> {
         Arc::new(ConfigPorts(root.clone()))
     }
 
-    /// What answers the window that starts at `base`.
+    /// The device of the window that starts at `base`.
     pub fn window(root: &Arc<Self>, base: u64) -> Arc<dyn BusDevice> {
         Arc::new(Window { root: root.clone(), base })
     }
@@ -207,7 +207,7 @@ struct ConfigPorts(Arc<PciRoot>);
 impl ConfigPorts {
     const ENABLE: u32 = 1 << 31;
 
-    /// What an access to CONFIG_DATA at `port` (4 to 7, relative to CF8) reaches.
+    /// The register that an access to CONFIG_DATA at `port` (4 to 7, relative to CF8) reaches.
     fn target(&self, port: u64) -> Option<(Bdf, u16)> {
         let address = self.0.config_address.load(Ordering::Relaxed);
         let [register, low, high, _] = address.to_le_bytes();

@@ -79,7 +79,7 @@ impl QueueCount {
     }
 }
 
-/// What the guest reads as the disk's serial number, padded with zeros.
+/// The disk's serial number as the guest reads it, padded with zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DiskSerial([u8; SERIAL_BYTES]);
 

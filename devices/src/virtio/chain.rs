@@ -17,9 +17,9 @@ pub struct Buffer {
 /// The buffers of one chain, kept between calls so that the data path allocates nothing.
 #[derive(Debug, Default)]
 pub struct Chain {
-    /// What the device may read, in order.
+    /// The buffers that the device may read, in order.
     pub readable: Vec<Buffer>,
-    /// What the device may write, in order.
+    /// The buffers that the device may write, in order.
     pub writable: Vec<Buffer>,
 }
 

@@ -32,7 +32,7 @@ pub struct ActiveQueue {
     pub doorbell: EventFd,
 }
 
-/// What a device is given when the driver sets DRIVER_OK.
+/// A device's environment from the moment the driver sets DRIVER_OK.
 pub struct Activation {
     /// Guest memory.
     pub mem: Memory,
@@ -53,7 +53,7 @@ pub enum StartError {
     /// The host refused a thread, an event or an ioctl.
     #[error("Cannot {operation}")]
     Host {
-        /// What was tried.
+        /// The operation, as in "create an eventfd".
         operation: &'static str,
         /// Why it failed.
         source: std::io::Error,
@@ -114,6 +114,6 @@ pub trait Device: Send {
     /// Stops and joins everything that `start` began. The device is then as it was when built.
     fn stop(&mut self);
 
-    /// What it has counted so far.
+    /// Its counters.
     fn counters(&self) -> Vec<Counter>;
 }

@@ -66,7 +66,7 @@ impl HostMap {
         self.at(addr).filter(|(_, reach)| len <= *reach).map(|(host, _)| host)
     }
 
-    /// Whether `len` bytes at `addr` are in guest memory. They may cross from one region into the next.
+    /// Returns whether `len` bytes at `addr` are in guest memory. They may cross from one region into the next.
     #[inline]
     pub(super) fn covers(&self, addr: u64, len: usize) -> bool {
         let (mut addr, mut left) = (addr, len);

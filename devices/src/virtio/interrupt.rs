@@ -25,7 +25,7 @@ pub const ISR_QUEUE: u8 = 1;
 /// ISR status bit 1: a configuration change.
 pub const ISR_CONFIG: u8 = 2;
 
-/// What became of the notifications of used buffers of one queue.
+/// The numbers of notifications of used buffers of one queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Notifications {
     /// Interrupts sent.
@@ -121,7 +121,7 @@ impl Interrupts {
         self.vectors.get(usize::from(self.queue_vector(queue)))?.event()
     }
 
-    /// What became of the notifications of `queue`.
+    /// The numbers of notifications of `queue`.
     pub fn of_queue(&self, queue: u16) -> Notifications {
         self.queues.get(usize::from(queue)).map_or(Notifications::default(), |side| Notifications {
             sent: side.sent.load(Ordering::Relaxed),
@@ -155,7 +155,7 @@ impl Interrupts {
         self.take_isr();
     }
 
-    /// Whether the device waits for a reset.
+    /// Returns whether the device waits for a reset.
     pub fn needs_reset(&self) -> bool {
         self.status.load(Ordering::Acquire) & NEEDS_RESET != 0
     }

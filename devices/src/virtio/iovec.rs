@@ -70,7 +70,7 @@ impl IoVecs {
         self.len_bytes
     }
 
-    /// Whether nothing is left.
+    /// Returns whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.len_bytes == 0
     }

@@ -115,10 +115,10 @@ enum Turn {
     More,
 }
 
-/// What a card is besides its ports.
+/// The settings of a card, besides its ports.
 #[derive(Clone)]
 pub struct NetConfig {
-    /// What its threads are called, for example `net0`.
+    /// The name of its threads, for example `net0`.
     pub name: String,
     /// The address that the guest is told to use.
     pub mac: [u8; 6],
@@ -126,7 +126,7 @@ pub struct NetConfig {
     pub mtu: u16,
     /// Descriptors of each receive and transmit queue: a power of two in [`RING_SIZES`].
     pub ring: u16,
-    /// What is offered at most of that which the ports can do. To be closed under the needs of its members, for example no TSO4
+    /// The offloads that are offered if the ports have them. To be closed under the needs of its members, for example no TSO4
     /// without CSUM.
     pub offloads: Offloads,
     /// The link, which is set from elsewhere.
@@ -296,7 +296,7 @@ impl Net {
         if pairs.is_empty() { Err(StartError::MissingQueue(0)) } else { Ok(pairs) }
     }
 
-    /// What receive queues need for hashes and steering, or to pass frames to each other: one for each of `queues`, or none.
+    /// The hashers of receive queues, for hashes, steering, or frames of each other: one for each of `queues`, or none.
     fn hashers(&self, receiving: &Arc<Shared>, features: u64, queues: usize) -> Result<Vec<Hasher>, StartError> {
         let reports = features & bit(VIRTIO_NET_F_HASH_REPORT) != 0;
         let header_len = header_len(features);
@@ -313,7 +313,7 @@ impl Net {
         self.workers.get(usize::from(idx / 2)).or(self.workers.first())
     }
 
-    /// Whether datagrams may be joined: if the tap takes UDP to be segmented. Whether the driver knows of that does not matter.
+    /// Returns whether datagrams may be joined: if the tap takes UDP to be segmented. Whether the driver knows of that does not matter.
     fn joins_datagrams(&self) -> bool {
         self.features & bit(VIRTIO_NET_F_HOST_USO) != 0
     }

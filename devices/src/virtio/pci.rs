@@ -40,7 +40,7 @@ const PENDING: Region = Region { start: 0x9000, len: 0x1000 };
 /// Bytes between the notification addresses of two queues.
 const NOTIFY_MULTIPLIER: u32 = 4;
 
-/// What a virtio capability points at: its `cfg_type` (virtio 1.3 4.1.4).
+/// The structure of a virtio capability: its `cfg_type` (virtio 1.3 4.1.4).
 #[derive(Clone, Copy)]
 #[repr(u8)]
 enum Structure {
@@ -133,7 +133,7 @@ impl VirtioPci {
         self.lock().transport.reset();
     }
 
-    /// What the device has counted. `None` if it stays busy for 20 ms: a driver that resets it waits for its workers,
+    /// The device's counters. `None` if it stays busy for 20 ms: a driver that resets it waits for its workers,
     /// and the caller need not.
     pub fn counters(&self) -> Option<Vec<Counter>> {
         let end = Instant::now() + COUNTERS_PATIENCE;

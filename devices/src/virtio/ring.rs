@@ -69,7 +69,7 @@ impl Ring {
         self.queue.map().mem()
     }
 
-    /// Whether something is available.
+    /// Returns whether something is available.
     ///
     /// # Errors
     /// If the driver's index is further ahead than the ring is long.
@@ -128,7 +128,7 @@ impl Ring {
         }
     }
 
-    /// Whether the driver wants to be interrupted for what was published since it was last considered. If not, this counts as
+    /// Returns whether the driver wants to be interrupted for what was published since it was last considered. If not, this counts as
     /// considered.
     pub fn interrupt_is_wanted(&mut self) -> bool {
         let (old, new) = (self.notified, self.published);

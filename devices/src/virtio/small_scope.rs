@@ -77,7 +77,7 @@ struct Case {
     indirect: Table,
     chain: Chain,
     list: IoVecs,
-    /// What has been tried, and how many of that are chains.
+    /// The numbers of tables tried, and of chains among them.
     tried: [usize; 2],
 }
 
@@ -275,7 +275,7 @@ impl Case {
     }
 }
 
-/// Whether all of the table that `desc` is about is in one region.
+/// Returns whether all of the table that `desc` is about is in one region.
 fn is_table(desc: Desc) -> bool {
     let end = u128::from(desc.addr) + u128::from(desc.len);
     desc.len > 0

@@ -46,7 +46,7 @@ const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
 
-/// What the rings themselves offer, whatever the device.
+/// The features of the rings themselves, whatever the device.
 const RING_FEATURES: u64 = VERSION_1 | EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// One of the three parts of a split virtqueue (virtio 1.3 2.7).
@@ -71,7 +71,7 @@ enum Stage {
     Reset,
 }
 
-/// What the driver has set up for one queue.
+/// The driver's setup of one queue.
 #[derive(Debug, Clone, Copy)]
 struct QueueSetup {
     max_size: u16,
@@ -166,7 +166,7 @@ impl Transport {
         &self.doorbells
     }
 
-    /// Whether the driver has the device running, that is whether doorbells mean something.
+    /// Returns whether the driver has the device running, that is whether doorbells mean something.
     pub fn running(&self) -> bool {
         self.running
     }
@@ -324,7 +324,7 @@ impl Transport {
         }
     }
 
-    /// Whether the selected queue is enabled.
+    /// Returns whether the selected queue is enabled.
     pub fn queue_enabled(&self) -> bool {
         self.selected().is_some_and(|q| q.stage == Stage::Enabled)
     }

@@ -41,13 +41,13 @@ pub enum Fault {
     Guest {
         /// Index of the virtqueue.
         queue: u16,
-        /// What is wrong with it.
+        /// The broken rule.
         reason: &'static str,
     },
     /// The host refused something the worker cannot do without.
     #[error("Cannot {operation}")]
     Host {
-        /// What was tried.
+        /// The operation, as in "watch a descriptor".
         operation: &'static str,
         /// Why it failed.
         source: io::Error,
@@ -59,9 +59,9 @@ pub enum Fault {
 pub struct Source {
     /// The descriptor; it lives as long as the service.
     pub fd: RawFd,
-    /// What the service calls it; any value but [`WAKE`].
+    /// The service's name for it; any value but [`WAKE`].
     pub token: u32,
-    /// What to wait for.
+    /// The events to wait for.
     pub events: EventSet,
 }
 
@@ -72,7 +72,7 @@ impl Source {
     }
 }
 
-/// What a worker thread does. All methods are called on that thread.
+/// The work of a worker thread. All methods are called on that thread.
 pub trait Service: Send + 'static {
     /// The descriptors to wait for.
     fn sources(&self) -> Vec<Source>;

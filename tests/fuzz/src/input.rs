@@ -1,10 +1,10 @@
 //! Bytes of the fuzzer, taken from the front; zeros where they end.
 
-/// What is left of the input.
+/// The rest of the input.
 pub struct Input<'a>(pub &'a [u8]);
 
 impl<'a> Input<'a> {
-    /// Whether nothing is left.
+    /// Returns whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

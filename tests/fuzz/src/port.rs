@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a port is asked to do.
+/// An operation on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// Hand out a frame.
@@ -28,7 +28,7 @@ impl Operation {
     pub const ALL: [Self; 5] = [Self::Receive, Self::Transmit, Self::Offloads, Self::Attach, Self::Header];
 }
 
-/// What a host can answer, besides success.
+/// A host's answers, besides success.
 const ERRORS: [i32; 8] = [
     libc::EIO,
     libc::ENOBUFS,
@@ -85,7 +85,7 @@ impl Port {
         while self.socket.recv(&mut [0; 1]).is_ok() {}
     }
 
-    /// Whether the interface uses this queue.
+    /// Returns whether the interface uses this queue.
     pub fn attached(&self) -> bool {
         self.lock().attached
     }
@@ -100,7 +100,7 @@ impl Port {
         self.lock().header_len
     }
 
-    /// Whether the last frame found no room.
+    /// Returns whether the last frame found no room.
     pub fn full(&self) -> bool {
         self.lock().full
     }

@@ -76,7 +76,7 @@ fn access(machine: &Machine, input: &mut Input<'_>) {
     }
 }
 
-/// What a guest cannot change: identity, and the list of capabilities.
+/// The registers that a guest cannot change: identity, and the list of capabilities.
 fn identity(machine: &Machine, slot: u8) -> ([u8; 4], [u8; 4], Vec<(u8, u8)>) {
     let [mut at] = machine.config(slot, 0x34);
     let mut capabilities = Vec::new();

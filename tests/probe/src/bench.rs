@@ -26,14 +26,14 @@ use crate::virtio::{Device, Kind};
 use crate::{acpi, cpu, fail, interrupts, line};
 use card::Card;
 
-/// What is measured, from the command line.
+/// The measurement, from the command line.
 #[derive(Clone, Copy)]
 pub(crate) struct Terms {
     /// Bytes of a frame.
     pub(crate) size: u32,
     /// Bytes of a TCP segment, 0 for single frames.
     pub(crate) mss: u16,
-    /// Whether the checksum of datagrams is left to the device.
+    /// True if the checksum of datagrams is left to the device.
     pub(crate) partial: bool,
     /// Queue pairs.
     pub(crate) pairs: u16,

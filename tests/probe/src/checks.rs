@@ -32,7 +32,7 @@ use crate::{acpi, arena, interrupts, line, pci};
 /// No more devices than slots of a bus.
 const DEVICES_MAX: usize = 32;
 
-/// What the command line says about how to check.
+/// The parameters of the checks, from the command line.
 #[derive(Clone, Copy)]
 pub(crate) struct Terms {
     /// Also what only minivmm promises.

@@ -90,7 +90,7 @@ impl Function {
         Self { via, ..self }
     }
 
-    /// Whether something answers at this number.
+    /// Returns whether something answers at this number.
     pub(crate) fn present(self) -> bool {
         self.read16(reg::VENDOR) != 0xffff
     }
@@ -186,7 +186,7 @@ pub(crate) struct Bar {
     pub(crate) address: u64,
     /// Bytes, a power of two on a sound device.
     pub(crate) size: u64,
-    /// Whether it takes two registers.
+    /// True if it takes two registers.
     pub(crate) wide: bool,
     /// The writable address bits.
     pub(crate) mask: u64,

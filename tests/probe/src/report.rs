@@ -87,7 +87,7 @@ impl Line {
         Self { text: [0; LINE_BYTES], len: 0 }
     }
 
-    /// What has been written so far.
+    /// The text so far.
     pub(crate) fn as_str(&self) -> &str {
         core::str::from_utf8(self.text.get(..self.len).unwrap_or_default()).unwrap_or("text was cut inside a character")
     }
@@ -150,7 +150,7 @@ pub(crate) struct Outcome {
     reason: Line,
 }
 
-/// What a check returns.
+/// The result of a check.
 pub(crate) type Check<T = ()> = Result<T, Outcome>;
 
 impl Outcome {

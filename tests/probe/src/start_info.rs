@@ -9,7 +9,7 @@ const COMMAND_LINE: u64 = 24;
 const RSDP: u64 = 32;
 const COMMAND_LINE_MAX: usize = 512;
 
-/// What the loader told.
+/// The loader's start info.
 pub(crate) struct StartInfo {
     /// Physical address of the ACPI root pointer, 0 if none was given.
     pub(crate) rsdp: u64,
@@ -40,7 +40,7 @@ impl StartInfo {
         start
     }
 
-    /// Whether a word stands alone on the command line.
+    /// Returns whether a word stands alone on the command line.
     pub(crate) fn flag(&self, word: &str) -> bool {
         self.words().any(|w| w == word)
     }

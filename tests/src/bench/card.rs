@@ -3,7 +3,7 @@
 //! The guest is the probe (`probe=bench`): ring 3 on one virtual processor, which runs natively also where KVM emulates ring 0. It keeps
 //! its rings full, has interrupts off and rings a doorbell only where the device asks for it. Its card is on a bridge.
 //!
-//! What it sends goes to a tap that nobody reads, whose full queue drops everything at once: counted, and the same for all. What it
+//! Frames that it sends go to a tap without a reader, whose full queue drops everything at once: counted, and the same for all. What it
 //! receives is queued before its tap while it holds its buffers back, and timed from there to the last frame: so nobody else works then, and
 //! two processors are enough for guest and worker. The same writes and reads without a VM (`plain`) are what this kernel can do at all.
 //!
@@ -48,7 +48,7 @@ const BATCH: u64 = 256;
 /// Stamps of guest and host that differ by less than this many seconds come from one counter.
 const SAME_CLOCK: f64 = 0.5;
 
-/// What to measure.
+/// The measurements to make.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The program under test.
@@ -116,7 +116,7 @@ pub fn run(plan: &Plan) -> Result<Report, Error> {
     Ok(report)
 }
 
-/// What all runs share.
+/// The state that all runs share.
 struct Bench<'a> {
     plan: &'a Plan,
     ticks_per_s: f64,
@@ -271,7 +271,7 @@ fn number(line: &Line, key: &str) -> io::Result<f64> {
     line.number(key).map(|number| number as f64)
 }
 
-/// What the guest has to know of a shape.
+/// The guest's parameters for a shape.
 fn words(shape: Shape) -> String {
     let buffer = if shape.mss == 0 { 2048 } else { 4096 };
     format!("size={} mss={} partial={} buffer={buffer}", shape.bytes, shape.mss, u8::from(shape.partial))

@@ -31,7 +31,7 @@ const NETWORK: &str = "10.77.0";
 /// The network between the host and [`OUTSIDE`], which is a port of the bridge besides.
 const ROUTED: &str = "10.78.0";
 
-/// What to start, and how often.
+/// The VMs to start, and how often.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The program under test.

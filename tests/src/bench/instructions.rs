@@ -35,7 +35,7 @@ pub enum Error {
     Failed {
         /// Which.
         program: &'static str,
-        /// What it said.
+        /// Its output.
         log: String,
     },
     /// The recorded figures cannot be read or written.

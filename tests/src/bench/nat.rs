@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-/// What is measured.
+/// The measurements.
 const WHAT: [&str; 3] = ["trips", "connections", "names"];
 
 /// Runs all and returns what they say.

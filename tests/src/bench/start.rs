@@ -33,7 +33,7 @@ const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The goals of the project: QEMU's time over ours, MiB of memory, MB of program.
 const GOALS: Goals = Goals { times_faster: 18.0, pss_mib: 2.5, program_mb: 4.0 };
 
-/// What to start, and how often.
+/// The VMs to start, and how often.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The program under test.
@@ -60,7 +60,7 @@ pub enum Error {
     Silent {
         /// Its name.
         name: &'static str,
-        /// What it said.
+        /// Its output.
         log: String,
     },
     /// The machine's own figures could not be read.
@@ -86,11 +86,11 @@ pub struct Report {
     pub times_faster: f64,
     /// The same for a QEMU that leaves out what its documentation names.
     pub times_faster_than_lean: f64,
-    /// What is aimed at.
+    /// The goals.
     pub goals: Goals,
 }
 
-/// What the project aims at.
+/// The project's goals.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Goals {
     /// QEMU's first byte over minivmm's.

@@ -1,4 +1,4 @@
-//! What a VM's processes use right now: processor time, memory, threads.
+//! The present usage of a VM's processes: processor time, memory, threads.
 //!
 //! The VM is everything in this process namespace except the benchmark itself, so that a child which left its parent counts as well.
 //! A process that ends while it is looked at counts as nothing.

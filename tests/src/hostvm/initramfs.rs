@@ -10,7 +10,7 @@ use images::tree::{Entry, Tree};
 use super::Error;
 use super::kernel::Kernel;
 
-/// What it takes to mount the outer root and to talk to the outer machine; their dependencies come along.
+/// The modules to mount the outer root and to talk to the outer machine; their dependencies come along.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
 const INIT: &str = include_str!("init.sh");
 

@@ -13,7 +13,7 @@ const SERIES: &str = "6.12";
 /// An unpacked kernel package.
 #[derive(Debug, Clone)]
 pub struct Kernel {
-    /// What `uname -r` says.
+    /// The output of `uname -r`.
     pub version: String,
     /// The bzImage.
     pub image: PathBuf,

@@ -1,4 +1,4 @@
-//! What the outer machine and the agent in the host VM say to each other.
+//! The messages between the outer machine and the agent in the host VM.
 //!
 //! A frame is: id (u32), kind (u8), length (u32), payload; integers little-endian. The id says which command a frame belongs
 //! to, so that several run at once. The same frames go between `tests exec` and a kept host VM.
@@ -21,7 +21,7 @@ pub struct Command {
     pub env: Vec<(String, String)>,
     /// Where it starts; `None` is `/`.
     pub dir: Option<String>,
-    /// Whether its standard input comes in [`Message::Stdin`]; otherwise it is empty.
+    /// True if its standard input comes in [`Message::Stdin`]; otherwise it is empty.
     pub takes_input: bool,
     /// When the agent kills it, in milliseconds.
     pub timeout_ms: u64,
@@ -56,7 +56,7 @@ impl Status {
     }
 }
 
-/// What is said.
+/// A message.
 #[derive(Debug)]
 pub enum Message {
     /// Agent: I am up. Sent once.

@@ -20,7 +20,7 @@ pub enum Vmm {
     Minivmm(PathBuf),
     /// QEMU's q35 machine, on KVM or, without one, emulated.
     Qemu {
-        /// Whether it may use KVM.
+        /// True if it may use KVM.
         kvm: bool,
     },
 }
@@ -32,7 +32,7 @@ pub struct Config<'a> {
     pub probe: &'a Path,
     /// Its command line.
     pub cmdline: &'a str,
-    /// What minivmm's card is connected to, as `--net` begins.
+    /// The start of `--net` for minivmm's card.
     pub card: &'a str,
     /// More keys of that card, each with a comma before it.
     pub keys: &'a str,
@@ -42,7 +42,7 @@ pub struct Config<'a> {
     pub disks: &'a [(PathBuf, bool)],
 }
 
-/// What a VM said until it ended.
+/// The output of a VM until it ended.
 #[derive(Debug)]
 pub struct Run {
     /// The verdicts, in order.
@@ -51,7 +51,7 @@ pub struct Run {
     pub console: String,
     /// Everything the VMM said.
     pub log: String,
-    /// Whether the probe ended the VM by itself and found nothing wrong.
+    /// True if the probe ended the VM by itself and found nothing wrong.
     pub clean: bool,
     /// The VMM's exit code; `None` after a signal.
     pub code: Option<i32>,

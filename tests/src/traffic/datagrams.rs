@@ -19,7 +19,7 @@ const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 /// Bytes of a datagram's number.
 const NUMBER_BYTES: usize = 4;
 
-/// What both ends know.
+/// The plan that both ends know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// How many datagrams.
@@ -37,7 +37,7 @@ pub enum Cut {
     Kernel,
 }
 
-/// What arrived.
+/// The datagrams that arrived.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// How many datagrams.

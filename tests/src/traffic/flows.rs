@@ -18,10 +18,10 @@ const READ_BYTES: usize = 32 << 10;
 /// Every flow has a turn in this time. It leaves the processor something to do besides: hundreds of flows that send as fast as they can
 /// wait for each other, and then a flow that is lost looks like one that waits.
 const TURN: Duration = Duration::from_millis(100);
-/// What a flow has under way at most: hundreds of them must not make a queue in which one waits for seconds.
+/// The limit of a flow's bytes under way: hundreds of them must not make a queue in which one waits for seconds.
 const SEND_BUFFER_BYTES: usize = 8 << 10;
 
-/// What became of the flows, seen from one end.
+/// The results of the flows, seen from one end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// How many there were.
@@ -30,9 +30,9 @@ pub struct Report {
     pub broken: usize,
     /// Why the first of them broke.
     pub reason: Option<String>,
-    /// What was received in all of them.
+    /// The bytes received in all of them.
     pub bytes: u64,
-    /// What was received in the flow that received least.
+    /// The bytes received in the flow that received least.
     pub least_bytes: u64,
     /// The longest time in which some flow received nothing, in milliseconds.
     pub longest_pause_ms: u128,
@@ -101,7 +101,7 @@ struct Flow {
     received: u64,
     last_received: Instant,
     longest_pause: Duration,
-    /// Whether there is more to send, and to receive.
+    /// True while there is more to send, and to receive.
     sends: bool,
     receives: bool,
     fault: Option<io::Error>,

@@ -1,4 +1,4 @@
-//! What minivmm can be told instead of running a VM.
+//! Commands: requests to minivmm other than to run a VM.
 
 use super::file::{self, BadConfig};
 use super::settings::{Settings, vcpus};
@@ -39,31 +39,31 @@ pub(crate) enum Command {
 /// A question about this host.
 #[derive(Debug)]
 pub(crate) enum Question {
-    /// What a start would do to its networks.
+    /// The changes that a start would make to its networks.
     Plan(Inspection),
     /// Which cards VMs have.
     List {
-        /// Whether as JSON.
+        /// The form of the answer: JSON, or text.
         json: bool,
     },
-    /// What is left behind, which is removed.
+    /// Leftovers of VMs, which are removed.
     Gc,
     /// Which policy a VM has, after it has been given this one.
     Policy(VmName, Option<PolicyFile>),
-    /// What is wrong with it.
+    /// The obstacles to a start.
     Doctor(Inspection),
 }
 
 /// Cards to look at, and how to answer.
 #[derive(Debug)]
 pub(crate) struct Inspection {
-    /// What a start would ask of the network.
+    /// The network that a start would ask for.
     pub(crate) request: net::Request,
-    /// Whether as JSON.
+    /// The form of the answer: JSON, or text.
     pub(crate) json: bool,
 }
 
-/// What can be asked about networks.
+/// Commands about networks.
 #[derive(Debug, Subcommand)]
 pub(crate) enum NetCommand {
     /// Print every step that a start with these cards would take, and what would undo it; nothing is changed

@@ -17,10 +17,10 @@ use std::str::FromStr;
 pub(crate) struct DiskSpec {
     /// A raw image or block device.
     pub(crate) path: PathBuf,
-    /// Whether the guest may only read.
+    /// On for a disk that the guest may only read.
     #[serde(default)]
     readonly: Switch,
-    /// What the guest sees as the disk's serial number.
+    /// The disk's serial number in the guest.
     #[serde(default, deserialize_with = "read_serial")]
     pub(crate) serial: DiskSerial,
     /// How many queues it has; without it as many as vCPUs, up to 4.

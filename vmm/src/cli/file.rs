@@ -32,9 +32,9 @@ enum BadFile {
     /// A key that is no flag of a VM.
     #[error("there is no key {key:?}: {}", net::spec::advice(key, known))]
     UnknownKey {
-        /// What was given.
+        /// The given key.
         key: String,
-        /// What there is.
+        /// The keys that exist.
         known: Vec<String>,
     },
 }

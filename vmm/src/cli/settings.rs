@@ -28,7 +28,7 @@ const MACHINE: &str = "Machine";
 const NETWORK: &str = "Network";
 const RUN: &str = "Console, ready line and ends";
 
-/// What a VM is to be.
+/// The settings of a VM.
 #[derive(Debug, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct Settings {

@@ -13,7 +13,7 @@ const ESCAPE: u8 = 0x01;
 /// After Ctrl-A: quit.
 const QUIT: u8 = b'x';
 
-/// Whether Ctrl-A is special.
+/// The meaning of Ctrl-A: a command key, or a key like any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keys {
     /// It is: somebody types.
@@ -22,7 +22,7 @@ pub(super) enum Keys {
     Plain,
 }
 
-/// What reading brought.
+/// The result of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Read {
     /// Perhaps bytes for the guest.

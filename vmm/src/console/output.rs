@@ -15,7 +15,7 @@ const CAPACITY: usize = 64 << 10;
 /// Bytes per write. A pipe that polls as writable takes this many without blocking (POSIX: PIPE_BUF).
 const CHUNK: usize = 4096;
 
-/// What a guest's write does while the buffer is full.
+/// The effect of a guest's write while the buffer is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WhenFull {
     /// The vCPU waits.

@@ -134,7 +134,7 @@ fn unknown(name: &str, links: &BTreeMap<String, Entry>) -> Value {
     json!({ "name": name, "note": "It is another user's, or in another container", "cards": taps(name, links) })
 }
 
-/// What the VM's rules have dropped, if we may know.
+/// Adds the frames that the VM's rules have dropped, if this user may read them.
 fn with_dropped(mut vm: Value, name: &VmName) -> Value {
     if let Ok(dropped) = inventory::dropped(name.as_str()) {
         vm["dropped"] = json!(dropped);
@@ -142,7 +142,7 @@ fn with_dropped(mut vm: Value, name: &VmName) -> Value {
     vm
 }
 
-/// What the VM says of a card, and what the host says of its tap.
+/// Adds the host's view of its tap to the VM's view of a card.
 fn with_link(mut card: Value, links: &BTreeMap<String, Entry>) -> Value {
     let entry = card["tap"].as_str().and_then(|tap| links.get(tap));
     let network = entry.and_then(|entry| entry.card.as_ref().map(|card| &card.net).or(entry.master.as_ref()));
@@ -153,7 +153,7 @@ fn with_link(mut card: Value, links: &BTreeMap<String, Entry>) -> Value {
     card
 }
 
-/// What the taps of a VM say of it.
+/// The cards of a VM as its taps show them.
 fn taps(name: &str, links: &BTreeMap<String, Entry>) -> Value {
     let cards = links.iter().filter_map(|(tap, entry)| {
         let card = entry.card.as_ref().filter(|card| card.vm == name)?;

@@ -33,13 +33,13 @@ const SVM: u32 = 1 << 2;
 /// Leaf 0x4000_0001, EAX.
 const KVM_FEATURE_MSI_EXT_DEST_ID: u32 = 1 << 15;
 
-/// What the CPUID of a machine's vCPUs depends on, beside the host.
+/// The properties of a machine that its vCPUs' CPUID depends on, beside the host.
 pub(super) struct Features {
     /// Number of vCPUs.
     pub(super) cpus: u32,
-    /// Whether KVM emulates the TSC deadline timer.
+    /// True if KVM emulates the TSC deadline timer.
     pub(super) tsc_deadline: bool,
-    /// Whether MSI addresses carry 15 bits of destination.
+    /// True if MSI addresses carry 15 bits of destination.
     pub(super) extended_destination: bool,
 }
 

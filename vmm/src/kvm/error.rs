@@ -1,4 +1,4 @@
-//! What can go wrong with KVM, and what the user can do about it.
+//! Errors of KVM, with advice to the user.
 
 use std::io;
 
@@ -26,7 +26,7 @@ pub(crate) enum Error {
     /// More vCPUs than KVM takes.
     #[error("{asked} vCPUs are more than this host's KVM allows ({max})")]
     TooManyCpus {
-        /// What the user asked for.
+        /// The number asked for.
         asked: u32,
         /// `KVM_CAP_MAX_VCPUS`.
         max: u32,
@@ -42,7 +42,7 @@ pub(crate) enum Error {
     /// An ioctl failed.
     #[error("Cannot {operation}")]
     Call {
-        /// What was asked of it.
+        /// The operation, as in "create a vCPU".
         operation: &'static str,
         /// Its answer.
         source: io::Error,
@@ -55,7 +55,7 @@ impl Error {
         move |errno| Self::Call { operation, source: errno.into() }
     }
 
-    /// What the user can do.
+    /// Advice to the user.
     pub(crate) fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Missing => {

@@ -140,7 +140,7 @@ pub(super) struct Vector {
     routes: Arc<Routes>,
     event: EventFd,
     gsi: u32,
-    /// Whether the irqfd is assigned. Only `route` looks at it.
+    /// True while the irqfd is assigned. Only `route` looks at it.
     assigned: Mutex<bool>,
 }
 

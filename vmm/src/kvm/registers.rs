@@ -26,7 +26,7 @@ const APIC_ENABLED: u32 = 1 << 8;
 const RESET_CS_BASE: u64 = 0xffff_0000;
 const RESET_RIP: u64 = 0xfff0;
 
-/// What firmware would have set on every processor.
+/// Sets the MSRs that firmware would have set on every processor.
 pub(super) fn set_msrs(fd: &VcpuFd) -> Result<(), Error> {
     let value = |index, data| kvm_msr_entry { index, data, ..Default::default() };
     let values = [value(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK), value(MSR_MISC_ENABLE, FAST_STRINGS)];

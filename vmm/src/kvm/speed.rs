@@ -25,7 +25,7 @@ const CODE: [u8; 5] = [0x66, 0x49, 0x75, 0xfc, 0xf4];
 /// Bit 1 of RFLAGS is always set.
 const RFLAGS: u64 = 2;
 
-/// What a KVM is good for.
+/// The speed of a KVM: with hardware virtualization, or without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Speed {
     /// Linux runs on it; the loop took so long.

@@ -10,7 +10,7 @@ use std::panic::resume_unwind;
 use std::sync::OnceLock;
 use std::thread;
 
-/// What the machine cannot be built without, and how to say that it is missing.
+/// The capabilities that the machine needs, and their names for an error.
 const REQUIRED: [(Cap, &str); 7] = [
     (Cap::UserMemory, "user memory slots"),
     (Cap::Irqchip, "in-kernel interrupt controller"),

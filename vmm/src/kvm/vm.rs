@@ -63,7 +63,7 @@ impl Vm {
         Ok(Self { routes: Arc::new(Routes::new(fd.clone(), extended)), intx, fd, _mem: mem.clone() })
     }
 
-    /// Whether MSI addresses carry 15 bits of destination (`KVM_FEATURE_MSI_EXT_DEST_ID`).
+    /// Returns whether MSI addresses carry 15 bits of destination (`KVM_FEATURE_MSI_EXT_DEST_ID`).
     pub(super) fn has_extended_destination(&self) -> bool {
         self.routes.has_extended_destination()
     }

@@ -33,7 +33,7 @@ const TERMINAL_DELAY: Duration = Duration::from_millis(500);
 /// When the machine has surely started and the pages of start-up code, and the heap that it has freed, can go.
 const TRIM_DELAY: Duration = Duration::from_millis(500);
 
-/// What the loop waits for.
+/// An event source of the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Signal,
@@ -62,7 +62,7 @@ pub(super) struct Control<'a> {
     trim: Trim,
 }
 
-/// Whether the pages of start-up code are still mapped.
+/// The state of the pages of start-up code: mapped, or given back.
 enum Trim {
     At(Instant),
     Done,

@@ -37,9 +37,9 @@ struct Caller {
 }
 
 enum State {
-    /// What has come of the request.
+    /// The request as far as it has come.
     Reading(Vec<u8>),
-    /// What is left of the reply.
+    /// The rest of the reply.
     Answering(Vec<u8>),
 }
 
@@ -54,7 +54,7 @@ impl ControlSocket {
         self.lock.lock()
     }
 
-    /// What to wait for.
+    /// The descriptor and events to wait for.
     pub(super) fn source(&self) -> (BorrowedFd<'_>, PollFlags) {
         match &self.caller {
             None => (self.lock.listener().as_fd(), PollFlags::IN),

@@ -97,7 +97,7 @@ impl Devices {
         &self.power_button
     }
 
-    /// What every device has counted, by its name and that of the count; nothing for a device that is busy, most likely because it waits
+    /// The counters of every device, by its name and that of the counter; none for a device that is busy, most likely because it waits
     /// for the host while the guest resets it.
     pub(super) fn counters(&self) -> Value {
         let counters = |device: &VirtioPci| {
@@ -258,7 +258,7 @@ fn card(name: &str, wanted: &Card, port: &net::Port, mem: &Memory, budget: &Budg
     }))
 }
 
-/// What the user wants done to frames, as the card calls it.
+/// Converts the user's impairment of frames into the card's terms.
 fn impairment(spec: &ImpairSpec) -> Impairment {
     let rate = |bits| Rate { bytes_per_second: bits / 8, burst_bytes: spec.burst_of(bits) };
     Impairment {
@@ -271,7 +271,7 @@ fn impairment(spec: &ImpairSpec) -> Impairment {
     }
 }
 
-/// What the user leaves to the tap, as the card calls it.
+/// Converts the user's offloads into the card's terms.
 fn offloads(list: OffloadList) -> Offloads {
     list.iter().fold(Offloads::NONE, |set, offload| {
         set | match offload {

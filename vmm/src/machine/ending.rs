@@ -84,7 +84,7 @@ impl Ending {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Whether vCPUs may enter the guest no more.
+    /// Returns whether vCPUs may enter the guest no more.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-/// What the user wants to know of the start.
+/// The user's options for the ready line.
 pub(crate) struct ReadyOptions {
     /// The VM.
     pub(crate) name: VmName,
@@ -45,7 +45,7 @@ enum Told {
     Yes,
 }
 
-/// What is known of a card.
+/// The known properties of a card.
 struct Card {
     mode: &'static str,
     bridge: Option<String>,
@@ -69,7 +69,7 @@ enum Address {
 }
 
 impl Ready {
-    /// What `options` asks for, of cards that are still to come.
+    /// Options for cards that are still to come.
     pub(super) fn new(options: ReadyOptions) -> Self {
         Self { options, timing: Timing::default(), cards: Vec::new(), told: Told::No }
     }
@@ -112,7 +112,7 @@ impl Ready {
         }
     }
 
-    /// What to wait for: the cards whose addresses are not known.
+    /// The descriptors to wait for: those of cards whose addresses are not known.
     pub(super) fn sources(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         self.cards.iter().enumerate().filter_map(|(card, Card { address, .. })| match address {
             Address::Awaited(lookout) => Some((card, lookout.as_fd())),

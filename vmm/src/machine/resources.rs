@@ -1,4 +1,4 @@
-//! What the machine uses of the host, opened once and kept over reboots of the guest.
+//! The host's resources that the machine uses, opened once and kept over reboots of the guest.
 
 use super::control_socket::ControlSocket;
 use super::leases::Leases;
@@ -35,7 +35,7 @@ const KEEPER_TIMEOUT: Duration = Duration::from_secs(PATIENCE_S.unsigned_abs());
 
 /// A disk, open and locked.
 pub(super) struct Disk {
-    /// What the user asked for.
+    /// The user's specification.
     pub(super) spec: DiskSpec,
     /// The file.
     pub(super) file: File,
@@ -71,15 +71,15 @@ impl Files {
 
 /// A card as far as it outlives a reboot.
 pub(super) struct Card {
-    /// What the user asked for.
+    /// The user's specification.
     pub(super) spec: NetSpec,
     /// Its link, as the keeper reports it.
     pub(super) link: Link,
-    /// What is kept of its frames, if anything.
+    /// The capture of its frames, if the user wants one.
     pub(super) capture: Option<Capture>,
 }
 
-/// Whether the process has given up its privileges.
+/// The state of the process's privileges.
 enum Confinement {
     Open,
     Confined,
@@ -253,7 +253,7 @@ impl Resources {
         self.cards.iter().for_each(|card| card.link.announce(now));
     }
 
-    /// Whether a guest that resets itself runs again: not if it was asked to power off.
+    /// Returns whether a guest that resets itself runs again: not if it was asked to power off.
     pub(crate) fn restarts_after_reset(&self) -> bool {
         self.on_reboot == OnReboot::Restart && !self.stop.is_asked()
     }
@@ -319,7 +319,7 @@ fn add_conflicts(conflicts: &BTreeMap<usize, (u64, u64)>, devices: &mut Value) {
     }
 }
 
-/// What is known of every card, and, where others had addresses of its guest, how often.
+/// Adds the numbers of address conflicts to the cards that have had some.
 fn with_conflicts(mut cards: Value, conflicts: &BTreeMap<usize, (u64, u64)>) -> Value {
     for (card, (macs, addresses)) in conflicts {
         if let Some(card) = cards.get_mut(*card).and_then(Value::as_object_mut) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// How often the power button is pressed while the guest does not react: a guest that is still starting has missed the first.
 const PRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whether the guest has been asked to power off.
+/// The user's request that the guest powers off, and its deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
     /// It has not.
@@ -19,7 +19,7 @@ pub(super) enum Stop {
     },
 }
 
-/// What is to be done now.
+/// The actions that are due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Due {
     /// Press the power button.
@@ -46,7 +46,7 @@ impl Stop {
         }
     }
 
-    /// What is due at `now`; a press is due once per interval.
+    /// The actions that are due at `now`; a press is due once per interval.
     pub(super) fn due(&mut self, now: Instant) -> Due {
         let Self::Asked { deadline, next_press } = self else { return Due { press: false, give_up: false } };
         let press = now >= *next_press;

@@ -161,7 +161,7 @@ pub(crate) const COUNT_THEN_EXIT: &[u8] = &[
     0xf4, // hlt
 ];
 
-/// What makes [`ECHO`] exit with code 7.
+/// The byte that makes [`ECHO`] exit with code 7.
 pub(crate) const ECHO_EXIT: u8 = 0x04;
 
 /// Says `!`, then what it is told.

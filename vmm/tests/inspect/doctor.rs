@@ -28,7 +28,7 @@ fn findings(cards: &[&str]) -> Vec<Value> {
     report["findings"].as_array().unwrap().clone()
 }
 
-/// What it says of this card and this thing, unless all is well: how bad it is, what it is, and what helps.
+/// The doctor's finding about this card and this thing, unless all is well: its level, its text, and the fix.
 fn trouble(card: &str, about: &str) -> Option<(String, String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let found = findings(&[card]).into_iter().find(|it| it["about"] == about && it["level"] != "fine")?;

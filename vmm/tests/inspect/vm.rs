@@ -43,7 +43,7 @@ impl Vm {
         Self { child, stderr, _guest: guest, _directory: directory, ready }
     }
 
-    /// What comes through the FIFO up to the end of the line.
+    /// Reads the FIFO up to the end of the line.
     pub(crate) fn ready_line(&mut self) -> String {
         line(&mut self.ready)
     }

@@ -172,7 +172,7 @@ impl Driver {
     }
 }
 
-/// What all receive queues of the card have counted.
+/// The sum of a counter over all receive queues of the card.
 pub(crate) fn count(net: &Net, name: &str) -> u64 {
     let of_queues = |counter: &&Counter| counter.name.starts_with("rx.") && counter.name.ends_with(name);
     net.counters().iter().filter(of_queues).map(|counter| counter.value).sum()

@@ -7,7 +7,7 @@ const KEY: [u8; 40] = [
     0x01, 0xfa,
 ];
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     TcpV4,
@@ -108,7 +108,7 @@ pub(crate) fn id(frame: &[u8]) -> u32 {
     u32::from_be_bytes(*frame.last_chunk().unwrap())
 }
 
-/// What the driver asks for.
+/// The settings that the driver asks for.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) types: u32,

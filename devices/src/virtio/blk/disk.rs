@@ -88,7 +88,7 @@ impl BlockSize {
 /// `_IO(0x12, 104)`, linux/fs.h.
 const BLKSSZGET: libc::Ioctl = 0x1268;
 
-/// What the guest may do.
+/// The guest's access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Read.
@@ -191,12 +191,12 @@ impl Disk {
         self.sectors
     }
 
-    /// What the guest may do.
+    /// The guest's access.
     pub fn access(&self) -> Access {
         self.access
     }
 
-    /// Whether discarding gives space back to the host.
+    /// Returns whether discarding gives space back to the host.
     pub fn can_discard(&self) -> bool {
         self.can_discard
     }

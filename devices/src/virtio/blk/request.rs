@@ -18,7 +18,7 @@ const SEGMENT_BYTES: usize = 16;
 /// Segments of one discard at most: bounds the work of a request.
 pub(super) const MAX_SEGMENTS: usize = 32;
 
-/// What the driver asks for.
+/// The operation that the driver asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
     /// Read from the disk into the data, from this sector on.

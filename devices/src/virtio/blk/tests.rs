@@ -26,7 +26,7 @@ const SECTORS: u64 = 64;
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
-/// What the status byte holds before a device writes it.
+/// The status byte before a device writes it.
 const UNTOUCHED: u8 = 0xee;
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {

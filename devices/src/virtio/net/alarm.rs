@@ -34,7 +34,7 @@ impl Alarm {
         Ok(())
     }
 
-    /// Whether it has gone off by `now`, or is about to.
+    /// Returns whether it has gone off by `now`, or is about to.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.set_for.is_some_and(|time| time <= now)
     }

@@ -43,7 +43,7 @@ impl Params {
         (u64::from(self.max_packets) | u64::from(self.max_usecs) << 32).to_le_bytes()
     }
 
-    /// Whether the device can do as it is asked.
+    /// Returns whether the device can do as it is asked.
     fn are_possible(self) -> bool {
         self.max_usecs <= LONGEST_USECS
     }
@@ -109,7 +109,7 @@ impl Request {
         }
     }
 
-    /// Whether it may change the parameters of queue `idx`.
+    /// Returns whether it may change the parameters of queue `idx`.
     pub(super) fn changes(self, idx: u16) -> bool {
         match self {
             Self::SetAll(direction, _) => direction == Direction::of(idx),

@@ -26,7 +26,7 @@ impl MacRegister {
         self.fixed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the driver may choose this address.
+    /// Returns whether the driver may choose this address.
     pub(super) fn may_become(&self, mac: [u8; 6]) -> bool {
         mac == self.get() || !self.fixed.load(Ordering::Relaxed)
     }
@@ -46,7 +46,7 @@ fn pack([a, b, c, d, e, f]: [u8; 6]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
-/// What the driver can read about the card. Nothing in it can be written by a modern driver.
+/// The card's configuration. A modern driver can write none of it.
 pub(super) struct Config {
     mac: Arc<MacRegister>,
     link: Link,

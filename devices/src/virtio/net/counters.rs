@@ -1,4 +1,4 @@
-//! What a card counts, for each queue.
+//! The counters of a card, for each queue.
 //!
 //! A count is written by the worker of its pair only and read by anybody, Relaxed, since each stands for itself. With one writer an
 //! addition is a load and a store: no locked instruction for each frame. The block of a pair has cache lines of its own, so that one
@@ -156,7 +156,7 @@ impl Counters {
         }
     }
 
-    /// What failed when receiving gave `error`.
+    /// The counter for a receive call that gave `error`.
     pub(super) fn rx_error(&self, error: &Error) -> &Count {
         match error.raw_os_error() {
             Some(libc::EBADFD | libc::ENODEV | libc::ENXIO) => &self.rx_port_gone,

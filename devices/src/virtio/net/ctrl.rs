@@ -36,7 +36,7 @@ pub(super) struct PairSwitch {
     pub(super) changed: EventFd,
     /// How its worker empties it before it is detached; `None` if it is not a worker of ours.
     pub(super) drain: Option<Arc<Drain>>,
-    /// Whether the interface uses it.
+    /// True if the interface uses it.
     pub(super) attached: bool,
 }
 
@@ -60,7 +60,7 @@ impl PairSwitch {
     }
 }
 
-/// What commands act on.
+/// The state that commands act on.
 pub(super) struct Control {
     /// All queue pairs that the driver has enabled, in order.
     pub(super) pairs: Vec<PairSwitch>,
@@ -68,11 +68,11 @@ pub(super) struct Control {
     pub(super) active: u16,
     /// The negotiated feature bits.
     pub(super) features: u64,
-    /// What the receive queues let in.
+    /// The frames that the receive queues let in.
     pub(super) filter: Arc<filter::Shared>,
     /// Where the driver reads the card's address.
     pub(super) mac: Arc<MacRegister>,
-    /// What the guest is given.
+    /// The offloads that the guest is given.
     pub(super) offloads: Offloads,
     /// How interrupts are held back.
     pub(super) coalescing: Arc<Settings>,
@@ -80,11 +80,11 @@ pub(super) struct Control {
     pub(super) limiter: Arc<Mutex<Limiter>>,
     /// Where the driver reads whether it is to announce the guest.
     pub(super) link: Link,
-    /// What the receive queues do about hashes.
+    /// The receive queues' hashes.
     pub(super) receiving: Arc<Shared>,
     /// The program that lets the kernel choose receive queues, if there is one.
     pub(super) steering: Option<Arc<Steering>>,
-    /// Whether the kernel does.
+    /// On if the kernel chooses the queue.
     pub(super) program: Switch,
 }
 
@@ -114,7 +114,7 @@ impl Control {
         }
     }
 
-    /// Whether `command` may be executed.
+    /// Returns whether `command` may be executed.
     ///
     /// # Errors
     /// When it may, if not now.
@@ -140,7 +140,7 @@ impl Control {
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).take(calls, Instant::now())
     }
 
-    /// What the driver asked for with `command`, which was executed.
+    /// The answer to `command`, which was executed.
     fn result(&self, command: &Command) -> Vec<u8> {
         match command {
             Command::Coalescing(Request::Get(queue)) => {
@@ -249,7 +249,7 @@ impl Control {
         self.set_pairs(pairs)
     }
 
-    /// Whether the kernel steers by `settings` from now on. If not, it steers as it likes.
+    /// Returns whether the kernel steers by `settings` from now on. If not, it steers as it likes.
     fn let_kernel_steer(&mut self, settings: &RssSettings) -> bool {
         match &self.steering {
             Some(steering) if steering.serves(settings) => {
@@ -335,7 +335,7 @@ impl CtrlQueue {
         Self { ring, chain: Chain::default(), control, counters, command: Vec::new(), waiting: None }
     }
 
-    /// Whether the interface uses each of the pairs.
+    /// Returns whether the interface uses each of the pairs.
     pub(super) fn attached(&self) -> Vec<bool> {
         self.control.pairs.iter().map(|switch| switch.attached).collect()
     }
@@ -429,7 +429,7 @@ impl CtrlQueue {
 }
 
 impl Side for CtrlQueue {
-    /// What was commanded stays in force; a command that waits is not executed any more.
+    /// Commands that were executed stay in force; one that waits is dropped.
     fn stop(&mut self) {
         self.waiting = None;
     }
@@ -439,7 +439,7 @@ impl Side for CtrlQueue {
     }
 }
 
-/// What faults of the control queue are reported as; its index depends on what was negotiated.
+/// The control queue's number in faults; its index depends on the negotiated features.
 const CTRL: u16 = u16::MAX;
 
 /// The command in the readable part of `chain`, however it is cut into buffers; read by way of `bytes`.

@@ -28,7 +28,7 @@ enum Stage {
     Drained,
 }
 
-/// What a worker and the control queue have to say to each other about it.
+/// The state of a drain, shared by the worker and the control queue.
 #[derive(Debug, Default)]
 pub(super) struct Drain {
     stage: Mutex<Stage>,
@@ -56,7 +56,7 @@ impl Drain {
         *stage = Stage::Idle;
     }
 
-    /// Whether the worker is to empty its queue.
+    /// Returns whether the worker is to empty its queue.
     pub(super) fn is_requested(&self) -> bool {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) == Stage::Requested
     }

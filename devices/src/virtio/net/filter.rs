@@ -78,7 +78,7 @@ impl Table {
     }
 }
 
-/// What the guest wants to receive.
+/// The frames that the guest wants to receive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Filter {
     mac: [u8; 6],
@@ -143,7 +143,7 @@ impl Filter {
         self.has(Mode::Promiscuous)
     }
 
-    /// Whether the frame that begins with `head` is wanted.
+    /// Returns whether the frame that begins with `head` is wanted.
     pub(super) fn accepts(&self, head: &[u8; HEAD_LEN]) -> bool {
         self.is_open() || (self.accepts_vlan(head) && self.accepts_destination(&head[..6]))
     }

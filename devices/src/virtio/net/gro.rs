@@ -166,7 +166,7 @@ pub(super) struct Joined {
     common: Headers,
     datagrams: usize,
     payload: usize,
-    /// Whether the last one was shorter than the first.
+    /// True if the last one was shorter than the first.
     closed: bool,
 }
 
@@ -203,7 +203,7 @@ impl Joined {
         Some(headers.len())
     }
 
-    /// What the frame with all of them begins with: a virtio header of `header_len` bytes, and the headers.
+    /// The start of the frame with all of them: a virtio header of `header_len` bytes, and the headers.
     pub(super) fn head(&self, header_len: usize, head: &mut Vec<u8>) {
         let headers = self.first.headers.enclosing(self.payload);
         let u16_le = |value: usize| u16::try_from(value).unwrap_or(u16::MAX).to_le_bytes();
@@ -271,7 +271,7 @@ pub(super) mod tests {
         Datagram::read(&list, VNET)
     }
 
-    /// What the kernel makes of a frame with a segment size (__udp_gso_segment, inet_gso_segment).
+    /// Segments a frame as the kernel does (__udp_gso_segment, inet_gso_segment).
     fn segment(head: &[u8], payload: &[u8]) -> Vec<Vec<u8>> {
         let size = usize::from(u16::from_le_bytes([head[4], head[5]]));
         let udp = usize::from(u16::from_le_bytes([head[6], head[7]]));

@@ -33,7 +33,7 @@ use std::time::Duration;
 pub use bucket::Rate;
 pub(in crate::virtio::net) use port::receive_with_start;
 
-/// What is done to a card's frames.
+/// The impairment of a card's frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Impairment {
     /// Most bytes per second to the guest.
@@ -46,12 +46,12 @@ pub struct Impairment {
     pub jitter: Duration,
     /// How many frames of a million are lost, each way.
     pub loss_ppm: u32,
-    /// What all that is left to chance follows from.
+    /// The seed of all random choices.
     pub seed: u64,
 }
 
 impl Impairment {
-    /// Whether frames are delayed or lost, rather than only slowed down.
+    /// Returns whether frames are delayed or lost, rather than only slowed down.
     fn touches_frames(&self) -> bool {
         !self.delay.is_zero() || !self.jitter.is_zero() || self.loss_ppm > 0
     }

@@ -7,7 +7,7 @@ use crate::virtio::ring::Ring;
 use crate::virtio::worker::Fault;
 use vmm_sys_util::eventfd::EventFd;
 
-/// What serves a ring: receive, transmit, control.
+/// The part that serves a ring: receive, transmit, control.
 pub(super) trait Side {
     /// Forgets everything that it took from its ring, which it does not touch from here on.
     fn stop(&mut self);
@@ -16,7 +16,7 @@ pub(super) trait Side {
     fn restart(&mut self, ring: Ring);
 }
 
-/// Whether a queue is served.
+/// The state of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Serving,
@@ -52,7 +52,7 @@ impl<S: Side> Lane<S> {
         }
     }
 
-    /// What the driver rings.
+    /// The driver's doorbell.
     pub(super) fn doorbell(&self) -> &EventFd {
         &self.doorbell
     }

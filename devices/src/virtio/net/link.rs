@@ -33,7 +33,7 @@ const UNKNOWN_DUPLEX: u8 = 0xff;
 const ANNOUNCE_AFTER: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(500), Duration::from_millis(1500)];
 
-/// Whether frames can pass.
+/// The carrier of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carrier {
     /// They pass.
@@ -42,7 +42,7 @@ pub enum Carrier {
     Down,
 }
 
-/// Whether both sides can send at once.
+/// The duplex mode of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Duplex {
     /// One at a time.
@@ -51,10 +51,10 @@ pub enum Duplex {
     Full,
 }
 
-/// What the host says of the interface.
+/// The state of the host's interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkState {
-    /// Whether it passes frames on.
+    /// Its carrier.
     pub carrier: Carrier,
     /// Mbit/s, up to 2^31 - 1; `None` if unknown.
     pub speed: Option<u32>,
@@ -75,7 +75,7 @@ struct Shared {
     causes: Mutex<Causes>,
 }
 
-/// What the link follows from, and whom a change concerns.
+/// The causes of the link's state, and the driver that a change concerns.
 struct Causes {
     host: Carrier,
     user: Carrier,
@@ -99,7 +99,7 @@ impl Back {
 pub(super) struct Driver {
     /// Where it is told.
     pub(super) interrupts: Arc<Interrupts>,
-    /// What it has negotiated.
+    /// The features that it has negotiated.
     pub(super) features: u64,
     /// Wakes the worker of each queue pair: a frame that waits for room in the port of a link that went down will find none.
     pub(super) workers: Vec<EventFd>,
@@ -159,7 +159,7 @@ impl Link {
         }
     }
 
-    /// Whether frames pass.
+    /// Returns whether frames pass.
     pub(super) fn is_up(&self) -> bool {
         self.0.up.load(Ordering::Relaxed)
     }

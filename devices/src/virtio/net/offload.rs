@@ -36,13 +36,13 @@ impl Offloads {
     /// Everything.
     pub const ALL: Self = Self(0x7f);
 
-    /// What taps offer, most able first: USO came with Linux 6.2, UFO left and came back.
+    /// The offloads of taps, most able first: USO came with Linux 6.2, UFO left and came back.
     pub const CANDIDATES: [Self; 4] = {
         let tcp = 0x0f;
         [Self(tcp | 0x70), Self(tcp | 0x10), Self(tcp), Self(0x01)]
     };
 
-    /// Whether all of `other` is in this set.
+    /// Returns whether all of `other` is in this set.
     pub fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
@@ -68,7 +68,7 @@ impl Offloads {
         pairs.iter().filter(|(offload, _)| self.has(*offload)).fold(0, |bits, (_, features)| bits | features)
     }
 
-    /// What a guest that accepted `features`, or asked for them at run time, can be given. USO needs both its bits, ECN needs
+    /// The offloads for a guest that accepted `features`, or asked for them at run time. USO needs both its bits, ECN needs
     /// TSO, and everything needs partial checksums (virtio 1.3 5.1.3.1): the kernel refuses anything else.
     pub fn for_guest(features: u64) -> Self {
         let pairs = [
@@ -86,7 +86,7 @@ impl Offloads {
         if features & uso == uso { set | Self::USO4 | Self::USO6 } else { set }
     }
 
-    /// Whether a guest with this set can be given frames larger than the MTU.
+    /// Returns whether a guest with this set can be given frames larger than the MTU.
     pub fn large_frames(self) -> bool {
         self & (Self::TSO4 | Self::TSO6 | Self::UFO | Self::USO4 | Self::USO6) != Self::NONE
     }

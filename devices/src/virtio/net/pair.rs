@@ -34,13 +34,13 @@ pub(super) struct Pair {
     pub(super) rx: Lane<Rx>,
     /// Transmit side.
     pub(super) tx: Lane<Tx>,
-    /// What it counts.
+    /// Its counters.
     pub(super) counters: Arc<Counters>,
     /// Where frames go.
     pub(super) port: Arc<dyn FramePort>,
     /// Signalled when the port was attached or detached, interrupts are held back in another way, or the link went or came back.
     pub(super) changed: EventFd,
-    /// Whether the pair is to go out of use.
+    /// The request to empty the queue before it goes out of use.
     pub(super) drain: Arc<Drain>,
     /// Goes off when something is due that was put off.
     pub(super) alarm: Alarm,

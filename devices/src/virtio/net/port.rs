@@ -34,7 +34,7 @@ pub trait FramePort: Send + Sync {
     /// As the kernel says.
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
 
-    /// Whether the interface uses this queue. The kernel moves the flows of a detached queue to the others.
+    /// Returns whether the interface uses this queue. The kernel moves the flows of a detached queue to the others.
     ///
     /// # Errors
     /// As the kernel says.

@@ -54,7 +54,7 @@ enum Origin {
     Inbox,
 }
 
-/// What the negotiated features make of frames.
+/// The properties of frames by the negotiated features.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Frames {
     /// A frame may span several chains.
@@ -65,9 +65,9 @@ pub(super) struct Frames {
     pub(super) header_len: usize,
 }
 
-/// What lets frames in.
+/// The conditions on which frames come in.
 pub(super) struct Gate {
-    /// Whether any can come.
+    /// The link: down, it lets none in.
     pub(super) link: Link,
     /// Which of them the guest wants.
     pub(super) filter: Arc<filter::Shared>,
@@ -91,7 +91,7 @@ pub(super) struct Rx {
     recent: RecentLength,
     spill: Vec<u8>,
     waiting: Option<Waiting>,
-    /// Whether there is nothing to do before the driver posts more buffers.
+    /// True if there is nothing to do before the driver posts more buffers.
     starved: bool,
     filter: Arc<filter::Shared>,
     /// The filter of version `seen`.
@@ -203,7 +203,7 @@ impl Rx {
         }
     }
 
-    /// Whether buffers have come that were waited for, and that nobody has announced.
+    /// Returns whether buffers have come that were waited for, and that nobody has announced.
     ///
     /// # Errors
     /// If the guest broke the ring.
@@ -254,7 +254,7 @@ impl Rx {
         Ok(Turn::More)
     }
 
-    /// Whether the guest wants the frame that is in the posted buffers.
+    /// Returns whether the guest wants the frame that is in the posted buffers.
     fn accepts(&mut self) -> bool {
         let version = self.filter.version();
         if version != self.seen {
@@ -464,7 +464,7 @@ impl Side for Rx {
     }
 }
 
-/// What came of trying to receive.
+/// The result of an attempt to receive.
 enum Received {
     /// A frame of this length is in the posted buffers.
     Frame(usize, Origin),

@@ -15,13 +15,13 @@ pub struct Tap {
     fd: OwnedFd,
     /// A tap made with one queue only has nothing to attach or detach.
     multi_queue: bool,
-    /// What was last asked for and done; the kernel takes a lock of the whole host to find out that nothing is to be done.
+    /// The state that was last asked for and set; to find out that nothing changes, the kernel takes a lock of the whole host.
     attached: Mutex<Option<bool>>,
     /// The same for the interface's offloads, which all set through one queue.
     offloads: Mutex<Option<Offloads>>,
     /// The same for the length of its header.
     header_len: Mutex<Option<usize>>,
-    /// Whether it may have a program.
+    /// True if it may have a program.
     steered: Mutex<bool>,
 }
 

@@ -34,11 +34,11 @@ pub(super) struct Tx {
     chain: Chain,
     /// The frame that was taken from the ring last.
     next: IoVecs,
-    /// What goes to the port next.
+    /// The frames that go to the port next.
     batch: Batch,
-    /// Whether that waits for room in the port.
+    /// True if the batch waits for room in the port.
     waits: bool,
-    /// Whether the port takes datagrams that are joined.
+    /// True if the port takes datagrams that are joined.
     joins: bool,
     /// Used buffers that the driver has not been shown.
     unpublished: u32,
@@ -86,7 +86,7 @@ impl Tx {
         Self { coalescer, ..self }
     }
 
-    /// Whether a frame waits for room in the port.
+    /// Returns whether a frame waits for room in the port.
     pub(super) fn waits(&self) -> bool {
         self.waits
     }
@@ -112,7 +112,7 @@ impl Tx {
         self.coalescer.notify(&mut self.ring);
     }
 
-    /// Whether a frame can be sent that nobody has announced.
+    /// Returns whether a frame can be sent that nobody has announced.
     ///
     /// # Errors
     /// If the guest broke the ring.
@@ -247,7 +247,7 @@ struct Batch {
     joined: Option<Joined>,
     /// Bytes of all of them, without virtio headers.
     bytes: u64,
-    /// What replaces the first frame's headers.
+    /// The replacement of the first frame's headers.
     head: Vec<u8>,
 }
 

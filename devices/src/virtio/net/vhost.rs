@@ -6,7 +6,7 @@
 //! able: nobody looks at a frame, so there are no receive filters, no hashes, no coalescing, no counters of frames, and queues cannot be reset one
 //! by one. What there is: offloads, multiqueue, the link, the address, announcements.
 //!
-//! What is left to this process is done by one thread, which sleeps most of the time.
+//! The rest is done by one thread of this process, which sleeps most of the time.
 
 mod instance;
 mod service;
@@ -42,7 +42,7 @@ use virtio_bindings::virtio_net::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-/// What every such card offers.
+/// The features of every such card.
 const FEATURES: [u32; 9] = [
     VIRTIO_NET_F_MAC,
     VIRTIO_NET_F_MTU,

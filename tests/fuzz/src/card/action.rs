@@ -1,8 +1,8 @@
-//! What a program is made of.
+//! The actions of a program.
 
 use crate::input::Input;
 
-/// What an action does.
+/// The kind of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Reset and start with the offered features in `d`, the queues in `a` and the size 2^`b`.

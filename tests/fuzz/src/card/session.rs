@@ -20,7 +20,7 @@ const NET_F_CTRL_VQ: u64 = 1 << 17;
 const NET_F_MULTI: u64 = 1 << 22 | 1 << 60;
 const F_RING_RESET: u64 = 1 << 40;
 
-/// What is known about a queue of a tame program.
+/// The known state of a queue of a tame program.
 #[derive(Default)]
 struct Queue {
     size: u16,
@@ -41,10 +41,10 @@ pub(super) struct Session<'a> {
     net: Driver<'a>,
     offered: u64,
     features: u64,
-    /// Whether the program is tame.
+    /// True for a tame program.
     pub(super) tame: bool,
     queues: [Queue; QUEUES as usize],
-    /// What lies below the buffers, as the driver wrote it.
+    /// The memory below the buffers, as the driver wrote it.
     low: Vec<u8>,
 }
 

@@ -17,9 +17,9 @@ const F_MRG_RXBUF: u64 = 1 << 15;
 const F_CTRL_VQ: u64 = 1 << 17;
 const F_MQ: u64 = 1 << 22;
 const F_EVENT_IDX: u64 = 1 << 29;
-/// What Linux drivers take.
+/// The features that Linux drivers take.
 const WANTED: u64 = OFFLOADS | F_MAC | F_MRG_RXBUF | F_EVENT_IDX;
-/// What is left to the device: a benchmark of frames that are ready for the wire does without.
+/// The offloads: a benchmark of frames that are ready for the wire does without.
 const OFFLOADS: u64 = F_CSUM | F_GUEST_CSUM | F_GUEST_TSO4 | F_HOST_TSO4;
 const MULTI_QUEUE: u64 = F_CTRL_VQ | F_MQ;
 

@@ -34,7 +34,7 @@ const WRITE_ZEROES: u32 = 13;
 const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
-/// What the status byte holds before the device writes it.
+/// The status byte before the device writes it.
 const UNTOUCHED: u8 = 0xee;
 
 /// The checks of this file.

@@ -22,9 +22,9 @@ const NEEDS_CSUM: u8 = 1;
 pub(super) const ETHERNET: u64 = 14;
 pub(super) const IP: u64 = 20;
 const UDP: u16 = 8;
-/// What the IP packet carries: UDP header and payload.
+/// The payload of the IP packet: UDP header and payload.
 const BYTES: u16 = UDP + 8000;
-/// What a fragment carries: as much as fits into 1500 bytes with the IP header.
+/// The payload of a fragment: as much as fits into 1500 bytes with the IP header.
 const FRAGMENT: u16 = 1480;
 /// The packet's identification.
 const IDENT: u16 = 0xbeef;
@@ -54,17 +54,17 @@ fn uncut(s: &Subject) -> Check {
 
 /// A packet that the device is to cut and the peer sends back.
 pub(super) struct Large {
-    /// What it carries, as far as pieces of it carry that.
+    /// Its payload, as far as pieces of it carry that.
     pub(super) bytes: u16,
-    /// What stands before that in the frame.
+    /// The bytes before that in the frame.
     pub(super) head: u16,
     /// Of a receive buffer.
     pub(super) buffer: u32,
-    /// What a whole one has in its virtio header.
+    /// The segmentation type in the virtio header of a whole one.
     pub(super) gso: u8,
     /// The feature without which there may be no whole one.
     pub(super) feature: u64,
-    /// Whether an IPv4 packet at this address is a piece of it.
+    /// Returns whether an IPv4 packet at this address is a piece of it.
     pub(super) ours: fn(u64) -> bool,
     /// Checks a piece, and says what of the bytes is in it.
     pub(super) piece: fn(u64) -> Check<u16>,

@@ -1,4 +1,4 @@
-//! What only a card's driver can get wrong: receive, transmit and control queues (virtio 1.3 5.1.6), each broken in every way.
+//! Mistakes that only a card's driver can make: receive, transmit and control queues (virtio 1.3 5.1.6), each broken in every way.
 //!
 //! Whatever is done, the machine's other devices answer while the card is broken, and a reset brings the card back: it sends a
 //! frame and receives the answer. A ring that is broken ends in NEEDS_RESET; a buffer that cannot be used comes back empty.
@@ -44,7 +44,7 @@ pub(super) const CHECKS: &[(&str, DeviceCheck)] = &[
     ("card: doorbells before DRIVER_OK", early_doorbells),
 ];
 
-/// What became of an attack.
+/// The device's reaction to an attack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reaction {
     /// The chain came back, with so many bytes written.

@@ -132,7 +132,7 @@ impl Card {
         self.send(&[(self.tx_buffer, 12 + len, 0)])
     }
 
-    /// Whether a received frame is the answer to the one sent last.
+    /// Returns whether a received frame is the answer to the one sent last.
     fn is_awaited(&self, frame: u64) -> bool {
         cpu::read16(frame + 12) == u16::from_le_bytes(ETHERTYPE) && cpu::read64(frame + ETHERNET) == self.number
     }

@@ -1,4 +1,4 @@
-//! What is not PCI: start info, ACPI, clock, keyboard controller, panic port.
+//! The platform without PCI: start info, ACPI, clock, keyboard controller, panic port.
 
 use super::Terms;
 use crate::report::{Check, Report};

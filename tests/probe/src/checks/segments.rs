@@ -18,9 +18,9 @@ const F_MRG_RXBUF: u64 = 1 << 15;
 
 const GSO_TCPV4: u8 = 1;
 const TCP: u16 = 20;
-/// What the segment carries.
+/// The payload of the segment.
 const BYTES: u16 = 20000;
-/// What a piece carries: as much as fits into 1500 bytes with the headers.
+/// The payload of a piece: as much as fits into 1500 bytes with the headers.
 const PIECE: u16 = 1460;
 /// The packet's identification; pieces count up from there.
 const IDENT: u16 = 0x4000;

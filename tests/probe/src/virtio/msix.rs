@@ -30,7 +30,7 @@ pub(crate) struct Msix {
     pub(crate) pending_offset: u32,
 }
 
-/// What the message control register allows to be delivered.
+/// The message control register's enable and mask bits.
 #[derive(Clone, Copy)]
 pub(crate) enum Control {
     /// MSI-X off.
@@ -81,7 +81,7 @@ impl Msix {
         cpu::write32(self.entry(idx) + 12, 0);
     }
 
-    /// Whether an entry's pending bit is set.
+    /// Returns whether an entry's pending bit is set.
     pub(crate) fn is_pending(&self, idx: u16) -> bool {
         cpu::read32(self.pending + 4 * u64::from(idx / 32)) >> (idx % 32) & 1 != 0
     }

@@ -1,4 +1,4 @@
-//! What is measured, and how runs become rows of the report.
+//! The measurements, and the rows of the report that their runs become.
 
 use super::frame::Shape;
 use super::report::{Idle, Report, Stream, Trip};
@@ -24,7 +24,7 @@ pub(super) enum Contestant {
     Vm(Vmm),
 }
 
-/// What one run gave. Times are in seconds.
+/// The result of one run. Times are in seconds.
 pub(super) enum Sample {
     Stream(Moved),
     Pong(Times),

@@ -4,7 +4,7 @@ use super::tap::HEADER_BYTES;
 
 /// The card under test.
 pub(super) const CARD_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
-/// What the guest sends to, in throughput runs.
+/// The destination of the guest's frames in throughput runs.
 pub(super) const SINK_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 /// The host's generator and echo.
 pub(super) const PEER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x03];
@@ -23,7 +23,7 @@ pub(super) struct Shape {
     pub(super) bytes: usize,
     /// Bytes of a TCP segment, 0 for single frames.
     pub(super) mss: u16,
-    /// Whether a datagram's checksum is left to the device, as Linux leaves it: then the card may join datagrams.
+    /// True if a datagram's checksum is left to the device, as Linux leaves it: then the card may join datagrams.
     pub(super) partial: bool,
     /// Frames that are queued at once: enough to take some milliseconds, and not too much memory.
     pub(super) depth: u64,

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::super::Spread;
 
-/// What the project aims at.
+/// The project's goals.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Goals {
     /// Small frames per second over QEMU's, both ways.
@@ -32,7 +32,7 @@ pub struct Report {
     pub trips: Vec<Trip>,
     /// VMs that do nothing.
     pub idle: Vec<Idle>,
-    /// What is aimed at.
+    /// The goals.
     pub goals: Goals,
 }
 
@@ -41,7 +41,7 @@ pub struct Report {
 pub struct Stream {
     /// `tx`: from the guest; `rx`: to it.
     pub direction: &'static str,
-    /// What is sent.
+    /// The frame that is sent.
     pub frame: &'static str,
     /// Queue pairs.
     pub pairs: u16,

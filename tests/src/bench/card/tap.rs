@@ -13,7 +13,7 @@ use crate::lan::sh;
 /// `struct virtio_net_hdr_v1`, as in front of every frame of a card.
 pub(super) const HEADER_BYTES: usize = 12;
 const FRAME_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-/// What a guest takes: unfinished checksums and TCP super-frames.
+/// The offloads of a guest: unfinished checksums and TCP super-frames.
 const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
 
 /// `struct ifreq` with the member that `TUNSETIFF` uses (linux/if.h).

@@ -9,7 +9,7 @@ const MINIVMM: &str = Contestant::Minivmm.name();
 const NAT: &str = Contestant::MinivmmNat.name();
 const QEMU: &str = Contestant::Qemu.name();
 
-/// What the project aims at.
+/// The project's goals.
 pub(super) const GOALS: Goals = Goals {
     small_datagrams: 1.5,
     tcp_to_guest: 1.4,
@@ -20,7 +20,7 @@ pub(super) const GOALS: Goals = Goals {
     nat: 0.9,
 };
 
-/// What the project aims at, as factors of QEMU's user-space path where nothing else is said.
+/// The project's goals, as factors of QEMU's user-space path where nothing else is said.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Goals {
     /// Small datagrams per second, both ways.
@@ -48,7 +48,7 @@ pub struct Report {
     pub seconds: u32,
     /// One for each test and machine.
     pub rows: Vec<Row>,
-    /// What is aimed at.
+    /// The goals.
     pub goals: Goals,
 }
 
@@ -57,7 +57,7 @@ pub struct Report {
 pub struct Row {
     /// The test.
     pub test: &'static str,
-    /// What it counts.
+    /// The unit of its numbers.
     pub unit: &'static str,
     /// The machine.
     pub contestant: &'static str,

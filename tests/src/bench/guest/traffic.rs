@@ -17,7 +17,7 @@ pub(super) const OUTSIDE: &str = "outside";
 const SMALL_BYTES: u32 = 16;
 /// Beyond the test's own time.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What is sent where the kernel would send a stream of GB.
+/// Bytes in a GB.
 const GB: f64 = 1e9;
 
 /// Ports of a guest's servers.
@@ -37,12 +37,12 @@ pub(super) struct Peer {
     pub(super) ports: Ports,
 }
 
-/// What a test moved.
+/// The result of a test.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moved {
     /// In the test's unit.
     pub(super) amount: f64,
-    /// What it took.
+    /// Its duration.
     pub(super) seconds: f64,
     /// Processor time of the VMM with its virtual processors, in seconds.
     pub(super) cpu: f64,
@@ -104,7 +104,7 @@ impl Test {
         }
     }
 
-    /// What it counts.
+    /// The unit of its numbers.
     pub(super) fn unit(self) -> &'static str {
         match self {
             Self::Tcp(..) => "GB",

@@ -26,7 +26,7 @@ impl Bucket {
         Self { rate, full_at: Instant::now() }
     }
 
-    /// Whether something may pass.
+    /// Returns whether something may pass.
     ///
     /// # Errors
     /// When it will.

@@ -6,7 +6,7 @@ use crate::virtio::net::budget::{Budget, Held};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// What a line holds at most: as many frames as a tap's queue (its `txqueuelen`), and no more memory than a small guest.
+/// The capacity of a line: as many frames as a tap's queue (its `txqueuelen`), and no more memory than a small guest.
 const FRAMES_MAX: usize = 1000;
 const BYTES_MAX: usize = 16 << 20;
 
@@ -29,17 +29,17 @@ impl Line {
         Self { random, delay, jitter, loss_ppm, waiting: VecDeque::new(), bytes: 0, budget }
     }
 
-    /// Whether frames pass at once or not at all.
+    /// Returns whether frames pass at once or not at all.
     pub(super) fn is_straight(&self) -> bool {
         self.delay.is_zero() && self.jitter.is_zero()
     }
 
-    /// Whether there is no room for another frame.
+    /// Returns whether there is no room for another frame.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.len() >= FRAMES_MAX || self.bytes >= BYTES_MAX
     }
 
-    /// What befalls the next frame: how late it is, or `None` if it is lost.
+    /// The delay of the next frame, or `None` if it is lost.
     pub(super) fn next_delay(&mut self) -> Option<Duration> {
         self.random.next_delay(self.loss_ppm, self.delay, self.jitter)
     }

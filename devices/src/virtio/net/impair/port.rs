@@ -58,7 +58,7 @@ struct DelayedPath {
 }
 
 impl DelayedPath {
-    /// Whether a frame may pass.
+    /// Returns whether a frame may pass.
     fn open(&self, now: Instant) -> Result<(), Instant> {
         self.bucket.as_ref().map_or(Ok(()), |bucket| lock(bucket).open(now))
     }

@@ -18,7 +18,7 @@ impl SplitMix64 {
         random
     }
 
-    /// What befalls the next frame: `None` if it is lost, or else by how much it is later than it was. Every frame takes two numbers, so
+    /// The delay of the next frame, or `None` if it is lost. Every frame takes two numbers, so
     /// that what befalls one does not depend on the others.
     pub(super) fn next_delay(&mut self, loss_ppm: u32, delay: Duration, jitter: Duration) -> Option<Duration> {
         let (loss, lateness) = (self.next() % MILLION, self.next());

@@ -1,4 +1,4 @@
-//! What of a frame is hashed (virtio 1.3 5.1.6.4.3): addresses and ports, by the hash types that the driver enabled.
+//! The input of a frame's hash (virtio 1.3 5.1.6.4.3): addresses and ports, by the hash types that the driver enabled.
 //!
 //! Total on any bytes: what is cut, of another protocol or nested deeper than is looked at is hashed by its addresses alone, or not at
 //! all. A fragment has no ports, not even the first, so that all fragments of a packet go the same way. VLAN tags are skipped.
@@ -83,7 +83,7 @@ impl Types {
         self.0
     }
 
-    /// Whether one of `others` is in this set.
+    /// Returns whether one of `others` is in this set.
     pub(super) fn has_any(self, others: Self) -> bool {
         self.0 & others.0 != 0
     }
@@ -96,12 +96,12 @@ impl BitOr for Types {
     }
 }
 
-/// What is hashed of a frame.
+/// The input of a frame's hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Input {
     bytes: [u8; MAX_INPUT],
     len: usize,
-    /// What the hash is reported as: VIRTIO_NET_HASH_REPORT_*.
+    /// The type that the hash is reported as: VIRTIO_NET_HASH_REPORT_*.
     pub(super) report: u16,
 }
 
@@ -225,7 +225,7 @@ fn transport(packet: &[u8], protocol: u8, at: usize) -> Option<(Transport, &[u8;
     Some((transport, packet.get(at..)?.first_chunk()?))
 }
 
-/// What stands between an IPv6 header and what it carries.
+/// The extension headers between an IPv6 header and its payload.
 struct Extensions<'a> {
     present: bool,
     home_source: Option<&'a [u8]>,

@@ -1,4 +1,4 @@
-//! What a receive queue does about hashes: which of its frames belong elsewhere, and what is reported of the others.
+//! Hashes in a receive queue: the queue that a frame belongs to, and the hash that is reported of it.
 //!
 //! The control queue leaves what it has set in [`Shared`]; each receive queue takes a copy when it has changed, so the data path
 //! compares one number and takes no lock.
@@ -17,10 +17,10 @@ use vmm_sys_util::eventfd::EventFd;
 const HASH_OFFSET: usize = 12;
 const HASH_LEN: usize = 8;
 
-/// What receive queues have to know.
+/// The settings of receive queues.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::virtio::net) struct Receiving {
-    /// What is to be computed of each frame; `None` if nothing is.
+    /// The hash of each frame; `None` if none is needed.
     hash: Option<HashSettings>,
     /// Where frames go, if it is not the kernel that decides.
     indirection: Option<Indirection>,
@@ -43,7 +43,7 @@ impl Receiving {
     }
 }
 
-/// What the control queue has set, for the receive queues.
+/// The settings that the control queue makes for the receive queues.
 #[derive(Default)]
 pub(in crate::virtio::net) struct Shared {
     /// Counts changes. Release after a change, Acquire before a copy.
@@ -68,7 +68,7 @@ impl Shared {
     }
 }
 
-/// What is to be done with a frame.
+/// The destination of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::virtio::net) enum Verdict {
     /// It belongs to this queue.

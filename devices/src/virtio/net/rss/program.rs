@@ -32,13 +32,13 @@ pub(super) mod layout {
 
     /// The hash types, 32 bits.
     pub(in crate::virtio::net::rss) const TYPES: usize = 0;
-    /// What of a hash is an index of the table, 32 bits.
+    /// The bits of a hash that are an index of the table, 32 bits.
     pub(in crate::virtio::net::rss) const MASK: usize = 4;
     /// The queue of frames without a hash, 32 bits.
     pub(in crate::virtio::net::rss) const UNCLASSIFIED: usize = 8;
     /// The table of queues, 32 bits each.
     pub(in crate::virtio::net::rss) const TABLE: usize = 12;
-    /// What each four bits of input add to the hash, 32 bits each.
+    /// The addend of each four bits of input, 32 bits each.
     pub(in crate::virtio::net::rss) const ADDED: usize = TABLE + 4 * MAX_TABLE_LEN as usize;
     /// Bytes of the element.
     pub(in crate::virtio::net::rss) const BYTES: usize = ADDED + 4 * NIBBLES * VALUES;

@@ -1,4 +1,4 @@
-//! What the driver asks for: `struct virtio_net_rss_config` and `struct virtio_net_hash_config` (virtio 1.3 5.1.6.5.6.4, 5.1.6.5.7.1).
+//! The driver's settings: `struct virtio_net_rss_config` and `struct virtio_net_hash_config` (virtio 1.3 5.1.6.5.6.4, 5.1.6.5.7.1).
 
 use super::dissect::{Input, Types};
 use super::{MAX_KEY_LEN, MAX_TABLE_LEN, Toeplitz};
@@ -51,7 +51,7 @@ impl Indirection {
         idx.and_then(|idx| self.table.get(idx)).copied().unwrap_or(self.unclassified)
     }
 
-    /// What of a hash is the index.
+    /// The bits of a hash that are the index.
     pub(super) fn mask(&self) -> u32 {
         u32::try_from(self.table.len()).map_or(0, |len| len.wrapping_sub(1))
     }

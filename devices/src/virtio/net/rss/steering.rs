@@ -45,7 +45,7 @@ impl Steering {
         self.program.as_fd()
     }
 
-    /// Whether the program can do what the driver asks for: it does not look for addresses in extension headers.
+    /// Returns whether the program can serve the driver's settings: it does not look for addresses in extension headers.
     pub(in crate::virtio::net) fn serves(&self, rss: &RssSettings) -> bool {
         !rss.hash.types.has_any(Types::EXTENDED)
     }

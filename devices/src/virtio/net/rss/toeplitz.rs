@@ -19,7 +19,7 @@ const KEY_LEN: usize = MAX_INPUT + 4;
 /// A key, prepared for hashing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Toeplitz {
-    /// What the value of each four bits adds; the first are the upper ones of the first byte.
+    /// The addend of each value of four bits; the first are the upper ones of the first byte.
     added: Box<[[u32; VALUES]; NIBBLES]>,
 }
 
@@ -49,7 +49,7 @@ impl Toeplitz {
             .fold(0, |sum, ([upper, lower], byte)| sum ^ upper[usize::from(byte >> 4)] ^ lower[usize::from(byte & 0xf)])
     }
 
-    /// What each four bits of input add, in order.
+    /// The addends of each four bits of input, in order.
     pub(in crate::virtio::net) fn words(&self) -> impl Iterator<Item = u32> {
         self.added.iter().flatten().copied()
     }

@@ -1,4 +1,4 @@
-//! What becomes of frames and of the configuration when the link goes and comes back.
+//! Frames and configuration when the link goes and comes back.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What the control queue does: pairs, offloads, the address, parameters of queues, and commands that have to wait.
+//! The control queue: pairs, offloads, the address, parameters of queues, and commands that have to wait.
 
 use super::*;
 

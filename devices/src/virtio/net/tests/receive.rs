@@ -1,4 +1,4 @@
-//! What a receive queue does with frames and with the buffers it is given.
+//! A receive queue: its frames, and its buffers.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What a transmit queue does with frames, whole, in pieces, joined and without room.
+//! A transmit queue: frames whole, in pieces, joined and without room.
 
 use super::*;
 

@@ -35,7 +35,7 @@ pub(super) struct Pair {
     pub(super) broken: [EventFd; 2],
     /// Signalled by the kernel when the driver is to be interrupted for one of the two, unless it uses MSI-X.
     pub(super) called: [EventFd; 2],
-    /// Whether the instance moves frames.
+    /// True if the instance moves frames.
     pub(super) moves: bool,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct VhostService {
     pub(super) alarm: Alarm,
     /// The control queue, if the driver has one.
     pub(super) ctrl: Option<Lane<CtrlQueue>>,
-    /// What the control queue counts.
+    /// The counters of the control queue.
     pub(super) counters: Arc<Counters>,
 }
 

@@ -1,4 +1,4 @@
-//! What is held of a card that a tame program drives.
+//! The invariants of a card that a tame program drives.
 
 use super::{NET_F_CTRL_VQ, NET_F_MULTI, QUEUES, Session, TX};
 use crate::driver::{BUFFERS, NEEDS_RESET, RUNNING, avail, table, used};
@@ -52,7 +52,7 @@ impl Session<'_> {
         }
     }
 
-    /// Whether the available index of a transmit queue that has nothing left to do is further ahead than the ring is long.
+    /// Returns whether the available index of a transmit queue that has nothing left to do is further ahead than the ring is long.
     pub(in crate::card) fn overruns(&self, queue: u16) -> bool {
         let known = &self.queues[usize::from(queue)];
         let at_rest = self.tame && queue == TX && self.net.status() == RUNNING && !self.machine.net_ports[0].full();
