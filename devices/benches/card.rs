@@ -1,9 +1,9 @@
 //! Time of a card's own work, by criterion.
 //!
-//! - `burst`: a burst of frames: walking the queue, headers, used entries, notifications. The port costs nothing, so this is what is
-//!   added to the kernel's work.
-//! - `toeplitz`: a key made ready, as when the driver sets one, and the hash of a flow, once for each frame where queues steer
-//!   or hashes are reported.
+//! - `burst`: a burst of frames: walking the queue, headers, used entries, notifications. The port costs nothing, so
+//!   this is what is added to the kernel's work.
+//! - `toeplitz`: a key made ready, as when the driver sets one, and the hash of a flow, once for each frame where
+//!   queues steer or hashes are reported.
 
 #![allow(missing_docs, reason = "criterion's macro makes a public function without")]
 

@@ -1,4 +1,5 @@
-//! `burst CASE ROUNDS`: that many bursts of frames through a card, for a profiler or a counter of instructions to watch.
+//! `burst CASE ROUNDS`: that many bursts of frames through a card, for a profiler or a counter of instructions to
+//! watch.
 
 #[path = "../benches/card/rig.rs"]
 mod rig;

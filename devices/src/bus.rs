@@ -1,15 +1,15 @@
 //! An address space: sorted, non-overlapping ranges, each answered by one device.
 //!
-//! Used for guest-physical MMIO and for I/O ports. A read that hits nothing returns all ones, a write that hits nothing is
-//! dropped, as on a PC without a device at that address.
+//! Used for guest-physical MMIO and for I/O ports. A read that hits nothing returns all ones, a write that hits nothing
+//! is dropped, as on a PC without a device at that address.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A device that answers reads and writes inside one range.
 ///
-/// Called by any vCPU thread, also by several at once; offsets are relative to the range. `data` is 1 to 8 bytes, little-endian.
-/// Every access is guest input: an odd width or offset must be harmless.
+/// Called by any vCPU thread, also by several at once; offsets are relative to the range. `data` is 1 to 8 bytes,
+/// little-endian. Every access is guest input: an odd width or offset must be harmless.
 pub trait BusDevice: Send + Sync {
     /// Fills `data` from the register at `offset`.
     fn read(&self, offset: u64, data: &mut [u8]);

@@ -50,9 +50,9 @@ pub struct MsiMessage {
 
 /// One MSI-X vector of one device.
 ///
-/// A signal while nothing is routed is held, not lost: it is *pending* (the PBA bit) and is delivered when a route is set
-/// again. With irqfd this falls out of the eventfd's counter: no route means that nobody reads it, and KVM looks at it when the
-/// irqfd is assigned.
+/// A signal while nothing is routed is held, not lost: it is *pending* (the PBA bit) and is delivered when a route is
+/// set again. With irqfd this falls out of the eventfd's counter: no route means that nobody reads it, and KVM looks at
+/// it when the irqfd is assigned.
 pub trait MsiVector: Send + Sync {
     /// Delivers the interrupt, or holds it. Called by workers and vCPU threads; takes no lock.
     ///
@@ -60,8 +60,8 @@ pub trait MsiVector: Send + Sync {
     /// If the host cannot deliver it.
     fn signal(&self) -> io::Result<()>;
 
-    /// Delivers to `message` from now on, or holds what comes while it is `None`. Called by vCPU threads, under the lock of the
-    /// device's MSI-X table.
+    /// Delivers to `message` from now on, or holds what comes while it is `None`. Called by vCPU threads, under the
+    /// lock of the device's MSI-X table.
     ///
     /// # Errors
     /// If the host refuses the route.
@@ -73,8 +73,8 @@ pub trait MsiVector: Send + Sync {
     /// Forgets a signal that is being held (the device was reset).
     fn clear(&self);
 
-    /// The event that stands for [`signal`](Self::signal), for a backend in the kernel that signals by itself. It stays the same,
-    /// routed or not. `None` if a signal takes more than writing to an event.
+    /// The event that stands for [`signal`](Self::signal), for a backend in the kernel that signals by itself. It stays
+    /// the same, routed or not. `None` if a signal takes more than writing to an event.
     fn event(&self) -> Option<&EventFd> {
         None
     }

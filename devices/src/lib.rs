@@ -1,7 +1,7 @@
 //! Devices: everything that the guest can see. The bus, PCI, virtio and a few legacy devices.
 //!
-//! The crate has no KVM and opens no path. It is handed descriptors (a tap, a disk, an event) and two small traits which the
-//! VMM implements with irqfd and ioeventfd and which tests fake: [`irq`] and [`doorbell`].
+//! The crate has no KVM and opens no path. It is handed descriptors (a tap, a disk, an event) and two small traits
+//! which the VMM implements with irqfd and ioeventfd and which tests fake: [`irq`] and [`doorbell`].
 //!
 //! # Threats
 //! | from | what it can do | what holds it |

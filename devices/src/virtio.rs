@@ -1,5 +1,6 @@
-//! virtio 1.3 devices, in three roles that never mix: the *device* ([`device`]) knows what it does, the *transport* knows how a
-//! driver negotiates with it, the *backend* (`Disk` for a block device, `FramePort` for a card) knows where bytes come from.
+//! virtio 1.3 devices, in three roles that never mix: the *device* ([`device`]) knows what it does, the *transport*
+//! knows how a driver negotiates with it, the *backend* (`Disk` for a block device, `FramePort` for a card) knows where
+//! bytes come from.
 
 pub mod blk;
 pub mod chain;

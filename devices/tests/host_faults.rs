@@ -1,5 +1,5 @@
-//! The card on real taps whose host misbehaves: an interface that is down, deleted, of another MTU, out of its bridge, out of memory.
-//! The card counts, goes on, and works again when the host does.
+//! The card on real taps whose host misbehaves: an interface that is down, deleted, of another MTU, out of its bridge,
+//! out of memory. The card counts, goes on, and works again when the host does.
 //!
 //! Every case has a thread and a network namespace of its own, which goes with the thread.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]

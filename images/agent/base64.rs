@@ -1,5 +1,5 @@
-//! Decoding base64 (RFC 4648 section 4). Total: any text gives bytes or `None`. Padding may be missing, and the URL-safe
-//! letters (section 5) count as well, since a command line may have been written with either.
+//! Decoding base64 (RFC 4648 section 4). Total: any text gives bytes or `None`. Padding may be missing, and the
+//! URL-safe letters (section 5) count as well, since a command line may have been written with either.
 
 /// The bytes, or `None` for a letter outside the alphabet or a length that no encoder gives.
 pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {

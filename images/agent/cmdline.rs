@@ -1,5 +1,5 @@
-//! The agent's words on the kernel command line. Total: a word that is not ours is passed over, one of ours that makes no
-//! sense becomes a refusal to print, and the guest boots on without it. Of a word given twice the later one counts.
+//! The agent's words on the kernel command line. Total: a word that is not ours is passed over, one of ours that makes
+//! no sense becomes a refusal to print, and the guest boots on without it. Of a word given twice the later one counts.
 
 use std::net::IpAddr;
 use std::time::Duration;

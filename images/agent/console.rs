@@ -1,5 +1,5 @@
-//! The agent's messages. Promises that writing never fails the agent, and that lines meant for machines start a line and
-//! are not cut by the kernel's own messages, which go to the same serial port: those are held back for that moment.
+//! The agent's messages. Promises that writing never fails the agent, and that lines meant for machines start a line
+//! and are not cut by the kernel's own messages, which go to the same serial port: those are held back for that moment.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};

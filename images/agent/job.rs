@@ -17,7 +17,8 @@ const SCRIPT: &str = "/run/minivmm.run";
 /// The code reported for a script that could not be started, as shells have it.
 const CANNOT_RUN: i32 = 126;
 
-/// Runs the script with its output on the console, which the kernel leaves to it but for emergencies, and reports its exit code.
+/// Runs the script with its output on the console, which the kernel leaves to it but for emergencies, and reports its
+/// exit code.
 pub(crate) fn run_script(script: &[u8], report: ExitReport, supervisor: &mut Supervisor) -> Stop {
     // A script may turn it up again; the kernel's log has everything anyway.
     console::hold_kernel_back();
@@ -40,7 +41,8 @@ pub(crate) fn run_script(script: &[u8], report: ExitReport, supervisor: &mut Sup
     }
 }
 
-/// Runs a shell with job control on the console's terminal. Without a terminal there is only the power button to wait for.
+/// Runs a shell with job control on the console's terminal. Without a terminal there is only the power button to wait
+/// for.
 pub(crate) fn run_shell(supervisor: &mut Supervisor) -> Stop {
     match shell().and_then(|mut command| start(&mut command)) {
         Ok(pid) => wait_for(pid, supervisor).map_or_else(|stop| stop, |_| Stop::PowerOff),

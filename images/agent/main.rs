@@ -1,6 +1,6 @@
-//! The init of minivmm's guests: `/init` of the initramfs and `/sbin/init` of a root disk. Mounts, loads modules, brings up
-//! the cards, says that it is ready, runs a script or a shell, and stops the machine. The words that it understands and
-//! says are in the documentation of the crate `images`.
+//! The init of minivmm's guests: `/init` of the initramfs and `/sbin/init` of a root disk. Mounts, loads modules,
+//! brings up the cards, says that it is ready, runs a script or a shell, and stops the machine. The words that it
+//! understands and says are in the documentation of the crate `images`.
 //!
 //! Promises never to end and never to panic: the kernel would. What fails is said in one line on the console, and the
 //! agent goes on, or powers off where there is nothing left to go on with.

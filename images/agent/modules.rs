@@ -1,5 +1,5 @@
-//! Loading the kernel modules that the image was made with, in the order of its list. An image without a list has nothing to
-//! load, which is how a root disk comes.
+//! Loading the kernel modules that the image was made with, in the order of its list. An image without a list has
+//! nothing to load, which is how a root disk comes.
 
 use std::ffi::CStr;
 use std::fs::{self, File};

@@ -1,5 +1,5 @@
-//! The kernel's file systems and the writable places, mounted where they are not yet: an agent on a root disk finds some
-//! of them moved there by the agent of the initramfs.
+//! The kernel's file systems and the writable places, mounted where they are not yet: an agent on a root disk finds
+//! some of them moved there by the agent of the initramfs.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,5 @@
-//! Bringing up the cards, all at the same time: fixed addresses where the command line has them, busybox's DHCP client on
-//! the others. A client stays in the background: with a lease to renew it, without one to go on asking.
+//! Bringing up the cards, all at the same time: fixed addresses where the command line has them, busybox's DHCP client
+//! on the others. A client stays in the background: with a lease to renew it, without one to go on asking.
 
 use std::fs::File;
 use std::time::{Duration, Instant};

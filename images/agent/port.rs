@@ -16,7 +16,8 @@ pub(crate) fn exit(code: u8) -> io::Result<()> {
     // SAFETY: ioperm changes only which ports this thread may use; the arguments are one port below 0x400 and "on".
     let permitted = unsafe { libc::ioperm(DEBUG_EXIT.into(), 1, 1) };
     Errno::result(permitted)?;
-    // SAFETY: the port was permitted above. `out` touches no memory of this process; a device that does not exist ignores it.
+    // SAFETY: the port was permitted above. `out` touches no memory of this process; a device that does not exist
+    // ignores it.
     unsafe {
         asm!("out dx, al", in("dx") DEBUG_EXIT, in("al") code, options(nomem, nostack, preserves_flags));
     }

@@ -1,5 +1,5 @@
-//! Starting programs from an init that waits for signals by descriptor. The only reason for `unsafe`: a child must unblock
-//! the signals that its parent blocks, between fork and exec, or scripts would never see SIGTERM or SIGCHLD.
+//! Starting programs from an init that waits for signals by descriptor. The only reason for `unsafe`: a child must
+//! unblock the signals that its parent blocks, between fork and exec, or scripts would never see SIGTERM or SIGCHLD.
 
 #![allow(unsafe_code)]
 
@@ -23,8 +23,9 @@ pub(crate) fn applet<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) ->
 
 /// Starts it. Its end is reported by the [`Supervisor`](crate::supervisor::Supervisor).
 pub(crate) fn start(command: &mut Command) -> io::Result<Pid> {
-    // SAFETY: the closure runs between fork and exec of a process that may have threads, so it must be async-signal-safe:
-    // it makes one pthread_sigmask call on a set built on its stack, allocates nothing and takes no lock.
+    // SAFETY: the closure runs between fork and exec of a process that may have threads, so it must be
+    // async-signal-safe: it makes one pthread_sigmask call on a set built on its stack, allocates nothing and takes no
+    // lock.
     unsafe {
         command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?));
     }

@@ -1,5 +1,5 @@
-//! Everything that happens to init: children end, somebody asks for a stop, the power button is pressed. Promises that no
-//! zombie stays and that nothing is missed: signals are blocked and read from a descriptor.
+//! Everything that happens to init: children end, somebody asks for a stop, the power button is pressed. Promises that
+//! no zombie stays and that nothing is missed: signals are blocked and read from a descriptor.
 //!
 //! The requests are those of busybox's init, so its `poweroff`, `reboot` and `halt` work: SIGUSR2, SIGTERM, SIGUSR1.
 
@@ -123,7 +123,8 @@ impl Supervisor {
 fn timeout(deadline: Option<Instant>) -> Option<PollTimeout> {
     let Some(deadline) = deadline else { return Some(PollTimeout::NONE) };
     let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
-    // Rounded up, or the last part of a millisecond would be spent spinning. A wait too long for poll ends early and begins again.
+    // Rounded up, or the last part of a millisecond would be spent spinning. A wait too long for poll ends early and
+    // begins again.
     Some(PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX))
 }
 

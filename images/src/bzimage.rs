@@ -1,5 +1,6 @@
 //! The payload of a bzImage. Follows the x86 boot protocol (kernel: Documentation/arch/x86/boot.rst, fields
-//! `setup_sects`, `payload_offset`, `payload_length`, protocol 2.08). Total and pure: any bytes give a payload or a refusal.
+//! `setup_sects`, `payload_offset`, `payload_length`, protocol 2.08). Total and pure: any bytes give a payload or a
+//! refusal.
 
 use std::fmt;
 

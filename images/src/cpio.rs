@@ -1,6 +1,6 @@
-//! The initramfs archive: a [`Tree`] as cpio "newc" (kernel: Documentation/driver-api/early-userspace/buffer-format.rst).
-//! Promises the same bytes for the same tree: inode numbers count from one, owners and times are zero. Writes no hard
-//! links, no device nodes and no compression.
+//! The initramfs archive: a [`Tree`] as cpio "newc" (kernel:
+//! Documentation/driver-api/early-userspace/buffer-format.rst). Promises the same bytes for the same tree: inode
+//! numbers count from one, owners and times are zero. Writes no hard links, no device nodes and no compression.
 
 use crate::error::Error;
 use crate::tree::{Entry, Tree};

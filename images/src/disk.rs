@@ -1,5 +1,5 @@
-//! Root disks: an ext4 file system in a sparse file, filled by `mkfs.ext4 -d`, so no loop device, no mount and no root is
-//! needed. Every disk has a UUID of its own and the label `minivmm`.
+//! Root disks: an ext4 file system in a sparse file, filled by `mkfs.ext4 -d`, so no loop device, no mount and no root
+//! is needed. Every disk has a UUID of its own and the label `minivmm`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

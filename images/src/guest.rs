@@ -1,6 +1,6 @@
-//! A guest to boot: a stock kernel and an initramfs made for it. Promises that a second run changes nothing and that each
-//! file is replaced whole. The initramfs is assembled anew each time (a fraction of a second) and written only if it
-//! differs, so there is no record of inputs that could go stale.
+//! A guest to boot: a stock kernel and an initramfs made for it. Promises that a second run changes nothing and that
+//! each file is replaced whole. The initramfs is assembled anew each time (a fraction of a second) and written only if
+//! it differs, so there is no record of inputs that could go stale.
 
 use std::fs;
 use std::path::{Path, PathBuf};

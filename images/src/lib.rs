@@ -9,9 +9,9 @@
 //! DIR/guest/about       text: `kernel RELEASE`, `package NAME VERSION`, `modules ...`, one per line
 //! ```
 //!
-//! DIR is `$XDG_DATA_HOME/minivmm` (`~/.local/share/minivmm` if unset), then, for a whole machine, `/usr/share/minivmm`.
-//! Another kernel's guest lies beside it (`DIR/guest-6.1`) and is used by naming its files. Downloaded kernels are in
-//! `$XDG_CACHE_HOME/minivmm` (`~/.cache/minivmm`).
+//! DIR is `$XDG_DATA_HOME/minivmm` (`~/.local/share/minivmm` if unset), then, for a whole machine,
+//! `/usr/share/minivmm`. Another kernel's guest lies beside it (`DIR/guest-6.1`) and is used by naming its files.
+//! Downloaded kernels are in `$XDG_CACHE_HOME/minivmm` (`~/.cache/minivmm`).
 //!
 //! # What a guest understands
 //! The guest's init is the program `minivmm-agent` of this package. Its words on the kernel command line:
@@ -46,9 +46,9 @@
 //! | the guest's user | none: the agent gives a root shell to whoever has the console | |
 //!
 //! # Not supported
-//! Other architectures and distributions than Debian's amd64, building kernels, compressed initramfs images
-//! (in a guest emulated by TCG the kernel took 91 ms for the default one as it is, 166 ms with lz4, 211 ms with gzip, 217 ms
-//! with zstd, best of 6, and 4 MB are nothing to load), disks with partitions, 32-bit programs.
+//! Other architectures and distributions than Debian's amd64, building kernels, compressed initramfs images (in a guest
+//! emulated by TCG the kernel took 91 ms for the default one as it is, 166 ms with lz4, 211 ms with gzip, 217 ms with
+//! zstd, best of 6, and 4 MB are nothing to load), disks with partitions, 32-bit programs.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -1,6 +1,6 @@
 //! Which modules a kernel must load for a wish, in order. Reads what is in a kernel package: `modules.builtin`,
-//! `modules.order` and each module's own `.modinfo`. A package has no `modules.dep` (depmod writes that when the package is
-//! installed); its source, the `depends=` field, is read here instead, which saves running depmod.
+//! `modules.order` and each module's own `.modinfo`. A package has no `modules.dep` (depmod writes that when the
+//! package is installed); its source, the `depends=` field, is read here instead, which saves running depmod.
 //!
 //! Names follow the kernel: `-` and `_` are the same in them (`virtio-rng.ko` is the module `virtio_rng`).
 
@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 use crate::tools;
 
-/// The modules that a guest of minivmm needs under any of the kernels offered: bus, card, disk, entropy, power button and its input
-/// device, the root file system, the packet socket of the DHCP client, the panic report. What a kernel has built in is skipped.
+/// The modules that a guest of minivmm needs under any of the kernels offered: bus, card, disk, entropy, power button
+/// and its input device, the root file system, the packet socket of the DHCP client, the panic report. What a kernel
+/// has built in is skipped.
 pub const DEFAULT: [&str; 12] = [
     "virtio_pci",
     "virtio_net",
@@ -112,7 +113,8 @@ fn in_load_order<'a>(
     Ok(ordered)
 }
 
-/// The bytes of the `.ko` that `modules.order` names, which the package may hold compressed. `None` if in no known form.
+/// The bytes of the `.ko` that `modules.order` names, which the package may hold compressed. `None` if in no known
+/// form.
 fn read_module(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     for (suffix, tool) in [("", None), (".xz", Some("xz")), (".zst", Some("zstd")), (".gz", Some("gzip"))] {
         let mut file = path.as_os_str().to_owned();
@@ -130,8 +132,8 @@ fn read_module(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     Ok(None)
 }
 
-/// The `depends=` field of a module's `.modinfo`, which is a run of NUL-terminated `key=value` strings. Every module has
-/// one, possibly empty. The section is found by its content: no code or data of a module holds this field name
+/// The `depends=` field of a module's `.modinfo`, which is a run of NUL-terminated `key=value` strings. Every module
+/// has one, possibly empty. The section is found by its content: no code or data of a module holds this field name
 /// right after a NUL, so an ELF reader would add nothing but a failure of its own.
 fn depends(image: &[u8]) -> Option<Vec<String>> {
     const KEY: &[u8] = b"\0depends=";

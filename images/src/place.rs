@@ -1,5 +1,5 @@
-//! Where guests are kept: the on-disk contract between `images`, which writes, and `minivmm`, which looks (see the crate
-//! documentation). Only paths, no files.
+//! Where guests are kept: the on-disk contract between `images`, which writes, and `minivmm`, which looks (see the
+//! crate documentation). Only paths, no files.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,8 @@ pub fn cache_dir(out: &Path) -> PathBuf {
     xdg("XDG_CACHE_HOME", ".cache").unwrap_or_else(|| out.join("cache"))
 }
 
-/// The guest's directory: `guest` for the default kernel, `guest-6.1` for that one, so that the default stays what it is.
+/// The guest's directory: `guest` for the default kernel, `guest-6.1` for that one, so that the default stays what it
+/// is.
 pub fn guest_dir(out: &Path, series: Series) -> PathBuf {
     match series {
         Series::V6_12 => out.join("guest"),

@@ -1,4 +1,5 @@
-//! Files that appear whole: written beside their place and renamed into it. A second run that makes the same file changes nothing.
+//! Files that appear whole: written beside their place and renamed into it. A second run that makes the same file
+//! changes nothing.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The root file system that initramfs and disk share: busybox with a link per applet, the agent as init, a few files in
-//! `/etc`. Everything that changes at run time lies on tmpfs, so it works read-only too.
+//! The root file system that initramfs and disk share: busybox with a link per applet, the agent as init, a few files
+//! in `/etc`. Everything that changes at run time lies on tmpfs, so it works read-only too.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The ELF kernel inside a bzImage. Unpacking is left to the compressors' own tools, which a machine that handles kernel
-//! packages has anyway.
+//! The ELF kernel inside a bzImage. Unpacking is left to the compressors' own tools, which a machine that handles
+//! kernel packages has anyway.
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! The demo: a guest on a bridge, in front of the user's eyes.
 //!
-//! It runs where Linux guests run: on hardware KVM in namespaces of this machine, elsewhere in the host VM. With a terminal it
-//! ends in the guest's shell, whose keys go the same way as everything else: into minivmm's standard input.
+//! It runs where Linux guests run: on hardware KVM in namespaces of this machine, elsewhere in the host VM. With a
+//! terminal it ends in the guest's shell, whose keys go the same way as everything else: into minivmm's standard input.
 
 mod show;
 mod terminal;

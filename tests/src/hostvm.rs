@@ -1,16 +1,16 @@
 //! The host VM: a stock Debian kernel with AMD-V of its own, inside QEMU.
 //!
-//! It gives a machine without hardware virtualization a `/dev/kvm` that boots Linux guests, with every kernel module, and
-//! it keeps whatever a test does to its network away from the machine outside. Inside, the outer machine's root is visible at
-//! the same paths: read through 9p, written to memory that is gone at power-off. One folder, the results share, is written
-//! through to the outside, also at the same path.
+//! It gives a machine without hardware virtualization a `/dev/kvm` that boots Linux guests, with every kernel module,
+//! and it keeps whatever a test does to its network away from the machine outside. Inside, the outer machine's root is
+//! visible at the same paths: read through 9p, written to memory that is gone at power-off. One folder, the results
+//! share, is written through to the outside, also at the same path.
 //!
 //! Commands run through the agent (`agent`), one [`HostVm::run`] each, with separate standard output and error, an exit
 //! code and a deadline. A host VM that stops answering is reported as such, with the tail of its console; dropping the
 //! [`HostVm`] ends its QEMU in every case.
 //!
-//! It has one CPU on purpose: with two, QEMU's emulation loses interrupts of nested guests. Time measured inside is worth
-//! only what a ratio between two things in the same run is worth.
+//! It has one CPU on purpose: with two, QEMU's emulation loses interrupts of nested guests. Time measured inside is
+//! worth only what a ratio between two things in the same run is worth.
 
 pub mod agent;
 pub mod initramfs;
@@ -38,8 +38,8 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 const ANSWER_GRACE: Duration = Duration::from_secs(60);
 /// How long powering off may take before QEMU is killed.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(30);
-/// How often the host VM's processor is woken. One with two guests of its own stood still once until the next command came in;
-/// a lost timer interrupt would explain that, which nobody has shown.
+/// How often the host VM's processor is woken. One with two guests of its own stood still once until the next command
+/// came in; a lost timer interrupt would explain that, which nobody has shown.
 const BEAT: Duration = Duration::from_millis(200);
 /// Input goes in in pieces of at most this size.
 const INPUT_PIECE_BYTES: usize = 4096;
@@ -213,8 +213,8 @@ impl HostVm {
         self.stream_with_input(command, timeout, None, sink)
     }
 
-    /// Runs a command like [`HostVm::stream`], with standard input. What is read from `input` after the command's end is
-    /// lost: a read cannot be called off.
+    /// Runs a command like [`HostVm::stream`], with standard input. What is read from `input` after the command's end
+    /// is lost: a read cannot be called off.
     ///
     /// # Errors
     /// As for [`HostVm::run`].

@@ -70,7 +70,8 @@ enum Bench {
     Card(BenchCardArgs),
     /// A Linux guest's TCP, UDP and requests, against QEMU without and with vhost-net
     Guest(BenchGuestArgs),
-    /// Instructions that the card's own code takes for a frame, against the recorded figures; more than 10 % above them is a failure
+    /// Instructions that the card's own code takes for a frame, against the recorded figures; more than 10 % above them
+    /// is a failure
     Instructions(BenchInstructionsArgs),
     /// Many VMs at once: time until all run, and memory of each process
     Many(BenchManyArgs),

@@ -25,8 +25,9 @@ pub enum Error {
     Exec(#[source] std::io::Error),
 }
 
-/// Makes sure that this process has network, mount and process namespaces of its own, with /proc and /sys to match. Call
-/// first thing in `main`, before there is a thread: outside the namespaces it does not return but starts the program anew.
+/// Makes sure that this process has network, mount and process namespaces of its own, with /proc and /sys to match.
+/// Call first thing in `main`, before there is a thread: outside the namespaces it does not return but starts the
+/// program anew.
 ///
 /// # Errors
 /// If namespaces are refused; then nothing has changed.

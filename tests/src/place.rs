@@ -1,15 +1,15 @@
 //! Where this process runs, found out by asking: is there a KVM, and does it run a guest's ring 0 on the hardware?
 //!
-//! A `/dev/kvm` alone says little. One that emulates ring 0 boots no Linux, however well it runs ring 3, so a guest that
-//! needs Linux goes into the host VM there.
+//! A `/dev/kvm` alone says little. One that emulates ring 0 boots no Linux, however well it runs ring 3, so a guest
+//! that needs Linux goes into the host VM there.
 
 mod ring0;
 
 use std::fmt;
 use std::time::Duration;
 
-/// A loop of [`ring0::ITERATIONS`] takes a processor about a millisecond, and an emulator of 1.5 M instructions/s a quarter
-/// of a second. A host VM, itself emulated, stays well under this.
+/// A loop of [`ring0::ITERATIONS`] takes a processor about a millisecond, and an emulator of 1.5 M instructions/s a
+/// quarter of a second. A host VM, itself emulated, stays well under this.
 const NATIVE_AT_MOST: Duration = Duration::from_millis(60);
 
 /// The speed of this machine's KVM.

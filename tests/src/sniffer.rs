@@ -1,7 +1,8 @@
-//! The frames of an interface, as its driver sees them: with their virtio-net headers, before anybody cuts them and after
-//! everybody has put them together (packet(7), PACKET_VNET_HDR).
+//! The frames of an interface, as its driver sees them: with their virtio-net headers, before anybody cuts them and
+//! after everybody has put them together (packet(7), PACKET_VNET_HDR).
 //!
-//! Unsafe, because a packet socket is bound by an address structure, and told of headers by an option, that no safe crate here has.
+//! Unsafe, because a packet socket is bound by an address structure, and told of headers by an option, that no safe
+//! crate here has.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -60,8 +61,8 @@ impl Sniffer {
         Ok(sniffer)
     }
 
-    /// The frames seen so far that come from the address `source`, as `ip link` writes it, and whose type of segments is one that
-    /// `wanted` takes.
+    /// The frames seen so far that come from the address `source`, as `ip link` writes it, and whose type of segments
+    /// is one that `wanted` takes.
     pub fn sent_by(&self, source: &str, wanted: impl Fn(u8) -> bool) -> Seen {
         self.sum(|frame| mac(frame.source) == source && wanted(frame.gso_type))
     }

@@ -1,7 +1,7 @@
 //! The stories: what a user does with minivmm, end to end, each one a test with a name.
 //!
-//! A story runs as a process of its own, `tests story NAME`, in fresh namespaces ([`crate::namespace`]), on a KVM that boots
-//! Linux. It fails by panicking. What it prints on standard output is its report, shown at the end of a run.
+//! A story runs as a process of its own, `tests story NAME`, in fresh namespaces ([`crate::namespace`]), on a KVM that
+//! boots Linux. It fails by panicking. What it prints on standard output is its report, shown at the end of a run.
 //! Stories are tests and written like tests: they panic where an expectation is not met.
 #![allow(clippy::expect_used, reason = "stories are tests")]
 

@@ -14,7 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::guest;
 
-/// How long anything a guest does by itself may take: booting in an emulated processor takes 10 s, on a loaded machine 30.
+/// How long anything a guest does by itself may take: booting in an emulated processor takes 10 s, on a loaded machine
+/// 30.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 /// The kernel keeps this many bytes of its command line, terminator included (COMMAND_LINE_SIZE on x86).
 const CMDLINE_MAX_BYTES: usize = 2048;
@@ -224,8 +225,8 @@ impl Vm {
         lock(&self.stdin).write_all(text.as_bytes()).unwrap_or_else(|error| panic!("minivmm takes no input: {error}"));
     }
 
-    /// Connects the console to a user until minivmm ends, and returns its exit code. What is read from `input` after that is
-    /// lost: a read cannot be called off.
+    /// Connects the console to a user until minivmm ends, and returns its exit code. What is read from `input` after
+    /// that is lost: a read cannot be called off.
     pub fn connect(self, mut input: impl Read + Send + 'static, output: impl Write + Send + 'static) -> i32 {
         lock(&self.watched.console.state).copy = Some(Box::new(output));
         let keyboard = Arc::clone(&self.stdin);

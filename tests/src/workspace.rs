@@ -12,8 +12,8 @@ use images::{place, vmlinux};
 use crate::guest::{Guest, SERIES};
 use crate::probe;
 
-/// Programs of this machine that the stories' guests have beside the usual ones and this very program, which is the other end of
-/// [`crate::traffic`].
+/// Programs of this machine that the stories' guests have beside the usual ones and this very program, which is the
+/// other end of [`crate::traffic`].
 const PROGRAMS: [&str; 1] = ["ethtool"];
 
 /// Debian's program that drives DPDK's poll-mode drivers, and the libraries of a guest that it loads by name: drivers,

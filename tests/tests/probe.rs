@@ -1,7 +1,8 @@
 //! A VMM as a guest sees it, register by register: the bare-metal probe guest on minivmm and on QEMU.
 //!
-//! Every line of the probe is one test here. The VMs run in namespaces of their own, on a bridge with a peer that sends the
-//! probe's frames back. QEMU runs the same binary, which shows that the checks hold the specification and not minivmm's habits.
+//! Every line of the probe is one test here. The VMs run in namespaces of their own, on a bridge with a peer that sends
+//! the probe's frames back. QEMU runs the same binary, which shows that the checks hold the specification and not
+//! minivmm's habits.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,8 @@ use tests::probe::peer::PeerLan;
 use tests::probe::{self, Outcome};
 use tests::workspace;
 
-/// The register-level checks of one card have to be this fast on minivmm: they are meant to run after every change. Processor time,
-/// so that a busy machine fails nobody.
+/// The register-level checks of one card have to be this fast on minivmm: they are meant to run after every change.
+/// Processor time, so that a busy machine fails nobody.
 const REGISTERS_AT_MOST: Duration = Duration::from_secs(5);
 /// minivmm's exit code after a triple fault.
 const CRASHED: i32 = 98;
@@ -93,7 +94,8 @@ fn on_minivmm(place: &Place, programs: Programs, probe: &Path, lan: &PeerLan, di
             if as_wished { Ok(()) } else { Err(format!("ended with {seen:?}").into()) }
         }));
     }
-    // A macvtap cuts uncut datagrams into fragments before the peer could see them: without UFO nothing is left to check there.
+    // A macvtap cuts uncut datagrams into fragments before the peer could see them: without UFO nothing is left to
+    // check there.
     let keys = ",offload=csum:tso:ecn:uso";
     match vmm.run(&Config { cmdline: "probe=device strict echo", card: lan.on_interface(), keys, ..base.clone() }) {
         Ok(mut run) => {
@@ -253,7 +255,8 @@ fn reported(vmm: &'static str, run: Run) -> impl Iterator<Item = Trial> {
         match verdict.outcome {
             Outcome::Passed => Trial::test(name, || Ok(())),
             Outcome::Failed(reason) => failed(&name, reason),
-            // The probe skips what this VMM does not have or promise. That is no gap of this machine, so it counts as seen.
+            // The probe skips what this VMM does not have or promise. That is no gap of this machine, so it counts as
+            // seen.
             Outcome::Skipped(reason) => Trial::test(format!("{name} (not applicable: {reason})"), || Ok(())),
         }
     });

@@ -4,9 +4,10 @@
 //!   worker of a queue pair --copies the start of a frame--> bounded channel --> thread "capture" --> file
 //! ```
 //!
-//! A worker never waits for the disk: what finds the channel full is left out, and the file says how many were before the next frame. The file
-//! is written out whenever the channel is empty, so a SIGKILL loses little. Once it has `capture-size=` bytes it becomes `FILE.1`, in place of
-//! an older one, and a new one begins. A disk that fails ends the capture with one line, not the VM.
+//! A worker never waits for the disk: what finds the channel full is left out, and the file says how many were before
+//! the next frame. The file is written out whenever the channel is empty, so a SIGKILL loses little. Once it has
+//! `capture-size=` bytes it becomes `FILE.1`, in place of an older one, and a new one begins. A disk that fails ends
+//! the capture with one line, not the VM.
 
 mod file;
 

@@ -1,8 +1,8 @@
 //! The guest's serial port on the host: where its output goes and where its input comes from.
 //!
-//! Output is buffered by [`output`] and written by the control loop, so a vCPU never waits in a system call of the console. What
-//! happens to a reader that is too slow depends on where the console is: on stdio and in a file the guest waits (nothing is
-//! lost, and a stop still works); on a pty, where usually nobody is listening, the excess is dropped.
+//! Output is buffered by [`output`] and written by the control loop, so a vCPU never waits in a system call of the
+//! console. What happens to a reader that is too slow depends on where the console is: on stdio and in a file the guest
+//! waits (nothing is lost, and a stop still works); on a pty, where usually nobody is listening, the excess is dropped.
 //! Input is read by the control loop, no faster than the guest takes it.
 
 pub(crate) mod input;
@@ -152,7 +152,8 @@ fn take_terminal() -> io::Result<(Stdin, Input)> {
     Ok((Stdin::Raw { _raw: raw }, Input::new(File::from(fd), Keys::Escaped)))
 }
 
-/// stdout as a file of our own. A terminal is opened anew, to be non-blocking without being so for everybody who shares it.
+/// stdout as a file of our own. A terminal is opened anew, to be non-blocking without being so for everybody who shares
+/// it.
 fn stdout() -> io::Result<File> {
     let stdout = io::stdout();
     if rustix::termios::isatty(&stdout) {

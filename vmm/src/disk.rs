@@ -1,7 +1,7 @@
 //! Opens the files behind disks, refuses those that are not raw, and keeps two VMs from writing to the same one.
 //!
-//! The lock is an open file description lock: exclusive for a writable disk, shared for a read-only one. It is advisory (only
-//! programs that ask see it; QEMU does) and ends with the descriptor.
+//! The lock is an open file description lock: exclusive for a writable disk, shared for a read-only one. It is advisory
+//! (only programs that ask see it; QEMU does) and ends with the descriptor.
 #![expect(unsafe_code, reason = "fcntl(F_OFD_SETLK) has no safe wrapper in the crates used here")]
 
 mod signature;

@@ -1,7 +1,7 @@
 //! How the process ends: the one table of exit codes, read by `--help` and the tests; docs/operations.md has it too.
 //!
-//! The guest owns the small numbers. minivmm's own are those of `sysexits.h`, `timeout(1)` and the shell, and start at 64, so a
-//! guest that keeps to 0 to 63 is never mistaken for anything else.
+//! The guest owns the small numbers. minivmm's own are those of `sysexits.h`, `timeout(1)` and the shell, and start at
+//! 64, so a guest that keeps to 0 to 63 is never mistaken for anything else.
 
 use devices::legacy::event::ResetLine;
 use std::fmt;
@@ -112,8 +112,8 @@ impl Outcome {
     }
 }
 
-/// Ends the process with `code`, now: without waiting for any thread, and without `atexit` functions, which would run beside
-/// threads that still use what they take down.
+/// Ends the process with `code`, now: without waiting for any thread, and without `atexit` functions, which would run
+/// beside threads that still use what they take down.
 #[expect(unsafe_code, reason = "_exit has no safe wrapper in the crates used here")]
 pub(crate) fn at_once(code: u8) -> ! {
     // SAFETY: _exit never returns and takes any value.

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 /// The command that provides the default guest.
 const PROVIDE: &str = "./run guest";
 
-/// A kernel's parameters unless the user replaces them, beside [`REBOOT_PARAMETER`]: the serial port is the console, and a panic
-/// reboots at once, so that it ends the run instead of hanging it.
+/// A kernel's parameters unless the user replaces them, beside [`REBOOT_PARAMETER`]: the serial port is the console,
+/// and a panic reboots at once, so that it ends the run instead of hanging it.
 const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 
 /// Kernel parameters: reboot through the keyboard controller, and mark those after a panic. Linux before 5.1 knows no

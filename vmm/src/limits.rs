@@ -6,8 +6,9 @@ use rustix::process::{Resource, getrlimit};
 use std::error::Error as StdError;
 use std::io;
 
-/// Raises the soft limit of open descriptors to the hard one. The soft one, 1024 almost everywhere, protects programs that use
-/// `select`; a machine with many vCPUs and cards with many queues needs more: each queue has a tap, doorbell and interrupt.
+/// Raises the soft limit of open descriptors to the hard one. The soft one, 1024 almost everywhere, protects programs
+/// that use `select`; a machine with many vCPUs and cards with many queues needs more: each queue has a tap, doorbell
+/// and interrupt.
 ///
 /// # Errors
 /// If the host refuses.

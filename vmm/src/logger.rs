@@ -1,11 +1,11 @@
 //! The `log` backend: lines on stderr, with a limit on those that a guest can cause.
 //!
-//! Levels: error = the user's wish failed; warn = odd but served; info = rare change; debug = for developers, with the time
-//! since the start.
+//! Levels: error = the user's wish failed; warn = odd but served; info = rare change; debug = for developers, with the
+//! time since the start.
 //!
-//! A line never waits for whoever reads stderr: guests cause lines, and a reader that has stopped reading would stop vCPUs,
-//! workers and the control loop. What does not fit is dropped and counted. The check and the write are two steps, so another
-//! process that fills the same pipe in between can still make one line wait.
+//! A line never waits for whoever reads stderr: guests cause lines, and a reader that has stopped reading would stop
+//! vCPUs, workers and the control loop. What does not fit is dropped and counted. The check and the write are two
+//! steps, so another process that fills the same pipe in between can still make one line wait.
 
 use crate::console::terminal;
 use log::{LevelFilter, Log, Metadata, Record};
@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 /// A crate whose lines any guest can cause at any rate; what matters of them is counted by the devices.
 const GUEST_DRIVEN: &str = "virtio_queue";
 
-/// Warnings and worse per second before the rest is only counted. A start or stop logs fewer; a guest that provokes one line
-/// per access could otherwise fill the host's disk.
+/// Warnings and worse per second before the rest is only counted. A start or stop logs fewer; a guest that provokes one
+/// line per access could otherwise fill the host's disk.
 const LINES_PER_SECOND: u32 = 50;
 
 /// Bytes of a line at most: a pipe that polls as writable takes this many without blocking (POSIX: PIPE_BUF).

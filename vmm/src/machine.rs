@@ -6,8 +6,8 @@
 //! stop:                        keeper undoes <- devices <- workers joined <- vCPUs joined <-'
 //! ```
 //!
-//! State that outlives a reboot (files, taps, the console) is in [`Resources`]; the rest (memory, KVM's VM, device state) is made
-//! anew for each run, so a guest that was reset finds what it found at its first start.
+//! State that outlives a reboot (files, taps, the console) is in [`Resources`]; the rest (memory, KVM's VM, device
+//! state) is made anew for each run, so a guest that was reset finds what it found at its first start.
 
 mod control;
 mod control_socket;
@@ -61,7 +61,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Makes memory, VM and vCPUs, and puts the kernel into memory. Needs nothing of the network, which is set up meanwhile.
+    /// Makes memory, VM and vCPUs, and puts the kernel into memory. Needs nothing of the network, which is set up
+    /// meanwhile.
     ///
     /// # Errors
     /// If the host, KVM or the kernel refuses.
@@ -116,7 +117,8 @@ impl Machine {
     }
 }
 
-/// Ends the process with `code` if the machine's threads are not back in time. Without a thread for it the stop has no deadline.
+/// Ends the process with `code` if the machine's threads are not back in time. Without a thread for it the stop has no
+/// deadline.
 fn watch_stop(timeout: Duration, code: u8) -> Option<Watchdog> {
     let watchdog = Watchdog::start(timeout, move || {
         log::error!("The host did not finish the guest's last requests within {} s: ending without", timeout.as_secs());

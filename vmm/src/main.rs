@@ -1,7 +1,7 @@
 //! minivmm: a minimal VMM with built-in bridged networking.
 //!
-//! The binary: command line, KVM, the machine built in named steps, the control loop, and the way out. What the guest can see
-//! is the `devices` crate's, what it boots from is `boot`'s, how its cards reach the network is `net`'s.
+//! The binary: command line, KVM, the machine built in named steps, the control loop, and the way out. What the guest
+//! can see is the `devices` crate's, what it boots from is `boot`'s, how its cards reach the network is `net`'s.
 //!
 //! # Threats
 //! | from | what it can do | what holds it |
@@ -24,15 +24,16 @@
 //! | the user | a file or bridge that is not what it should be | refused with a sentence, a hint and a code before anything runs |
 //!
 //! # Not supported
-//! Other processors than x86-64, hot-plug, snapshots, migration, nested virtualization, more than one package in the guest's
-//! topology.
+//! Other processors than x86-64, hot-plug, snapshots, migration, nested virtualization, more than one package in the
+//! guest's topology.
 //!
-//! More than 255 vCPUs need a guest that knows `KVM_FEATURE_MSI_EXT_DEST_ID`, for MSI-X. KVM's I/O APIC uses 8 bits of a
-//! destination whatever the guest knows, so the lines of the serial port and the power button reach vCPUs 0 to 254 only, and a
-//! guest that moves them to a higher one loses them.
+//! More than 255 vCPUs need a guest that knows `KVM_FEATURE_MSI_EXT_DEST_ID`, for MSI-X. KVM's I/O APIC uses 8 bits of
+//! a destination whatever the guest knows, so the lines of the serial port and the power button reach vCPUs 0 to 254
+//! only, and a guest that moves them to a higher one loses them.
 //!
-//! Confinement beyond capabilities: filters for system calls (seccomp) and paths (Landlock), and a user of its own. Whoever does
-//! not trust the guest should not start minivmm as root where the network (`tap=` or `fd=`) and `/dev/kvm` allow it.
+//! Confinement beyond capabilities: filters for system calls (seccomp) and paths (Landlock), and a user of its own.
+//! Whoever does not trust the guest should not start minivmm as root where the network (`tap=` or `fd=`) and `/dev/kvm`
+//! allow it.
 
 mod capture;
 mod cli;
@@ -161,8 +162,8 @@ fn run_machines(resources: &mut Resources) -> Result<Outcome, Error> {
     }
 }
 
-/// A panic is a bug of ours: one sentence and a code of its own, with the terminal as it was. Exiting here, whatever the thread,
-/// keeps a machine from running on without a part of it; the kernel and the keeper clean up.
+/// A panic is a bug of ours: one sentence and a code of its own, with the terminal as it was. Exiting here, whatever
+/// the thread, keeps a machine from running on without a part of it; the kernel and the keeper clean up.
 fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
         terminal::restore();

@@ -38,8 +38,8 @@ impl BadReadyFd {
 }
 
 impl ReadyFd {
-    /// Takes the descriptor `number` over, which is not one of the standard streams. To be called before the process opens any of
-    /// its own, so that an open number is one that was inherited.
+    /// Takes the descriptor `number` over, which is not one of the standard streams. To be called before the process
+    /// opens any of its own, so that an open number is one that was inherited.
     ///
     /// # Errors
     /// It is not open for writing.

@@ -1,4 +1,5 @@
-//! Every way in which a run ends, with guests of a few instructions: what they do, what the process says and its exit code.
+//! Every way in which a run ends, with guests of a few instructions: what they do, what the process says and its exit
+//! code.
 //!
 //! Needs `/dev/kvm`, but no hardware virtualization: none of the guests does more than port accesses and `hlt`. Without
 //! `/dev/kvm` every test is skipped by name.

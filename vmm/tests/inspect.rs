@@ -1,4 +1,5 @@
-//! The commands that inspect the host's networks, without a VM and around one, each case in a process and a network namespace of its own.
+//! The commands that inspect the host's networks, without a VM and around one, each case in a process and a network
+//! namespace of its own.
 //!
 //! Needs root, `ip` and `/dev/kvm`; skipped by name otherwise.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]

@@ -1,6 +1,6 @@
-//! Receive-side scaling end to end on real taps: the keeper makes a tap with several queues and loads the program, a card on these
-//! queues is driven by a driver on plain memory, and frames that come over a bridge have to arrive where the driver's table and key
-//! lead, with the kernel's choice and without.
+//! Receive-side scaling end to end on real taps: the keeper makes a tap with several queues and loads the program, a
+//! card on these queues is driven by a driver on plain memory, and frames that come over a bridge have to arrive where
+//! the driver's table and key lead, with the kernel's choice and without.
 //!
 //! Every case runs in a process and a network namespace of its own. Needs root; skipped by name otherwise.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
@@ -87,8 +87,8 @@ struct Lan {
 
 impl Lan {
     fn new() -> Self {
-        // The kernel's own solicitations would be frames that nobody expects, and its filters drop what has no checksum. A kernel
-        // without one of them has no file for it.
+        // The kernel's own solicitations would be frames that nobody expects, and its filters drop what has no
+        // checksum. A kernel without one of them has no file for it.
         for (file, value) in [
             ("ipv6/conf/all/disable_ipv6", "1"),
             ("ipv6/conf/default/disable_ipv6", "1"),

@@ -1,8 +1,8 @@
 //! A card with a driver on plain memory and a port that costs nothing, served on the caller's thread.
 //!
-//! Descriptors and available rings are written once and used round and round, so that a burst is two stores of the driver and the
-//! card's own work. Every receive buffer and every frame to send is a chain of one descriptor, or, for a super-frame to send, of one for
-//! each page as Linux has them.
+//! Descriptors and available rings are written once and used round and round, so that a burst is two stores of the
+//! driver and the card's own work. Every receive buffer and every frame to send is a chain of one descriptor, or, for a
+//! super-frame to send, of one for each page as Linux has them.
 #![allow(clippy::expect_used, reason = "as in a test, nothing that fails here has anybody to handle it")]
 
 use std::io;

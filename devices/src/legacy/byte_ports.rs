@@ -1,4 +1,5 @@
-//! How an 8-bit device on the ISA bus meets a wider access: the bus splits it into accesses to consecutive ports, lowest first.
+//! How an 8-bit device on the ISA bus meets a wider access: the bus splits it into accesses to consecutive ports,
+//! lowest first.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,7 +17,8 @@ pub(super) fn write(offset: u64, data: &[u8], mut port: impl FnMut(u64, u8)) {
     }
 }
 
-/// Takes the lock of a device. One that a panicking thread left behind is still a valid register file, so the guest is served.
+/// Takes the lock of a device. One that a panicking thread left behind is still a valid register file, so the guest is
+/// served.
 pub(super) fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }

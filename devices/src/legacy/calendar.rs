@@ -1,7 +1,7 @@
 //! Days since 1970 to a date of the Gregorian calendar and back, for the real-time clock.
 //!
-//! Years are counted from March, so that the leap day is the last day of a year and every month starts at a fixed distance;
-//! 400 years are one period of 146097 days.
+//! Years are counted from March, so that the leap day is the last day of a year and every month starts at a fixed
+//! distance; 400 years are one period of 146097 days.
 
 /// Days in 400 years.
 const DAYS_PER_PERIOD: i64 = 146_097;

@@ -1,4 +1,5 @@
-//! The debug-exit port: a guest ends the VM with a code of its own. For tests and bare-metal programs; Linux does not know it.
+//! The debug-exit port: a guest ends the VM with a code of its own. For tests and bare-metal programs; Linux does not
+//! know it.
 
 use crate::bus::BusDevice;
 use crate::legacy::event::{Events, MachineEvent};

@@ -28,8 +28,8 @@ pub enum ResetLine {
 
 /// Where devices report [`MachineEvent`]s. The VMM implements it.
 ///
-/// Called by vCPU threads in the middle of the guest's write, also by several at once and more than once: the guest runs on
-/// until the VMM stops it, so the first event decides and the implementation keeps it. It must not block.
+/// Called by vCPU threads in the middle of the guest's write, also by several at once and more than once: the guest
+/// runs on until the VMM stops it, so the first event decides and the implementation keeps it. It must not block.
 pub trait Events: Send + Sync {
     /// Takes note of `event`.
     fn raise(&self, event: MachineEvent);

@@ -1,7 +1,7 @@
 //! ACPI power on a hardware-reduced platform: the sleep registers, and the power button.
 //!
-//! The guest powers off by writing the sleep control register (ACPI 6.5 4.8.3.7). The host asks for it with one edge on the
-//! interrupt of the generic event device, whose `_EVT` method notifies the power button and reads no register.
+//! The guest powers off by writing the sleep control register (ACPI 6.5 4.8.3.7). The host asks for it with one edge on
+//! the interrupt of the generic event device, whose `_EVT` method notifies the power button and reads no register.
 
 use crate::bus::BusDevice;
 use crate::irq::IrqLine;
@@ -27,8 +27,8 @@ pub const SLP_TYP_S5: u8 = 5;
 
 /// The sleep control and sleep status registers.
 ///
-/// Soft off is the only state: other values of SLP_TYP are kept and do nothing, as no other `_Sx` object is declared. Since the
-/// machine never sleeps, it never wakes, and WAK_STS in the status register stays 0.
+/// Soft off is the only state: other values of SLP_TYP are kept and do nothing, as no other `_Sx` object is declared.
+/// Since the machine never sleeps, it never wakes, and WAK_STS in the status register stays 0.
 pub struct SleepRegisters {
     /// SLP_TYP as last written. Relaxed: nothing else depends on it.
     control: AtomicU8,

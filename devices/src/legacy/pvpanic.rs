@@ -1,7 +1,7 @@
 //! pvpanic: the guest says that it panicked (QEMU's `docs/specs/pvpanic`, Linux `drivers/misc/pvpanic`).
 //!
-//! A guest that has a crash kernel loaded says so instead and dumps by itself. That report is accepted, so that such a guest is
-//! left alone; the reset at the end of its dump is what the VMM hears of.
+//! A guest that has a crash kernel loaded says so instead and dumps by itself. That report is accepted, so that such a
+//! guest is left alone; the reset at the end of its dump is what the VMM hears of.
 
 use crate::bus::BusDevice;
 use crate::legacy::event::{Events, MachineEvent};

@@ -1,13 +1,13 @@
 //! The MC146818 real-time clock with its 128 bytes of CMOS memory, at an index and a data port.
 //!
-//! Keeps the host's `CLOCK_REALTIME` as UTC, plus an offset of whole seconds that the guest makes by setting the clock; the
-//! host's own clock is never touched. A working clock is worth having: a guest that finds one which neither works nor is
-//! declared absent spends seconds of its boot on waiting for it.
+//! Keeps the host's `CLOCK_REALTIME` as UTC, plus an offset of whole seconds that the guest makes by setting the clock;
+//! the host's own clock is never touched. A working clock is worth having: a guest that finds one which neither works
+//! nor is declared absent spends seconds of its boot on waiting for it.
 //!
 //! Linux needs of it (`drivers/rtc/rtc-mc146818-lib.c`, `rtc-cmos.c`): update-in-progress that clears within 10 ms, two
 //! readings that agree, the valid bit in register D with its other bits zero. It has no interrupt: alarm, periodic and
-//! update-ended interrupts cannot be enabled and register C reads 0. The alarm bytes are plain memory. Without an interrupt in
-//! the clock's ACPI device Linux registers it as a clock without alarms.
+//! update-ended interrupts cannot be enabled and register C reads 0. The alarm bytes are plain memory. Without an
+//! interrupt in the clock's ACPI device Linux registers it as a clock without alarms.
 
 use crate::bus::BusDevice;
 use crate::legacy::byte_ports::{self, lock};
@@ -187,7 +187,8 @@ impl State {
         }
     }
 
-    /// Goes on from the time in memory. One that does not exist (a 31st of April, half-written digits) leaves the clock as it was.
+    /// Goes on from the time in memory. One that does not exist (a 31st of April, half-written digits) leaves the clock
+    /// as it was.
     fn thaw(&mut self, now: Duration) {
         if let Some(time) = self.format().decode(&self.ram) {
             self.offset_secs = time.saturating_sub(host_secs(now));

@@ -1,8 +1,8 @@
 //! A 16550A serial port: 8 ports, one interrupt, output to a writer, input from the VMM.
 //!
-//! The registers are vm-superio's. Output is written to the host byte by byte on the vCPU thread; a host that does not take a
-//! byte loses it, which is counted, and the guest never notices. Input is limited by the receive FIFO: what does not fit
-//! stays with the VMM, which is told when there is room again.
+//! The registers are vm-superio's. Output is written to the host byte by byte on the vCPU thread; a host that does not
+//! take a byte loses it, which is counted, and the guest never notices. Input is limited by the receive FIFO: what does
+//! not fit stays with the VMM, which is told when there is room again.
 
 use crate::bus::BusDevice;
 use crate::irq::IrqLine;
@@ -42,8 +42,8 @@ pub struct Serial {
 impl Serial {
     /// A port that interrupts on `line` and writes to `output`.
     ///
-    /// `drained` is signalled when there may be room for input that was refused, and only then: once for each refusal, so that
-    /// a guest that keeps reading an empty port wakes nobody. It should be non-blocking.
+    /// `drained` is signalled when there may be room for input that was refused, and only then: once for each refusal,
+    /// so that a guest that keeps reading an empty port wakes nobody. It should be non-blocking.
     pub fn new(line: Arc<dyn IrqLine>, output: Output, drained: EventFd) -> Self {
         let notes = Arc::new(Notes {
             drained,
@@ -55,8 +55,8 @@ impl Serial {
         Self { core: Mutex::new(vm_superio::Serial::with_events(line, notes.clone(), output)), notes }
     }
 
-    /// Gives `bytes` to the guest. Returns how many the receive FIFO took; the caller offers the rest again after `drained`
-    /// was signalled.
+    /// Gives `bytes` to the guest. Returns how many the receive FIFO took; the caller offers the rest again after
+    /// `drained` was signalled.
     pub fn input(&self, bytes: &[u8]) -> usize {
         let mut core = lock(&self.core);
         // The one error left is a full FIFO: it took nothing.

@@ -1,7 +1,7 @@
 //! A function's configuration space as data: 256 bytes and a mask of the bits that a guest can write.
 //!
-//! BAR sizing needs no code of its own: the address bits below the BAR's size are not writable, so writing all ones and reading
-//! back gives the size (PCI 3.0 6.2.5.1).
+//! BAR sizing needs no code of its own: the address bits below the BAR's size are not writable, so writing all ones and
+//! reading back gives the size (PCI 3.0 6.2.5.1).
 
 const SIZE: usize = 256;
 const HEADER_SIZE: u8 = 0x40;
@@ -88,8 +88,8 @@ impl ConfigSpace {
         self.set(INTERRUPT_PIN, &[PIN_INTA]);
     }
 
-    /// Adds a capability: its ID, what follows the two bytes of header, and the mask of what a guest may write in that. Returns
-    /// the offset of the capability.
+    /// Adds a capability: its ID, what follows the two bytes of header, and the mask of what a guest may write in that.
+    /// Returns the offset of the capability.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u16 {
         let offset = self.next_capability;
         let at = usize::from(offset);

@@ -1,7 +1,7 @@
 //! MSI-X: the table, the pending bits and masking (PCI 3.0 6.8.2).
 //!
-//! A vector is *routed* while MSI-X is enabled and neither the function nor the vector is masked. What comes while it is not
-//! routed is held by the [`MsiVector`] and shows in the pending bits.
+//! A vector is *routed* while MSI-X is enabled and neither the function nor the vector is masked. What comes while it
+//! is not routed is held by the [`MsiVector`] and shows in the pending bits.
 
 use crate::irq::{MsiMessage, MsiVector};
 use std::sync::Arc;

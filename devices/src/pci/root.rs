@@ -1,7 +1,7 @@
 //! The root bus: configuration space through ECAM and CF8/CFC, and the MMIO windows in which BARs answer.
 //!
-//! A BAR answers only inside a window and only if no other BAR is there already: a guest that puts one over RAM, over the
-//! interrupt controllers or over another BAR gets all ones, and no doorbell.
+//! A BAR answers only inside a window and only if no other BAR is there already: a guest that puts one over RAM, over
+//! the interrupt controllers or over another BAR gets all ones, and no doorbell.
 
 use crate::bus::BusDevice;
 use crate::pci::bdf::Bdf;

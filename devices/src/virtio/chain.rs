@@ -1,7 +1,8 @@
 //! Descriptor chains as workers want them: all of it, checked, or a refusal.
 //!
-//! Serving half of a chain would be worse than refusing it, so a chain is read whole first: it must have at least one descriptor, end with one that has no successor, put
-//! what the device reads before what it writes (virtio 1.3 2.7.4.2), and lie in guest memory.
+//! Serving half of a chain would be worse than refusing it, so a chain is read whole first: it must have at least one
+//! descriptor, end with one that has no successor, put what the device reads before what it writes (virtio 1.3
+//! 2.7.4.2), and lie in guest memory.
 
 use vm_memory::GuestAddress;
 

@@ -71,9 +71,10 @@ pub struct Counter {
 
 /// One virtio device.
 ///
-/// Owned by its transport, which calls every method under its own lock from a vCPU thread, in this order: `start` once per
-/// activation, `stop` once for each successful `start`, configuration accesses at any time. Between the two, and only for a device
-/// that offers VIRTIO_F_RING_RESET, `stop_queue` for a queue that is enabled and `restart_queue` for one that was stopped.
+/// Owned by its transport, which calls every method under its own lock from a vCPU thread, in this order: `start` once
+/// per activation, `stop` once for each successful `start`, configuration accesses at any time. Between the two, and
+/// only for a device that offers VIRTIO_F_RING_RESET, `stop_queue` for a queue that is enabled and `restart_queue` for
+/// one that was stopped.
 pub trait Device: Send {
     /// The device type.
     fn kind(&self) -> Kind;
@@ -100,8 +101,8 @@ pub trait Device: Send {
     /// If it cannot; nothing is left running then.
     fn start(&mut self, activation: Activation) -> Result<(), StartError>;
 
-    /// Stops serving queue `idx` (virtio 1.3 2.6.1). When this returns, the device neither touches the queue nor interrupts for it;
-    /// the other queues go on.
+    /// Stops serving queue `idx` (virtio 1.3 2.6.1). When this returns, the device neither touches the queue nor
+    /// interrupts for it; the other queues go on.
     fn stop_queue(&mut self, _idx: u16) {}
 
     /// Takes the one queue of `activation`, which was stopped and has been enabled again, and serves it.

@@ -1,7 +1,7 @@
 //! Guest memory as host addresses.
 //!
-//! The data path asks for the place of a guest address several times for each frame. A guest has one or two memory regions, so
-//! a walk over a short array is all that takes. No reference into guest memory is ever formed here.
+//! The data path asks for the place of a guest address several times for each frame. A guest has one or two memory
+//! regions, so a walk over a short array is all that takes. No reference into guest memory is ever formed here.
 
 // The reason for `unsafe` here: raw addresses that have to move between threads.
 #![expect(unsafe_code, reason = "host addresses are Send and Sync")]
@@ -17,7 +17,8 @@ struct Span {
     host: *mut u8,
 }
 
-/// Where guest memory is in the host's address space. Holds guest memory, so every address it gives stays mapped as long as it lives.
+/// Where guest memory is in the host's address space. Holds guest memory, so every address it gives stays mapped as
+/// long as it lives.
 #[derive(Clone)]
 pub(super) struct HostMap {
     mem: Memory,

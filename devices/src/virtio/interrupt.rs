@@ -115,8 +115,8 @@ impl Interrupts {
         }
     }
 
-    /// The event by which a backend in the kernel interrupts for `queue`, until the driver gives the queue another vector. `None` if the
-    /// queue has no vector, or a vector without an event. What it signals is not counted.
+    /// The event by which a backend in the kernel interrupts for `queue`, until the driver gives the queue another
+    /// vector. `None` if the queue has no vector, or a vector without an event. What it signals is not counted.
     pub fn event_of_queue(&self, queue: u16) -> Option<&EventFd> {
         self.vectors.get(usize::from(self.queue_vector(queue)))?.event()
     }
@@ -138,7 +138,8 @@ impl Interrupts {
         }
     }
 
-    /// Sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.3 2.1.2). Returns whether this call was the one that set it.
+    /// Sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.3 2.1.2). Returns whether this call was the one that set
+    /// it.
     pub fn set_needs_reset(&self) -> bool {
         let old = self.status.fetch_or(NEEDS_RESET, Ordering::AcqRel);
         let first = old & NEEDS_RESET == 0;

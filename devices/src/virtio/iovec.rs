@@ -1,10 +1,10 @@
 //! Buffers of guest memory as the kernel wants them: an `iovec` array for `readv` and its relatives.
 //!
-//! Bytes move between guest memory and a descriptor in one copy, made by the kernel. No reference or slice into guest memory is
-//! ever formed. The array is kept between requests, so the data path allocates only until the longest request so far has been
-//! seen. A call moves at most what the kernel takes at once ([`MAX_PER_CALL`] pieces); callers that need all of it call
-//! [`skip`](IoVecs::skip) and go on. Where all of it has to move in one call, because it is one frame, a list of more pieces costs a
-//! copy: only a driver that cuts frames into shreds pays for it.
+//! Bytes move between guest memory and a descriptor in one copy, made by the kernel. No reference or slice into guest
+//! memory is ever formed. The array is kept between requests, so the data path allocates only until the longest request
+//! so far has been seen. A call moves at most what the kernel takes at once ([`MAX_PER_CALL`] pieces); callers that
+//! need all of it call [`skip`](IoVecs::skip) and go on. Where all of it has to move in one call, because it is one
+//! frame, a list of more pieces costs a copy: only a driver that cuts frames into shreds pays for it.
 
 // The reason for `unsafe` here: the system calls take raw host addresses of guest memory.
 #![expect(unsafe_code, reason = "readv and its relatives are called on guest memory")]
@@ -96,12 +96,13 @@ impl IoVecs {
     /// As `readv(2)`; an interrupted call is repeated.
     pub fn readv(&self, fd: BorrowedFd) -> io::Result<usize> {
         let (pieces, count) = self.pieces();
-        // SAFETY: `pieces` is `count` iovecs, each within memory that `self.map` keeps mapped and that Rust never refers to.
+        // SAFETY: `pieces` is `count` iovecs, each within memory that `self.map` keeps mapped and that Rust never
+        // refers to.
         retry(|| unsafe { libc::readv(fd.as_raw_fd(), pieces, count) })
     }
 
-    /// Reads from `fd` into the list up to byte [`spill_offset`](Self::spill_offset), and what comes after it into `spill`. Returns
-    /// the bytes read, with those in `spill`.
+    /// Reads from `fd` into the list up to byte [`spill_offset`](Self::spill_offset), and what comes after it into
+    /// `spill`. Returns the bytes read, with those in `spill`.
     ///
     /// # Errors
     /// As `readv(2)`; an interrupted call is repeated.
@@ -123,8 +124,8 @@ impl IoVecs {
         result
     }
 
-    /// The byte of the list at which [`readv_spilling`](Self::readv_spilling) goes over to the spill: the list's length, unless it
-    /// has more pieces than one call takes.
+    /// The byte of the list at which [`readv_spilling`](Self::readv_spilling) goes over to the spill: the list's
+    /// length, unless it has more pieces than one call takes.
     pub fn spill_offset(&self) -> usize {
         if self.count() < MAX_PER_CALL {
             return usize::try_from(self.len_bytes).unwrap_or(usize::MAX);
@@ -142,14 +143,16 @@ impl IoVecs {
             let at = skip.min(piece.iov_len);
             let len = bytes.len().min(piece.iov_len - at);
             let (now, later) = bytes.split_at(len);
-            // SAFETY: `at + len` is within the piece, which `self.map` keeps mapped; `now` is host memory and cannot overlap it.
+            // SAFETY: `at + len` is within the piece, which `self.map` keeps mapped; `now` is host memory and cannot
+            // overlap it.
             unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), piece.iov_base.cast::<u8>().wrapping_add(at), len) };
             skip -= at;
             bytes = later;
         }
     }
 
-    /// Copies bytes out of the list into `bytes`, from `skip` bytes after its start on. Where the list ends, `bytes` stays as it is.
+    /// Copies bytes out of the list into `bytes`, from `skip` bytes after its start on. Where the list ends, `bytes`
+    /// stays as it is.
     pub fn copy_out(&self, skip: usize, mut bytes: &mut [u8]) {
         let mut skip = skip;
         for piece in self.vec.get(self.first..).unwrap_or_default() {
@@ -160,7 +163,8 @@ impl IoVecs {
             let len = bytes.len().min(piece.iov_len - at);
             let (now, later) = bytes.split_at_mut(len);
             let from = piece.iov_base.cast::<u8>().wrapping_add(at);
-            // SAFETY: `at + len` is within the piece, which `self.map` keeps mapped; `now` is host memory and cannot overlap it.
+            // SAFETY: `at + len` is within the piece, which `self.map` keeps mapped; `now` is host memory and cannot
+            // overlap it.
             unsafe { std::ptr::copy_nonoverlapping(from, now.as_mut_ptr(), len) };
             skip -= at;
             bytes = later;
@@ -182,8 +186,8 @@ impl IoVecs {
         retry(|| unsafe { libc::writev(fd.as_raw_fd(), pieces, count) })
     }
 
-    /// Writes the list to `fd` in one call, as one frame. Returns the bytes written. The caller bounds the list's length: what the
-    /// kernel does not take as pieces is copied.
+    /// Writes the list to `fd` in one call, as one frame. Returns the bytes written. The caller bounds the list's
+    /// length: what the kernel does not take as pieces is copied.
     ///
     /// # Errors
     /// As `writev(2)`; an interrupted call is repeated.

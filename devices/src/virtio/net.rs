@@ -1,15 +1,15 @@
 //! The network card (virtio 1.3 5.1): N queue pairs, each with a worker thread of its own and a queue of the tap.
 //!
-//! At reset one pair is attached to the interface; the driver asks for more through the control queue, and the kernel then spreads
-//! the flows over those that are attached. A guest that uses fewer pairs than the card has loses nothing.
+//! At reset one pair is attached to the interface; the driver asks for more through the control queue, and the kernel
+//! then spreads the flows over those that are attached. A guest that uses fewer pairs than the card has loses nothing.
 //!
 //! ```text
 //!   pair 0   receiveq 0   transmitq 1   controlq 2N (2 if MQ was not negotiated)
 //!   pair i   receiveq 2i  transmitq 2i+1
 //! ```
 //!
-//! Each queue can be reset and enabled again by itself (virtio 1.3 2.6.1); whoever does that visits the worker that holds it, so no
-//! queue is shared and nothing on the data path is locked.
+//! Each queue can be reset and enabled again by itself (virtio 1.3 2.6.1); whoever does that visits the worker that
+//! holds it, so no queue is shared and nothing on the data path is locked.
 
 mod alarm;
 mod budget;
@@ -100,7 +100,8 @@ const PUBLISH_EVERY: u32 = 16;
 /// Descriptors of the control queue.
 const CTRL_QUEUE_SIZE: u16 = 64;
 
-/// Descriptors that a receive or transmit queue can have. Fewer could not hold the pieces of one frame of a stock driver.
+/// Descriptors that a receive or transmit queue can have. Fewer could not hold the pieces of one frame of a stock
+/// driver.
 pub const RING_SIZES: RangeInclusive<u16> = 64..=4096;
 
 /// Most queue pairs of a card.
@@ -126,8 +127,8 @@ pub struct NetConfig {
     pub mtu: u16,
     /// Descriptors of each receive and transmit queue: a power of two in [`RING_SIZES`].
     pub ring: u16,
-    /// The offloads that are offered if the ports have them. To be closed under the needs of its members, for example no TSO4
-    /// without CSUM.
+    /// The offloads that are offered if the ports have them. To be closed under the needs of its members, for example
+    /// no TSO4 without CSUM.
     pub offloads: Offloads,
     /// The link, which is set from elsewhere.
     pub link: Link,
@@ -160,8 +161,8 @@ impl Net {
     /// A card with one queue pair for each of `ports`, which are queues of one interface.
     ///
     /// # Errors
-    /// If there are no ports or too many, the size of the queues is not possible, or the kernel refuses to detach all but the
-    /// first port.
+    /// If there are no ports or too many, the size of the queues is not possible, or the kernel refuses to detach all
+    /// but the first port.
     pub fn new(config: NetConfig, ports: Vec<Arc<dyn FramePort>>) -> io::Result<Self> {
         let (pairs, queue_sizes) = queues(&config, ports.len())?;
         let always = [
@@ -313,7 +314,8 @@ impl Net {
         self.workers.get(usize::from(idx / 2)).or(self.workers.first())
     }
 
-    /// Returns whether datagrams may be joined: if the tap takes UDP to be segmented. Whether the driver knows of that does not matter.
+    /// Returns whether datagrams may be joined: if the tap takes UDP to be segmented. Whether the driver knows of that
+    /// does not matter.
     fn joins_datagrams(&self) -> bool {
         self.features & bit(VIRTIO_NET_F_HOST_USO) != 0
     }

@@ -25,7 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long to wait for a device's counters, and between two looks. A vCPU holds the lock for microseconds, unless the device is reset.
+/// How long to wait for a device's counters, and between two looks. A vCPU holds the lock for microseconds, unless the
+/// device is reset.
 const COUNTERS_PATIENCE: Duration = Duration::from_millis(20);
 const COUNTERS_PAUSE: Duration = Duration::from_millis(1);
 
@@ -187,8 +188,8 @@ impl VirtioPci {
         }
     }
 
-    /// Attaches doorbells where the running device's notifications are. A reset leaves them: detaching costs milliseconds, and a
-    /// doorbell of a device that does not run is only forgotten.
+    /// Attaches doorbells where the running device's notifications are. A reset leaves them: detaching costs
+    /// milliseconds, and a doorbell of a device that does not run is only forgotten.
     fn attach_doorbells(&self, state: &mut State) {
         let keep = state.transport.running() || state.doorbells_at.is_some();
         let wanted = state.mapped_at.filter(|_| keep);
@@ -212,7 +213,8 @@ impl VirtioPci {
         state.doorbells_at = wanted;
     }
 
-    /// The BAR access that the configuration window describes, if it is a legal one: 1, 2 or 4 bytes, aligned, in BAR 0.
+    /// The BAR access that the configuration window describes, if it is a legal one: 1, 2 or 4 bytes, aligned, in BAR
+    /// 0.
     fn window_access(state: &State) -> Option<(u64, usize)> {
         let mut bar = [0; 1];
         state.config.read(state.window_at + 4, &mut bar);
@@ -257,7 +259,8 @@ fn add_structure(config: &mut ConfigSpace, kind: Structure, region: Region, extr
     config.add_capability(VENDOR_CAPABILITY, &body, &[]);
 }
 
-/// The window through which BAR 0 can be reached without mapping it: bar, offset, length and data are the guest's to write.
+/// The window through which BAR 0 can be reached without mapping it: bar, offset, length and data are the guest's to
+/// write.
 fn add_window(config: &mut ConfigSpace) -> u16 {
     let mut body = vec![structure_len(&[0; 4]), Structure::Window as u8];
     body.resize(18, 0);

@@ -5,8 +5,9 @@
 //!                  ^                                   | something came meanwhile
 //!                  +-----------------------------------+
 //! ```
-//! After [`BUDGET`] requests or [`TURN`] the queue rings its own doorbell and returns to the worker's loop, so that a driver that
-//! never stops asking, or asks for much, keeps the worker from being stopped for no longer than one request takes.
+//! After [`BUDGET`] requests or [`TURN`] the queue rings its own doorbell and returns to the worker's loop, so that a
+//! driver that never stops asking, or asks for much, keeps the worker from being stopped for no longer than one request
+//! takes.
 
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{ActiveQueue, Memory, StartError};
@@ -21,7 +22,8 @@ use vmm_sys_util::eventfd::EventFd;
 /// Requests that are answered before the worker looks whether it is to stop.
 pub const BUDGET: u32 = 64;
 
-/// Time after which it looks even if the budget is not used up: a single request can move 4 GiB, and a reset waits in a vCPU.
+/// Time after which it looks even if the budget is not used up: a single request can move 4 GiB, and a reset waits in a
+/// vCPU.
 pub const TURN: Duration = Duration::from_millis(10);
 
 /// Requests per interrupt while a burst lasts. The driver can go on with the first while the last are being served.
@@ -32,8 +34,8 @@ const DOORBELL: u32 = 0;
 
 /// The part of a device that answers the requests of one queue. Called on the queue's worker.
 pub trait Answer: Send + 'static {
-    /// Answers the request in `chain`, which it may change, of queue `queue`. Returns the number of bytes that it wrote to the
-    /// start of the writable part.
+    /// Answers the request in `chain`, which it may change, of queue `queue`. Returns the number of bytes that it wrote
+    /// to the start of the writable part.
     ///
     /// # Errors
     /// If the request cannot be answered at all.
@@ -97,8 +99,8 @@ impl RequestQueue {
         Ok(Self { ring, doorbell, chain: Chain::default() })
     }
 
-    /// Answers what is available. `answer` is given each chain, may change it, and returns the bytes that it wrote to the start
-    /// of the writable part.
+    /// Answers what is available. `answer` is given each chain, may change it, and returns the bytes that it wrote to
+    /// the start of the writable part.
     ///
     /// # Errors
     /// If the ring or a chain is broken, if `answer` fails, or if the doorbell cannot be rung.

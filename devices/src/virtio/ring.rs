@@ -1,8 +1,8 @@
-//! A split virtqueue as a worker uses it: chains come out, used buffers go back in batches, notifications in both directions are
-//! sent only when the other side wants them (virtio 1.3 2.7).
+//! A split virtqueue as a worker uses it: chains come out, used buffers go back in batches, notifications in both
+//! directions are sent only when the other side wants them (virtio 1.3 2.7).
 //!
-//! Used buffers become visible together when they are published, because one frame may span several of them: a driver that sees
-//! the first buffer expects the others.
+//! Used buffers become visible together when they are published, because one frame may span several of them: a driver
+//! that sees the first buffer expects the others.
 
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{ActiveQueue, Memory, StartError};
@@ -84,7 +84,8 @@ impl Ring {
         Ok(self.next_avail != self.seen_avail)
     }
 
-    /// Takes the next available chain: reads it into `chain` and returns the index of its head, or `None` if there is none.
+    /// Takes the next available chain: reads it into `chain` and returns the index of its head, or `None` if there is
+    /// none.
     ///
     /// # Errors
     /// If the ring or the chain is broken. There is nothing to answer then: only a reset helps.
@@ -128,8 +129,8 @@ impl Ring {
         }
     }
 
-    /// Returns whether the driver wants to be interrupted for what was published since it was last considered. If not, this counts as
-    /// considered.
+    /// Returns whether the driver wants to be interrupted for what was published since it was last considered. If not,
+    /// this counts as considered.
     pub fn interrupt_is_wanted(&mut self) -> bool {
         let (old, new) = (self.notified, self.published);
         if old == new {
@@ -160,8 +161,8 @@ impl Ring {
         (self.published - self.notified).0
     }
 
-    /// Asks the driver not to notify. Only a hint: it may still do so. With EVENT_IDX nothing has to be done: the driver notifies
-    /// at one index only, which it passes.
+    /// Asks the driver not to notify. Only a hint: it may still do so. With EVENT_IDX nothing has to be done: the
+    /// driver notifies at one index only, which it passes.
     pub fn disable_doorbell(&mut self) {
         if !self.event_idx {
             self.queue.set_used_flags(NO_NOTIFY);

@@ -1,8 +1,8 @@
 //! Entropy device, virtio 1.3 5.4: fills the driver's buffers from a random source of the host.
 //!
-//! One queue, one worker. The bytes go straight from the host's source into guest memory. There is no rate limit: the source is
-//! meant to be `/dev/urandom`, which does not run dry, and a guest that asks for ever burns one thread of its own VM, as one of
-//! its vCPUs could.
+//! One queue, one worker. The bytes go straight from the host's source into guest memory. There is no rate limit: the
+//! source is meant to be `/dev/urandom`, which does not run dry, and a guest that asks for ever burns one thread of its
+//! own VM, as one of its vCPUs could.
 
 use crate::virtio::chain::{Buffer, Chain};
 use crate::virtio::device::{Activation, Counter, Device, Kind, StartError};

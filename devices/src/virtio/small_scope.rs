@@ -1,15 +1,17 @@
 //! Exhaustive tests in a small scope: every descriptor table that a driver can write there, against a reference walk.
 //!
-//! The scope: queues of 1, 2 and 4 descriptors; two regions of a page each that touch, and nothing behind them; buffers that are
-//! empty (at an address outside of memory), inside, across the regions, and outside; every combination of the flags NEXT, WRITE
-//! and INDIRECT; every `next`, one past the end included; indirect tables of 1 to 5 descriptors, at an odd address, across the
-//! regions, outside, empty, and of half a descriptor. Each accepted chain becomes an [`IoVecs`] list, whose bytes and pieces are
-//! compared, too.
+//! The scope: queues of 1, 2 and 4 descriptors; two regions of a page each that touch, and nothing behind them; buffers
+//! that are empty (at an address outside of memory), inside, across the regions, and outside; every combination of the
+//! flags NEXT, WRITE and INDIRECT; every `next`, one past the end included; indirect tables of 1 to 5 descriptors, at
+//! an odd address, across the regions, outside, empty, and of half a descriptor. Each accepted chain becomes an
+//! [`IoVecs`] list, whose bytes and pieces are compared, too.
 //!
-//! Tables are enumerated lazily: a descriptor gets each of its contents when the reference walk first reads it, and until then
-//! holds a poison that makes a walk which reads it differ. So tables that differ only in what nothing reads are tried once.
+//! Tables are enumerated lazily: a descriptor gets each of its contents when the reference walk first reads it, and
+//! until then holds a poison that makes a walk which reads it differ. So tables that differ only in what nothing reads
+//! are tried once.
 //!
-//! Not shown: longer queues and chains, descriptors that change while they are read, the rings, and the atomicity of the reads.
+//! Not shown: longer queues and chains, descriptors that change while they are read, the rings, and the atomicity of
+//! the reads.
 
 use crate::virtio::chain::{BadChain, Buffer, Chain};
 use crate::virtio::device::Memory;
@@ -221,7 +223,8 @@ impl Case {
                 return broken();
             }
             if visited.contains(&(which == Which::Direct, idx)) {
-                // A walk that does not notice goes round until it meets a readable descriptor behind a writable one, or its end.
+                // A walk that does not notice goes round until it meets a readable descriptor behind a writable one, or
+                // its end.
                 return Walk::Refused(vec![BadChain::Broken, BadChain::ReadableAfterWritable]);
             }
             let Some(desc) = table.known[idx] else { return Walk::Needs(which, idx) };
@@ -289,7 +292,8 @@ fn addresses(buffers: &[(u64, u32)]) -> Vec<u64> {
     buffers.iter().flat_map(|(addr, len)| (0..u64::from(*len)).map(move |at| addr + at)).collect()
 }
 
-/// Compares the list's length, pieces and bytes with those of the buffers. Bytes of buffers are the pattern of [`Case::new`].
+/// Compares the list's length, pieces and bytes with those of the buffers. Bytes of buffers are the pattern of
+/// [`Case::new`].
 fn check_list(list: &IoVecs, buffers: &[(u64, u32)]) {
     let addresses = addresses(buffers);
     let crossing = buffers.iter().filter(|(addr, len)| *addr < BOUNDARY && addr + u64::from(*len) > BOUNDARY).count();

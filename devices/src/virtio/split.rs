@@ -6,8 +6,8 @@
 //! used ring          flags u16, idx u16, ring [(id u32, len u32); size], avail_event u16
 //! ```
 //!
-//! The transport has checked where the parts are and how they are aligned; here every index is taken modulo the size of the queue. The driver
-//! writes at any time, so every field is read once and by an atomic load.
+//! The transport has checked where the parts are and how they are aligned; here every index is taken modulo the size of
+//! the queue. The driver writes at any time, so every field is read once and by an atomic load.
 
 // The reason for `unsafe` here: atomic access to rings in guest memory, several times for each frame.
 #![expect(unsafe_code, reason = "rings are accessed by host address")]
@@ -96,7 +96,8 @@ impl SplitQueue {
         &self.map
     }
 
-    /// The index behind the last available element. Acquire: the elements before it. Pairs with the driver's write barrier.
+    /// The index behind the last available element. Acquire: the elements before it. Pairs with the driver's write
+    /// barrier.
     #[inline]
     pub(super) fn avail_idx(&self) -> u16 {
         self.available_u16(IDX).load(Ordering::Acquire).to_le()
@@ -125,8 +126,8 @@ impl SplitQueue {
     pub(super) fn set_used(&self, at: u16, head: u16, len: u32) {
         let element = u64::from(head) | u64::from(len) << 32;
         let host = self.used.wrapping_add(RING_HEADER + self.slot(at) * USED_ELEMENT);
-        // SAFETY: within the used ring, which `map` keeps mapped. Elements are aligned to 4 bytes only, so there is no atomic
-        // type for the whole; the driver does not read it before the index says so.
+        // SAFETY: within the used ring, which `map` keeps mapped. Elements are aligned to 4 bytes only, so there is no
+        // atomic type for the whole; the driver does not read it before the index says so.
         unsafe { host.cast::<u64>().write_unaligned(element.to_le()) };
     }
 
@@ -148,7 +149,8 @@ impl SplitQueue {
         self.used_u16(RING_HEADER + usize::from(self.size) * USED_ELEMENT).store(idx.to_le(), Ordering::Relaxed);
     }
 
-    /// Reads the chain that begins with descriptor `head` whole into `chain`, replacing what was there. Empty buffers are dropped.
+    /// Reads the chain that begins with descriptor `head` whole into `chain`, replacing what was there. Empty buffers
+    /// are dropped.
     ///
     /// # Errors
     /// If the chain breaks a rule; `chain` is then of no use.
@@ -208,7 +210,8 @@ impl SplitQueue {
     }
 
     fn available_u16(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: callers stay within the available ring, which `map` keeps mapped; it is aligned to 2 bytes and so is `offset`.
+        // SAFETY: callers stay within the available ring, which `map` keeps mapped; it is aligned to 2 bytes and so is
+        // `offset`.
         unsafe { AtomicU16::from_ptr(self.available.wrapping_add(offset).cast()) }
     }
 

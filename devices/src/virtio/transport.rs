@@ -1,4 +1,5 @@
-//! The role *transport*: how a driver and a device agree (virtio 1.3 chapters 2 and 3), shared by whatever carries the registers.
+//! The role *transport*: how a driver and a device agree (virtio 1.3 chapters 2 and 3), shared by whatever carries the
+//! registers.
 //!
 //! ```text
 //!             ACKNOWLEDGE, DRIVER          FEATURES_OK              DRIVER_OK
@@ -7,10 +8,12 @@
 //!     +--------- 0 written at any time: workers joined, queues forgotten ----------+
 //! ```
 //!
-//! A status write that skips a step or clears a bit changes nothing. What the driver sets up for a queue is fixed once the queue
-//! is enabled, and checked at that moment: a queue whose rings are not in guest memory does not become enabled.
+//! A status write that skips a step or clears a bit changes nothing. What the driver sets up for a queue is fixed once
+//! the queue is enabled, and checked at that moment: a queue whose rings are not in guest memory does not become
+//! enabled.
 //!
-//! With VIRTIO_F_RING_RESET, which a device offers if it can do it, a single queue goes back and forth while the device runs:
+//! With VIRTIO_F_RING_RESET, which a device offers if it can do it, a single queue goes back and forth while the device
+//! runs:
 //!
 //! ```text
 //!   enabled ---- 1 written to queue_reset: device.stop_queue, set-up and vector forgotten ----> reset
@@ -349,8 +352,8 @@ impl Transport {
         }
     }
 
-    /// Resets the selected queue (virtio 1.3 2.6.1), so that it can be enabled again. It is done when this returns: a driver that
-    /// waits for queue_reset to become 0 has never to wait.
+    /// Resets the selected queue (virtio 1.3 2.6.1), so that it can be enabled again. It is done when this returns: a
+    /// driver that waits for queue_reset to become 0 has never to wait.
     pub fn reset_queue(&mut self) {
         let idx = self.queue_select;
         let negotiated = self.status() & status::FEATURES_OK != 0 && self.accepted & RING_RESET != 0;

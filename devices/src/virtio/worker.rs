@@ -5,14 +5,14 @@
 //!          ^                           | found something                                       | woken
 //!          +---------------------------+-------------------------------------------------------+
 //! ```
-//! A doorbell costs the guest an exit and the worker a wake-up, so a service may leave doorbells off while it is polled. Where there is
-//! only one processor the vCPU gets it between two looks, and goes on to fill the ring.
+//! A doorbell costs the guest an exit and the worker a wake-up, so a service may leave doorbells off while it is
+//! polled. Where there is only one processor the vCPU gets it between two looks, and goes on to fill the ring.
 //!
-//! A worker that fails raises DEVICE_NEEDS_RESET, logs one line and then waits to be stopped. It never takes the VM down and
-//! never dies silently. Whoever spawned it joins it and gets the service back.
+//! A worker that fails raises DEVICE_NEEDS_RESET, logs one line and then waits to be stopped. It never takes the VM
+//! down and never dies silently. Whoever spawned it joins it and gets the service back.
 //!
-//! The feature `inline-workers` is for fuzz targets: there workers have no threads and run when they are told to, so that the same
-//! input always does the same.
+//! The feature `inline-workers` is for fuzz targets: there workers have no threads and run when they are told to, so
+//! that the same input always does the same.
 
 #[cfg(feature = "inline-workers")]
 pub mod inline;
@@ -77,7 +77,8 @@ pub trait Service: Send + 'static {
     /// The descriptors to wait for.
     fn sources(&self) -> Vec<Source>;
 
-    /// A descriptor that the service itself adds and removes while it runs, so that the worker can stop watching it after a fault.
+    /// A descriptor that the service itself adds and removes while it runs, so that the worker can stop watching it
+    /// after a fault.
     fn watched_later(&self) -> Option<RawFd> {
         None
     }
@@ -102,8 +103,8 @@ pub trait Service: Send + 'static {
         Ok(false)
     }
 
-    /// Switches all announcements on, because the worker is going to sleep, and does what came up before that. Returns whether there
-    /// was some.
+    /// Switches all announcements on, because the worker is going to sleep, and does what came up before that. Returns
+    /// whether there was some.
     ///
     /// # Errors
     /// If the service cannot go on.

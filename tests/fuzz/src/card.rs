@@ -1,12 +1,13 @@
-//! A driver's program against the whole network device: descriptors, rings, indexes, features, commands, doorbells, resets and
-//! status writes, with frames arriving from the port, the host failing and the cable coming out meanwhile.
+//! A driver's program against the whole network device: descriptors, rings, indexes, features, commands, doorbells,
+//! resets and status writes, with frames arriving from the port, the host failing and the cable coming out meanwhile.
 //!
 //! ```text
 //!   action = kind u8, a u8, b u16, c u32, d u64   and for some kinds bytes that follow
 //! ```
-//! A program is *tame* as long as queues lie where [`driver::Driver::enable_queue`] puts them, in memory that nothing else is told to write.
-//! Then what the device may do is known and held: every used entry answers a chain that was made available, a broken chain ends in
-//! NEEDS_RESET, and nothing but used rings changes below the buffers. A wild program is held to the rest.
+//! A program is *tame* as long as queues lie where [`driver::Driver::enable_queue`] puts them, in memory that nothing
+//! else is told to write. Then what the device may do is known and held: every used entry answers a chain that was made
+//! available, a broken chain ends in NEEDS_RESET, and nothing but used rings changes below the buffers. A wild program
+//! is held to the rest.
 
 mod action;
 mod flow;

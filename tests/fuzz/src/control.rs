@@ -1,4 +1,5 @@
-//! Control commands: any bytes, cut in any way, under any negotiated features. Each is answered, and what it changed is what it said.
+//! Control commands: any bytes, cut in any way, under any negotiated features. Each is answered, and what it changed is
+//! what it said.
 //!
 //! ```text
 //!   features u64, queue pairs u8, then for each command: length u16, cut u8, failures u8, bytes

@@ -177,7 +177,8 @@ impl<'a> Driver<'a> {
         assert_eq!(self.status(), RUNNING, "slot {} starts again after a reset", self.slot);
     }
 
-    /// Makes `descs` (address, length, flags) available as one chain in an empty part of the queue, and tells the device.
+    /// Makes `descs` (address, length, flags) available as one chain in an empty part of the queue, and tells the
+    /// device.
     fn offer(&self, queue: u16, nth: u16, descs: &[(u64, u32, u16)]) {
         let first = nth * 4;
         for (idx, (address, len, flags)) in (first..).zip(descs) {

@@ -1,4 +1,5 @@
-//! A machine without vCPUs: an MMIO and a port bus, a PCI root with a card and an entropy source, and workers that run when told.
+//! A machine without vCPUs: an MMIO and a port bus, a PCI root with a card and an entropy source, and workers that run
+//! when told.
 
 use crate::memory;
 use crate::port::Port;
@@ -40,8 +41,8 @@ pub const PAIRS: usize = 2;
 /// The card's address.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// Turns of all workers after which a device that nobody asks for anything has to be at rest. A ring full of commands or frames
-/// takes a handful.
+/// Turns of all workers after which a device that nobody asks for anything has to be at rest. A ring full of commands
+/// or frames takes a handful.
 const RESTLESS: u32 = 200;
 
 /// How [`Machine::settle`] ended.

@@ -1,5 +1,5 @@
-//! Guest memory between pages that nobody may touch: whoever leaves it is caught, be it this process (SIGSEGV) or the kernel on its
-//! behalf (EFAULT, see [`crate::port`]).
+//! Guest memory between pages that nobody may touch: whoever leaves it is caught, be it this process (SIGSEGV) or the
+//! kernel on its behalf (EFAULT, see [`crate::port`]).
 
 use devices::virtio::device::Memory;
 use std::sync::OnceLock;

@@ -1,4 +1,5 @@
-//! Registers: reads and writes of any width, anywhere in configuration space, in BARs wherever they were moved, and in the windows.
+//! Registers: reads and writes of any width, anywhere in configuration space, in BARs wherever they were moved, and in
+//! the windows.
 //!
 //! ```text
 //!   access = space u8, width u8, offset u32, value u64

@@ -1,5 +1,6 @@
-//! The network services of a card: any frames from its guest, any answers from resolvers, in any order and at any time, over datagrams and
-//! connections. Each datagram is answered once at most, every answer is whole, and no question waits for ever.
+//! The network services of a card: any frames from its guest, any answers from resolvers, in any order and at any time,
+//! over datagrams and connections. Each datagram is answered once at most, every answer is whole, and no question waits
+//! for ever.
 //!
 //! ```text
 //!   shape u8, then for each event: kind u8, argument u8, length u16, bytes

@@ -1,7 +1,7 @@
 //! Memory for rings and buffers: a fixed range of guest RAM, handed out from the front and reused by the next check.
 //!
-//! It lies outside the image so that the image stays small to load. Nothing in it is a Rust object: it is read and written by
-//! address only, as a device would.
+//! It lies outside the image so that the image stays small to load. Nothing in it is a Rust object: it is read and
+//! written by address only, as a device would.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,18 +1,19 @@
 //! The card under full load, with the probe as a polling driver: `probe=bench`.
 //!
-//! Words of the command line: `dir=tx|rx|pong|idle`; `size=BYTES` of a frame without its check sequence; `mss=BYTES`, which makes
-//! every sent frame a TCP super-frame of such segments; `partial=1`, which leaves the checksum of datagrams to the device; `pairs=N`; `buffer=BYTES` of a receive buffer; `warm=TICKS` before and
-//! `ticks=TICKS` during which is counted; `depth=FRAMES` and `drains=N` for receiving.
+//! Words of the command line: `dir=tx|rx|pong|idle`; `size=BYTES` of a frame without its check sequence; `mss=BYTES`,
+//! which makes every sent frame a TCP super-frame of such segments; `partial=1`, which leaves the checksum of datagrams
+//! to the device; `pairs=N`; `buffer=BYTES` of a receive buffer; `warm=TICKS` before and `ticks=TICKS` during which is
+//! counted; `depth=FRAMES` and `drains=N` for receiving.
 //!
-//! Interrupts are off and the one processor serves all pairs in turns. Every ring is kept full; a doorbell is rung only where the
-//! device asks for it. Sending is counted by time, between the lines `bench begin` and `bench tx`.
+//! Interrupts are off and the one processor serves all pairs in turns. Every ring is kept full; a doorbell is rung only
+//! where the device asks for it. Sending is counted by time, between the lines `bench begin` and `bench tx`.
 //!
-//! Receiving is counted by drains, so that whoever sends takes no processor meanwhile: after `bench fill` the card gets no buffer back,
-//! and the host queues `depth` frames before it and then sends a byte through the serial port. From there to the last frame the time runs;
-//! what had found buffers before is not counted. The line is `bench rx`.
+//! Receiving is counted by drains, so that whoever sends takes no processor meanwhile: after `bench fill` the card gets
+//! no buffer back, and the host queues `depth` frames before it and then sends a byte through the serial port. From
+//! there to the last frame the time runs; what had found buffers before is not counted. The line is `bench rx`.
 //!
-//! With `idle` the card is started and has all its receive buffers. The VM does not end by itself: after its last line, and with
-//! `idle` at once, the processor sleeps.
+//! With `idle` the card is started and has all its receive buffers. The VM does not end by itself: after its last line,
+//! and with `idle` at once, the processor sleeps.
 
 mod card;
 mod frame;

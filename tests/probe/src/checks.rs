@@ -1,7 +1,8 @@
 //! The checks, by subject, and which of them a suite name selects.
 //!
-//! Every check starts with a device in any state and leaves it reset. A check of something that the specification leaves open, but
-//! minivmm promises, runs only with the word `strict` on the command line, so that the rest holds on every VMM.
+//! Every check starts with a device in any state and leaves it reset. A check of something that the specification
+//! leaves open, but minivmm promises, runs only with the word `strict` on the command line, so that the rest holds on
+//! every VMM.
 
 mod block;
 mod bus;
@@ -39,8 +40,8 @@ pub(crate) struct Terms {
     pub(crate) strict: bool,
     /// A peer on the card's network sends frames with the probe's EtherType back (`checks/net.rs`).
     pub(crate) echo: bool,
-    /// The host's kernel reads a card's receive and transmit rings (vhost-net). It looks at receive buffers only when there is a frame
-    /// for them, and gives a card up where minivmm itself would go on.
+    /// The host's kernel reads a card's receive and transmit rings (vhost-net). It looks at receive buffers only when
+    /// there is a frame for them, and gives a card up where minivmm itself would go on.
     pub(crate) vhost: bool,
 }
 
@@ -141,7 +142,8 @@ fn run_all(report: &mut Report, subject: &Subject, checks: &[(&str, DeviceCheck)
             device.reset()?;
             arena::reset();
             let outcome = check(&Subject { device, ..*subject });
-            // The reset keeps the device away from the arena, which the next check uses; the first failure is the telling one.
+            // The reset keeps the device away from the arena, which the next check uses; the first failure is the
+            // telling one.
             let back = device.reset();
             if let Some(msix) = device.msix {
                 msix.control(crate::virtio::msix::Control::Off);

@@ -1,8 +1,9 @@
 //! The few instructions that Rust has no words for: ports, sized memory-mapped accesses, the time stamp counter.
 //!
-//! The functions are safe to call although a wrong address would be fatal: the probe runs alone on its machine, and an access that
-//! is not backed ends in the exception report, not in undefined behaviour of somebody else. Memory-mapped accesses are written as one
-//! `mov` each, so that the width on the bus is exactly the one in the name and every hypervisor's emulator knows the instruction.
+//! The functions are safe to call although a wrong address would be fatal: the probe runs alone on its machine, and an
+//! access that is not backed ends in the exception report, not in undefined behaviour of somebody else. Memory-mapped
+//! accesses are written as one `mov` each, so that the width on the bus is exactly the one in the name and every
+//! hypervisor's emulator knows the instruction.
 
 use core::arch::asm;
 
@@ -33,7 +34,8 @@ macro_rules! memory_access {
         #[doc = concat!("Reads ", $width, " bits at a physical address, with one instruction of that width.")]
         pub(crate) fn $read(address: u64) -> $int {
             let value: $int;
-            // SAFETY: All physical addresses are mapped one to one for ring 3 (paging.rs); a hole ends in the fault report.
+            // SAFETY: All physical addresses are mapped one to one for ring 3 (paging.rs); a hole ends in the fault
+            // report.
             unsafe { asm!(concat!("mov {value", $modifier, "}, [{address}]"), value = out($class) value, address = in(reg) address, options(nostack, preserves_flags)) };
             value
         }
@@ -65,7 +67,8 @@ pub(crate) fn ticks() -> u64 {
 /// A bound for waiting: about one second on a common processor, never less than a third of one.
 pub(crate) const SECOND_TICKS: u64 = 2_000_000_000;
 
-/// A bound for what has to happen: generous, because on a loaded host the device's thread may have to wait for its turn.
+/// A bound for what has to happen: generous, because on a loaded host the device's thread may have to wait for its
+/// turn.
 pub(crate) const PATIENCE_TICKS: u64 = 15 * SECOND_TICKS;
 
 /// Waits until `done` holds, for at most `limit` ticks. Returns whether it did.

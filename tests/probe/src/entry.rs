@@ -1,12 +1,13 @@
 //! From the PVH entry to Rust in ring 3, in as few instructions as possible.
 //!
 //! The very first act is one byte on the first serial port: the start-time benchmark measures until then. Ring 0 may be
-//! emulated (about a million instructions per second on a machine without hardware virtualization), so ring 0 only loads what
-//! is already built in the image and leaves with `iretq`; IDT gates and everything else are filled in by ring 3, which owns
-//! all memory through user-accessible identity pages and all ports through the I/O bitmap of the TSS. (IOPL 3 would be shorter,
-//! but an emulated `iretq` may clear it.)
+//! emulated (about a million instructions per second on a machine without hardware virtualization), so ring 0 only
+//! loads what is already built in the image and leaves with `iretq`; IDT gates and everything else are filled in by
+//! ring 3, which owns all memory through user-accessible identity pages and all ports through the I/O bitmap of the
+//! TSS. (IOPL 3 would be shorter, but an emulated `iretq` may clear it.)
 //!
-//! PVH entry state: `xen/include/public/arch-x86/hvm/start_info.h`: 32-bit protected mode, no paging, `ebx` = start info.
+//! PVH entry state: `xen/include/public/arch-x86/hvm/start_info.h`: 32-bit protected mode, no paging, `ebx` = start
+//! info.
 
 use core::arch::global_asm;
 

@@ -1,7 +1,7 @@
 //! The interrupt descriptor table, the local APIC, counters of arrived messages, and the pins of the I/O APIC.
 //!
-//! Handlers run in ring 0 and only count (entry.rs); everything here runs in ring 3. Interrupts are always enabled there.
-//! The local APIC is used in xAPIC mode, its mode at reset (Intel SDM 3A, 11.4).
+//! Handlers run in ring 0 and only count (entry.rs); everything here runs in ring 3. Interrupts are always enabled
+//! there. The local APIC is used in xAPIC mode, its mode at reset (Intel SDM 3A, 11.4).
 
 use crate::cpu;
 use crate::entry::{FIRST_VECTOR, STUB_BYTES, VECTORS};
@@ -23,7 +23,8 @@ const ENTRY_ACTIVE_LOW: u32 = 1 << 13;
 const ENTRY_LEVEL: u32 = 1 << 15;
 const ENTRY_MASKED: u32 = 1 << 16;
 const SPURIOUS_VECTOR: u8 = 0xff;
-/// Invalid opcode: the exception that one instruction of ring 3 causes on every hypervisor, which cannot be said of `int`.
+/// Invalid opcode: the exception that one instruction of ring 3 causes on every hypervisor, which cannot be said of
+/// `int`.
 const INVALID_OPCODE: u8 = 6;
 const RING0_CODE: u64 = 0x08;
 

@@ -1,16 +1,18 @@
-//! The bare-metal probe guest: drives a VMM's devices register by register and reports what it finds on the serial port.
+//! The bare-metal probe guest: drives a VMM's devices register by register and reports what it finds on the serial
+//! port.
 //!
-//! It is a PVH kernel for any VMM: started with `--kernel probe`, it checks what the command line names and ends the VM.
+//! It is a PVH kernel for any VMM: started with `--kernel probe`, it checks what the command line names and ends the
+//! VM.
 //!
-//! Command line words: `probe=SUITE[,SUITE..]` with `platform`, `pci`, `common`, `status`, `msix`, `device` (or one kind: `net`,
-//! `blk`, `rng`), `hostile` (or only a card's: `card`), `all` (the default); `probe=idle` does nothing at all, for start-time measurements; `probe=bench` puts the
-//! card under load (`bench`); `strict` also checks what only minivmm promises; `echo` says that a peer sends test frames back;
-//! `vhost` says that the host's kernel reads a card's rings;
-//! `end=reset|panic|triple-fault` ends a clean run so instead of through the debug-exit port.
+//! Command line words: `probe=SUITE[,SUITE..]` with `platform`, `pci`, `common`, `status`, `msix`, `device` (or one
+//! kind: `net`, `blk`, `rng`), `hostile` (or only a card's: `card`), `all` (the default); `probe=idle` does nothing at
+//! all, for start-time measurements; `probe=bench` puts the card under load (`bench`); `strict` also checks what only
+//! minivmm promises; `echo` says that a peer sends test frames back; `vhost` says that the host's kernel reads a card's
+//! rings; `end=reset|panic|triple-fault` ends a clean run so instead of through the debug-exit port.
 //!
-//! It promises to touch nothing but the devices of bus 0, the legacy ports it names, and its own 32 MiB of memory; to bound
-//! every wait; and to report an exception instead of hanging. It does not promise to leave a device configured, and writes to the
-//! last sector of writable disks (and restores it).
+//! It promises to touch nothing but the devices of bus 0, the legacy ports it names, and its own 32 MiB of memory; to
+//! bound every wait; and to report an exception instead of hanging. It does not promise to leave a device configured,
+//! and writes to the last sector of writable disks (and restores it).
 //!
 //! Not supported: virtio-mmio, buses behind bridges, more than one CPU, packed rings, less than 32 MiB of memory.
 

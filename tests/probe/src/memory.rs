@@ -53,7 +53,8 @@ unsafe extern "C" fn memset(dst: *mut u8, byte: i32, len: usize) -> *mut u8 {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, len: usize) -> i32 {
     for i in 0..len {
-        // SAFETY: i < len, and the caller guarantees the range. Volatile, so that the loop is not turned into a call of itself.
+        // SAFETY: i < len, and the caller guarantees the range. Volatile, so that the loop is not turned into a call of
+        // itself.
         let l = unsafe { left.wrapping_add(i).read_volatile() };
         // SAFETY: As above.
         let r = unsafe { right.wrapping_add(i).read_volatile() };

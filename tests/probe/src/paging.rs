@@ -1,6 +1,7 @@
 //! Identity pages above the first 4 GiB, added on demand for BARs that lie there.
 //!
-//! The tables are ordinary memory to ring 3, and going from not-present to present needs no TLB flush (Intel SDM 3A, 4.10.4.3).
+//! The tables are ordinary memory to ring 3, and going from not-present to present needs no TLB flush (Intel SDM 3A,
+//! 4.10.4.3).
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 

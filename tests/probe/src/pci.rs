@@ -205,7 +205,8 @@ pub(crate) fn enumerate(ecam: Option<Ecam>) -> impl Iterator<Item = Function> {
         paging::map(e.base);
         Mechanism::Ecam(e.base)
     });
-    // Conventional access decides what exists, so that a wrong ECAM base shows up in the checks and not as an empty machine.
+    // Conventional access decides what exists, so that a wrong ECAM base shows up in the checks and not as an empty
+    // machine.
     let function = |devfn| Function { devfn, via: Mechanism::Cf8 };
     (0..=u8::MAX)
         .step_by(8)

@@ -45,8 +45,8 @@ pub(crate) enum End {
     TripleFault,
 }
 
-/// The first serial port, polled once per filling of its FIFO: on a machine where an exit takes 50 us and more, asking before every
-/// byte would make printing the most expensive thing the probe does.
+/// The first serial port, polled once per filling of its FIFO: on a machine where an exit takes 50 us and more, asking
+/// before every byte would make printing the most expensive thing the probe does.
 pub(crate) struct Serial;
 
 /// Bytes that a 16550A takes at once.

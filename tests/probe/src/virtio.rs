@@ -260,7 +260,8 @@ impl Device {
         }
     }
 
-    /// Resets and negotiates `VERSION_1` and whatever of `wanted` is offered. Ends in FEATURES_OK. Returns what was accepted.
+    /// Resets and negotiates `VERSION_1` and whatever of `wanted` is offered. Ends in FEATURES_OK. Returns what was
+    /// accepted.
     pub(crate) fn negotiate(&self, wanted: u64) -> Check<u64> {
         self.reset()?;
         self.set_status(status::ACKNOWLEDGE);

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use super::{Error, Tally};
 use crate::workspace::root;
 
-/// Runs the workspace's tests, shows their output as it comes and adds up their results. Output without any result line,
-/// because something does not compile, counts as one failure.
+/// Runs the workspace's tests, shows their output as it comes and adds up their results. Output without any result
+/// line, because something does not compile, counts as one failure.
 pub(super) fn test(filter: Option<&str>) -> Result<Tally, Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut child = Command::new(cargo)

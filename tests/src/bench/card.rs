@@ -1,14 +1,17 @@
 //! The network card with a polling guest: frames per second, latency and processor time of minivmm and QEMU, in turns.
 //!
-//! The guest is the probe (`probe=bench`): ring 3 on one virtual processor, which runs natively also where KVM emulates ring 0. It keeps
-//! its rings full, has interrupts off and rings a doorbell only where the device asks for it. Its card is on a bridge.
+//! The guest is the probe (`probe=bench`): ring 3 on one virtual processor, which runs natively also where KVM emulates
+//! ring 0. It keeps its rings full, has interrupts off and rings a doorbell only where the device asks for it. Its card
+//! is on a bridge.
 //!
-//! Frames that it sends go to a tap without a reader, whose full queue drops everything at once: counted, and the same for all. What it
-//! receives is queued before its tap while it holds its buffers back, and timed from there to the last frame: so nobody else works then, and
-//! two processors are enough for guest and worker. The same writes and reads without a VM (`plain`) are what this kernel can do at all.
+//! Frames that it sends go to a tap without a reader, whose full queue drops everything at once: counted, and the same
+//! for all. What it receives is queued before its tap while it holds its buffers back, and timed from there to the last
+//! frame: so nobody else works then, and two processors are enough for guest and worker. The same writes and reads
+//! without a VM (`plain`) are what this kernel can do at all.
 //!
-//! Nothing is pinned, and the host may be busy, so figures mean something only against each other, in the same run; processor time per frame
-//! suffers least. QEMU is a q35 with virtio-net-pci and vhost off. Run it inside `namespace::isolate`.
+//! Nothing is pinned, and the host may be busy, so figures mean something only against each other, in the same run;
+//! processor time per frame suffers least. QEMU is a q35 with virtio-net-pci and vhost off. Run it inside
+//! `namespace::isolate`.
 
 mod case;
 

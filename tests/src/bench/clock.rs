@@ -1,4 +1,5 @@
-//! Two clocks: the time stamp counter, which guest and host may share, and the processor time of another process's threads.
+//! Two clocks: the time stamp counter, which guest and host may share, and the processor time of another process's
+//! threads.
 //!
 //! Unsafe, because the counter has no safe intrinsic.
 #![allow(unsafe_code)]

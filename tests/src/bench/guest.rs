@@ -1,12 +1,12 @@
-//! A stock Linux guest on minivmm, on QEMU and on QEMU with vhost-net, in turns: TCP, small UDP packets, requests and responses;
-//! with the host, and TCP with a namespace beyond it, which bridges and NAT lead to.
+//! A stock Linux guest on minivmm, on QEMU and on QEMU with vhost-net, in turns: TCP, small UDP packets, requests and
+//! responses; with the host, and TCP with a namespace beyond it, which bridges and NAT lead to.
 //!
-//! All machines are up at once on one bridge and every test goes round them, so that they share whatever else the host does. iperf3
-//! runs on the host and in the guests; requests are single bytes to an echo of busybox. Processor time is that of the VMM's process with
-//! its virtual processors, and of vhost's thread, which belongs to it.
+//! All machines are up at once on one bridge and every test goes round them, so that they share whatever else the host
+//! does. iperf3 runs on the host and in the guests; requests are single bytes to an echo of busybox. Processor time is
+//! that of the VMM's process with its virtual processors, and of vhost's thread, which belongs to it.
 //!
-//! Where KVM boots no Linux all of this happens in the host VM, whose one emulated processor the guest, the VMM and iperf3 share: there
-//! the figures are ratios and nothing else. Run it inside `namespace::isolate`.
+//! Where KVM boots no Linux all of this happens in the host VM, whose one emulated processor the guest, the VMM and
+//! iperf3 share: there the figures are ratios and nothing else. Run it inside `namespace::isolate`.
 
 mod report;
 mod traffic;

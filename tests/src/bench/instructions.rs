@@ -1,8 +1,9 @@
-//! Instructions that the card's own code takes for a frame, counted by valgrind's callgrind: the same on a busy machine as on an idle one.
+//! Instructions that the card's own code takes for a frame, counted by valgrind's callgrind: the same on a busy machine
+//! as on an idle one.
 //!
-//! The example `burst` of `devices` moves bursts of frames through a card whose port costs nothing. Two runs of different length
-//! give the slope, so start-up does not count; neither does the kernel. The figures of the repository are in
-//! `devices/benches/instructions.json`. A compiler other than theirs gives others.
+//! The example `burst` of `devices` moves bursts of frames through a card whose port costs nothing. Two runs of
+//! different length give the slope, so start-up does not count; neither does the kernel. The figures of the repository
+//! are in `devices/benches/instructions.json`. A compiler other than theirs gives others.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,9 +1,9 @@
 //! From exec to the guest's first byte: minivmm and QEMU microvm with the same guest, in turns.
 //!
-//! The guest is the probe, whose first act is a byte on the serial port. Each VM has 128 MiB, one vCPU and one card on a bridge.
-//! minivmm creates its tap and attaches it, and that counts; QEMU gets one that is already there, without a script. QEMU's microvm
-//! runs as it is and with what its documentation names for a short start. A program that
-//! only prints a byte shows how much of it all is the price of starting a process.
+//! The guest is the probe, whose first act is a byte on the serial port. Each VM has 128 MiB, one vCPU and one card on
+//! a bridge. minivmm creates its tap and attaches it, and that counts; QEMU gets one that is already there, without a
+//! script. QEMU's microvm runs as it is and with what its documentation names for a short start. A program that only
+//! prints a byte shows how much of it all is the price of starting a process.
 //!
 //! Figures mean something only against each other, in the same run. Run it inside `namespace::isolate`.
 

@@ -1,7 +1,7 @@
 //! The present usage of a VM's processes: processor time, memory, threads.
 //!
-//! The VM is everything in this process namespace except the benchmark itself, so that a child which left its parent counts as well.
-//! A process that ends while it is looked at counts as nothing.
+//! The VM is everything in this process namespace except the benchmark itself, so that a child which left its parent
+//! counts as well. A process that ends while it is looked at counts as nothing.
 //!
 //! Unsafe, because no safe crate here reads the clock of another process; `/proc` only has ticks of 10 ms.
 #![allow(unsafe_code)]

@@ -10,8 +10,8 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    /// Makes the terminal pass every key on; `None` if standard input is no terminal. Line ends in the output still return
-    /// the carriage, since not everything that is printed comes from the guest.
+    /// Makes the terminal pass every key on; `None` if standard input is no terminal. Line ends in the output still
+    /// return the carriage, since not everything that is printed comes from the guest.
     pub(super) fn set() -> Option<Self> {
         let before = tcgetattr(stdin()).ok()?;
         let mut raw = before.clone();

@@ -1,8 +1,8 @@
 //! The agent in the host VM: runs the commands that come over the control channel.
 //!
-//! It is this same binary, started by the initramfs. A command gets a process group of its own, two or
-//! three pipes; when its time is up the group is killed. What a command leaves running in the background stays, and keeps
-//! nobody waiting. The agent ends when it is told to, or when the outer end of the channel closes; the host VM then powers
+//! It is this same binary, started by the initramfs. A command gets a process group of its own, two or three pipes;
+//! when its time is up the group is killed. What a command leaves running in the background stays, and keeps nobody
+//! waiting. The agent ends when it is told to, or when the outer end of the channel closes; the host VM then powers
 //! off.
 
 use std::collections::HashMap;
@@ -86,7 +86,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Hands input to its command. A command that leaves it unread keeps the others waiting, so it is for keys, not for files.
+/// Hands input to its command. A command that leaves it unread keeps the others waiting, so it is for keys, not for
+/// files.
 fn feed(inputs: &Inputs, id: u32, bytes: &[u8]) {
     let mut inputs = lock(inputs);
     let Some(input) = inputs.get_mut(&id) else { return };

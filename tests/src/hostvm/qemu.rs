@@ -46,8 +46,8 @@ impl Machine {
             .collect();
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         let (accel, cpu) = match config.accel {
-            // A big translation cache: a kernel in a kernel does not fit the default one. Without erms and fsrm the kernel
-            // copies memory by words; with them, TCG does it byte by byte.
+            // A big translation cache: a kernel in a kernel does not fit the default one. Without erms and fsrm the
+            // kernel copies memory by words; with them, TCG does it byte by byte.
             Accel::Tcg => ("tcg,tb-size=512", "max,-erms,-fsrm"),
             Accel::Kvm => ("kvm", "host"),
         };

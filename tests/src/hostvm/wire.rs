@@ -1,7 +1,7 @@
 //! The messages between the outer machine and the agent in the host VM.
 //!
-//! A frame is: id (u32), kind (u8), length (u32), payload; integers little-endian. The id says which command a frame belongs
-//! to, so that several run at once. The same frames go between `tests exec` and a kept host VM.
+//! A frame is: id (u32), kind (u8), length (u32), payload; integers little-endian. The id says which command a frame
+//! belongs to, so that several run at once. The same frames go between `tests exec` and a kept host VM.
 
 use std::io::{self, Read, Write};
 

@@ -57,8 +57,8 @@ pub struct Run {
     pub code: Option<i32>,
     /// From the start of the process to its end.
     pub took: Duration,
-    /// Processor time of the VMM and its children. While the probe runs it never sleeps, so this is what a run takes on a machine
-    /// that does nothing else.
+    /// Processor time of the VMM and its children. While the probe runs it never sleeps, so this is what a run takes on
+    /// a machine that does nothing else.
     pub cpu: Duration,
 }
 
@@ -133,7 +133,8 @@ impl Vmm {
     }
 }
 
-/// Processor time of all children that this process has waited for, and theirs: `cutime` and `cstime` of proc_pid_stat(5).
+/// Processor time of all children that this process has waited for, and theirs: `cutime` and `cstime` of
+/// proc_pid_stat(5).
 fn children_cpu() -> io::Result<Duration> {
     const TICK: Duration = Duration::from_millis(10);
     let text = std::fs::read_to_string("/proc/self/stat")?;

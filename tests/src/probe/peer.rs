@@ -1,4 +1,5 @@
-//! The probe's peer on the network: sends every frame of its EtherType back to the sender, and every large frame of IPv4.
+//! The probe's peer on the network: sends every frame of its EtherType back to the sender, and every large frame of
+//! IPv4.
 //!
 //! Unsafe, because a packet socket is bound by an address structure that no safe crate here builds.
 #![allow(unsafe_code)]
@@ -21,8 +22,8 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 /// Bytes of a frame that nobody has cut.
 const LARGE: usize = 8000;
 const LARGE_MAX: usize = 1 << 16;
-/// `struct virtio_net_hdr` of what is sent back, little-endian as we are. A datagram: NEEDS_CSUM, GSO_UDP, hdr_len 42, gso_size 1480,
-/// csum_start 34, csum_offset 6.
+/// `struct virtio_net_hdr` of what is sent back, little-endian as we are. A datagram: NEEDS_CSUM, GSO_UDP, hdr_len 42,
+/// gso_size 1480, csum_start 34, csum_offset 6.
 const OF_UDP: [u8; 10] = [1, 3, 42, 0, 0xc8, 5, 34, 0, 6, 0];
 /// A segment: NEEDS_CSUM, GSO_TCPV4, hdr_len 54, gso_size 1460, csum_start 34, csum_offset 16.
 const OF_TCP: [u8; 10] = [1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0];
@@ -36,7 +37,8 @@ pub struct PeerLan {
 }
 
 impl PeerLan {
-    /// Makes the bridge and starts the peer, which ends with the process. For a network namespace of our own: the names are fixed.
+    /// Makes the bridge and starts the peer, which ends with the process. For a network namespace of our own: the names
+    /// are fixed.
     ///
     /// # Errors
     /// If the peer gets no socket.
@@ -77,8 +79,9 @@ impl PeerLan {
     }
 }
 
-/// Starts a thread that sends each frame with more than [`LARGE`] bytes of IPv4 and UDP or TCP back, to be cut on its way. The bridge
-/// itself sees frames as its ports have sent them; on the way to a port they are cut as far as that wants it.
+/// Starts a thread that sends each frame with more than [`LARGE`] bytes of IPv4 and UDP or TCP back, to be cut on its
+/// way. The bridge itself sees frames as its ports have sent them; on the way to a port they are cut as far as that
+/// wants it.
 fn return_large(bridge: &str) -> io::Result<()> {
     let (mut from, mut to) = (packet_socket(bridge, ETHERTYPE_IPV4)?, packet_socket(bridge, 0)?);
     set_header(&to)?;

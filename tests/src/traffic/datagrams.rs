@@ -1,5 +1,5 @@
-//! Numbered UDP datagrams whose sizes and bytes the receiver knows beforehand. They are sent in bursts: after each, the sender waits
-//! for the receiver's word, so no queue between them has to hold more than one.
+//! Numbered UDP datagrams whose sizes and bytes the receiver knows beforehand. They are sent in bursts: after each, the
+//! sender waits for the receiver's word, so no queue between them has to hold more than one.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -33,7 +33,8 @@ pub struct Plan {
 pub enum Cut {
     /// The sender: a system call for each.
     Sender,
-    /// The kernel, or the card (UDP_SEGMENT): a system call for as many of one size as fit. The sizes have to be all the same.
+    /// The kernel, or the card (UDP_SEGMENT): a system call for as many of one size as fit. The sizes have to be all
+    /// the same.
     Kernel,
 }
 

@@ -15,8 +15,8 @@ use super::{PATIENCE, Pattern};
 /// A flow writes this much at once at most, and reads more.
 const WRITE_BYTES: usize = 4 << 10;
 const READ_BYTES: usize = 32 << 10;
-/// Every flow has a turn in this time. It leaves the processor something to do besides: hundreds of flows that send as fast as they can
-/// wait for each other, and then a flow that is lost looks like one that waits.
+/// Every flow has a turn in this time. It leaves the processor something to do besides: hundreds of flows that send as
+/// fast as they can wait for each other, and then a flow that is lost looks like one that waits.
 const TURN: Duration = Duration::from_millis(100);
 /// The limit of a flow's bytes under way: hundreds of them must not make a queue in which one waits for seconds.
 const SEND_BUFFER_BYTES: usize = 8 << 10;

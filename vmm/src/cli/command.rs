@@ -28,8 +28,8 @@ pub(crate) enum Command {
         /// `down`: no frames pass; `up`: as the host's interface has it
         state: WantedLink,
     },
-    /// Say what on this host keeps a VM or its cards from working, and the command that changes it. The exit code is 0 if a start
-    /// with these cards would work; without cards, it looks at what a bridge and NAT need
+    /// Say what on this host keeps a VM or its cards from working, and the command that changes it. The exit code is 0
+    /// if a start with these cards would work; without cards, it looks at what a bridge and NAT need
     Doctor(InspectArgs),
     /// Inspection at the networks of VMs on this host
     #[command(subcommand, disable_help_subcommand = true, arg_required_else_help = false)]
@@ -74,7 +74,8 @@ pub(crate) enum NetCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Put another policy in the place of that of a running VM, at once and as a whole; or print the one in force, as JSON
+    /// Put another policy in the place of that of a running VM, at once and as a whole; or print the one in force, as
+    /// JSON
     Policy {
         /// The VM's name
         #[arg(value_name = "VM")]

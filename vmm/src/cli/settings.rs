@@ -66,8 +66,9 @@ pub(crate) struct Settings {
     #[arg(long, help_heading = NETWORK, value_name = "SPEC", help = NET_SUMMARY)]
     pub(crate) net: Vec<net::NetSpec>,
 
-    /// Security groups: a TOML or JSON file that says what may reach the guest and what the guest may reach, on all cards, connection by
-    /// connection. Unless it says otherwise, the guest reaches everything and nothing reaches the guest
+    /// Security groups: a TOML or JSON file that says what may reach the guest and what the guest may reach, on all
+    /// cards, connection by connection. Unless it says otherwise, the guest reaches everything and nothing reaches the
+    /// guest
     #[arg(long, help_heading = NETWORK, value_name = "FILE")]
     #[serde(deserialize_with = "some_text")]
     pub(crate) policy: Option<PolicyFile>,
@@ -81,8 +82,8 @@ pub(crate) struct Settings {
     #[arg(long, help_heading = MACHINE, value_name = "KEY=TEXT", help = SMBIOS_HELP)]
     pub(crate) smbios: Vec<SmbiosSpec>,
 
-    /// Where the guest's serial port goes: stdio, pty, file=PATH (overwritten, and as large as the guest makes it) or none. On a
-    /// terminal, Ctrl-A x quits and Ctrl-A Ctrl-A sends a Ctrl-A
+    /// Where the guest's serial port goes: stdio, pty, file=PATH (overwritten, and as large as the guest makes it) or
+    /// none. On a terminal, Ctrl-A x quits and Ctrl-A Ctrl-A sends a Ctrl-A
     #[arg(long, help_heading = RUN, value_name = "WHERE", default_value = "stdio")]
     #[serde(deserialize_with = "text")]
     pub(crate) console: ConsoleSpec,
@@ -96,8 +97,8 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "stop_timeout")]
     pub(crate) stop_timeout: u32,
 
-    /// Where the line goes that says that every card has an address: the number of an open descriptor. It is an object of JSON
-    /// [default: stderr, where it is the only line that begins with {]
+    /// Where the line goes that says that every card has an address: the number of an open descriptor. It is an object
+    /// of JSON [default: stderr, where it is the only line that begins with {]
     #[arg(long, help_heading = RUN, value_name = "N", value_parser = descriptor)]
     #[serde(deserialize_with = "ready_fd")]
     pub(crate) ready_fd: Option<RawFd>,

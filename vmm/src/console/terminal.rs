@@ -75,8 +75,8 @@ pub(crate) fn line_end() -> &'static str {
     }
 }
 
-/// Returns whether this process may read from and configure the terminal: a background job may not. A terminal that is not the
-/// process's own has no job control and refuses the question.
+/// Returns whether this process may read from and configure the terminal: a background job may not. A terminal that is
+/// not the process's own has no job control and refuses the question.
 pub(super) fn is_foreground(fd: BorrowedFd<'_>) -> bool {
     rustix::termios::tcgetpgrp(fd).map_or(true, |group| group == rustix::process::getpgrp())
 }

@@ -1,8 +1,8 @@
 //! CPUID as one vCPU sees it: what KVM supports, with the leaves that only the VMM can know filled in.
 //!
-//! Promises: every leaf that speaks of topology agrees with every other (they come from one [`Topology`]), no leaf tells of the
-//! host's topology, and nothing is announced that KVM did not offer, but for what the VMM itself provides (the TSC deadline
-//! timer that KVM leaves to it, and extended MSI destinations).
+//! Promises: every leaf that speaks of topology agrees with every other (they come from one [`Topology`]), no leaf
+//! tells of the host's topology, and nothing is announced that KVM did not offer, but for what the VMM itself provides
+//! (the TSC deadline timer that KVM leaves to it, and extended MSI destinations).
 //!
 //! Nested virtualization is not offered: it is the largest attack surface of KVM and no guest of this VMM needs it.
 //!

@@ -2,8 +2,8 @@
 
 use std::io;
 
-/// One exit of `KVM_RUN`. Slices are the buffers that KVM shares with us; what is written to a read's buffer reaches the guest
-/// when the vCPU runs again.
+/// One exit of `KVM_RUN`. Slices are the buffers that KVM shares with us; what is written to a read's buffer reaches
+/// the guest when the vCPU runs again.
 #[derive(Debug)]
 pub(crate) enum Exit<'a> {
     /// The guest reads an I/O port; a string instruction reads it several times.
@@ -55,7 +55,8 @@ pub(crate) enum SystemEvent {
     Crash,
 }
 
-/// Why KVM cannot go on with a vCPU. A fault of the host or of this program, or a guest that does what KVM cannot emulate.
+/// Why KVM cannot go on with a vCPU. A fault of the host or of this program, or a guest that does what KVM cannot
+/// emulate.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// `KVM_EXIT_FAIL_ENTRY`.

@@ -1,7 +1,7 @@
 //! Interrupts: with irqfd lines of the I/O APIC and MSI-X vectors, with `KVM_IRQ_LINE` the pins of PCI functions.
 //!
-//! Nothing is registered with KVM before it is first used: an irqfd costs a grace period of the host kernel, and most of a
-//! machine's vectors are never used at all.
+//! Nothing is registered with KVM before it is first used: an irqfd costs a grace period of the host kernel, and most
+//! of a machine's vectors are never used at all.
 
 use crate::event;
 use devices::irq::{IntxPin, IrqLine, Level, MsiMessage, MsiVector};
@@ -121,8 +121,8 @@ impl Routes {
         result
     }
 
-    /// Hands the whole table to KVM. The I/O APIC's pins are in it because this table replaces KVM's default one; the pins of
-    /// the 8259 are not, because this machine has none.
+    /// Hands the whole table to KVM. The I/O APIC's pins are in it because this table replaces KVM's default one; the
+    /// pins of the 8259 are not, because this machine has none.
     fn publish(&self, messages: &BTreeMap<u32, MsiMessage>) -> io::Result<()> {
         let entries: Vec<_> = (0..IOAPIC_PINS)
             .map(ioapic_entry)
@@ -135,7 +135,8 @@ impl Routes {
 
 /// One MSI-X vector of one device.
 ///
-/// While no irqfd is assigned the eventfd's counter holds a signal; KVM looks at the counter when the irqfd is assigned.
+/// While no irqfd is assigned the eventfd's counter holds a signal; KVM looks at the counter when the irqfd is
+/// assigned.
 pub(super) struct Vector {
     routes: Arc<Routes>,
     event: EventFd,
@@ -173,8 +174,8 @@ impl MsiVector for Vector {
                 if !*assigned {
                     self.routes.vm.register_irqfd(&self.event, self.gsi)?;
                     *assigned = true;
-                    // KVM has seen a held signal and delivers it, but leaves the counter as it was. What is read here was either
-                    // there before the call, and is on its way, or KVM's wake-up has already taken it.
+                    // KVM has seen a held signal and delivers it, but leaves the counter as it was. What is read here
+                    // was either there before the call, and is on its way, or KVM's wake-up has already taken it.
                     self.drain();
                 }
             }

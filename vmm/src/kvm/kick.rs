@@ -23,7 +23,8 @@ pub(crate) struct Kick {
     immediate_exit: NonNull<u8>,
 }
 
-// SAFETY: the pointer is only used for an atomic store to a byte that the kernel reads; see `Kick::kick` for its lifetime.
+// SAFETY: the pointer is only used for an atomic store to a byte that the kernel reads; see `Kick::kick` for its
+// lifetime.
 unsafe impl Send for Kick {}
 
 impl Kick {
@@ -33,11 +34,12 @@ impl Kick {
         Self { immediate_exit: NonNull::from(&mut run.immediate_exit) }
     }
 
-    /// Makes the vCPU that `thread` runs leave the guest, and every later `KVM_RUN` of it return at once. `thread` must own the
-    /// vCPU that this kick was made for, and return it as its result: it cannot be unmapped while the handle is unjoined.
+    /// Makes the vCPU that `thread` runs leave the guest, and every later `KVM_RUN` of it return at once. `thread` must
+    /// own the vCPU that this kick was made for, and return it as its result: it cannot be unmapped while the handle is
+    /// unjoined.
     pub(crate) fn kick(&self, thread: &JoinHandle<super::Vcpu>) {
-        // SAFETY: the byte lies in the `kvm_run` mapping of a vCPU that is owned by `thread` (or by its result), which is alive
-        // because its handle is. Nothing else in this program reads or writes the byte.
+        // SAFETY: the byte lies in the `kvm_run` mapping of a vCPU that is owned by `thread` (or by its result), which
+        // is alive because its handle is. Nothing else in this program reads or writes the byte.
         let immediate_exit = unsafe { AtomicU8::from_ptr(self.immediate_exit.as_ptr()) };
         // Pairs with the kernel's read at the start of KVM_RUN; the signal below orders the two.
         immediate_exit.store(1, Ordering::SeqCst);
@@ -49,7 +51,8 @@ impl Kick {
     }
 }
 
-/// Lets the signal of [`Kick`] reach the calling thread. A mask is inherited, and whoever started the process may have blocked it.
+/// Lets the signal of [`Kick`] reach the calling thread. A mask is inherited, and whoever started the process may have
+/// blocked it.
 ///
 /// # Errors
 /// If the host refuses.
@@ -57,7 +60,8 @@ pub(crate) fn unblock() -> io::Result<()> {
     unblock_signal(KICK).map_err(|err| io::Error::other(err.to_string()))
 }
 
-/// Lets the signal of [`Kick`] interrupt system calls instead of killing the process. Called once, before any vCPU thread.
+/// Lets the signal of [`Kick`] interrupt system calls instead of killing the process. Called once, before any vCPU
+/// thread.
 ///
 /// # Errors
 /// If the host refuses the handler.

@@ -64,8 +64,9 @@ pub(super) fn set_entry(fd: &VcpuFd, entry: &EntryState) -> Result<(), Error> {
     mask_lint0(fd)
 }
 
-/// KVM wires LINT0 of the boot vCPU to the 8259 that comes with its interrupt controllers and that this machine does not have
-/// (no ACPI table tells of it). Unmasked, an edge on a low GSI would arrive as whatever vector the 8259 was left with.
+/// KVM wires LINT0 of the boot vCPU to the 8259 that comes with its interrupt controllers and that this machine does
+/// not have (no ACPI table tells of it). Unmasked, an edge on a low GSI would arrive as whatever vector the 8259 was
+/// left with.
 fn mask_lint0(fd: &VcpuFd) -> Result<(), Error> {
     let mut lapic = fd.get_lapic().map_err(Error::call("read the local APIC of a vCPU"))?;
     let masked = read_register(&lapic, LVT_LINT0) | LVT_MASKED;

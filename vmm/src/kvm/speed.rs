@@ -11,7 +11,8 @@ use std::io;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-/// How often the loop runs. It takes a processor about a millisecond, and an emulator of 1.5 M instructions/s half a second.
+/// How often the loop runs. It takes a processor about a millisecond, and an emulator of 1.5 M instructions/s half a
+/// second.
 const ITERATIONS: u32 = 400_000;
 
 /// A host that is emulated itself, with nested virtualization, stays well under this.

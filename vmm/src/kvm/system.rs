@@ -70,8 +70,8 @@ impl KvmSystem {
 
     /// Creates a VM with `mem` as its RAM and `cpus` vCPUs that stand at reset.
     ///
-    /// Listing the CPUID leaves costs as much as all the rest where the host is a virtual machine itself (each leaf is an exit
-    /// there: 1.1 ms were measured), so for the first VM both are done side by side.
+    /// Listing the CPUID leaves costs as much as all the rest where the host is a virtual machine itself (each leaf is
+    /// an exit there: 1.1 ms were measured), so for the first VM both are done side by side.
     ///
     /// # Errors
     /// If KVM refuses a step.

@@ -102,8 +102,8 @@ impl Vcpu {
     }
 }
 
-/// Reads the exit that KVM left in `run`. kvm-ioctls has a reader of its own, but it leaves out how wide each access of a string
-/// instruction is, and which internal error it was.
+/// Reads the exit that KVM left in `run`. kvm-ioctls has a reader of its own, but it leaves out how wide each access of
+/// a string instruction is, and which internal error it was.
 #[expect(unsafe_code, reason = "the members of a union that KVM filled, and a buffer behind it")]
 fn exit_of(run: &mut kvm_run) -> Exit<'_> {
     match run.exit_reason {
@@ -151,8 +151,8 @@ fn port_exit(run: &mut kvm_run, io: kvm_run__bindgen_ty_1__bindgen_ty_4) -> Exit
     // SAFETY: KVM places the data `data_offset` bytes from the start of the structure, inside the mapping of
     // KVM_GET_VCPU_MMAP_SIZE bytes that `run` is the start of.
     let data = unsafe { ptr::from_mut(run).cast::<u8>().add(offset) };
-    // SAFETY: `size * count` bytes are there, initialized, by the contract of KVM_EXIT_IO. The result borrows the vCPU mutably,
-    // so nothing else touches them until it runs again.
+    // SAFETY: `size * count` bytes are there, initialized, by the contract of KVM_EXIT_IO. The result borrows the vCPU
+    // mutably, so nothing else touches them until it runs again.
     let data = unsafe { slice::from_raw_parts_mut(data, len) };
     if u32::from(io.direction) == KVM_EXIT_IO_IN {
         Exit::PortRead { port: io.port, data: data.chunks_exact_mut(width) }

@@ -134,8 +134,8 @@ fn add_slot(fd: &VmFd, slot: u32, region: &<Memory as GuestMemoryBackend>::R) ->
         memory_size: region.len(),
         userspace_addr: region.as_ptr().addr() as u64,
     };
-    // SAFETY: the address and length are those of a live mapping, which `Vm::_mem` keeps mapped for as long as the VM exists.
-    // What the guest does with its memory is not seen through any Rust reference: vm-memory hands out none.
+    // SAFETY: the address and length are those of a live mapping, which `Vm::_mem` keeps mapped for as long as the VM
+    // exists. What the guest does with its memory is not seen through any Rust reference: vm-memory hands out none.
     unsafe { fd.set_user_memory_region(slot) }.map_err(Error::call("set a memory slot"))
 }
 

@@ -6,8 +6,8 @@
 //!     '------------- hung up, too long, or too late: forgotten ---------'
 //! ```
 //!
-//! Served by the control loop, which it never makes wait: every call is made without blocking, there is one caller at a time, with a
-//! deadline, and the next waits in the socket's queue.
+//! Served by the control loop, which it never makes wait: every call is made without blocking, there is one caller at a
+//! time, with a deadline, and the next waits in the socket's queue.
 
 use crate::client::NOT_ALLOWED;
 use crate::name::LockedName;

@@ -97,8 +97,8 @@ impl Devices {
         &self.power_button
     }
 
-    /// The counters of every device, by its name and that of the counter; none for a device that is busy, most likely because it waits
-    /// for the host while the guest resets it.
+    /// The counters of every device, by its name and that of the counter; none for a device that is busy, most likely
+    /// because it waits for the host while the guest resets it.
     pub(super) fn counters(&self) -> Value {
         let counters = |device: &VirtioPci| {
             let counters = device.counters().into_iter().flatten();

@@ -53,8 +53,8 @@ pub(super) fn take_reset() -> Option<ResetLine> {
 /// Shared by the vCPU threads, which report, and the control loop, which acts.
 pub(super) struct Ending {
     end: Mutex<Option<End>>,
-    /// Looked at by every vCPU before it enters the guest. Relaxed: it only has to arrive, and the kick makes sure that somebody
-    /// looks.
+    /// Looked at by every vCPU before it enters the guest. Relaxed: it only has to arrive, and the kick makes sure that
+    /// somebody looks.
     stopping: AtomicBool,
     event: EventFd,
 }

@@ -6,8 +6,8 @@
 //!     '--- --wait-net has passed --> the machine ends
 //! ```
 //!
-//! A card whose address cannot be heard does not hold the others up. What is known is kept over reboots of the guest, and printed
-//! by `minivmm net list` as well.
+//! A card whose address cannot be heard does not hold the others up. What is known is kept over reboots of the guest,
+//! and printed by `minivmm net list` as well.
 
 use crate::error::Error;
 use crate::name::VmName;

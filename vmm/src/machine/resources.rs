@@ -195,7 +195,8 @@ impl Resources {
         }
     }
 
-    /// Gives up the process's privileges, and starts what must not have them. Once; a machine that is made anew finds it done.
+    /// Gives up the process's privileges, and starts what must not have them. Once; a machine that is made anew finds
+    /// it done.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -295,8 +296,8 @@ impl Resources {
     /// # Errors
     /// What could not be undone.
     pub(crate) fn close(self) -> Result<(), Error> {
-        // The kernel closes a packet socket only after a grace period, as it removes a tap: the two go side by side. Without a thread
-        // for it they follow each other.
+        // The kernel closes a packet socket only after a grace period, as it removes a tap: the two go side by side.
+        // Without a thread for it they follow each other.
         let ready = self.ready;
         let closing = thread::Builder::new().name("closing".to_owned()).spawn(move || drop(ready));
         // Taps first: the keeper removes only what nobody uses.

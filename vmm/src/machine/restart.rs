@@ -1,6 +1,7 @@
 //! How soon a guest that has reset itself is started again.
 //!
-//! One that resets as soon as it runs is started less and less often, so that it cannot keep the host busy building machines.
+//! One that resets as soon as it runs is started less and less often, so that it cannot keep the host busy building
+//! machines.
 
 use super::resources::Host;
 use crate::error::Error;
@@ -24,7 +25,8 @@ impl Restarts {
         Self { next_pause: FIRST_PAUSE }
     }
 
-    /// Waits until the guest may run again after a run of `run_time`. Returns how the machine ends if a signal arrives first.
+    /// Waits until the guest may run again after a run of `run_time`. Returns how the machine ends if a signal arrives
+    /// first.
     ///
     /// # Errors
     /// If the host refuses to wait.

@@ -1,7 +1,7 @@
 //! The serial port between the guest's bus and the console's input.
 //!
-//! A guest that writes can wait inside the port until the console has room, and room is made by the control loop. So the
-//! control loop must never wait for the port: it tries, and comes back later if a vCPU is inside.
+//! A guest that writes can wait inside the port until the console has room, and room is made by the control loop. So
+//! the control loop must never wait for the port: it tries, and comes back later if a vCPU is inside.
 
 use devices::bus::BusDevice;
 use devices::legacy::serial::Serial;

@@ -1,8 +1,10 @@
-//! The user's wish that the guest powers off. It is the host's, not a run's: a guest that resets itself does not undo it.
+//! The user's wish that the guest powers off. It is the host's, not a run's: a guest that resets itself does not undo
+//! it.
 
 use std::time::{Duration, Instant};
 
-/// How often the power button is pressed while the guest does not react: a guest that is still starting has missed the first.
+/// How often the power button is pressed while the guest does not react: a guest that is still starting has missed the
+/// first.
 const PRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The user's request that the guest powers off, and its deadline.

@@ -1,8 +1,9 @@
 //! A deadline for the end of a machine.
 //!
-//! The threads of vCPUs and devices are joined, and one that is in the middle of host I/O comes back only when the host lets it: a
-//! disk on a dead network file system or a slow flush can take for ever. The guest is gone by then and its exit code is known,
-//! so the process ends without them. The kernel closes what is left open, and the network keeper undoes its work by itself.
+//! The threads of vCPUs and devices are joined, and one that is in the middle of host I/O comes back only when the host
+//! lets it: a disk on a dead network file system or a slow flush can take for ever. The guest is gone by then and its
+//! exit code is known, so the process ends without them. The kernel closes what is left open, and the network keeper
+//! undoes its work by itself.
 
 use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};

@@ -1,7 +1,7 @@
 //! Guests of a few instructions, packed as ELF files with a PVH entry.
 //!
-//! They run in 32-bit protected mode without paging, as PVH starts them, and are written as machine code so that no assembler is
-//! needed. All jumps are relative.
+//! They run in 32-bit protected mode without paging, as PVH starts them, and are written as machine code so that no
+//! assembler is needed. All jumps are relative.
 
 use std::io::Write;
 use std::path::Path;

@@ -141,8 +141,8 @@ impl Disk {
     /// Takes an open file as a disk. Its size now is the disk's capacity for ever. The block size is that of the host's
     /// block device, or 512 bytes for a file.
     ///
-    /// The caller has locked it against a second VM, and opened it without `O_DIRECT` (the guest's buffers are aligned to
-    /// nothing) and without `O_APPEND` (which makes Linux ignore where a write is meant to go).
+    /// The caller has locked it against a second VM, and opened it without `O_DIRECT` (the guest's buffers are aligned
+    /// to nothing) and without `O_APPEND` (which makes Linux ignore where a write is meant to go).
     ///
     /// # Errors
     /// If the file is not a disk.
@@ -158,8 +158,8 @@ impl Disk {
         if bytes == 0 {
             return Err(DiskError::Empty);
         }
-        // A hole behind the end of a regular file changes nothing, and shows whether its file system has holes. Behind the end of
-        // a block device everything is refused, so there the first discard of the guest shows it.
+        // A hole behind the end of a regular file changes nothing, and shows whether its file system has holes. Behind
+        // the end of a block device everything is refused, so there the first discard of the guest shows it.
         let can_discard = access == Access::ReadWrite
             && (kind.is_block_device()
                 || fallocate(&file, FallocateMode::PunchHole, true, bytes, SECTOR_BYTES).is_ok());

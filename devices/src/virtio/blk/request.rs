@@ -1,5 +1,5 @@
-//! Requests as the driver lays them out (virtio 1.3 5.2.6): a header and perhaps data to read, perhaps data to write and a status
-//! byte. The pieces may be cut into descriptors anywhere.
+//! Requests as the driver lays them out (virtio 1.3 5.2.6): a header and perhaps data to read, perhaps data to write
+//! and a status byte. The pieces may be cut into descriptors anywhere.
 //!
 //! Total: any bytes give a value or a refusal. Every byte of guest memory is read once, and nothing is believed twice.
 

@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 use vmm_sys_util::timerfd::TimerFd;
 
-/// A timer that is set only when there is something to wait for. An alarm whose reason has gone is not taken back: it goes off
-/// once in vain, which is cheaper than a system call for each.
+/// A timer that is set only when there is something to wait for. An alarm whose reason has gone is not taken back: it
+/// goes off once in vain, which is cheaper than a system call for each.
 pub(super) struct Alarm {
     timer: TimerFd,
     set_for: Option<Instant>,

@@ -1,9 +1,9 @@
-//! Notification coalescing (virtio 1.3 5.1.6.5.7): an interrupt that the driver wants is held back until enough frames have come
-//! together, or the first of them has waited long enough.
+//! Notification coalescing (virtio 1.3 5.1.6.5.7): an interrupt that the driver wants is held back until enough frames
+//! have come together, or the first of them has waited long enough.
 //!
-//! Used buffers are published as ever; only the interrupt waits. What the driver has suppressed is not held back at all, so a driver
-//! that polls costs no timer. Nobody has to wait for what is held back when the driver may be unable to go on without: half a ring
-//! of buffers of which it does not know is enough.
+//! Used buffers are published as ever; only the interrupt waits. What the driver has suppressed is not held back at
+//! all, so a driver that polls costs no timer. Nobody has to wait for what is held back when the driver may be unable
+//! to go on without: half a ring of buffers of which it does not know is enough.
 
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,8 +15,8 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET, VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 
-/// The longest that an interrupt can be held back; a driver that asks for more is refused. A frame that comes a second late helps
-/// nobody, and drivers give a device up after a few.
+/// The longest that an interrupt can be held back; a driver that asks for more is refused. A frame that comes a second
+/// late helps nobody, and drivers give a device up after a few.
 const LONGEST_USECS: u32 = 1_000_000;
 
 /// Interrupts are not held back for less: setting a timer and waking up for it costs more than the interrupt.
@@ -125,8 +125,9 @@ fn read_queue(data: &[u8]) -> Option<(u16, &[u8])> {
     Some((u16::from_le_bytes([*low, *high]), rest))
 }
 
-/// The parameters of all receive and transmit queues. The control queue's worker changes them, and each queue's worker reads its own.
-/// Reads are relaxed: a worker is woken after a change, and a change seen late only holds one interrupt back by the old rule.
+/// The parameters of all receive and transmit queues. The control queue's worker changes them, and each queue's worker
+/// reads its own. Reads are relaxed: a worker is woken after a change, and a change seen late only holds one interrupt
+/// back by the old rule.
 #[derive(Default)]
 pub(super) struct Settings {
     queues: Vec<Slot>,

@@ -5,8 +5,8 @@ use crate::virtio::net::rss::{MAX_KEY_LEN, MAX_TABLE_LEN, supported_hash_types};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Bytes of the structure up to and with `supported_hash_types`; what is behind them reads as zero. Drivers look only at fields
-/// whose feature is offered.
+/// Bytes of the structure up to and with `supported_hash_types`; what is behind them reads as zero. Drivers look only
+/// at fields whose feature is offered.
 const LEN: usize = 24;
 
 /// The card's address, which the driver can change through the control queue unless it is fixed.

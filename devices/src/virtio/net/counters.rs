@@ -1,8 +1,8 @@
 //! The counters of a card, for each queue.
 //!
-//! A count is written by the worker of its pair only and read by anybody, Relaxed, since each stands for itself. With one writer an
-//! addition is a load and a store: no locked instruction for each frame. The block of a pair has cache lines of its own, so that one
-//! worker's counting does not slow another's.
+//! A count is written by the worker of its pair only and read by anybody, Relaxed, since each stands for itself. With
+//! one writer an addition is a load and a store: no locked instruction for each frame. The block of a pair has cache
+//! lines of its own, so that one worker's counting does not slow another's.
 
 use crate::virtio::device::Counter;
 use crate::virtio::interrupt::Interrupts;
@@ -123,8 +123,8 @@ const CTRL: [(&str, Get); 3] =
     [("doorbells", |c| &c.ctrl_doorbells), ("ok", |c| &c.ctrl_ok), ("refused", |c| &c.ctrl_refused)];
 
 impl Counters {
-    /// The counts of pair `idx` by name: `rx.0.frames`, `tx.0.frames`, and for the first pair, which serves the control queue,
-    /// `ctrl.ok`. `interrupts` is missing as long as no driver has run.
+    /// The counts of pair `idx` by name: `rx.0.frames`, `tx.0.frames`, and for the first pair, which serves the control
+    /// queue, `ctrl.ok`. `interrupts` is missing as long as no driver has run.
     pub(super) fn report(&self, idx: u16, interrupts: Option<&Interrupts>) -> Vec<Counter> {
         let mut report = Vec::new();
         for (side, queue, counts) in [("rx", 2 * idx, &RX[..]), ("tx", 2 * idx + 1, &TX[..])] {

@@ -174,7 +174,8 @@ impl Control {
         own
     }
 
-    /// Uses the first `pairs`, among which the kernel chooses. Returns whether that was done; if not, it chooses among as many as before.
+    /// Uses the first `pairs`, among which the kernel chooses. Returns whether that was done; if not, it chooses among
+    /// as many as before.
     fn change_pairs(&mut self, pairs: u16) -> bool {
         if !self.has_pairs(pairs) {
             return false;
@@ -186,8 +187,8 @@ impl Control {
         self.steer_automatically() && done
     }
 
-    /// Leads all frames to the first queue, if the kernel can be told so, until another choice is made: a queue can then be emptied for
-    /// good.
+    /// Leads all frames to the first queue, if the kernel can be told so, until another choice is made: a queue can
+    /// then be emptied for good.
     fn gather(&mut self) {
         self.receiving.change(Receiving::unsteered);
         if let Some(steering) = &self.steering {
@@ -345,8 +346,8 @@ impl CtrlQueue {
         self.waiting.as_ref().map(|waiting| waiting.due)
     }
 
-    /// Answers every command that is there, up to one that has to wait; at most a ring full, so that a driver that never stops
-    /// cannot keep the worker.
+    /// Answers every command that is there, up to one that has to wait; at most a ring full, so that a driver that
+    /// never stops cannot keep the worker.
     ///
     /// # Errors
     /// If the ring is broken, or a command has no room for its acknowledgement.

@@ -1,8 +1,8 @@
 //! How a queue pair goes out of use without the loss of what has come for it already.
 //!
-//! The kernel drops what waits in a tap's queue when the queue is detached, and under load there is always something: a flow whose
-//! frames are lost at every change of the number of pairs comes to a halt. So the worker of the pair empties the queue first, into the
-//! driver's ring as far as that has buffers and into the inbox of the first pair beyond that.
+//! The kernel drops what waits in a tap's queue when the queue is detached, and under load there is always something: a
+//! flow whose frames are lost at every change of the number of pairs comes to a halt. So the worker of the pair empties
+//! the queue first, into the driver's ring as far as that has buffers and into the inbox of the first pair beyond that.
 //!
 //! ```text
 //!   control queue                        worker of the pair
@@ -15,8 +15,8 @@ use crate::sync::{Condvar, Mutex};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-/// How long the control queue waits for all workers that are to leave. A queue of 1000 frames is emptied in about a millisecond; a
-/// worker that has met a fault never answers. Without threads nobody would.
+/// How long the control queue waits for all workers that are to leave. A queue of 1000 frames is emptied in about a
+/// millisecond; a worker that has met a fault never answers. Without threads nobody would.
 pub(super) const TIMEOUT: Duration = Duration::from_millis(if cfg!(feature = "inline-workers") { 0 } else { 100 });
 
 /// Where a pair stands.

@@ -1,7 +1,7 @@
 //! Which received frames the guest wants (virtio 1.3 5.1.6.5.1 to 5.1.6.5.3): modes, address tables, VLANs.
 //!
-//! Owned by the control queue, which changes it, and copied by each receive queue when [`Shared`] says that it has changed: the data
-//! path compares one number and takes no lock.
+//! Owned by the control queue, which changes it, and copied by each receive queue when [`Shared`] says that it has
+//! changed: the data path compares one number and takes no lock.
 
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU32, Ordering};

@@ -1,14 +1,16 @@
 //! Consecutive datagrams of one UDP flow leave as one frame: generic receive offload for what the guest sends.
 //!
-//! A small frame costs the host a thousand nanoseconds from the tap to the next port of its bridge, whatever its length. Where the ring
-//! holds several datagrams of one flow, one frame with a segment size (VIRTIO_NET_HDR_GSO_UDP_L4) takes them there for the price of
-//! one. The kernel makes the datagrams of it again, at the last moment, for whoever cannot take the whole; a guest with GUEST_USO and a NIC that
-//! segments can. Nothing waits for company: only what is in the ring at that moment is joined.
+//! A small frame costs the host a thousand nanoseconds from the tap to the next port of its bridge, whatever its
+//! length. Where the ring holds several datagrams of one flow, one frame with a segment size
+//! (VIRTIO_NET_HDR_GSO_UDP_L4) takes them there for the price of one. The kernel makes the datagrams of it again, at
+//! the last moment, for whoever cannot take the whole; a guest with GUEST_USO and a NIC that segments can. Nothing
+//! waits for company: only what is in the ring at that moment is joined.
 //!
-//! Only what segmentation gives back as it was is joined: the frames differ in length, identification and checksums alone, these are
-//! right, and all datagrams are as long as the first, but for a shorter last one. The identification of a datagram that must not be
-//! fragmented means nothing (RFC 6864 4.1) and may come back different; that of others has to count up by one. Headers are copied
-//! out of guest memory before they are looked at, and the copy is what is sent.
+//! Only what segmentation gives back as it was is joined: the frames differ in length, identification and checksums
+//! alone, these are right, and all datagrams are as long as the first, but for a shorter last one. The identification
+//! of a datagram that must not be fragmented means nothing (RFC 6864 4.1) and may come back different; that of others
+//! has to count up by one. Headers are copied out of guest memory before they are looked at, and the copy is what is
+//! sent.
 
 use crate::virtio::iovec::IoVecs;
 use virtio_bindings::virtio_net::{VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_UDP_L4};
@@ -61,8 +63,8 @@ impl Headers {
         self.bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
     }
 
-    /// The headers of the datagram in a frame of `len` bytes behind its virtio header; `None` if it is none, or there is anything
-    /// special about it.
+    /// The headers of the datagram in a frame of `len` bytes behind its virtio header; `None` if it is none, or there
+    /// is anything special about it.
     fn read(vnet: VnetHeader, bytes: [u8; MAX_HEADERS], len: usize) -> Option<Self> {
         let udp = ETHERNET + if bytes[12..14] == [0x08, 0x00] { 20 } else { 40 };
         let headers = Self { bytes, udp };
@@ -176,8 +178,8 @@ impl Joined {
         Self { first, common: first.headers.common(), datagrams: 1, payload: first.payload, closed: false }
     }
 
-    /// Bytes of the next datagram's frame, behind its virtio header, that are not needed if it can follow; `None` if it cannot.
-    /// `pieces` is how many there will be.
+    /// Bytes of the next datagram's frame, behind its virtio header, that are not needed if it can follow; `None` if it
+    /// cannot. `pieces` is how many there will be.
     pub(super) fn follow(&mut self, next: &Datagram, pieces: usize) -> Option<usize> {
         let payload = self.payload + next.payload;
         let headers = self.first.headers;
@@ -350,7 +352,8 @@ pub(super) mod tests {
             assert!(read(&plain).is_some());
             assert_eq!(read(&plain[..plain.len() - 1]), None, "cut");
             assert_eq!(read(&[&plain[..], &[0]].concat()), None, "padded");
-            // Flags, type, checksum offsets, EtherType, version, protocol, length, ports' neighbours: every bit of these counts.
+            // Flags, type, checksum offsets, EtherType, version, protocol, length, ports' neighbours: every bit of
+            // these counts.
             let udp = if ipv6 { 66 } else { 46 };
             let network = if ipv6 { vec![26, 30, 31, 32] } else { vec![26, 28, 29, 32, 33, 34, 35, 36, 37] };
             for at in [0, 1, 6, 7, 8, 9, 24, 25, udp + 4, udp + 5, udp + 6, udp + 7].into_iter().chain(network) {

@@ -1,19 +1,19 @@
 //! A connection made worse on purpose: slower, later and with losses, the same ones each time for the same seed.
 //!
-//! An impaired port stands in front of another one. It needs no thread: its descriptor is an epoll of the other port and of a timer, so
-//! the worker that waits for frames also comes back when one is due.
+//! An impaired port stands in front of another one. It needs no thread: its descriptor is an epoll of the other port
+//! and of a timer, so the worker that waits for frames also comes back when one is due.
 //!
 //! ```text
 //!   from the guest -> loss -> delay, jitter -> rate -> port
 //!     to the guest <- rate <- delay, jitter <- loss <- port
 //! ```
 //!
-//! A rate alone copies nothing and drops nothing: what is too early waits in the guest's ring, or in the port. Delays keep frames here,
-//! in their order, as many as a tap's queue would; one that finds no room is dropped, and counted if the guest sent it. Loss and delay
-//! are about single frames, so a card with them offers no segmentation.
+//! A rate alone copies nothing and drops nothing: what is too early waits in the guest's ring, or in the port. Delays
+//! keep frames here, in their order, as many as a tap's queue would; one that finds no room is dropped, and counted if
+//! the guest sent it. Loss and delay are about single frames, so a card with them offers no segmentation.
 //!
-//! The rates are those of the card, which its queues share. Losses and delays are drawn for each queue and direction by itself: the n-th frame
-//! of one meets the same fate in every run.
+//! The rates are those of the card, which its queues share. Losses and delays are drawn for each queue and direction by
+//! itself: the n-th frame of one meets the same fate in every run.
 
 mod bucket;
 mod line;

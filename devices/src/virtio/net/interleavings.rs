@@ -1,14 +1,16 @@
-//! Every interleaving of the threads that share a card's state, by `loom`: drains, filters, coalescing, the interrupt pin and MSI-X.
+//! Every interleaving of the threads that share a card's state, by `loom`: drains, filters, coalescing, the interrupt
+//! pin and MSI-X.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p devices --lib interleavings
 //! ```
 //!
-//! Shown for two threads and a few operations each: no update is lost, no wait is for ever, no interrupt is dropped or doubled, and
-//! what a thread reads behind a wake-up is what was written before it.
+//! Shown for two threads and a few operations each: no update is lost, no wait is for ever, no interrupt is dropped or
+//! doubled, and what a thread reads behind a wake-up is what was written before it.
 //!
-//! Not shown: more threads, rings in guest memory (raw atomics that `loom` does not see), the kernel's half of a vector or pin,
-//! the event loop of a worker (a real epoll), and time-outs (`loom` waits for ever, so a wait that needs its deadline is a deadlock).
+//! Not shown: more threads, rings in guest memory (raw atomics that `loom` does not see), the kernel's half of a vector
+//! or pin, the event loop of a worker (a real epoll), and time-outs (`loom` waits for ever, so a wait that needs its
+//! deadline is a deadlock).
 
 use crate::irq::fake::FakePin;
 use crate::irq::{Level, MsiMessage, MsiVector};

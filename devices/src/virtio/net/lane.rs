@@ -1,5 +1,5 @@
-//! A queue of a pair as its worker holds it: served while the driver has it enabled, at rest while the driver has it reset
-//! (virtio 1.3 2.6.1).
+//! A queue of a pair as its worker holds it: served while the driver has it enabled, at rest while the driver has it
+//! reset (virtio 1.3 2.6.1).
 
 use crate::virtio::device::Activation;
 use crate::virtio::net::Turn;

@@ -1,15 +1,15 @@
 //! How often a driver may have the host take its network lock.
 //!
-//! Attaching a queue and setting offloads take the kernel's RTNL lock, which everybody shares who configures a network on the host;
-//! a driver that did so in a loop would slow them all down. A bucket of tokens, one for each such system call: it is full enough for
-//! all that a driver does at its start, and fills slowly.
+//! Attaching a queue and setting offloads take the kernel's RTNL lock, which everybody shares who configures a network
+//! on the host; a driver that did so in a loop would slow them all down. A bucket of tokens, one for each such system
+//! call: it is full enough for all that a driver does at its start, and fills slowly.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Calls that are made at once: attaching or detaching all queues of the largest card, twice over. A fuzz target's driver never has to
-/// wait, since what an input does must not depend on the time.
+/// Calls that are made at once: attaching or detaching all queues of the largest card, twice over. A fuzz target's
+/// driver never has to wait, since what an input does must not depend on the time.
 const BURST: u32 = if cfg!(feature = "inline-workers") { u32::MAX } else { 128 };
 
 /// In the long run there is one call per this time.

@@ -1,5 +1,5 @@
-//! The link: whether the cable is in, how fast it is, and that the guest is to tell the network where it is (virtio 1.3 5.1.4,
-//! 5.1.6.5.4).
+//! The link: whether the cable is in, how fast it is, and that the guest is to tell the network where it is (virtio 1.3
+//! 5.1.4, 5.1.6.5.4).
 //!
 //! ```text
 //!          the host or the user takes it away          both have it up             100 ms ... 1.5 s later
@@ -8,11 +8,11 @@
 //!     '------------------------------three times------------------------'
 //! ```
 //!
-//! ANNOUNCE does not come together with the carrier: Linux obeys it before it opens its queues, and the announcement would be lost.
-//! It is set only for a driver that runs and has negotiated it: one that starts later announces itself.
+//! ANNOUNCE does not come together with the carrier: Linux obeys it before it opens its queues, and the announcement
+//! would be lost. It is set only for a driver that runs and has negotiated it: one that starts later announces itself.
 //!
-//! Set from the thread that hears of the host's interface and of the user's wishes; read by the workers for every frame, and by
-//! vCPUs as configuration. The link outlives the card, so a guest that restarts finds it as it is.
+//! Set from the thread that hears of the host's interface and of the user's wishes; read by the workers for every
+//! frame, and by vCPUs as configuration. The link outlives the card, so a guest that restarts finds it as it is.
 
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::net::offload::bit;
@@ -28,8 +28,8 @@ use vmm_sys_util::eventfd::EventFd;
 const UNKNOWN_SPEED: u32 = 0xffff_ffff;
 const UNKNOWN_DUPLEX: u8 = 0xff;
 
-/// When a guest whose link has come back is to announce itself: soon, and again for a guest that was slow to see the carrier or a
-/// switch that was.
+/// When a guest whose link has come back is to announce itself: soon, and again for a guest that was slow to see the
+/// carrier or a switch that was.
 const ANNOUNCE_AFTER: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(500), Duration::from_millis(1500)];
 
@@ -66,7 +66,8 @@ pub struct LinkState {
 #[derive(Clone)]
 pub struct Link(Arc<Shared>);
 
-/// Relaxed throughout: each value stands for itself, and a driver that must not miss a change gets an interrupt after it.
+/// Relaxed throughout: each value stands for itself, and a driver that must not miss a change gets an interrupt after
+/// it.
 struct Shared {
     up: AtomicBool,
     announce: AtomicBool,
@@ -101,7 +102,8 @@ pub(super) struct Driver {
     pub(super) interrupts: Arc<Interrupts>,
     /// The features that it has negotiated.
     pub(super) features: u64,
-    /// Wakes the worker of each queue pair: a frame that waits for room in the port of a link that went down will find none.
+    /// Wakes the worker of each queue pair: a frame that waits for room in the port of a link that went down will find
+    /// none.
     pub(super) workers: Vec<EventFd>,
 }
 

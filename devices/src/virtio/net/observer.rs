@@ -1,8 +1,9 @@
 //! A look at every frame that passes a port.
 //!
-//! A port that is observed stands in front of another one and shows the beginning of each frame to a [`FrameObserver`], which
-//! must not take long: it is called by the worker that moves the frame. The beginning is copied once, and what is shown
-//! is what is moved: the guest, which can write to its buffers meanwhile, cannot have one thing seen and another sent.
+//! A port that is observed stands in front of another one and shows the beginning of each frame to a [`FrameObserver`],
+//! which must not take long: it is called by the worker that moves the frame. The beginning is copied once, and what is
+//! shown is what is moved: the guest, which can write to its buffers meanwhile, cannot have one thing seen and another
+//! sent.
 
 use crate::virtio::device::Memory;
 use crate::virtio::iovec::IoVecs;

@@ -1,7 +1,7 @@
 //! Offloads: what the tap can do, as feature bits of the card and as the flags of TUNSETOFFLOAD.
 //!
-//! The names follow the guest: `GUEST_*` is what a guest may be *given* (frames from the tap with a partial checksum or larger
-//! than the MTU), `HOST_*` what it may *send*. The kernel accepts from us whatever it could give us.
+//! The names follow the guest: `GUEST_*` is what a guest may be *given* (frames from the tap with a partial checksum or
+//! larger than the MTU), `HOST_*` what it may *send*. The kernel accepts from us whatever it could give us.
 
 use std::ops::{BitAnd, BitOr};
 use virtio_bindings::virtio_net::{
@@ -68,8 +68,8 @@ impl Offloads {
         pairs.iter().filter(|(offload, _)| self.has(*offload)).fold(0, |bits, (_, features)| bits | features)
     }
 
-    /// The offloads for a guest that accepted `features`, or asked for them at run time. USO needs both its bits, ECN needs
-    /// TSO, and everything needs partial checksums (virtio 1.3 5.1.3.1): the kernel refuses anything else.
+    /// The offloads for a guest that accepted `features`, or asked for them at run time. USO needs both its bits, ECN
+    /// needs TSO, and everything needs partial checksums (virtio 1.3 5.1.3.1): the kernel refuses anything else.
     pub fn for_guest(features: u64) -> Self {
         let pairs = [
             (VIRTIO_NET_F_GUEST_TSO4, Self::TSO4),

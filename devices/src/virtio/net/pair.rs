@@ -1,8 +1,9 @@
 //! One queue pair: what its worker waits for and does.
 //!
-//! The port's descriptor is watched edge-triggered: while the guest has no buffers, or no frame waits to be sent, nothing has to
-//! be switched off and on again. After every edge the port is read until it is empty. The kernel's taps tell that there is room
-//! again only to those who asked after they had met a full queue, so after such a write the port is asked.
+//! The port's descriptor is watched edge-triggered: while the guest has no buffers, or no frame waits to be sent,
+//! nothing has to be switched off and on again. After every edge the port is read until it is empty. The kernel's taps
+//! tell that there is room again only to those who asked after they had met a full queue, so after such a write the
+//! port is asked.
 
 use crate::virtio::device::Activation;
 use crate::virtio::net::Turn;
@@ -38,7 +39,8 @@ pub(super) struct Pair {
     pub(super) counters: Arc<Counters>,
     /// Where frames go.
     pub(super) port: Arc<dyn FramePort>,
-    /// Signalled when the port was attached or detached, interrupts are held back in another way, or the link went or came back.
+    /// Signalled when the port was attached or detached, interrupts are held back in another way, or the link went or
+    /// came back.
     pub(super) changed: EventFd,
     /// The request to empty the queue before it goes out of use.
     pub(super) drain: Arc<Drain>,
@@ -51,8 +53,8 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Stops serving queue `idx`. Frames for it wait in the port meanwhile: detaching the port would hand its flows to the other
-    /// queues, as virtio 1.3 5.1.6.5.5 would have it, but lose what already waits.
+    /// Stops serving queue `idx`. Frames for it wait in the port meanwhile: detaching the port would hand its flows to
+    /// the other queues, as virtio 1.3 5.1.6.5.5 would have it, but lose what already waits.
     pub(super) fn stop_queue(&mut self, idx: u16) {
         match &mut self.ctrl {
             _ if idx == self.rx.idx() => self.rx.stop(),
@@ -197,8 +199,8 @@ impl Pair {
         Events::with_data_raw(self.port.fd(), PORT, wanted)
     }
 
-    /// Watches the port anew. epoll hooks a tap queue only while it is attached, so a queue that was detached when it was added
-    /// would stay silent.
+    /// Watches the port anew. epoll hooks a tap queue only while it is attached, so a queue that was detached when it
+    /// was added would stay silent.
     fn watch_port(&mut self, events: &mut EventOps) -> Result<(), Fault> {
         // Not watched yet: nothing to remove.
         let _ = events.remove(Events::empty_raw(self.port.fd()));

@@ -12,8 +12,8 @@ pub trait FramePort: Send + Sync {
     /// The descriptor to wait on. It is in non-blocking mode.
     fn fd(&self) -> RawFd;
 
-    /// Receives one frame into `into`, and what does not fit into `spill`. Returns its length with the header; one that is longer
-    /// than both together is cut.
+    /// Receives one frame into `into`, and what does not fit into `spill`. Returns its length with the header; one that
+    /// is longer than both together is cut.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; anything else as the kernel says.
@@ -40,14 +40,15 @@ pub trait FramePort: Send + Sync {
     /// As the kernel says.
     fn set_attached(&self, attached: bool) -> io::Result<()>;
 
-    /// Bytes of the header from now on: 12, or 20 with room for a hash, which the port leaves as it was. One setting for all queues
-    /// of an interface.
+    /// Bytes of the header from now on: 12, or 20 with room for a hash, which the port leaves as it was. One setting
+    /// for all queues of an interface.
     ///
     /// # Errors
     /// As the kernel says.
     fn set_header_len(&self, bytes: usize) -> io::Result<()>;
 
-    /// The program that chooses the queue for a frame; `None` leaves it to the kernel. One setting for all queues of an interface.
+    /// The program that chooses the queue for a frame; `None` leaves it to the kernel. One setting for all queues of an
+    /// interface.
     ///
     /// # Errors
     /// As the kernel says.

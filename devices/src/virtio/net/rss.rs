@@ -1,9 +1,9 @@
-//! Receive-side scaling and hash reports (virtio 1.3 5.1.6.4.3, 5.1.6.5.7): which receive queue a frame belongs to, by a hash of its
-//! flow.
+//! Receive-side scaling and hash reports (virtio 1.3 5.1.6.4.3, 5.1.6.5.7): which receive queue a frame belongs to, by
+//! a hash of its flow.
 //!
-//! Where it can, the kernel steers: a program attached to the tap does the same computation before it chooses a queue ([`mod@program`],
-//! [`steering`]), and nothing is computed here unless the driver wants the hash reported. Where it cannot, the worker that receives
-//! a frame of another queue passes it on ([`inbox`]).
+//! Where it can, the kernel steers: a program attached to the tap does the same computation before it chooses a queue
+//! ([`mod@program`], [`steering`]), and nothing is computed here unless the driver wants the hash reported. Where it
+//! cannot, the worker that receives a frame of another queue passes it on ([`inbox`]).
 //!
 //! ```text
 //!   control queue --RSS_CONFIG--> Shared --copied on change--> Hasher of each receive queue

@@ -1,9 +1,10 @@
 //! Receive: frames from the port into the guest's buffers.
 //!
-//! The kernel copies each frame straight into guest memory. Buffers are taken from the ring ahead of the frame, as many as frames
-//! have needed lately and never more than the largest possible one does. With MRG_RXBUF a frame spans as many of them as it has to; without, it must fit into
-//! one. A frame that finds fewer buffers than it needs ends in a spill buffer of ours and waits there until the guest has posted
-//! the rest, so nothing is lost when the guest is slow to refill; only a frame that all of the ring cannot take is dropped.
+//! The kernel copies each frame straight into guest memory. Buffers are taken from the ring ahead of the frame, as many
+//! as frames have needed lately and never more than the largest possible one does. With MRG_RXBUF a frame spans as many
+//! of them as it has to; without, it must fit into one. A frame that finds fewer buffers than it needs ends in a spill
+//! buffer of ours and waits there until the guest has posted the rest, so nothing is lost when the guest is slow to
+//! refill; only a frame that all of the ring cannot take is dropped.
 
 use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
@@ -25,11 +26,12 @@ use std::time::Instant;
 /// Offset of `num_buffers` in the header (virtio 1.3 5.1.6).
 const NUM_BUFFERS: usize = 10;
 
-/// Pieces that are offered to the kernel for one frame before it is known how long it is, give or take a chain: half of what `readv`
-/// takes. A frame for which they are too few goes on in the spill and gets the others afterwards.
+/// Pieces that are offered to the kernel for one frame before it is known how long it is, give or take a chain: half of
+/// what `readv` takes. A frame for which they are too few goes on in the spill and gets the others afterwards.
 const MAX_PIECES: usize = 512;
 
-/// Bursts after which a queue that goes out of use is left as it is: as many frames as a tap's queue holds (its `txqueuelen`).
+/// Bursts after which a queue that goes out of use is left as it is: as many frames as a tap's queue holds (its
+/// `txqueuelen`).
 const VACATING_BURSTS: u32 = 4;
 
 /// A chain that is ready to be filled.
@@ -158,7 +160,8 @@ impl Rx {
         Ok(turn)
     }
 
-    /// Empties the port because this queue goes out of use: into the ring as far as it has buffers, and into the first queue's inbox.
+    /// Empties the port because this queue goes out of use: into the ring as far as it has buffers, and into the first
+    /// queue's inbox.
     ///
     /// # Errors
     /// If the guest broke the ring.
@@ -211,7 +214,8 @@ impl Rx {
         Ok(self.starved && self.ring.has_available()?)
     }
 
-    /// Asks the driver to notify of buffers, if they are waited for. Returns whether there are some that it did not announce.
+    /// Asks the driver to notify of buffers, if they are waited for. Returns whether there are some that it did not
+    /// announce.
     ///
     /// # Errors
     /// If the guest broke the ring.
@@ -236,7 +240,8 @@ impl Rx {
                 None => self.next_frame()?,
             };
             match received {
-                // Without the cable nothing comes in; the port is read all the same, so that nothing old comes in later.
+                // Without the cable nothing comes in; the port is read all the same, so that nothing old comes in
+                // later.
                 Received::Frame(..) if !self.link.is_up() => self.counters.rx_link_down.add(1),
                 Received::Frame(len, Origin::Inbox) => self.take_over(len),
                 Received::Frame(len, Origin::Port) if self.accepts() => self.deliver(len),
@@ -335,8 +340,8 @@ impl Rx {
             self.pieces.copy_in(waiting.in_buffers, &self.spill[..waiting.len - waiting.in_buffers]);
             return Ok(Received::Frame(waiting.len, waiting.origin));
         }
-        // A chain takes a descriptor for each of its pieces, unless it is indirect: then this may be too early, which loses a frame
-        // where waiting for buffers that cannot come would lose all.
+        // A chain takes a descriptor for each of its pieces, unless it is indirect: then this may be too early, which
+        // loses a frame where waiting for buffers that cannot come would lose all.
         let all_posted = self.pieces.count() >= usize::from(self.ring.size());
         if all_posted || !self.frames.mergeable {
             self.counters.rx_too_long.add(1);
@@ -410,8 +415,9 @@ impl Rx {
     }
 }
 
-/// How much room the next frame is given. The kernel looks at every piece that a read brings along, so a stream of small frames
-/// should not bring those of a large one; a frame that turns out longer ends in the spill buffer and is copied once more.
+/// How much room the next frame is given. The kernel looks at every piece that a read brings along, so a stream of
+/// small frames should not bring those of a large one; a frame that turns out longer ends in the spill buffer and is
+/// copied once more.
 #[derive(Default)]
 struct RecentLength {
     longest: usize,

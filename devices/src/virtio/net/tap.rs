@@ -15,7 +15,8 @@ pub struct Tap {
     fd: OwnedFd,
     /// A tap made with one queue only has nothing to attach or detach.
     multi_queue: bool,
-    /// The state that was last asked for and set; to find out that nothing changes, the kernel takes a lock of the whole host.
+    /// The state that was last asked for and set; to find out that nothing changes, the kernel takes a lock of the
+    /// whole host.
     attached: Mutex<Option<bool>>,
     /// The same for the interface's offloads, which all set through one queue.
     offloads: Mutex<Option<Offloads>>,
@@ -26,7 +27,8 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Takes over a queue that was opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, has 12-byte headers and does not block.
+    /// Takes over a queue that was opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, has 12-byte headers and does not
+    /// block.
     ///
     /// # Errors
     /// If the descriptor is not such a queue.

@@ -173,7 +173,8 @@ fn active_pair(mem: &Memory, idx: u16) -> [(ActiveQueue, EventFd); 2] {
     })
 }
 
-/// A port that has no room for the first frame. It has room again at once, but its descriptor tells that only to who asks anew.
+/// A port that has no room for the first frame. It has room again at once, but its descriptor tells that only to who
+/// asks anew.
 struct FullOncePort {
     fd: EventFd,
     wire: SocketPort,
@@ -266,8 +267,8 @@ fn count(net: &Net, name: &str) -> u64 {
     net.counters().into_iter().find(|c| c.name == name).unwrap().value
 }
 
-/// Sets up a control queue at 0xa_0000 with one chain for each of `commands`, whose answers of `room` bytes lie 0x100 apart at
-/// [`ANSWERS`].
+/// Sets up a control queue at 0xa_0000 with one chain for each of `commands`, whose answers of `room` bytes lie 0x100
+/// apart at [`ANSWERS`].
 fn commands(mem: &Memory, commands: &[&[u8]], room: u32) -> Queue {
     let mock = MockSplitQueue::create(mem, GuestAddress(0xa_0000), 16);
     let mut descriptors = Vec::new();

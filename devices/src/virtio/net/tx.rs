@@ -1,8 +1,8 @@
 //! Transmit: frames from the guest's buffers to the port.
 //!
-//! The kernel copies each frame straight out of guest memory, virtio header included; it checks what the header says. The driver
-//! is asked to notify only before the worker sleeps. A frame for which the port has no room waits for it. Datagrams of one flow that are
-//! in the ring together leave together.
+//! The kernel copies each frame straight out of guest memory, virtio header included; it checks what the header says.
+//! The driver is asked to notify only before the worker sleeps. A frame for which the port has no room waits for it.
+//! Datagrams of one flow that are in the ring together leave together.
 
 use crate::virtio::chain::Chain;
 use crate::virtio::iovec::IoVecs;
@@ -173,7 +173,8 @@ impl Tx {
         len.is_some_and(|len| (MIN_FRAME..=MAX_FRAME).contains(&len)) && self.chain.writable.is_empty()
     }
 
-    /// Sends what has been gathered. Returns whether it is done with, sent or not sendable at all; otherwise it waits for room.
+    /// Sends what has been gathered. Returns whether it is done with, sent or not sendable at all; otherwise it waits
+    /// for room.
     fn flush(&mut self) -> bool {
         self.waits = false;
         let count = self.batch.heads.len();
@@ -208,8 +209,8 @@ impl Tx {
         true
     }
 
-    /// Gives what has been gathered to the port. What the driver sent before it gave up the queue (virtio 1.3 5.1.6.5.5) may find the
-    /// port detached; then another port takes it.
+    /// Gives what has been gathered to the port. What the driver sent before it gave up the queue (virtio 1.3
+    /// 5.1.6.5.5) may find the port detached; then another port takes it.
     fn send(&mut self) -> io::Result<usize> {
         let sent = self.batch.send(self.port.as_ref());
         match (&self.first_port, &sent) {

@@ -1,10 +1,11 @@
-//! The network card with the kernel's data path: vhost-net moves the frames between the guest's rings and the tap, in a thread of the
-//! kernel for each queue pair (Linux drivers/vhost/net.c).
+//! The network card with the kernel's data path: vhost-net moves the frames between the guest's rings and the tap, in a
+//! thread of the kernel for each queue pair (Linux drivers/vhost/net.c).
 //!
-//! Faster, because a frame is no business of this process: the driver's doorbells and interrupts are events that KVM and vhost-net pass
-//! to each other. Less isolated, because it is the kernel then that reads what a hostile driver writes into its rings. And less
-//! able: nobody looks at a frame, so there are no receive filters, no hashes, no coalescing, no counters of frames, and queues cannot be reset one
-//! by one. What there is: offloads, multiqueue, the link, the address, announcements.
+//! Faster, because a frame is no business of this process: the driver's doorbells and interrupts are events that KVM
+//! and vhost-net pass to each other. Less isolated, because it is the kernel then that reads what a hostile driver
+//! writes into its rings. And less able: nobody looks at a frame, so there are no receive filters, no hashes, no
+//! coalescing, no counters of frames, and queues cannot be reset one by one. What there is: offloads, multiqueue, the
+//! link, the address, announcements.
 //!
 //! The rest is done by one thread of this process, which sleeps most of the time.
 
@@ -84,11 +85,12 @@ struct Running {
 }
 
 impl Vhost {
-    /// A card with one queue pair for each of `ports`, which are queues of one tap; `instances` are as many, and move their frames.
+    /// A card with one queue pair for each of `ports`, which are queues of one tap; `instances` are as many, and move
+    /// their frames.
     ///
     /// # Errors
-    /// If there are no ports or too many, or another number of instances, the size of the queues is not possible, or the kernel
-    /// refuses to detach all but the first port.
+    /// If there are no ports or too many, or another number of instances, the size of the queues is not possible, or
+    /// the kernel refuses to detach all but the first port.
     pub fn new(config: NetConfig, ports: Vec<Arc<dyn FramePort>>, instances: Vec<Instance>) -> io::Result<Self> {
         let (pairs, queue_sizes) = queues(&config, ports.len())?;
         if instances.len() != ports.len() {
@@ -123,8 +125,8 @@ impl Vhost {
         self
     }
 
-    /// Prepares everything for the thread; nothing moves yet. The pairs are those whose both queues are enabled, up to the first
-    /// that is not.
+    /// Prepares everything for the thread; nothing moves yet. The pairs are those whose both queues are enabled, up to
+    /// the first that is not.
     fn service(&self, activation: Activation) -> Result<VhostService, StartError> {
         let Activation { mem, features, queues, interrupts } = activation;
         let mut queues = VecDeque::from(queues);

@@ -1,13 +1,13 @@
 //! The common configuration structure as data (virtio 1.3 4.1.4.3).
 //!
-//! A read may have any width and offset: it copies from an image of all registers. A write must be of a field's own width, or of
-//! 32-bit halves for the 64-bit addresses; any other write is dropped.
+//! A read may have any width and offset: it copies from an image of all registers. A write must be of a field's own
+//! width, or of 32-bit halves for the 64-bit addresses; any other write is dropped.
 
 use crate::virtio::interrupt::{Interrupts, NO_VECTOR};
 use crate::virtio::transport::{RingPart, Transport};
 
-/// Bytes of the structure, up to the admin queue fields. These and queue_notif_config_data read as zero since the features they
-/// belong to are not offered, queue_reset since a reset is over when its write is.
+/// Bytes of the structure, up to the admin queue fields. These and queue_notif_config_data read as zero since the
+/// features they belong to are not offered, queue_reset since a reset is over when its write is.
 pub(super) const LEN: u64 = 64;
 
 const DEVICE_FEATURE_SELECT: u64 = 0x00;

@@ -15,8 +15,8 @@ thread_local! {
     static RUNNING: RefCell<Vec<Weak<Mutex<dyn Turn>>>> = RefCell::default();
 }
 
-/// Lets every worker that this thread has spawned, and not stopped, handle the events that are ready. Returns how many there were:
-/// at 0 nothing happens any more until somebody acts.
+/// Lets every worker that this thread has spawned, and not stopped, handle the events that are ready. Returns how many
+/// there were: at 0 nothing happens any more until somebody acts.
 pub fn turn() -> usize {
     let workers: Vec<_> = RUNNING.with_borrow_mut(|running| {
         running.retain(|worker| worker.strong_count() > 0);
@@ -67,7 +67,8 @@ impl<S: Service> Worker<S> {
         Ok(Self { inner, caller })
     }
 
-    /// Runs `action` between two events and returns its result; `None` if the worker has met a fault, or `action` gives one.
+    /// Runs `action` between two events and returns its result; `None` if the worker has met a fault, or `action` gives
+    /// one.
     pub fn call<R: Send + 'static>(
         &self,
         action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,

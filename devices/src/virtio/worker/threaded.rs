@@ -40,8 +40,9 @@ impl<S: Service> Worker<S> {
         Ok(Self { thread, caller })
     }
 
-    /// Runs `action` on the worker's thread, between two events, and waits for its result as long as the current event is
-    /// being served. `None` if the worker has met a fault, or `action` gives one: then the service rests until it is stopped.
+    /// Runs `action` on the worker's thread, between two events, and waits for its result as long as the current event
+    /// is being served. `None` if the worker has met a fault, or `action` gives one: then the service rests until it is
+    /// stopped.
     pub fn call<R: Send + 'static>(
         &self,
         action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,
@@ -50,8 +51,8 @@ impl<S: Service> Worker<S> {
         result.ok()?.recv().ok()
     }
 
-    /// Stops the worker, waits for its thread and returns the service; `None` if the thread panicked, which is a bug and has
-    /// been reported by the panic hook.
+    /// Stops the worker, waits for its thread and returns the service; `None` if the thread panicked, which is a bug
+    /// and has been reported by the panic hook.
     pub fn stop(self) -> Option<S> {
         let Caller { calls, wake } = self.caller;
         drop(calls);
@@ -108,7 +109,8 @@ impl Idle {
 /// How long to poll before a sleep.
 #[derive(Debug)]
 enum Polling {
-    /// With a processor to spare: for this long. Longer when sleeps have turned out short, not at all when they are long.
+    /// With a processor to spare: for this long. Longer when sleeps have turned out short, not at all when they are
+    /// long.
     For(Duration),
     /// On the only processor: as long as there is something after the others had their turn.
     InTurns,
@@ -135,7 +137,8 @@ impl Polling {
     fn pause(&self, idle: &mut Idle) {
         idle.pauses += 1;
         match self {
-            // Not by giving way: whoever gets the processor then may keep it for milliseconds, and a sleeper is woken sooner.
+            // Not by giving way: whoever gets the processor then may keep it for milliseconds, and a sleeper is woken
+            // sooner.
             Self::For(_) => std::hint::spin_loop(),
             Self::InTurns => thread::yield_now(),
         }

@@ -1,5 +1,5 @@
-//! Frames of the benchmark: IPv4, so that the host tells flows apart, with UDP or a TCP super-frame in it, behind the virtio-net
-//! header (virtio 1.3 5.1.6).
+//! Frames of the benchmark: IPv4, so that the host tells flows apart, with UDP or a TCP super-frame in it, behind the
+//! virtio-net header (virtio 1.3 5.1.6).
 
 use super::Terms;
 use crate::{arena, cpu};
@@ -33,7 +33,8 @@ pub(super) struct Route {
     pub(super) flow: u16,
 }
 
-/// Takes memory and writes header and frame there: a datagram, or a TCP super-frame if `mss` is not 0. Returns its address.
+/// Takes memory and writes header and frame there: a datagram, or a TCP super-frame if `mss` is not 0. Returns its
+/// address.
 pub(super) fn make(route: &Route, &Terms { size, mss, partial, .. }: &Terms) -> u64 {
     let at = arena::take(HEADER + u64::from(size), 64);
     let frame = at + HEADER;

@@ -1,7 +1,8 @@
 //! Ping-pong: one frame at a time to a peer that sends it back.
 //!
-//! The peer writes the time stamp counter of the host into the frame. Where guest and host share one counter, that splits the way
-//! into out and back; elsewhere these two are of no use, which the host knows from the stamp of the `ready` line.
+//! The peer writes the time stamp counter of the host into the frame. Where guest and host share one counter, that
+//! splits the way into out and back; elsewhere these two are of no use, which the host knows from the stamp of the
+//! `ready` line.
 
 use super::card::Card;
 use super::frame::{HEADER, PAYLOAD, PEER_MAC};

@@ -1,5 +1,5 @@
-//! A ring that is polled: offers go out in batches, interrupts are off, and a doorbell is rung only if the device asks for it
-//! (virtio 1.3 2.7.7.2, 2.7.10).
+//! A ring that is polled: offers go out in batches, interrupts are off, and a doorbell is rung only if the device asks
+//! for it (virtio 1.3 2.7.7.2, 2.7.10).
 
 use crate::cpu;
 use crate::virtio::ring::{Ring, Used};

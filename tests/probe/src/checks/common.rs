@@ -38,7 +38,8 @@ fn device_feature_words(s: &Subject) -> Check {
             d.get32(common::DEVICE_FEATURE_SELECT)
         );
         let word = d.get32(common::DEVICE_FEATURE);
-        // Bits 64 and above are device-specific (2.2); none of the probe's kinds defines any that devices here would offer.
+        // Bits 64 and above are device-specific (2.2); none of the probe's kinds defines any that devices here would
+        // offer.
         require!(select < 2 || word == 0, "word {select:#x} is {word:#x}");
     }
     Ok(())
@@ -97,7 +98,8 @@ fn num_queues(s: &Subject) -> Check {
     Ok(())
 }
 
-/// Indices of queues that do not exist. QEMU ignores a selection past its own maximum, so far ones are for strict terms.
+/// Indices of queues that do not exist. QEMU ignores a selection past its own maximum, so far ones are for strict
+/// terms.
 fn past_the_end(s: &Subject) -> impl Iterator<Item = u16> {
     let far = if s.terms.strict { &[0x400, 0x7fff, 0x8000, 0xffff][..] } else { &[] };
     [s.device.get16(common::NUM_QUEUES)].into_iter().chain(far.iter().copied())

@@ -191,7 +191,8 @@ fn bars_size(s: &Subject) -> Check {
     Ok(())
 }
 
-/// Returns whether a read found nothing. A master abort reads all ones; some VMMs read zero, which no structure here starts with.
+/// Returns whether a read found nothing. A master abort reads all ones; some VMMs read zero, which no structure here
+/// starts with.
 fn vacant(s: &Subject, value: u32) -> bool {
     value == u32::MAX || value == 0 && !s.terms.strict
 }

@@ -1,8 +1,8 @@
-//! UDP datagrams larger than the MTU that are left to the device to cut into IP fragments (VIRTIO_NET_F_HOST_UFO, GUEST_UFO; virtio
-//! 1.3 5.1.6.2).
+//! UDP datagrams larger than the MTU that are left to the device to cut into IP fragments (VIRTIO_NET_F_HOST_UFO,
+//! GUEST_UFO; virtio 1.3 5.1.6.2).
 //!
-//! The peer sends every IPv4 packet back that reaches it in one frame of more than 8000 bytes, and leaves it to be cut in turn. Linux takes
-//! such a frame from a tap, and has not given one to a tap since 4.14: it cuts it before.
+//! The peer sends every IPv4 packet back that reaches it in one frame of more than 8000 bytes, and leaves it to be cut
+//! in turn. Linux takes such a frame from a tap, and has not given one to a tap since 4.14: it cuts it before.
 
 use super::live::NET_HEADER;
 use super::net::{Card, STRANGERS_MAX, need_echo};
@@ -140,8 +140,8 @@ fn write_datagram(at: u64, mac: [u8; 6]) {
     }
 }
 
-/// A virtio header whose numbers are hdr_len, gso_size, csum_start and csum_offset, Ethernet's header to everybody, and that of IPv4, whose
-/// checksum is filled in.
+/// A virtio header whose numbers are hdr_len, gso_size, csum_start and csum_offset, Ethernet's header to everybody, and
+/// that of IPv4, whose checksum is filled in.
 pub(super) fn write_heads(at: u64, mac: [u8; 6], gso: u8, numbers: [u16; 4], words: [u16; 10]) {
     let frame = at + NET_HEADER;
     arena::fill(at, NET_HEADER, 0);

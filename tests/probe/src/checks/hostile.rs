@@ -1,7 +1,7 @@
 //! Rings that no driver would build (virtio 1.3 2.7): the device has to refuse them, and a reset has to bring it back.
 //!
-//! On any VMM the VM has to survive and a reset has to help. On strict terms the device also has to answer, by NEEDS_RESET or by
-//! returning the chain: doing neither leaves a driver waiting for ever.
+//! On any VMM the VM has to survive and a reset has to help. On strict terms the device also has to answer, by
+//! NEEDS_RESET or by returning the chain: doing neither leaves a driver waiting for ever.
 
 use super::live::{Live, queue};
 use super::{DeviceCheck, Subject};

@@ -1,7 +1,9 @@
-//! Mistakes that only a card's driver can make: receive, transmit and control queues (virtio 1.3 5.1.6), each broken in every way.
+//! Mistakes that only a card's driver can make: receive, transmit and control queues (virtio 1.3 5.1.6), each broken in
+//! every way.
 //!
-//! Whatever is done, the machine's other devices answer while the card is broken, and a reset brings the card back: it sends a
-//! frame and receives the answer. A ring that is broken ends in NEEDS_RESET; a buffer that cannot be used comes back empty.
+//! Whatever is done, the machine's other devices answer while the card is broken, and a reset brings the card back: it
+//! sends a frame and receives the answer. A ring that is broken ends in NEEDS_RESET; a buffer that cannot be used comes
+//! back empty.
 
 use super::live::{Live, NET_HEADER};
 use super::net::{Card, RX, TX, need_echo};
@@ -243,7 +245,8 @@ fn comes_back_empty(s: &Subject, which: Which, chains: &[&[(u64, u32, u16)]]) ->
     comes_back(s)
 }
 
-/// Publishes the chain at 0 that `build` wrote, of which the specification does not say what becomes. A reset brings the card back.
+/// Publishes the chain at 0 that `build` wrote, of which the specification does not say what becomes. A reset brings
+/// the card back.
 fn does_no_harm(s: &Subject, which: Which, build: impl Fn(&Ring)) -> Check {
     let mut victim = Victim::start(&s.device, F_MRG_RXBUF | feature::INDIRECT_DESC)?;
     let ring = victim.ring(which);

@@ -1,7 +1,7 @@
 //! Control commands (virtio 1.3 5.1.6.5) and frame headers (5.1.6) that lie.
 //!
-//! A command that is not understood, not negotiated or not possible is answered with an error, and the card goes on; so it does
-//! after a header that describes a frame which is not there.
+//! A command that is not understood, not negotiated or not possible is answered with an error, and the card goes on; so
+//! it does after a header that describes a frame which is not there.
 
 use super::hostile_card::{F_MQ, F_MRG_RXBUF, Victim, comes_back, need_strict, others_work, sends_and_receives};
 use super::live::NET_HEADER;
@@ -339,7 +339,8 @@ const HEADERS: &[(u8, u8, u16, u16, u16, u16)] = &[
     (0, 0x80, 0, 0, 0, 0),
 ];
 
-/// Sends frames of several kinds and lengths under every lying header; each comes back, and a true one passes after each.
+/// Sends frames of several kinds and lengths under every lying header; each comes back, and a true one passes after
+/// each.
 fn lie(s: &Subject, wanted: u64) -> Check {
     need_echo(s)?;
     let mut card = Card::start(&s.device, wanted | F_MRG_RXBUF, 2048, 32)?;

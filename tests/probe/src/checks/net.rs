@@ -1,8 +1,8 @@
 //! virtio-net (virtio 1.3 5.1): configuration, sending, and, with a peer that sends frames back, receiving.
 //!
-//! The peer: whoever sits on the card's network and sends every frame of EtherType 0x88b5 back to its sender. The word `echo` on the
-//! command line says that there is one. Every frame carries a number of its own behind the Ethernet header, so that a late answer to
-//! an earlier check is not taken for the one awaited.
+//! The peer: whoever sits on the card's network and sends every frame of EtherType 0x88b5 back to its sender. The word
+//! `echo` on the command line says that there is one. Every frame carries a number of its own behind the Ethernet
+//! header, so that a late answer to an earlier check is not taken for the one awaited.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,5 @@
-//! TCP segments larger than the MTU that are left to the device to cut (VIRTIO_NET_F_HOST_TSO4, GUEST_TSO4; virtio 1.3 5.1.6.2).
+//! TCP segments larger than the MTU that are left to the device to cut (VIRTIO_NET_F_HOST_TSO4, GUEST_TSO4; virtio 1.3
+//! 5.1.6.2).
 //!
 //! The peer sends them back as it does with the datagrams of [`super::fragments`].
 

@@ -1,4 +1,5 @@
-//! Frames as the host sends them: IPv4 with UDP, or one TCP super-frame, behind the virtio-net header (virtio 1.3 5.1.6).
+//! Frames as the host sends them: IPv4 with UDP, or one TCP super-frame, behind the virtio-net header (virtio 1.3
+//! 5.1.6).
 
 use super::tap::HEADER_BYTES;
 

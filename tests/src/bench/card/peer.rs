@@ -1,4 +1,5 @@
-//! The host's side of a run: frames written to and read from taps by plain `writev` and `readv`, and a thread that sends frames back.
+//! The host's side of a run: frames written to and read from taps by plain `writev` and `readv`, and a thread that
+//! sends frames back.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::sync::Arc;
@@ -84,8 +85,8 @@ pub(super) fn drain(tap: &mut Tap, to: [u8; 6]) -> io::Result<u64> {
     }
 }
 
-/// A thread that sends every UDP frame which comes for the peer back to its sender, with the time of its arrival in it. It ends when this
-/// is dropped.
+/// A thread that sends every UDP frame which comes for the peer back to its sender, with the time of its arrival in it.
+/// It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Echo {
     stop: Arc<AtomicBool>,

@@ -51,7 +51,8 @@ pub struct Stream {
     pub frames_per_s: Spread,
     /// Gbit/s of frames without check sequences.
     pub gbit_per_s: Spread,
-    /// Processor time of the VMM's threads, without the polling virtual processor, or of the plain loop, per frame in ns.
+    /// Processor time of the VMM's threads, without the polling virtual processor, or of the plain loop, per frame in
+    /// ns.
     pub cpu_ns_per_frame: Spread,
     /// Doorbells per 1000 frames.
     pub doorbells_per_1000: Option<Spread>,

@@ -1,6 +1,7 @@
 //! Taps of the benchmark itself: ports of the bridge behind which frames begin, end, or turn around.
 //!
-//! Unsafe, because a tap is made by ioctl on `/dev/net/tun` (Documentation/networking/tuntap.rst) and no safe crate here does that.
+//! Unsafe, because a tap is made by ioctl on `/dev/net/tun` (Documentation/networking/tuntap.rst) and no safe crate
+//! here does that.
 #![allow(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
@@ -47,7 +48,8 @@ impl Tap {
         for (to, from) in req.name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
             *to = from;
         }
-        // SAFETY: TUNSETIFF reads and writes one struct ifreq, which `req` is in size and layout; it lives through the call.
+        // SAFETY: TUNSETIFF reads and writes one struct ifreq, which `req` is in size and layout; it lives through the
+        // call.
         check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF, &raw mut req) })?;
         let header = libc::c_int::try_from(HEADER_BYTES).map_err(io::Error::other)?;
         // SAFETY: TUNSETVNETHDRSZ reads one int, which lives through the call.

@@ -17,9 +17,10 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Addresses of guests begin here.
 const FIRST_ADDRESS: u8 = 11;
 
-/// CUBIC's HyStart (`hystart_update` in net/ipv4/tcp_cubic.c) ends slow start when round trips get longer, and where one processor is
-/// all that host and guest have it ends it anywhere: the same path then carries all of what it can or half of it, for as long as a test
-/// lasts, and for all tests after it as the kernel remembers the threshold (`tcp_no_metrics_save`).
+/// CUBIC's HyStart (`hystart_update` in net/ipv4/tcp_cubic.c) ends slow start when round trips get longer, and where
+/// one processor is all that host and guest have it ends it anywhere: the same path then carries all of what it can or
+/// half of it, for as long as a test lasts, and for all tests after it as the kernel remembers the threshold
+/// (`tcp_no_metrics_save`).
 const STEADY: &str = "tcp_cubic.hystart=0";
 
 /// The guest's own ports.

@@ -11,8 +11,8 @@ pub struct Rate {
     pub burst_bytes: u64,
 }
 
-/// Tokens, one for each byte. A frame passes while there are any, and may leave a debt: so its size need not be known before, and in
-/// the long run the rate is exact.
+/// Tokens, one for each byte. A frame passes while there are any, and may leave a debt: so its size need not be known
+/// before, and in the long run the rate is exact.
 #[derive(Debug)]
 pub(super) struct Bucket {
     rate: Rate,

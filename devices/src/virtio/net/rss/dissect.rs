@@ -1,7 +1,8 @@
 //! The input of a frame's hash (virtio 1.3 5.1.6.4.3): addresses and ports, by the hash types that the driver enabled.
 //!
-//! Total on any bytes: what is cut, of another protocol or nested deeper than is looked at is hashed by its addresses alone, or not at
-//! all. A fragment has no ports, not even the first, so that all fragments of a packet go the same way. VLAN tags are skipped.
+//! Total on any bytes: what is cut, of another protocol or nested deeper than is looked at is hashed by its addresses
+//! alone, or not at all. A fragment has no ports, not even the first, so that all fragments of a packet go the same
+//! way. VLAN tags are skipped.
 
 use super::toeplitz::MAX_INPUT;
 use std::ops::BitOr;

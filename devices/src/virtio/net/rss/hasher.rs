@@ -1,7 +1,7 @@
 //! Hashes in a receive queue: the queue that a frame belongs to, and the hash that is reported of it.
 //!
-//! The control queue leaves what it has set in [`Shared`]; each receive queue takes a copy when it has changed, so the data path
-//! compares one number and takes no lock.
+//! The control queue leaves what it has set in [`Shared`]; each receive queue takes a copy when it has changed, so the
+//! data path compares one number and takes no lock.
 
 use super::dissect::HEAD_LEN;
 use super::inbox::{Inbox, Peer, inboxes};
@@ -147,8 +147,8 @@ impl Hasher {
         }
     }
 
-    /// Passes a frame, with its header, to the queue that the table names, or the first if there is none, because this one goes out of
-    /// use. Returns whether there was room.
+    /// Passes a frame, with its header, to the queue that the table names, or the first if there is none, because this
+    /// one goes out of use. Returns whether there was room.
     pub(in crate::virtio::net) fn hand_on(&mut self, frame: &[u8]) -> bool {
         self.refresh();
         let Receiving { hash, indirection } = &*self.current;
@@ -180,7 +180,8 @@ impl Hasher {
         settings.hash(head)
     }
 
-    /// Writes `hash_value` and `hash_report` into the header, zeros if there is no hash. The kernel leaves these bytes as they were.
+    /// Writes `hash_value` and `hash_report` into the header, zeros if there is no hash. The kernel leaves these bytes
+    /// as they were.
     fn report(&self, pieces: &IoVecs, hash: Option<(u32, u16)>) {
         if self.header_len < HASH_OFFSET + HASH_LEN {
             return;

@@ -1,8 +1,8 @@
-//! Frames on their way from the queue that received them to the queue they belong to: where the kernel does not steer, and what is
-//! left for a queue that goes out of use.
+//! Frames on their way from the queue that received them to the queue they belong to: where the kernel does not steer,
+//! and what is left for a queue that goes out of use.
 //!
-//! One bounded inbox for each queue, filled by all the others' workers and emptied by its own. A frame that finds it full is lost, as
-//! on a card whose ring is full; so is one that finds the VM's budget used up.
+//! One bounded inbox for each queue, filled by all the others' workers and emptied by its own. A frame that finds it
+//! full is lost, as on a card whose ring is full; so is one that finds the VM's budget used up.
 
 use crate::virtio::net::budget::{Budget, Held};
 use std::collections::VecDeque;

@@ -1,9 +1,10 @@
 //! The kernel's part of receive-side scaling: a program that names the queue of each frame before the tap queues it.
 //!
-//! It does what [`dissect`](super::dissect), [`toeplitz`](super::toeplitz) and [`settings`](super::settings) do, but for the hash
-//! types that look into extension headers, and reads what it has to know from a map (see [`layout`]). It is of type
-//! BPF_PROG_TYPE_SOCKET_FILTER and written out here as instructions (RFC 9669): loading it takes privileges that this crate does not
-//! have, so it leaves as plain numbers. Straight code with forward jumps only, so every kernel since 5.2 accepts it.
+//! It does what [`dissect`](super::dissect), [`toeplitz`](super::toeplitz) and [`settings`](super::settings) do, but
+//! for the hash types that look into extension headers, and reads what it has to know from a map (see [`layout`]). It
+//! is of type BPF_PROG_TYPE_SOCKET_FILTER and written out here as instructions (RFC 9669): loading it takes privileges
+//! that this crate does not have, so it leaves as plain numbers. Straight code with forward jumps only, so every kernel
+//! since 5.2 accepts it.
 
 mod assembler;
 
@@ -44,7 +45,8 @@ pub(super) mod layout {
     pub(in crate::virtio::net::rss) const BYTES: usize = ADDED + 4 * NIBBLES * VALUES;
 }
 
-/// Where the stack holds the bytes to hash, all zero at first: an input that is shorter has the same hash with zeros behind it.
+/// Where the stack holds the bytes to hash, all zero at first: an input that is shorter has the same hash with zeros
+/// behind it.
 const INPUT: i16 = -40;
 /// Where it holds the header that is being looked at.
 const HEADER: i16 = -80;
@@ -53,7 +55,8 @@ const PACKET: i16 = -88;
 
 /// The program.
 ///
-/// Registers: r6 the frame, r7 the map's element, r8 the offset from the Ethernet header, r9 the protocol of what is there.
+/// Registers: r6 the frame, r7 the map's element, r8 the offset from the Ethernet header, r9 the protocol of what is
+/// there.
 pub fn program() -> Program {
     let mut asm = Assembler::new();
     let [unclassified, ipv4, ipv6, hash] = asm.labels();
@@ -151,7 +154,8 @@ fn walk_ipv6(asm: &mut Assembler, [hash, unclassified]: [Label; 2]) {
     jump_unless(asm, Types::IPV6, unclassified);
 }
 
-/// Moves r8 and r9 past one extension header; to `end` if there is none, to `addresses` if what it carries cannot be known.
+/// Moves r8 and r9 past one extension header; to `end` if there is none, to `addresses` if what it carries cannot be
+/// known.
 fn skip_extension(asm: &mut Assembler, end: Label, addresses: Label) {
     let [known, fragment, words, skip, next] = asm.labels();
     for protocol in [HOP_BY_HOP, ROUTING, DESTINATION, MOBILITY, FRAGMENT, AUTHENTICATION] {
@@ -182,7 +186,8 @@ fn skip_extension(asm: &mut Assembler, end: Label, addresses: Label) {
     asm.place(next);
 }
 
-/// Puts the ports at r8 into the input from byte `to` on if r9 is a protocol whose type is enabled, and goes to `addresses` if not.
+/// Puts the ports at r8 into the input from byte `to` on if r9 is a protocol whose type is enabled, and goes to
+/// `addresses` if not.
 fn ports(asm: &mut Assembler, to: i16, protocols: [(u8, Types); 2], addresses: Label) {
     let wanted = asm.label();
     for (protocol, types) in protocols {

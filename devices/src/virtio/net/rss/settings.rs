@@ -1,4 +1,5 @@
-//! The driver's settings: `struct virtio_net_rss_config` and `struct virtio_net_hash_config` (virtio 1.3 5.1.6.5.6.4, 5.1.6.5.7.1).
+//! The driver's settings: `struct virtio_net_rss_config` and `struct virtio_net_hash_config` (virtio 1.3 5.1.6.5.6.4,
+//! 5.1.6.5.7.1).
 
 use super::dissect::{Input, Types};
 use super::{MAX_KEY_LEN, MAX_TABLE_LEN, Toeplitz};
@@ -11,16 +12,16 @@ pub(in crate::virtio::net) struct HashSettings {
 }
 
 impl HashSettings {
-    /// Reads `struct virtio_net_hash_config`. Its reserved bytes are not looked at: drivers up to Linux 6.1 leave a number of queues
-    /// there. `None` if it is cut or asks for what was not offered.
+    /// Reads `struct virtio_net_hash_config`. Its reserved bytes are not looked at: drivers up to Linux 6.1 leave a
+    /// number of queues there. `None` if it is cut or asks for what was not offered.
     pub(in crate::virtio::net) fn parse(bytes: &[u8]) -> Option<Self> {
         let (types, rest) = bytes.split_first_chunk()?;
         let (_reserved, key) = rest.split_first_chunk::<8>()?;
         Self::new(*types, key)
     }
 
-    /// From the hash types and a key with its length in front. Types without a key are refused. Bytes behind the key are not looked
-    /// at: Linux pads the structure to an even size.
+    /// From the hash types and a key with its length in front. Types without a key are refused. Bytes behind the key
+    /// are not looked at: Linux pads the structure to an even size.
     fn new(types: [u8; 4], key: &[u8]) -> Option<Self> {
         let types = Types::from_bits(u32::from_le_bytes(types))?;
         let (&len, key) = key.split_first()?;
@@ -28,7 +29,8 @@ impl HashSettings {
         Some(Self { types, toeplitz: Toeplitz::new(key) })
     }
 
-    /// The hash of `frame`, from its Ethernet header on, and what it is reported as; `None` if it is of no type that is enabled.
+    /// The hash of `frame`, from its Ethernet header on, and what it is reported as; `None` if it is of no type that is
+    /// enabled.
     pub(super) fn hash(&self, frame: &[u8]) -> Option<(u32, u16)> {
         let input = Input::of(frame, self.types)?;
         Some((self.toeplitz.hash(input.bytes()), input.report))
@@ -78,7 +80,8 @@ pub(in crate::virtio::net) struct RssSettings {
 }
 
 impl RssSettings {
-    /// Reads `struct virtio_net_rss_config`. `None` if it is cut or breaks a rule that does not depend on the queues in use. A queue number whose reserved bit is set is a large number, which [`pairs`](Self::pairs) shows.
+    /// Reads `struct virtio_net_rss_config`. `None` if it is cut or breaks a rule that does not depend on the queues in
+    /// use. A queue number whose reserved bit is set is a large number, which [`pairs`](Self::pairs) shows.
     pub(in crate::virtio::net) fn parse(bytes: &[u8]) -> Option<Self> {
         let (types, rest) = bytes.split_first_chunk()?;
         let (mask, rest) = rest.split_first_chunk()?;

@@ -1,5 +1,5 @@
-//! A program and its map that somebody with privileges has loaded: from here the program is attached to the tap, and the map written by
-//! plain stores.
+//! A program and its map that somebody with privileges has loaded: from here the program is attached to the tap, and
+//! the map written by plain stores.
 
 // The reason for `unsafe` here: the map is memory that is shared with the kernel.
 #![expect(unsafe_code, reason = "a map is memory-mapped")]
@@ -45,7 +45,8 @@ impl Steering {
         self.program.as_fd()
     }
 
-    /// Returns whether the program can serve the driver's settings: it does not look for addresses in extension headers.
+    /// Returns whether the program can serve the driver's settings: it does not look for addresses in extension
+    /// headers.
     pub(in crate::virtio::net) fn serves(&self, rss: &RssSettings) -> bool {
         !rss.hash.types.has_any(Types::EXTENDED)
     }
@@ -73,7 +74,8 @@ impl Steering {
     }
 
     fn words(&self) -> &[AtomicU32] {
-        // SAFETY: `words` points to `WORDS` words that stay mapped for as long as `self` lives; the kernel only reads them.
+        // SAFETY: `words` points to `WORDS` words that stay mapped for as long as `self` lives; the kernel only reads
+        // them.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), WORDS) }
     }
 }

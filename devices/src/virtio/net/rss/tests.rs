@@ -1,4 +1,5 @@
-//! Hashes of frames against the verification suite that Microsoft publishes for RSS, and against a hash that goes bit by bit.
+//! Hashes of frames against the verification suite that Microsoft publishes for RSS, and against a hash that goes bit
+//! by bit.
 
 use super::dissect::{HEAD_LEN, Types};
 use super::settings::{HashSettings, RssSettings};

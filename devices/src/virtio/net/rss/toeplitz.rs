@@ -1,8 +1,8 @@
-//! The Toeplitz hash: for every bit that is set in the input, the 32 bits of the key that begin at the same place, all added modulo
-//! two.
+//! The Toeplitz hash: for every bit that is set in the input, the 32 bits of the key that begin at the same place, all
+//! added modulo two.
 //!
-//! A key becomes a table of what each four bits of input add, so a byte costs two look-ups. A table by bytes would halve the
-//! look-ups and take 36 KiB for each key, more than the first cache has.
+//! A key becomes a table of what each four bits of input add, so a byte costs two look-ups. A table by bytes would
+//! halve the look-ups and take 36 KiB for each key, more than the first cache has.
 
 /// Longest input in bytes: two IPv6 addresses and two ports.
 pub(in crate::virtio::net) const MAX_INPUT: usize = 36;

@@ -1,5 +1,5 @@
-//! One instance of the kernel's vhost-net: a thread of the kernel that moves the frames of one queue pair between its rings and a
-//! tap, as a descriptor that somebody else opened (linux/vhost.h, drivers/vhost/net.c).
+//! One instance of the kernel's vhost-net: a thread of the kernel that moves the frames of one queue pair between its
+//! rings and a tap, as a descriptor that somebody else opened (linux/vhost.h, drivers/vhost/net.c).
 //!
 //! ```text
 //!            claim            set_memory, set_ring               attach
@@ -37,8 +37,8 @@ ioctl_iow_nr!(VHOST_SET_VRING_CALL, VHOST_VIRTIO, 0x21, VringFile);
 ioctl_iow_nr!(VHOST_SET_VRING_ERR, VHOST_VIRTIO, 0x22, VringFile);
 ioctl_iow_nr!(VHOST_NET_SET_BACKEND, VHOST_VIRTIO, 0x30, VringFile);
 
-/// The feature bits that vhost-net gets to hear: those of the rings, and of what is in them. Bit 27 is left out, which is
-/// VHOST_NET_F_VIRTIO_NET_HDR there: the tap has the header.
+/// The feature bits that vhost-net gets to hear: those of the rings, and of what is in them. Bit 27 is left out, which
+/// is VHOST_NET_F_VIRTIO_NET_HDR there: the tap has the header.
 const RING_FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
     | (1 << VIRTIO_RING_F_EVENT_IDX)
     | (1 << VIRTIO_RING_F_INDIRECT_DESC)
@@ -136,7 +136,8 @@ impl Instance {
     /// Takes over an opened `/dev/vhost-net` that nobody owns, and that no other process uses.
     ///
     /// # Errors
-    /// If the descriptor is something else, or the kernel's vhost-net lacks features that every kernel has had since Linux 4.0.
+    /// If the descriptor is something else, or the kernel's vhost-net lacks features that every kernel has had since
+    /// Linux 4.0.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let mut features = 0_u64;
         // SAFETY: VHOST_GET_FEATURES writes one u64; the descriptor is open.
@@ -157,8 +158,8 @@ impl Instance {
         check(unsafe { ioctl(&self.fd, VHOST_SET_OWNER()) })
     }
 
-    /// Ends its thread and everything that was set; it touches neither rings nor memory from here on. Without effect on an instance
-    /// that nobody owns.
+    /// Ends its thread and everything that was set; it touches neither rings nor memory from here on. Without effect on
+    /// an instance that nobody owns.
     ///
     /// # Errors
     /// As the kernel says.
@@ -190,8 +191,8 @@ impl Instance {
             let bytes = u64::try_from(bytes).map_err(io::Error::other)?;
             *region = MemoryRegion { guest, bytes, host: address(host)?, padding: 0 };
         }
-        // SAFETY: VHOST_SET_MEM_TABLE reads a header and as many regions as it says, which `table` has. What vhost does with the
-        // addresses is what the guest's own devices may do, and the caller keeps them mapped.
+        // SAFETY: VHOST_SET_MEM_TABLE reads a header and as many regions as it says, which `table` has. What vhost does
+        // with the addresses is what the guest's own devices may do, and the caller keeps them mapped.
         check(unsafe { ioctl_with_ptr(&self.fd, VHOST_SET_MEM_TABLE(), &raw const table) })
     }
 
@@ -210,7 +211,8 @@ impl Instance {
         let [descriptors, available, used] = queue.parts().map(address);
         let (descriptors, available, used) = (descriptors?, available?, used?);
         let addresses = VringAddr { ring, flags: 0, descriptors, used, available, log: 0 };
-        // SAFETY: VHOST_SET_VRING_ADDR reads one struct vhost_vring_addr. The rings are in guest memory, which `set_memory` has set.
+        // SAFETY: VHOST_SET_VRING_ADDR reads one struct vhost_vring_addr. The rings are in guest memory, which
+        // `set_memory` has set.
         check(unsafe { ioctl_with_ref(&self.fd, VHOST_SET_VRING_ADDR(), &addresses) })?;
         let broken = VringFile { ring, fd: events.broken.as_raw_fd() };
         // SAFETY: VHOST_SET_VRING_ERR reads one struct vhost_vring_file.

@@ -74,8 +74,8 @@ pub(super) struct VhostService {
 }
 
 impl VhostService {
-    /// Has those instances move frames whose tap queue is attached, if the link is up. Frames wait in the rings meanwhile, and as many as
-    /// the tap has room for.
+    /// Has those instances move frames whose tap queue is attached, if the link is up. Frames wait in the rings
+    /// meanwhile, and as many as the tap has room for.
     fn settle(&mut self) -> Result<(), Fault> {
         let up = self.link.is_up();
         let attached = match self.ctrl.as_mut().and_then(Lane::serving) {

@@ -52,7 +52,8 @@ impl Session<'_> {
         }
     }
 
-    /// Returns whether the available index of a transmit queue that has nothing left to do is further ahead than the ring is long.
+    /// Returns whether the available index of a transmit queue that has nothing left to do is further ahead than the
+    /// ring is long.
     pub(in crate::card) fn overruns(&self, queue: u16) -> bool {
         let known = &self.queues[usize::from(queue)];
         let at_rest = self.tame && queue == TX && self.net.status() == RUNNING && !self.machine.net_ports[0].full();
@@ -60,8 +61,8 @@ impl Session<'_> {
         at_rest && known.size != 0 && ahead > known.size
     }
 
-    /// After a kick of a transmit or control queue: either everything is used, or the driver has been told that it broke something,
-    /// or a frame waits for room.
+    /// After a kick of a transmit or control queue: either everything is used, or the driver has been told that it
+    /// broke something, or a frame waits for room.
     pub(in crate::card) fn all_was_served(&self, queue: u16) {
         let known = &self.queues[usize::from(queue)];
         let ctrl = if self.features & NET_F_MULTI == 0 { 2 } else { QUEUES - 1 };

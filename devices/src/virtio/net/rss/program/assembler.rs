@@ -61,7 +61,8 @@ const REGISTER: u8 = 0x08;
 /// A 64-bit immediate that stands for the first element of the map with this descriptor (BPF_PSEUDO_MAP_VALUE).
 const MAP_VALUE: Register = Register(2);
 
-/// The kernel's function 68, `skb_load_bytes_relative`, whose last argument is where offsets begin: at the Ethernet header.
+/// The kernel's function 68, `skb_load_bytes_relative`, whose last argument is where offsets begin: at the Ethernet
+/// header.
 const LOAD_BYTES_RELATIVE: i32 = 68;
 const FROM_ETHERNET: i32 = 0;
 
@@ -182,8 +183,8 @@ impl Assembler {
         self.instructions.len() - 2
     }
 
-    /// Copies `len` bytes of `frame`, `offset` from its Ethernet header, to the stack. r0 is zero if there are as many; r1 to r5 are
-    /// lost.
+    /// Copies `len` bytes of `frame`, `offset` from its Ethernet header, to the stack. r0 is zero if there are as many;
+    /// r1 to r5 are lost.
     pub(super) fn load_frame(&mut self, frame: Register, offset: Register, to: i16, len: i32) {
         self.mov(R1, frame);
         self.mov(R2, offset);

@@ -1,5 +1,5 @@
-//! The program run by an interpreter of the instructions it uses, beside the computation that it stands for. Whether a kernel accepts
-//! it is shown where there are privileges.
+//! The program run by an interpreter of the instructions it uses, beside the computation that it stands for. Whether a
+//! kernel accepts it is shown where there are privileges.
 
 use super::super::dissect::Types;
 use super::super::settings::RssSettings;
