@@ -15,7 +15,7 @@
 //!
 //! # Threats
 //!
-//! The kernel and the initrd are untrusted: a CI system boots what somebody built.
+//! The kernel and the initrd are untrusted: a CI system boots what others have built.
 //!
 //! | Threat | Answer |
 //! |---|---|
@@ -23,7 +23,7 @@
 //! | A kernel that overwrites boot data or ACPI tables while it is loaded | Nothing is loaded below 1 MiB, where all of that lies |
 //! | A file that costs host memory or time | Headers are bounded by constants; content is read once, into guest memory |
 //! | A file that shrinks while it is read, a pipe, a directory | A refusal that names the file |
-//! | Boot data that the guest changes later | Nobody reads it back |
+//! | Boot data that the guest changes later | It is never read back |
 //!
 //! # Not supported
 //!

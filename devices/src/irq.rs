@@ -51,7 +51,7 @@ pub struct MsiMessage {
 /// One MSI-X vector of one device.
 ///
 /// A signal while nothing is routed is held, not lost: it is *pending* (the PBA bit) and is delivered when a route is
-/// set again. With irqfd this falls out of the eventfd's counter: no route means that nobody reads it, and KVM looks at
+/// set again. With irqfd this falls out of the eventfd's counter: no route means that it is not read, and KVM looks at
 /// it when the irqfd is assigned.
 pub trait MsiVector: Send + Sync {
     /// Delivers the interrupt, or holds it. Called by workers and vCPU threads; takes no lock.

@@ -37,7 +37,7 @@ pub(crate) fn catch_panics() {
     panic::set_hook(Box::new(|info| {
         say!("Bug in the agent, powering off: {info}");
         nix::unistd::sync();
-        // Nobody is left to tell that this failed, too.
+        // There is no other place to report that this failed, too.
         let _ = reboot(RebootMode::RB_POWER_OFF);
     }));
 }

@@ -59,7 +59,7 @@ fn end_processes() {
     let everyone = Pid::from_raw(-1);
     // Interactive shells ignore SIGTERM and end at a hang-up; stopped processes must be woken to end at all.
     for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCONT] {
-        // It fails only when nobody is there, which is what it is for.
+        // It fails only without a reader, which is what it is for.
         let _ = kill(everyone, signal);
     }
     if !all_gone_within(GRACE) {

@@ -1,4 +1,4 @@
-//! Everything that happens to init: children end, somebody asks for a stop, the power button is pressed. Promises that
+//! Everything that happens to init: children end, a stop is asked for, the power button is pressed. Promises that
 //! no zombie stays and that nothing is missed: signals are blocked and read from a descriptor.
 //!
 //! The requests are those of busybox's init, so its `poweroff`, `reboot` and `halt` work: SIGUSR2, SIGTERM, SIGUSR1.

@@ -111,7 +111,7 @@ fn tell(stories: &[&'static Story], parts: Parts) -> Tally {
     for (name, report) in teller.reports.taken() {
         println!("--- {name}\n{}", report.trim_end());
     }
-    // Last, where nobody has to look for it.
+    // Last, where it is easy to find.
     for (name, report) in teller.failures.taken() {
         println!("--- failed: {name}\n{}", report.trim_end());
     }

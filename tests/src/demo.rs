@@ -96,7 +96,7 @@ fn in_host_vm(words: Vec<String>, interactive: bool) -> Result<ExitCode, Error> 
 
 /// Passes a command's output on to the same stream here.
 pub fn print(message: Message) {
-    // With our own output closed there is nobody left to tell.
+    // With our own output closed there is no other place to report it.
     let _closed = match message {
         Message::Stdout(bytes) => std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush()),
         Message::Stderr(bytes) => std::io::stderr().write_all(&bytes),

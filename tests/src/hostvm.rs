@@ -39,7 +39,7 @@ const ANSWER_GRACE: Duration = Duration::from_secs(60);
 /// How long powering off may take before QEMU is killed.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(30);
 /// How often the host VM's processor is woken. One with two guests of its own stood still once until the next command
-/// came in; a lost timer interrupt would explain that, which nobody has shown.
+/// came in; a lost timer interrupt would explain that, which has not been shown.
 const BEAT: Duration = Duration::from_millis(200);
 /// Input goes in in pieces of at most this size.
 const INPUT_PIECE_BYTES: usize = 4096;
@@ -339,10 +339,10 @@ fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u32, Sender<Mess
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Hands every frame to whoever waits for its id, until the channel ends; then nobody has to wait any more.
+/// Hands every frame to whoever waits for its id, until the channel ends; then no one has to wait any more.
 fn dispatch(mut incoming: UnixStream, waiting: &Waiting) {
     while let Ok(frame) = Frame::read(&mut incoming) {
-        // Nobody waits for the rest of a command that was given up.
+        // No one waits for the rest of a command that was given up.
         if let Some(sender) = lock(waiting).get(&frame.id) {
             let _given_up = sender.send(frame.message);
         }

@@ -1,5 +1,5 @@
 //! The workspace's crates depend on each other only as the design has it: `minivmm` on boot, devices and net, those on
-//! none of the project's crates, and nobody on the tests.
+//! none of the project's crates, and none on the tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 

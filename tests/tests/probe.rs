@@ -20,7 +20,7 @@ use tests::probe::{self, Outcome};
 use tests::workspace;
 
 /// The register-level checks of one card have to be this fast on minivmm: they are meant to run after every change.
-/// Processor time, so that a busy machine fails nobody.
+/// Processor time, so that a busy machine fails no run.
 const REGISTERS_AT_MOST: Duration = Duration::from_secs(5);
 /// minivmm's exit code after a triple fault.
 const CRASHED: i32 = 98;

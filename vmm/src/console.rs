@@ -2,8 +2,8 @@
 //!
 //! Output is buffered by [`output`] and written by the control loop, so a vCPU never waits in a system call of the
 //! console. What happens to a reader that is too slow depends on where the console is: on stdio and in a file the guest
-//! waits (nothing is lost, and a stop still works); on a pty, where usually nobody is listening, the excess is dropped.
-//! Input is read by the control loop, no faster than the guest takes it.
+//! waits (nothing is lost, and a stop still works); on a pty, where usually no program is listening, the excess is
+//! dropped. Input is read by the control loop, no faster than the guest takes it.
 
 pub(crate) mod input;
 pub(crate) mod output;

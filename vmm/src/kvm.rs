@@ -1,7 +1,7 @@
 //! Everything that talks to `/dev/kvm`: the VM and its memory slots, vCPUs and their CPUID, interrupts and doorbells.
 //!
-//! Behind this module nobody sees an ioctl. Exits arrive as plain data ([`exit::Exit`]); interrupts and doorbells are
-//! the traits of the `devices` crate.
+//! No ioctl is visible outside of this module. Exits arrive as plain data ([`exit::Exit`]); interrupts and doorbells
+//! are the traits of the `devices` crate.
 //!
 //! The order of the calls in [`vm`] is the start-up time: a memory slot that is set once an interrupt controller exists
 //! costs milliseconds, and an eventfd that is registered before anybody needs it costs a grace period of the host

@@ -77,7 +77,7 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
 
 /// Writes one line for the user to stderr, whatever the log level.
 pub(crate) fn tell(text: &str) {
-    // Nobody is left to tell that stderr does not work.
+    // There is no other place to report that stderr does not work.
     let _ =
         write(&mut std::io::stderr().lock(), &format!("{}{}", printable(text), terminal::line_end()), READER_TIMEOUT);
 }

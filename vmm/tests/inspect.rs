@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 fn what_is_missing() -> Option<&'static str> {
     let works = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
     if !works(Command::new("setpriv").args(["--reuid=65534", "--clear-groups", "unshare", "--version"])) {
-        return Some("needs root, to make network namespaces and to be somebody else");
+        return Some("needs root, to make network namespaces and to be another user");
     }
     if !works(Command::new("unshare").args(["--net", "--mount", "ip", "-V"])) {
         return Some("needs network namespaces and the command ip");

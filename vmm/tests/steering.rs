@@ -87,7 +87,7 @@ struct Lan {
 
 impl Lan {
     fn new() -> Self {
-        // The kernel's own solicitations would be frames that nobody expects, and its filters drop what has no
+        // The kernel's own solicitations would be unexpected frames, and its filters drop what has no
         // checksum. A kernel without one of them has no file for it.
         for (file, value) in [
             ("ipv6/conf/all/disable_ipv6", "1"),

@@ -52,7 +52,7 @@ impl Elf {
         for phdr in read_program_headers(source, &header)? {
             match phdr.p_type {
                 PT_LOAD if phdr.p_memsz > 0 => segments.push(Segment::new(source, &phdr)?),
-                // Somebody passed a program of the host.
+                // A program of the host.
                 PT_INTERP => return Err(bad_elf(source, "it is a program that needs an operating system")),
                 PT_NOTE if pvh_entry.is_none() => pvh_entry = read_pvh_entry(source, &phdr)?,
                 _ => {}

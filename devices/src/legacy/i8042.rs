@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use vm_superio::{I8042Device, Trigger};
 
-/// Length in ports, from the data port on. The ports between data and command belong to nobody.
+/// Length in ports, from the data port on. The ports between data and command belong to no device.
 pub const PORTS: u64 = 5;
 
 const DATA: u64 = 0;

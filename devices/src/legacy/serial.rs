@@ -43,7 +43,7 @@ impl Serial {
     /// A port that interrupts on `line` and writes to `output`.
     ///
     /// `drained` is signalled when there may be room for input that was refused, and only then: once for each refusal,
-    /// so that a guest that keeps reading an empty port wakes nobody. It should be non-blocking.
+    /// so that a guest that keeps reading an empty port wakes no thread. It should be non-blocking.
     pub fn new(line: Arc<dyn IrqLine>, output: Output, drained: EventFd) -> Self {
         let notes = Arc::new(Notes {
             drained,

@@ -99,7 +99,7 @@ mod tests {
         let map = map();
         map.mem().write_slice(b"x", GuestAddress(0x3123)).unwrap();
         let (host, reach) = map.at(0x3123).unwrap();
-        // SAFETY: a byte of guest memory that nobody else has.
+        // SAFETY: a byte of guest memory that no other thread has.
         assert_eq!((unsafe { host.read() }, reach), (b'x', 0xedd));
         assert!(map.at(0x2000).is_none() && map.at(u64::MAX).is_none());
     }

@@ -433,7 +433,7 @@ fn queues(config: &NetConfig, ports: usize) -> io::Result<(u16, Vec<u16>)> {
 /// The interface as after reset: one queue, no offloads, the short header.
 fn use_first_port_only(ports: &[Arc<dyn FramePort>]) -> io::Result<()> {
     let settings = ports[0].set_header_len(HEADER_LEN).and(ports[0].set_offloads(Offloads::NONE));
-    // All of them, also when one fails: a flow on a queue that nobody serves would be lost.
+    // All of them, also when one fails: a flow on a queue without a worker would be lost.
     ports[1..].iter().map(|port| port.set_attached(false)).fold(settings, io::Result::and)
 }
 

@@ -226,7 +226,7 @@ impl Transport {
         }
         self.interrupts.reset();
         for doorbell in &self.doorbells {
-            // Empty when nobody rang; a later start must not see an old ring.
+            // Empty when it was not rung; a later start must not see an old ring.
             let _ = doorbell.read();
         }
         self.accepted = 0;

@@ -6,8 +6,8 @@
 //! - [`services`]: frames and resolvers' answers to the network services of a card.
 //!
 //! Failures: a panic, a loop without end, memory that grows, a touch outside of guest memory (unmapped pages lie around
-//! every region), a used entry that nobody made available, a broken ring that is served on, a device that does not work
-//! after its reset, and another device of the same machine that stops to answer.
+//! every region), a used entry that was not made available, a broken ring that is served on, a device that does not
+//! work after its reset, and another device of the same machine that stops to answer.
 
 pub mod card;
 pub mod control;

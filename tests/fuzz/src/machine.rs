@@ -41,14 +41,14 @@ pub const PAIRS: usize = 2;
 /// The card's address.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// Turns of all workers after which a device that nobody asks for anything has to be at rest. A ring full of commands
+/// Turns of all workers after which an idle device has to be at rest. A ring full of commands
 /// or frames takes a handful.
 const RESTLESS: u32 = 200;
 
 /// How [`Machine::settle`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rest {
-    /// Nothing happens any more until somebody acts.
+    /// Nothing happens any more until the caller acts.
     Reached,
     /// Something is always left to do.
     Never,

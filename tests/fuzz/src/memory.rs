@@ -1,4 +1,4 @@
-//! Guest memory between pages that nobody may touch: whoever leaves it is caught, be it this process (SIGSEGV) or the
+//! Guest memory between pages without access: whoever leaves it is caught, be it this process (SIGSEGV) or the
 //! kernel on its behalf (EFAULT, see [`crate::port`]).
 
 use devices::virtio::device::Memory;
@@ -40,7 +40,7 @@ fn guarded(len: usize) -> MmapRegion<()> {
     assert_ne!(all, libc::MAP_FAILED, "there is address space");
     let start = all.cast::<u8>().wrapping_add(GUARD);
     let access = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: the range is inside of the mapping above, and nobody knows of it yet.
+    // SAFETY: the range is inside of the mapping above, and is not in use yet.
     let result = unsafe { libc::mprotect(start.cast(), len, access) };
     assert_eq!(result, 0, "the middle of it can be opened");
     // SAFETY: the mapping is `len` bytes long, has that access, and is never unmapped.

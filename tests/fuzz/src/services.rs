@@ -161,7 +161,7 @@ impl Rig {
                 let open = self.asked[slot].is_some();
                 let mut out = Output::default();
                 self.responder.on_upstream_failure(slot, self.now, &mut out);
-                assert!(open || out.upstream.is_empty(), "nobody asked");
+                assert!(open || out.upstream.is_empty(), "no question was asked");
                 self.check(out, SEGMENTS_MAX);
             }
             _ => self.wait(Duration::from_millis(u64::from(argument) * 16)),
@@ -207,7 +207,7 @@ impl Rig {
         let open = self.asked[slot].is_some();
         let mut out = Output::default();
         self.responder.on_upstream(slot, bytes, self.now, &mut out);
-        assert!(open || out.upstream.is_empty(), "nobody asked");
+        assert!(open || out.upstream.is_empty(), "no question was asked");
         self.check(out, SEGMENTS_MAX);
     }
 

@@ -1,7 +1,7 @@
 //! The few instructions that Rust has no words for: ports, sized memory-mapped accesses, the time stamp counter.
 //!
 //! The functions are safe to call although a wrong address would be fatal: the probe runs alone on its machine, and an
-//! access that is not backed ends in the exception report, not in undefined behaviour of somebody else. Memory-mapped
+//! access that is not backed ends in the exception report, not in undefined behaviour elsewhere. Memory-mapped
 //! accesses are written as one `mov` each, so that the width on the bus is exactly the one in the name and every
 //! hypervisor's emulator knows the instruction.
 

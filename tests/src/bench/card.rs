@@ -6,7 +6,7 @@
 //!
 //! Frames that it sends go to a tap without a reader, whose full queue drops everything at once: counted, and the same
 //! for all. What it receives is queued before its tap while it holds its buffers back, and timed from there to the last
-//! frame: so nobody else works then, and two processors are enough for guest and worker. The same writes and reads
+//! frame: so nothing else works then, and two processors are enough for guest and worker. The same writes and reads
 //! without a VM (`plain`) are what this kernel can do at all.
 //!
 //! Nothing is pinned, and the host may be busy, so figures mean something only against each other, in the same run;

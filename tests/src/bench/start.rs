@@ -28,7 +28,7 @@ const QEMU: &str = "qemu-system-x86_64";
 const LEAN_MICROVM: &str = "microvm,x-option-roms=off,pit=off,pic=off,rtc=off";
 /// How long a VM runs before its memory is looked at: start-up is over, and what it gives back it has given back.
 const SETTLED: Duration = Duration::from_secs(1);
-/// Nobody here takes longer to print a byte.
+/// No contestant takes longer to print a byte.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The goals of the project: QEMU's time over ours, MiB of memory, MB of program.
 const GOALS: Goals = Goals { times_faster: 18.0, pss_mib: 2.5, program_mb: 4.0 };
@@ -305,7 +305,7 @@ fn first_byte(child: &mut Child) -> bool {
     ready.is_ok_and(|ready| ready > 0) && stdout.read(&mut [0]).is_ok_and(|len| len == 1)
 }
 
-/// Kills the contestant and waits until none of its processes is left, so that nobody tidies up in the next one's time.
+/// Kills the contestant and waits until none of its processes is left, so that none tidies up in the next one's time.
 fn end(child: &mut Child) {
     // It may have ended by itself.
     let _gone = child.kill();

@@ -38,7 +38,7 @@ pub fn cpu_time() -> io::Result<Duration> {
 pub fn footprint(mem_kib: u64) -> io::Result<Usage> {
     let mut sum = Usage::default();
     for pid in others()? {
-        // An ended process that nobody has waited for has no mappings.
+        // An ended process that was not waited for has no mappings.
         let Ok(maps) = fs::read_to_string(format!("/proc/{pid}/smaps")) else { continue };
         if maps.is_empty() {
             continue;

@@ -1,7 +1,7 @@
 //! The agent in the host VM: runs the commands that come over the control channel.
 //!
 //! It is this same binary, started by the initramfs. A command gets a process group of its own, two or three pipes;
-//! when its time is up the group is killed. What a command leaves running in the background stays, and keeps nobody
+//! when its time is up the group is killed. What a command leaves running in the background stays, and keeps no one
 //! waiting. The agent ends when it is told to, or when the outer end of the channel closes; the host VM then powers
 //! off.
 

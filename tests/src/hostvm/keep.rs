@@ -45,7 +45,7 @@ pub fn serve(vm: HostVm, socket: &Path) -> Result<(), Error> {
 /// Runs a command in the host VM kept at `socket`, handing over its output as it comes.
 ///
 /// # Errors
-/// [`Error::File`] if nobody serves the socket, [`Error::Channel`] if the server goes away meanwhile.
+/// [`Error::File`] if no server has the socket, [`Error::Channel`] if the server goes away meanwhile.
 pub fn exec(
     socket: &Path,
     mut command: Command,
@@ -66,7 +66,7 @@ pub fn exec(
 /// Powers the host VM kept at `socket` off.
 ///
 /// # Errors
-/// [`Error::File`] if nobody serves the socket.
+/// [`Error::File`] if no server has the socket.
 pub fn stop(socket: &Path) -> Result<(), Error> {
     let mut server = connect(socket)?;
     Frame { id: READY_ID, message: Message::Shutdown }.write(&mut server).map_err(Error::Channel)

@@ -19,7 +19,7 @@ const OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 const FRAME_MAX: usize = 2048;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
-/// Bytes of a frame that nobody has cut.
+/// Bytes of a frame that was not cut.
 const LARGE: usize = 8000;
 const LARGE_MAX: usize = 1 << 16;
 /// `struct virtio_net_hdr` of what is sent back, little-endian as we are. A datagram: NEEDS_CSUM, GSO_UDP, hdr_len 42,
@@ -115,7 +115,7 @@ fn packet_socket(interface: &str, ethertype: u16) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: all-zero bytes are a valid value of this plain structure.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

@@ -190,7 +190,7 @@ mod tests {
         let path = folder.path().join("a.pcapng");
         let capture = capture(&path, "");
         let observer = capture.observer();
-        // Nobody writes yet.
+        // No thread writes yet.
         for _ in 0..1030 {
             observer.observe(Direction::ToGuest, vec![1; 60], 60);
         }

@@ -16,7 +16,7 @@ const QUIT: u8 = b'x';
 /// The meaning of Ctrl-A: a command key, or a key like any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keys {
-    /// It is: somebody types.
+    /// It is: a user types.
     Escaped,
     /// It is not: any byte is data.
     Plain,

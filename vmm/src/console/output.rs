@@ -73,7 +73,7 @@ impl Output {
         &self.shared.filled
     }
 
-    /// The descriptor to wait for, while there is something to pass on and somebody to take it.
+    /// The descriptor to wait for, while there is something to pass on and a reader to take it.
     pub(crate) fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
         let file = self.file.as_ref()?;
         (!self.shared.lock().bytes.is_empty()).then(|| file.as_fd())

@@ -243,6 +243,6 @@ impl<'a> Control<'a> {
 }
 
 fn drain(event: &EventFd) {
-    // An empty counter answers EAGAIN: somebody else was woken for the same signal.
+    // An empty counter answers EAGAIN: another thread was woken for the same signal.
     let _ = event.read();
 }

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Where the guest's accesses go. Read by all vCPU threads, changed by nobody.
+/// Where the guest's accesses go. Read by all vCPU threads, and never changed.
 pub(super) struct Buses {
     /// I/O ports.
     pub(super) ports: Bus,

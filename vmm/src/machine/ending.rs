@@ -54,7 +54,7 @@ pub(super) fn take_reset() -> Option<ResetLine> {
 pub(super) struct Ending {
     end: Mutex<Option<End>>,
     /// Looked at by every vCPU before it enters the guest. Relaxed: it only has to arrive, and the kick makes sure that
-    /// somebody looks.
+    /// it is looked at.
     stopping: AtomicBool,
     event: EventFd,
 }

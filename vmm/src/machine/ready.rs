@@ -131,7 +131,7 @@ impl Ready {
         }
     }
 
-    /// Takes note of a card's addresses, which somebody else has given it, or which were heard.
+    /// Takes note of a card's addresses, which were given to it or heard.
     pub(super) fn learn(&mut self, card: usize, addresses: Vec<IpAddr>) {
         log::debug!("net{card} has {addresses:?}");
         if let Some(card) = self.cards.get_mut(card) {
@@ -161,7 +161,7 @@ impl Ready {
             "cards": self.cards(),
         });
         if let Err(err) = channel.write(&line.to_string()) {
-            log::warn!("Nobody is told that the network is ready: {err}");
+            log::warn!("Cannot write the ready line: {err}");
         }
     }
 
@@ -190,7 +190,7 @@ impl Ready {
                     .to_owned()
             }
             _ => format!(
-                "See whether the guest asks for an address and somebody on {place} gives it one, or give it more time: an \
+                "See whether the guest asks for an address and a server on {place} gives it one, or give it more time: an \
                  address counts once a frame with it comes from the guest"
             ),
         };

@@ -300,7 +300,7 @@ impl Resources {
         // Without a thread for it they follow each other.
         let ready = self.ready;
         let closing = thread::Builder::new().name("closing".to_owned()).spawn(move || drop(ready));
-        // Taps first: the keeper removes only what nobody uses.
+        // Taps first: the keeper removes only what is not in use.
         drop(self.network);
         self.services.stop();
         self.cards.into_iter().filter_map(|card| card.capture).for_each(Capture::finish);

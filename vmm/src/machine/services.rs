@@ -112,7 +112,7 @@ impl ServiceThreads {
 fn note(card: &str, event: Event) {
     match event {
         Event::LeaseDeclined { ip } => {
-            log::warn!("The guest says that somebody else has the address {ip} of {card}");
+            log::warn!("The guest says that another host has the address {ip} of {card}");
         }
         event => log::debug!("{card}: {event:?}"),
     }

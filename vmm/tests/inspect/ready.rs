@@ -149,7 +149,7 @@ fn overdue() {
     assert_eq!(code, 97, "{errors}");
     let (sentence, hint) = errors.split_once('\n').unwrap();
     assert_eq!(sentence, "minivmm: net0 has no address after 1 s");
-    assert!(hint.starts_with("hint: See whether the guest asks for an address and somebody on tap tap0"), "{hint}");
+    assert!(hint.starts_with("hint: See whether the guest asks for an address and a server on tap tap0"), "{hint}");
 }
 
 fn in_time() {

@@ -2,7 +2,7 @@
 //! have come together, or the first of them has waited long enough.
 //!
 //! Used buffers are published as ever; only the interrupt waits. What the driver has suppressed is not held back at
-//! all, so a driver that polls costs no timer. Nobody has to wait for what is held back when the driver may be unable
+//! all, so a driver that polls costs no timer. Nothing waits for what is held back when the driver may be unable
 //! to go on without: half a ring of buffers of which it does not know is enough.
 
 use crate::sync::Mutex;
@@ -16,7 +16,7 @@ use virtio_bindings::virtio_net::{
 };
 
 /// The longest that an interrupt can be held back; a driver that asks for more is refused. A frame that comes a second
-/// late helps nobody, and drivers give a device up after a few.
+/// late helps no one, and drivers give a device up after a few.
 const LONGEST_USECS: u32 = 1_000_000;
 
 /// Interrupts are not held back for less: setting a timer and waking up for it costs more than the interrupt.

@@ -165,7 +165,7 @@ impl Control {
     }
 
     fn set_mac(&self, mac: [u8; 6]) -> bool {
-        // A group address is nobody's own (IEEE 802.3 3.2.3).
+        // A group address belongs to no card (IEEE 802.3 3.2.3).
         let own = mac[0] & 1 == 0 && mac != [0; 6] && self.mac.may_become(mac);
         if own {
             self.mac.set(mac);
@@ -367,7 +367,7 @@ impl CtrlQueue {
                 }
                 self.finish(head, command)?;
             } else {
-                // Nobody knows where a result would have ended, except that nothing follows it.
+                // The end of a result is unknown, except that nothing follows it.
                 let end = u32::try_from(self.chain.writable_len()).unwrap_or(u32::MAX);
                 self.refuse(head, end.saturating_sub(1))?;
             }

@@ -16,7 +16,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 /// How long the control queue waits for all workers that are to leave. A queue of 1000 frames is emptied in about a
-/// millisecond; a worker that has met a fault never answers. Without threads nobody would.
+/// millisecond; a worker that has met a fault never answers. Without threads there is no answer.
 pub(super) const TIMEOUT: Duration = Duration::from_millis(if cfg!(feature = "inline-workers") { 0 } else { 100 });
 
 /// Where a pair stands.

@@ -190,7 +190,7 @@ impl Link {
         self.causes().driver = Some(driver);
     }
 
-    /// Changes concern nobody any more.
+    /// Changes concern no driver any more.
     pub(super) fn stop(&self) {
         let mut causes = self.causes();
         (causes.driver, causes.back) = (None, None);

@@ -112,7 +112,7 @@ impl Pair {
         if waits { self.transmit(events) } else { Ok(()) }
     }
 
-    /// Receives into `buffers` and sends `frames` that nobody has announced. Returns whether there was something to do.
+    /// Receives into `buffers` and sends `frames` that were not announced. Returns whether there was something to do.
     fn serve_unasked(&mut self, buffers: bool, frames: bool) -> Result<bool, Fault> {
         if buffers {
             self.receive()?;

@@ -206,7 +206,7 @@ impl Rx {
         }
     }
 
-    /// Returns whether buffers have come that were waited for, and that nobody has announced.
+    /// Returns whether buffers have come that were waited for, and that were not announced.
     ///
     /// # Errors
     /// If the guest broke the ring.

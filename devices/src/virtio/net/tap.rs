@@ -1,4 +1,4 @@
-//! A queue of a tap, as a descriptor that somebody else opened.
+//! A queue of a tap, as a descriptor that the caller opened.
 
 // The reason for `unsafe` here: the tun ioctls.
 #![expect(unsafe_code, reason = "tun ioctls")]
@@ -66,7 +66,7 @@ impl FramePort for Tap {
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         let mut before = self.offloads.lock().unwrap_or_else(PoisonError::into_inner);
         if *before != Some(offloads) {
-            // Until it is done, nobody knows.
+            // Unknown until it is done.
             *before = None;
             set_offloads(&self.fd, offloads)?;
             *before = Some(offloads);

@@ -112,7 +112,7 @@ impl Tx {
         self.coalescer.notify(&mut self.ring);
     }
 
-    /// Returns whether a frame can be sent that nobody has announced.
+    /// Returns whether a frame can be sent that was not announced.
     ///
     /// # Errors
     /// If the guest broke the ring.

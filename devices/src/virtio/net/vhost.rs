@@ -3,7 +3,7 @@
 //!
 //! Faster, because a frame is no business of this process: the driver's doorbells and interrupts are events that KVM
 //! and vhost-net pass to each other. Less isolated, because it is the kernel then that reads what a hostile driver
-//! writes into its rings. And less able: nobody looks at a frame, so there are no receive filters, no hashes, no
+//! writes into its rings. And less able: the frames are not looked at, so there are no receive filters, no hashes, no
 //! coalescing, no counters of frames, and queues cannot be reset one by one. What there is: offloads, multiqueue, the
 //! link, the address, announcements.
 //!
@@ -170,7 +170,7 @@ impl Vhost {
             pairs: pairs.iter().enumerate().map(switch).collect::<Result<_, StartError>>()?,
             active: 1,
             features,
-            // Nobody asks these three: no feature is offered whose commands would change them.
+            // These three are never asked: no feature is offered whose commands would change them.
             filter: Arc::new(filter::Shared::new(Filter::new(self.own_mac, false))),
             coalescing: Arc::default(),
             receiving: Arc::default(),

@@ -16,7 +16,7 @@ thread_local! {
 }
 
 /// Lets every worker that this thread has spawned, and not stopped, handle the events that are ready. Returns how many
-/// there were: at 0 nothing happens any more until somebody acts.
+/// there were: at 0 nothing happens any more until the caller acts.
 pub fn turn() -> usize {
     let workers: Vec<_> = RUNNING.with_borrow_mut(|running| {
         running.retain(|worker| worker.strong_count() > 0);

@@ -10,7 +10,7 @@ use crate::virtio::ring::{Desc, flag, write_desc};
 use crate::virtio::{Device, Kind, common, feature, status};
 use crate::{arena, cpu, require, skip};
 
-/// How long an answer is waited for that nobody promised.
+/// How long an answer is waited for that was not promised.
 const COURTESY_TICKS: u64 = cpu::SECOND_TICKS / 4;
 /// No machine of a test has RAM here.
 const NOWHERE: u64 = 0xf_0000_0000_0000;

@@ -155,7 +155,7 @@ pub(super) fn need_strict(s: &Subject) -> Check {
     Ok(())
 }
 
-/// Has a frame arrive if nobody looks at receive buffers without one.
+/// Has a frame arrive if the device does not look at receive buffers without one.
 fn have_it_seen(s: &Subject, victim: &mut Victim, which: Which) {
     if !s.terms.vhost || which != Which::Receive {
         return;
@@ -462,7 +462,7 @@ fn reset_while_sending(s: &Subject) -> Check {
         arena::reset();
         let mut card = Card::start(&s.device, 0, 2048, 4)?;
         card.write_frame(60, 3);
-        // Local experimental EtherType 2: nobody answers.
+        // Local experimental EtherType 2: no host answers.
         cpu::write16(card.tx_buffer + NET_HEADER + 12, 0x88b6_u16.to_be());
         for idx in 0..card.tx.size {
             card.tx.describe(idx, Desc { address: card.tx_buffer, len: 72, flags: 0, next: 0 });

@@ -51,7 +51,7 @@ pub(super) const CHECKS: &[(&str, DeviceCheck)] = &[
     ("card: commands that do not exist", unknown),
     ("card: commands whose feature was not negotiated", unnegotiated),
     ("card: address tables that lie about their length", lying_tables),
-    ("card: addresses that nobody can have", impossible_addresses),
+    ("card: addresses that no card can have", impossible_addresses),
     ("card: numbers of queue pairs that do not exist", impossible_pairs),
     ("card: queue pairs changed in a loop", pairs_in_a_loop),
     ("card: offloads that were not negotiated", unnegotiated_offloads),

@@ -11,7 +11,7 @@ use serde_json::Value;
 pub(super) const ECHO_PORT: u16 = 7;
 /// Where its iperf3 listens.
 pub(super) const IPERF_PORT: u16 = 5201;
-/// The network namespace of somebody beyond the host.
+/// The network namespace of a machine beyond the host.
 pub(super) const OUTSIDE: &str = "outside";
 /// Payload of a small datagram in bytes: with all headers it makes the smallest frame, and iperf3 wants this much.
 const SMALL_BYTES: u32 = 16;
@@ -147,7 +147,7 @@ impl Peer {
             match TcpStream::connect_timeout(&address, PATIENCE) {
                 Ok(stream) => return Ok(stream),
                 Err(error) if begin.elapsed() > PATIENCE => return Err(error),
-                // Refused at once while nobody listens.
+                // Refused at once while no server listens.
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }
         }

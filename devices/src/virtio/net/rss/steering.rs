@@ -1,4 +1,4 @@
-//! A program and its map that somebody with privileges has loaded: from here the program is attached to the tap, and
+//! A program and its map that a privileged process has loaded: from here the program is attached to the tap, and
 //! the map written by plain stores.
 
 // The reason for `unsafe` here: the map is memory that is shared with the kernel.

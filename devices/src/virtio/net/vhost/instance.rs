@@ -1,5 +1,5 @@
 //! One instance of the kernel's vhost-net: a thread of the kernel that moves the frames of one queue pair between its
-//! rings and a tap, as a descriptor that somebody else opened (linux/vhost.h, drivers/vhost/net.c).
+//! rings and a tap, as a descriptor that the caller opened (linux/vhost.h, drivers/vhost/net.c).
 //!
 //! ```text
 //!            claim            set_memory, set_ring               attach
@@ -133,7 +133,7 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Takes over an opened `/dev/vhost-net` that nobody owns, and that no other process uses.
+    /// Takes over an opened `/dev/vhost-net` without an owner, and that no other process uses.
     ///
     /// # Errors
     /// If the descriptor is something else, or the kernel's vhost-net lacks features that every kernel has had since
@@ -152,14 +152,14 @@ impl Instance {
     /// Makes this process the owner, whose addresses vhost-net uses, and starts its thread.
     ///
     /// # Errors
-    /// As the kernel says; if somebody owns it, `EBUSY`.
+    /// As the kernel says; if it has an owner, `EBUSY`.
     pub(super) fn claim(&self) -> io::Result<()> {
         // SAFETY: VHOST_SET_OWNER takes no argument.
         check(unsafe { ioctl(&self.fd, VHOST_SET_OWNER()) })
     }
 
     /// Ends its thread and everything that was set; it touches neither rings nor memory from here on. Without effect on
-    /// an instance that nobody owns.
+    /// an instance without an owner.
     ///
     /// # Errors
     /// As the kernel says.
@@ -196,7 +196,7 @@ impl Instance {
         check(unsafe { ioctl_with_ptr(&self.fd, VHOST_SET_MEM_TABLE(), &raw const table) })
     }
 
-    /// Has it work on a ring that nobody has taken anything from.
+    /// Has it work on a ring that nothing has been taken from.
     ///
     /// # Errors
     /// As the kernel says.
