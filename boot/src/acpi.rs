@@ -10,13 +10,12 @@ mod dsdt;
 mod fadt;
 mod madt;
 
+use crate::{Error, Platform, layout};
 use acpi_tables::Aml;
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-
-use crate::{Error, Platform, layout};
 
 const OEM_ID: [u8; 6] = *b"MINVMM";
 const OEM_TABLE_ID: [u8; 8] = *b"MINIVMM ";

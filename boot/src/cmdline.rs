@@ -3,11 +3,9 @@
 //! Printable ASCII only, and never longer than the kernels of today take. A kernel that announces a smaller
 //! limit of its own is checked in [`crate::load`]. What the words mean is the kernel's business.
 
-use std::fmt;
-
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-
 use crate::{Error, layout};
+use std::fmt;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// The longest command line in bytes, with its terminating zero: `COMMAND_LINE_SIZE` of Linux on x86.
 pub const CMDLINE_CAPACITY: usize = 2048;

@@ -3,11 +3,9 @@
 //! `vmm` copies the values into KVM's register structures; nothing here knows of KVM. All other vCPUs start
 //! in the state after INIT, which KVM gives them.
 
-use std::fmt;
-
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
-
 use crate::{Error, layout};
+use std::fmt;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 /// How the kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,10 @@
 //! Why a guest cannot be booted, in one sentence each, and what to do about it.
 
+use crate::layout;
+use linux_loader::configurator;
 use std::io;
 use std::path::PathBuf;
-
-use linux_loader::configurator;
 use thiserror::Error as ThisError;
-
-use crate::layout;
 
 /// A refusal of [`crate::load`] or [`crate::Cmdline`].
 ///

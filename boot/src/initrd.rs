@@ -1,10 +1,9 @@
 //! Where the initrd goes: as high as the kernel allows, page aligned, clear of the kernel.
 
-use vm_memory::GuestMemoryMmap;
-
 use crate::kernel::Span;
 use crate::source::Source;
 use crate::{Error, layout};
+use vm_memory::GuestMemoryMmap;
 
 /// An initrd in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,11 +6,10 @@
 mod bzimage;
 mod elf;
 
-use vm_memory::GuestMemoryMmap;
-
 use crate::initrd::Reach;
 use crate::source::Source;
 use crate::{Error, layout};
+use vm_memory::GuestMemoryMmap;
 
 pub(crate) use bzimage::BzImage;
 pub(crate) use elf::Elf;

@@ -3,10 +3,9 @@
 //! It is made from the RAM that is really there. The numbers of the kinds are the same in the E820 map
 //! (Linux `arch/x86/include/asm/e820/types.h`) and in the PVH map (Xen `arch-x86/hvm/start_info.h`).
 
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-
 use crate::kernel::Span;
 use crate::{Error, layout};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Entries that fit into the zero page; the page for the PVH start info holds more.
 pub(crate) const MAX_ENTRIES: usize = linux_loader::bootparam::E820_MAX_ENTRIES_ZEROPAGE;

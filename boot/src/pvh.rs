@@ -3,14 +3,13 @@
 //! Follows Xen `include/public/arch-x86/hvm/start_info.h`, version 1. All of it is in one page:
 //! start info, then the one module that there may be, then the map.
 
+use crate::initrd::Initrd;
+use crate::memmap::{Entry, MAX_ENTRIES};
+use crate::{Error, layout};
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-
-use crate::initrd::Initrd;
-use crate::memmap::{Entry, MAX_ENTRIES};
-use crate::{Error, layout};
 
 const MAGIC: u32 = 0x336E_C578;
 const VERSION: u32 = 1;

@@ -5,9 +5,8 @@
 //! with EFI support does so first on a hardware-reduced machine, unless its command line says otherwise (`reboot_init`,
 //! `efi_reboot_required`). The code there writes the machine's own reset register.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
-
 use crate::{Error, layout};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 const PORT: [u8; 2] = layout::RESET.base.to_le_bytes();
 

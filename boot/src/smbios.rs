@@ -6,10 +6,9 @@
 //! There is neither a processor nor a memory device in them: a guest has better sources, and nothing here would keep
 //! them true.
 
+use crate::{Error, layout};
 use thiserror::Error as ThisError;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-
-use crate::{Error, layout};
 
 /// Bytes of the 64-bit entry point (5.2.2), padded to the boundary that the structures begin at.
 const ENTRY_LENGTH: u8 = 24;

@@ -4,14 +4,12 @@
 //! shrinks meanwhile is reported as truncated. Content goes from the file straight into guest memory; the
 //! only heap buffers are for headers.
 
+use crate::Error;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, ReadVolatile};
-
-use crate::Error;
 
 /// An open file and the name by which the user knows it.
 #[derive(Debug)]

@@ -1,13 +1,11 @@
 //! Kernels made by hand, and tests of [`crate::load`] as a whole.
 
-use std::io::Write;
-
+use crate::{BootSpec, Cmdline, EntryState, Error, Image, Platform, Protocol, Smbios, SystemInfo, layout};
 use linux_loader::bootparam::{boot_params, setup_header};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use proptest::prelude::*;
+use std::io::Write;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
-
-use crate::{BootSpec, Cmdline, EntryState, Error, Image, Platform, Protocol, Smbios, SystemInfo, layout};
 
 const MIB: u64 = 1 << 20;
 

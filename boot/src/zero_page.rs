@@ -3,14 +3,13 @@
 //! Follows Linux `Documentation/arch/x86/boot.rst` and `zero-page.rst`. A bzImage brings its own setup header;
 //! an ELF kernel gets one with the fields that a loader fills in.
 
+use crate::initrd::Initrd;
+use crate::memmap::Entry;
+use crate::{Error, layout};
 use linux_loader::bootparam::{LOADED_HIGH, boot_e820_entry, boot_params, setup_header};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-
-use crate::initrd::Initrd;
-use crate::memmap::Entry;
-use crate::{Error, layout};
 
 /// "A loader without a number of its own".
 const LOADER_UNDEFINED: u8 = 0xFF;

@@ -10,11 +10,10 @@
 #[path = "card/rig.rs"]
 mod rig;
 
-use std::hint::black_box;
-
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use devices::virtio::net::Toeplitz;
 use rig::{BURST, CASES, Rig};
+use std::hint::black_box;
 
 fn bursts(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("burst");

@@ -3,8 +3,7 @@
 //!
 //! Every case has a thread and a network namespace of its own, which goes with the thread.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-// The reason for `unsafe` here: namespaces and the ioctl that makes taps.
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "namespaces, and the ioctl that makes taps")]
 
 use devices::virtio::device::{Activation, ActiveQueue, Device, Memory};
 use devices::virtio::interrupt::Interrupts;

@@ -1,11 +1,10 @@
 //! The network cards and their addresses, as the kernel tells them.
 
-use std::fs;
-use std::net::{IpAddr, Ipv6Addr};
-
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 use serde::Serialize;
+use std::fs;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// `ARPHRD_ETHER` (linux/if_arp.h) as sysfs shows it.
 const ETHERNET: &str = "1";

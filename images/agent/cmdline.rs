@@ -1,10 +1,9 @@
 //! The agent's words on the kernel command line. Total: a word that is not ours is passed over, one of ours that makes
 //! no sense becomes a refusal to print, and the guest boots on without it. Of a word given twice the later one counts.
 
+use crate::base64;
 use std::net::IpAddr;
 use std::time::Duration;
-
-use crate::base64;
 
 /// How long a lease may take before the guest is ready without it.
 const DHCP_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,13 +1,12 @@
 //! The agent's messages. Promises that writing never fails the agent, and that lines meant for machines start a line
 //! and are not cut by the kernel's own messages, which go to the same serial port: those are held back for that moment.
 
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::panic;
-
-use nix::sys::reboot::{RebootMode, reboot};
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 /// `console_loglevel` and three more numbers; a message below the first is printed.
 const PRINTK: &str = "/proc/sys/kernel/printk";

@@ -1,16 +1,14 @@
 //! The guest's job: a script, or a shell on the console. Both end with the machine.
 
-use std::fs::{self, OpenOptions};
-use std::io;
-use std::process::{Command, Stdio};
-
-use nix::unistd::Pid;
-
 use crate::cmdline::ExitReport;
 use crate::console::{self, machine_line, say};
 use crate::power::Stop;
 use crate::spawn::{applet, start};
 use crate::supervisor::{Event, Supervisor};
+use nix::unistd::Pid;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::process::{Command, Stdio};
 
 /// Where a script from the command line is put, on tmpfs.
 const SCRIPT: &str = "/run/minivmm.run";

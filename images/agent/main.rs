@@ -24,12 +24,11 @@ mod root;
 mod spawn;
 mod supervisor;
 
-use std::fs;
-use std::process::ExitCode;
-
 use cmdline::{Job, Parameters};
 use console::say;
 use power::Stop;
+use std::fs;
+use std::process::ExitCode;
 use supervisor::Supervisor;
 
 fn main() -> ExitCode {

@@ -1,15 +1,13 @@
 //! Loading the kernel modules that the image was made with, in the order of its list. An image without a list has
 //! nothing to load, which is how a root disk comes.
 
-use std::ffi::CStr;
-use std::fs::{self, File};
-use std::path::Path;
-
+use crate::console::say;
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::sys::utsname::uname;
-
-use crate::console::say;
+use std::ffi::CStr;
+use std::fs::{self, File};
+use std::path::Path;
 
 /// No parameters.
 const NONE: &CStr = c"";

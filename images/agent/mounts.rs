@@ -1,12 +1,11 @@
 //! The kernel's file systems and the writable places, mounted where they are not yet: an agent on a root disk finds
 //! some of them moved there by the agent of the initramfs.
 
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-
-use nix::mount::{MsFlags, mount};
-use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 
 /// `RAMFS_MAGIC` (linux/magic.h), which nix does not have.
 const RAMFS_MAGIC: u32 = 0x8584_58f6;

@@ -1,17 +1,15 @@
 //! Bringing up the cards, all at the same time: fixed addresses where the command line has them, busybox's DHCP client
 //! on the others. A client stays in the background: with a lease to renew it, without one to go on asking.
 
-use std::fs::File;
-use std::time::{Duration, Instant};
-
-use nix::unistd::Pid;
-
 use crate::cards;
 use crate::cmdline::{FixedAddress, Network};
 use crate::console::say;
 use crate::power::Stop;
 use crate::spawn::{applet, start};
 use crate::supervisor::{Event, Supervisor};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::time::{Duration, Instant};
 
 /// Seconds between two DHCP requests, the client's own default. One second was tried and loses to servers that ping an
 /// address for three seconds before they offer it (dnsmasq does): the client gives up the offer just before the answer.

@@ -1,12 +1,11 @@
 //! The debug-exit port: one byte written to it ends the virtual machine with that code, if it has the device. The only
 //! reason for `unsafe`: the kernels in question have no `/dev/port`, so the agent writes the port itself.
 
-#![allow(unsafe_code)]
-
-use std::arch::asm;
-use std::io;
+#![expect(unsafe_code, reason = "the agent writes to an I/O port")]
 
 use nix::errno::Errno;
+use std::arch::asm;
+use std::io;
 
 /// Where the device is (QEMU's `isa-debug-exit` is put there by convention, minivmm's by default).
 const DEBUG_EXIT: u16 = 0xf4;

@@ -1,18 +1,16 @@
 //! The end of the machine: everybody is asked to end, then made to, file systems are written and let go, power off.
 
-use std::fs;
-use std::thread;
-use std::time::{Duration, Instant};
-
+use crate::console::say;
+use crate::port;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, sync};
-
-use crate::console::say;
-use crate::port;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How long processes have between being asked and being killed.
 const GRACE: Duration = Duration::from_secs(3);

@@ -1,13 +1,11 @@
 //! The line that tells whoever started the guest that it is up, and what it has.
 
-use std::fs;
-use std::thread;
-
-use nix::sys::utsname::uname;
-use serde::Serialize;
-
 use crate::cards::{self, Card};
 use crate::console::{machine_line, say};
+use nix::sys::utsname::uname;
+use serde::Serialize;
+use std::fs;
+use std::thread;
 
 /// The JSON of the line. Zero stands for a figure that could not be read.
 #[derive(Debug, Serialize)]

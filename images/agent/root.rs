@@ -1,15 +1,13 @@
 //! The move from the initramfs to a root file system on a disk. On success the process becomes that system's init.
 
+use crate::cmdline::RootMount;
+use crate::console::say;
+use nix::mount::{MsFlags, mount};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
-
-use nix::mount::{MsFlags, mount};
-
-use crate::cmdline::RootMount;
-use crate::console::say;
 
 const TARGET: &str = "/newroot";
 /// How long a disk may take to appear. Those of minivmm are there as soon as their driver is.

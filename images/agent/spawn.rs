@@ -1,15 +1,14 @@
 //! Starting programs from an init that waits for signals by descriptor. The only reason for `unsafe`: a child must
 //! unblock the signals that its parent blocks, between fork and exec, or scripts would never see SIGTERM or SIGCHLD.
 
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "a child unblocks signals between fork and exec")]
 
+use nix::sys::signal::SigSet;
+use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-
-use nix::sys::signal::SigSet;
-use nix::unistd::Pid;
 
 /// Where programs are looked for; busybox fills the last four.
 const PATH: &str = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin";

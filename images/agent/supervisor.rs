@@ -3,21 +3,19 @@
 //!
 //! The requests are those of busybox's init, so its `poweroff`, `reboot` and `halt` work: SIGUSR2, SIGTERM, SIGUSR1.
 
+use crate::console::say;
+use crate::power::Stop;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Instant;
-
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
-
-use crate::console::say;
-use crate::power::Stop;
 
 /// `struct input_event` of a 64-bit kernel (linux/input.h): a time of 16 bytes, then type, code and value.
 const INPUT_EVENT_BYTES: usize = 24;

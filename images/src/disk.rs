@@ -1,14 +1,13 @@
 //! Root disks: an ext4 file system in a sparse file, filled by `mkfs.ext4 -d`, so no loop device, no mount and no root
 //! is needed. Every disk has a UUID of its own and the label `minivmm`.
 
+use crate::error::Error;
+use crate::tools;
+use crate::tree::Tree;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use crate::error::Error;
-use crate::tools;
-use crate::tree::Tree;
 
 /// The file system's block; a page of the guest.
 const BLOCK_BYTES: u64 = 4096;

@@ -1,10 +1,9 @@
 //! Errors of making an image. One enum for the crate: every caller does the same thing with it, which is to
 //! print the chain and stop.
 
+use crate::bzimage::Refusal;
 use std::io;
 use std::path::PathBuf;
-
-use crate::bzimage::Refusal;
 
 /// A failed step, with the object it failed on. Sources are printed by whoever prints the chain.
 #[derive(Debug, thiserror::Error)]

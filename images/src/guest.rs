@@ -2,17 +2,15 @@
 //! each file is replaced whole. The initramfs is assembled anew each time (a fraction of a second) and written only if
 //! it differs, so there is no record of inputs that could go stale.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use serde::Serialize;
-
 use crate::error::Error;
 use crate::kernel::{self, Freshness, Series};
 use crate::modules::{self, Modules};
 use crate::publish::publish;
 use crate::tree::{Entry, Tree};
 use crate::{cpio, place, programs, root};
+use serde::Serialize;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 /// The guest to make, and its place.
 #[derive(Debug, Clone)]

@@ -4,11 +4,10 @@
 //!
 //! The cache is `CACHE/kernels/RELEASE/{vmlinuz,config,package,modules/}`.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use crate::error::Error;
 use crate::tools;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "linux-image-";
 const SUFFIX: &str = "-cloud-amd64";

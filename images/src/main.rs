@@ -1,16 +1,15 @@
 //! The command `images`: the guest and disks of the crate, by flag. Prints paths on success (one line, or JSON), one
 //! sentence on failure, and exits with 0, 1 (failed) or 2 (usage).
 
-use std::env;
-use std::error::Error as _;
-use std::path::PathBuf;
-use std::process::ExitCode;
-
 use clap::{Parser, Subcommand, ValueEnum};
 use images::disk::{Contents, DiskSize};
 use images::guest::GuestOptions;
 use images::kernel::{Freshness, Series};
 use images::{Error, disk, guest, place, root, tools, vmlinux};
+use std::env;
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Make images to boot with minivmm.
 #[derive(Parser)]

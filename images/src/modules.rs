@@ -4,12 +4,11 @@
 //!
 //! Names follow the kernel: `-` and `_` are the same in them (`virtio-rng.ko` is the module `virtio_rng`).
 
+use crate::error::Error;
+use crate::tools;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-use crate::error::Error;
-use crate::tools;
 
 /// The modules that a guest of minivmm needs under any of the kernels offered: bus, card, disk, entropy, power button
 /// and its input device, the root file system, the packet socket of the DHCP client, the panic report. What a kernel

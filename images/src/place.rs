@@ -1,11 +1,10 @@
 //! Where guests are kept: the on-disk contract between `images`, which writes, and `minivmm`, which looks (see the
 //! crate documentation). Only paths, no files.
 
-use std::env;
-use std::path::{Path, PathBuf};
-
 use crate::error::Error;
 use crate::kernel::Series;
+use std::env;
+use std::path::{Path, PathBuf};
 
 /// `$XDG_DATA_HOME/minivmm`, else `~/.local/share/minivmm`.
 ///

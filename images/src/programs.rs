@@ -1,12 +1,11 @@
 //! Programs of this machine copied into a guest with the shared libraries that they need. The guest gets them under the
 //! paths where the dynamic loader looks here, so both must be of one distribution; `ldd` tells which they are.
 
-use std::fs;
-use std::path::Path;
-
 use crate::error::Error;
 use crate::tree::{Entry, Tree};
 use crate::{elf, tools};
+use std::fs;
+use std::path::Path;
 
 /// Adds a program, by name or path, as `/usr/bin/NAME` with its libraries. It replaces a busybox applet of its name.
 ///

@@ -1,10 +1,9 @@
 //! Files that appear whole: written beside their place and renamed into it. A second run that makes the same file
 //! changes nothing.
 
+use crate::error::Error;
 use std::fs;
 use std::path::Path;
-
-use crate::error::Error;
 
 /// Puts a file in its place at once, unless it is there already.
 pub(crate) fn publish(path: &Path, bytes: &[u8]) -> Result<(), Error> {

@@ -1,12 +1,11 @@
 //! The root file system that initramfs and disk share: busybox with a link per applet, the agent as init, a few files
 //! in `/etc`. Everything that changes at run time lies on tmpfs, so it works read-only too.
 
-use std::fs;
-use std::path::Path;
-
 use crate::error::Error;
 use crate::tree::{Entry, Tree};
 use crate::{elf, tools};
+use std::fs;
+use std::path::Path;
 
 /// Directories that the agent mounts on, or that programs expect.
 const DIRECTORIES: [&str; 10] = ["bin", "dev", "etc", "mnt", "newroot", "proc", "root", "run", "sys", "tmp"];

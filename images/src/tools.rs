@@ -1,14 +1,13 @@
 //! Running the command line tools that images are made with. Promises one clear error for a tool that is missing (with
 //! the package to install) or fails (with its last words). Which package brings which command is `packages.txt` alone.
 
+use crate::error::Error;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs, thread};
-
-use crate::error::Error;
 
 /// `packages.txt`: lines of a Debian package and the commands which it brings.
 pub const PACKAGES: &str = include_str!("../packages.txt");

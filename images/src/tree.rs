@@ -2,12 +2,11 @@
 //! precede their children and that the order does not depend on how it was built. Holds no owners, times or device
 //! nodes: everything belongs to root, nothing has an age, and the guest's `/dev` is a devtmpfs.
 
+use crate::error::Error;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-
-use crate::error::Error;
 
 /// One name in the tree.
 #[derive(Debug, Clone, PartialEq, Eq)]

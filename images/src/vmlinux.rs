@@ -1,13 +1,12 @@
 //! The ELF kernel inside a bzImage. Unpacking is left to the compressors' own tools, which a machine that handles
 //! kernel packages has anyway.
 
-use std::fs;
-use std::path::Path;
-
 use crate::bzimage::{Method, Refusal, payload};
 use crate::error::Error;
 use crate::publish::publish;
 use crate::tools;
+use std::fs;
+use std::path::Path;
 
 /// Unpacks the ELF kernel of `bzimage` into `out`.
 ///

@@ -6,14 +6,6 @@
 mod cargo;
 mod pool;
 
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use libtest_mimic::{Arguments, Completion, Conclusion, Failed, Trial};
-
 use crate::guest;
 use crate::hostvm::Output;
 use crate::hostvm::wire::Status;
@@ -21,7 +13,13 @@ use crate::place::Place;
 use crate::stage::SKIPPED;
 use crate::stories::{self, Story};
 use crate::workspace::{self, Parts};
+use libtest_mimic::{Arguments, Completion, Conclusion, Failed, Trial};
 use pool::Pool;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// No story takes longer, in an emulated processor and on a loaded machine.
 const STORY_TIMEOUT: Duration = Duration::from_secs(900);

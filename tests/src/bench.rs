@@ -10,11 +10,10 @@ pub mod readme;
 pub mod start;
 pub mod usage;
 
+use serde::Serialize;
 use std::fs;
 use std::io;
 use std::path::Path;
-
-use serde::Serialize;
 
 /// Middle and spread of one measured figure.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

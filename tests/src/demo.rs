@@ -6,14 +6,13 @@
 mod show;
 mod terminal;
 
-use std::io::{IsTerminal, Read, Write};
-use std::process::{Command, ExitCode};
-use std::time::Duration;
-
 use crate::hostvm::wire::{self, Message};
 use crate::hostvm::{self, Config, HostVm};
 use crate::place::Place;
 use crate::workspace::{self, Parts, target_folder};
+use std::io::{IsTerminal, Read, Write};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 pub use show::show;
 

@@ -1,9 +1,8 @@
 //! The default guest of `images`: its files, and its kernel parameters.
 
-use std::path::{Path, PathBuf};
-
 use images::kernel::Series;
 use images::place;
+use std::path::{Path, PathBuf};
 
 /// How the guest's ready line starts; JSON follows.
 pub const READY: &str = "minivmm-ready ";

@@ -29,7 +29,6 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
 use wire::{Command, Frame, Message, Status};
 
 /// How long a host VM may take from the start of QEMU to the agent's first word. It takes 5 s on an idle machine.

@@ -1,13 +1,12 @@
 //! The command line of the tests.
 
+use clap::{Args, Parser, Subcommand};
 use std::error::Error;
 use std::io::IsTerminal;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-
-use clap::{Args, Parser, Subcommand};
 use tests::all::{self, Selection, chain};
 use tests::bench::readme::Section;
 use tests::hostvm::qemu::{Accel, Machine};

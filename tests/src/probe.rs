@@ -3,10 +3,9 @@
 pub mod machine;
 pub mod peer;
 
+use crate::workspace::root;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use crate::workspace::root;
 
 /// Why there is no probe, or no VMM to run it on.
 #[derive(Debug, thiserror::Error)]

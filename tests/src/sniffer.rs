@@ -3,7 +3,7 @@
 //!
 //! Unsafe, because a packet socket is bound by an address structure, and told of headers by an option, that no safe
 //! crate here has.
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "a packet socket is bound by an address structure")]
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,14 +1,12 @@
 //! The environment of a story.
 
-use std::path::{Path, PathBuf};
-use std::process;
-
-use images::kernel::Series;
-
 use crate::guest::{Guest, SERIES};
 use crate::lan::sh;
 use crate::vm::Builder;
 use crate::workspace::Parts;
+use images::kernel::Series;
+use std::path::{Path, PathBuf};
+use std::process;
 
 /// The exit code of a story that cannot run here; its report says why.
 pub const SKIPPED: u8 = 77;

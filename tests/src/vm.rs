@@ -3,16 +3,14 @@
 //! Made for stories, so everything that does not come about panics with a sentence and what the guest last said. The
 //! machine's console is minivmm's standard output; nothing here polls or sleeps. Dropping a [`Vm`] kills it.
 
+use crate::guest;
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use rustix::process::{Pid, Signal, kill_process};
-
-use crate::guest;
 
 /// How long anything a guest does by itself may take: booting in an emulated processor takes 10 s, on a loaded machine
 /// 30.

@@ -1,16 +1,14 @@
 //! The project as a thing to build: where its binaries and its guests are.
 
+use crate::guest::{Guest, SERIES};
+use crate::probe;
+use images::guest::{self, GuestOptions};
+use images::kernel::{Freshness, Series};
+use images::{place, vmlinux};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-
-use images::guest::{self, GuestOptions};
-use images::kernel::{Freshness, Series};
-use images::{place, vmlinux};
-
-use crate::guest::{Guest, SERIES};
-use crate::probe;
 
 /// Programs of this machine that the stories' guests have beside the usual ones and this very program, which is the
 /// other end of [`crate::traffic`].

@@ -1,9 +1,8 @@
 //! The workspace's crates depend on each other only as the design has it: `minivmm` on boot, devices and net, those on
 //! none of the project's crates, and none on the tests.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use cargo_metadata::MetadataCommand;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Every crate with those it may use.
 const ALLOWED: [(&str, &[&str]); 6] = [

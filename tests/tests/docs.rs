@@ -3,12 +3,11 @@
 //! Those that need no Linux guest run here, in a namespace with a bridge `br0`: `minivmm` is a script that starts the
 //! real one and has the probe guest end at once, or, in the background, sleep. The others run as a story.
 
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tests::all::chain;
 use tests::docs::{self, Page, Surroundings};
 use tests::lan::sh;

@@ -4,12 +4,11 @@
 //! the probe's frames back. QEMU runs the same binary, which shows that the checks hold the specification and not
 //! minivmm's habits.
 
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
-
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tests::all::chain;
 use tests::codes;
 use tests::namespace;

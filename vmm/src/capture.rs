@@ -12,6 +12,7 @@
 mod file;
 
 use devices::virtio::net::{Budget, Direction, FrameObserver, Share};
+use file::CaptureFile;
 use net::spec::CaptureSpec;
 use std::io;
 use std::path::PathBuf;
@@ -20,8 +21,6 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_cha
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
-
-use file::CaptureFile;
 
 /// Frames that wait for the disk at most; their bytes are on account of the VM's budget.
 const WAITING_MAX: usize = 1024;

@@ -15,19 +15,18 @@ use crate::request::Request;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
-use net::spec::keys;
-use serde::Deserialize;
-use std::env;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
-
 use command::{Command, NetCommand};
 pub(crate) use command::{Inspection, Question};
 pub(crate) use disk::{DiskSpec, Format as DiskFormat};
 use file::BadConfig;
+use net::spec::keys;
+use serde::Deserialize;
 pub(crate) use settings::Settings;
 pub(crate) use size::{MIB, MemSize};
 pub(crate) use smbios::SmbiosSpec;
+use std::env;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Boot a Linux kernel in a small virtual machine whose network cards are already on your bridge.
 #[derive(Debug, Parser)]

@@ -4,16 +4,15 @@
 //! the addresses that belong to the board. The virtio devices are found on the PCI bus; the table of interrupt
 //! pins (`_PRT`) is for drivers that leave MSI-X off.
 
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use crate::Platform;
+use crate::layout::{self, Ports, Window};
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name,
     Notify, Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
-
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::Platform;
-use crate::layout::{self, Ports, Window};
 
 /// Revision 2 makes AML integers 64 bits wide.
 const REVISION: u8 = 2;

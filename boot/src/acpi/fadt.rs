@@ -1,10 +1,9 @@
 //! FADT: hardware-reduced, with the reset and sleep registers (ACPI 6.5, 5.2.9).
 
-use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::layout;
+use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
 /// `IAPC_BOOT_ARCH`, bit 2: no VGA. The clear bits matter too: no 8042 keyboard controller to probe (bit 1), MSI may be
 /// used (bit 3), there is a CMOS clock (bit 5).

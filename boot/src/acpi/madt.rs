@@ -1,12 +1,11 @@
 //! MADT: one entry per vCPU, and the I/O APIC (ACPI 6.5, 5.2.12).
 
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use crate::layout;
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::{Aml, AmlSink};
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
-
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::layout;
 
 /// Processor local x2APIC structure (ACPI 6.5, 5.2.12.12), which acpi_tables lacks.
 #[repr(C)]

@@ -7,13 +7,12 @@
 //! linux-loader reads the same files, but hides the cause of a failed read and takes the whole rest of the
 //! file for the kernel without looking at the sizes in the header; here only its structures are used.
 
-use linux_loader::bootparam::{self, setup_header};
-use vm_memory::{ByteValued, GuestMemoryMmap};
-
 use super::Span;
 use crate::Error;
 use crate::initrd::Reach;
 use crate::source::Source;
+use linux_loader::bootparam::{self, setup_header};
+use vm_memory::{ByteValued, GuestMemoryMmap};
 
 /// Where the setup header lies in the file, and in the zero page too.
 const HEADER_OFFSET: usize = 0x1F1;

@@ -6,15 +6,14 @@
 //! linux-loader's loader is not used: it takes 32-bit and foreign files for 64-bit ones, overflows on hostile
 //! note segments, and lets a second note segment hide the PVH note of the first. Its structures are.
 
+use super::Span;
+use crate::Error;
+use crate::source::Source;
 use linux_loader::elf::{
     EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, EM_386, EM_AARCH64, EM_ARM, EM_LOONGARCH, EM_PPC64,
     EM_RISCV, EM_S390, EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_INTERP, PT_LOAD, PT_NOTE,
 };
 use vm_memory::{ByteValued, GuestMemoryMmap};
-
-use super::Span;
-use crate::Error;
-use crate::source::Source;
 
 /// Program headers that are looked at. `vmlinux` has five; the bound keeps a hostile file from costing memory.
 const MAX_PROGRAM_HEADERS: u16 = 128;

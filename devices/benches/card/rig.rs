@@ -5,16 +5,15 @@
 //! super-frame to send, of one for each page as Linux has them.
 #![allow(clippy::expect_used, reason = "as in a test, nothing that fails here has anybody to handle it")]
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use devices::virtio::device::{Activation, ActiveQueue, Device, Memory};
 use devices::virtio::interrupt::Interrupts;
 use devices::virtio::iovec::IoVecs;
 use devices::virtio::net::{FramePort, Link, Net, NetConfig, Offloads};
 use devices::virtio::worker::inline::turn;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

@@ -4,7 +4,6 @@
 //! written by address only, as a device would.
 
 use core::sync::atomic::{AtomicU64, Ordering};
-
 use crate::cpu;
 
 /// First byte of the arena; the linker script keeps the image below.

@@ -24,7 +24,6 @@ mod segments;
 mod status;
 
 use core::fmt;
-
 use crate::report::{Check, Report};
 use crate::start_info::StartInfo;
 use crate::virtio::{Device, Kind};

@@ -34,7 +34,6 @@ mod start_info;
 mod virtio;
 
 use core::panic::PanicInfo;
-
 use report::{End, Exit};
 use start_info::StartInfo;
 

@@ -4,7 +4,6 @@
 //! 4.10.4.3).
 
 use core::sync::atomic::{AtomicUsize, Ordering};
-
 use crate::cpu;
 use crate::entry::PAGE_TABLE_POOL;
 

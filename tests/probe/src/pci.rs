@@ -3,7 +3,6 @@
 //! Sections are of the PCI Local Bus Specification 3.0 and, for ECAM, the PCI Express Base Specification.
 
 use core::sync::atomic::{AtomicU64, Ordering};
-
 use crate::acpi::Ecam;
 use crate::{cpu, paging};
 

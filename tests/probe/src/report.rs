@@ -4,7 +4,6 @@
 //! `N passed, N failed, N skipped`. Anything else on the port comes from firmware.
 
 use core::fmt::{self, Write};
-
 use crate::{cpu, interrupts};
 
 const COM1: u16 = 0x3f8;

@@ -1,10 +1,9 @@
 //! Cargo's own tests, counted.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
-
 use super::{Error, Tally};
 use crate::workspace::root;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 /// Runs the workspace's tests, shows their output as it comes and adds up their results. Output without any result
 /// line, because something does not compile, counts as one failure.

@@ -1,12 +1,11 @@
 //! Host VMs to run stories in: booted when the first story needs one, used again by the next, replaced after a failure.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
 use crate::hostvm::wire::Command;
 use crate::hostvm::{Config, Error, HostVm, Output};
 use crate::place::memory_kib;
 use crate::workspace::target_folder;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// A host VM's memory: a story's largest guest has 6 GiB. The machine outside gives only what is touched.
 const MEM_MIB: u64 = 8 << 10;

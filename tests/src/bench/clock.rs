@@ -2,7 +2,7 @@
 //! threads.
 //!
 //! Unsafe, because the counter has no safe intrinsic.
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "the counter has no safe intrinsic")]
 
 use std::fs;
 use std::io;

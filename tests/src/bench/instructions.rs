@@ -5,13 +5,12 @@
 //! different length give the slope, so start-up does not count; neither does the kernel. The figures of the repository
 //! are in `devices/benches/instructions.json`. A compiler other than theirs gives others.
 
+use crate::workspace::root;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-use crate::workspace::root;
 
 const CASES: [&str; 4] = ["tx-64", "tx-64K", "rx-64", "rx-64K"];
 /// Rounds of the two runs, and what they differ by.

@@ -6,18 +6,16 @@
 //!
 //! Run it inside `namespace::isolate`.
 
+use super::Spread;
+use super::usage::{self, Memory};
+use crate::lan::sh;
+use serde::Serialize;
 use std::fmt::Write;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use serde::Serialize;
-
-use super::Spread;
-use super::usage::{self, Memory};
-use crate::lan::sh;
 
 const MEM_MIB: u64 = 64;
 const BRIDGE: &str = "br0";

@@ -3,11 +3,10 @@
 //!
 //! The measuring is done by `host measure` of `net/tests/host`, which has guests that are namespaces.
 
+use serde_json::{Value, json};
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
-
-use serde_json::{Value, json};
 
 /// The measurements.
 const WHAT: [&str; 3] = ["trips", "connections", "names"];

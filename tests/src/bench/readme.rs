@@ -3,15 +3,13 @@
 //!
 //! A marker is `<!-- begin: bench NAME -->` with its `<!-- end: bench NAME -->`. What is between them is not for hands.
 
+use crate::place::Place;
+use crate::workspace;
+use serde_json::Value;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use serde_json::Value;
-
-use crate::place::Place;
-use crate::workspace;
 
 /// The front page, and its section.
 const FRONT: (&str, &str) = ("README.md", "readme");

@@ -7,18 +7,16 @@
 //!
 //! Figures mean something only against each other, in the same run. Run it inside `namespace::isolate`.
 
+use super::Spread;
+use super::usage;
+use crate::lan::sh;
+use serde::Serialize;
 use std::fs;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use serde::Serialize;
-
-use super::Spread;
-use super::usage;
-use crate::lan::sh;
 
 const MEM_MIB: u64 = 128;
 const BRIDGE: &str = "br0";

@@ -4,7 +4,7 @@
 //! counts as well. A process that ends while it is looked at counts as nothing.
 //!
 //! Unsafe, because no safe crate here reads the clock of another process; `/proc` only has ticks of 10 ms.
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "the clock of another process has no safe wrapper here")]
 
 use std::fs;
 use std::io;

@@ -1,15 +1,14 @@
 //! The demo itself, on a host that boots Linux guests.
 
+use super::{SHELL, terminal};
+use crate::lan::{Lan, sh};
+use crate::stage::Stage;
+use crate::vm::Vm;
 use std::fs::File;
 use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
-
-use super::{SHELL, terminal};
-use crate::lan::{Lan, sh};
-use crate::stage::Stage;
-use crate::vm::Vm;
 
 /// How the prompt of the guest's shell ends.
 const PROMPT: &str = ":~# ";

@@ -1,8 +1,7 @@
 //! The user's terminal, raw while the guest's shell has it.
 
-use std::io::stdin;
-
 use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcsetattr};
+use std::io::stdin;
 
 /// The terminal in raw mode, until this is dropped.
 pub(super) struct Raw {

@@ -1,8 +1,7 @@
 //! Links between pages: each leads to a file of the repository, and to a heading where it names one.
 
-use std::path::Path;
-
 use super::Page;
+use std::path::Path;
 
 /// The links of `pages` that lead nowhere, as `PAGE: TARGET`. `root` is the repository.
 pub fn dead_links(pages: &[Page], root: &Path) -> Vec<String> {

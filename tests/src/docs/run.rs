@@ -1,13 +1,12 @@
 //! Runs the blocks of a page, in one folder, one after the other.
 
+use super::matching::lines_match;
+use super::{Block, Mark, Page, Place};
 use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-use super::matching::lines_match;
-use super::{Block, Mark, Page, Place};
 
 /// Comes before the number of a command, behind its output.
 const END: &str = "@@ end of command ";

@@ -5,6 +5,8 @@
 //! waiting. The agent ends when it is told to, or when the outer end of the channel closes; the host VM then powers
 //! off.
 
+use super::wire::{Command, Frame, Message, READY_ID, Status};
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,10 +17,6 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use rustix::process::{Pid, Signal, kill_process_group};
-
-use super::wire::{Command, Frame, Message, READY_ID, Status};
 
 /// The name of the virtio-serial port that carries the control channel.
 pub const PORT_NAME: &str = "minivmm.control";

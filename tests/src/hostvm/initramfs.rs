@@ -1,14 +1,12 @@
 //! The host VM's initramfs: busybox, this binary as the agent, and the modules that reach the outer root.
 
-use std::fs;
-use std::path::Path;
-
+use super::Error;
+use super::kernel::Kernel;
 use images::cpio;
 use images::modules::Modules;
 use images::tree::{Entry, Tree};
-
-use super::Error;
-use super::kernel::Kernel;
+use std::fs;
+use std::path::Path;
 
 /// The modules to mount the outer root and to talk to the outer machine; their dependencies come along.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];

@@ -3,15 +3,14 @@
 //! Each connection carries one command: the client sends a `Run` frame and gets the command's frames back. The socket's
 //! file goes with the server.
 
+use super::wire::{Command, Frame, Message, READY_ID, Status};
+use super::{Error, HostVm};
 use std::fs;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
-
-use super::wire::{Command, Frame, Message, READY_ID, Status};
-use super::{Error, HostVm};
 
 /// Serves commands at `socket` until a client asks for the shutdown or the host VM is gone.
 ///

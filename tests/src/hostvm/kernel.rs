@@ -1,11 +1,10 @@
 //! The host VM's kernel: Debian's own package, unpacked into a cache and installed nowhere.
 
+use super::Error;
+use crate::workspace::target_folder;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use super::Error;
-use crate::workspace::target_folder;
 
 /// The series of the host's kernel. Not the cloud flavour: it has no 9p.
 const SERIES: &str = "6.12";

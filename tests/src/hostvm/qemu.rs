@@ -1,12 +1,11 @@
 //! The QEMU that a host VM runs in: its command line, its files, its process.
 
+use super::kernel::{Kernel, create};
+use super::{Config, Error, agent, initramfs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-
-use super::kernel::{Kernel, create};
-use super::{Config, Error, agent, initramfs};
 
 /// How the host VM's CPU comes about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

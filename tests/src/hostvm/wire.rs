@@ -3,9 +3,8 @@
 //! A frame is: id (u32), kind (u8), length (u32), payload; integers little-endian. The id says which command a frame
 //! belongs to, so that several run at once. The same frames go between `tests exec` and a kept host VM.
 
-use std::io::{self, Read, Write};
-
 use serde::{Deserialize, Serialize};
+use std::io::{self, Read, Write};
 
 /// The id of frames that belong to no command.
 pub const READY_ID: u32 = 0;

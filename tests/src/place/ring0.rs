@@ -1,12 +1,11 @@
 //! A guest of three instructions: a loop in ring 0, timed.
 //!
 //! Unsafe, because KVM is handed memory by address: the region must outlive the machine.
-#![allow(unsafe_code)]
-
-use std::time::{Duration, Instant};
+#![expect(unsafe_code, reason = "KVM is handed memory by address")]
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit};
+use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// How often the loop runs.

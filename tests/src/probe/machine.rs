@@ -1,12 +1,11 @@
 //! Command lines that start the probe on a VMM, and a run from start to end.
 
+use super::Verdict;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-use super::Verdict;
 
 /// Memory of every probe VM, in MiB.
 pub const MEM_MIB: u32 = 128;

@@ -2,14 +2,13 @@
 //! IPv4.
 //!
 //! Unsafe, because a packet socket is bound by an address structure that no safe crate here builds.
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "a packet socket is bound by an address structure")]
 
+use crate::lan::sh;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
-
-use crate::lan::sh;
 
 /// IEEE 802 local experimental EtherType 1.
 const ETHERTYPE: u16 = 0x88b5;

@@ -1,14 +1,12 @@
 //! Numbered UDP datagrams whose sizes and bytes the receiver knows beforehand. They are sent in bursts: after each, the
 //! sender waits for the receiver's word, so no queue between them has to hold more than one.
 
-use std::io;
-use std::net::{SocketAddr, UdpSocket};
-
+use super::{PATIENCE, Pattern};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
-
-use super::{PATIENCE, Pattern};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 
 /// Datagrams of a burst at most: the kernel's UDP_MAX_SEGMENTS.
 const BURST_MAX: usize = 64;

@@ -1,16 +1,14 @@
 //! TCP flows that all send and receive at the same time, and how long each of them had to wait.
 
+use super::{PATIENCE, Pattern};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt;
+use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt;
-use serde::{Deserialize, Serialize};
-
-use super::{PATIENCE, Pattern};
 
 /// A flow writes this much at once at most, and reads more.
 const WRITE_BYTES: usize = 4 << 10;

@@ -4,6 +4,7 @@
 //! of a machine's vectors are never used at all.
 
 use crate::event;
+use boot::layout::IOAPIC_PINS;
 use devices::irq::{IntxPin, IrqLine, Level, MsiMessage, MsiVector};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
@@ -15,8 +16,6 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-use boot::layout::IOAPIC_PINS;
 
 /// Bits 11 to 5 of an MSI address carry bits 14 to 8 of the destination under `KVM_FEATURE_MSI_EXT_DEST_ID`.
 const EXTENDED_DESTINATION_SHIFT: u32 = 5;

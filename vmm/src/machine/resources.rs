@@ -13,7 +13,6 @@ use crate::exit::Outcome;
 use crate::request::{Reply, Request, WantedLink};
 use crate::signals::{Signals, Woken};
 use crate::{confine, console, disk, kvm};
-
 use boot::BootSpec;
 use devices::virtio::net::{Budget, Carrier, Duplex, Link, LinkState};
 use net::keeper::PATIENCE_S;

@@ -1,5 +1,5 @@
 //! A VM whose guest does nothing, on a tap through which the case speaks in its place.
-#![allow(unsafe_code)] // ioctl(2) takes untyped pointers.
+#![expect(unsafe_code, reason = "ioctl(2) takes untyped pointers")]
 
 use crate::guest::{self, Guest};
 use crate::host::{MINIVMM, sh};

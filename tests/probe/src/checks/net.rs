@@ -5,7 +5,6 @@
 //! header, so that a late answer to an earlier check is not taken for the one awaited.
 
 use core::sync::atomic::{AtomicU64, Ordering};
-
 use super::live::{ETHERTYPE, NET_HEADER};
 use super::{DeviceCheck, Subject, Terms, messages_for};
 use crate::report::Check;

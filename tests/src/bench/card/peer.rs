@@ -1,16 +1,14 @@
 //! The host's side of a run: frames written to and read from taps by plain `writev` and `readv`, and a thread that
 //! sends frames back.
 
+use super::frame::{HEADERS_BYTES, PAYLOAD_AT, PEER_MAC, Shape, headers};
+use super::tap::{HEADER_BYTES, Tap};
+use crate::bench::clock;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-use super::frame::{HEADERS_BYTES, PAYLOAD_AT, PEER_MAC, Shape, headers};
-use super::tap::{HEADER_BYTES, Tap};
-use crate::bench::clock;
 
 /// Flows of a writer: enough to give every one of 4 queues some.
 const FLOWS: u16 = 64;

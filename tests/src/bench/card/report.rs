@@ -1,8 +1,7 @@
 //! The result: JSON for machines, a table with the goals beside for people.
 
-use serde::Serialize;
-
 use super::super::Spread;
+use serde::Serialize;
 
 /// The project's goals.
 #[derive(Debug, Clone, Copy, Serialize)]

@@ -2,14 +2,13 @@
 //!
 //! Unsafe, because a tap is made by ioctl on `/dev/net/tun` (Documentation/networking/tuntap.rst) and no safe crate
 //! here does that.
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "the ioctl that makes taps takes untyped pointers")]
 
+use crate::lan::sh;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-
-use crate::lan::sh;
 
 /// `struct virtio_net_hdr_v1`, as in front of every frame of a card.
 pub(super) const HEADER_BYTES: usize = 12;

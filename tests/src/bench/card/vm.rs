@@ -1,15 +1,14 @@
 //! A VM that runs the probe's benchmark, on minivmm or on QEMU, and the lines it prints.
 
+use super::frame::CARD_MAC;
+use crate::bench::clock;
+use crate::lan::sh;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
-
-use super::frame::CARD_MAC;
-use crate::bench::clock;
-use crate::lan::sh;
 
 /// The bridge of all runs.
 pub(super) const BRIDGE: &str = "br0";

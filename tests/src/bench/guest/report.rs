@@ -1,9 +1,8 @@
 //! The result: JSON for machines, a table with the goals beside for people.
 
-use serde::Serialize;
-
 use super::vm::Contestant;
 use crate::bench::Spread;
+use serde::Serialize;
 
 const MINIVMM: &str = Contestant::Minivmm.name();
 const NAT: &str = Contestant::MinivmmNat.name();

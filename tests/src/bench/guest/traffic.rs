@@ -1,11 +1,10 @@
 //! The tests: iperf3's client for streams and datagrams, one connection of our own for requests and responses.
 
+use serde_json::Value;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-use serde_json::Value;
 
 /// Where the guest echoes.
 pub(super) const ECHO_PORT: u16 = 7;

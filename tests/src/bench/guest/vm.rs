@@ -1,15 +1,14 @@
 //! A machine of the benchmark: the same guest, memory and address on each VMM.
 
+use super::traffic::{ECHO_PORT, IPERF_PORT, Peer, Ports};
+use super::{BRIDGE, NETWORK, Plan, ROUTED};
+use crate::guest::{READY, script_parameter};
+use crate::lan::sh;
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
-
-use super::traffic::{ECHO_PORT, IPERF_PORT, Peer, Ports};
-use super::{BRIDGE, NETWORK, Plan, ROUTED};
-use crate::guest::{READY, script_parameter};
-use crate::lan::sh;
 
 const MEM_MIB: u32 = 512;
 /// A guest may take this long to be ready: an emulated host is slow, and others are up already.
