@@ -10,7 +10,7 @@ use crate::tree::{Entry, Tree};
 use crate::{cpio, place, programs, root};
 use serde::Serialize;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The guest to make, and its place.
 #[derive(Debug, Clone)]

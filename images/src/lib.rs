@@ -69,4 +69,4 @@ pub mod tree;
 pub mod vmlinux;
 
 pub use bzimage::Refusal;
-pub use error::Error;
+pub use error::{Error, error_chain};

@@ -5,9 +5,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use images::disk::{Contents, DiskSize};
 use images::guest::GuestOptions;
 use images::kernel::{Freshness, Series};
-use images::{Error, disk, guest, place, root, tools, vmlinux};
+use images::{Error, disk, error_chain, guest, place, root, tools, vmlinux};
 use std::env;
-use std::error::Error as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -98,7 +97,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse().action) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("images: {}", chain(&error));
+            eprintln!("images: {}", error_chain(&error));
             ExitCode::FAILURE
         }
     }
@@ -152,16 +151,4 @@ fn make_disk(arguments: DiskArguments) -> Result<(), Error> {
 fn own_agent() -> PathBuf {
     let name = "minivmm-agent";
     env::current_exe().map_or_else(|_| PathBuf::from(name), |own| own.with_file_name(name))
-}
-
-/// The error with its sources, each said once.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }

@@ -309,18 +309,18 @@ impl Error {
 
     /// This error as one line, fit to be sent.
     pub(crate) fn report(&self) -> Report {
-        let mut message = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            message = format!("{message}: {error}");
-            cause = error.source();
-        }
-        Report { message, hint: self.hint(), usage: self.is_usage() }
+        Report { message: error_chain(self), hint: self.hint(), usage: self.is_usage() }
     }
 
     fn source_errno(&self) -> Option<i32> {
         std::error::Error::source(self)?.downcast_ref::<io::Error>()?.raw_os_error()
     }
+}
+
+/// An error and its causes on one line, each said once.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn list(reports: &[Report]) -> String {

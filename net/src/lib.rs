@@ -85,7 +85,7 @@ mod rules;
 mod survey;
 
 pub use address_listener::Lookout;
-pub use error::{Error, Report};
+pub use error::{Error, Report, error_chain};
 pub use host::macvtap::Macvtap;
 pub use host::ovs::{Datapath, OvsError, OvsFact, OvsPort};
 pub use identity::mac::MacAddr;

@@ -13,6 +13,7 @@ use crate::place::Place;
 use crate::stage::SKIPPED;
 use crate::stories::{self, Story};
 use crate::workspace::{self, Parts};
+use images::error_chain;
 use libtest_mimic::{Arguments, Completion, Conclusion, Failed, Trial};
 use pool::Pool;
 use std::path::PathBuf;
@@ -201,8 +202,8 @@ impl Teller {
         let output = match &self.host_vms {
             None => here(&words)?,
             Some(pool) => pool.run(words, STORY_TIMEOUT).map_err(|error| {
-                self.failures.add(story.name, chain(&error));
-                chain(&error)
+                self.failures.add(story.name, error_chain(&error));
+                error_chain(&error)
             })?,
         };
         self.times.add(story.name, start.elapsed());
@@ -233,16 +234,4 @@ fn here(words: &[String]) -> Result<Output, Failed> {
 
 fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// An error and its sources on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

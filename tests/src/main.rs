@@ -1,13 +1,14 @@
 //! The command line of the tests.
 
 use clap::{Args, Parser, Subcommand};
+use images::error_chain;
 use std::error::Error;
 use std::io::IsTerminal;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use tests::all::{self, Selection, chain};
+use tests::all::{self, Selection};
 use tests::bench::readme::Section;
 use tests::hostvm::qemu::{Accel, Machine};
 use tests::hostvm::wire::Command;
@@ -357,7 +358,7 @@ fn main() -> ExitCode {
         }
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {}", chain(error.as_ref()));
+        eprintln!("error: {}", error_chain(error.as_ref()));
         ExitCode::from(125)
     })
 }
@@ -373,7 +374,7 @@ fn story(args: &StoryArgs) -> std::io::Result<ExitCode> {
 /// Runs what panics when it fails; then the machines' last words follow the panic's message.
 fn on_stage(args: &StageArgs, play: impl FnOnce(&Stage)) -> std::io::Result<ExitCode> {
     if let Err(error) = namespace::isolate() {
-        println!("{}", chain(&error));
+        println!("{}", error_chain(&error));
         return Ok(ExitCode::from(SKIPPED));
     }
     let scratch = tempfile::tempdir_in("/dev/shm")?;

@@ -3,12 +3,12 @@
 //! Those that need no Linux guest run here, in a namespace with a bridge `br0`: `minivmm` is a script that starts the
 //! real one and has the probe guest end at once, or, in the background, sleep. The others run as a story.
 
+use images::error_chain;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tests::all::chain;
 use tests::docs::{self, Page, Surroundings};
 use tests::lan::sh;
 use tests::namespace;
@@ -29,12 +29,12 @@ fn main() -> ExitCode {
     let pages = match docs::pages() {
         Ok(pages) => pages,
         Err(error) => {
-            return libtest_mimic::run(&arguments, vec![failed("pages are marked", chain(&error))]).exit_code();
+            return libtest_mimic::run(&arguments, vec![failed("pages are marked", error_chain(&error))]).exit_code();
         }
     };
     let trials = match (programs, namespace::isolate()) {
-        (Err(error), _) => vec![failed("programs are built", chain(&error))],
-        (_, Err(error)) => skipped(&pages, &chain(&error)),
+        (Err(error), _) => vec![failed("programs are built", error_chain(&error))],
+        (_, Err(error)) => skipped(&pages, &error_chain(&error)),
         (Ok((probe, minivmm)), Ok(())) => match Place::ask() {
             place @ Place::NoKvm { .. } => skipped(&pages, &place.to_string()),
             _ => trials(pages, probe, minivmm),

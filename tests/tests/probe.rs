@@ -4,12 +4,12 @@
 //! the probe's frames back. QEMU runs the same binary, which shows that the checks hold the specification and not
 //! minivmm's habits.
 
+use images::error_chain;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
-use tests::all::chain;
 use tests::codes;
 use tests::namespace;
 use tests::place::Place;
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let programs = Programs { probe, minivmm, host_cases: workspace::build_host_cases() };
     let trials = match namespace::isolate() {
         Ok(()) => trials(programs),
-        Err(error) => vec![skipped("probe", chain(&error))],
+        Err(error) => vec![skipped("probe", error_chain(&error))],
     };
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -55,7 +55,7 @@ struct Programs {
 fn trials(programs: Programs) -> Vec<Trial> {
     let probe = match &programs.probe {
         Ok(probe) => probe.clone(),
-        Err(error) => return vec![failed("probe builds", chain(error))],
+        Err(error) => return vec![failed("probe builds", error_chain(error))],
     };
     let lan = match PeerLan::new() {
         Ok(lan) => lan,
@@ -78,7 +78,7 @@ fn on_minivmm(place: &Place, programs: Programs, probe: &Path, lan: &PeerLan, di
     }
     let program = match programs.minivmm {
         Ok(program) => program,
-        Err(error) => return vec![failed("minivmm builds", chain(&error))],
+        Err(error) => return vec![failed("minivmm builds", error_chain(&error))],
     };
     let vmm = Vmm::Minivmm(program.clone());
     let on_bridge = lan.on_bridge();
@@ -215,7 +215,7 @@ fn killed(cases: Result<PathBuf, workspace::Error>, minivmm: PathBuf, probe: Pat
     const NAME: &str = "minivmm: SIGKILL of it and its keeper at random moments leaves nothing";
     let cases = match cases {
         Ok(cases) => cases,
-        Err(error) => return failed(NAME, chain(&error)),
+        Err(error) => return failed(NAME, error_chain(&error)),
     };
     Trial::ignorable_test(NAME, move || {
         let mut command = Command::new(cases);

@@ -189,17 +189,6 @@ impl Error {
             _ => exit::HOST,
         }
     }
-
-    /// The whole chain of causes as one line.
-    pub(crate) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
-    }
 }
 
 #[cfg(test)]

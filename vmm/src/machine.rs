@@ -100,7 +100,7 @@ impl Machine {
         });
         log::debug!("The guest has ended");
         let result = end
-            .and_then(|end| reset::outcome(end, &self.mem, self.vm.io_apic()))
+            .and_then(|end| reset::outcome_of(end, &self.mem, self.vm.io_apic()))
             .map(|outcome| resources.settle(outcome));
         // Also after a failed start: a vCPU that waits for room on the console is joined only once it is closed.
         resources.console.output.close();

@@ -65,7 +65,7 @@ use error::Error;
 use exit::Outcome;
 use machine::{ControlSocket, Files, Machine, ReadyOptions, Resources, Restarts};
 use name::VmName;
-use net::Keeper;
+use net::{Keeper, error_chain};
 use ready_channel::ReadyFd;
 use std::io::Write;
 use std::process::ExitCode;
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(err) => {
-            logger::tell(&format!("minivmm: {}", err.chain()));
+            logger::tell(&format!("minivmm: {}", error_chain(&err)));
             if let Some(hint) = err.hint() {
                 logger::tell(&format!("hint: {}", cli::capitalised(&hint)));
             }

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::exit;
 use crate::kvm::{self, Speed};
 use net::doctor::{Finding, Level, examine};
+use net::error_chain;
 use serde_json::{Value, json};
 
 /// Looks, and returns what was found with the exit code that says whether a start would work.
@@ -46,7 +47,7 @@ fn kvm() -> Finding {
         ),
         Err(err) => {
             let hint = err.hint();
-            Finding::problem("kvm", Error::from(err).chain(), "no VM runs here", hint)
+            Finding::problem("kvm", error_chain(&Error::from(err)), "no VM runs here", hint)
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A VM is known by its socket in the folder of its user, and by its taps. The VM itself answers its user; to others
 //! its taps say what everybody may know.
 
-use crate::call;
+use crate::client;
 use crate::error::Error;
 use crate::name::{self, VmName};
 use crate::request::{Reply, Request};
@@ -125,7 +125,9 @@ fn vm(name: &VmName, links: &BTreeMap<String, Entry>) -> Value {
         Ok(_) => {
             json!({ "name": name.as_str(), "note": "It answers another question", "cards": taps(name.as_str(), links) })
         }
-        Err(err) => json!({ "name": name.as_str(), "note": err.chain(), "cards": taps(name.as_str(), links) }),
+        Err(err) => {
+            json!({ "name": name.as_str(), "note": net::error_chain(&err), "cards": taps(name.as_str(), links) })
+        }
     }
 }
 

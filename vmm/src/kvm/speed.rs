@@ -3,7 +3,7 @@
 //! A `/dev/kvm` alone says little. One that emulates ring 0 boots no Linux, however well it runs ring 3.
 #![expect(unsafe_code, reason = "KVM is handed memory by address")]
 
-use super::{Error, Host};
+use super::{Error, KvmSystem};
 use devices::virtio::device::Memory;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit};
@@ -35,7 +35,7 @@ pub(crate) enum Speed {
     Emulated(Duration),
 }
 
-impl Host {
+impl KvmSystem {
     /// Runs the loop once.
     ///
     /// # Errors

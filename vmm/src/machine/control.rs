@@ -9,7 +9,7 @@
 
 use super::devices::Devices;
 use super::ending::{End, Ending};
-use super::resources::Host;
+use super::resources::Resources;
 use super::serial::{Busy, Port};
 use super::stop::Stop;
 use crate::console::input::Read;

@@ -62,7 +62,7 @@ fn outcome(reset: &Reset, mem: &Memory, io_apic: IoApic) -> Outcome {
 ///
 /// # Errors
 /// If a vCPU failed.
-pub(super) fn outcome(end: End, mem: &Memory, io_apic: IoApic) -> Result<Outcome, crate::error::Error> {
+pub(super) fn outcome_of(end: End, mem: &Memory, io_apic: IoApic) -> Result<Outcome, crate::error::Error> {
     match end {
         End::Outcome(outcome) => Ok(outcome),
         End::Failed { id, failure } => Err(crate::error::Error::Vcpu { id, source: failure }),

@@ -94,7 +94,7 @@ enum Network {
 
 /// Everything that outlives a reboot.
 pub(crate) struct Resources {
-    pub(super) kvm: KvmSystem,
+    pub(super) kvm: kvm::KvmSystem,
     pub(super) cpus: u32,
     pub(super) mem: MemSize,
     pub(super) boot: BootSpec,
@@ -134,7 +134,7 @@ impl Resources {
         control_socket: ControlSocket,
         options: ReadyOptions,
     ) -> Result<Self, Error> {
-        let kvm = KvmSystem::open()?;
+        let kvm = kvm::KvmSystem::open()?;
         log::debug!("KVM is open");
         kvm.check_cpus(cli.cpus)?;
         kvm::kick::install_handler().map_err(Error::host("install a signal handler"))?;

@@ -3,7 +3,7 @@
 //! One that resets as soon as it runs is started less and less often, so that it cannot keep the host busy building
 //! machines.
 
-use super::resources::Host;
+use super::resources::Resources;
 use crate::error::Error;
 use crate::exit::Outcome;
 use crate::signals::Woken;
