@@ -426,17 +426,18 @@ fn mtu_follows() {
 /// Keepers of n VMs that start at once would look n² times.
 fn others_come_and_go() {
     let _world = world();
-    let vmm = Vmm::start("web", &["nat"]);
+    let (vmm, _) = Vmm::start_with_guest("web", "nat");
+    let come_and_go = |name: &str| Vmm::start_with_guest(name, "nat").0.stop();
     let woken = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", vmm.keeper())).unwrap();
         let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
         count.trim().parse::<u32>().unwrap()
     };
     // With the first of them the keeper has its own start behind it.
-    Vmm::start("first", &["nat"]).stop();
+    come_and_go("first");
     let before = woken();
     for idx in 0..16 {
-        Vmm::start(&format!("vm{idx}"), &["nat"]).stop();
+        come_and_go(&format!("vm{idx}"));
     }
     let times = woken() - before;
     println!("a keeper was woken {times} times by 16 starts and ends of others");
