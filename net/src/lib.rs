@@ -42,7 +42,8 @@
 //! | outside | guests behind NAT, packets for the host's loopback address that is forwarded | only what is forwarded or an answer gets in; nothing from a wire is translated for 127.0.0.0/8 |
 //! | outside | the host as a router between its uplinks, while a network of ours has them forward | what comes in by one leaves by a network of ours only; unless keeper and VMM are both killed, until the next start or `net gc` |
 //! | VMM taken over by its guest | the keeper's privileges | the keeper reads nothing from the VMM's socket but its end |
-//! | VMM taken over by its guest, local users | the policy of the VM | whoever asks for another is root or the VM's user, and has CAP_NET_ADMIN, which a VMM has given up; what is asked is parsed into types that cannot hold a wrong one, within bounds |
+//! | local users | the policy of a VM | callers are root or the VM's user, with CAP_NET_ADMIN; types are checked |
+//! | VMM taken over by its guest | its policy and guards | not held yet: docs/threat-model.md |
 //! | guest, outside | what a policy forbids | judged on the tap itself, at which everything passes; before the first frame can; a new policy takes effect as a whole; without room for a connection its answers are judged by themselves |
 //! | guest | what the kernel's steering program reads | the program is made and loaded before the guest exists and is checked by the kernel; the guest's numbers are data in its map |
 //! | command line | names, numbers, descriptors | parsed once into types that cannot hold a wrong one; a descriptor is asked what it is |
@@ -52,7 +53,7 @@
 //! | VMM taken over by its guest | the packet socket that hears the guest's address | its filter is locked, and it is closed as soon as the address is known; until then it could be bound to another interface |
 //! | Docker's containers | guests let through in its chain for others | the rules are for the guest's address, do not lead to containers, and come after the user's own |
 //! | other processes | rules of ours that somebody else changes, or takes away with `flush ruleset` | our tables belong to our socket: the kernel refuses |
-//! | death of the keeper alone | rules that go with it while the VM runs | the guest loses its way out, is not mirrored, and on vhost-net not held to its rate; until the VM ends it could reach the host's loopback address if one of its network's VMs has `forward=` |
+//! | death of the keeper alone | taps and rules without a keeper | last as long as the VMM: docs/design.md |
 //! | death at any moment | leftovers | taps and tables belong to the kernel and die with their descriptors; what other interfaces had before is written on our bridge; at most a bridge of ours without VMs, which has what was its uplink's, an unused macvtap or Open vSwitch port of ours, an interface where frames waited and rules in Docker's chain stay, and the next VM there takes them away |
 //! | guest | another address on a macvtap | it cannot have frames for it, and its card refuses to change; what it sends is not filtered |
 //!
