@@ -1,4 +1,4 @@
-//! Hears a guest's address: a packet socket on the card's tap that wakes its reader at the first frame with one.
+//! Hears a guest's address by a packet socket on its tap, which wakes its reader at the first frame with one. Knows no VM.
 //!
 //! The kernel runs a filter over what the guest sends, and passes on the head of the first ARP or IP packet whose sender has an
 //! address: not the unspecified one, which asks for an address or whether it is free (RFC 5227 2.1.1, RFC 4862 5.4.2), and not a
@@ -42,9 +42,9 @@ const IPV6: u32 = 0x86dd;
 
 /// A socket that hears what one tap's guest sends.
 #[derive(Debug)]
-pub struct Lookout(OwnedFd);
+pub struct AddressListener(OwnedFd);
 
-impl Lookout {
+impl AddressListener {
     /// Listens on the interface with this number.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl Lookout {
     }
 }
 
-impl AsFd for Lookout {
+impl AsFd for AddressListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

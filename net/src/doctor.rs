@@ -1,4 +1,4 @@
-//! What on this host would keep cards from working, or working well: each with the one command that changes it.
+//! Everything on a host that would keep cards from working, each with the one command that changes it. Changes nothing itself.
 //!
 //! Only looks: at what a plan is made from, and at what may swallow packets afterwards. Whoever may not see something is told so.
 //! Not seen: single rules that drop some packets, eBPF programs, policy routing, and what firewalls of
@@ -15,13 +15,14 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::facts::Facts;
-use crate::host::ovs::OvsFact;
+use crate::facts::ovs::OvsFact;
 use crate::kernel::rtnl::Rtnl;
+use crate::prepare;
 use crate::preview;
 use crate::request::Request;
 use crate::spec::{NetSpec, Switch};
 use crate::survey::inherited;
-use crate::survey::{ip, plan_with_neighbours, survey};
+use crate::survey::ip;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -114,9 +115,9 @@ pub fn examine(request: &Request) -> Result<Vec<Finding>, Error> {
     let (facts, plan) = runtime.map_err(Error::Runtime)?.block_on(async {
         let rtnl = Rtnl::connect().map_err(Error::Connect)?;
         let inherited = inherited::duplicates(&request.inherited_fds());
-        let mut facts = survey(&rtnl, &request.cards, &inherited).await.map_err(Error::Survey)?;
+        let mut facts = prepare::facts(&rtnl, request, &inherited).await?;
         facts.ip = ip::survey(&rtnl, &facts.links).await.map_err(Error::Survey)?;
-        let plan = plan_with_neighbours(&rtnl, request, &mut facts).await;
+        let plan = prepare::plan_on(&rtnl, request, &mut facts).await;
         let plan = plan.and_then(|plan| preview::check_rules(&plan).map(|()| plan));
         Ok::<_, Error>((facts, plan))
     })?;

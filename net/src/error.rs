@@ -1,4 +1,4 @@
-//! What can go wrong once a plan meets the host.
+//! The errors of a plan that meets the host. Knows the errors of every object of the host, and no step.
 
 mod hints;
 
@@ -6,8 +6,11 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::ovs::OvsError;
-use crate::host::rates::ShapeError;
+use crate::facts::ovs::OvsError;
+use crate::host::bridge::BridgeError;
+use crate::host::ports::PortError;
+use crate::host::rates::RateError;
+use crate::host::tap::TapError;
 use crate::host::uplink::MoveError;
 use crate::kernel::nft::NftError;
 use crate::refusal::Refusal;
@@ -88,6 +91,12 @@ pub enum Error {
         tap: String,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// A plan whose steps are out of order: a defect of ours.
+    #[error("Cannot find the tap of card {card} in this network namespace")]
+    NoTap {
+        /// The card.
+        card: usize,
     },
     /// `RTM_SETLINK` with bridge, address and MTU.
     #[error("Attach tap {tap} to bridge {bridge}")]
@@ -242,7 +251,7 @@ pub enum Error {
     Docker(#[source] NftError),
     /// Rates of a card on vhost-net.
     #[error("Hold the rates of a card on its tap")]
-    HoldRates(#[source] ShapeError),
+    LimitRates(#[source] RateError),
     /// The VM's table of copies.
     #[error("Copy frames to another interface")]
     Mirror(#[source] NftError),
@@ -321,6 +330,37 @@ impl Error {
 pub fn error_chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+impl Error {
+    /// What it means that a bridge of ours stays, or that something stays as it was changed for it.
+    pub(crate) fn of_bridge(bridge: &IfName, error: BridgeError) -> Self {
+        match error {
+            BridgeError::Link(source) => Self::Remove { link: bridge.to_string(), source },
+            BridgeError::GiveBack { uplink, source } => Self::GiveBack { bridge: bridge.to_string(), uplink, source },
+        }
+    }
+}
+
+impl From<TapError> for Error {
+    fn from(error: TapError) -> Self {
+        match error {
+            TapError::Device(source) => Self::OpenTun(source),
+            TapError::Create(source) => Self::CreateTap(source),
+            TapError::Busy { name } => Refusal::TapBusy { name }.into(),
+            TapError::Open { tap, source } => Self::OpenTap { tap, source },
+        }
+    }
+}
+
+impl From<PortError> for Error {
+    fn from(error: PortError) -> Self {
+        match error {
+            PortError::Taken { protocol, port } => Refusal::PortTaken { protocol, port }.into(),
+            PortError::NotOurAddress { address } => Refusal::NotOurAddress { address }.into(),
+            PortError::Socket { protocol, port, source } => Self::HoldPort { protocol, port, source },
+        }
+    }
 }
 
 fn list(reports: &[Report]) -> String {

@@ -1,27 +1,22 @@
-//! What the host's network looks like, as far as a plan depends on it.
+//! The host's network as far as a plan depends on it: plain data. Knows neither how it is read nor what a plan makes of it.
 //!
-//! Plain data: the survey reads it from the kernel, tests write it by hand.
+//! The survey reads it from the kernel, tests write it by hand.
 
 pub(crate) mod claim;
+pub(crate) mod docker;
+pub(crate) mod ovs;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
 
-use crate::host::docker::DockerTables;
-use crate::host::ovs::OvsFact;
-use crate::identity::alias::UplinkAlias;
-use crate::identity::mac::{MAC_LEN, MacAddr};
+use crate::facts::docker::DockerTables;
+use crate::facts::ovs::OvsFact;
+use crate::identity::alias::{OUR_GROUP, UplinkAlias};
+use crate::identity::mac::{MacAddr, RawMac};
 use crate::kernel::nft::Translation;
+use crate::kernel::tun::FdKind;
 use crate::spec::{IfName, NETWORK_PREFIXES};
-
-/// Device group (`ip link show group 28022`) of the bridges and macvtaps that minivmm made. It is set by the very message that
-/// creates the link, so there is no moment at which one of ours cannot be told from others. An alias would read
-/// better but takes a second message; it is set as well, for people.
-pub const OUR_GROUP: u32 = 28022;
-
-/// An Ethernet address as the kernel reports it: it may be zero, as that of a bridge that lost its last port.
-pub type RawMac = [u8; MAC_LEN];
 
 /// The host's network at one moment.
 #[derive(Clone, Debug, Default)]
@@ -231,24 +226,6 @@ pub struct FdFact {
     pub fd: RawFd,
     /// What is behind it.
     pub kind: FdKind,
-}
-
-/// What is behind an inherited descriptor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FdKind {
-    /// Nothing, the number is not open.
-    Closed,
-    /// Something that is not a queue of a tun or tap.
-    Other,
-    /// A queue of a tun or tap.
-    Tun {
-        /// The interface.
-        name: String,
-        /// It carries Ethernet frames without the packet-information prefix (`IFF_TAP`, `IFF_NO_PI`).
-        frames: bool,
-        /// Every frame has a virtio-net header (`IFF_VNET_HDR`).
-        vnet_header: bool,
-    },
 }
 
 impl Facts {

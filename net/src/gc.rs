@@ -1,4 +1,4 @@
-//! Removes what is left when both VMM and keeper were killed: bridges of ours without VMs, with what they have from their uplinks given
+//! Removes what is left when both VMM and keeper were killed, and knows no plan: bridges of ours without VMs, with what they have from their uplinks given
 //! back, macvtaps and ports of Open vSwitch that nobody uses, interfaces where frames waited, and rules in Docker's chain for others.
 //!
 //! All else belongs to the kernel and has gone with them. The next VM on such a bridge or interface would remove it as well, and the
@@ -7,14 +7,12 @@
 use std::fmt;
 
 use crate::error::{Error, Report};
-use crate::facts::Link;
+use crate::host::bridge;
 use crate::host::docker;
-use crate::host::forwarding;
 use crate::host::lock::NamespaceLock;
 use crate::host::macvtap::remove_if_left_behind;
 use crate::host::ovs;
 use crate::host::rates;
-use crate::host::uplink;
 use crate::kernel::nft::NftError;
 use crate::kernel::rtnl::Rtnl;
 use crate::spec::IfName;
@@ -66,8 +64,8 @@ pub fn collect() -> Result<Collected, Error> {
     runtime.map_err(Error::Runtime)?.block_on(async {
         let rtnl = Rtnl::connect().map_err(Error::Connect)?;
         let _lock = NamespaceLock::take().await;
-        let links: Vec<_> = rtnl.links().await.map_err(Error::Survey)?.iter().filter_map(survey::link).collect();
-        let bridges = links.iter().filter(|link| link.is_our_bridge() && is_unused(link, &links));
+        let links = survey::links(&rtnl).await.map_err(Error::Survey)?;
+        let bridges = links.iter().filter(|link| link.is_our_bridge() && bridge::is_unused(link, &links));
         let mut collected = Collected::default();
         match docker::sweep(&links) {
             Ok(rules) => collected.rules = rules,
@@ -77,14 +75,14 @@ pub fn collect() -> Result<Collected, Error> {
         }
         match rates::sweep(&rtnl, &links).await {
             Ok(swept) => collected.removed.extend(swept.into_iter().map(Removed::Ifb)),
-            Err(source) => collected.failed.push(Error::HoldRates(source.into()).report()),
+            Err(source) => collected.failed.push(Error::LimitRates(source.into()).report()),
         }
         for bridge in bridges {
             // The kernel takes a few names that the command line does not, and minivmm makes none of them.
             let Ok(name) = bridge.name.parse::<IfName>() else { continue };
-            match remove_bridge_if_unused(&rtnl, &name).await {
+            match bridge::remove_if_unused(&rtnl, &name).await {
                 Ok(()) => collected.removed.push(Removed::Bridge(name.to_string())),
-                Err(error) => collected.failed.push(error.report()),
+                Err(error) => collected.failed.push(Error::of_bridge(&name, error).report()),
             }
         }
         for link in links.iter().filter(|link| link.is_our_macvtap()) {
@@ -95,7 +93,7 @@ pub fn collect() -> Result<Collected, Error> {
             }
         }
         // A host without Open vSwitch has no ports there.
-        let ports = ovs::left_behind().inspect_err(|error| log::debug!("{error}")).unwrap_or_default();
+        let ports = survey::ovs::left_behind().inspect_err(|error| log::debug!("{error}")).unwrap_or_default();
         for port in ports {
             match ovs::remove(&port) {
                 Ok(()) => collected.removed.push(Removed::OvsPort(port)),
@@ -104,46 +102,4 @@ pub fn collect() -> Result<Collected, Error> {
         }
         Ok(collected)
     })
-}
-
-/// Removes a bridge of ours that no VM is on, and puts back what was changed for it.
-///
-/// The caller holds the namespace's lock, so no other keeper attaches a tap between the look and the removal.
-pub(crate) async fn remove_bridge_if_unused(rtnl: &Rtnl, bridge: &IfName) -> Result<(), Error> {
-    match vacate_if_unused(rtnl, bridge, &[]).await? {
-        Some(vacated) => remove_vacated(rtnl, &vacated).await,
-        None => Ok(()),
-    }
-}
-
-/// Puts back what was changed for a bridge of ours that no VM is on, and returns it if it is to be removed. The bridges
-/// in `leaving` are about to be removed as well, and take nothing over.
-///
-/// The caller holds the namespace's lock until it has removed the bridge.
-pub(crate) async fn vacate_if_unused(rtnl: &Rtnl, bridge: &IfName, leaving: &[Link]) -> Result<Option<Link>, Error> {
-    let failed = |source| Error::Remove { link: bridge.to_string(), source };
-    let mut links: Vec<_> = rtnl.links().await.map_err(failed)?.iter().filter_map(survey::link).collect();
-    links.retain(|link| leaving.iter().all(|other| other.index != link.index));
-    let ours = links.iter().find(|link| link.name == bridge.as_str() && link.is_our_bridge());
-    let Some(ours) = ours.filter(|ours| is_unused(ours, &links)) else { return Ok(None) };
-    forwarding::release(rtnl, ours, &links).await.map_err(failed)?;
-    if let Some(alias) = ours.uplink()
-        && let Some(uplink) = links.iter().find(|link| link.name == alias.uplink)
-    {
-        let given = uplink::give_back(rtnl, ours, &alias, uplink).await;
-        given.map_err(|source| Error::GiveBack { bridge: bridge.to_string(), uplink: alias.uplink, source })?;
-    }
-    Ok(Some(ours.clone()))
-}
-
-/// Removes a bridge for which all has been put back.
-pub(crate) async fn remove_vacated(rtnl: &Rtnl, bridge: &Link) -> Result<(), Error> {
-    let failed = |source| Error::Remove { link: bridge.name.clone(), source };
-    rtnl.remove(bridge.index).await.map_err(failed)
-}
-
-/// Whether a bridge of ours has no ports but its uplink.
-pub(crate) fn is_unused(bridge: &Link, links: &[Link]) -> bool {
-    let uplink = bridge.uplink().map(|alias| alias.uplink);
-    !links.iter().any(|link| link.master == Some(bridge.index) && Some(&link.name) != uplink.as_ref())
 }

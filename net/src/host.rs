@@ -1,5 +1,6 @@
 //! The objects that minivmm has on a host: how each is made, looked at and unmade. Knows no step and no plan.
 
+pub(crate) mod bridge;
 pub(crate) mod conntrack;
 pub(crate) mod docker;
 pub(crate) mod forwarding;
@@ -9,4 +10,5 @@ pub(crate) mod mirror;
 pub(crate) mod ovs;
 pub(crate) mod ports;
 pub(crate) mod rates;
+pub(crate) mod tap;
 pub(crate) mod uplink;

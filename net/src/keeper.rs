@@ -1,4 +1,4 @@
-//! The keeper: a small process that makes the cards' network, looks after it and takes it away.
+//! The keeper: a small process that applies a plan, looks after it and undoes it. Knows every room but those that only look.
 //!
 //! [`Keeper::start`] forks it and returns at once, so that KVM and the network are set up side by side.
 //! [`Keeper::ports`] waits for the descriptors. From then on the keeper holds no descriptor of a tap and reads no frame
@@ -7,18 +7,21 @@
 //! VMM, which has descriptors of them, and go with it; a bridge that minivmm made stays, and goes with the next VM on it.
 
 mod addresses;
-mod child;
 mod conflict;
 mod firewall;
 mod gateways;
+mod hand_over;
 mod links;
 mod messages;
 mod mirrors;
 mod mtu;
 mod pace;
 mod policy_socket;
+mod pollable;
 mod process;
 mod rest;
+mod serve;
+mod set_up;
 mod upkeep;
 mod uplinks;
 
@@ -32,7 +35,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::address_listener::Lookout;
+use crate::address_listener::AddressListener;
 use crate::error::Error;
 use crate::identity::alias::TapAlias;
 use crate::identity::mac::MacAddr;
@@ -71,7 +74,7 @@ pub struct Port {
     pub vhost: Vec<OwnedFd>,
     /// What hears the guest's address; none with services, which give it, and where the tap cannot be listened on: in another
     /// namespace, or without CAP_NET_RAW.
-    pub lookout: Option<Lookout>,
+    pub address_listener: Option<AddressListener>,
     /// The chains of other programs that have rules for the card as long as the VM runs: `ip filter DOCKER-USER`.
     pub foreign_rules: Vec<String>,
     /// What says that the interface is in use, on a macvtap: to be held for as long as the queues.
@@ -183,7 +186,7 @@ impl Keeper {
             .map_err(|errno| Error::Socket(errno.into()))?;
         // In the child `ours` is closed by number, together with everything else that it does not need.
         let pid = process::spawn(|| match theirs.try_clone() {
-            Ok(theirs) => child::run(theirs, request, lock.map(NameLock::as_fd)),
+            Ok(theirs) => serve::run(theirs, request, lock.map(NameLock::as_fd)),
             Err(_) => 1,
         })?;
         Ok(Self { process: Some(Process { pid, socket: ours, tables: None }) })
@@ -258,16 +261,27 @@ impl Keeper {
 
 /// A port from what the keeper said of it and the descriptors that came along.
 fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
-    let PortHeader { tap_name, bridge, mac, mtu, offload, foreign_rules, queues, vhosts, lookouts, claims, service } =
-        header;
-    if queues.saturating_add(vhosts).saturating_add(lookouts).saturating_add(claims) > fds.len() {
+    let PortHeader {
+        tap_name,
+        bridge,
+        mac,
+        mtu,
+        offload,
+        foreign_rules,
+        queues,
+        vhosts,
+        address_listeners,
+        claims,
+        service,
+    } = header;
+    if queues.saturating_add(vhosts).saturating_add(address_listeners).saturating_add(claims) > fds.len() {
         return Err(Error::Protocol);
     }
     let mut vhost = fds.split_off(queues);
-    let mut lookout = vhost.split_off(vhosts);
-    let mut claim = lookout.split_off(lookouts);
+    let mut address_listener = vhost.split_off(vhosts);
+    let mut claim = address_listener.split_off(address_listeners);
     let mut rest = claim.split_off(claims);
-    let (claim, lookout) = (claim.pop(), lookout.pop().map(Lookout::from_socket));
+    let (claim, address_listener) = (claim.pop(), address_listener.pop().map(AddressListener::from_socket));
     let services = match service {
         Some(ServiceHeader { spec, alias }) if !rest.is_empty() => {
             let tap = TapAlias::parse(&alias).ok_or(Error::Protocol)?;
@@ -281,7 +295,20 @@ fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
         Err(rest) if rest.is_empty() => None,
         Err(_) => return Err(Error::Protocol),
     };
-    Ok(Port { tap_name, bridge, fds, vhost, lookout, foreign_rules, claim, mac, mtu, offload, steering, services })
+    Ok(Port {
+        tap_name,
+        bridge,
+        fds,
+        vhost,
+        address_listener,
+        foreign_rules,
+        claim,
+        mac,
+        mtu,
+        offload,
+        steering,
+        services,
+    })
 }
 
 impl Drop for Keeper {

@@ -6,7 +6,9 @@ pub mod own_code;
 
 pub(crate) mod bpf;
 pub(crate) mod ethtool;
+pub(crate) mod netlink;
 pub(crate) mod netlink_filter;
+pub(crate) mod routes;
 pub(crate) mod rtnl;
 pub(crate) mod sysctl;
 pub(crate) mod tun;

@@ -8,27 +8,31 @@
 //!
 //! # Where things are
 //!
-//! A file is in a room, and a room knows only those after it:
+//! A file is in a room, and a room knows only those after it; `tests/order.rs` holds that:
 //!
 //! ```text
-//! lib -> doctor, preview, keeper -> plan -> gc, step -> error -> host -> survey, request -> policy -> rules -> services
-//!     -> refusal -> facts -> kernel -> spec -> identity
+//! lib -> doctor, inventory, preview, rehearsal, keeper -> address_listener -> prepare -> plan -> gc -> step -> error -> host
+//!     -> survey, request -> policy -> rules -> services -> refusal -> facts -> kernel -> spec -> identity
 //! ```
 //!
 //! | Room | What lives there |
 //! |---|---|
+//! | `identity` | the names of VMs, taps, networks and addresses |
 //! | `spec` | the grammar of `--net` |
-//! | `identity` | the names of VMs, taps and addresses |
-//! | `kernel` | system calls and netlink |
+//! | `kernel` | system calls and netlink; knows no VM, no facts and no plan |
 //! | `facts`, `refusal` | the host as plain data, and why a plan cannot be made on it |
 //! | `services` | DHCP, DNS and router advertisements, which the VMM runs |
 //! | `rules`, `policy` | the nftables of a VM, and security groups |
-//! | `survey` | reads facts |
-//! | `host` | objects on the host: made, looked at, unmade |
-//! | `step`, `plan` | one change of the host and what takes it back; from a request and facts to steps |
-//! | `gc` | what is left behind when keeper and VMM were killed |
-//! | `keeper`, `address_listener` | the process that makes a VM's network and looks after it; the address of its guest |
-//! | `doctor`, `preview` | a look at a host, and at a plan, without a VM |
+//! | `survey`, `request` | reads facts; the cards that a VM is to have |
+//! | `host` | objects on the host: made, looked at, unmade; knows no step |
+//! | `error` | everything that can go wrong once a plan meets the host |
+//! | `step`, `step/KIND.rs` | one change of the host, what takes it back, and the words for both |
+//! | `gc` | removes what is left when keeper and VMM were both killed |
+//! | `plan`, `prepare` | pure: a request and facts give steps; survey, then plan |
+//! | `address_listener` | hears the address of a guest |
+//! | `keeper` | the process that makes a VM's network, looks after it and takes it away |
+//! | `rehearsal` | a start that is cut short and taken back, for tests |
+//! | `doctor`, `inventory`, `preview` | a look at a host, at its VMs and at a plan |
 //!
 //! # Threats
 //!
@@ -67,11 +71,13 @@
 pub mod doctor;
 pub mod facts;
 pub mod gc;
+pub mod inventory;
 pub mod keeper;
 pub mod plan;
 pub mod policy;
 pub mod preview;
 pub mod refusal;
+pub mod rehearsal;
 pub mod request;
 pub mod services;
 pub mod spec;
@@ -82,13 +88,15 @@ mod error;
 mod host;
 mod identity;
 mod kernel;
+mod prepare;
 mod rules;
 mod survey;
 
-pub use address_listener::Lookout;
+pub use address_listener::AddressListener;
 pub use error::{Error, Report, error_chain};
+pub use facts::ovs::{Datapath, OvsError, OvsFact};
 pub use host::macvtap::Macvtap;
-pub use host::ovs::{Datapath, OvsError, OvsFact, OvsPort};
+pub use host::ovs::OvsPort;
 pub use identity::mac::MacAddr;
 pub use identity::{alias, mac, runtime_dir};
 pub use keeper::{Keeper, News, NotKept, Port, Services, Timing};
@@ -102,5 +110,4 @@ pub use request::Request;
 pub use rules::Member;
 pub use rules::guard::Guard;
 pub use spec::{NetSpec, SpecError};
-pub use survey::inventory;
 pub use survey::siblings::Siblings;

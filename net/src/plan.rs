@@ -1,4 +1,4 @@
-//! From what is wanted and what there is to what has to be done.
+//! From a request and the facts of a host to the steps of a start. Knows no kernel and applies nothing.
 //!
 //! [`plan`] is a pure function: it touches nothing, the same input gives the same steps, and everything that can be
 //! refused before the host is changed is refused here.
@@ -9,7 +9,7 @@ mod macvtap;
 mod mirror;
 mod ovs;
 mod private;
-mod shape;
+mod rates;
 pub(crate) mod subnet;
 mod uplink;
 
@@ -18,12 +18,14 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::facts::{Facts, FdKind, Link, RawMac};
-use crate::gc::is_unused;
+use crate::facts::{Facts, Link};
+use crate::host::bridge::is_unused;
 use crate::host::docker::Admission;
 use crate::host::mirror::Mirror;
 use crate::identity::alias::{Mode, TapAlias};
+use crate::identity::mac::RawMac;
 use crate::identity::mac::{HOST_SIDE_PREFIX, MacAddr};
+use crate::kernel::tun::FdKind;
 use crate::kernel::vlan::PortVlans;
 use crate::policy::Policy;
 use crate::refusal::Refusal;
@@ -32,7 +34,10 @@ use crate::rules::guard::Guard;
 use crate::spec::{
     BridgeSpec, FdSpec, ForwardDelay, IfName, MacvtapMode, Mtu, NetSpec, OffloadList, Queues, Switch, TapSpec, VlanSpec,
 };
-use crate::step::Step;
+use crate::step::{
+    AdmitInDocker, AdoptTap, ApplyPolicy, AttachTap, CreateBridge, CreateOvsPort, CreateTap, FilterVlans, MirrorFrames,
+    OpenTap, OpenVhost, PinAddress, Raise, ShareBridge, StartStp, Step,
+};
 use private::Networks;
 
 /// The MTU of a new tap and of a new bridge, in bytes (`ETH_DATA_LEN`).
@@ -100,16 +105,16 @@ pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
         };
         draft.mirror(card_idx, spec)?;
         if spec.card().vhost == Switch::On {
-            draft.steps.push(Step::OpenVhost { card: card_idx, queues: queues.get() });
+            draft.steps.push(Step::OpenVhost(OpenVhost { card: card_idx, queues: queues.get() }));
         }
         let offload = draft.offload(card_idx, spec.card().offload);
         draft.cards.push(Card { mac, mtu, queues: queues.get(), offload });
     }
     draft.guard_and_serve();
-    draft.shape(&request.cards);
+    draft.limit_rates(&request.cards);
     if !draft.mirrors.is_empty() {
         let (vm, mirrors) = (request.vm_name.clone(), draft.mirrors);
-        draft.steps.push(Step::MirrorFrames { vm, mirrors });
+        draft.steps.push(Step::MirrorFrames(MirrorFrames { vm, mirrors }));
     }
     host_limits::check(&draft.steps, facts)?;
     Ok(Plan { cards: draft.cards, steps: draft.steps })
@@ -119,8 +124,8 @@ impl Plan {
     /// The bridge that a card's tap is attached to.
     pub(crate) fn bridge_of(&self, card_idx: usize) -> Option<&IfName> {
         self.steps.iter().find_map(|step| match step {
-            Step::AttachTap { card, bridge, .. } if *card == card_idx => Some(bridge),
-            Step::CreateOvsPort { card, port } if *card == card_idx => Some(&port.bridge),
+            Step::AttachTap(AttachTap { card, bridge, .. }) if *card == card_idx => Some(bridge),
+            Step::CreateOvsPort(CreateOvsPort { card, port }) if *card == card_idx => Some(&port.bridge),
             _ => None,
         })
     }
@@ -129,7 +134,7 @@ impl Plan {
     pub(crate) fn foreign_rules_of(&self, card_idx: usize) -> Vec<String> {
         let bridge = self.bridge_of(card_idx);
         let admissions = self.steps.iter().flat_map(|step| match step {
-            Step::AdmitInDocker { admissions, .. } => admissions.as_slice(),
+            Step::AdmitInDocker(AdmitInDocker { admissions, .. }) => admissions.as_slice(),
             _ => &[],
         });
         admissions.filter(|admission| Some(&admission.bridge) == bridge).flat_map(Admission::chains).collect()
@@ -138,7 +143,7 @@ impl Plan {
     /// What is written on a card's tap; nothing if minivmm does not write on it.
     pub(crate) fn alias_of(&self, card_idx: usize) -> String {
         let alias = self.steps.iter().find_map(|step| match step {
-            Step::AttachTap { card, alias, .. } if *card == card_idx => Some(alias.to_string()),
+            Step::AttachTap(AttachTap { card, alias, .. }) if *card == card_idx => Some(alias.to_string()),
             _ => None,
         });
         alias.unwrap_or_default()
@@ -196,7 +201,7 @@ impl Draft<'_> {
         let vlans = self.vlans(name, &spec.vlans)?;
         let mtu = guest_mtu(spec.card.mtu, bridge_mtu, name.as_str())?;
         let queues = spec.card.queues.unwrap_or(self.default_queues);
-        self.steps.push(Step::CreateTap { card, queues: queues.get() });
+        self.steps.push(Step::CreateTap(CreateTap { card, queues: queues.get() }));
         self.judge(card, None, Switch::Off);
         let (vm, net) = (self.vm.to_owned(), name.to_string());
         let addresses = spec.addresses.as_slice().to_vec();
@@ -204,7 +209,7 @@ impl Draft<'_> {
         let ip6 = addresses.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None });
         let alias = TapAlias { vm, card, mode: Mode::Bridge, net, ip4, ip6 };
         let (antispoof, isolate) = (spec.guard.antispoof_or(Switch::Off), spec.guard.isolate);
-        self.steps.push(Step::AttachTap {
+        self.steps.push(Step::AttachTap(AttachTap {
             card,
             bridge: name.clone(),
             mac: mac.host_side(),
@@ -214,7 +219,7 @@ impl Draft<'_> {
             isolated: isolate,
             hairpin: Switch::Off,
             vlans,
-        });
+        }));
         let tagged = if spec.vlans.trunk.is_empty() { Switch::Off } else { Switch::On };
         let access = if spec.vlans.vlan.is_some() { Switch::On } else { Switch::Off };
         let router = self.address_of(&spec.bridge).map(|mac| (spec.bridge.clone(), mac));
@@ -226,7 +231,7 @@ impl Draft<'_> {
     fn address_of(&self, bridge: &IfName) -> Option<MacAddr> {
         let link = self.facts.link(bridge.as_str()).and_then(|link| MacAddr::new(link.mac?).ok());
         let made = self.steps.iter().find_map(|step| match step {
-            Step::CreateBridge { bridge: name, mac, .. } if name == bridge => Some(*mac),
+            Step::CreateBridge(CreateBridge { bridge: name, mac, .. }) if name == bridge => Some(*mac),
             _ => None,
         });
         link.or(made)
@@ -243,12 +248,15 @@ impl Draft<'_> {
             };
         }
         let filters = link.is_some_and(|link| link.bridge.vlan_filtering == Some(true))
-            || self.steps.iter().any(|step| matches!(step, Step::FilterVlans { bridge } if bridge == name));
+            || self
+                .steps
+                .iter()
+                .any(|step| matches!(step, Step::FilterVlans(FilterVlans { bridge }) if bridge == name));
         match link {
             _ if filters => {}
             Some(link) if link.bridge.vlan_filtering.is_none() => return Err(Refusal::NoVlans),
             Some(link) if !link.is_our_bridge() => return Err(Refusal::NoVlanFiltering { name: name.clone() }),
-            _ => self.steps.push(Step::FilterVlans { bridge: name.clone() }),
+            _ => self.steps.push(Step::FilterVlans(FilterVlans { bridge: name.clone() })),
         }
         let default = link.map_or(DEFAULT_PVID, |link| link.bridge.default_pvid);
         let untagged = spec.untagged();
@@ -265,9 +273,9 @@ impl Draft<'_> {
             return mtu;
         }
         if bridge.is_our_bridge() {
-            self.steps.push(Step::ShareBridge { bridge: name.clone() });
+            self.steps.push(Step::ShareBridge(ShareBridge { bridge: name.clone() }));
         } else if let Some(mac) = self.address_at_risk(bridge) {
-            self.steps.push(Step::PinAddress { bridge: name.clone(), mac });
+            self.steps.push(Step::PinAddress(PinAddress { bridge: name.clone(), mac }));
         }
         mtu
     }
@@ -289,7 +297,7 @@ impl Draft<'_> {
     fn create(&mut self, spec: &BridgeSpec) -> Result<u16, Refusal> {
         let name = &spec.bridge;
         let planned = self.steps.iter().find_map(|step| match step {
-            Step::CreateBridge { bridge, mtu, .. } if bridge == name => Some(*mtu),
+            Step::CreateBridge(CreateBridge { bridge, mtu, .. }) if bridge == name => Some(*mtu),
             _ => None,
         });
         if let Some(mtu) = planned {
@@ -300,14 +308,14 @@ impl Draft<'_> {
             return Err(Refusal::NoBridge { name: name.clone(), bridges: self.bridges() });
         }
         if let Some((mac, mtu)) = self.uplink_card(spec)? {
-            self.steps.push(Step::CreateBridge { bridge: name.clone(), mac, mtu });
+            self.steps.push(Step::CreateBridge(CreateBridge { bridge: name.clone(), mac, mtu }));
             self.spanning_tree(spec)?;
             return Ok(mtu);
         }
         let mtu = spec.card.mtu.map_or(ETHERNET_MTU, Mtu::get);
-        let created = self.steps.iter().filter(|step| matches!(step, Step::CreateBridge { .. })).count();
+        let created = self.steps.iter().filter(|step| matches!(step, Step::CreateBridge(_))).count();
         let mac = self.facts.spare_macs.get(created).copied().ok_or(Refusal::NoSpareMac)?;
-        self.steps.push(Step::CreateBridge { bridge: name.clone(), mac, mtu });
+        self.steps.push(Step::CreateBridge(CreateBridge { bridge: name.clone(), mac, mtu }));
         self.spanning_tree(spec)?;
         Ok(mtu)
     }
@@ -316,11 +324,11 @@ impl Draft<'_> {
     fn spanning_tree(&mut self, spec: &BridgeSpec) -> Result<(), Refusal> {
         let Some(delay) = spec.stp.delay() else { return Ok(()) };
         let planned = self.steps.iter().find_map(|step| match step {
-            Step::StartStp { bridge, delay } if *bridge == spec.bridge => Some(*delay),
+            Step::StartStp(StartStp { bridge, delay }) if *bridge == spec.bridge => Some(*delay),
             _ => None,
         });
         match planned {
-            None => self.steps.push(Step::StartStp { bridge: spec.bridge.clone(), delay }),
+            None => self.steps.push(Step::StartStp(StartStp { bridge: spec.bridge.clone(), delay })),
             Some(planned) if planned == delay => {}
             Some(planned) => {
                 let (delay_s, wanted_s) = (Some(planned.seconds()), delay.seconds());
@@ -341,16 +349,22 @@ impl Draft<'_> {
         if queues > Queues::ONE && !tun.multi_queue {
             return Err(Refusal::SingleQueueTap { name: name.clone(), queues: queues.get() });
         }
-        let taken_here = self.steps.iter().any(|step| matches!(step, Step::OpenTap { tap, .. } if tap == name));
+        let taken_here =
+            self.steps.iter().any(|step| matches!(step, Step::OpenTap(OpenTap { tap, .. }) if tap == name));
         if taken_here || tun.queues_open > 0 {
             return Err(Refusal::TapBusy { name: name.clone() });
         }
         let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
         let mtu = guest_mtu(spec.card.mtu, mtu, name.as_str())?;
         self.judge(card, Some(name), Switch::Off);
-        self.steps.push(Step::OpenTap { card, tap: name.clone(), queues: queues.get(), multi_queue: tun.multi_queue });
+        self.steps.push(Step::OpenTap(OpenTap {
+            card,
+            tap: name.clone(),
+            queues: queues.get(),
+            multi_queue: tun.multi_queue,
+        }));
         if !link.up {
-            self.steps.push(Step::Raise { link: name.clone() });
+            self.steps.push(Step::Raise(Raise { link: name.clone() }));
         }
         Ok((mtu, queues))
     }
@@ -358,7 +372,7 @@ impl Draft<'_> {
     fn fd(&mut self, card: usize, spec: &FdSpec) -> Result<(u16, Queues), Refusal> {
         let mut tap: Option<&str> = None;
         for &fd in spec.fd.as_slice() {
-            if self.steps.iter().any(|step| matches!(step, Step::AdoptTap { fds, .. } if fds.contains(&fd))) {
+            if self.steps.iter().any(|step| matches!(step, Step::AdoptTap(AdoptTap { fds, .. }) if fds.contains(&fd))) {
                 return Err(Refusal::FdTaken { fd });
             }
             let fact = self.facts.fds.iter().find(|fact| fact.fd == fd);
@@ -378,7 +392,7 @@ impl Draft<'_> {
         // The tap may live in another namespace, where this survey cannot see its MTU.
         let mtu = self.facts.link(&name).and_then(|link| u16::try_from(link.mtu).ok()).unwrap_or(ETHERNET_MTU);
         let mtu = guest_mtu(spec.card.mtu, mtu, &name)?;
-        self.steps.push(Step::AdoptTap { card, tap: name, fds: spec.fd.as_slice().to_vec() });
+        self.steps.push(Step::AdoptTap(AdoptTap { card, tap: name, fds: spec.fd.as_slice().to_vec() }));
         self.judge(card, None, Switch::Off);
         Ok((mtu, spec.fd.queues()))
     }
@@ -387,7 +401,7 @@ impl Draft<'_> {
     fn judge(&mut self, card: usize, tap: Option<&IfName>, served: Switch) {
         if let Some(policy) = self.policy {
             let (vm, tap, policy) = (self.vm.to_owned(), tap.cloned(), policy.clone());
-            self.steps.push(Step::JudgeCard { vm, card, tap, served, policy });
+            self.steps.push(Step::ApplyPolicy(ApplyPolicy { vm, card, tap, served, policy }));
         }
     }
 

@@ -1,4 +1,4 @@
-//! Security groups: which connections a guest may make, and which may be made to it.
+//! Security groups: which connections a guest may make and receive, as rules for its tap. Knows no host and no keeper.
 //!
 //! ```toml
 //! [default]
@@ -17,19 +17,19 @@
 //!
 //! How it is enforced is said in `rules`.
 
+mod active;
 mod client;
 mod fields;
-mod judged;
 pub(crate) mod rules;
 
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
 
+pub(crate) use active::ActivePolicy;
 pub(crate) use client::{Answer, LINE_MAX, Order, STRANGER};
 pub use client::{AskError, ask};
 pub use fields::{Cidr, CidrList, PortList, PortRange};
-pub(crate) use judged::InForce;
 
 /// Most rules of both directions. Each packet that begins something goes through them one by one.
 pub const RULES_MAX: usize = 1000;

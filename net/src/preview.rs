@@ -1,4 +1,4 @@
-//! What a start would do, without doing it: survey and plan, in the calling process.
+//! The plan of a start as text and JSON, made in the calling process. Knows no keeper and applies nothing.
 //!
 //! It changes nothing and needs no privilege. Only an attempt can tell the rest, which is left out: whether the user
 //! may make taps, and whether another process holds a tap that has a single queue.
@@ -11,13 +11,13 @@ use crate::kernel::nft::{Batch, Command, Family, NftSocket, Table};
 use crate::kernel::rtnl::Rtnl;
 use crate::kernel::tun::TapKind;
 use crate::plan::Plan;
-use crate::policy::rules::{Edition, Judged, table};
+use crate::policy::rules::{EnforcedCard, Generation, table};
+use crate::prepare;
 use crate::request::Request;
 use crate::rules;
 use crate::spec::Switch;
-use crate::step::Step;
+use crate::step::{ApplyPolicy, CreateTables, MirrorFrames, Step};
 use crate::survey::inherited;
-use crate::survey::{plan_with_neighbours, survey};
 
 /// Plans the cards of `request` on this host as it is.
 ///
@@ -30,8 +30,8 @@ pub fn preview(request: &Request) -> Result<Plan, Error> {
     runtime.map_err(Error::Runtime)?.block_on(async {
         let rtnl = Rtnl::connect().map_err(Error::Connect)?;
         let inherited = inherited::duplicates(&request.inherited_fds());
-        let mut facts = survey(&rtnl, &request.cards, &inherited).await.map_err(Error::Survey)?;
-        let plan = plan_with_neighbours(&rtnl, request, &mut facts).await?;
+        let mut facts = prepare::facts(&rtnl, request, &inherited).await?;
+        let plan = prepare::plan_on(&rtnl, request, &mut facts).await?;
         check_rules(&plan)?;
         Ok(plan)
     })
@@ -80,14 +80,14 @@ pub fn json(plan: &Plan) -> Value {
 fn tables(step: &Step) -> Vec<Table> {
     let tap = |card: usize| format!("tap{card}").parse().ok();
     match step {
-        Step::CreateTables { vm, members, guards } => rules::tables(vm, members, guards, tap),
-        Step::MirrorFrames { vm, mirrors } => {
+        Step::CreateTables(CreateTables { vm, members, guards }) => rules::tables(vm, members, guards, tap),
+        Step::MirrorFrames(MirrorFrames { vm, mirrors }) => {
             vec![mirror::table(vm, mirrors, |card| Some((tap(card)?, TapKind::Tap)))]
         }
-        Step::JudgeCard { vm, card, tap: present, served, policy } => {
+        Step::ApplyPolicy(ApplyPolicy { vm, card, tap: present, served, policy }) => {
             let Some(tap) = present.clone().or_else(|| tap(*card)) else { return Vec::new() };
-            let judged = Judged { card: *card, tap, kind: TapKind::Tap, served: *served == Switch::On };
-            vec![table(Edition { vm, number: 0 }, &judged, policy)]
+            let enforced = EnforcedCard { card: *card, tap, kind: TapKind::Tap, served: *served == Switch::On };
+            vec![table(Generation { vm, number: 0 }, &enforced, policy)]
         }
         _ => Vec::new(),
     }

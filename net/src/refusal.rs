@@ -1,11 +1,11 @@
-//! The refusals of a plan: the message names the thing and the reason, [`Refusal::hint`] says what to do.
+//! The refusals of a plan: each names the thing and the reason, and [`Refusal::hint`] what to do. Knows facts, and no plan.
 
 mod host_limit;
 
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
-use crate::host::ovs::{Datapath, OvsError};
+use crate::facts::ovs::{Datapath, OvsError};
 use crate::identity::mac::MacAddr;
 use crate::kernel::nft::Translation;
 use crate::kernel::rtnl::USER_HZ;

@@ -1,4 +1,4 @@
-//! What a VM wants of the host's network.
+//! The cards that a VM is to have, and what goes with them. Knows no host.
 
 use std::os::fd::RawFd;
 

@@ -1,5 +1,4 @@
-//! The nftables rules of a VM whose cards are on networks of ours: address translation, forwarded ports, and what a guest may
-//! send at all.
+//! The nftables of a VM: address translation, forwarded ports, and what a guest may send at all. Knows neither facts nor policies.
 //!
 //! ```text
 //! table inet minivmm-VM      forward: no way around the translation; prerouting, output: forwarded ports;
@@ -13,27 +12,26 @@
 
 pub(crate) mod guard;
 mod limits;
+mod member;
 mod reach;
 pub(crate) mod tables;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::Serialize;
-
 use crate::identity::alias::Mode;
-use crate::identity::mac::MacAddr;
 use crate::kernel::nft::{
     AddrType, Base, Chain, ChainType, Command, CtState, CtStatus, EtherAddr, EtherType, Expr, Family, Hook, Icmp6Type,
     IpFields, Item, L4Proto, Match, Mss, NatPort, NatTarget, NfProto, Policy, Rule, Statement, Table, TableName, Test,
     Verdict,
 };
 use crate::services::{Ipv6Network, PREFIX_LEN};
-use crate::spec::{Forward, IfName, LimitSpec, Protocol, ReachList, Subnet, Switch};
+use crate::spec::{Forward, IfName, Protocol, Switch};
 use guard::{
     Guard, ISOLATED, LOOPBACK, LOOPBACK_ADDRESS, OTHER_PROTOCOL, PROTOCOLS, SPOOFED_ARP, SPOOFED_IP, SPOOFED_MAC,
     SPOOFED_ND, drop_as, headers, link, owned::Owned6,
 };
 use limits::{TOO_FAST, TOO_MANY};
+pub use member::Member;
 use reach::{METADATA, OUT_OF_REACH, ROUTED_BACK};
 
 /// Priorities of hooks (`NF_IP_PRI_*`, linux/netfilter_ipv4.h).
@@ -50,45 +48,6 @@ const DNS: u16 = 53;
 /// Why packets are dropped: the names of the counters, with those of guards.
 const UNASKED: &str = "unasked";
 const NO_WAY_OUT: &str = "no-way-out";
-
-/// A card on a network of ours, as far as rules depend on it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Member {
-    /// The card.
-    pub card: usize,
-    /// [`Mode::Nat`] or [`Mode::Host`].
-    pub mode: Mode,
-    /// The network's bridge.
-    pub bridge: IfName,
-    /// The guest's address on the wire.
-    pub mac: MacAddr,
-    /// The guest's address.
-    pub address: Ipv4Addr,
-    /// That of IPv6 by which others know it, if it has one. It may use others on its network.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub address6: Option<Ipv6Addr>,
-    /// The gateway's address on the wire.
-    pub gateway_mac: MacAddr,
-    /// The network's addresses.
-    pub subnet: Subnet,
-    /// Its IPv6 network, if it has one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ipv6: Option<Ipv6Network>,
-    /// Ports of the host that lead to the guest.
-    pub forward: Vec<Forward>,
-    /// Where the guest gets beyond its network.
-    pub reach: ReachList,
-    /// On if that includes the addresses where a cloud tells credentials.
-    pub metadata: Switch,
-    /// Whether the guest can only be itself.
-    pub antispoof: Switch,
-    /// Whether other VMs are out of reach.
-    pub isolate: Switch,
-    /// Whether its port sends frames back to where they came from.
-    pub hairpin: Switch,
-    /// What the guest may take of the host.
-    pub limits: LimitSpec,
-}
 
 /// The tables of a VM, as many as its cards need. `tap` gives the tap of a card.
 pub(crate) fn tables(

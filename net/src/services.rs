@@ -1,4 +1,4 @@
-//! The network services of a card in `nat` and `host` mode: DHCPv4, DNS, and for IPv6 router advertisements and stateless DHCPv6.
+//! DHCPv4, DNS, and for IPv6 router advertisements and stateless DHCPv6, of a card in `nat` and `host` mode. Knows no rules.
 //!
 //! They answer over a packet socket on the VM's own tap, in a thread of the VMM that has no privileges: no daemon, no port of the host is
 //! taken, no firewall of the host has to let anything through, and the data path is not touched.
@@ -54,6 +54,7 @@ pub(crate) use ipv6::solicitation::{advertisement, solicitation};
 pub use mtu::{MtuReceiver, MtuSender, mtu_channel};
 pub use responder::{Output, Responder};
 pub use run::{Setup, run};
+pub(crate) use socket::SERVICES_MARK;
 pub use socket::open_socket;
 
 /// The domain of the VMs of a network.

@@ -1,4 +1,4 @@
-//! The grammar of `--net`: `MODE=ARG[,key=value...]`.
+//! The grammar of `--net`: `MODE=ARG[,key=value...]`. Knows no host.
 //!
 //! The modes and keys are the table in [`keys`].
 //!

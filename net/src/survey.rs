@@ -1,10 +1,12 @@
-//! Reads [`Facts`] from the kernel. Changes nothing.
+//! Reads [`Facts`] from the kernel. Changes nothing, and knows no plan.
 
+pub(crate) mod docker;
 pub(crate) mod inherited;
-pub mod inventory;
 pub(crate) mod ip;
+pub(crate) mod ovs;
 pub(crate) mod siblings;
 mod translations;
+pub(crate) mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -20,17 +22,12 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 
-use crate::error::Error;
 use crate::facts::claim;
-use crate::facts::{BridgeFact, Facts, FdFact, FdKind, FdbEntry, Link, MacvlanMode, Neighbour, RawMac, TunFact};
-use crate::host::ovs;
-use crate::host::uplink;
+use crate::facts::{BridgeFact, Facts, FdFact, FdbEntry, Link, MacvlanMode, Neighbour, TunFact};
 use crate::identity::mac::MacAddr;
+use crate::identity::mac::RawMac;
 use crate::kernel::rtnl::{self, Rtnl, USER_HZ};
-use crate::kernel::tun;
-use crate::plan::{Plan, plan};
-use crate::refusal::Refusal;
-use crate::request::Request;
+use crate::kernel::tun::{FdKind, inspect};
 use crate::spec::{IfName, NetSpec, Switch};
 
 /// Attributes of a tun or tap (`IFLA_TUN_*`, linux/if_link.h); the crate has no names for them.
@@ -46,7 +43,7 @@ const TUN_TYPE_TAP: u8 = 2;
 
 /// Reads what the plan for these cards depends on.
 pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<RawFd, OwnedFd>) -> io::Result<Facts> {
-    let mut facts = Facts { links: rtnl.links().await?.iter().filter_map(link).collect(), ..Facts::default() };
+    let mut facts = Facts { links: links(rtnl).await?, ..Facts::default() };
     for bridge in bridges_of(specs, &facts) {
         let entries = rtnl.fdb(bridge).await?;
         facts.fdb.extend(entries.iter().filter_map(|entry| fdb_entry(entry, bridge)));
@@ -79,18 +76,6 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
     facts.spare_names = spare_names(specs)?;
     facts.wireless = specs.iter().filter_map(|spec| wireless(spec, &facts)).collect();
     Ok(facts)
-}
-
-/// Plans on `facts`. The neighbour table, which can have thousands of entries, is read only to explain a refusal.
-pub(crate) async fn plan_with_neighbours(rtnl: &Rtnl, request: &Request, facts: &mut Facts) -> Result<Plan, Error> {
-    match plan(request, facts) {
-        Err(Refusal::MacUsed { .. }) => {
-            let neighbours = rtnl.neighbours().await.map_err(Error::Survey)?;
-            facts.neighbours = neighbours.iter().filter_map(neighbour).collect();
-            Ok(plan(request, facts)?)
-        }
-        plan => Ok(plan?),
-    }
 }
 
 /// A random address for every card that may need a new bridge.
@@ -144,6 +129,11 @@ fn bridges_of(specs: &[NetSpec], facts: &Facts) -> Vec<u32> {
     bridges.sort_unstable();
     bridges.dedup();
     bridges
+}
+
+/// Every link of this network namespace.
+pub(crate) async fn links(rtnl: &Rtnl) -> io::Result<Vec<Link>> {
+    Ok(rtnl.links().await?.iter().filter_map(link).collect())
 }
 
 /// A link as far as plans care; none if it has no name.
@@ -273,7 +263,8 @@ fn fdb_entry(message: &NeighbourMessage, bridge: u32) -> Option<FdbEntry> {
     Some(FdbEntry { mac, port: message.header.ifindex, bridge })
 }
 
-fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+/// A machine that the host has spoken to.
+pub(crate) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     let mac = link_layer_address(message)?;
     let ip = message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
@@ -292,7 +283,7 @@ pub(crate) fn link_layer_address(message: &NeighbourMessage) -> Option<RawMac> {
 
 fn fd_facts(spec: &NetSpec, inherited: &BTreeMap<RawFd, OwnedFd>) -> Vec<FdFact> {
     let NetSpec::Fd(spec) = spec else { return Vec::new() };
-    let fact = |&fd: &RawFd| FdFact { fd, kind: inherited.get(&fd).map_or(FdKind::Closed, tun::inspect) };
+    let fact = |&fd: &RawFd| FdFact { fd, kind: inherited.get(&fd).map_or(FdKind::Closed, inspect) };
     spec.fd.as_slice().iter().map(fact).collect()
 }
 

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use super::traffic::setting;
 use super::{Finding, Needs};
+use crate::facts::docker::CHAIN;
 use crate::facts::{Facts, IpFacts, Link};
 use crate::host::docker;
 use crate::identity::alias::{Mode, NetworkAlias};
@@ -124,8 +125,7 @@ fn drops_routed(chain: &BaseChainSeen, wanted: &Wanted, ip: &IpFacts, socket: &m
     let of_iptables = table == "filter" && name == "FORWARD";
     let docker = if *family == "ip6" { ip.docker.ip6 } else { ip.docker.ip4 };
     if of_iptables && docker {
-        let what =
-            format!("Docker drops what nobody lets through; minivmm lets its guests through in {}", docker::CHAIN);
+        let what = format!("Docker drops what nobody lets through; minivmm lets its guests through in {CHAIN}");
         return Some(Finding::fine("firewall", what));
     }
     let text = output("nft", &["list", "table", family, table]);
@@ -159,8 +159,8 @@ fn is_way_out(link: &Link) -> bool {
 
 /// A VM that runs and whose keeper has no rules in Docker's chain: it has been killed, or is of an older release.
 fn left_out((vm, bridge): &(String, String)) -> Finding {
-    let what = format!("Docker drops what VM {vm} sends by {bridge}: its rules are not in {}", docker::CHAIN);
-    let rule = |side| format!("iptables -I {} {side} {bridge} -j ACCEPT", docker::CHAIN);
+    let what = format!("Docker drops what VM {vm} sends by {bridge}: its rules are not in {CHAIN}");
+    let rule = |side| format!("iptables -I {CHAIN} {side} {bridge} -j ACCEPT");
     Finding::problem("firewall", what, WHY_ROUTED, Some(format!("{} && {}", rule("-i"), rule("-o"))))
 }
 
@@ -188,7 +188,7 @@ fn legacy(wanted: &Wanted) -> Vec<Finding> {
         if !has("-P FORWARD DROP") || wanted.is_admitted_by(&text) {
             return None;
         }
-        let chain = if has(&format!("-N {}", docker::CHAIN)) { docker::CHAIN } else { "FORWARD" };
+        let chain = if has(&format!("-N {CHAIN}")) { CHAIN } else { "FORWARD" };
         let what = format!("Chain FORWARD of {program} drops what it does not know");
         Some(Finding::problem("firewall", what, WHY_ROUTED, Some(admit_by(program, chain, wanted))))
     };

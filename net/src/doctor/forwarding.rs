@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::{Finding, Needs};
 use crate::facts::{Facts, Link};
 use crate::host::forwarding::fence::Fence;
-use crate::host::forwarding::{self, ipv6, network};
-use crate::kernel::sysctl::Conf;
+use crate::host::forwarding::{self, network};
+use crate::kernel::sysctl::{self, Conf};
 use crate::refusal::locked_hint;
 
 const NO_WAY_OUT: &str = "no packet of a guest leaves the host";
@@ -19,14 +19,14 @@ pub(super) fn look(needs: Needs, facts: &Facts) -> Vec<Finding> {
 
 /// NAT switches forwarding on for the interfaces that it needs, if it may.
 fn host(facts: &Facts) -> Option<Finding> {
-    let silent = leading(facts).find(|link| !forwarding::forwards(&link.name));
+    let silent = leading(facts).find(|link| !sysctl::forwards(&link.name));
     if facts.ip.settings.locked && (silent.is_some() || !facts.ip.settings.forwarding) {
         let name = silent.map_or("default", |link| &link.name);
         let setting = format!("net.ipv4.conf.{name}.forwarding");
         let what = format!("{name} does not forward IPv4, and that cannot be changed: /proc/sys is read-only");
         return Some(Finding::problem("ip-forward", what, NO_WAY_OUT, Some(locked_hint(&setting))));
     }
-    if forwarding::forwards("all") {
+    if sysctl::forwards("all") {
         return Some(Finding::fine("ip-forward", "This host forwards IPv4"));
     }
     let may_write = std::fs::OpenOptions::new().write(true).open(Conf::Ipv4.path("all", "forwarding"));
@@ -57,7 +57,7 @@ fn running(facts: &Facts) -> Vec<Finding> {
     let nat: Vec<&Link> = nat.map(|(link, _)| *link).filter(|link| facts.ports_of(link).next().is_some()).collect();
     let Some(first) = nat.first() else { return Vec::new() };
     let mut findings = Vec::new();
-    let off = nat.iter().copied().chain(leading(facts)).filter(|link| !forwarding::forwards(&link.name));
+    let off = nat.iter().copied().chain(leading(facts)).filter(|link| !sysctl::forwards(&link.name));
     for link in off {
         findings.push(Finding::problem(
             "ip-forward",
@@ -69,7 +69,7 @@ fn running(facts: &Facts) -> Vec<Finding> {
             Some(format!("sysctl -w net.ipv4.conf.{}.forwarding=1", link.name)),
         ));
     }
-    if networks.iter().any(|(_, alias)| alias.forward6) && !ipv6::forwards() {
+    if networks.iter().any(|(_, alias)| alias.forward6) && !sysctl::forwards6() {
         findings.push(Finding::problem(
             "ip-forward",
             "This host does not forward IPv6, which guests need: it has been switched off",

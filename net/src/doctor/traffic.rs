@@ -162,7 +162,7 @@ pub(super) fn setting(path: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::OUR_GROUP;
+    use crate::identity::alias::OUR_GROUP;
 
     fn link(index: u32, name: &str, group: u32) -> Link {
         Link {

@@ -25,11 +25,10 @@ use nix::sys::socket::{
 
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
-use crate::kernel::nft::attr::{Attrs, Head, Message, Writer, messages};
+use crate::kernel::netlink::{Attrs, Head, Message, Writer, messages};
 use crate::kernel::rtnl::Rtnl;
 use crate::rules::Member;
 use crate::spec::Protocol;
-use crate::step::Step;
 
 /// `NFNL_SUBSYS_CTNETLINK`.
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
@@ -91,19 +90,14 @@ pub(crate) enum Moment {
 
 /// Forgets the connections of the guests of a plan that begin or have gone, and those to ports of the host that lead to
 /// them, or did. A kernel that does not list its connections is left alone.
-pub(crate) async fn forget(rtnl: &Rtnl, steps: &[Step], moment: Moment) {
-    let members = steps.iter().flat_map(|step| match step {
-        Step::CreateTables { members, .. } => members.as_slice(),
-        _ => &[],
-    });
-    let members: Vec<&Member> = members.collect();
+pub(crate) async fn forget(rtnl: &Rtnl, members: &[&Member], moment: Moment) {
     // A kernel that does not tell has to be asked for each.
     let tracked = fs::read_to_string(COUNT).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(usize::MAX);
     if members.is_empty() || tracked == 0 {
         return;
     }
-    let result = match local_addresses(rtnl, &members).await {
-        Ok(local) => forget_of(&members, &local, tracked, moment),
+    let result = match local_addresses(rtnl, members).await {
+        Ok(local) => forget_of(members, &local, tracked, moment),
         Err(error) => Err(error),
     };
     match result {

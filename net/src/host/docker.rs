@@ -21,17 +21,16 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::Serialize;
 
 use crate::facts::Link;
+use crate::facts::docker::{CHAIN, DockerTables};
 use crate::identity::alias::{Mode, TapAlias};
 use crate::kernel::nft::{
-    BaseChainSeen, Batch, Command, Family, IpFields, Match, NftError, NftSocket, Policy, Rule, RuleInChain, Statement,
-    TableName, Test, Verdict,
+    BaseChainSeen, Batch, Command, Family, IpFields, Match, NftError, NftSocket, Rule, RuleInChain, Statement, Test,
+    Verdict,
 };
 use crate::rules::Member;
 use crate::services::PREFIX_LEN;
 use crate::spec::IfName;
-
-/// The chain.
-pub(crate) const CHAIN: &str = "DOCKER-USER";
+use crate::survey::docker::table;
 
 /// The first word of the comments of our rules.
 const MARK: &str = "minivmm";
@@ -40,15 +39,6 @@ const MARK: &str = "minivmm";
 const BRIDGES: [&str; 2] = ["docker0", "docker_gwbridge"];
 const NETWORK_PREFIX: &str = "br-";
 const NETWORK_DIGITS: usize = 12;
-
-/// Where Docker drops, and leaves a place for others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct DockerTables {
-    /// In the table for IPv4.
-    pub ip4: bool,
-    /// In that for IPv6.
-    pub ip6: bool,
-}
 
 /// A card that is to be let through.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -80,21 +70,6 @@ pub(crate) fn admission(member: &Member, docker: DockerTables, bridged_as_routed
 pub(crate) fn is_its_own(chain: &BaseChainSeen, docker: DockerTables) -> bool {
     let drops = if chain.family == "ip6" { docker.ip6 } else { chain.family == "ip" && docker.ip4 };
     drops && chain.table == "filter" && chain.chain == "FORWARD"
-}
-
-/// Looks where Docker drops. Nowhere, for a user who may not look.
-pub(crate) fn survey() -> DockerTables {
-    let look = || {
-        let mut socket = NftSocket::open()?;
-        let mut drops = |family| {
-            let (table, policy) = (table(family), Some(Policy::Drop));
-            Ok::<_, NftError>(
-                socket.policy_of(&table, CHAIN)?.is_some() && socket.policy_of(&table, "FORWARD")? == policy,
-            )
-        };
-        Ok::<_, NftError>(DockerTables { ip4: drops(Family::Ip)?, ip6: drops(Family::Ip6)? })
-    };
-    look().inspect_err(|error| log::debug!("Cannot look for Docker's chains: {error}")).unwrap_or_default()
 }
 
 /// The bridges of containers.
@@ -227,11 +202,6 @@ impl Admission {
         let pass = [rule(Match::iif(bridge), from, Verdict::Accept), rule(Match::oif(bridge), to, Verdict::Accept)];
         leave.chain(pass).collect()
     }
-}
-
-/// The table of a family that Docker and iptables share.
-fn table(family: Family) -> TableName {
-    TableName { family, name: "filter".to_owned() }
 }
 
 fn delete(family: Family, handle: u64) -> Command {

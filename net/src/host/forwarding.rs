@@ -18,12 +18,18 @@ use std::io;
 use crate::facts::Link;
 use crate::identity::alias::{ALIAS_MAX, Mode, NetworkAlias};
 use crate::kernel::rtnl::Rtnl;
-use crate::kernel::sysctl::{self, Conf};
+use crate::kernel::sysctl::{self, Conf, FORWARDING};
 use crate::spec::IfName;
 use crate::survey;
 
-/// The setting.
-const KEY: &str = "forwarding";
+/// What is forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Family {
+    /// IPv4, interface by interface.
+    Ipv4,
+    /// IPv6, by the whole host.
+    Ipv6,
+}
 
 /// Returns whether an interface can lead to other machines: it is neither a network of ours nor loopback. Bridges of
 /// ours with an uplink can.
@@ -31,33 +37,28 @@ pub(crate) fn may_lead(link: &Link) -> bool {
     !link.is_our_network() && link.name != "lo"
 }
 
-/// Returns whether the host passes on IPv4 packets that come in by a link.
-pub(crate) fn forwards(link: &str) -> bool {
-    sysctl::is(Conf::Ipv4, link, KEY, "1")
-}
-
 /// Lets packets pass between `bridge`, a network of ours, and these interfaces. Those that did not forward are written
 /// on the bridge.
 pub(crate) async fn enable(rtnl: &Rtnl, links: &[Link], bridge: &IfName, uplinks: &[IfName]) -> io::Result<()> {
-    let silent: Vec<&IfName> = uplinks.iter().filter(|uplink| !forwards(uplink.as_str())).collect();
+    let silent: Vec<&IfName> = uplinks.iter().filter(|uplink| !sysctl::forwards(uplink.as_str())).collect();
     let ours = links.iter().find(|link| link.name == bridge.as_str()).and_then(network);
     if let Some((ours, mut alias)) = ours.filter(|_| !silent.is_empty()) {
         let indexes = links.iter().filter(|link| silent.iter().any(|uplink| uplink.as_str() == link.name));
-        alias.settle(forwards("all"));
+        alias.settle(sysctl::forwards("all"));
         alias.forward.extend(indexes.map(|link| link.index));
         // Numbers of links that have gone.
         alias.forward.retain(|index| links.iter().any(|link| link.index == *index));
         write(rtnl, ours, &alias).await?;
     }
     for link in silent.into_iter().chain([bridge]) {
-        sysctl::set_if_there(Conf::Ipv4, link.as_str(), KEY, "1")?;
+        sysctl::set_if_there(Conf::Ipv4, link.as_str(), FORWARDING, "1")?;
     }
     Ok(())
 }
 
 /// Has `to` be put back as `from` is, whose place it takes: a bridge that has its uplink's settings.
 pub(crate) async fn inherit(rtnl: &Rtnl, from: u32, to: u32) -> io::Result<()> {
-    let links = links(rtnl).await?;
+    let links = survey::links(rtnl).await?;
     for (ours, mut alias) in links.iter().filter_map(network) {
         let before = alias.clone();
         for set in [&mut alias.forward, &mut alias.accept_ra, &mut alias.other_ra] {
@@ -72,27 +73,39 @@ pub(crate) async fn inherit(rtnl: &Rtnl, from: u32, to: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts back what was changed for `bridge`, which is about to go.
-pub(crate) async fn release(rtnl: &Rtnl, bridge: &Link, links: &[Link]) -> io::Result<()> {
-    let Some((_, mut alias)) = network(bridge).filter(|(_, alias)| alias.forward6 || !alias.forward.is_empty()) else {
+/// Puts back what was changed in these families for `bridge`, which no VM is on, or has another network of ours that leads
+/// out put it back later. The bridge has it no longer on it then, so that this may be repeated.
+pub(crate) async fn release(rtnl: &Rtnl, bridge: &Link, links: &[Link], families: &[Family]) -> io::Result<()> {
+    let Some((_, mut kept)) = network(bridge) else { return Ok(()) };
+    let mut part = NetworkAlias::new(kept.mode, kept.net.clone());
+    part.forward_all = kept.forward_all;
+    for family in families {
+        match family {
+            Family::Ipv4 => kept.move_ipv4_to(&mut part),
+            Family::Ipv6 => kept.move_ipv6_to(&mut part),
+        }
+    }
+    if !part.forward6 && part.forward.is_empty() {
         return Ok(());
-    };
-    alias.settle(forwards("all"));
+    }
+    part.settle(sysctl::forwards("all"));
     let mut others = links.iter().filter(|link| link.index != bridge.index).filter_map(network);
     if let Some((heir, mut inherited)) = others.find(|(_, other)| other.mode == Mode::Nat) {
-        inherited.settle(alias.forward_all);
-        inherited.take_over(alias);
-        return write(rtnl, heir, &inherited).await;
+        inherited.settle(part.forward_all);
+        inherited.take_over(part);
+        write(rtnl, heir, &inherited).await?;
+    } else {
+        if part.forward6 {
+            ipv6::put_back(&part, links)?;
+        }
+        restore(&part.forward, links)?;
     }
-    if alias.forward6 {
-        ipv6::put_back(&alias, links)?;
-    }
-    restore(&alias.forward, links)
+    write(rtnl, bridge, &kept).await
 }
 
 fn restore(indexes: &BTreeSet<u32>, links: &[Link]) -> io::Result<()> {
     for link in links.iter().filter(|link| indexes.contains(&link.index)) {
-        sysctl::set_if_there(Conf::Ipv4, &link.name, KEY, "0")?;
+        sysctl::set_if_there(Conf::Ipv4, &link.name, FORWARDING, "0")?;
     }
     Ok(())
 }
@@ -107,11 +120,6 @@ async fn write(rtnl: &Rtnl, bridge: &Link, alias: &NetworkAlias) -> io::Result<(
         )));
     }
     rtnl.set_alias(&bridge.name, &text).await
-}
-
-/// Every link.
-pub(crate) async fn links(rtnl: &Rtnl) -> io::Result<Vec<Link>> {
-    Ok(rtnl.links().await?.iter().filter_map(survey::link).collect())
 }
 
 /// A bridge of ours that makes a network, with what is written on it.

@@ -18,15 +18,13 @@ use rustix::fs::{CWD, Dev, FileType, Mode, OFlags, makedev, mknodat, openat, unl
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use serde::Serialize;
 
-use crate::error::Error;
 use crate::facts::claim;
 use crate::identity::alias::TapAlias;
 use crate::identity::mac::MacAddr;
+use crate::kernel::link::index_of;
 use crate::kernel::rtnl::Rtnl;
-use crate::kernel::sysctl::{self, Conf};
-use crate::kernel::tun::{self, QueueMode, TapKind};
+use crate::kernel::tun::{self, QueueMode};
 use crate::spec::{IfName, MacvtapMode};
-use crate::step::{Host, Tap, index_of};
 use crate::survey;
 
 /// A macvtap to be made.
@@ -46,40 +44,25 @@ pub struct Macvtap {
     pub alias: TapAlias,
 }
 
-impl Host {
-    /// Makes a card's macvtap, opens its queues and raises it.
-    pub(crate) async fn create_macvtap(&mut self, card: usize, wanted: &Macvtap) -> Result<(), Error> {
-        let Macvtap { tap, lower, .. } = wanted;
-        let failed = |source| Error::CreateMacvtap { lower: lower.clone(), source };
-        let claim = claim::take(tap).map_err(failed)?;
-        let index = create(&self.rtnl, wanted).await.map_err(failed)?;
-        self.claims.insert(card, claim);
-        let name = tap.to_string();
-        self.taps.insert(card, Tap { name: name.clone(), index: Some(index), kind: TapKind::Macvtap, fds: Vec::new() });
-        // What no queue takes goes to the host's own stack. It has no address there, and is not to make one out of the guest's.
-        if let Err(error) = sysctl::set_if_there(Conf::Ipv6, tap.as_str(), "disable_ipv6", "1") {
-            log::warn!("The host may use IPv6 on {tap}, with the guest's address: {error}");
-        }
-        let queues = open_queues(tap, index, wanted.queues);
-        let queues = queues.map_err(|source| Error::OpenMacvtap { tap: name, source })?;
-        self.rtnl.raise_macvtap(index, wanted.mode, wanted.mac, &wanted.alias).await.map_err(failed)?;
-        if let Some(tap) = self.taps.get_mut(&card) {
-            tap.fds = queues.into_iter().map(OwnedFd::from).collect();
-        }
-        Ok(())
-    }
-}
-
 /// Makes the link and returns its number.
-async fn create(rtnl: &Rtnl, wanted: &Macvtap) -> io::Result<u32> {
+pub(crate) async fn create(rtnl: &Rtnl, wanted: &Macvtap) -> io::Result<u32> {
     let lower = index_of(wanted.lower.as_str())?;
     rtnl.create_macvtap(wanted.tap.as_str(), lower, wanted.mode).await?;
     index_of(wanted.tap.as_str())
 }
 
+/// Removes a macvtap, if it is there. Its name is random, and claimed by the caller.
+pub(crate) async fn remove(rtnl: &Rtnl, name: &IfName) -> io::Result<()> {
+    match index_of(name.as_str()) {
+        Ok(index) => rtnl.remove(index).await,
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes a macvtap of ours if nobody uses it. Returns whether it is gone by this.
 pub(crate) async fn remove_if_left_behind(rtnl: &Rtnl, name: &str) -> io::Result<bool> {
-    let links: Vec<_> = rtnl.links().await?.iter().filter_map(survey::link).collect();
+    let links = survey::links(rtnl).await?;
     let claimed = claim::taken()?;
     match links.iter().find(|link| link.name == name && link.is_our_macvtap()) {
         Some(link) if !claimed.contains(name) => rtnl.remove(link.index).await.map(|()| true),
@@ -88,7 +71,7 @@ pub(crate) async fn remove_if_left_behind(rtnl: &Rtnl, name: &str) -> io::Result
 }
 
 /// Opens the device of the macvtap `tap`, which has this number, once for each queue.
-fn open_queues(tap: &IfName, index: u32, queues: u16) -> io::Result<Vec<File>> {
+pub(crate) fn open_queues(tap: &IfName, index: u32, queues: u16) -> io::Result<Vec<File>> {
     let device = device_of(tap, index)?;
     let queues = open_device(device, tap, index, queues)?;
     for queue in &queues {

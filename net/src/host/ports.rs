@@ -11,12 +11,39 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
 };
 
-use crate::error::Error;
-use crate::refusal::Refusal;
 use crate::spec::{Forward, Protocol, Switch};
 
+/// Why a port of the host cannot be reserved.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PortError {
+    /// Another socket has it.
+    #[error("Another socket has the port")]
+    Taken {
+        /// Its protocol.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+    },
+    /// It is to be of an address that this host does not have.
+    #[error("{address} is no address of this host")]
+    NotOurAddress {
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// Anything else.
+    #[error("Cannot reserve a port")]
+    Socket {
+        /// Its protocol.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
 /// Takes every port of the host that these name, with `ipv6` also that of IPv6 where it is of all addresses.
-pub(crate) fn hold(forwards: &[Forward], ipv6: Switch) -> Result<Vec<OwnedFd>, Error> {
+pub(crate) fn reserve(forwards: &[Forward], ipv6: Switch) -> Result<Vec<OwnedFd>, PortError> {
     let ports = forwards.iter().flat_map(|forward| forward.pairs().map(|(port, _)| (*forward, port)));
     let each = ports.flat_map(|(forward, port)| {
         let also6 = forward.address.is_none() && ipv6 == Switch::On;
@@ -26,18 +53,18 @@ pub(crate) fn hold(forwards: &[Forward], ipv6: Switch) -> Result<Vec<OwnedFd>, E
             .flatten()
             .map(move |ip| (forward, ip, port))
     });
-    each.map(|(forward, ip, port)| hold_one(forward, ip, port)).collect()
+    each.map(|(forward, ip, port)| reserve_one(forward, ip, port)).collect()
 }
 
-fn hold_one(forward: Forward, ip: IpAddr, port: u16) -> Result<OwnedFd, Error> {
+fn reserve_one(forward: Forward, ip: IpAddr, port: u16) -> Result<OwnedFd, PortError> {
     let Forward { protocol, address, .. } = forward;
     take(protocol, SocketAddr::new(ip, port)).map_err(|source| match source.raw_os_error() {
-        Some(libc::EADDRINUSE) => Refusal::PortTaken { protocol, port }.into(),
+        Some(libc::EADDRINUSE) => PortError::Taken { protocol, port },
         Some(libc::EADDRNOTAVAIL) => match address {
-            Some(address) => Refusal::NotOurAddress { address }.into(),
-            None => Error::HoldPort { protocol, port, source },
+            Some(address) => PortError::NotOurAddress { address },
+            None => PortError::Socket { protocol, port, source },
         },
-        _ => Error::HoldPort { protocol, port, source },
+        _ => PortError::Socket { protocol, port, source },
     })
 }
 

@@ -20,7 +20,10 @@ use rtnetlink::packet_core::DefaultNla;
 use rtnetlink::packet_route::tc::TcOption;
 use serde::Serialize;
 
-use crate::facts::{Link, OUR_GROUP};
+use crate::facts::Link;
+use crate::host::tap::Tap;
+use crate::identity::alias::OUR_GROUP;
+use crate::kernel::link::index_of;
 use crate::kernel::nft::{
     Base, Batch, Chain, ChainType, Command, Family, Hook, NftError, NftSocket, Policy, Rule, Statement, Table,
     TableName,
@@ -28,7 +31,6 @@ use crate::kernel::nft::{
 use crate::kernel::rtnl::Rtnl;
 use crate::kernel::tun;
 use crate::spec::IfName;
-use crate::step::Tap;
 use crate::survey;
 
 /// What the names of our ifbs begin with, before the number of a tap. An interface name has room for ten digits more.
@@ -72,7 +74,7 @@ impl Rate {
 
 /// A card whose rates are held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Shape {
+pub struct RateLimit {
     /// The card.
     pub card: usize,
     /// To the guest.
@@ -81,7 +83,7 @@ pub struct Shape {
     pub from_guest: Rate,
 }
 
-impl Shape {
+impl RateLimit {
     /// What the tap takes from each queue of the guest before it has it wait, in bytes.
     fn send_buffer(&self) -> u64 {
         self.from_guest.waiting(FROM_GUEST_PER_SECOND)
@@ -93,7 +95,7 @@ impl Shape {
         rtnl.set_qdisc(tap, "tbf", token_bucket(self.to_guest, waiting)).await?;
         let name = ifb_name(tap);
         rtnl.create_ifb(&name).await?;
-        let ifb = nix::net::if_::if_nametoindex(name.as_str())?;
+        let ifb = index_of(&name)?;
         let waiting = self.send_buffer().saturating_mul(2 * queues).saturating_add(RESERVE);
         rtnl.set_qdisc(ifb, "tbf", token_bucket(self.from_guest, waiting)).await
     }
@@ -101,7 +103,7 @@ impl Shape {
 
 /// Why rates are not held.
 #[derive(Debug, thiserror::Error)]
-pub enum ShapeError {
+pub enum RateError {
     /// A kernel without `tbf`, `ifb` or the `fwd` of nftables.
     #[error("The kernel cannot do that")]
     Missing,
@@ -113,7 +115,7 @@ pub enum ShapeError {
     Nft(#[from] NftError),
 }
 
-impl ShapeError {
+impl RateError {
     /// What the kernel says of a kind of link or discipline that it does not have, told apart from all else.
     fn from_link(error: io::Error) -> Self {
         match error.raw_os_error() {
@@ -127,20 +129,20 @@ impl ShapeError {
 pub(crate) async fn hold(
     rtnl: &Rtnl,
     vm: &str,
-    shapes: &[Shape],
+    limits: &[RateLimit],
     taps: &BTreeMap<usize, Tap>,
-) -> Result<NftSocket, ShapeError> {
-    let links: Vec<Link> = rtnl.links().await?.iter().filter_map(survey::link).collect();
+) -> Result<NftSocket, RateError> {
+    let links = survey::links(rtnl).await?;
     sweep(rtnl, &links).await?;
-    for shape in shapes {
-        let Some(Tap { index: Some(index), fds, .. }) = taps.get(&shape.card) else { continue };
+    for limit in limits {
+        let Some(Tap { index: Some(index), fds, .. }) = taps.get(&limit.card) else { continue };
         let queues = u64::try_from(fds.len()).unwrap_or(u64::MAX);
-        shape.apply(rtnl, *index, queues).await.map_err(ShapeError::from_link)?;
+        limit.apply(rtnl, *index, queues).await.map_err(RateError::from_link)?;
         if let Some(queue) = fds.first() {
-            tun::limit_sending(queue, shape.send_buffer())?;
+            tun::limit_sending(queue, limit.send_buffer())?;
         }
     }
-    let table = table(vm, shapes, |card| {
+    let table = table(vm, limits, |card| {
         let tap = taps.get(&card)?;
         Some((tap.name.parse().ok()?, ifb_name(tap.index?).parse().ok()?))
     });
@@ -150,7 +152,7 @@ pub(crate) async fn hold(
         Err(NftError::Refused { source, .. })
             if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) =>
         {
-            Err(ShapeError::Missing)
+            Err(RateError::Missing)
         }
         Err(error) => Err(error.into()),
     }
@@ -159,29 +161,29 @@ pub(crate) async fn hold(
 /// Removes the ifbs of these taps.
 pub(crate) async fn release(rtnl: &Rtnl, taps: impl Iterator<Item = u32>) -> io::Result<()> {
     for tap in taps {
-        match nix::net::if_::if_nametoindex(ifb_name(tap).as_str()) {
+        match index_of(&ifb_name(tap)) {
             Ok(ifb) => rtnl.remove(ifb).await?,
-            Err(nix::errno::Errno::ENODEV) => {}
-            Err(errno) => return Err(errno.into()),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
 /// The VM's table of detours. `tap` gives the tap of a card and its ifb. No VM's name has a slash, so that no other table has this name.
-fn table(vm: &str, shapes: &[Shape], tap: impl Fn(usize) -> Option<(IfName, IfName)>) -> Table {
-    let chain = |shape: &Shape| {
-        let (tap, ifb) = tap(shape.card)?;
+fn table(vm: &str, limits: &[RateLimit], tap: impl Fn(usize) -> Option<(IfName, IfName)>) -> Table {
+    let chain = |limit: &RateLimit| {
+        let (tap, ifb) = tap(limit.card)?;
         let (chain_type, hook) = (ChainType::Filter, Hook::Ingress(tap));
         let base = Base { chain_type, hook, priority: LAST, policy: Policy::Accept };
         let rules = vec![Rule::new().with(Statement::Fwd(ifb))];
-        Some(Chain { name: format!("card{}", shape.card), base: Some(base), rules })
+        Some(Chain { name: format!("card{}", limit.card), base: Some(base), rules })
     };
     Table {
         name: TableName { family: Family::Netdev, name: format!("minivmm-{vm}/rate") },
         counters: Vec::new(),
         sets: Vec::new(),
-        chains: shapes.iter().filter_map(chain).collect(),
+        chains: limits.iter().filter_map(chain).collect(),
     }
 }
 

@@ -16,24 +16,21 @@
 //! the kernel's own that somebody has removed comes back with its address. IPv6 addresses that the kernel has made up for privacy are
 //! ordinary ones afterwards, with the lifetime that they had.
 
-mod socket;
-mod wire;
-
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, State};
 use tokio::time::{Instant, sleep};
 
-use crate::facts::{Link, UplinkFact};
+use crate::facts::Link;
 use crate::host::forwarding;
 use crate::identity::alias::UplinkAlias;
+use crate::kernel::link::index_of;
+use crate::kernel::routes::{Address, Change, Neighbour, Route, RouteSocket};
 use crate::kernel::rtnl::Rtnl;
 use crate::kernel::sysctl::{self, Conf};
-use socket::{Change, RouteSocket};
-use wire::{Address, Neighbour, Route};
+use crate::survey::uplink::Holdings;
 
 /// How long to wait for what the kernel does a moment later: it takes a millisecond or two, and without it packets are lost for as long.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -80,45 +77,10 @@ impl MoveError {
     }
 }
 
-/// What a link has that can be moved.
-struct Holdings {
-    addresses: Vec<Address>,
-    link_local: Vec<Address>,
-    /// Those that lead to a router last.
-    routes: Vec<Route>,
-}
-
-impl Holdings {
-    fn of(socket: &mut RouteSocket, link: u32) -> io::Result<Self> {
-        let all = socket.addresses(link)?.into_iter();
-        let all = all.filter(|address| address.link() == link && !address.is_refuted());
-        let (link_local, addresses) = all.partition(Address::is_link_local);
-        let routes = socket.routes(link)?.into_iter().filter(|route| !route.is_the_kernels());
-        let mut routes: Vec<Route> = routes.flat_map(|route| route.parts_through(link)).collect();
-        routes.sort_by_key(Route::has_gateway);
-        Ok(Self { addresses, link_local, routes })
-    }
-}
-
-/// What a plan has to know of an interface that is to be an uplink.
-pub(crate) fn survey(link: &Link) -> io::Result<UplinkFact> {
-    let mut socket = RouteSocket::open()?;
-    let Holdings { addresses, routes, .. } = Holdings::of(&mut socket, link.index)?;
-    let wireless = ["phy80211", "wireless"].map(|entry| Path::new("/sys/class/net").join(&link.name).join(entry));
-    Ok(UplinkFact {
-        link: link.index,
-        addresses: addresses.iter().map(ToString::to_string).collect(),
-        lifetime_s: addresses.iter().filter_map(Address::lifetime_s).min(),
-        routes: routes.len(),
-        default_route: routes.iter().any(Route::is_default),
-        nexthop_objects: routes.iter().any(Route::has_nexthop_object),
-        wireless: wireless.iter().any(|path| path.exists()),
-    })
-}
-
 /// Makes `uplink` a port of `bridge`, a bridge of ours, and moves what it has if the alias says so. May be repeated.
 pub(crate) async fn take(rtnl: &Rtnl, bridge: &str, alias: &UplinkAlias) -> Result<(), MoveError> {
-    let (to, from) = (index_of(bridge)?, index_of(&alias.uplink)?);
+    let (to, from) =
+        (index_of(bridge).map_err(MoveError::Attach)?, index_of(&alias.uplink).map_err(MoveError::Attach)?);
     rtnl.set_alias(bridge, &alias.to_string()).await.map_err(MoveError::Write)?;
     if !alias.moved {
         return rtnl.join(from, to).await.map_err(MoveError::Attach);
@@ -241,8 +203,4 @@ fn inherit_settings(uplink: &str, bridge: &str) {
     for error in written.into_iter().filter_map(Result::err) {
         log::debug!("A setting of {uplink} cannot be that of {bridge}: {error}");
     }
-}
-
-fn index_of(name: &str) -> Result<u32, MoveError> {
-    nix::net::if_::if_nametoindex(name).map_err(|errno| MoveError::Attach(errno.into()))
 }

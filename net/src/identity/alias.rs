@@ -16,6 +16,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Serialize, Serializer};
 
+/// Device group (`ip link show group 28022`) of the bridges and macvtaps that minivmm made. It is set by the very message that
+/// creates the link, so there is no moment at which one of ours cannot be told from others. An alias would read
+/// better but takes a second message; it is set as well, for people.
+pub const OUR_GROUP: u32 = 28022;
+
 /// Longest alias in bytes: `IFALIASZ` less the closing zero (linux/if.h).
 pub(crate) const ALIAS_MAX: usize = 255;
 
@@ -156,6 +161,20 @@ impl NetworkAlias {
             self.forward.clear();
         }
         self.forward_all = forward_all;
+    }
+
+    /// Has another alias say which interfaces are to forward IPv4 no longer, instead of this one.
+    pub fn move_ipv4_to(&mut self, other: &mut Self) {
+        other.forward.append(&mut self.forward);
+    }
+
+    /// Has another alias say what is to be put back of IPv6, instead of this one.
+    pub fn move_ipv6_to(&mut self, other: &mut Self) {
+        let Self { mode, net, forward, forward_all, .. } = self;
+        let mut rest = Self::new(*mode, std::mem::take(net));
+        (rest.forward, rest.forward_all) = (std::mem::take(forward), *forward_all);
+        let moved = std::mem::replace(self, rest);
+        other.take_over(moved);
     }
 
     /// Adds the settings that are to be put back for another network, after both have been [settled](Self::settle).

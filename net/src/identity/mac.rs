@@ -13,6 +13,9 @@ use crate::identity::hash;
 /// Octets in an Ethernet address.
 pub const MAC_LEN: usize = 6;
 
+/// An Ethernet address as the kernel reports it: it may be zero, as that of a bridge that lost its last port.
+pub type RawMac = [u8; MAC_LEN];
+
 /// First octet of the addresses minivmm derives: locally administered (bit 1), unicast (bit 0 clear), IEEE 802 8.2.2.
 const DERIVED_PREFIX: u8 = 0x02;
 

@@ -29,9 +29,9 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::child::pollable;
-use super::conflict::{self, claims::Ear};
+use super::conflict::{self, claims::ConflictListener};
 use super::links::Watch;
+use super::pollable::pollable;
 use crate::address_listener::{attach_filter, bind_to, ignore_outgoing, jump_if_equal, statement};
 use crate::identity::alias::TapAlias;
 use crate::identity::mac::MacAddr;
@@ -41,7 +41,7 @@ use crate::rules::guard::owned::{CLAIMED_MAX, Owned6};
 use crate::rules::{self, Member};
 use crate::services::advertisement;
 use crate::spec::{IfName, Switch};
-use crate::step::{Host, Step};
+use crate::step::{Applied, AttachTap, CreateTables, Step};
 
 /// Frames that are read in one go, and the pause after that, so that a flood of them costs little.
 const FRAMES_MAX: usize = 16;
@@ -110,15 +110,15 @@ struct Card {
 /// An address that the guest gets if no other machine objects.
 struct Asked {
     address: Ipv6Addr,
-    ears: Vec<Ear>,
+    ears: Vec<ConflictListener>,
     until: Instant,
 }
 
 impl Addresses {
     /// Listens on the taps of a plan that has been applied to `host`.
-    pub(super) fn new(plan: &Plan, host: &Host, vm: &str) -> Self {
+    pub(super) fn new(plan: &Plan, made: &Applied, vm: &str) -> Self {
         let tables = plan.steps.iter().find_map(|step| match step {
-            Step::CreateTables { members, guards, .. } => Some((members.clone(), guards.as_slice())),
+            Step::CreateTables(CreateTables { members, guards, .. }) => Some((members.clone(), guards.as_slice())),
             _ => None,
         });
         let (members, guards) = tables.unwrap_or_default();
@@ -129,7 +129,7 @@ impl Addresses {
             .map(|member| (Owned6::of_member(member), member.antispoof));
         let of_guards = guards.iter().filter_map(|guard| Some((Owned6::of_guard(guard)?, Switch::On)));
         let cards = of_members.chain(of_guards).filter_map(|(owned, guarded)| {
-            let card = Card::open(plan, host, owned.clone(), guarded)?;
+            let card = Card::open(plan, made, owned.clone(), guarded)?;
             card.inspect_err(|error| match error.raw_os_error() {
                 // The VMM has ended already, and its tap with it.
                 Some(libc::ENODEV) => {}
@@ -166,27 +166,27 @@ impl Addresses {
     }
 
     /// Acts on it.
-    pub(super) async fn hear(&mut self, host: &mut Host, watch: &mut Watch<'_>) {
+    pub(super) async fn hear(&mut self, made: &mut Applied, watch: &mut Watch<'_>) {
         for idx in 0..self.cards.len() {
             let Some(card) = self.cards.get_mut(idx) else { break };
             let before = card.claimed.clone();
-            let mut heard = card.settle(host).await;
+            let mut heard = card.settle(made).await;
             for _ in 0..FRAMES_MAX {
                 let Some(address) = card.next() else { break };
-                heard.extend(card.claim(address, host).await);
+                heard.extend(card.claim(address, made).await);
             }
             if card.claimed != before {
-                card.write(&self.vm, host);
+                card.write(&self.vm, made);
             }
             for address in heard {
-                self.follow(idx, address, host, watch).await;
+                self.follow(idx, address, made, watch).await;
             }
         }
         self.again = Instant::now() + PAUSE;
     }
 
     /// Has names and forwarded ports lead to an address that a guest has made sure of.
-    async fn follow(&mut self, idx: usize, address: Ipv6Addr, host: &mut Host, watch: &mut Watch<'_>) {
+    async fn follow(&mut self, idx: usize, address: Ipv6Addr, made: &mut Applied, watch: &mut Watch<'_>) {
         let Some(card) = self.cards.get_mut(idx) else { return };
         if address.is_unicast_link_local() {
             // The first of each boot.
@@ -203,15 +203,15 @@ impl Addresses {
         }
         card.alias.ip6 = Some(address);
         watch.keep_alias(card.owned.card, &card.alias);
-        let (name, alias) = (host.taps.get(&card.owned.card).map(|tap| tap.name.clone()), card.alias.to_string());
-        if let Err(error) = host.rtnl.set_alias(name.as_deref().unwrap_or_default(), &alias).await {
+        let (name, alias) = (made.taps.get(&card.owned.card).map(|tap| tap.name.clone()), card.alias.to_string());
+        if let Err(error) = made.rtnl.set_alias(name.as_deref().unwrap_or_default(), &alias).await {
             log::warn!("Cannot write {address} on the tap of card {}: {error}", card.owned.card);
         }
         let before = self.members.clone();
         let own = card.owned.card;
         self.members.iter_mut().filter(|it| it.card == own).for_each(|member| member.address6 = Some(address));
         let commands = rules::changes(&self.vm, &before, &self.members);
-        if let Err(error) = host.owner().and_then(|owner| owner.change(commands)) {
+        if let Err(error) = made.owner().and_then(|owner| owner.change(commands)) {
             log::warn!("Forwarded ports of card {own} do not lead to {address}: {error}");
         }
     }
@@ -219,10 +219,10 @@ impl Addresses {
 
 impl Card {
     /// Listens to one; none if it has no tap here.
-    fn open(plan: &Plan, host: &Host, owned: Owned6, guarded: Switch) -> Option<io::Result<Self>> {
-        let tap = host.taps.get(&owned.card)?.index?;
+    fn open(plan: &Plan, made: &Applied, owned: Owned6, guarded: Switch) -> Option<io::Result<Self>> {
+        let tap = made.taps.get(&owned.card)?.index?;
         let (bridge, mac, alias, vlans) = plan.steps.iter().find_map(|step| match step {
-            Step::AttachTap { card, bridge, mac, alias, vlans, .. } if *card == owned.card => {
+            Step::AttachTap(AttachTap { card, bridge, mac, alias, vlans, .. }) if *card == owned.card => {
                 Some((bridge.clone(), *mac, alias.clone(), vlans.as_ref()))
             }
             _ => None,
@@ -263,7 +263,7 @@ impl Card {
     }
 
     /// Gives the guest an address, if no other machine has it; returns it if the guest has it now.
-    async fn claim(&mut self, address: Ipv6Addr, host: &Host) -> Option<Ipv6Addr> {
+    async fn claim(&mut self, address: Ipv6Addr, made: &Applied) -> Option<Ipv6Addr> {
         if self.owned.fixed.contains(&address) {
             return Some(address);
         }
@@ -280,7 +280,7 @@ impl Card {
             self.refuse(address);
             return None;
         }
-        if let Err(error) = host.rtnl.add_name(self.tap, &self.name_of(address)).await {
+        if let Err(error) = made.rtnl.add_name(self.tap, &self.name_of(address)).await {
             let taken = error.raw_os_error() == Some(libc::EEXIST);
             self.log(address, &if taken { "another VM has it".to_owned() } else { error.to_string() });
             self.refuse(address);
@@ -292,12 +292,12 @@ impl Card {
             self.asked.push(Asked { address, ears, until: Instant::now() + OBJECTION });
             return None;
         }
-        self.accept(address, host).await;
+        self.accept(address, made).await;
         Some(address)
     }
 
     /// Decides about addresses for which the time to object is over; returns those that the guest has now.
-    async fn settle(&mut self, host: &Host) -> Vec<Ipv6Addr> {
+    async fn settle(&mut self, made: &Applied) -> Vec<Ipv6Addr> {
         let now = Instant::now();
         let (over, asked) = std::mem::take(&mut self.asked).into_iter().partition(|asked| asked.until <= now);
         self.asked = asked;
@@ -305,28 +305,28 @@ impl Card {
         let mut had = Vec::new();
         for Asked { address, ears, .. } in over {
             if ears.iter().any(|ear| ear.next().is_some()) {
-                self.give_up(address, host).await;
+                self.give_up(address, made).await;
                 self.log(address, "another machine has it");
                 self.refuse(address);
             } else {
-                self.accept(address, host).await;
+                self.accept(address, made).await;
                 had.push(address);
             }
         }
         had
     }
 
-    async fn accept(&mut self, address: Ipv6Addr, host: &Host) {
+    async fn accept(&mut self, address: Ipv6Addr, made: &Applied) {
         if self.claimed.len() >= CLAIMED_MAX
             && let Some(oldest) = self.claimed.pop_front()
         {
-            self.give_up(oldest, host).await;
+            self.give_up(oldest, made).await;
         }
         self.claimed.push_back(address);
     }
 
-    async fn give_up(&self, address: Ipv6Addr, host: &Host) {
-        if let Err(error) = host.rtnl.remove_name(self.tap, &self.name_of(address)).await {
+    async fn give_up(&self, address: Ipv6Addr, made: &Applied) {
+        if let Err(error) = made.rtnl.remove_name(self.tap, &self.name_of(address)).await {
             log::debug!("{address} is not free again: {error}");
         }
     }
@@ -350,14 +350,14 @@ impl Card {
     }
 
     /// Has the guard know them.
-    fn write(&self, vm: &str, host: &mut Host) {
+    fn write(&self, vm: &str, made: &mut Applied) {
         if self.guarded == Switch::Off {
             return;
         }
         let elements = Elements::Ip6(self.claimed.iter().copied().map(Item::One).collect());
         let table = rules::name(vm, Family::Netdev);
         let command = Command::ReplaceElements(table, self.owned.set_name(), elements);
-        if let Err(error) = host.owner().and_then(|owner| owner.change(vec![command])) {
+        if let Err(error) = made.owner().and_then(|owner| owner.change(vec![command])) {
             log::warn!("The guard of card {} does not know the guest's addresses: {error}", self.owned.card);
         }
     }

@@ -27,11 +27,12 @@ use tokio::time::Instant;
 use super::messages::Reply;
 use crate::identity::mac::MacAddr;
 use crate::kernel::link::Conflict;
+use crate::kernel::link::index_of;
 use crate::kernel::rtnl::{self, Rtnl};
 use crate::plan::Plan;
-use crate::step::{Host, Step, index_of};
+use crate::step::{Applied, AttachTap, CreateTables, Step};
 use crate::survey;
-use claims::{Claim, Ear};
+use claims::{Claim, ConflictListener};
 
 /// Conflicts of a card that are logged, each once. Beyond that they are counted.
 const LOGGED_MAX: usize = 16;
@@ -54,7 +55,7 @@ struct Watched {
     mac: MacAddr,
     tap: u32,
     /// Where claims of its addresses come, if it has some.
-    ears: Vec<Ear>,
+    ears: Vec<ConflictListener>,
     logged: BTreeSet<Conflict>,
     macs: u64,
     addresses: u64,
@@ -62,10 +63,10 @@ struct Watched {
 
 impl Conflicts {
     /// Watches the cards of a plan that has been applied to `host`, and asks who has their addresses.
-    pub(super) fn new(plan: &Plan, host: &Host) -> Self {
+    pub(super) fn new(plan: &Plan, made: &Applied) -> Self {
         let cards = plan.steps.iter().filter_map(|step| {
-            let Step::AttachTap { card, bridge, pinned, .. } = step else { return None };
-            let (tap, mac) = (host.taps.get(card)?.index?, plan.cards.get(*card)?.mac);
+            let Step::AttachTap(AttachTap { card, bridge, pinned, .. }) = step else { return None };
+            let (tap, mac) = (made.taps.get(card)?.index?, plan.cards.get(*card)?.mac);
             // Without a guard the guest may well have another MAC itself.
             let addresses = if pinned.is_some() { addresses(plan, *card) } else { Vec::new() };
             let ears = listen(bridge.as_str(), mac, &addresses).unwrap_or_else(|error| {
@@ -123,7 +124,7 @@ impl Watched {
     fn read(&mut self, socket: &OwnedFd) {
         for idx in 0..self.ears.len() {
             for _ in 0..FRAMES_MAX {
-                let Some(Claim { ip, mac }) = self.ears.get(idx).and_then(Ear::next) else { break };
+                let Some(Claim { ip, mac }) = self.ears.get(idx).and_then(ConflictListener::next) else { break };
                 self.addresses += 1;
                 self.tell(Conflict::Address { ip, mac }, socket);
             }
@@ -144,7 +145,7 @@ impl Watched {
 /// The IP addresses that the guest of a card has and nobody else may have.
 fn addresses(plan: &Plan, wanted: usize) -> Vec<IpAddr> {
     let of = |step: &Step| match step {
-        Step::CreateTables { members, guards, .. } => {
+        Step::CreateTables(CreateTables { members, guards, .. }) => {
             let members = members.iter().filter(|member| member.card == wanted);
             let given = members.flat_map(|member| [Some(member.address.into()), member.address6.map(IpAddr::from)]);
             let listed = guards.iter().filter(|guard| guard.card == wanted).flat_map(|guard| &guard.addresses);
@@ -156,7 +157,7 @@ fn addresses(plan: &Plan, wanted: usize) -> Vec<IpAddr> {
 }
 
 /// Hears who else says to have these addresses, after the bridge itself has asked for all.
-pub(super) fn listen(bridge: &str, mac: MacAddr, addresses: &[IpAddr]) -> io::Result<Vec<Ear>> {
+pub(super) fn listen(bridge: &str, mac: MacAddr, addresses: &[IpAddr]) -> io::Result<Vec<ConflictListener>> {
     if addresses.is_empty() {
         return Ok(Vec::new());
     }
@@ -164,5 +165,5 @@ pub(super) fn listen(bridge: &str, mac: MacAddr, addresses: &[IpAddr]) -> io::Re
         .filter(|interface| interface.interface_name == bridge)
         .find_map(|interface| MacAddr::new(interface.address?.as_link_addr()?.addr()?).ok());
     let own = own.ok_or_else(|| io::Error::other("it has no MAC address"))?;
-    Ear::open(index_of(bridge)?, own, mac, addresses)
+    ConflictListener::open(index_of(bridge)?, own, mac, addresses)
 }

@@ -18,14 +18,15 @@ use super::NotKept;
 use super::gateways::members;
 use super::pace::{Allowance, Grant, Pace};
 use crate::error::Error;
-use crate::host::docker::{self, Admission, DockerTables};
+use crate::facts::docker::{CHAIN, DockerTables};
+use crate::host::docker::{self, Admission};
 use crate::host::lock::NamespaceLock;
 use crate::identity::alias::Mode;
 use crate::kernel::nft::{BaseChainSeen, Changes, NftError, NftSocket};
 use crate::plan::Plan;
 use crate::rules::Member;
 use crate::spec::IfName;
-use crate::step::{Host, Step};
+use crate::step::{AdmitInDocker, Applied, AttachTap, Step};
 use crate::survey::{self, ip};
 
 /// How long a chain has to drop before that is said: a reload of ufw's rules takes them away for a moment.
@@ -62,12 +63,12 @@ impl<'a> Firewall<'a> {
         let members: Vec<&Member> = members(plan).collect();
         let is_ours = |bridge: &IfName| members.iter().any(|member| member.bridge == *bridge);
         let bridged = plan.steps.iter().filter_map(|step| match step {
-            Step::AttachTap { card, bridge, .. } if !is_ours(bridge) => Some((*card, bridge)),
+            Step::AttachTap(AttachTap { card, bridge, .. }) if !is_ours(bridge) => Some((*card, bridge)),
             _ => None,
         });
         let bridged: Vec<_> = bridged.collect();
         let placed = plan.steps.iter().find_map(|step| match step {
-            Step::AdmitInDocker { admissions, containers, .. } => {
+            Step::AdmitInDocker(AdmitInDocker { admissions, containers, .. }) => {
                 Some(InDocker { admissions: admissions.clone(), containers: containers.clone() })
             }
             _ => None,
@@ -92,12 +93,12 @@ impl<'a> Firewall<'a> {
     }
 
     /// Looks, and mends what can be mended.
-    pub(super) async fn look(&mut self, host: &mut Host) {
+    pub(super) async fn look(&mut self, made: &mut Applied) {
         let due = self.pace.is_marked();
         let look = self.pace.begin();
         let heard = self.changes.as_ref().is_some_and(|changes| changes.read().unwrap_or(true));
         if (due || heard)
-            && let Err(error) = self.mend(host).await
+            && let Err(error) = self.mend(made).await
         {
             log::warn!("Cannot see what the host's rules do to this VM: {}", error.report().message);
         }
@@ -109,16 +110,16 @@ impl<'a> Firewall<'a> {
         self.not_kept.iter().cloned()
     }
 
-    async fn mend(&mut self, host: &mut Host) -> Result<(), Error> {
+    async fn mend(&mut self, made: &mut Applied) -> Result<(), Error> {
         let bridged = ip::bridged_as_routed();
         // Its place is for networks of ours.
-        let tables = if self.members.is_empty() { DockerTables::default() } else { docker::survey() };
+        let tables = if self.members.is_empty() { DockerTables::default() } else { survey::docker::survey() };
         let admissions = self.members.iter().filter_map(|member| docker::admission(member, tables, bridged));
         let admissions: Vec<Admission> = admissions.collect();
         let mut not_kept = Vec::new();
-        if !admissions.is_empty() && !self.admit(admissions, host).await? {
+        if !admissions.is_empty() && !self.admit(admissions, made).await? {
             let card = self.members.first().map_or(0, |member| member.card);
-            let text = format!("Its rules are removed from chain {} again and again", docker::CHAIN);
+            let text = format!("Its rules are removed from chain {CHAIN} again and again");
             not_kept.push(NotKept { card, text });
         }
         not_kept.extend(self.lasting(self.cut_off(tables, bridged).map_err(Error::Nftables)?));
@@ -142,11 +143,11 @@ impl<'a> Firewall<'a> {
 
     /// Has Docker's rules let the cards through, if they do not yet. Returns false where that is undone again and
     /// again.
-    async fn admit(&mut self, admissions: Vec<Admission>, host: &mut Host) -> Result<bool, Error> {
-        let links = host.rtnl.links().await.map_err(Error::Survey)?;
+    async fn admit(&mut self, admissions: Vec<Admission>, made: &mut Applied) -> Result<bool, Error> {
+        let links = made.rtnl.links().await.map_err(Error::Survey)?;
         let links: Vec<_> = links.iter().filter_map(survey::link).collect();
         let wanted = InDocker { admissions, containers: docker::containers(&links) };
-        if wanted == self.placed && docker::are_placed(&host.admitted).map_err(Error::Docker)? {
+        if wanted == self.placed && docker::are_placed(&made.admitted).map_err(Error::Docker)? {
             return Ok(true);
         }
         let grant = self.allowance.take();
@@ -156,10 +157,10 @@ impl<'a> Firewall<'a> {
         }
         // A start or an end of another VM works on the same chain.
         let _lock = NamespaceLock::take().await;
-        host.admit(self.vm, &wanted.admissions, &wanted.containers).await?;
+        made.admit(self.vm, &wanted.admissions, &wanted.containers).await?;
         self.placed = wanted;
         if grant == Grant::Granted {
-            log::info!("Docker drops what no rule lets through: this VM's rules are in its chain {}", docker::CHAIN);
+            log::info!("Docker drops what no rule lets through: this VM's rules are in its chain {CHAIN}");
         }
         Ok(true)
     }

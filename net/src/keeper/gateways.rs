@@ -13,12 +13,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::NotKept;
 use super::pace::{Allowance, Grant};
+use crate::kernel::link::index_of;
 use crate::kernel::rtnl::{self, Rtnl};
 use crate::plan::Plan;
 use crate::rules::Member;
 use crate::services::PREFIX_LEN;
 use crate::spec::IfName;
-use crate::step::{Step, index_of};
+use crate::step::{CreateTables, Step};
 
 /// The networks of ours that a VM has cards on.
 pub(super) struct Gateways(Vec<Gateway>);
@@ -167,7 +168,7 @@ impl Gateway {
 /// The cards of a plan that are on networks of ours.
 pub(super) fn members(plan: &Plan) -> impl Iterator<Item = &Member> {
     plan.steps.iter().flat_map(|step| match step {
-        Step::CreateTables { members, .. } => members.as_slice(),
+        Step::CreateTables(CreateTables { members, .. }) => members.as_slice(),
         _ => &[],
     })
 }

@@ -22,11 +22,12 @@ use super::messages::Reply;
 use super::pace::{Allowance, Grant, REFILL};
 use crate::identity::alias::TapAlias;
 use crate::kernel::ethtool;
+use crate::kernel::link::index_of;
 use crate::kernel::link::{self, LinkState};
 use crate::kernel::rtnl::{self, Attachment};
 use crate::plan::Plan;
 use crate::spec::IfName;
-use crate::step::{Host, Step, index_of};
+use crate::step::{Applied, AttachTap, Step};
 use crate::survey;
 
 /// How long to wait for a VMM that does not read. Its end of the socket has room for hundreds of messages.
@@ -86,13 +87,13 @@ enum Place {
 
 impl<'a> Watch<'a> {
     /// Watches the taps of a plan that has been applied to `host`, and reports to the VMM behind `socket`.
-    pub(super) fn new(plan: &Plan, host: &Host, socket: &'a OwnedFd) -> Self {
-        let taps = host.taps.iter().filter_map(|(&card, tap)| {
+    pub(super) fn new(plan: &Plan, made: &Applied, socket: &'a OwnedFd) -> Self {
+        let taps = made.taps.iter().filter_map(|(&card, tap)| {
             let attached = plan.steps.iter().find_map(|step| Attached::by(step, card));
             Some(Watched { card, index: tap.index?, attached, master: None, gone: false, told: None, state: None })
         });
         let taps: Vec<Watched> = taps.collect();
-        let all_here = taps.len() == host.taps.len();
+        let all_here = taps.len() == made.taps.len();
         Self { socket, taps, all_here }
     }
 
@@ -105,14 +106,14 @@ impl<'a> Watch<'a> {
     }
 
     /// Looks at every tap as it is now.
-    pub(super) async fn look(&mut self, host: &Host) {
+    pub(super) async fn look(&mut self, made: &Applied) {
         for tap in &mut self.taps {
-            tap.check(host, self.socket).await;
+            tap.check(made, self.socket).await;
         }
     }
 
     /// Acts on a notification of the kernel.
-    pub(super) async fn note(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>, host: &Host) {
+    pub(super) async fn note(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>, made: &Applied) {
         for tap in &mut self.taps {
             let forgotten = match &message.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(entry)) => tap.is_forgotten(entry),
@@ -130,7 +131,7 @@ impl<'a> Watch<'a> {
                 _ => forgotten,
             };
             if concerned {
-                tap.check(host, self.socket).await;
+                tap.check(made, self.socket).await;
             }
         }
     }
@@ -147,12 +148,12 @@ impl<'a> Watch<'a> {
     }
 
     /// Does what [`wait`](Self::wait) has waited for.
-    pub(super) async fn catch_up(&mut self, host: &Host) {
+    pub(super) async fn catch_up(&mut self, made: &Applied) {
         let now = Instant::now();
         for tap in &mut self.taps {
             tap.tell(self.socket);
             if tap.next_repair().is_some_and(|due| due <= now) {
-                tap.check(host, self.socket).await;
+                tap.check(made, self.socket).await;
             }
         }
     }
@@ -199,8 +200,8 @@ impl Watched {
     }
 
     /// Looks at the tap as it is now, attaches it if it is nowhere, and tells the VMM what became of its link.
-    async fn check(&mut self, host: &Host, socket: &OwnedFd) {
-        let mut tap = match host.rtnl.link(self.index).await {
+    async fn check(&mut self, made: &Applied, socket: &OwnedFd) {
+        let mut tap = match made.rtnl.link(self.index).await {
             Ok(tap) => tap,
             Err(error) => return log::warn!("Cannot look at the tap of card {}: {error}", self.card),
         };
@@ -211,23 +212,23 @@ impl Watched {
                     // However short it was: other machines may have forgotten where the guest is, and its announcement
                     // tells them.
                     self.state = self.told.map(|told| LinkState { up: false, ..told });
-                    attached.put_back(self.card, host).await;
+                    attached.put_back(self.card, made).await;
                     self.tell(socket);
-                    tap = host.rtnl.link(self.index).await.unwrap_or(tap);
+                    tap = made.rtnl.link(self.index).await.unwrap_or(tap);
                 }
-                Some(master) => attached.settle(found, master, host).await,
+                Some(master) => attached.settle(found, master, made).await,
             }
         }
-        self.state = Some(self.state_of(tap.as_ref(), host).await);
+        self.state = Some(self.state_of(tap.as_ref(), made).await);
         self.tell(socket);
     }
 
     /// What the VMM is to know of `tap`.
-    async fn state_of(&mut self, tap: Option<&LinkMessage>, host: &Host) -> LinkState {
+    async fn state_of(&mut self, tap: Option<&LinkMessage>, made: &Applied) -> LinkState {
         let Some(tap) = tap else { return LinkState::DOWN };
         self.master = rtnl::master(tap);
         let master = match self.master {
-            Some(index) => host.rtnl.link(index).await.ok().flatten(),
+            Some(index) => made.rtnl.link(index).await.ok().flatten(),
             None => None,
         };
         let at_home = self.master.is_some() || self.attached.is_none();
@@ -253,8 +254,9 @@ impl Attached {
     /// What `step` attaches, if it is the tap of `card`.
     fn by(step: &Step, card: usize) -> Option<Self> {
         match step {
-            Step::AttachTap { card: attached, bridge, .. } if *attached == card => {
-                let (attachment, allowance) = (step.attachment()?, Allowance::full());
+            Step::AttachTap(step) if step.card == card => {
+                let AttachTap { bridge, .. } = step;
+                let (attachment, allowance) = (step.attachment(), Allowance::full());
                 let home = index_of(bridge.as_str()).ok();
                 Some(Self {
                     bridge: bridge.clone(),
@@ -270,8 +272,8 @@ impl Attached {
     }
 
     /// Attaches the tap of `card`, which is on no bridge.
-    async fn put_back(&mut self, card: usize, host: &Host) {
-        let name = host.taps.get(&card).map_or("", |tap| tap.name.as_str());
+    async fn put_back(&mut self, card: usize, made: &Applied) {
+        let name = made.taps.get(&card).map_or("", |tap| tap.name.as_str());
         let found = index_of(self.bridge.as_str()).ok();
         if found.is_some() && found != self.home {
             self.allowance.rearm();
@@ -289,7 +291,7 @@ impl Attached {
             self.place = Place::Resting;
             return;
         }
-        match host.attach(card, &self.bridge, &self.attachment).await {
+        match made.attach(card, &self.bridge, &self.attachment).await {
             Ok(()) => {
                 self.place = Place::OnBridge;
                 if grant == Grant::Granted {
@@ -306,7 +308,7 @@ impl Attached {
     }
 
     /// Restores what the plan has set on its tap, which is on `master` and looks like `tap`.
-    async fn settle(&mut self, tap: &LinkMessage, master: u32, host: &Host) {
+    async fn settle(&mut self, tap: &LinkMessage, master: u32, made: &Applied) {
         if matches!(self.place, Place::Resting | Place::NoBridge) {
             // It has been attached by others, who want it there.
             self.allowance.rearm();
@@ -316,7 +318,7 @@ impl Attached {
             return;
         }
         self.home = Some(master);
-        let Some(changed) = self.changed(tap, master, host).await else {
+        let Some(changed) = self.changed(tap, master, made).await else {
             self.place = Place::OnBridge;
             return;
         };
@@ -328,7 +330,7 @@ impl Attached {
                 }
                 self.place = Place::Changed(changed);
             }
-            grant => match host.rtnl.restore_port(tap.header.index, &self.attachment).await {
+            grant => match made.rtnl.restore_port(tap.header.index, &self.attachment).await {
                 Ok(()) => {
                     self.place = Place::OnBridge;
                     if grant == Grant::Granted {
@@ -346,12 +348,12 @@ impl Attached {
     }
 
     /// A setting of the tap that is not the plan's, if there is one.
-    async fn changed(&mut self, tap: &LinkMessage, master: u32, host: &Host) -> Option<&'static str> {
+    async fn changed(&mut self, tap: &LinkMessage, master: u32, made: &Applied) -> Option<&'static str> {
         if let Some(changed) = self.attachment.changed_on(tap) {
             return Some(changed);
         }
         let mac = self.attachment.pinned.filter(|_| std::mem::take(&mut self.doubted))?;
-        let entries = host.rtnl.fdb(master).await.ok()?;
+        let entries = made.rtnl.fdb(master).await.ok()?;
         let is_own = |entry: &NeighbourMessage| {
             entry.header.ifindex == tap.header.index && survey::link_layer_address(entry) == Some(mac.octets())
         };

@@ -26,7 +26,7 @@ pub const PATIENCE_S: i64 = 30;
 /// Largest message. The longest is a teardown report: a line for each step that failed.
 const MESSAGE_BYTES: usize = 64 * 1024;
 
-/// Descriptors a receiver has room for: a queue's two each, a lookout, a claim, the services' socket, a program and its map.
+/// Descriptors a receiver has room for: a queue's two each, an address listener, a claim, the services' socket, a program and its map.
 const FDS_MAX: usize = 2 * QUEUES_MAX as usize + 5;
 
 /// What the keeper says.
@@ -67,7 +67,7 @@ pub(crate) enum Reply {
     Stopped(Vec<Report>),
 }
 
-/// A port without its descriptors: those of the tap, those of vhost-net, a lookout, a claim, the services' socket, a steering program
+/// A port without its descriptors: those of the tap, those of vhost-net, an address listener, a claim, the services' socket, a steering program
 /// and its map.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PortHeader {
@@ -83,8 +83,8 @@ pub(crate) struct PortHeader {
     pub(crate) queues: usize,
     /// How many of the following ones are instances of vhost-net: as many, or none.
     pub(crate) vhosts: usize,
-    /// How many of the following ones are lookouts: one or none.
-    pub(crate) lookouts: usize,
+    /// How many of the following ones are address listeners: one or none.
+    pub(crate) address_listeners: usize,
     /// How many of the following ones say that the interface is in use: one or none.
     pub(crate) claims: usize,
     /// What the services say whose socket is the next one, if the card has some.

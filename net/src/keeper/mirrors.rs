@@ -6,9 +6,10 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 
 use super::NotKept;
 use crate::host::mirror::Mirror;
+use crate::kernel::link::index_of;
 use crate::kernel::rtnl;
 use crate::plan::Plan;
-use crate::step::{Host, Step, index_of};
+use crate::step::{Applied, MirrorFrames, Step};
 
 /// The mirrors of a VM.
 pub(super) struct Mirrors<'a> {
@@ -27,7 +28,7 @@ impl<'a> Mirrors<'a> {
     /// Those of a plan for `vm` that has been applied.
     pub(super) fn new(plan: &'a Plan, vm: &'a str) -> Self {
         let mirrors = plan.steps.iter().flat_map(|step| match step {
-            Step::MirrorFrames { mirrors, .. } => mirrors.as_slice(),
+            Step::MirrorFrames(MirrorFrames { mirrors, .. }) => mirrors.as_slice(),
             _ => &[],
         });
         let kept = |mirror: &'a Mirror| Kept { mirror, index: index_of(mirror.to.as_str()).ok() };
@@ -48,7 +49,7 @@ impl<'a> Mirrors<'a> {
     }
 
     /// Looks, if something has happened, and has the copies go to the interfaces that are there.
-    pub(super) fn look(&mut self, host: &mut Host) {
+    pub(super) fn look(&mut self, made: &mut Applied) {
         if !std::mem::take(&mut self.due) {
             return;
         }
@@ -67,8 +68,8 @@ impl<'a> Mirrors<'a> {
         let present = self.mirrors.iter().filter(|kept| kept.index.is_some()).map(|kept| kept.mirror.clone());
         let present: Vec<Mirror> = present.collect();
         // The table has the same name, and goes with its owner.
-        host.mirrors = None;
-        match host.mirror(self.vm, &present) {
+        made.mirrors = None;
+        match made.mirror(self.vm, &present) {
             Ok(()) => log::info!("An interface for copies of frames is back: go on with them"),
             Err(error) => log::error!("Frames are not copied any more: {}", error.report().message),
         }

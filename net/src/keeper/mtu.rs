@@ -20,7 +20,7 @@ use crate::kernel::rtnl::Rtnl;
 use crate::plan::Plan;
 use crate::request::Request;
 use crate::services::Reach;
-use crate::step::Step;
+use crate::step::{OpenServices, Step};
 use crate::survey;
 
 /// Least MTU of a network in bytes (RFC 791 3.2; RFC 8200 5): below that the kernel fragments.
@@ -49,7 +49,7 @@ impl Mtus {
     pub(super) fn new(plan: &Plan, request: &Request) -> Self {
         let follows = |card: &usize| request.cards.get(*card).is_some_and(|spec| spec.card().mtu.is_none());
         let cards = plan.steps.iter().filter_map(|step| match step {
-            Step::OpenServices { card, spec } if spec.reach == Reach::Outside && follows(card) => {
+            Step::OpenServices(OpenServices { card, spec }) if spec.reach == Reach::Outside && follows(card) => {
                 let least = if spec.ipv6.is_some() { MTU_MIN_IPV6 } else { MTU_MIN };
                 Some(Card { card: *card, own: spec.mtu, least, told: spec.mtu })
             }

@@ -9,8 +9,14 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::error::Error;
 use crate::identity::runtime_dir::{RuntimeDir, VmSocket};
-use crate::policy::{Answer, LINE_MAX, Order, STRANGER};
+use crate::plan::Plan;
+use crate::policy::rules::EnforcedCard;
+use crate::policy::{Answer, LINE_MAX, Order, Policy, STRANGER};
+use crate::refusal::Refusal;
+use crate::request::Request;
+use crate::step::{Applied, OpenServices, Step};
 
 /// How long a caller may take for an order and its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -19,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const CAP_NET_ADMIN: u64 = 1 << 12;
 
 /// The keeper's end.
-pub(super) struct Desk(Option<UnixListener>);
+pub(super) struct PolicySocket(Option<UnixListener>);
 
 /// Somebody who asks, with what.
 pub(super) struct Caller {
@@ -27,8 +33,8 @@ pub(super) struct Caller {
     pub(super) order: Order,
 }
 
-impl Desk {
-    /// A desk for a VM of that name. Without one its policy stays as it is.
+impl PolicySocket {
+    /// The socket of a VM of that name. Without one its policy stays as it is.
     pub(super) fn open(vm: &str) -> Self {
         let listen = || {
             let folder = RuntimeDir::open().map_err(io::Error::other)?;
@@ -126,4 +132,32 @@ async fn write(stream: &UnixStream, mut line: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Does what a caller wants, and says what is in force.
+pub(super) fn obey(plan: &Plan, made: &mut Applied, request: &Request, order: &Order) -> Answer {
+    if let Order::Replace(policy) = order {
+        if let Err(error) = replace(plan, made, request, policy) {
+            return Answer::Refused(error.report().message);
+        }
+        log::debug!("The policy of this VM has {} rules now", policy.ingress.len() + policy.egress.len());
+    }
+    Answer::Active(made.active_policy.as_ref().map(|active| active.policy().clone()))
+}
+
+fn replace(plan: &Plan, made: &mut Applied, request: &Request, policy: &Policy) -> Result<(), Error> {
+    policy.check_cards(plan.cards.len())?;
+    if made.active_policy.is_some() {
+        return made.replace_policy(&request.vm_name, policy.clone()).map_err(Error::Policy);
+    }
+    let served = |card| {
+        plan.steps.iter().any(|step| matches!(step, Step::OpenServices(OpenServices { card: of, .. }) if *of == card))
+    };
+    let enforced = |card| {
+        plan.check_policy(card)?;
+        let (tap, kind) = made.enforceable_tap(card)?;
+        Ok(EnforcedCard { card, tap, kind, served: served(card) })
+    };
+    let cards = (0..plan.cards.len()).map(enforced).collect::<Result<Vec<_>, Refusal>>()?;
+    made.enforce(&request.vm_name, policy, cards).map_err(Error::Policy)
 }

@@ -28,16 +28,16 @@ use super::NotKept;
 use super::pace::Look;
 use crate::error::Error;
 use crate::facts::Link;
+use crate::host::forwarding;
 use crate::host::forwarding::fence::Fence;
-use crate::host::forwarding::{self, ipv6};
 use crate::host::lock::NamespaceLock;
 use crate::identity::alias::Mode;
 use crate::kernel::rtnl::Rtnl;
 use crate::kernel::rtnl::notices::{Forwarding, Heard, Notices, Scope};
-use crate::kernel::sysctl::Conf;
+use crate::kernel::sysctl::{self, Conf};
 use crate::plan::Plan;
 use crate::spec::IfName;
-use crate::step::{Host, Step};
+use crate::step::{Applied, CreateTables, Step};
 use crate::survey;
 use switches::{Switch, Switches};
 
@@ -157,7 +157,7 @@ impl Upkeep {
     }
 
     /// Looks, and mends what is not as it was promised. Returns whether there may be another way out.
-    pub(super) async fn look(&mut self, host: &mut Host) -> bool {
+    pub(super) async fn look(&mut self, made: &mut Applied) -> bool {
         let look = Look::begin();
         let (new, ways_out) = self.listen().unwrap_or_else(|error| {
             log::warn!("Notifications of routes cannot be read: {error}");
@@ -167,7 +167,7 @@ impl Upkeep {
             self.next = look.next();
             return ways_out;
         }
-        if let Err(error) = self.mend(host).await {
+        if let Err(error) = self.mend(made).await {
             let text = format!("The way out cannot be kept up: {}", error.report().message);
             if self.not_kept.as_ref() != Some(&text) {
                 log::warn!("{text}");
@@ -183,19 +183,19 @@ impl Upkeep {
         self.cards.iter().filter_map(|card| Some(NotKept { card: *card, text: self.not_kept.clone()? }))
     }
 
-    async fn mend(&mut self, host: &mut Host) -> Result<(), Error> {
-        let (links, off) = self.off(&host.rtnl).await?;
+    async fn mend(&mut self, made: &mut Applied) -> Result<(), Error> {
+        let (links, off) = self.off(&made.rtnl).await?;
         let insisted = self.switches.found_off(&off.switches(), Instant::now());
         self.warn(&insisted);
         let left: Vec<Switch> = off.switches().into_iter().filter(|switch| self.switches.is_left(*switch)).collect();
         self.not_kept = self.named(&left).map(|names| format!("Forwarding has been switched off twice ({names})"));
         let off = off.without(|switch| self.switches.is_left(switch));
         if off.is_empty() {
-            return host.fence(Fence::of(&links)).map_err(Error::Nftables);
+            return made.fence(Fence::of(&links)).map_err(Error::Nftables);
         }
         // Again, as another keeper may have done it meanwhile.
         let _lock = NamespaceLock::take().await;
-        let (links, off) = self.off(&host.rtnl).await?;
+        let (links, off) = self.off(&made.rtnl).await?;
         let off = off.without(|switch| self.switches.is_left(switch));
         let uplinks: Vec<IfName> = off.uplinks.iter().map(|(_, name)| name.clone()).collect();
         let networks: Vec<&IfName> = match off.networks.iter().map(|(_, name)| name).collect::<Vec<_>>() {
@@ -204,15 +204,15 @@ impl Upkeep {
         };
         for network in networks {
             log::debug!("Let packets pass between {network} and {} interfaces that lead out", uplinks.len());
-            host.forward(network, &uplinks).await?;
+            made.forward(network, &uplinks).await?;
         }
         if let Some(network) = self.ipv6.as_ref().filter(|_| off.ipv6) {
-            host.forward6(network).await?;
+            made.forward6(network).await?;
         }
         off.switches().into_iter().for_each(|switch| self.switches.is_on(switch));
         // Links have new aliases now.
-        let links = if off.is_empty() { links } else { forwarding::links(&host.rtnl).await.map_err(Error::Survey)? };
-        host.fence(Fence::of(&links)).map_err(Error::Nftables)
+        let links = if off.is_empty() { links } else { survey::links(&made.rtnl).await.map_err(Error::Survey)? };
+        made.fence(Fence::of(&links)).map_err(Error::Nftables)
     }
 
     /// Takes note of what the kernel has said meanwhile. Returns whether it takes a look, and whether there may be
@@ -267,17 +267,17 @@ impl Upkeep {
 
     /// Every link, and what is off and ought to be on.
     async fn off(&mut self, rtnl: &Rtnl) -> Result<(Vec<Link>, Off), Error> {
-        let links = forwarding::links(rtnl).await.map_err(Error::Survey)?;
+        let links = survey::links(rtnl).await.map_err(Error::Survey)?;
         let others = links.iter().filter(|link| !is_tap(link));
         self.links = others.map(|link| (link.index, (link.name.clone(), link.alias.clone()))).collect();
-        let mut off = Off { ipv6: self.ipv6.is_some() && !ipv6::forwards(), ..Off::default() };
+        let mut off = Off { ipv6: self.ipv6.is_some() && !sysctl::forwards6(), ..Off::default() };
         let mut silent = Vec::new();
-        if ipv6::forwards() {
+        if sysctl::forwards6() {
             self.switches.is_on(IPV6);
         }
         // A port of a bridge has no packets of its own.
         for link in links.iter().filter(|link| !is_tap(link) || link.master.is_none()) {
-            if forwarding::forwards(&link.name) {
+            if sysctl::forwards(&link.name) {
                 self.switches.is_on((Conf::Ipv4, Scope::Link(link.index)));
                 continue;
             }
@@ -306,7 +306,7 @@ fn is_tap(link: &Link) -> bool {
 /// The bridges of networks with a way out that cards are on, these cards, and one of the bridges that has IPv6.
 fn ways_out(plan: &Plan) -> (BTreeSet<IfName>, Vec<usize>, Option<IfName>) {
     let members = plan.steps.iter().flat_map(|step| match step {
-        Step::CreateTables { members, .. } => members.as_slice(),
+        Step::CreateTables(CreateTables { members, .. }) => members.as_slice(),
         _ => &[],
     });
     let leading: Vec<_> = members.filter(|member| member.mode == Mode::Nat).collect();

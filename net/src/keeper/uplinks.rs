@@ -15,11 +15,12 @@ use super::pace::{Allowance, Grant};
 use crate::host::lock::NamespaceLock;
 use crate::host::uplink;
 use crate::identity::alias::UplinkAlias;
+use crate::kernel::link::index_of;
 use crate::kernel::rtnl::{self, Rtnl};
 use crate::kernel::vlan::PortVlans;
 use crate::plan::Plan;
 use crate::spec::IfName;
-use crate::step::{Step, index_of};
+use crate::step::{AttachTap, JoinVlans, Step};
 use crate::survey;
 
 /// The bridges that a VM has cards on.
@@ -52,13 +53,13 @@ impl<'a> Uplinks<'a> {
     /// Those of a plan that has been applied.
     pub(super) fn new(plan: &'a Plan) -> Self {
         let vlans = plan.steps.iter().filter_map(|step| match step {
-            Step::JoinVlans { link, vlans } => Some((link, vlans)),
+            Step::JoinVlans(JoinVlans { link, vlans }) => Some((link, vlans)),
             _ => None,
         });
         let vlans: Vec<_> = vlans.collect();
         let mut uplinks: Vec<Uplink<'a>> = Vec::new();
         for step in &plan.steps {
-            let Step::AttachTap { card, bridge, .. } = step else { continue };
+            let Step::AttachTap(AttachTap { card, bridge, .. }) = step else { continue };
             if uplinks.iter().all(|uplink| uplink.bridge != bridge) {
                 let (allowance, vlans) = (Allowance::full(), vlans.clone());
                 uplinks.push(Uplink { card: *card, bridge, name: None, vlans, allowance, due: true, trouble: None });

@@ -5,6 +5,7 @@
 //! until somebody can hear them.
 
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 
 use rtnetlink::packet_route::link::{
@@ -12,7 +13,7 @@ use rtnetlink::packet_route::link::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::facts::RawMac;
+use crate::identity::mac::RawMac;
 use crate::kernel::rtnl::is_up;
 
 /// Another machine with an address of a guest.
@@ -41,6 +42,14 @@ impl fmt::Display for Conflict {
             }
         }
     }
+}
+
+/// The number of an interface.
+///
+/// # Errors
+/// There is none with this name.
+pub(crate) fn index_of(name: &str) -> io::Result<u32> {
+    nix::net::if_::if_nametoindex(name).map_err(io::Error::from)
 }
 
 /// What is to be known of a card's interface.

@@ -17,12 +17,12 @@
 //!
 //! The formats follow linux/netfilter/nf_tables.h and net/netfilter/nf_tables_api.c.
 
-pub(crate) mod attr;
 mod batch;
 mod changes;
 mod dump;
 mod expressions;
 mod kernel;
+mod lookup;
 mod matching;
 mod objects;
 mod socket;
@@ -35,8 +35,9 @@ mod value;
 pub use batch::{Batch, Command};
 pub(crate) use changes::Changes;
 pub use dump::{BaseChainSeen, Counts, Ending, NamedCounter, RuleCounter, RuleInChain, TableSeen};
+pub use lookup::RuleError;
 pub use matching::{CtState, CtStatus, Field, Fragment, IpFields, Match, TcpFlag};
-pub use objects::{EncodeError, RuleError};
+pub use objects::EncodeError;
 pub use socket::{NftError, NftSocket};
 pub use statement::{Limit, Mss, NatPort, NatTarget, Per, Reject, Statement, Verdict};
 pub use table::{

@@ -26,10 +26,10 @@ use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkGetRequest, LinkMacVtap, LinkUnspec, MulticastGroup};
 use tokio::task::JoinHandle;
 
-use crate::facts::OUR_GROUP;
+use crate::identity::alias::OUR_GROUP;
 use crate::identity::alias::TapAlias;
 use crate::identity::mac::MacAddr;
-use crate::kernel::nft::attr::Writer;
+use crate::kernel::netlink::Writer;
 use crate::kernel::sysctl::{self, Conf};
 use crate::kernel::vlan::PortVlans;
 use crate::spec::{ForwardDelay, MacvtapMode, Switch};

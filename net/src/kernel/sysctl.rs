@@ -10,6 +10,9 @@ use std::io;
 use nix::errno::Errno;
 use nix::unistd::AccessFlags;
 
+/// The setting by which an interface passes packets on.
+pub(crate) const FORWARDING: &str = "forwarding";
+
 /// Which of the two trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Conf {
@@ -63,4 +66,14 @@ pub(crate) fn set_if_there(conf: Conf, link: &str, key: &str, value: &str) -> io
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
         result => result,
     }
+}
+
+/// Returns whether the host passes on IPv4 packets that come in by a link.
+pub(crate) fn forwards(link: &str) -> bool {
+    is(Conf::Ipv4, link, FORWARDING, "1")
+}
+
+/// Returns whether the host forwards IPv6.
+pub(crate) fn forwards6() -> bool {
+    is(Conf::Ipv6, "all", FORWARDING, "1")
 }

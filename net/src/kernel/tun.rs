@@ -12,8 +12,6 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref};
 
-use crate::facts::FdKind;
-
 /// Name pattern of new taps: the kernel puts the lowest free number.
 pub(crate) const TAP_PATTERN: &str = "vmtap%d";
 
@@ -28,6 +26,24 @@ const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 
 /// What every tap of a card must be opened with.
 const FRAME_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// What is behind an inherited descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FdKind {
+    /// Nothing, the number is not open.
+    Closed,
+    /// Something that is not a queue of a tun or tap.
+    Other,
+    /// A queue of a tun or tap.
+    Tun {
+        /// The interface.
+        name: String,
+        /// It carries Ethernet frames without the packet-information prefix (`IFF_TAP`, `IFF_NO_PI`).
+        frames: bool,
+        /// Every frame has a virtio-net header (`IFF_VNET_HDR`).
+        vnet_header: bool,
+    },
+}
 
 /// Which driver's the interface of a queue is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::facts::Facts;
 use crate::refusal::{BRIDGE_PORTS_MAX, HostLimit};
 use crate::spec::{Forward, IfName, Switch};
-use crate::step::Step;
+use crate::step::{AttachTap, CreateMacvtap, CreateOvsPort, CreateTap, OpenTap, OpenVhost, ReservePorts, Step};
 
 /// Descriptors that a keeper has whatever its cards: sockets to the kernel and to its VMM, event loop, locks.
 const OWN_DESCRIPTORS: u64 = 32;
@@ -14,7 +14,7 @@ const OWN_DESCRIPTORS: u64 = 32;
 pub(super) fn check(steps: &[Step], facts: &Facts) -> Result<(), HostLimit> {
     let mut joining: BTreeMap<&IfName, usize> = BTreeMap::new();
     for step in steps {
-        if let Step::AttachTap { bridge, .. } = step {
+        if let Step::AttachTap(AttachTap { bridge, .. }) = step {
             *joining.entry(bridge).or_default() += 1;
         }
     }
@@ -35,13 +35,15 @@ pub(super) fn check(steps: &[Step], facts: &Facts) -> Result<(), HostLimit> {
 /// Descriptors that a step leaves open.
 fn descriptors(step: &Step) -> u64 {
     match step {
-        Step::CreateTap { queues, .. } | Step::OpenTap { queues, .. } | Step::OpenVhost { queues, .. } => {
-            u64::from(*queues)
+        Step::CreateTap(CreateTap { queues, .. })
+        | Step::OpenTap(OpenTap { queues, .. })
+        | Step::OpenVhost(OpenVhost { queues, .. }) => u64::from(*queues),
+        Step::CreateMacvtap(CreateMacvtap { macvtap, .. }) => u64::from(macvtap.queues),
+        Step::CreateOvsPort(CreateOvsPort { port, .. }) => u64::from(port.queues),
+        Step::ReservePorts(ReservePorts { forward, ipv6, .. }) => {
+            forward.iter().map(|forward| sockets(forward, *ipv6)).sum()
         }
-        Step::CreateMacvtap { macvtap, .. } => u64::from(macvtap.queues),
-        Step::CreateOvsPort { port, .. } => u64::from(port.queues),
-        Step::HoldPorts { forward, ipv6, .. } => forward.iter().map(|forward| sockets(forward, *ipv6)).sum(),
-        Step::OpenServices { .. } => 1,
+        Step::OpenServices(_) => 1,
         _ => 0,
     }
 }

@@ -7,7 +7,7 @@ use crate::identity::alias::{Mode, TapAlias};
 use crate::identity::mac::MacAddr;
 use crate::refusal::Refusal;
 use crate::spec::{IfName, MacvtapMode, MacvtapSpec, Queues, Switch};
-use crate::step::Step;
+use crate::step::{CreateMacvtap, RemoveLeftBehind, Step};
 
 impl Draft<'_> {
     pub(super) fn macvtap(&mut self, card: usize, mac: MacAddr, spec: &MacvtapSpec) -> Result<(u16, Queues), Refusal> {
@@ -21,7 +21,7 @@ impl Draft<'_> {
         let left_behind =
             facts.links.iter().filter(|other| other.lower == Some(link.index) && facts.is_left_behind(other));
         for name in left_behind.filter_map(|link| link.name.parse().ok()) {
-            let step = Step::RemoveLeftBehind { link: name };
+            let step = Step::RemoveLeftBehind(RemoveLeftBehind { link: name });
             if !self.steps.contains(&step) {
                 self.steps.push(step);
             }
@@ -33,14 +33,14 @@ impl Draft<'_> {
         let (vm, net) = (self.vm.to_owned(), lower.to_string());
         let alias = TapAlias { vm, card, mode: Mode::Macvtap, net, ip4: None, ip6: None };
         let macvtap = Macvtap { tap, lower: lower.clone(), mode, mac, queues: queues.get(), alias };
-        self.steps.push(Step::CreateMacvtap { card, macvtap });
+        self.steps.push(Step::CreateMacvtap(CreateMacvtap { card, macvtap }));
         self.judge(card, None, Switch::Off);
         Ok((mtu, queues))
     }
 
     /// A name for a link that does not go by itself.
     pub(super) fn spare_name(&self) -> Result<IfName, Refusal> {
-        let named = |step: &&Step| matches!(step, Step::CreateMacvtap { .. } | Step::CreateOvsPort { .. });
+        let named = |step: &&Step| matches!(step, Step::CreateMacvtap(_) | Step::CreateOvsPort(_));
         let taken = self.steps.iter().filter(named).count();
         self.facts.spare_names.get(taken).cloned().ok_or(Refusal::NoSpareName)
     }
@@ -69,7 +69,7 @@ impl Draft<'_> {
             .filter(|user| user.lower == Some(carrier) && !self.facts.is_left_behind(user))
             .filter_map(|user| Some((user.name.as_str(), user.macvlan?)));
         let planned = self.steps.iter().filter_map(|step| match step {
-            Step::CreateMacvtap { macvtap, .. } if macvtap.lower == spec.macvtap => Some((
+            Step::CreateMacvtap(CreateMacvtap { macvtap, .. }) if macvtap.lower == spec.macvtap => Some((
                 "another card",
                 match macvtap.mode {
                     MacvtapMode::Passthru => MacvlanMode::Passthru,

@@ -1,10 +1,12 @@
 //! Cards whose frames are copied to another interface.
 
 use super::Draft;
-use crate::facts::{FdKind, Link};
+use crate::facts::Link;
 use crate::host::mirror::Mirror;
+use crate::kernel::tun::FdKind;
 use crate::refusal::Refusal;
 use crate::spec::{IfName, NetSpec};
+use crate::step::{Step, TakeUplink};
 
 impl Draft<'_> {
     /// Notes where the frames of a card are copied to, if they are. A copy must not come back to the card, which would copy it again.
@@ -52,7 +54,7 @@ impl Draft<'_> {
         let is_port = |link: &Link| link.master.is_some_and(|master| self.facts.name_of(master) == bridge);
         let peer = self.facts.links.iter().find(|other| Some(other.index) == link.peer);
         let planned = self.steps.iter().any(|step| match step {
-            crate::step::Step::TakeUplink { bridge: other, uplink, .. } => {
+            Step::TakeUplink(TakeUplink { bridge: other, uplink, .. }) => {
                 other.as_str() == bridge
                     && [Some(link), peer].into_iter().flatten().any(|link| link.name == uplink.as_str())
             }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::{Draft, ETHERNET_MTU, Plan, TAP_MTU_MAX, guest_mtu};
-use crate::host::ovs::{Datapath, OvsFact, OvsPort};
+use crate::facts::ovs::{Datapath, OvsFact};
+use crate::host::ovs::OvsPort;
 use crate::identity::alias::{Mode, TapAlias};
 use crate::identity::mac::MacAddr;
 use crate::refusal::Refusal;
 use crate::spec::{Mtu, OffloadList, OvsSpec, Queues, Switch};
-use crate::step::Step;
+use crate::step::{CreateOvsPort, RemoveOvsPort, Step};
 
 /// What a policy is called where it is refused.
 const POLICY: &str = "A policy";
@@ -27,7 +28,7 @@ impl Draft<'_> {
         let datapath = datapaths.get(bridge.as_str()).copied().unwrap_or_default();
         self.check_rules(spec, datapath)?;
         for port in left_behind {
-            let step = Step::RemoveOvsPort { port: port.clone() };
+            let step = Step::RemoveOvsPort(RemoveOvsPort { port: port.clone() });
             if !self.steps.contains(&step) {
                 self.steps.push(step);
             }
@@ -43,7 +44,7 @@ impl Draft<'_> {
         let alias = TapAlias { vm, card, mode: Mode::Ovs, net, ip4: None, ip6: None };
         let (bridge, vlan, iface_id, queues) = (bridge.clone(), spec.vlan, spec.iface_id.clone(), pairs.get());
         let port = OvsPort { tap, bridge, datapath, vlan, iface_id, mac, mtu: link_mtu, queues, alias };
-        self.steps.push(Step::CreateOvsPort { card, port });
+        self.steps.push(Step::CreateOvsPort(CreateOvsPort { card, port }));
         self.judge(card, None, Switch::Off);
         Ok((mtu, pairs))
     }
@@ -83,7 +84,7 @@ impl Plan {
 /// The port of a card, if it has one.
 fn port_of(steps: &[Step], card_idx: usize) -> Option<&OvsPort> {
     steps.iter().find_map(|step| match step {
-        Step::CreateOvsPort { card, port } if *card == card_idx => Some(port),
+        Step::CreateOvsPort(CreateOvsPort { card, port }) if *card == card_idx => Some(port),
         _ => None,
     })
 }

@@ -17,7 +17,10 @@ use crate::rules::Member;
 use crate::rules::guard::Guard;
 use crate::services::{Ipv4Network, Ipv6Network, Reach, ServiceSpec};
 use crate::spec::{Forward, IfName, Mtu, Private, Queues, ReachList, Subnet, Switch};
-use crate::step::Step;
+use crate::step::{
+    AdmitInDocker, AttachTap, CreateBridge, CreateTables, CreateTap, EnableForwarding, EnableForwarding6, GiveGateway,
+    GiveGateway6, OpenServices, ReservePorts, RouteLoopback, ShareBridge, Step,
+};
 
 /// The address of every gateway of ours on its link.
 const LINK_LOCAL_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -62,10 +65,10 @@ impl Draft<'_> {
         let queues = spec.card.queues.unwrap_or(self.default_queues);
         if !spec.forward.is_empty() {
             self.check_ports(spec.forward)?;
-            self.steps.push(Step::HoldPorts { card, forward: spec.forward.to_vec(), ipv6: spec.ipv6 });
-            self.steps.push(Step::RouteLoopback { bridge: bridge.clone() });
+            self.steps.push(Step::ReservePorts(ReservePorts { card, forward: spec.forward.to_vec(), ipv6: spec.ipv6 }));
+            self.steps.push(Step::RouteLoopback(RouteLoopback { bridge: bridge.clone() }));
         }
-        self.steps.push(Step::CreateTap { card, queues: queues.get() });
+        self.steps.push(Step::CreateTap(CreateTap { card, queues: queues.get() }));
         self.judge(card, None, Switch::On);
         let (antispoof, isolate) = (spec.guard.antispoof_or(Switch::On), spec.guard.isolate);
         // A frame that is translated on the bridge goes back to the port that it came from, if the guest asks for itself.
@@ -73,7 +76,7 @@ impl Draft<'_> {
             if self.facts.ip.bridged_as_routed && !spec.forward.is_empty() { Switch::On } else { Switch::Off };
         let (vm, net) = (self.vm.to_owned(), spec.name.to_string());
         let alias = TapAlias { vm, card, mode: spec.mode, net, ip4: Some(address), ip6: address6 };
-        self.steps.push(Step::AttachTap {
+        self.steps.push(Step::AttachTap(AttachTap {
             card,
             bridge: bridge.clone(),
             mac: mac.host_side(),
@@ -84,7 +87,7 @@ impl Draft<'_> {
             isolated: if hairpin == Switch::On { Switch::Off } else { isolate },
             hairpin,
             vlans: None,
-        });
+        }));
         let Network { subnet, mac: gateway_mac, .. } = network;
         let forward = spec.forward.to_vec();
         let mode = spec.mode;
@@ -151,7 +154,7 @@ impl Draft<'_> {
         if alias.to_string().len() > ALIAS_BYTES_MAX {
             return Err(HostLimit::TooManyUplinks { count: uplinks.len() });
         }
-        self.steps.push(Step::EnableForwarding { bridge: bridge.clone(), uplinks });
+        self.steps.push(Step::EnableForwarding(EnableForwarding { bridge: bridge.clone(), uplinks }));
         Ok(())
     }
 
@@ -180,12 +183,12 @@ impl Draft<'_> {
         if members.is_empty() && guards.is_empty() {
             return;
         }
-        self.steps.push(Step::CreateTables { vm: self.vm.to_owned(), members, guards });
+        self.steps.push(Step::CreateTables(CreateTables { vm: self.vm.to_owned(), members, guards }));
         if !admissions.is_empty() {
             let containers = docker::containers(&self.facts.links);
-            self.steps.push(Step::AdmitInDocker { vm: self.vm.to_owned(), admissions, containers });
+            self.steps.push(Step::AdmitInDocker(AdmitInDocker { vm: self.vm.to_owned(), admissions, containers }));
         }
-        self.steps.extend(services.into_iter().map(|(card, spec)| Step::OpenServices { card, spec }));
+        self.steps.extend(services.into_iter().map(|(card, spec)| Step::OpenServices(OpenServices { card, spec })));
     }
 
     /// The network that a card is to be on, with steps for it if it is the first, and the card's address.
@@ -212,7 +215,7 @@ impl Draft<'_> {
     fn join_network(&mut self, link: &Link, bridge: &IfName, spec: &Private<'_>) -> Result<Network, Refusal> {
         let mac = link.mac.and_then(|mac| MacAddr::new(mac).ok()).filter(|_| link.is_our_bridge());
         let mac = mac.ok_or_else(|| Refusal::BridgeNameTaken { name: bridge.clone(), kind: link.kind_text() })?;
-        self.steps.push(Step::ShareBridge { bridge: bridge.clone() });
+        self.steps.push(Step::ShareBridge(ShareBridge { bridge: bridge.clone() }));
         let addresses = self.facts.ip.addresses.iter().filter(|address| address.link == link.index);
         let mut subnets = addresses.filter_map(|address| Subnet::around(address.ip, address.prefix_len));
         let subnet = subnets.next();
@@ -241,9 +244,9 @@ impl Draft<'_> {
     fn create_network(&mut self, bridge: &IfName, spec: &Private<'_>) -> Result<Network, Refusal> {
         self.check_settings(spec, self.facts.ip.settings)?;
         let mtu = spec.card.mtu.map_or_else(|| self.network_mtu(spec.mode), Mtu::get);
-        let created = self.steps.iter().filter(|step| matches!(step, Step::CreateBridge { .. })).count();
+        let created = self.steps.iter().filter(|step| matches!(step, Step::CreateBridge(_))).count();
         let mac = self.facts.spare_macs.get(created).copied().ok_or(Refusal::NoSpareMac)?;
-        self.steps.push(Step::CreateBridge { bridge: bridge.clone(), mac, mtu });
+        self.steps.push(Step::CreateBridge(CreateBridge { bridge: bridge.clone(), mac, mtu }));
         let subnet = self.give_gateway(bridge, spec, None)?;
         if spec.mode == Mode::Nat {
             let uplinks = self.silent_uplinks();
@@ -289,7 +292,7 @@ impl Draft<'_> {
         };
         let net = spec.name.to_string();
         let alias = NetworkAlias::new(spec.mode, net);
-        self.steps.push(Step::GiveGateway { bridge: bridge.clone(), subnet, alias });
+        self.steps.push(Step::GiveGateway(GiveGateway { bridge: bridge.clone(), subnet, alias }));
         Ok(subnet)
     }
 
@@ -298,15 +301,16 @@ impl Draft<'_> {
         let prefix = subnet::prefix6(bridge.as_str());
         let gateway = Ipv6Addr::from_bits(prefix.to_bits() | 1);
         let network = Ipv6Network { prefix, gateway, link_local: LINK_LOCAL_GATEWAY };
-        let given = |step: &Step| matches!(step, Step::GiveGateway6 { bridge: other, .. } if other == bridge);
+        let given =
+            |step: &Step| matches!(step, Step::GiveGateway6(GiveGateway6 { bridge: other, .. }) if other == bridge);
         if !self.steps.iter().any(given) {
-            self.steps.push(Step::GiveGateway6 { bridge: bridge.clone(), network });
+            self.steps.push(Step::GiveGateway6(GiveGateway6 { bridge: bridge.clone(), network }));
         }
-        let enabled = |step: &Step| matches!(step, Step::EnableForwarding6 { .. });
+        let enabled = |step: &Step| matches!(step, Step::EnableForwarding6(_));
         if mode == Mode::Nat && !self.facts.ip.forwards6 && !self.steps.iter().any(enabled) {
             let advertised = self.facts.links.iter().filter(|link| self.facts.ip.advertised6.contains(&link.index));
             let uplinks = advertised.filter_map(|link| link.name.parse().ok()).collect();
-            self.steps.push(Step::EnableForwarding6 { bridge: bridge.clone(), uplinks });
+            self.steps.push(Step::EnableForwarding6(EnableForwarding6 { bridge: bridge.clone(), uplinks }));
         }
         network
     }

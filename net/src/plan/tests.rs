@@ -11,7 +11,8 @@ mod uplink;
 mod vlan;
 
 use super::*;
-use crate::facts::{BridgeFact, FdFact, OUR_GROUP, TunFact};
+use crate::facts::{BridgeFact, FdFact, TunFact};
+use crate::identity::alias::OUR_GROUP;
 
 fn specs(flags: &[&str]) -> Vec<NetSpec> {
     flags.iter().map(|flag| flag.parse().unwrap()).collect()
@@ -94,7 +95,7 @@ fn bridge_left_behind_takes_the_spanning_tree_that_is_asked_for() {
     let flag = "bridge=lan,create=on,stp=on,forward-delay=2";
     let left = with(host(), Link { group: OUR_GROUP, ..link(9, "lan", Some("bridge")) });
     let plan = plan("web", &specs(&[flag, flag]), &left).unwrap();
-    let starts = plan.steps.iter().filter(|step| matches!(step, Step::StartStp { .. })).count();
+    let starts = plan.steps.iter().filter(|step| matches!(step, Step::StartStp(_))).count();
     assert_eq!(starts, 1);
 
     let used = with(left, Link { master: Some(9), ..tap(10, "vmtap0") });

@@ -7,7 +7,7 @@ use crate::identity::mac::MacAddr;
 use crate::kernel::vlan::PortVlans;
 use crate::refusal::Refusal;
 use crate::spec::{BridgeSpec, IfName, Switch, VlanSpec};
-use crate::step::Step;
+use crate::step::{JoinVlans, Step, TakeUplink};
 
 impl Draft<'_> {
     /// The address and the MTU that a new bridge has from its uplink, if it is to have one.
@@ -23,7 +23,7 @@ impl Draft<'_> {
     pub(super) fn uplink(&mut self, spec: &BridgeSpec) -> Result<(), Refusal> {
         let Some(name) = &spec.uplink.uplink else { return Ok(()) };
         let planned = self.steps.iter().find_map(|step| match step {
-            Step::TakeUplink { bridge, uplink, .. } if uplink == name || *bridge == spec.bridge => {
+            Step::TakeUplink(TakeUplink { bridge, uplink, .. }) if uplink == name || *bridge == spec.bridge => {
                 Some((bridge, uplink))
             }
             _ => None,
@@ -68,14 +68,14 @@ impl Draft<'_> {
         let alias = UplinkAlias { uplink: name.to_string(), moved: moves, raised };
         let (addresses, routes) = (fact.addresses, fact.routes);
         let (bridge, uplink) = (spec.bridge.clone(), name.clone());
-        self.steps.push(Step::TakeUplink { bridge, uplink, alias, addresses, routes });
+        self.steps.push(Step::TakeUplink(TakeUplink { bridge, uplink, alias, addresses, routes }));
         Ok(())
     }
 
     /// The step that has the uplink of a bridge carry the VLANs of a port, with their tags.
     pub(super) fn uplink_vlans(&mut self, bridge: &IfName, spec: &VlanSpec) {
         let planned = self.steps.iter().find_map(|step| match step {
-            Step::TakeUplink { bridge: other, uplink, .. } if other == bridge => Some(uplink.clone()),
+            Step::TakeUplink(TakeUplink { bridge: other, uplink, .. }) if other == bridge => Some(uplink.clone()),
             _ => None,
         });
         let link = self.facts.link(bridge.as_str());
@@ -86,7 +86,7 @@ impl Draft<'_> {
         let tagged = spec.all_but(default);
         if !tagged.is_empty() {
             let vlans = PortVlans { untagged: None, tagged, leave: None };
-            self.steps.push(Step::JoinVlans { link: uplink, vlans });
+            self.steps.push(Step::JoinVlans(JoinVlans { link: uplink, vlans }));
         }
     }
 

@@ -33,7 +33,7 @@ pub(crate) enum Order {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
     /// What is in force now, if anything.
-    InForce(Option<Policy>),
+    Active(Option<Policy>),
     /// It cannot be done: a sentence.
     Refused(String),
 }
@@ -75,7 +75,7 @@ pub fn ask(vm: &str, replace: Option<Policy>) -> Result<Option<Policy>, AskError
     })?;
     let order = replace.map_or(Order::Show, Order::Replace);
     match exchange(&stream, &order)? {
-        Answer::InForce(policy) => Ok(policy),
+        Answer::Active(policy) => Ok(policy),
         Answer::Refused(sentence) => Err(AskError::Refused(sentence)),
     }
 }

@@ -28,6 +28,7 @@ use crate::kernel::nft::{
 use crate::kernel::tun::TapKind;
 use crate::rules::guard::drop_as;
 use crate::rules::guard::headers::{SEEN6, found, fragments6, plain6, whole};
+use crate::services::SERVICES_MARK;
 use crate::spec::IfName;
 
 use super::{Action, Policy, PolicyProtocol, PolicyRule};
@@ -38,9 +39,6 @@ const INGRESS: &str = "policy-ingress";
 const NOT_IP: &str = "policy-not-ip";
 const MALFORMED: &str = "policy-malformed";
 const FRAGMENT: &str = "policy-fragment";
-
-/// The mark of what the services of a card send to its guest, which no policy is about. Only a process with CAP_NET_ADMIN can set one.
-pub(crate) const SERVICES_MARK: u32 = 0x6d76_6d73;
 
 /// Priority of the chains: after those of guards.
 const POLICY: i32 = 10;
@@ -64,9 +62,9 @@ const FRAGMENTED_MAX: u32 = 1 << 12;
 const DHCP: [u16; 2] = [68, 67];
 const DHCP6: [u16; 2] = [546, 547];
 
-/// A card whose packets are judged.
+/// A card whose packets are enforced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Judged {
+pub(crate) struct EnforcedCard {
     /// The card.
     pub(crate) card: usize,
     /// Its tap.
@@ -79,7 +77,7 @@ pub(crate) struct Judged {
 
 /// Whose policy it is, and which one: sets of two that follow each other have different names.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Edition<'a> {
+pub(crate) struct Generation<'a> {
     pub(crate) vm: &'a str,
     pub(crate) number: u32,
 }
@@ -90,35 +88,36 @@ pub(crate) fn table_prefix(vm: &str) -> String {
 }
 
 /// The table of a card.
-pub(crate) fn table(edition: Edition<'_>, judged: &Judged, policy: &Policy) -> Table {
+pub(crate) fn table(generation: Generation<'_>, enforced: &EnforcedCard, policy: &Policy) -> Table {
     let counters = [EGRESS, INGRESS, NOT_IP, MALFORMED, FRAGMENT].map(str::to_owned).to_vec();
-    let way = |direction| Way { direction, judged, policy, edition: edition.number };
+    let way = |direction| Way { direction, enforced, policy, generation: generation.number };
     let (from, to) = (way(Direction::From), way(Direction::To));
     let chains = [[from.base()].to_vec(), [to.base()].to_vec(), from.chains(), to.chains()].concat();
-    Table { name: name(edition.vm, judged.card), counters, sets: sets(edition.number), chains }
+    Table { name: name(generation.vm, enforced.card), counters, sets: sets(generation.number), chains }
 }
 
 /// What puts a policy in the place of the one before, in the table of a card.
-pub(crate) fn replacement(edition: Edition<'_>, judged: &Judged, policy: &Policy) -> Vec<Command> {
-    let table = name(edition.vm, judged.card);
-    let way = |direction| Way { direction, judged, policy, edition: edition.number };
+pub(crate) fn replacement(generation: Generation<'_>, enforced: &EnforcedCard, policy: &Policy) -> Vec<Command> {
+    let table = name(generation.vm, enforced.card);
+    let way = |direction| Way { direction, enforced, policy, generation: generation.number };
     let chains = [way(Direction::From).chains(), way(Direction::To).chains()].concat();
     let mut commands: Vec<Command> =
-        sets(edition.number).into_iter().map(|set| Command::AddSet(table.clone(), set)).collect();
+        sets(generation.number).into_iter().map(|set| Command::AddSet(table.clone(), set)).collect();
     commands.extend(chains.into_iter().map(|chain| Command::ReplaceRules(table.clone(), chain.name, chain.rules)));
-    let old = sets(edition.number.wrapping_sub(1));
+    let old = sets(generation.number.wrapping_sub(1));
     commands.extend(old.into_iter().map(|set| Command::DeleteSet(table.clone(), set.name)));
     commands
 }
 
-fn name(vm: &str, card: usize) -> TableName {
+/// The name of a card's table.
+pub(crate) fn name(vm: &str, card: usize) -> TableName {
     TableName { family: Family::Netdev, name: format!("{}{card}", table_prefix(vm)) }
 }
 
 /// What is known: connections, and packets of which the first fragment has passed.
-fn sets(edition: u32) -> Vec<Set> {
+fn sets(generation: u32) -> Vec<Set> {
     let set = |version: Version, kind, key: &[KeyPart], most| Set {
-        name: version.set(kind, edition),
+        name: version.set(kind, generation),
         elements: Elements::Timed { key: key.to_vec(), most },
     };
     [(Version::V4, KeyPart::Ip4, KeyPart::Port), (Version::V6, KeyPart::Ip6, KeyPart::Number)]
@@ -147,13 +146,13 @@ enum Version {
 impl Version {
     const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    fn set(self, kept: Kept, edition: u32) -> String {
+    fn set(self, kept: Kept, generation: u32) -> String {
         let kind = match kept {
             Kept::Known => "known",
             Kept::Fragmented => "fragmented",
         };
         let version = if self == Self::V4 { 4 } else { 6 };
-        format!("{kind}{version}-{edition}")
+        format!("{kind}{version}-{generation}")
     }
 
     fn is(self) -> Match {
@@ -189,9 +188,9 @@ enum Direction {
 /// One direction of a card.
 struct Way<'a> {
     direction: Direction,
-    judged: &'a Judged,
+    enforced: &'a EnforcedCard,
     policy: &'a Policy,
-    edition: u32,
+    generation: u32,
 }
 
 /// A kind of connection: what its packets are, those that begin it and all, how it is known, and for how long.
@@ -211,14 +210,14 @@ impl Way<'_> {
 
     /// The chain that packets come into. It is the same for every policy.
     fn base(&self) -> Chain {
-        let tap = self.judged.tap.clone();
+        let tap = self.enforced.tap.clone();
         let name = if self.direction == Direction::From { "from-guest" } else { "to-guest" };
-        let hook = match (self.direction, self.judged.kind) {
+        let hook = match (self.direction, self.enforced.kind) {
             (Direction::From, TapKind::Tap) | (Direction::To, TapKind::Macvtap) => Hook::Ingress(tap),
             (Direction::To, TapKind::Tap) | (Direction::From, TapKind::Macvtap) => Hook::Egress(tap),
         };
         let mut rules = Vec::new();
-        if self.direction == Direction::To && self.judged.served {
+        if self.direction == Direction::To && self.enforced.served {
             rules.push(rule(Match::Mark { mask: u32::MAX, value: SERVICES_MARK }).with(Verdict::Accept));
         }
         let ip = [EtherType::IP4, EtherType::IP6].map(Item::One).to_vec();
@@ -260,7 +259,7 @@ impl Way<'_> {
 
     fn rules(&self) -> impl Iterator<Item = &PolicyRule> {
         let rules = if self.direction == Direction::From { &self.policy.egress } else { &self.policy.ingress };
-        rules.iter().filter(|rule| rule.is_for(self.judged.card))
+        rules.iter().filter(|rule| rule.is_for(self.enforced.card))
     }
 
     fn default(&self) -> Action {
@@ -306,7 +305,7 @@ impl Way<'_> {
             ],
         };
         let mut rules = vec![rule(Match::Icmp6Type(Test::any(types)))];
-        if !self.judged.served {
+        if !self.enforced.served {
             let asks = |version: Version, [client, server]: [u16; 2]| {
                 let (from, to) = if self.direction == Direction::From { (client, server) } else { (server, client) };
                 rule(version.is()).with(Match::UdpSport(Test::is(from))).with(Match::UdpDport(Test::is(to)))
@@ -322,12 +321,12 @@ impl Way<'_> {
         let mut rules = Vec::new();
         for version in Version::BOTH {
             let (later, key) = version.fragment(Fragment::Later);
-            let set = version.set(Kept::Fragmented, self.edition);
+            let set = version.set(Kept::Fragmented, self.generation);
             rules.push(later.clone().with(Statement::InSet { key, set }).with(Verdict::Accept));
             rules.push(drop_as(later, FRAGMENT));
         }
         for version in Version::BOTH {
-            let set = || version.set(Kept::Known, self.edition);
+            let set = || version.set(Kept::Known, self.generation);
             for Kind { belongs, key, seconds, .. } in self.kinds(version) {
                 let known = Statement::InSet { key: key.clone(), set: set() };
                 rules.push(
@@ -347,7 +346,7 @@ impl Way<'_> {
         let mut rules = Vec::new();
         for version in Version::BOTH {
             for Kind { begins, key, seconds, .. } in self.kinds(version) {
-                let set = version.set(Kept::Known, self.edition);
+                let set = version.set(Kept::Known, self.generation);
                 rules.push(begins.with(Statement::Update { set, key, timeout_s: seconds }).with(pass()));
             }
         }
@@ -360,7 +359,7 @@ impl Way<'_> {
         let mut rules: Vec<Rule> = Vec::new();
         for version in Version::BOTH {
             let (first, key) = version.fragment(Fragment::First);
-            let set = version.set(Kept::Fragmented, self.edition);
+            let set = version.set(Kept::Fragmented, self.generation);
             rules.push(first.with(Statement::Update { set, key, timeout_s: FRAGMENT_S }));
         }
         rules.push(Rule::new().with(Verdict::Accept));

@@ -1,4 +1,4 @@
-use super::rules::{Edition, Judged, replacement, table};
+use super::rules::{EnforcedCard, Generation, replacement, table};
 use super::*;
 use crate::error::Error;
 use crate::kernel::nft::{Command, NftError};
@@ -8,13 +8,13 @@ fn read(text: &str) -> Result<Policy, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
-fn judged() -> Judged {
-    Judged { card: 0, tap: "vmtap0".parse().unwrap(), kind: TapKind::Tap, served: true }
+fn enforced() -> EnforcedCard {
+    EnforcedCard { card: 0, tap: "vmtap0".parse().unwrap(), kind: TapKind::Tap, served: true }
 }
 
 /// The rules of a chain that a policy of a card comes to.
 fn chain(text: &str, name: &str) -> Vec<String> {
-    let table = table(Edition { vm: "web", number: 0 }, &judged(), &read(text).unwrap());
+    let table = table(Generation { vm: "web", number: 0 }, &enforced(), &read(text).unwrap());
     let chain = table.chains.iter().find(|chain| chain.name == name).unwrap();
     chain.rules.iter().map(ToString::to_string).collect()
 }
@@ -134,8 +134,8 @@ fn connection_has_the_same_key_in_both_directions() {
 #[test]
 fn services_pass_and_who_has_none_may_ask_for_an_address() {
     let chains = |served| {
-        let judged = Judged { served, ..judged() };
-        let text = table(Edition { vm: "web", number: 0 }, &judged, &Policy::default()).to_string();
+        let enforced = EnforcedCard { served, ..enforced() };
+        let text = table(Generation { vm: "web", number: 0 }, &enforced, &Policy::default()).to_string();
         (text.contains("meta mark 0x6d766d73 accept"), text.contains("udp sport 67 udp dport 68 accept"))
     };
     assert_eq!((chains(true), chains(false)), ((true, false), (false, true)));
@@ -143,7 +143,7 @@ fn services_pass_and_who_has_none_may_ask_for_an_address() {
 
 #[test]
 fn another_policy_comes_with_sets_of_its_own_and_leaves_base_chains_alone() {
-    let commands = replacement(Edition { vm: "web", number: 7 }, &judged(), &Policy::default());
+    let commands = replacement(Generation { vm: "web", number: 7 }, &enforced(), &Policy::default());
     let text: Vec<String> = commands.iter().map(ToString::to_string).collect();
     assert!(text[0].starts_with("table netdev minivmm-web/policy0 {\n\tset known4-7 {"), "{}", text[0]);
     assert_eq!(text.last().unwrap(), "delete set netdev minivmm-web/policy0 fragmented6-6");

@@ -20,9 +20,11 @@ use crate::kernel::nft::{
     Base, Chain, ChainType, CtState, CtStatus, Elements, Hook, IpFields, Limit, Match, Per, Policy, Rule, Set,
     Statement, Test, Verdict,
 };
-use crate::rules::Member;
 use crate::rules::guard::drop_as;
-use crate::rules::reach::MANGLE;
+use crate::rules::member::Member;
+
+/// After connection tracking and before the translation of destinations (`NF_IP_PRI_MANGLE`).
+pub(super) const MANGLE: i32 = -150;
 
 /// Names of the counters.
 pub(crate) const TOO_MANY: &str = "too-many-connections";

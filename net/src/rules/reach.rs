@@ -17,15 +17,15 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::facts::OUR_GROUP;
 use crate::identity::alias::Mode;
+use crate::identity::alias::OUR_GROUP;
 use crate::kernel::nft::{
     AddrType, Base, Chain, ChainType, CtState, CtStatus, EtherAddr, Hook, Icmp6Type, IcmpType, IpFields, Item, Match,
     Policy, Reject, Rule, Statement, Test, Verdict,
 };
-use crate::rules::Member;
 use crate::rules::guard::drop_as;
-use crate::rules::limits;
+use crate::rules::limits::{self, MANGLE};
+use crate::rules::member::Member;
 use crate::services::PREFIX_LEN;
 use crate::spec::{Place, Switch};
 
@@ -69,9 +69,7 @@ const PRIVATE6: Item<Ipv6Addr> = Item::Prefix(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 
 /// Groups of the link and beyond (RFC 4291 2.7).
 const MULTICAST6: Item<Ipv6Addr> = Item::Prefix(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8);
 
-/// After connection tracking and before the translation of destinations (`NF_IP_PRI_MANGLE`); after that translation;
-/// and where filters are.
-pub(crate) const MANGLE: i32 = -150;
+/// After the translation of destinations, and where filters are.
 const AFTER_DSTNAT: i32 = -99;
 const FILTER: i32 = 0;
 

@@ -40,9 +40,15 @@ impl Tables {
         self.socket.share()
     }
 
-    /// Removes them, whoever else has a descriptor: a VMM that is being killed may have one for a moment.
-    pub(crate) fn remove(mut self) -> Result<(), NftError> {
-        self.socket.apply(&Batch { commands: self.names.into_iter().map(Command::DeleteTable).collect() })
+    /// Removes those whose names fit, whoever else has a descriptor: a VMM that is being killed may have one for a moment.
+    pub(crate) fn remove(&mut self, fits: impl Fn(&TableName) -> bool) -> Result<(), NftError> {
+        let (gone, kept): (Vec<TableName>, Vec<TableName>) =
+            std::mem::take(&mut self.names).into_iter().partition(fits);
+        self.names = kept;
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.change(gone.into_iter().map(Command::DeleteTable).collect())
     }
 }
 

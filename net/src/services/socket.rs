@@ -8,11 +8,13 @@ use libc::{c_int, c_void, socklen_t};
 
 use super::ServiceSpec;
 use super::filter::{self, Instruction};
-use crate::policy::rules::SERVICES_MARK;
 
 /// `AF_PACKET` and `ETH_P_ALL` as they are in an address.
 const FAMILY: u16 = 17;
 const EVERY_PROTOCOL: u16 = 3;
+
+/// The mark of what the services of a card send to its guest, which no policy is about. Only a process with CAP_NET_ADMIN can set one.
+pub(crate) const SERVICES_MARK: u32 = 0x6d76_6d73;
 
 /// Octets of frames that may wait in the kernel for the services, with the kernel's own bookkeeping: a thousand
 /// questions at once. It is more than a host lets others ask for (`net.core.rmem_max`).

@@ -6,8 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::fields::{FieldError, whole_number};
-use super::impair::scaled;
+use super::fields::{FieldError, deserialize_as_flag_text, scaled, whole_number};
 
 /// Longest frame: 64 KiB of IP behind an Ethernet header with a tag.
 const SNAP_MAX: u32 = 65_553;
@@ -122,6 +121,8 @@ impl Serialize for CaptureSize {
         serializer.collect_str(self)
     }
 }
+
+deserialize_as_flag_text!(Snaplen, CaptureSize);
 
 #[cfg(test)]
 mod tests {

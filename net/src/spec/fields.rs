@@ -7,21 +7,8 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
-
-use super::capture::{CaptureSize, Snaplen};
-use super::forward::{FORWARDED_PORTS_MAX, Forward, ForwardList};
-use super::guard::AddressList;
-use super::impair::{Burst, Lateness, Loss, RatePair, Seed};
-use super::limits::{Connections, NewConnections};
-use super::macvtap::MacvtapMode;
-use super::network::{NetworkName, Subnet};
-use super::offload::OffloadList;
-use super::ovs::IfaceId;
-use super::reach::ReachList;
-use super::stp::ForwardDelay;
-use super::vlan::{VlanId, VlanList, VlanRange};
 
 /// Longest interface name: `IFNAMSIZ` less the closing zero (linux/if.h).
 const NAME_MAX: usize = 15;
@@ -51,8 +38,8 @@ const FIRST_FREE_FD: RawFd = 3;
 pub struct IfName(String);
 
 impl IfName {
-    /// The bridge of a network of ours; `prefix` has at most 4 bytes.
-    pub(super) fn of_network(prefix: &str, network: &NetworkName) -> Self {
+    /// The bridge of a network of ours; `prefix` has at most 4 bytes, the network's name at most 11.
+    pub(super) fn of_network(prefix: &str, network: &str) -> Self {
         Self(format!("{prefix}{network}"))
     }
 
@@ -330,8 +317,8 @@ pub enum FieldError {
     SubnetBits {
         /// What was given.
         given: String,
-        /// What it is in.
-        subnet: Subnet,
+        /// The subnet that it is in.
+        subnet: String,
     },
     /// Not a forwarded port.
     #[error("forward={given} is not possible: {reason}")]
@@ -362,13 +349,18 @@ pub enum FieldError {
     #[error("forward={first} and forward={second} both lead the same port of the host: keep one of them")]
     ForwardTwice {
         /// One.
-        first: Forward,
+        first: String,
         /// The other.
-        second: Forward,
+        second: String,
     },
     /// More ports than can be held.
-    #[error("forward= lists {0} ports, and a card has at most {FORWARDED_PORTS_MAX}: give fewer")]
-    ForwardCount(usize),
+    #[error("forward= lists {count} ports, and a card has at most {max}: give fewer")]
+    ForwardCount {
+        /// The ports that are listed.
+        count: usize,
+        /// The most that there may be.
+        max: usize,
+    },
     /// Not a delay of a spanning tree.
     #[error("forward-delay={0} is not possible: give whole seconds from 2 to 30")]
     ForwardDelay(String),
@@ -382,9 +374,9 @@ pub enum FieldError {
     #[error("trunk= lists a VLAN twice, in {first} and {second}: keep one of them")]
     VlanTwice {
         /// One.
-        first: VlanRange,
+        first: String,
         /// The other.
-        second: VlanRange,
+        second: String,
     },
     /// Not a descriptor.
     #[error("fd={0} is not possible: give the numbers of inherited descriptors, such as fd=3 or fd=3:4")]
@@ -408,6 +400,14 @@ pub(super) fn whole_number(text: &str) -> Option<u64> {
     text.parse().ok()
 }
 
+/// A whole number with one of these units.
+pub(super) fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let end = text.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let (_, scale) = units.iter().find(|(name, _)| *name == unit)?;
+    number.parse::<u64>().ok()?.checked_mul(*scale)
+}
+
 /// An element of a list.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -416,9 +416,15 @@ enum Element {
     Text(String),
 }
 
-/// Deserializes any type above from text, from a number, from a boolean or from a list of them, by way of the text
+/// Deserializes a type of this room from text, from a number, from a boolean or from a list of them, by way of the text
 /// that a flag would have: one parser, one set of messages.
-struct FlagText<T>(std::marker::PhantomData<T>);
+pub(super) struct FlagText<T>(std::marker::PhantomData<T>);
+
+impl<T> FlagText<T> {
+    pub(super) fn new() -> Self {
+        Self(std::marker::PhantomData)
+    }
+}
 
 impl<'de, T: FromStr<Err = FieldError>> Visitor<'de> for FlagText<T> {
     type Value = T;
@@ -460,40 +466,16 @@ impl<'de, T: FromStr<Err = FieldError>> Visitor<'de> for FlagText<T> {
     }
 }
 
+/// Has types be read from whatever a flag, a configuration file or an API call gives, by way of their `FromStr`.
 macro_rules! deserialize_as_flag_text {
     ($($name:ty),+) => {$(
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_any(FlagText(std::marker::PhantomData))
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any($crate::spec::fields::FlagText::new())
             }
         }
     )+};
 }
+pub(super) use deserialize_as_flag_text;
 
-deserialize_as_flag_text!(
-    Mtu,
-    Queues,
-    RingSize,
-    Switch,
-    FdList,
-    OffloadList,
-    NetworkName,
-    Subnet,
-    ForwardDelay,
-    VlanId,
-    VlanList,
-    ForwardList,
-    AddressList,
-    Connections,
-    NewConnections,
-    ReachList,
-    MacvtapMode,
-    IfaceId,
-    RatePair,
-    Burst,
-    Lateness,
-    Loss,
-    Seed,
-    Snaplen,
-    CaptureSize
-);
+deserialize_as_flag_text!(Mtu, Queues, RingSize, Switch, FdList);

@@ -14,7 +14,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use super::fields::FieldError;
+use super::fields::{FieldError, deserialize_as_flag_text};
 
 /// Most host ports of one card. Each is held by a socket of the keeper, which has 1024 descriptors on most hosts.
 pub const FORWARDED_PORTS_MAX: usize = 512;
@@ -180,12 +180,12 @@ impl FromStr for ForwardList {
         let list: Vec<Forward> = text.split('+').map(str::parse).collect::<Result<_, _>>()?;
         for (idx, forward) in list.iter().enumerate() {
             if let Some(other) = list[..idx].iter().find(|other| other.overlaps(*forward)) {
-                return Err(FieldError::ForwardTwice { first: *other, second: *forward });
+                return Err(FieldError::ForwardTwice { first: other.to_string(), second: forward.to_string() });
             }
         }
         let count: usize = list.iter().map(|forward| usize::from(forward.count)).sum();
         if count > FORWARDED_PORTS_MAX {
-            return Err(FieldError::ForwardCount(count));
+            return Err(FieldError::ForwardCount { count, max: FORWARDED_PORTS_MAX });
         }
         Ok(Self(list))
     }
@@ -203,6 +203,8 @@ impl Serialize for ForwardList {
         serializer.collect_seq(self.0.iter().map(ToString::to_string))
     }
 }
+
+deserialize_as_flag_text!(ForwardList);
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::fields::{FieldError, Switch};
+use super::fields::{FieldError, Switch, deserialize_as_flag_text};
 
 /// Most addresses of one card. A guest with more is a router, for which the list is the wrong tool.
 pub const ADDRESSES_MAX: usize = 64;
@@ -95,6 +95,8 @@ impl Serialize for AddressList {
         serializer.collect_seq(&self.0)
     }
 }
+
+deserialize_as_flag_text!(AddressList);
 
 #[cfg(test)]
 mod tests {

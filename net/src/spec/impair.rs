@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::fields::FieldError;
+use super::fields::{FieldError, deserialize_as_flag_text, scaled};
 
 /// Bits per second of the slowest and the fastest rate. At the slowest a full frame takes two minutes.
 const RATE_MIN: u64 = 100;
@@ -270,13 +270,7 @@ macro_rules! serialize_as_flag_text {
 
 serialize_as_flag_text!(RatePair, Burst, Lateness, Loss, Seed);
 
-/// A whole number with one of these units.
-pub(super) fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
-    let end = text.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let (_, scale) = units.iter().find(|(name, _)| *name == unit)?;
-    number.parse::<u64>().ok()?.checked_mul(*scale)
-}
+deserialize_as_flag_text!(RatePair, Burst, Lateness, Loss, Seed);
 
 #[cfg(test)]
 mod tests {

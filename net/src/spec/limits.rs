@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::fields::{FieldError, whole_number};
+use super::fields::{FieldError, deserialize_as_flag_text, whole_number};
 
 /// The most that either key takes: more than hosts track.
 const LIMIT_MAX: u32 = 10_000_000;
@@ -106,6 +106,8 @@ impl Serialize for NewConnections {
 fn limit(text: &str) -> Option<u32> {
     whole_number(text).and_then(|value| u32::try_from(value).ok()).filter(|value| (1..=LIMIT_MAX).contains(value))
 }
+
+deserialize_as_flag_text!(Connections, NewConnections);
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::card::CardSpec;
-use super::fields::{FieldError, IfName};
+use super::fields::{FieldError, IfName, deserialize_as_flag_text};
 
 /// `macvtap=`: a new macvtap on an interface of the host, for as long as the VM runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,3 +85,5 @@ pub(super) fn missing_key(key: &str) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+deserialize_as_flag_text!(MacvtapMode);

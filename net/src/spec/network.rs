@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use super::fields::FieldError;
+use super::fields::{FieldError, deserialize_as_flag_text};
 
 /// Longest name of a network: with `mvn-` before it, it is the name of its bridge, which has at most 15 bytes.
 const NAME_MAX: usize = 11;
@@ -124,7 +124,7 @@ impl FromStr for Subnet {
         let len = len.parse().ok().filter(|_| !len.starts_with('+')).ok_or_else(refuse)?;
         let subnet = Self::around(address, len).ok_or_else(refuse)?;
         if subnet.network != address {
-            return Err(FieldError::SubnetBits { given: text.to_owned(), subnet });
+            return Err(FieldError::SubnetBits { given: text.to_owned(), subnet: subnet.to_string() });
         }
         Ok(subnet)
     }
@@ -141,6 +141,8 @@ impl Serialize for Subnet {
         serializer.collect_str(self)
     }
 }
+
+deserialize_as_flag_text!(NetworkName, Subnet);
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use super::fields::FieldError;
+use super::fields::{FieldError, deserialize_as_flag_text};
 
 /// One kind of work, in both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,3 +132,5 @@ impl Serialize for OffloadList {
         serializer.collect_str(self)
     }
 }
+
+deserialize_as_flag_text!(OffloadList);

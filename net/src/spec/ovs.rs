@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::card::CardSpec;
-use super::fields::{FieldError, IfName};
+use super::fields::{FieldError, IfName, deserialize_as_flag_text};
 use super::vlan::VlanId;
 
 /// Longest interface ID: those in use are UUIDs and `NAMESPACE_NAME` of Kubernetes, whose parts have at most 63 bytes each.
@@ -77,3 +77,5 @@ pub(super) fn missing_key(key: &str) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+deserialize_as_flag_text!(IfaceId);

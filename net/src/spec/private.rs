@@ -98,7 +98,7 @@ impl Private<'_> {
     /// The bridge that makes the network: `mvn-NAME` or `mvh-NAME`.
     pub fn bridge(&self) -> IfName {
         let [nat, host] = NETWORK_PREFIXES;
-        IfName::of_network(if self.mode == Mode::Nat { nat } else { host }, self.name)
+        IfName::of_network(if self.mode == Mode::Nat { nat } else { host }, self.name.as_str())
     }
 }
 

@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::fields::{FieldError, Switch};
+use super::fields::{FieldError, Switch, deserialize_as_flag_text};
 
 /// Addresses beyond a guest's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +125,8 @@ impl fmt::Display for ReachSpec {
         if self.metadata == Switch::On { f.write_str(",metadata=on") } else { Ok(()) }
     }
 }
+
+deserialize_as_flag_text!(ReachList);
 
 #[cfg(test)]
 mod tests {

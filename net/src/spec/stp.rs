@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::fields::{FieldError, Switch, whole_number};
+use super::fields::{FieldError, Switch, deserialize_as_flag_text, whole_number};
 
 /// What the kernel takes while the protocol runs, in seconds (`BR_MIN_FORWARD_DELAY` and `BR_MAX_FORWARD_DELAY`,
 /// net/bridge/br_private.h).
@@ -71,3 +71,5 @@ impl fmt::Display for StpSpec {
         Ok(())
     }
 }
+
+deserialize_as_flag_text!(ForwardDelay);

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::fields::{FieldError, whole_number};
+use super::fields::{FieldError, deserialize_as_flag_text, whole_number};
 
 /// The largest number of a VLAN: 4095 is reserved (IEEE 802.1Q, table 9-2).
 const VLAN_MAX: u16 = 4094;
@@ -108,7 +108,7 @@ impl FromStr for VlanList {
         for part in text.split(['+', ':']) {
             let range: VlanRange = part.parse()?;
             if let Some(other) = list.iter().find(|other| other.overlaps(range)) {
-                return Err(FieldError::VlanTwice { first: *other, second: range });
+                return Err(FieldError::VlanTwice { first: other.to_string(), second: range.to_string() });
             }
             list.push(range);
         }
@@ -186,6 +186,8 @@ impl fmt::Display for VlanSpec {
         Ok(())
     }
 }
+
+deserialize_as_flag_text!(VlanId, VlanList);
 
 #[cfg(test)]
 mod tests {

@@ -1,28 +1,24 @@
-//! What the steps of a plan have made so far.
+//! What the steps of a plan have made so far, which the keeper looks after until the steps are undone.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{OwnedFd, RawFd};
 
 use crate::error::Error;
-use crate::facts::Link;
-use crate::gc::remove_vacated;
 use crate::host::docker::{self, Admission, Placed};
-use crate::host::forwarding;
 use crate::host::forwarding::fence::{self, Fence};
+use crate::host::forwarding::{self, Family};
 use crate::host::mirror::{self, Mirror, MirrorError};
-use crate::host::rates::{self, Shape, ShapeError};
-use crate::kernel::nft::{Command, NftError, NftSocket};
+use crate::host::tap::Tap;
+use crate::kernel::link::index_of;
+use crate::kernel::nft::{Command, NftError, NftSocket, TableName};
 use crate::kernel::rtnl::{Attachment, Rtnl};
-use crate::kernel::tun::{self, QueueMode, TapKind};
-use crate::policy::rules::Judged;
-use crate::policy::{InForce, Policy};
+use crate::kernel::sysctl;
+use crate::kernel::tun::TapKind;
+use crate::policy::rules::EnforcedCard;
+use crate::policy::{ActivePolicy, Policy};
 use crate::refusal::Refusal;
-use crate::rules::guard::Guard;
 use crate::rules::tables::Tables;
-use crate::rules::{self, Member};
-use crate::services::{self, ServiceSpec};
+use crate::services::ServiceSpec;
 use crate::spec::IfName;
 use crate::survey;
 
@@ -31,7 +27,7 @@ const QUEUED_MAX: usize = 1000;
 
 /// What steps work on, and what they leave for each other.
 #[derive(Debug)]
-pub(crate) struct Host {
+pub(crate) struct Applied {
     pub(crate) rtnl: Rtnl,
     /// Taps by card.
     pub(crate) taps: BTreeMap<usize, Tap>,
@@ -47,10 +43,10 @@ pub(crate) struct Host {
     vm: String,
     /// The interfaces that the VM's fence keeps apart, so that the host is no router.
     fence: Option<Fence>,
-    /// Bridges for which all has been put back, and that are to be removed at the end.
-    pub(super) vacated: Vec<Link>,
+    /// What has been switched on behind it, by which bridge.
+    fenced: BTreeSet<(IfName, Family)>,
     /// The policy that holds for its cards, if there is one.
-    pub(crate) in_force: Option<InForce>,
+    pub(crate) active_policy: Option<ActivePolicy>,
     /// Rules of the VM in tables of Docker's.
     pub(crate) admitted: Vec<Placed>,
     /// The owner of the table that has frames copied, if there is one.
@@ -63,25 +59,13 @@ pub(crate) struct Host {
     pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
 }
 
-/// A tap of a card.
-#[derive(Debug)]
-pub(crate) struct Tap {
-    pub(crate) name: String,
-    /// Its interface number, none if it may be in another namespace.
-    pub(crate) index: Option<u32>,
-    /// The driver that it is of.
-    pub(crate) kind: TapKind,
-    /// Its queues, until they are handed over.
-    pub(crate) fds: Vec<OwnedFd>,
-}
-
-impl Host {
+impl Applied {
     /// A host that nothing has been done to.
     pub(crate) fn new(rtnl: Rtnl, vm: &str, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
         let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let (tables, in_force, mirrors, rates) = (None, None, None, None);
+        let (tables, active_policy, mirrors, rates) = (None, None, None, None);
         let (admitted, claims) = (Vec::new(), BTreeMap::new());
-        let (vm, fence) = (vm.to_owned(), None);
+        let (vm, fence, fenced) = (vm.to_owned(), None, BTreeSet::new());
         Self {
             rtnl,
             taps,
@@ -91,8 +75,8 @@ impl Host {
             tables,
             vm,
             fence,
-            vacated: Vec::new(),
-            in_force,
+            fenced,
+            active_policy,
             mirrors,
             rates,
             admitted,
@@ -101,20 +85,9 @@ impl Host {
         }
     }
 
-    /// Ends an undoing: takes the fence away with all tables, as forwarding has been put back, and removes the bridges.
-    /// The kernel takes some 10 ms to forget tables, in which it works on the bridges, and whoever closes the last
-    /// descriptor of the owner waits for the rest.
-    pub(crate) async fn finish_undo(&mut self) -> Vec<Error> {
-        let mut errors: Vec<Error> = self.unfence().err().map(Error::Nftables).into_iter().collect();
-        for bridge in std::mem::take(&mut self.vacated) {
-            errors.extend(remove_vacated(&self.rtnl, &bridge).await.err());
-        }
-        errors
-    }
-
     /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
     pub(crate) async fn attach(&self, card: usize, bridge: &IfName, attachment: &Attachment) -> Result<(), Error> {
-        let Some(Tap { name, index: Some(index), .. }) = self.taps.get(&card) else { return Ok(()) };
+        let Tap { name, index: Some(index), .. } = self.tap(card)? else { return Err(Error::NoTap { card }) };
         let attach = async {
             let bridge_index = index_of(bridge.as_str())?;
             self.rtnl.attach(*index, bridge_index, attachment).await
@@ -123,18 +96,9 @@ impl Host {
         attach.await.map_err(|source| Error::AttachTap { tap, bridge: bridge.clone(), source })
     }
 
-    pub(super) fn create_tables(&mut self, vm: &str, members: &[Member], guards: &[Guard]) -> Result<(), Error> {
-        let taps = &self.taps;
-        let tables = rules::tables(vm, members, guards, |card| taps.get(&card)?.name.parse().ok());
-        match self.owner().and_then(|owner| owner.add(tables)) {
-            // These cards have done without before nftables had owners, and where there are none.
-            Err(error) if members.is_empty() && guards.iter().all(Guard::is_open) => {
-                let error = Error::Nftables(error).report().message;
-                log::warn!("BPDUs of the guests on bridges are not dropped: {error}");
-                Ok(())
-            }
-            result => result.map_err(Error::Nftables),
-        }
+    /// The tap of a card, which an earlier step has made.
+    pub(crate) fn tap(&self, card: usize) -> Result<&Tap, Error> {
+        self.taps.get(&card).ok_or(Error::NoTap { card })
     }
 
     /// What owns the VM's tables.
@@ -145,14 +109,16 @@ impl Host {
         }
     }
 
-    /// Removes them; where there is a fence, later and together with it: what it keeps apart is put back first, and the
-    /// kernel takes longer for two removals than for one.
-    pub(crate) fn remove_tables(&mut self) -> Result<(), NftError> {
-        self.in_force = None;
-        if self.fence.is_some() {
-            return Ok(());
-        }
-        self.tables.take().map_or(Ok(()), Tables::remove)
+    /// Removes those of the VM's tables whose names fit.
+    pub(crate) fn remove_tables(&mut self, fits: impl Fn(&TableName) -> bool) -> Result<(), NftError> {
+        self.tables.as_mut().map_or(Ok(()), |tables| tables.remove(fits))
+    }
+
+    /// Removes all of them but the fence.
+    pub(crate) fn remove_rules(&mut self) -> Result<(), NftError> {
+        self.active_policy = None;
+        let fence = fence::table_name(&self.vm);
+        self.remove_tables(|name| *name != fence)
     }
 
     /// Keeps apart what the host is not to be a router between, and no more than that.
@@ -174,18 +140,21 @@ impl Host {
         Ok(())
     }
 
-    /// Takes the fence away with all tables, when all else has been undone.
-    fn unfence(&mut self) -> Result<(), NftError> {
-        if self.fence.take().is_none() {
+    /// Takes the fence away once nothing of this VM needs it any more.
+    pub(super) fn unfence(&mut self, bridge: &IfName, family: Family) -> Result<(), NftError> {
+        self.fenced.remove(&(bridge.clone(), family));
+        if !self.fenced.is_empty() || self.fence.take().is_none() {
             return Ok(());
         }
-        self.tables.take().map_or(Ok(()), Tables::remove)
+        let fence = fence::table_name(&self.vm);
+        self.remove_tables(|name| *name == fence)
     }
 
     /// Switches forwarding on between a network of ours and these interfaces, behind a fence.
     pub(crate) async fn forward(&mut self, bridge: &IfName, uplinks: &[IfName]) -> Result<(), Error> {
         let failed = |source| Error::Forwarding { bridge: bridge.clone(), source };
-        let links = forwarding::links(&self.rtnl).await.map_err(failed)?;
+        self.fenced.insert((bridge.clone(), Family::Ipv4));
+        let links = survey::links(&self.rtnl).await.map_err(failed)?;
         self.fence(Fence::of(&links).with(&links, uplinks)).map_err(Error::Nftables)?;
         forwarding::enable(&self.rtnl, &links, bridge, uplinks).await.map_err(failed)
     }
@@ -193,21 +162,22 @@ impl Host {
     /// The same for IPv6, and all interfaces.
     pub(crate) async fn forward6(&mut self, bridge: &IfName) -> Result<(), Error> {
         let failed = |source| Error::Forwarding { bridge: bridge.clone(), source };
-        if forwarding::ipv6::forwards() {
+        if sysctl::forwards6() {
             return Ok(());
         }
-        let links = forwarding::links(&self.rtnl).await.map_err(failed)?;
+        self.fenced.insert((bridge.clone(), Family::Ipv6));
+        let links = survey::links(&self.rtnl).await.map_err(failed)?;
         self.fence(Fence::of(&links).with_ipv6(&links)).map_err(Error::Nftables)?;
         forwarding::ipv6::enable(&self.rtnl, &links, bridge).await.map_err(failed)
     }
 
     /// The tap of a card as a policy can be enforced on it.
-    pub(crate) fn judged_tap(&self, card: usize) -> Result<(IfName, TapKind), Refusal> {
+    pub(crate) fn enforceable_tap(&self, card: usize) -> Result<(IfName, TapKind), Refusal> {
         let tap = self.taps.get(&card).filter(|tap| tap.index.is_some());
         tap.and_then(|tap| Some((tap.name.parse().ok()?, tap.kind))).ok_or(Refusal::PolicyElsewhere { card })
     }
 
-    /// Drops what has come for a card whose tap could take frames before anybody judged them. More of them than a tap holds are not there.
+    /// Drops what has come for a card whose tap could take frames before a policy held for them. More of them than a tap holds are not there.
     pub(super) fn forget_frames(&self, card: usize) {
         // The header of virtio-net has to fit.
         let mut head = [0; 64];
@@ -218,18 +188,28 @@ impl Host {
     }
 
     /// Has a policy hold for more cards of `vm`, which are all of them if it has none yet.
-    pub(crate) fn judge(&mut self, vm: &str, policy: &Policy, cards: Vec<Judged>) -> Result<(), NftError> {
-        let mut in_force = self.in_force.take().unwrap_or_else(|| InForce::new(policy.clone()));
-        in_force.extend(self.owner()?, vm, cards)?;
-        self.in_force = Some(in_force);
+    pub(crate) fn enforce(&mut self, vm: &str, policy: &Policy, cards: Vec<EnforcedCard>) -> Result<(), NftError> {
+        let mut active_policy = self.active_policy.take().unwrap_or_else(|| ActivePolicy::new(policy.clone()));
+        active_policy.extend(self.owner()?, vm, cards)?;
+        self.active_policy = Some(active_policy);
         Ok(())
+    }
+
+    /// Has no policy hold for a card of `vm` any more.
+    pub(super) fn lift_policy(&mut self, vm: &str, card: usize) -> Result<(), NftError> {
+        let (Some(active), Some(owner)) = (&mut self.active_policy, &mut self.tables) else { return Ok(()) };
+        let lifted = active.remove(owner, vm, card);
+        if active.is_idle() {
+            self.active_policy = None;
+        }
+        lifted
     }
 
     /// Puts a policy in the place of the one before.
     pub(crate) fn replace_policy(&mut self, vm: &str, policy: Policy) -> Result<(), NftError> {
-        let Some(mut in_force) = self.in_force.take() else { return Ok(()) };
-        let result = self.owner().and_then(|owner| in_force.replace(owner, vm, policy));
-        self.in_force = Some(in_force);
+        let Some(mut active_policy) = self.active_policy.take() else { return Ok(()) };
+        let result = self.owner().and_then(|owner| active_policy.replace(owner, vm, policy));
+        self.active_policy = Some(active_policy);
         result
     }
 
@@ -239,8 +219,7 @@ impl Host {
         admissions: &[Admission],
         containers: &[IfName],
     ) -> Result<(), Error> {
-        let links = self.rtnl.links().await.map_err(Error::Survey)?;
-        let links: Vec<_> = links.iter().filter_map(survey::link).collect();
+        let links = survey::links(&self.rtnl).await.map_err(Error::Survey)?;
         self.admitted = docker::admit(vm, admissions, containers, &links).map_err(Error::Docker)?;
         Ok(())
     }
@@ -266,71 +245,4 @@ impl Host {
         self.mirrors = Some(socket);
         Ok(())
     }
-
-    pub(super) async fn hold_rates(&mut self, vm: &str, shapes: &[Shape]) -> Result<(), Error> {
-        self.rates = Some(rates::hold(&self.rtnl, vm, shapes, &self.taps).await.map_err(|error| match error {
-            ShapeError::Missing => Refusal::NoRates.into(),
-            error => Error::HoldRates(error),
-        })?);
-        Ok(())
-    }
-
-    /// The taps are removed by an earlier step, and so undone later than this.
-    pub(super) async fn release_rates(&mut self, shapes: &[Shape]) -> Result<(), Error> {
-        self.rates = None;
-        let taps = shapes.iter().filter_map(|shape| self.taps.get(&shape.card)?.index);
-        rates::release(&self.rtnl, taps).await.map_err(|source| Error::HoldRates(source.into()))
-    }
-
-    pub(super) fn open_services(&mut self, card: usize, spec: &ServiceSpec) -> Result<(), Error> {
-        let Some(Tap { name, index: Some(index), .. }) = self.taps.get(&card) else { return Ok(()) };
-        let socket = services::open_socket(*index, spec);
-        let socket = socket.map_err(|source| Error::OpenServices { tap: name.clone(), source })?;
-        self.services.insert(card, (spec.clone(), socket));
-        Ok(())
-    }
-
-    pub(super) fn adopt(&mut self, tap: &str, fds: &[RawFd]) -> Result<Tap, Error> {
-        let mut queues = Vec::new();
-        for fd in fds {
-            let queue = self.inherited.get(fd).map_or_else(
-                || Err(io::Error::from_raw_os_error(libc::EBADF)),
-                |queue| tun::adopt(queue).and_then(|()| queue.try_clone()),
-            );
-            queues.push(queue.map_err(|source| Error::AdoptTap { tap: tap.to_owned(), source })?);
-        }
-        let here = queues.first().is_some_and(tun::is_in_our_namespace);
-        let index = if here { index_of(tap).ok() } else { None };
-        Ok(Tap { name: tap.to_owned(), index, kind: TapKind::Tap, fds: queues })
-    }
-}
-
-/// Makes a tap and returns it with its interface number.
-pub(crate) fn create_tap(name: &str, queues: u16) -> Result<(Tap, u32), Error> {
-    let files = open_queues(queues)?;
-    let name = tun::create(&files, name, QueueMode::for_queues(queues)).map_err(Error::CreateTap)?;
-    let index = index_of(&name).map_err(Error::CreateTap)?;
-    let fds = files.into_iter().map(OwnedFd::from).collect();
-    Ok((Tap { name, index: Some(index), kind: TapKind::Tap, fds }, index))
-}
-
-pub(super) fn open_tap(tap: &IfName, queues: u16, mode: QueueMode) -> Result<Tap, Error> {
-    let files = open_queues(queues)?;
-    for file in &files {
-        tun::attach(file, tap.as_str(), mode).map_err(|source| match source.raw_os_error() {
-            // The survey sees the users of a multi-queue tap only.
-            Some(libc::EBUSY) => Refusal::TapBusy { name: tap.clone() }.into(),
-            _ => Error::OpenTap { tap: tap.to_string(), source },
-        })?;
-    }
-    let fds = files.into_iter().map(OwnedFd::from).collect();
-    Ok(Tap { name: tap.to_string(), index: index_of(tap.as_str()).ok(), kind: TapKind::Tap, fds })
-}
-
-pub(super) fn open_queues(queues: u16) -> Result<Vec<File>, Error> {
-    (0..queues).map(|_| tun::open_device()).collect::<io::Result<_>>().map_err(Error::OpenTun)
-}
-
-pub(crate) fn index_of(name: &str) -> io::Result<u32> {
-    nix::net::if_::if_nametoindex(name).map_err(io::Error::from)
 }

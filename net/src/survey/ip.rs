@@ -11,10 +11,9 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 
 use crate::facts::{Address, IpFacts, Link, Route, Settings};
-use crate::host::docker;
-use crate::host::forwarding;
 use crate::kernel::rtnl::Rtnl;
 use crate::kernel::sysctl::{self, Conf};
+use crate::survey::docker;
 
 /// Where the host's name servers are.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -33,11 +32,11 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let addresses = rtnl.addresses().await?.iter().filter_map(address).collect();
     let routes: Vec<Route> = rtnl.routes(AddressFamily::Inet).await?.iter().flat_map(routes_of).collect();
     let users: BTreeSet<u32> = routes.iter().filter_map(|route| route.link).collect();
-    let forwards = |link: &&Link| forwarding::forwards(&link.name);
+    let forwards = |link: &&Link| sysctl::forwards(&link.name);
     let forwarding = links.iter().filter(|link| users.contains(&link.index)).filter(forwards);
     let forwarding = forwarding.map(|link| link.index).collect();
     let lacks_ipv6 = !Path::new(IPV6_SETTINGS).exists();
-    let forwards6 = forwarding::ipv6::forwards();
+    let forwards6 = sysctl::forwards6();
     let settings = settings();
     let docker = docker::survey();
     let bridged_as_routed = bridged_as_routed();
@@ -61,7 +60,7 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
 /// The settings that a new network meets.
 fn settings() -> Settings {
     let without_ipv6 = sysctl::read(Conf::Ipv6, "default", "disable_ipv6").map_or(true, |value| value == "1");
-    Settings { locked: sysctl::are_locked(), forwarding: forwarding::forwards("default"), without_ipv6 }
+    Settings { locked: sysctl::are_locked(), forwarding: sysctl::forwards("default"), without_ipv6 }
 }
 
 /// Returns whether frames on bridges pass the rules for routed packets.

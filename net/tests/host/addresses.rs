@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd;
 
-use net::{Keeper, Lookout, Port, Request};
+use net::{AddressListener, Keeper, Port, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::Case;
@@ -36,8 +36,8 @@ impl Card {
         Self { _keeper: keeper, port, tap }
     }
 
-    fn lookout(&self) -> &Lookout {
-        self.port.lookout.as_ref().expect("a lookout")
+    fn address_listener(&self) -> &AddressListener {
+        self.port.address_listener.as_ref().expect("an address listener")
     }
 
     /// The guest sends a frame.
@@ -59,13 +59,13 @@ impl Card {
 
     /// What is heard within half a second; a socket that has nothing to say does not become readable.
     fn heard(&self) -> Option<IpAddr> {
-        readable(self.lookout(), 500).then(|| self.lookout().look()).flatten()
+        readable(self.address_listener(), 500).then(|| self.address_listener().look()).flatten()
     }
 
     /// What is heard in the end.
     fn hears(&self) -> Option<IpAddr> {
-        assert!(readable(self.lookout(), 20_000), "nothing is heard");
-        self.lookout().look()
+        assert!(readable(self.address_listener(), 20_000), "nothing is heard");
+        self.address_listener().look()
     }
 }
 

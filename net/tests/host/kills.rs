@@ -3,7 +3,7 @@
 //! What a keeper undoes is gone when it has ended; what is left without one is gone after `net::gc`, or with the next VM.
 
 mod program;
-mod state;
+pub(crate) mod state;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -80,7 +80,7 @@ const VLAN_MODES: &[Mode] = &[
 const RATES: Mode = mode("rates", &["bridge=br0,vhost=on,rate=4M/4M", "nat"]);
 
 /// What `--policy` says in a mode that has one.
-const POLICY: &str = r#"{"ingress": [{"protocol": "tcp", "ports": [22, "8000-8010"], "source": "192.0.2.0/24"}],
+pub(crate) const POLICY: &str = r#"{"ingress": [{"protocol": "tcp", "ports": [22, "8000-8010"], "source": "192.0.2.0/24"}],
                         "egress": [{"protocol": "udp", "ports": 53}, {"protocol": "tcp", "action": "drop"}]}"#;
 
 const fn mode(name: &'static str, cards: &'static [&'static str]) -> Mode {
@@ -324,7 +324,7 @@ fn at_random() {
 }
 
 /// A host with a bridge, a way out, another card, and Docker.
-fn prepare() -> [Namespace; 2] {
+pub(crate) fn prepare() -> [Namespace; 2] {
     sh("ip link set lo up");
     let world = Namespace::behind("wan0", "198.51.100.1/24", "198.51.100.2/24");
     sh("ip route add default via 198.51.100.1");

@@ -138,10 +138,10 @@ fn address() {
     use std::io::Write;
     let outside = lan();
     let (keeper, port) = start("macvtap=up0");
-    let lookout = port.lookout.as_ref().unwrap();
+    let address_listener = port.address_listener.as_ref().unwrap();
     // What comes in is not the guest's: it is asked for, and answered by nobody.
     assert!(!outside.attempt("ping -n -c 1 -W 1 192.0.2.77").0);
-    assert_eq!(lookout.look(), None);
+    assert_eq!(address_listener.look(), None);
 
     let mut frame = vec![0; 12 + 60];
     frame[12..18].fill(0xff);
@@ -151,9 +151,9 @@ fn address() {
     frame[40..44].copy_from_slice(&[192, 0, 2, 9]);
     std::fs::File::from(port.fds[0].try_clone().unwrap()).write_all(&frame).unwrap();
 
-    let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(lookout), PollFlags::POLLIN)];
+    let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(address_listener), PollFlags::POLLIN)];
     assert_eq!(poll(&mut fds, PollTimeout::from(20_000u16)).unwrap(), 1);
-    assert_eq!(lookout.look(), Some([192, 0, 2, 9].into()));
+    assert_eq!(address_listener.look(), Some([192, 0, 2, 9].into()));
     drop(port);
     keeper.stop().unwrap();
 }

@@ -47,6 +47,7 @@ mod rates;
 mod reach;
 mod refusals;
 mod services;
+mod steps;
 mod uplink;
 mod vlans;
 mod vmm;
@@ -90,6 +91,7 @@ fn cases() -> Vec<Case> {
         reach::CASES,
         refusals::CASES,
         services::CASES,
+        steps::CASES,
         uplink::CASES,
     ];
     cases.concat()
@@ -97,7 +99,7 @@ fn cases() -> Vec<Case> {
 
 /// Those that take a kernel whose bridges have VLANs.
 fn vlan_cases() -> Vec<Case> {
-    [frames::VLAN_CASES, guard::VLAN_CASES, modes::VLAN_CASES, vlans::CASES].concat()
+    [frames::VLAN_CASES, guard::VLAN_CASES, modes::VLAN_CASES, steps::VLAN_CASES, vlans::CASES].concat()
 }
 
 fn main() -> ExitCode {

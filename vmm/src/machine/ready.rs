@@ -12,7 +12,7 @@
 use crate::error::Error;
 use crate::name::VmName;
 use crate::ready_channel::{Channel, ReadyFd};
-use net::{Lookout, NetSpec, Port, Timing};
+use net::{AddressListener, NetSpec, Port, Timing};
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -59,7 +59,7 @@ struct Card {
 
 enum Address {
     /// The first frame with one is waited for.
-    Awaited(Lookout),
+    Awaited(AddressListener),
     /// The card's own DHCP has not acknowledged its lease.
     Unleased,
     /// The guest has these.
@@ -74,7 +74,7 @@ impl Ready {
         Self { options, timing: Timing::default(), cards: Vec::new(), told: Told::No }
     }
 
-    /// Waits on the cards' ports, whose lookouts it takes.
+    /// Waits on the cards' ports, whose address listeners it takes.
     ///
     /// # Errors
     /// There is a deadline for an address that cannot be heard.
@@ -93,9 +93,9 @@ impl Ready {
             foreign_rules: port.foreign_rules.clone(),
             tap: port.tap_name.clone(),
             mac: port.mac,
-            address: match (&port.services, port.lookout.take()) {
+            address: match (&port.services, port.address_listener.take()) {
                 (Some(_), _) => Address::Unleased,
-                (None, Some(lookout)) => Address::Awaited(lookout),
+                (None, Some(address_listener)) => Address::Awaited(address_listener),
                 (None, None) => Address::Unknown,
             },
         };
@@ -115,7 +115,7 @@ impl Ready {
     /// The descriptors to wait for: those of cards whose addresses are not known.
     pub(super) fn sources(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         self.cards.iter().enumerate().filter_map(|(card, Card { address, .. })| match address {
-            Address::Awaited(lookout) => Some((card, lookout.as_fd())),
+            Address::Awaited(address_listener) => Some((card, address_listener.as_fd())),
             Address::Unleased | Address::Known(_) | Address::Unknown => None,
         })
     }
@@ -123,7 +123,7 @@ impl Ready {
     /// Listens for the address of a card.
     pub(super) fn listen(&mut self, card: usize) {
         let heard = match self.cards.get(card) {
-            Some(Card { address: Address::Awaited(lookout), .. }) => lookout.look(),
+            Some(Card { address: Address::Awaited(address_listener), .. }) => address_listener.look(),
             _ => None,
         };
         if let Some(address) = heard {
@@ -135,7 +135,7 @@ impl Ready {
     pub(super) fn learn(&mut self, card: usize, addresses: Vec<IpAddr>) {
         log::debug!("net{card} has {addresses:?}");
         if let Some(card) = self.cards.get_mut(card) {
-            // A lookout is closed by this.
+            // An address listener is closed by this.
             card.address = Address::Known(addresses);
         }
     }

@@ -19,12 +19,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{forwards, ipv6, network};
+use super::{ipv6, network};
 use crate::facts::Link;
 use crate::kernel::nft::{
     Base, Chain, ChainType, Family, Hook, LinkKind, Match, NamePrefix, NfProto, Policy, Rule, Table, TableName, Test,
     Verdict,
 };
+use crate::kernel::sysctl;
 use crate::rules::guard::drop_as;
 use crate::spec::{IfName, NETWORK_PREFIXES};
 
@@ -52,7 +53,7 @@ impl Fence {
     /// The one that is to be now, by what is written on bridges of ours.
     pub(crate) fn of(links: &[Link]) -> Self {
         let mut fence = Self::default();
-        let all = forwards("all");
+        let all = sysctl::forwards("all");
         for (_, mut alias) in links.iter().filter_map(network) {
             alias.settle(all);
             fence.add(links, |link| alias.forward.contains(&link.index));
@@ -65,7 +66,9 @@ impl Fence {
 
     /// The same, with interfaces that are about to be switched on.
     pub(crate) fn with(mut self, links: &[Link], uplinks: &[IfName]) -> Self {
-        self.add(links, |link| uplinks.iter().any(|uplink| uplink.as_str() == link.name) && !forwards(&link.name));
+        self.add(links, |link| {
+            uplinks.iter().any(|uplink| uplink.as_str() == link.name) && !sysctl::forwards(&link.name)
+        });
         self
     }
 

@@ -16,39 +16,35 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use super::{KEY, may_lead, network, write};
+use super::{may_lead, network, write};
 use crate::facts::Link;
 use crate::identity::alias::NetworkAlias;
 use crate::kernel::rtnl::Rtnl;
-use crate::kernel::sysctl::{self, Conf};
+use crate::kernel::sysctl::{self, Conf, FORWARDING};
 use crate::spec::IfName;
+use crate::survey;
 
 /// The setting for router advertisements: 1 takes them while the interface does not forward, 2 always.
 const ACCEPT_RA: &str = "accept_ra";
 
-/// Returns whether the host forwards IPv6.
-pub(crate) fn forwards() -> bool {
-    is("all", KEY, "1")
-}
-
 /// Returns whether it does so by its owner's wish, and not because of what is written on a bridge of ours.
 pub(crate) fn is_wanted_by_others(alias: &NetworkAlias) -> bool {
-    !alias.default6 && alias.switching6.is_none() && is("default", KEY, "1")
+    !alias.default6 && alias.switching6.is_none() && is("default", FORWARDING, "1")
 }
 
 /// Lets IPv6 packets pass through a host that does not forward them. Its interfaces go on taking router advertisements,
 /// also later ones.
 pub(crate) async fn enable(rtnl: &Rtnl, links: &[Link], bridge: &IfName) -> io::Result<()> {
-    if forwards() {
+    if sysctl::forwards6() {
         return Ok(());
     }
     let own = || links.iter().find(|link| link.name == bridge.as_str()).and_then(network);
     // It may be written already, and switched off by others.
     let written = links.iter().filter_map(network).find(|(_, alias)| alias.forward6);
     let Some((ours, mut alias)) = written.or_else(own) else { return Err(io::ErrorKind::NotFound.into()) };
-    let routers = |link: &&Link| !link.is_our_network() && is(&link.name, KEY, "1");
+    let routers = |link: &&Link| !link.is_our_network() && is(&link.name, FORWARDING, "1");
     let routers: BTreeSet<u32> = links.iter().filter(routers).map(|link| link.index).collect();
-    alias.default6 = is("default", KEY, "1");
+    alias.default6 = is("default", FORWARDING, "1");
     let taking = note_advertised(&mut alias, links, &routers);
     alias.forward6 = true;
     alias.switching6 = Some(routers.clone());
@@ -59,16 +55,16 @@ pub(crate) async fn enable(rtnl: &Rtnl, links: &[Link], bridge: &IfName) -> io::
     if alias.later_ra {
         sysctl::set(Conf::Ipv6, "default", ACCEPT_RA, "2")?;
     }
-    sysctl::set(Conf::Ipv6, "all", KEY, "1")?;
+    sysctl::set(Conf::Ipv6, "all", FORWARDING, "1")?;
     if !alias.default6 {
-        sysctl::set(Conf::Ipv6, "default", KEY, "0")?;
+        sysctl::set(Conf::Ipv6, "default", FORWARDING, "0")?;
     }
     // Also one that has come meanwhile, with what later interfaces had for a moment.
-    let now = super::links(rtnl).await?;
+    let now = survey::links(rtnl).await?;
     let came = |link: &Link| !links.iter().any(|known| known.index == link.index);
     let hosts = now.iter().filter(|link| !link.is_our_network() && !routers.contains(&link.index));
     for link in hosts.filter(|link| !(alias.default6 && came(link))) {
-        sysctl::set_if_there(Conf::Ipv6, &link.name, KEY, "0")?;
+        sysctl::set_if_there(Conf::Ipv6, &link.name, FORWARDING, "0")?;
     }
     alias.switching6 = None;
     write(rtnl, ours, &alias).await
@@ -95,18 +91,18 @@ fn note_advertised<'a>(alias: &mut NetworkAlias, links: &'a [Link], routers: &BT
 /// Has the host forward IPv6 no longer, and interfaces take router advertisements as they did.
 pub(super) fn put_back(alias: &NetworkAlias, links: &[Link]) -> io::Result<()> {
     let others = || links.iter().filter(|link| !link.is_our_network());
-    if forwards() && !is_wanted_by_others(alias) {
+    if sysctl::forwards6() && !is_wanted_by_others(alias) {
         let routes = |link: &&Link| match &alias.switching6 {
             Some(before) => before.contains(&link.index),
-            None => is(&link.name, KEY, "1"),
+            None => is(&link.name, FORWARDING, "1"),
         };
         let routers: Vec<&Link> = others().filter(routes).collect();
-        sysctl::set(Conf::Ipv6, "all", KEY, "0")?;
+        sysctl::set(Conf::Ipv6, "all", FORWARDING, "0")?;
         if alias.default6 {
-            sysctl::set(Conf::Ipv6, "default", KEY, "1")?;
+            sysctl::set(Conf::Ipv6, "default", FORWARDING, "1")?;
         }
         for link in routers {
-            sysctl::set_if_there(Conf::Ipv6, &link.name, KEY, "1")?;
+            sysctl::set_if_there(Conf::Ipv6, &link.name, FORWARDING, "1")?;
         }
     }
     let told = |link: &&Link| {

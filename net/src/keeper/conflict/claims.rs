@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 
 use crate::address_listener::{attach_filter, bind_to, jump_if_equal, statement};
 use crate::identity::mac::{MAC_LEN, MacAddr};
-use crate::keeper::child::pollable;
+use crate::keeper::pollable::pollable;
 use crate::services::solicitation;
 use crate::spec::ADDRESSES_MAX;
 
@@ -51,7 +51,7 @@ pub(in crate::keeper) struct Claim {
 }
 
 /// Where claims of one IP version come.
-pub(in crate::keeper) struct Ear {
+pub(in crate::keeper) struct ConflictListener {
     /// A packet socket in the clothes of another, which tokio can wait for.
     socket: UnixStream,
     version: Version,
@@ -63,7 +63,7 @@ enum Version {
     V6,
 }
 
-impl Ear {
+impl ConflictListener {
     /// Listens on the interface with this number, whose own address is `own`, for others with the addresses of the guest with `mac`, after
     /// all have been asked for; as many as IP versions are among them.
     pub(super) fn open(index: u32, own: MacAddr, mac: MacAddr, addresses: &[IpAddr]) -> io::Result<Vec<Self>> {

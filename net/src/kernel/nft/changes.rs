@@ -12,9 +12,9 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use super::attr::{Message, messages};
 use super::kernel::NFTA_TABLE_NAME;
 use super::kernel::msg::*;
+use crate::kernel::netlink::{Message, messages};
 use crate::kernel::netlink_filter::{ATTR_HEAD_LEN, HEAD_LEN, KIND_AT, Line, To, attach};
 
 /// Bit of `struct sockaddr_nl` for `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
@@ -119,8 +119,8 @@ fn is_relevant(message: &Message<'_>, but: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::attr::Writer;
     use super::*;
+    use crate::kernel::netlink::Writer;
 
     #[test]
     fn tables_chains_and_rules_of_others_are_relevant() {

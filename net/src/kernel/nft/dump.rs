@@ -1,10 +1,10 @@
 //! What is in the kernel: counters of our tables, names of tables, and where others decide about packets.
 
-use super::attr::{Attrs, Writer};
 use super::kernel::msg::*;
 use super::kernel::*;
 use super::socket::{NftError, NftSocket};
 use super::table::{Policy, TableName};
+use crate::kernel::netlink::{Attrs, Writer};
 
 /// Packets and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

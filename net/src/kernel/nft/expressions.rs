@@ -4,14 +4,14 @@
 
 use std::net::IpAddr;
 
-use super::attr::Writer;
 use super::kernel::*;
+use super::lookup::{Lookup, NewSet, RuleError};
 use super::matching::{DPORT, Field, Load, Match, Needs, RawMatch};
-use super::objects::{Lookup, NewSet, RuleError};
 use super::statement::{Limit, Mss, NatPort, NatTarget, Reject, Statement, Verdict};
 use super::table::{Expr, Family, Rule};
 use super::test::{KeyKind, RawItem, RawTest};
 use super::value::{Datum, EtherType, L4Proto, NfProto};
+use crate::kernel::netlink::Writer;
 use crate::spec::IfName;
 
 /// A rule being written, and the sets without names that it takes.
@@ -473,7 +473,7 @@ fn registers(w: &mut Writer, registers: &[(u16, Option<u32>)]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::nft::attr::Attrs;
+    use crate::kernel::netlink::Attrs;
     use crate::kernel::nft::matching::{CtState, IpFields};
     use crate::kernel::nft::test::Test;
 

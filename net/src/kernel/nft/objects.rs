@@ -1,16 +1,13 @@
 //! Tables, chains, sets and rules as messages, each with the object that it is about.
 
 use std::fmt;
-use std::io;
 
-use super::attr::{Head, TooLong, Writer};
 use super::expressions::RuleEncoder;
 use super::kernel::msg::*;
 use super::kernel::*;
+use super::lookup::{Element, Lookup, NewSet, RuleError, elements};
 use super::table::{Chain, Elements, Family, Rule, Set, Table, TableName};
-use super::test::{KeyKind, RawItem, edges};
-use super::value::Datum;
-use crate::spec::IfName;
+use crate::kernel::netlink::{Head, TooLong, Writer};
 
 /// What cannot be said to the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -26,22 +23,6 @@ pub enum EncodeError {
     /// An attribute with more than 65535 bytes.
     #[error(transparent)]
     TooLong(#[from] TooLong),
-}
-
-/// What cannot be said in a rule.
-#[derive(Debug, thiserror::Error)]
-pub enum RuleError {
-    /// Chains of an inet table see no ARP, at no hook.
-    #[error("ARP can be tested for in tables of the families netdev and bridge only")]
-    ArpInInet,
-    /// The kernel takes an interface's number.
-    #[error("There is no interface {name}")]
-    Device {
-        /// The interface.
-        name: IfName,
-        /// What the kernel said.
-        source: io::Error,
-    },
 }
 
 /// What a message is about.
@@ -69,81 +50,6 @@ impl fmt::Display for Object<'_> {
             Self::Rule(table, chain, rule) => write!(f, "rule '{rule}' of chain {chain} of table {table}"),
         }
     }
-}
-
-/// A set without a name.
-#[derive(Debug)]
-pub(super) struct NewSet {
-    /// By which rules and elements of the same transaction know it.
-    pub(super) id: u32,
-    flags: u32,
-    key: KeyKind,
-    /// How many elements it has or may have, if that is said.
-    size: Option<u32>,
-    elements: Vec<Element>,
-}
-
-/// An element of a set as the kernel has it.
-#[derive(Clone, Debug)]
-struct Element {
-    key: Vec<u8>,
-    data: Option<Vec<u8>>,
-    end: bool,
-}
-
-/// How a rule finds a set.
-#[derive(Debug)]
-pub(super) struct Lookup {
-    pub(super) name: String,
-    pub(super) id: Option<u32>,
-}
-
-impl Lookup {
-    /// A set of the table.
-    pub(super) fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), id: None }
-    }
-}
-
-/// What sets and maps without names are called; the kernel puts a number in.
-const SET_NAME: &str = "__set%d";
-const MAP_NAME: &str = "__map%d";
-
-impl NewSet {
-    /// A set of these keys.
-    pub(super) fn keys(items: Vec<RawItem>, key: KeyKind) -> Self {
-        let has_intervals = items.iter().any(|item| item.first != item.last);
-        let flags = NFT_SET_ANONYMOUS | NFT_SET_CONSTANT | if has_intervals { NFT_SET_INTERVAL } else { 0 };
-        let elements = elements(&items, has_intervals);
-        Self { id: 0, flags, key, size: u32::try_from(elements.len()).ok(), elements }
-    }
-
-    /// A map from ports to ports.
-    pub(super) fn ports(pairs: &[(u16, u16)], key: KeyKind) -> Self {
-        let element = |(from, to): &(u16, u16)| Element { key: from.bytes(), data: Some(to.bytes()), end: false };
-        let flags = NFT_SET_ANONYMOUS | NFT_SET_CONSTANT | NFT_SET_MAP;
-        let elements: Vec<Element> = pairs.iter().map(element).collect();
-        Self { id: 0, flags, key, size: u32::try_from(elements.len()).ok(), elements }
-    }
-
-    /// How the rule that it was made for finds it.
-    pub(super) fn lookup(&self) -> Lookup {
-        Lookup { name: self.name().to_owned(), id: Some(self.id) }
-    }
-
-    fn name(&self) -> &'static str {
-        if self.flags & NFT_SET_MAP == 0 { SET_NAME } else { MAP_NAME }
-    }
-}
-
-fn elements(items: &[RawItem], has_intervals: bool) -> Vec<Element> {
-    if has_intervals {
-        return edges(items).into_iter().map(|edge| Element { key: edge.key, data: None, end: edge.end }).collect();
-    }
-    let mut keys: Vec<&Vec<u8>> = items.iter().map(|item| &item.first).collect();
-    keys.sort();
-    keys.dedup();
-    keys.into_iter().map(|key| Element { key: key.clone(), data: None, end: false }).collect()
 }
 
 /// Elements in one message: an attribute holds at most 64 KiB, and an element takes at most 56 bytes.

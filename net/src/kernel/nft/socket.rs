@@ -12,10 +12,10 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use super::attr::{Attrs, Head, Message, Writer, messages};
 use super::batch::Batch;
 use super::kernel::msg::NFNL_SUBSYS_NFTABLES;
 use super::objects::{EncodeError, Object};
+use crate::kernel::netlink::{Attrs, Head, Message, Writer, messages};
 
 /// Why the kernel's packet filter could not be changed or read.
 #[derive(Debug, thiserror::Error)]

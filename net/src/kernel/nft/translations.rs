@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
-use super::attr::{Attrs, Writer};
 use super::dump::{comment, exprs, family_name};
 use super::kernel::msg::*;
 use super::kernel::*;
 use super::socket::{NftError, NftSocket};
+use crate::kernel::netlink::{Attrs, Writer};
 
 /// `enum nft_cmp_ops`.
 const NFT_CMP_LTE: u32 = 3;

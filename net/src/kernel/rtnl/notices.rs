@@ -15,8 +15,8 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use crate::kernel::netlink::{Attrs, Message, messages};
 use crate::kernel::netlink_filter::{HEAD_LEN, KIND_AT, Line, To, attach};
-use crate::kernel::nft::attr::{Attrs, Message, messages};
 use crate::kernel::sysctl::Conf;
 
 /// Bits of `struct sockaddr_nl` for `RTNLGRP_IPV4_ROUTE`, `_IPV4_NETCONF` and `_IPV6_NETCONF` (linux/rtnetlink.h). Of
@@ -238,7 +238,7 @@ fn number(payload: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::nft::attr::Writer;
+    use crate::kernel::netlink::Writer;
 
     fn heard(kind: u16, head: &[u8], attrs: impl FnOnce(&mut Writer)) -> Heard {
         let mut writer = Writer::default();

@@ -1,6 +1,7 @@
 //! Cards on bridges of the host, and bridges that are made for them.
 
 use super::*;
+use crate::step::{AttachTap, CreateBridge};
 
 #[test]
 fn a_card_on_a_bridge_with_ports() {
@@ -34,7 +35,7 @@ fn a_bridge_whose_ports_are_all_above_a_tap_keeps_its_address() {
         link.mac = link.mac.map(|[_, rest @ ..]| [[0xfe].as_slice(), &rest].concat().try_into().unwrap());
     }
     let plan = plan("vm", &specs(&["bridge=br0"]), &facts).unwrap();
-    assert!(matches!(plan.steps[0], Step::PinAddress { .. }), "{:?}", plan.steps[0]);
+    assert!(matches!(plan.steps[0], Step::PinAddress(_)), "{:?}", plan.steps[0]);
 }
 
 #[test]
@@ -42,7 +43,7 @@ fn a_bridge_that_has_lost_its_address_cannot_keep_it() {
     let mut facts = host();
     facts.links[3].mac = Some([0; 6]);
     let plan = plan("vm", &specs(&["bridge=br1"]), &facts).unwrap();
-    assert!(!plan.steps.iter().any(|step| matches!(step, Step::PinAddress { .. })));
+    assert!(!plan.steps.iter().any(|step| matches!(step, Step::PinAddress(_))));
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn a_missing_bridge_is_made_once_for_all_cards() {
 fn two_new_bridges_have_two_addresses() {
     let plan = plan("vm", &specs(&["bridge=n1,create=on", "bridge=n2,create=on"]), &host()).unwrap();
     let created = plan.steps.iter().filter_map(|step| match step {
-        Step::CreateBridge { mac, .. } => Some(mac.to_string()),
+        Step::CreateBridge(CreateBridge { mac, .. }) => Some(mac.to_string()),
         _ => None,
     });
     assert_eq!(created.collect::<Vec<_>>(), ["02:01:02:03:04:05", "02:01:02:03:04:06"]);
@@ -77,8 +78,8 @@ fn two_new_bridges_have_two_addresses() {
 fn a_new_bridge_has_the_cards_mtu() {
     let plan = plan("vm", &specs(&["bridge=new,create=on,mtu=9000"]), &host()).unwrap();
     assert_eq!(plan.cards[0].mtu, 9000);
-    assert!(matches!(plan.steps[0], Step::CreateBridge { mtu: 9000, .. }));
-    assert!(matches!(plan.steps[2], Step::AttachTap { mtu: 9000, .. }));
+    assert!(matches!(plan.steps[0], Step::CreateBridge(CreateBridge { mtu: 9000, .. })));
+    assert!(matches!(plan.steps[2], Step::AttachTap(AttachTap { mtu: 9000, .. })));
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn a_bridge_with_a_larger_mtu_than_a_tap_can_have_is_joined_with_the_largest() {
     let plan = plan("vm", &specs(&["bridge=br0"]), &facts).unwrap();
 
     assert_eq!(plan.cards[0].mtu, 65521);
-    assert!(matches!(plan.steps[1], Step::AttachTap { mtu: 65521, .. }));
+    assert!(matches!(plan.steps[1], Step::AttachTap(AttachTap { mtu: 65521, .. })));
     assert_eq!(refusal(&["bridge=br0,mtu=65522"], &facts), "mtu=65522 is more than br0 carries, which is 65521");
 }
 
@@ -109,7 +110,7 @@ fn the_tap_has_the_bridges_mtu_and_the_guest_what_it_asked_for() {
     facts.links[2].mtu = 9000;
     let plan = plan("vm", &specs(&["bridge=br0,mtu=1400"]), &facts).unwrap();
     assert_eq!(plan.cards[0].mtu, 1400);
-    assert!(matches!(plan.steps[1], Step::AttachTap { mtu: 9000, .. }));
+    assert!(matches!(plan.steps[1], Step::AttachTap(AttachTap { mtu: 9000, .. })));
     assert_eq!(refusal(&["bridge=br0,mtu=9001"], &facts), "mtu=9001 is more than br0 carries, which is 9000");
 }
 

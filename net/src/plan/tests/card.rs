@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::facts::{FdbEntry, Neighbour};
+use crate::step::{CreateTap, LimitRates, OpenTap, OpenVhost};
 
 #[test]
 fn addresses_are_derived_from_the_vms_name() {
@@ -67,7 +68,7 @@ fn a_card_has_a_queue_pair_for_each_vcpu_as_far_as_its_tap_has_them() {
         let plan = crate::plan::plan(&request, &facts).unwrap();
         assert_eq!(plan.cards[0].queues, queues, "{vcpus} {flag}");
         let steps = plan.steps.iter().find_map(|step| match step {
-            Step::CreateTap { queues, .. } | Step::OpenTap { queues, .. } => Some(*queues),
+            Step::CreateTap(CreateTap { queues, .. }) | Step::OpenTap(OpenTap { queues, .. }) => Some(*queues),
             _ => None,
         });
         assert_eq!(steps, Some(queues), "{vcpus} {flag}");
@@ -81,10 +82,10 @@ fn vhost_is_opened_once_for_each_queue_pair_in_every_mode() {
     facts.fds = [3, 4].map(|fd| FdFact { fd, kind: kind.clone() }).to_vec();
     for (flag, queues) in [("bridge=br0,queues=3,vhost=on", 3), ("tap=tap0,vhost=on", 1), ("fd=3:4,vhost=on", 2)] {
         let steps = plan("vm", &specs(&[flag]), &facts).unwrap().steps;
-        assert!(steps.contains(&Step::OpenVhost { card: 0, queues }), "{flag}");
+        assert!(steps.contains(&Step::OpenVhost(OpenVhost { card: 0, queues })), "{flag}");
     }
     let steps = plan("vm", &specs(&["bridge=br0,vhost=off"]), &facts).unwrap().steps;
-    assert!(!steps.iter().any(|step| matches!(step, Step::OpenVhost { .. })));
+    assert!(!steps.iter().any(|step| matches!(step, Step::OpenVhost(_))));
 }
 
 #[test]
@@ -167,9 +168,9 @@ fn rates_of_a_card_on_vhost_net_are_the_kernels_and_of_another_card_the_vmms() {
     let texts: Vec<String> =
         held.steps.iter().map(ToString::to_string).filter(|text| text.starts_with("hold")).collect();
     assert_eq!(texts, ["hold 100000000/1000000 bit/s of card 0"]);
-    let Some(Step::HoldRates { shapes, .. }) = held.steps.last() else { panic!("no rates") };
+    let Some(Step::LimitRates(LimitRates { limits, .. })) = held.steps.last() else { panic!("no rates") };
     // A whole frame fits into a burst.
-    assert_eq!([shapes[0].to_guest.burst_bytes, shapes[0].from_guest.burst_bytes], [1518, 1518]);
+    assert_eq!([limits[0].to_guest.burst_bytes, limits[0].from_guest.burst_bytes], [1518, 1518]);
 }
 
 #[test]

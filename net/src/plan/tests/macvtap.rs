@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::facts::MacvlanMode;
+use crate::step::RemoveLeftBehind;
 
 /// A host with an interface that has no master.
 fn host_with_wire() -> Facts {
@@ -33,8 +34,8 @@ fn a_macvtap_that_nobody_uses_makes_room_for_the_next() {
     for mode in [MacvlanMode::Shared, MacvlanMode::Passthru] {
         let facts = with(host_with_wire(), left_behind("old", mode));
         let plan = plan("vm", &specs(&["macvtap=eth1,mode=passthru,mac=1a:00:00:00:00:08"]), &facts).unwrap();
-        assert_eq!(plan.steps[0], Step::RemoveLeftBehind { link: "old".parse().unwrap() });
-        assert!(matches!(plan.steps[1], Step::CreateMacvtap { .. }));
+        assert_eq!(plan.steps[0], Step::RemoveLeftBehind(RemoveLeftBehind { link: "old".parse().unwrap() }));
+        assert!(matches!(plan.steps[1], Step::CreateMacvtap(_)));
     }
 }
 

@@ -1,10 +1,11 @@
 //! Cards on networks of ours.
 
+use crate::step::OpenServices;
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::facts::docker::DockerTables;
 use crate::facts::{Address, IpFacts, Route};
-use crate::host::docker::DockerTables;
 
 /// The host with a default route and a bridge of ours that makes network `default`.
 fn host_with_network() -> Facts {
@@ -68,12 +69,12 @@ fn a_network_is_shared_by_cards_and_vms() {
         .steps
         .iter()
         .filter_map(|step| match step {
-            Step::OpenServices { spec, .. } => Some((spec.ipv4.gateway, spec.ipv4.address)),
+            Step::OpenServices(OpenServices { spec, .. }) => Some((spec.ipv4.gateway, spec.ipv4.address)),
             _ => None,
         })
         .collect();
     assert_eq!((leases.len(), leases.iter().map(|(gateway, _)| gateway).collect::<BTreeSet<_>>().len()), (3, 2));
-    assert!(!plan.steps.iter().any(|step| matches!(step, Step::EnableForwarding { .. })));
+    assert!(!plan.steps.iter().any(|step| matches!(step, Step::EnableForwarding(_))));
     assert_eq!(plan.cards[0].mtu, 1500);
 }
 
@@ -89,7 +90,7 @@ fn a_network_that_exists_has_its_addresses_and_mtu() {
     let plan = plan("vm", &specs(&["nat"]), &facts).unwrap();
     assert_eq!(plan.cards[0].mtu, 1400);
     assert_eq!(plan.steps[0].to_string(), "share bridge mvn-default, which minivmm made");
-    assert!(matches!(plan.steps[1], Step::CreateTap { .. }));
+    assert!(matches!(plan.steps[1], Step::CreateTap(_)));
     assert!(plan.alias_of(0).ends_with(" ip4=10.9.9.2"));
 }
 
@@ -159,7 +160,7 @@ fn guests_behind_nat_are_let_through_where_docker_drops() {
         |ip4| Facts { ip: IpFacts { docker: DockerTables { ip4, ip6: false }, ..IpFacts::default() }, ..host() };
     let admits = |spec: &str, facts: &Facts| {
         let plan = plan("web", &specs(&[spec]), facts).unwrap();
-        plan.steps.iter().filter(|step| matches!(step, Step::AdmitInDocker { .. })).map(ToString::to_string).next()
+        plan.steps.iter().filter(|step| matches!(step, Step::AdmitInDocker(_))).map(ToString::to_string).next()
     };
     let text = admits("nat,subnet=10.1.2.0/30", &drops(true)).unwrap();
     assert_eq!(text, "let 10.1.2.2 on mvn-default through in chain DOCKER-USER of Docker");
@@ -172,7 +173,13 @@ fn frames_come_back_to_a_forwarded_guest_where_the_bridge_translates_them() {
     let hairpin = |spec: &str, bridged_as_routed| {
         let facts = Facts { ip: IpFacts { bridged_as_routed, ..IpFacts::default() }, ..host() };
         let plan = plan("web", &specs(&[spec]), &facts).unwrap();
-        plan.steps.iter().find_map(Step::attachment).unwrap()
+        plan.steps
+            .iter()
+            .find_map(|step| match step {
+                Step::AttachTap(step) => Some(step.attachment()),
+                _ => None,
+            })
+            .unwrap()
     };
     let forwarded = "nat,forward=tcp:80:80,isolate=on";
     let attachment = hairpin(forwarded, true);

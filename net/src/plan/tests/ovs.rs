@@ -1,7 +1,8 @@
 //! Cards that are ports of Open vSwitch.
 
 use super::*;
-use crate::host::ovs::{Datapath, OvsError, OvsFact};
+use crate::facts::ovs::{Datapath, OvsError, OvsFact};
+use crate::step::RemoveOvsPort;
 
 fn host_with_ovs(left_behind: &[&str]) -> Facts {
     let left_behind = left_behind.iter().map(|name| name.parse().unwrap()).collect();
@@ -30,8 +31,8 @@ fn a_port_of_open_vswitch_has_its_vlan_and_id() {
 #[test]
 fn ports_that_nobody_uses_are_removed_once() {
     let plan = plan("vm", &specs(&["ovs=b0"]), &host_with_ovs(&["old"])).unwrap();
-    assert_eq!(plan.steps[0], Step::RemoveOvsPort { port: "old".parse().unwrap() });
-    assert!(matches!(plan.steps[1], Step::CreateOvsPort { .. }));
+    assert_eq!(plan.steps[0], Step::RemoveOvsPort(RemoveOvsPort { port: "old".parse().unwrap() }));
+    assert!(matches!(plan.steps[1], Step::CreateOvsPort(_)));
     assert_eq!(plan.bridge_of(0).map(IfName::as_str), Some("b0"));
 }
 
@@ -52,7 +53,7 @@ fn what_only_rules_can_do_is_refused_where_frames_pass_around_them() {
         super::super::plan(&request, &facts).map_err(|refusal| (refusal.to_string(), refusal.hint()))
     };
     let judged = outcome("ovs=b0", true, Datapath::Kernel).unwrap();
-    assert!(matches!(judged.steps[..], [Step::CreateOvsPort { .. }, Step::JudgeCard { .. }]));
+    assert!(matches!(judged.steps[..], [Step::CreateOvsPort(_), Step::ApplyPolicy(_)]));
     let (user, offloaded) = (Datapath::User, Datapath::TrafficControl);
     let (text, hint) = outcome("ovs=b0", true, user).unwrap_err();
     assert_eq!(

@@ -1,10 +1,11 @@
 //! Cards in VLANs.
 
 use super::*;
+use crate::step::{AttachTap, CreateTables};
 
 fn vlans_of(plan: &Plan) -> PortVlans {
     let mut vlans = plan.steps.iter().filter_map(|step| match step {
-        Step::AttachTap { vlans, .. } => vlans.clone(),
+        Step::AttachTap(AttachTap { vlans, .. }) => vlans.clone(),
         _ => None,
     });
     vlans.next().unwrap()
@@ -54,14 +55,14 @@ fn a_port_leaves_the_default_vlan_unless_it_is_to_be_in_it() {
         let facts = host_with_br0(BridgeFact { default_pvid: pvid, ..FILTERS }, 0);
         let plan = plan("vm", &specs(&[flag]), &facts).unwrap();
         assert_eq!(vlans_of(&plan).leave, leave, "{flag} with default {pvid}");
-        assert!(!plan.steps.iter().any(|step| matches!(step, Step::FilterVlans { .. })), "{flag}");
+        assert!(!plan.steps.iter().any(|step| matches!(step, Step::FilterVlans(_))), "{flag}");
     }
 }
 
 #[test]
 fn a_bridge_of_ours_is_made_to_filter() {
     let plan = plan("vm", &specs(&["bridge=br0,vlan=5"]), &host_with_br0(FLAT, OUR_GROUP)).unwrap();
-    assert!(plan.steps.iter().any(|step| matches!(step, Step::FilterVlans { .. })));
+    assert!(plan.steps.iter().any(|step| matches!(step, Step::FilterVlans(_))));
 }
 
 #[test]
@@ -81,7 +82,7 @@ fn a_guarded_guest_on_a_trunk_is_known_by_what_is_behind_its_tags() {
     let protocols = |flag: &str| {
         let facts = host_with_br0(FILTERS, 0);
         let plan = plan("vm", &specs(&[flag]), &facts).unwrap();
-        let Some(Step::CreateTables { guards, .. }) = plan.steps.last() else { panic!("no guard") };
+        let Some(Step::CreateTables(CreateTables { guards, .. })) = plan.steps.last() else { panic!("no guard") };
         let chain = guards[0].chain("vmtap0".parse().unwrap());
         chain.rules[1].to_string()
     };

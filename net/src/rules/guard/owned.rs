@@ -15,7 +15,7 @@ use std::net::Ipv6Addr;
 use super::{Guard, LINK_LOCAL, SPOOFED_IP, SPOOFED_ND, drop_as, rule};
 use crate::identity::mac::MacAddr;
 use crate::kernel::nft::{Elements, Icmp6Type, IpFields, Item, Match, Rule, Set, Test, Verdict};
-use crate::rules::Member;
+use crate::rules::member::Member;
 use crate::services::{Ipv6Network, PREFIX_LEN};
 use crate::spec::Switch;
 

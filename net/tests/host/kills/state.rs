@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::lan::{sh, snapshot};
 use crate::ovs::Switch;
@@ -15,12 +16,15 @@ const OVS: &str = "-- --columns=_uuid,name,ports,external_ids,other_config list 
                    -- --columns=_uuid,name,interfaces,tag,trunks,vlan_mode,external_ids list Port \
                    -- --columns=_uuid,name,type,options,mac,ofport_request,external_ids list Interface";
 
+/// How long another keeper may take to see a change and to do its part.
+const SETTLING: Duration = Duration::from_secs(5);
+
 /// Everything that a start changes, by who says it.
-pub(super) struct State(Vec<(&'static str, String)>);
+pub(crate) struct State(Vec<(&'static str, String)>);
 
 impl State {
     /// The state of this namespace, and of an Open vSwitch.
-    pub(super) fn look(switch: Option<&Switch>) -> Self {
+    pub(crate) fn look(switch: Option<&Switch>) -> Self {
         let mut looks = vec![
             ("ip -d link, bridge link, bridge fdb", snapshot()),
             ("ip addr, ip rule, ip route", sorted(&batch("ip", &["addr", "rule", "route show table all"]))),
@@ -37,13 +41,30 @@ impl State {
     }
 
     /// Fails if the host is another than it was.
-    pub(super) fn assert_still(&self, switch: Option<&Switch>, what: &str) {
-        for ((look, before), (_, after)) in self.0.iter().zip(Self::look(switch).0) {
-            if after != *before {
-                let (new, gone) = (lines_beyond(&after, before), lines_beyond(before, &after));
-                panic!("{look} after {what}\nnew:\n{new}\ngone:\n{gone}");
-            }
+    pub(crate) fn assert_still(&self, switch: Option<&Switch>, what: &str) {
+        if let Some(difference) = self.difference(switch) {
+            panic!("{difference} after {what}");
         }
+    }
+
+    /// Waits until the host is as it was: another keeper may be busy with what it has seen.
+    pub(crate) fn await_again(&self, switch: Option<&Switch>, what: &str) {
+        let start = Instant::now();
+        while let Some(difference) = self.difference(switch) {
+            assert!(start.elapsed() < SETTLING, "{difference} after {what}");
+        }
+    }
+
+    /// What of the host is another than it was.
+    fn difference(&self, switch: Option<&Switch>) -> Option<String> {
+        let looks = self.0.iter().zip(Self::look(switch).0);
+        looks
+            .filter(|((_, before), (_, after))| before != after)
+            .map(|((look, before), (_, after))| {
+                let (new, gone) = (lines_beyond(&after, before), lines_beyond(before, &after));
+                format!("{look}\nnew:\n{new}\ngone:\n{gone}\n")
+            })
+            .next()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The links of this host as far as VMs use them, for whoever asks which VM has what.
+//! The links of this host as far as VMs use them, and what their rules have dropped. Changes nothing.
 //!
 //! Reads one link dump, which any user may. A tap that minivmm made says whose it is; one that somebody else made does not.
 //! What the rules of a VM have dropped is for root to know.

@@ -1,19 +1,19 @@
 //! The policy that a VM has, and the cards that it is in force on, as the keeper holds them.
 
 use super::Policy;
-use super::rules::{self, Edition, Judged};
+use super::rules::{self, EnforcedCard, Generation};
 use crate::kernel::nft::NftError;
 use crate::rules::tables::Tables;
 
 /// A policy in force.
 #[derive(Debug)]
-pub(crate) struct InForce {
+pub(crate) struct ActivePolicy {
     policy: Policy,
     number: u32,
-    cards: Vec<Judged>,
+    cards: Vec<EnforcedCard>,
 }
 
-impl InForce {
+impl ActivePolicy {
     /// A policy for a VM that has had none, on no card yet.
     pub(crate) fn new(policy: Policy) -> Self {
         Self { policy, number: 0, cards: Vec::new() }
@@ -28,11 +28,25 @@ impl InForce {
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub(crate) fn extend(&mut self, owner: &mut Tables, vm: &str, cards: Vec<Judged>) -> Result<(), NftError> {
-        let edition = Edition { vm, number: self.number };
-        owner.add(cards.iter().map(|judged| rules::table(edition, judged, &self.policy)).collect())?;
+    pub(crate) fn extend(&mut self, owner: &mut Tables, vm: &str, cards: Vec<EnforcedCard>) -> Result<(), NftError> {
+        let generation = Generation { vm, number: self.number };
+        owner.add(cards.iter().map(|enforced| rules::table(generation, enforced, &self.policy)).collect())?;
         self.cards.extend(cards);
         Ok(())
+    }
+
+    /// Has it hold for a card no longer.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(crate) fn remove(&mut self, owner: &mut Tables, vm: &str, card: usize) -> Result<(), NftError> {
+        self.cards.retain(|enforced| enforced.card != card);
+        owner.remove(|name| *name == rules::name(vm, card))
+    }
+
+    /// Returns whether it holds for no card.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.cards.is_empty()
     }
 
     /// Puts another policy in its place on all cards at once. After an error the old one holds.
@@ -41,7 +55,7 @@ impl InForce {
     /// What the kernel refuses.
     pub(crate) fn replace(&mut self, owner: &mut Tables, vm: &str, policy: Policy) -> Result<(), NftError> {
         let number = self.number.wrapping_add(1);
-        let commands = |judged: &Judged| rules::replacement(Edition { vm, number }, judged, &policy);
+        let commands = |enforced: &EnforcedCard| rules::replacement(Generation { vm, number }, enforced, &policy);
         owner.change(self.cards.iter().flat_map(commands).collect())?;
         (self.policy, self.number) = (policy, number);
         Ok(())

@@ -3,15 +3,16 @@
 //! The kernel works through all messages of one `send` before it returns, and its answers wait in the socket then: nothing here blocks, a
 //! missing answer is an error, and a process that is killed has sent all of a batch or nothing. Each message is refused or done by itself.
 
+mod messages;
+
 use std::io;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::wire::{
-    ADDRESS_HEAD_LEN, Address, NDA_IFINDEX, NEIGHBOUR_HEAD_LEN, Neighbour, ROUTE_HEAD_LEN, RTA_OIF, Route,
-};
-use crate::kernel::nft::attr::{Message, Writer, messages};
+use crate::kernel::netlink::{self, Message, Writer};
+use messages::{ADDRESS_HEAD_LEN, NDA_IFINDEX, NEIGHBOUR_HEAD_LEN, ROUTE_HEAD_LEN, RTA_OIF};
+pub(crate) use messages::{Address, Neighbour, Route};
 
 /// Bytes of `struct nlmsghdr`.
 const HEADER_LEN: usize = 16;
@@ -30,7 +31,7 @@ const ANSWERS_MAX: usize = 1 << 22;
 
 /// What is to be done with something.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(crate) enum Change {
     /// Give a link an address, or change the one that it has.
     AddAddress(Address),
     /// Take an address off its link.
@@ -80,13 +81,13 @@ impl std::fmt::Display for Change {
 }
 
 /// The socket.
-pub(super) struct RouteSocket {
+pub(crate) struct RouteSocket {
     socket: Socket,
     next_seq: u32,
 }
 
 impl RouteSocket {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.set_non_blocking(true)?;
@@ -96,7 +97,7 @@ impl RouteSocket {
     }
 
     /// Does all of this, in this order, and returns what the kernel refused, with its reason.
-    pub(super) fn apply(&mut self, changes: &[Change]) -> io::Result<Vec<(Change, io::Error)>> {
+    pub(crate) fn apply(&mut self, changes: &[Change]) -> io::Result<Vec<(Change, io::Error)>> {
         if changes.is_empty() {
             return Ok(Vec::new());
         }
@@ -111,7 +112,7 @@ impl RouteSocket {
         let mut answered = vec![None; changes.len()];
         for _ in 0..changes.len() {
             let received = self.receive()?;
-            for message in messages(&received) {
+            for message in netlink::messages(&received) {
                 let idx = usize::try_from(message.seq.wrapping_sub(first)).unwrap_or(usize::MAX);
                 if let Some(answer) = answered.get_mut(idx) {
                     *answer = errno_of(&message);
@@ -129,14 +130,14 @@ impl RouteSocket {
     }
 
     /// The addresses of a link.
-    pub(super) fn addresses(&mut self, link: u32) -> io::Result<Vec<Address>> {
+    pub(crate) fn addresses(&mut self, link: u32) -> io::Result<Vec<Address>> {
         let mut head = [0; ADDRESS_HEAD_LEN];
         head[4..].copy_from_slice(&link.to_ne_bytes());
         self.dump(libc::RTM_GETADDR, &head, Address::parse)
     }
 
     /// The routes of all tables that lead through a link, among others or not.
-    pub(super) fn routes(&mut self, link: u32) -> io::Result<Vec<Route>> {
+    pub(crate) fn routes(&mut self, link: u32) -> io::Result<Vec<Route>> {
         let mut routes = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut head = [0; ROUTE_HEAD_LEN];
@@ -155,7 +156,7 @@ impl RouteSocket {
     }
 
     /// The neighbours of a link.
-    pub(super) fn neighbours(&mut self, link: u32) -> io::Result<Vec<Neighbour>> {
+    pub(crate) fn neighbours(&mut self, link: u32) -> io::Result<Vec<Neighbour>> {
         let mut writer = Writer::default();
         writer.attr(NDA_IFINDEX, &link.to_ne_bytes());
         self.dump(libc::RTM_GETNEIGH, &[&[0; NEIGHBOUR_HEAD_LEN], writer.bytes()].concat(), Neighbour::parse)
@@ -178,7 +179,7 @@ impl RouteSocket {
         let (mut list, mut consistent) = (Vec::new(), true);
         for _ in 0..ANSWERS_MAX {
             let received = self.receive()?;
-            for message in messages(&received).filter(|message| message.seq == seq) {
+            for message in netlink::messages(&received).filter(|message| message.seq == seq) {
                 consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
                 match errno_of(&message) {
                     Some(0) => return Ok(consistent.then_some(list)),

@@ -7,11 +7,11 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::kernel::nft::attr::{Attrs, Writer};
+use crate::kernel::netlink::{Attrs, Writer};
 
 /// Bytes of `struct ifaddrmsg` and `struct rtmsg`.
-pub(super) const ADDRESS_HEAD_LEN: usize = 8;
-pub(super) const ROUTE_HEAD_LEN: usize = 12;
+pub(crate) const ADDRESS_HEAD_LEN: usize = 8;
+pub(crate) const ROUTE_HEAD_LEN: usize = 12;
 
 /// Attributes of an address.
 const IFA_ADDRESS: u16 = 1;
@@ -33,7 +33,7 @@ const SETTABLE: u32 = IFA_F_NODAD | IFA_F_HOMEADDRESS | IFA_F_MANAGETEMPADDR | I
 const FOREVER: u32 = u32::MAX;
 
 /// Attributes of a route.
-pub(super) const RTA_OIF: u16 = 4;
+pub(crate) const RTA_OIF: u16 = 4;
 const RTA_DST: u16 = 1;
 const RTA_GATEWAY: u16 = 5;
 const RTA_MULTIPATH: u16 = 9;
@@ -59,10 +59,10 @@ const HOP_LEN: usize = 8;
 
 /// Bytes of `struct ndmsg`, attributes of a neighbour, its states in which its address has been learned, and the flag of routers
 /// (linux/neighbour.h).
-pub(super) const NEIGHBOUR_HEAD_LEN: usize = 12;
+pub(crate) const NEIGHBOUR_HEAD_LEN: usize = 12;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
-pub(super) const NDA_IFINDEX: u16 = 8;
+pub(crate) const NDA_IFINDEX: u16 = 8;
 const NUD_STALE: u8 = 0x04;
 const NUD_LEARNED: u16 = 0x02 | 0x04 | 0x08 | 0x10;
 const NTF_ROUTER: u8 = 0x80;
@@ -122,37 +122,37 @@ fn ip(octets: &[u8]) -> Option<IpAddr> {
 
 /// An address of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Address(Entry<ADDRESS_HEAD_LEN>);
+pub(crate) struct Address(Entry<ADDRESS_HEAD_LEN>);
 
 impl Address {
     /// Reads what follows the header of a message.
-    pub(super) fn parse(body: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         Entry::parse(body).map(Self)
     }
 
     /// The host's own address.
-    pub(super) fn ip(&self) -> Option<IpAddr> {
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
         self.0.ip(IFA_LOCAL).or_else(|| self.0.ip(IFA_ADDRESS))
     }
 
     /// The link's number.
-    pub(super) fn link(&self) -> u32 {
+    pub(crate) fn link(&self) -> u32 {
         let [.., a, b, c, d] = self.0.head;
         u32::from_ne_bytes([a, b, c, d])
     }
 
     /// Whether it holds on its link alone, where the kernel gives every link such an address.
-    pub(super) fn is_link_local(&self) -> bool {
+    pub(crate) fn is_link_local(&self) -> bool {
         matches!(self.ip(), Some(IpAddr::V6(ip)) if ip.is_unicast_link_local())
     }
 
     /// Whether somebody else has it.
-    pub(super) fn is_refuted(&self) -> bool {
+    pub(crate) fn is_refuted(&self) -> bool {
         self.flags() & IFA_F_DADFAILED != 0
     }
 
     /// How long it lasts, in seconds; none for ever.
-    pub(super) fn lifetime_s(&self) -> Option<u32> {
+    pub(crate) fn lifetime_s(&self) -> Option<u32> {
         let valid = self.0.attr(IFA_CACHEINFO)?.get(4..8)?.try_into().ok().map(u32::from_ne_bytes)?;
         (valid != FOREVER).then_some(valid)
     }
@@ -162,7 +162,7 @@ impl Address {
     }
 
     /// The same address on another link. A label that is the name of the link it comes from is that of the other link there.
-    pub(super) fn on(&self, link: u32, name_before: &str) -> Self {
+    pub(crate) fn on(&self, link: u32, name_before: &str) -> Self {
         let mut other = self.0.clone();
         other.head[2] = 0;
         other.head[4..].copy_from_slice(&link.to_ne_bytes());
@@ -176,7 +176,7 @@ impl Address {
 
     /// What has it added at once, without asking whether somebody else has it: this host had it all the time. None for IPv4, where nobody
     /// is asked.
-    pub(super) fn without_detection(&self) -> Option<Self> {
+    pub(crate) fn without_detection(&self) -> Option<Self> {
         if self.0.family() != libc::AF_INET6 {
             return None;
         }
@@ -186,7 +186,7 @@ impl Address {
     }
 
     /// What follows the header of a message.
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.bytes()
     }
 }
@@ -202,16 +202,16 @@ impl fmt::Display for Address {
 
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Route(Entry<ROUTE_HEAD_LEN>);
+pub(crate) struct Route(Entry<ROUTE_HEAD_LEN>);
 
 impl Route {
     /// Reads what follows the header of a message.
-    pub(super) fn parse(body: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         Entry::parse(body).map(Self)
     }
 
     /// `AF_INET` or `AF_INET6`.
-    pub(super) fn family(&self) -> i32 {
+    pub(crate) fn family(&self) -> i32 {
         self.0.family()
     }
 
@@ -220,7 +220,7 @@ impl Route {
     }
 
     /// Whether the kernel adds it with an address or a link and takes it away with that.
-    pub(super) fn is_the_kernels(&self) -> bool {
+    pub(crate) fn is_the_kernels(&self) -> bool {
         let [_, _, _, _, table, protocol, ..] = self.0.head;
         let link_local =
             matches!(self.0.ip(RTA_DST), Some(IpAddr::V6(ip)) if ip.is_unicast_link_local() || ip.is_multicast());
@@ -228,27 +228,27 @@ impl Route {
     }
 
     /// Whether it leads to all that no other route leads to.
-    pub(super) fn is_default(&self) -> bool {
+    pub(crate) fn is_default(&self) -> bool {
         self.destination_len() == 0 && self.0.head[7] == RTN_UNICAST
     }
 
     /// Whether packets for this address of the host are its own because of this route.
-    pub(super) fn is_local_for(&self, ip: IpAddr) -> bool {
+    pub(crate) fn is_local_for(&self, ip: IpAddr) -> bool {
         self.0.head[4] == RT_TABLE_LOCAL && self.0.ip(RTA_DST) == Some(ip)
     }
 
     /// Whether its way is an object of its own (`ip nexthop`), which cannot be moved with it.
-    pub(super) fn has_nexthop_object(&self) -> bool {
+    pub(crate) fn has_nexthop_object(&self) -> bool {
         self.0.attr(RTA_NH_ID).is_some()
     }
 
     /// Whether it leads to a router, which another route has to lead to.
-    pub(super) fn has_gateway(&self) -> bool {
+    pub(crate) fn has_gateway(&self) -> bool {
         [RTA_GATEWAY, RTA_VIA, RTA_MULTIPATH].into_iter().any(|kind| self.0.attr(kind).is_some())
     }
 
     /// Its parts that lead through `link`. One of IPv4 is one thing; of several ways of IPv6 each comes and goes by itself.
-    pub(super) fn parts_through(&self, link: u32) -> Vec<Self> {
+    pub(crate) fn parts_through(&self, link: u32) -> Vec<Self> {
         let Some(hops) = self.0.attr(RTA_MULTIPATH) else {
             return if self.0.number(RTA_OIF) == Some(link) { vec![self.clone()] } else { Vec::new() };
         };
@@ -268,7 +268,7 @@ impl Route {
     }
 
     /// The same route, as the kernel wants to hear it again.
-    pub(super) fn again(&self) -> Self {
+    pub(crate) fn again(&self) -> Self {
         let mut route = self.0.clone();
         // Flags: the kernel says more than it wants to hear.
         route.head[8..].copy_from_slice(&[self.0.head[8] & RTNH_F_ONLINK, 0, 0, 0]);
@@ -287,7 +287,7 @@ impl Route {
     }
 
     /// The same with `to` wherever it leads through `from`.
-    pub(super) fn through(&self, from: u32, to: u32) -> Self {
+    pub(crate) fn through(&self, from: u32, to: u32) -> Self {
         let mut route = self.0.clone();
         if route.number(RTA_OIF) == Some(from) {
             route.set(RTA_OIF, &to.to_ne_bytes());
@@ -305,7 +305,7 @@ impl Route {
     }
 
     /// What follows the header of a message.
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.bytes()
     }
 }
@@ -329,11 +329,11 @@ impl fmt::Display for Route {
 
 /// A machine beside this host, as the host has come to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Neighbour(Entry<NEIGHBOUR_HEAD_LEN>);
+pub(crate) struct Neighbour(Entry<NEIGHBOUR_HEAD_LEN>);
 
 impl Neighbour {
     /// Reads what follows the header of a message.
-    pub(super) fn parse(body: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         Entry::parse(body).map(Self)
     }
 
@@ -342,22 +342,22 @@ impl Neighbour {
     }
 
     /// The link's number.
-    pub(super) fn link(&self) -> u32 {
+    pub(crate) fn link(&self) -> u32 {
         u32::from_ne_bytes([self.0.head[4], self.0.head[5], self.0.head[6], self.0.head[7]])
     }
 
     /// Whether the host has learned its address and uses it. What somebody has set belongs to the link.
-    pub(super) fn is_learned(&self) -> bool {
+    pub(crate) fn is_learned(&self) -> bool {
         self.state() & NUD_LEARNED != 0 && self.0.attr(NDA_LLADDR).is_some()
     }
 
     /// How long ago it was heard, roughly: the most recent first.
-    pub(super) fn age(&self) -> u16 {
+    pub(crate) fn age(&self) -> u16 {
         self.state()
     }
 
     /// The same machine beside another link, to be asked whether it is still there when it has been used.
-    pub(super) fn on(&self, link: u32) -> Self {
+    pub(crate) fn on(&self, link: u32) -> Self {
         let mut other = self.0.clone();
         other.head[4..8].copy_from_slice(&link.to_ne_bytes());
         other.head[8..].copy_from_slice(&[NUD_STALE, 0, self.0.head[10] & NTF_ROUTER, 0]);
@@ -366,7 +366,7 @@ impl Neighbour {
     }
 
     /// What follows the header of a message.
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.bytes()
     }
 }

@@ -1,0 +1,237 @@
+//! The keeper's side: survey, plan, steps, hand-over, watch, undo.
+//!
+//! ```text
+//!            survey, plan, apply            socket closed
+//! [start] ------------------------> [watch] -------------> [undo] --> [end]
+//!    |  stale plan: undo, again        |  tap detached: attach again; link changed: tell the VMM
+//!    +--> refused or failed: undo, say why --> [end]
+//! ```
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::pin::pin;
+use std::time::Instant;
+
+use super::NotKept;
+use super::addresses::Addresses;
+use super::conflict::Conflicts;
+use super::firewall::Firewall;
+use super::gateways::{Gateways, members};
+use super::hand_over::hand_over;
+use super::links::Watch;
+use super::messages::Reply;
+use super::mirrors::Mirrors;
+use super::mtu::Mtus;
+use super::policy_socket::{PolicySocket, obey};
+use super::pollable::pollable;
+use super::process;
+use super::rest::Rest;
+use super::set_up::{Clock, set_up, undo_all};
+use super::upkeep::Upkeep;
+use super::uplinks::Uplinks;
+use crate::error::{Error, Report};
+use crate::host::conntrack::{self, Moment};
+use crate::host::docker;
+use crate::host::lock::NamespaceLock;
+use crate::identity::runtime_dir::clear_shared;
+use crate::kernel::rtnl::concern::Concern;
+use crate::kernel::rtnl::{Events, Rtnl};
+use crate::plan::Plan;
+use crate::request::Request;
+use crate::rules::Member;
+use crate::step::{Applied, MirrorFrames, Step};
+
+/// Runs the keeper to its end. Returns the exit code of its process, which holds `lock` until then.
+pub(super) fn run(socket: OwnedFd, request: &Request, lock: Option<BorrowedFd>) -> i32 {
+    let birth = Instant::now();
+    let lock = lock.map(|lock| lock.as_raw_fd());
+    let mut inherited = process::detach(&socket, &Vec::from_iter(request.inherited_fds().into_iter().chain(lock)));
+    let lock = lock.and_then(|number| inherited.remove(&number));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(serve(&socket, request, inherited, birth, lock.as_ref())),
+        Err(source) => fail(&socket, &Error::Runtime(source)),
+    };
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            // The VMM has gone, or the socket would have taken it.
+            log::error!("{}", error.report().message);
+            1
+        }
+    }
+}
+
+async fn serve(
+    socket: &OwnedFd,
+    request: &Request,
+    inherited: BTreeMap<RawFd, OwnedFd>,
+    birth: Instant,
+    lock: Option<&OwnedFd>,
+) -> Result<(), Error> {
+    let rtnl = match Rtnl::connect() {
+        Ok(rtnl) => rtnl,
+        Err(source) => return fail(socket, &Error::Connect(source)),
+    };
+    let mut made = Applied::new(rtnl, &request.vm_name, inherited);
+    let mut clock = Clock::new(birth);
+    clock.lap(|timing| &mut timing.connect_us);
+    let plan = match set_up(socket, &mut made, request, &mut clock).await {
+        Ok(plan) => plan,
+        Err(Error::Unwanted) => {
+            // A VMM that waits for the end reads it; one that died does not.
+            let _ = fail(socket, &Error::Unwanted);
+            return Ok(());
+        }
+        Err(error) => return fail(socket, &error),
+    };
+    let members: Vec<&Member> = members(&plan).collect();
+    let policy_socket = PolicySocket::open(&request.vm_name);
+    let answer = hand_over(socket, &plan, &mut made, request.steering.as_ref(), clock.timing);
+    if answer.is_ok() {
+        conntrack::forget(&made.rtnl, &members, Moment::Start).await;
+        watch(socket, &plan, &mut made, &policy_socket, request).await;
+    }
+    let reports = tear_down(&plan.steps, &mut made).await;
+    // Without the rules now.
+    conntrack::forget(&made.rtnl, &members, Moment::End).await;
+    for report in &reports {
+        log::error!("{}", report.message);
+    }
+    if let Some(lock) = lock {
+        clear_shared(&request.vm_name, lock.as_fd());
+    }
+    // A VMM that called stop() waits for this; one that died does not read it.
+    let _ = Reply::Stopped(reports).send(socket.as_fd(), &[]);
+    answer
+}
+
+/// Says why there are no cards.
+fn fail(socket: &OwnedFd, error: &Error) -> Result<(), Error> {
+    Reply::Failed(error.report()).send(socket.as_fd(), &[])
+}
+
+/// Looks after the taps until the VMM closes its end, or dies.
+async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket: &PolicySocket, request: &Request) {
+    let end = match pollable(socket) {
+        Ok(end) => end,
+        Err(error) => {
+            // Better to undo a running VM's network, which it survives, than to leave a dead one's.
+            log::error!("The network keeper cannot wait for the end of the VM: {error}");
+            return;
+        }
+    };
+    // The VMM never sends anything, so readable means closed.
+    let mut closed = pin!(end.readable());
+    let mut watch = Watch::new(plan, made, socket);
+    let mut conflicts = Conflicts::new(plan, made);
+    let mut addresses = Addresses::new(plan, made, &request.vm_name);
+    let mut upkeep = Upkeep::new(plan);
+    let (mut gateways, mut mtus) = (Gateways::new(plan), Mtus::new(plan, request));
+    let (mut firewall, mut uplinks) = (Firewall::new(plan, &request.vm_name), Uplinks::new(plan));
+    let mut mirrors = Mirrors::new(plan, &request.vm_name);
+    let mut told = Vec::new();
+    match Events::subscribe(&concern(plan, made)) {
+        Ok(mut events) => {
+            // What happened before the subscription.
+            watch.look(made).await;
+            let mut rest = Rest::new();
+            // Goes on where it was when something else happens.
+            let mut calling = Box::pin(policy_socket.next());
+            loop {
+                rest.note();
+                let not_kept = watch.not_kept().chain(gateways.not_kept()).chain(firewall.not_kept());
+                let not_kept =
+                    not_kept.chain(uplinks.not_kept()).chain(mirrors.not_kept()).chain(upkeep.not_kept()).collect();
+                tell(socket, not_kept, &mut told);
+                tokio::select! {
+                    biased;
+                    _ = closed.as_mut() => break,
+                    message = events.next() => {
+                        let Some(message) = message else {
+                            log::error!("The kernel's link notifications ended: a detached tap will stay detached");
+                            break;
+                        };
+                        watch.note(&message, made).await;
+                        if watch.are_gone() {
+                            forget_rules(made);
+                        }
+                        upkeep.note(&message);
+                        gateways.note(&message);
+                        uplinks.note(&message);
+                        mirrors.note(&message);
+                        mirrors.look(made);
+                        mtus.note(&message);
+                        conflicts.note(&message, &made.rtnl, socket).await;
+                    }
+                    () = watch.wait() => watch.catch_up(made).await,
+                    () = gateways.wait() => gateways.look(&made.rtnl).await,
+                    () = uplinks.wait() => uplinks.look(&made.rtnl).await,
+                    () = firewall.wait() => firewall.look(made).await,
+                    () = mtus.wait() => mtus.look(&made.rtnl, socket).await,
+                    () = addresses.heard() => addresses.hear(made, &mut watch).await,
+                    idx = conflicts.claimed() => conflicts.hear(idx, socket),
+                    () = upkeep.due() => {
+                        if upkeep.look(made).await {
+                            mtus.note_routes();
+                        }
+                    }
+                    caller = calling.as_mut() => {
+                        let answer = obey(plan, made, request, &caller.order);
+                        caller.answer(&answer).await;
+                        calling = Box::pin(policy_socket.next());
+                    }
+                    () = rest.due() => rest.take(),
+                }
+            }
+        }
+        Err(error) => log::error!("No link notifications, a detached tap will stay detached: {error}"),
+    }
+    let _ = end.readable().await;
+    // The kernel takes 10 ms and more to close a packet socket. Without room for a thread it is done here.
+    let listeners = (conflicts, addresses);
+    let _ = std::thread::Builder::new().spawn(move || drop(listeners));
+}
+
+/// Removes the rules of a VM whose taps have gone: it ends, and the kernel takes its time for them while it does for
+/// the taps. Those that keep the host from becoming a router are left for later.
+fn forget_rules(made: &mut Applied) {
+    if let Err(error) = made.remove_rules() {
+        log::debug!("The rules of this VM are removed at its end: {}", Error::Nftables(error).report().message);
+    }
+}
+
+/// The notifications that a VM needs.
+fn concern(plan: &Plan, made: &Applied) -> Concern {
+    let taps = made.taps.values().filter_map(|tap| tap.index).collect();
+    let named = plan.steps.iter().flat_map(|step| match step {
+        Step::MirrorFrames(MirrorFrames { mirrors, .. }) => mirrors.as_slice(),
+        _ => &[],
+    });
+    let named = named.map(|mirror| mirror.to.clone()).collect();
+    Concern { taps, macs: plan.cards.iter().map(|card| card.mac).collect(), named }
+}
+
+/// Tells the VMM which promises are not kept, if that has changed. If its socket has no room now, it is told at the
+/// next change of anything.
+fn tell(socket: &OwnedFd, not_kept: Vec<NotKept>, told: &mut Vec<NotKept>) {
+    if not_kept == *told {
+        return;
+    }
+    // One that has gone is noticed by its end of the socket.
+    if !matches!(Reply::NotKept(not_kept.clone()).try_send(socket.as_fd()), Ok(false)) {
+        *told = not_kept;
+    }
+}
+
+async fn tear_down(steps: &[Step], made: &mut Applied) -> Vec<Report> {
+    let shared = steps.iter().any(|step| step.bridge().is_some());
+    let _lock = if shared { Some(NamespaceLock::take().await) } else { None };
+    // Also those that came with a Docker that was started later, of which no step knows.
+    let withdrawn = docker::withdraw(&std::mem::take(&mut made.admitted)).map_err(Error::Docker);
+    let mut reports: Vec<Report> = withdrawn.err().iter().map(Error::report).collect();
+    reports.extend(undo_all(steps, made).await);
+    // Also tables that came later, for a policy or a new way out.
+    reports.extend(made.remove_tables(|_| true).err().map(|error| Error::Nftables(error).report()));
+    reports
+}

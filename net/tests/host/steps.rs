@@ -1,0 +1,170 @@
+//! Every kind of step, cut short at a place where it waits for the kernel, and then whole: its own undo takes back what it has done.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
+
+use net::rehearsal::{Cut, Rehearsal, rehearse};
+use net::step::KINDS;
+use net::{Keeper, Policy, Request};
+
+use crate::Case;
+use crate::guest::Namespace;
+use crate::kills::state::State;
+use crate::kills::{POLICY, prepare};
+use crate::lan::{empty_bridge, exists, sh};
+use crate::ovs::Switch;
+use crate::rates;
+use crate::vlans;
+
+pub(crate) const CASES: &[Case] =
+    &[("step_that_is_cut_short_is_taken_back_by_its_own_undo", every_kind_but_those_of_vlans)];
+
+/// The same where bridges know VLANs.
+pub(crate) const VLAN_CASES: &[Case] =
+    &[("step_of_vlans_that_is_cut_short_is_taken_back_by_its_own_undo", kinds_of_vlans)];
+
+/// Kinds that take a bridge that knows VLANs.
+const OF_VLANS: [&str; 2] = ["FilterVlans", "JoinVlans"];
+
+/// Cards whose plans have the other kinds of steps that need nothing but the host of `kills`.
+const PLAIN: &[&[&str]] = &[
+    &["nat,ipv6=on,forward=tcp:127.0.0.1:8080:80"],
+    &["host=lab"],
+    &["bridge=lan,create=on,stp=on,forward-delay=2"],
+    &["bridge=lan,create=on,uplink=nic0"],
+    &["bridge=lan,create=on,uplink=wan0,move-addresses=on"],
+    &["bridge=bare"],
+    &["bridge=br0,mirror=nic0"],
+    &["bridge=br0,vhost=on,rate=4M/4M"],
+    &["macvtap=nic0,mode=private,queues=2"],
+    &["macvtap=nic0,mode=passthru"],
+    &["ovs=b0,iface-id=pod,queues=2"],
+    &["tap=mine0"],
+];
+
+/// A host, and what has been seen on it.
+struct Stage {
+    switch: Switch,
+    _neighbours: [Namespace; 2],
+    before: State,
+    /// Kinds of steps that have been done, and those of them that have been cut short.
+    seen: BTreeSet<&'static str>,
+    cut: BTreeSet<&'static str>,
+}
+
+impl Stage {
+    fn set() -> Self {
+        rates::device();
+        let switch = Switch::start();
+        switch.be_the_only_one();
+        let neighbours = prepare();
+        // A bridge and a tap that have been in use, which changes for good what the kernel says of them.
+        empty_bridge("bare");
+        sh("ip link set bare address 02:00:00:00:be:01");
+        sh("ip tuntap add mine0 mode tap vnet_hdr");
+        sh("ip link set mine0 master bare up");
+        sh("ip link set mine0 nomaster down");
+        let before = State::look(Some(&switch));
+        Self { switch, _neighbours: neighbours, before, seen: BTreeSet::new(), cut: BTreeSet::new() }
+    }
+
+    /// Rehearses a plan as a whole, and cut short in the middle of each of its steps. What the plan takes away for good is there before.
+    fn rehearse(&mut self, cards: &[&str], policy: Option<&str>, left: Left) {
+        let policy = policy.map(|text| serde_json::from_str::<Policy>(text).expect("a policy"));
+        let cards: Vec<_> = cards.iter().map(|card| card.parse().expect("a card")).collect();
+        let request = Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy, steering: None };
+        let whole = self.rehearse_once(&request, None, left);
+        for (step, (kind, polls)) in whole.done.iter().enumerate() {
+            self.seen.insert(kind);
+            // One that waits for nothing is done at once, and how often one that waits is polled differs.
+            let mut polls = *polls;
+            while polls > 1 && !self.cut.contains(kind) {
+                polls /= 2;
+                let cut = self.rehearse_once(&request, Some(Cut { step, polls }), left);
+                self.cut.extend(cut.cut.filter(|cut| cut == kind));
+            }
+            assert!(polls == 1 || self.cut.contains(kind), "{kind}, step {step} of {:?}", request.cards);
+        }
+    }
+
+    fn rehearse_once(&self, request: &Request, cut: Option<Cut>, left: Left) -> Rehearsal {
+        left.put(&self.switch);
+        let what = format!("{:?} with {cut:?}", request.cards);
+        let rehearsed = rehearse(request, cut).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        assert_eq!(rehearsed.reports, [], "{what}");
+        left.clear(&self.switch);
+        self.before.await_again(Some(&self.switch), &format!("{what}: {rehearsed:?}"));
+        rehearsed
+    }
+}
+
+/// What a VM that was killed with its keeper has left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    Macvtap,
+    OvsPort,
+}
+
+impl Left {
+    fn put(self, switch: &Switch) {
+        match self {
+            Self::Nothing => {}
+            Self::Macvtap => drop(sh("ip link add link nic0 name vmtap0000left group 28022 type macvtap")),
+            Self::OvsPort => {
+                let port = "-- set Interface left0 type=internal external_ids:minivmm=earlier/1";
+                switch.ctl(&format!("add-port b0 left0 {port}")).expect("a port");
+            }
+        }
+    }
+
+    /// Removes it if the plan has not got that far.
+    fn clear(self, switch: &Switch) {
+        if exists("vmtap0000left") {
+            sh("ip link del vmtap0000left");
+        }
+        if self == Self::OvsPort {
+            switch.ctl("--if-exists del-port left0").expect("a switch");
+        }
+    }
+}
+
+fn every_kind_but_those_of_vlans() {
+    let mut stage = Stage::set();
+    for cards in PLAIN {
+        stage.rehearse(cards, None, Left::Nothing);
+    }
+    stage.rehearse(&["bridge=br0", "nat"], Some(POLICY), Left::Nothing);
+    stage.rehearse(&["macvtap=nic0"], None, Left::Macvtap);
+    stage.rehearse(&["ovs=b0"], None, Left::OvsPort);
+    beside_another(&mut stage);
+    let missing: Vec<_> = KINDS.iter().filter(|kind| !stage.seen.contains(*kind) && !OF_VLANS.contains(kind)).collect();
+    assert!(missing.is_empty(), "not rehearsed: {missing:?}");
+    println!("{} kinds of steps, {} of them cut short: {:?}", stage.seen.len(), stage.cut.len(), stage.cut);
+}
+
+/// A bridge of ours that another VM is on stays as it is, and so does a tap of another process.
+fn beside_another(stage: &mut Stage) {
+    let cards = ["nat", "bridge=br0"].map(|card| card.parse().expect("a card")).to_vec();
+    let request = Request { vm_name: "other".to_owned(), vcpus: 1, cards, policy: None, steering: None };
+    let mut other = Keeper::start(&request).expect("a keeper");
+    let ports = other.ports().expect("ports");
+    let alone = std::mem::replace(&mut stage.before, State::look(Some(&stage.switch)));
+    stage.rehearse(&["nat"], None, Left::Nothing);
+    stage.rehearse(&[&format!("fd={}", ports[1].fds[0].as_raw_fd())], None, Left::Nothing);
+    drop(ports);
+    other.stop().expect("an end");
+    alone.await_again(Some(&stage.switch), "the other VM");
+}
+
+fn kinds_of_vlans() {
+    let mut stage = Stage::set();
+    assert!(vlans::are_there());
+    for cards in [
+        ["bridge=lan,create=on,uplink=nic0,vlan=100", "bridge=lan,create=on,trunk=100+200"],
+        ["bridge=lan,create=on,vlan=100", "bridge=lan,create=on,trunk=10+20+100-110,native=5"],
+    ] {
+        stage.rehearse(&cards, None, Left::Nothing);
+    }
+    assert!(OF_VLANS.iter().all(|kind| stage.seen.contains(kind)), "{:?}", stage.seen);
+}
