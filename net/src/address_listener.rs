@@ -7,14 +7,15 @@
 //!
 //! The socket takes CAP_NET_RAW to make, and none to use: the keeper opens it, an unprivileged process reads it. The filter is
 //! locked, but the kernel lets whoever holds a packet socket bind it to another interface.
-#![allow(unsafe_code)] // Socket options and addresses that the crates used here have no safe wrapper for.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socket};
+use nix::sys::socket::{MsgFlags, recv};
 
+use crate::kernel::cbpf::{Assembler, Instruction, JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, LOAD_WORD, PACKET_TYPE, To};
+use crate::kernel::packet;
 use crate::kernel::tun::TapKind;
 
 /// What is read of a frame, in bytes: Ethernet's header and that of IPv6 or ARP.
@@ -50,19 +51,12 @@ impl AddressListener {
     /// # Errors
     /// No CAP_NET_RAW, or a kernel before 4.20, which cannot tell the two directions apart.
     pub(crate) fn open(index: u32, kind: TapKind) -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        // Without a protocol it hears nothing until it is bound.
-        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
-        let program = match kind {
-            TapKind::Tap => program().to_vec(),
-            TapKind::Macvtap => [only_outgoing().as_slice(), &program()].concat(),
-        };
-        attach_filter(&socket, program)?;
-        set_option(&socket, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, &1)?;
+        let socket = packet::open(&program(kind)?)?;
+        packet::lock_filter(&socket)?;
         if kind == TapKind::Tap {
-            ignore_outgoing(&socket)?;
+            packet::ignore_outgoing(&socket)?;
         }
-        bind(&socket, index)?;
+        packet::bind(&socket, index, libc::ETH_P_ALL)?;
         Ok(Self(socket))
     }
 
@@ -127,108 +121,42 @@ fn given6(ip: Ipv6Addr) -> Option<IpAddr> {
     given.then_some(IpAddr::V6(ip))
 }
 
-/// The kernel's part: the frames that [`sender`] most likely finds an address in (linux/filter.h). Offsets count from the
-/// instruction after; a load behind the end of a frame drops it.
-fn program() -> [libc::sock_filter; 20] {
-    let load = |size, at| statement(libc::BPF_LD | size | libc::BPF_ABS, at);
-    let and = |mask| statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask);
-    let pass = |bytes| statement(libc::BPF_RET | libc::BPF_K, bytes);
-    [
-        load(libc::BPF_H, TYPE_AT),
-        jump_if_equal(ARP, 2, 0),
-        jump_if_equal(IPV4, 7, 0),
-        jump_if_equal(IPV6, 10, 14),
-        // 4: ARP
-        load(libc::BPF_W, ARP_KIND_AT),
-        jump_if_equal(ARP_KIND, 0, 12),
-        load(libc::BPF_H, ARP_SIZES_AT),
-        jump_if_equal(ARP_SIZES, 0, 10),
-        load(libc::BPF_W, ARP_SENDER_AT),
-        statement(libc::BPF_JMP | libc::BPF_JA, 1),
-        // 10: IPv4
-        load(libc::BPF_W, IPV4_SOURCE_AT),
-        // 11: neither 0.0.0.0 nor 169.254.0.0/16
-        jump_if_equal(0, 6, 0),
-        and(0xffff_0000),
-        jump_if_equal(0xa9fe_0000, 4, 5),
-        // 14: IPv6, neither ::/32 nor fe80::/10
-        load(libc::BPF_W, IPV6_SOURCE_AT),
-        jump_if_equal(0, 2, 0),
-        and(0xffc0_0000),
-        jump_if_equal(0xfe80_0000, 0, 1),
-        // 18
-        pass(0),
-        pass(HEAD_BYTES),
-    ]
-}
-
-/// What comes before [`program`] where the guest's frames go out.
-fn only_outgoing() -> [libc::sock_filter; 3] {
-    // What is not part of the frame has negative offsets, in two's complement.
-    let direction = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
-    [
-        statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, direction),
-        jump_if_equal(u32::from(libc::PACKET_OUTGOING), 1, 0),
-        statement(libc::BPF_RET | libc::BPF_K, 0),
-    ]
-}
-
-pub(crate) fn statement(code: u32, k: u32) -> libc::sock_filter {
-    jump(code, k, 0, 0)
-}
-
-pub(crate) fn jump_if_equal(value: u32, if_so: u8, if_not: u8) -> libc::sock_filter {
-    jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, if_so, if_not)
-}
-
-fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
-    // Every code is below 256.
-    libc::sock_filter { code: u16::try_from(code).unwrap_or_default(), jt, jf, k }
-}
-
-pub(crate) fn attach_filter(socket: &impl AsRawFd, mut program: Vec<libc::sock_filter>) -> io::Result<()> {
-    let len = libc::c_ushort::try_from(program.len()).map_err(io::Error::other)?;
-    let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
-    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
-}
-
-/// Has a socket of all protocols not hear what goes out.
-pub(crate) fn ignore_outgoing(socket: &OwnedFd) -> io::Result<()> {
-    set_option(socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)
-}
-
-fn set_option<T>(socket: &impl AsRawFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
-    let len = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
-    // SAFETY: the kernel reads `len` bytes, all of `value`, which is of the type that the option takes; what the pointer in a
-    // filter leads to is alive in its caller.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const *value).cast(), len) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn bind(socket: &OwnedFd, index: u32) -> io::Result<()> {
-    bind_to(socket, index, libc::ETH_P_ALL)
-}
-
-pub(crate) fn bind_to(socket: &OwnedFd, index: u32, protocol: libc::c_int) -> io::Result<()> {
-    let protocol = u16::try_from(protocol).map_err(io::Error::other)?;
-    let address = libc::sockaddr_ll {
-        sll_family: u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?,
-        sll_protocol: protocol.to_be(),
-        sll_ifindex: index.try_into().map_err(io::Error::other)?,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    let len = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
-    // SAFETY: the kernel reads `len` bytes, all of `address`, which is of the type that the socket's family takes.
-    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// The kernel's part: the frames that [`sender`] most likely finds an address in. The frames of a macvtap's guest go out.
+fn program(kind: TapKind) -> io::Result<Vec<Instruction>> {
+    let mut asm = Assembler::default();
+    if kind == TapKind::Macvtap {
+        asm.expect(LOAD_BYTE, PACKET_TYPE, libc::PACKET_OUTGOING.into());
+    }
+    asm.load(LOAD_HALF, TYPE_AT);
+    asm.jump(JUMP_EQUAL, ARP, To::Label("arp"), To::Next);
+    asm.jump(JUMP_EQUAL, IPV4, To::Label("ipv4"), To::Next);
+    asm.jump(JUMP_EQUAL, IPV6, To::Label("ipv6"), To::Drop);
+    asm.place("arp");
+    asm.expect(LOAD_WORD, ARP_KIND_AT, ARP_KIND);
+    asm.expect(LOAD_HALF, ARP_SIZES_AT, ARP_SIZES);
+    asm.load(LOAD_WORD, ARP_SENDER_AT);
+    let address = To::Label("ipv4 address");
+    asm.jump(JUMP_EQUAL, 0, address, address);
+    asm.place("ipv4");
+    asm.load(LOAD_WORD, IPV4_SOURCE_AT);
+    // Neither 0.0.0.0 nor 169.254.0.0/16.
+    asm.place("ipv4 address");
+    asm.jump(JUMP_EQUAL, 0, To::Drop, To::Next);
+    asm.and(0xffff_0000);
+    asm.jump(JUMP_EQUAL, 0xa9fe_0000, To::Drop, To::Accept);
+    // Neither ::/32 nor fe80::/10.
+    asm.place("ipv6");
+    asm.load(LOAD_WORD, IPV6_SOURCE_AT);
+    asm.jump(JUMP_EQUAL, 0, To::Drop, To::Next);
+    asm.and(0xffc0_0000);
+    asm.jump(JUMP_EQUAL, 0xfe80_0000, To::Drop, To::Accept);
+    asm.finish(HEAD_BYTES)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::cbpf::interpreter::{Beside, kept};
 
     fn frame(ether_type: u32, rest: &[(u32, &[u8])]) -> Vec<u8> {
         let mut frame = vec![0; HEAD_BYTES as usize];
@@ -284,6 +212,29 @@ mod tests {
             frame(0x8100, &[(IPV4_SOURCE_AT, &[10, 0, 0, 5])]),
         ] {
             assert_eq!(sender(&frame), None, "{frame:?}");
+        }
+    }
+
+    #[test]
+    fn kernel_passes_the_frames_that_have_a_sender_and_of_macvtaps_those_that_go_out() {
+        let program = [TapKind::Tap, TapKind::Macvtap].map(|kind| program(kind).unwrap());
+        let out = Beside { packet_type: libc::PACKET_OUTGOING.into(), ..Beside::default() };
+        for (frame, expected) in [
+            (arp([10, 0, 0, 5]), HEAD_BYTES),
+            (v4([10, 0, 0, 5]), HEAD_BYTES),
+            (v6("fd00::5"), HEAD_BYTES),
+            (arp([0; 4]), 0),
+            (arp([169, 254, 3, 4]), 0),
+            (v4([0; 4]), 0),
+            (v4([169, 254, 3, 4]), 0),
+            (v6("::"), 0),
+            (v6("fe80::5"), 0),
+            (frame(ARP, &[(ARP_SENDER_AT, &[10, 0, 0, 5])]), 0),
+            (frame(0x8100, &[(IPV4_SOURCE_AT, &[10, 0, 0, 5])]), 0),
+        ] {
+            assert_eq!(kept(&program[0], &frame, Beside::default()), expected, "{frame:?}");
+            assert_eq!(kept(&program[1], &frame, out), expected, "{frame:?}");
+            assert_eq!(kept(&program[1], &frame, Beside::default()), 0, "{frame:?}");
         }
     }
 

@@ -5,9 +5,11 @@ pub mod nft;
 pub mod own_code;
 
 pub(crate) mod bpf;
+pub(crate) mod cbpf;
 pub(crate) mod ethtool;
 pub(crate) mod netlink;
 pub(crate) mod netlink_filter;
+pub(crate) mod packet;
 pub(crate) mod routes;
 pub(crate) mod rtnl;
 pub(crate) mod sysctl;

@@ -20,11 +20,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::Ipv6Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::task::Poll;
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socket};
+use nix::sys::socket::{MsgFlags, recv, send};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep_until};
@@ -32,10 +32,11 @@ use tokio::time::{Instant, sleep_until};
 use super::conflict::{self, claims::ConflictListener};
 use super::links::Watch;
 use super::pollable::pollable;
-use crate::address_listener::{attach_filter, bind_to, ignore_outgoing, jump_if_equal, statement};
 use crate::identity::alias::TapAlias;
 use crate::identity::mac::MacAddr;
+use crate::kernel::cbpf::{Assembler, Instruction, LOAD_BYTE, LOAD_HALF, LOAD_WORD};
 use crate::kernel::nft::{Command, Elements, Family, Item};
+use crate::kernel::packet;
 use crate::plan::Plan;
 use crate::rules::guard::owned::{CLAIMED_MAX, Owned6};
 use crate::rules::{self, Member};
@@ -66,15 +67,15 @@ const SOLICITATION_BYTES: usize = 78;
 const TARGET_AT: usize = 62;
 
 /// The fields of a solicitation from the unspecified address: size, offset and value of each.
-const SOLICITATION: [(u32, u32, u32); 8] = [
-    (libc::BPF_H, 12, 0x86dd),
-    (libc::BPF_B, 20, 58),
-    (libc::BPF_B, 21, 255),
-    (libc::BPF_B, 54, 135),
-    (libc::BPF_W, 22, 0),
-    (libc::BPF_W, 26, 0),
-    (libc::BPF_W, 30, 0),
-    (libc::BPF_W, 34, 0),
+const SOLICITATION: [(u16, u32, u32); 8] = [
+    (LOAD_HALF, 12, 0x86dd),
+    (LOAD_BYTE, 20, 58),
+    (LOAD_BYTE, 21, 255),
+    (LOAD_BYTE, 54, 135),
+    (LOAD_WORD, 22, 0),
+    (LOAD_WORD, 26, 0),
+    (LOAD_WORD, 30, 0),
+    (LOAD_WORD, 34, 0),
 ];
 
 /// The guests of a VM.
@@ -380,29 +381,19 @@ impl Card {
 
 /// A socket that hears the guest with this MAC ask whether an address is free.
 fn listen(tap: u32, mac: MacAddr) -> io::Result<UnixStream> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    // Without a protocol it hears nothing until it is bound.
-    let socket: OwnedFd = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
-    attach_filter(&socket, program(mac))?;
-    ignore_outgoing(&socket)?;
+    let socket = packet::open(&program(mac)?)?;
+    packet::ignore_outgoing(&socket)?;
     // A bridge takes frames before sockets of one protocol can.
-    bind_to(&socket, tap, libc::ETH_P_ALL)?;
+    packet::bind(&socket, tap, libc::ETH_P_ALL)?;
     pollable(&socket)
 }
 
-fn program(mac: MacAddr) -> Vec<libc::sock_filter> {
+fn program(mac: MacAddr) -> io::Result<Vec<Instruction>> {
     let [a, b, c, d, e, f] = mac.octets();
-    let own = [(libc::BPF_W, 6, u32::from_be_bytes([a, b, c, d])), (libc::BPF_H, 10, u32::from_be_bytes([0, 0, e, f]))];
-    let checks: Vec<(u32, u32, u32)> = SOLICITATION.into_iter().chain(own).collect();
-    let mut program = Vec::new();
-    for (idx, (size, at, value)) in checks.iter().enumerate() {
-        // Past all that follows and the end that passes: 19 at most.
-        let fails = u8::try_from(2 * (checks.len() - idx) - 1).unwrap_or_default();
-        program.push(statement(libc::BPF_LD | size | libc::BPF_ABS, *at));
-        program.push(jump_if_equal(*value, 0, fails));
+    let own = [(LOAD_WORD, 6, u32::from_be_bytes([a, b, c, d])), (LOAD_HALF, 10, u32::from_be_bytes([0, 0, e, f]))];
+    let mut asm = Assembler::default();
+    for (code, at, value) in SOLICITATION.into_iter().chain(own) {
+        asm.expect(code, at, value);
     }
-    let passed = u32::try_from(SOLICITATION_BYTES).unwrap_or_default();
-    program.push(statement(libc::BPF_RET | libc::BPF_K, passed));
-    program.push(statement(libc::BPF_RET | libc::BPF_K, 0));
-    program
+    asm.finish(u32::try_from(SOLICITATION_BYTES).unwrap_or_default())
 }

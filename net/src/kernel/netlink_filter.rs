@@ -12,7 +12,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use crate::address_listener::{attach_filter, jump_if_equal as jump, statement};
+use super::cbpf::{
+    ALL, Assembler, COPY_TO_X, Instruction, JUMP_EQUAL, LOAD_BYTE, LOAD_BYTE_FROM_X, LOAD_HALF, LOAD_HALF_FROM_X,
+    LOAD_NUMBER, LOAD_WORD, LOAD_WORD_FROM_X, LOAD_X_NUMBER, NETLINK_ATTRIBUTE,
+};
+use super::packet;
+
+pub(crate) use super::cbpf::To;
 
 /// Most instructions: jumps reach no farther than 255.
 const INSTRUCTIONS_MAX: usize = 255;
@@ -23,19 +29,6 @@ pub(crate) const KIND_AT: u32 = 4;
 
 /// Bytes before the payload of an attribute.
 pub(crate) const ATTR_HEAD_LEN: u32 = 4;
-
-/// Where a comparison leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum To {
-    /// On to the next instruction.
-    Next,
-    /// To a label further down.
-    Label(&'static str),
-    /// To the end: the socket gets it.
-    Keep,
-    /// To the end: the socket does not.
-    Drop,
-}
 
 /// A line of a program. Numbers in a message have the host's byte order, and so have those here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,67 +63,46 @@ pub(crate) enum Line {
 
 /// Has the kernel run a program for a socket from now on. What has come before is in the socket.
 pub(crate) fn attach(socket: &impl AsRawFd, lines: &[Line]) -> io::Result<()> {
-    attach_filter(socket, assemble(lines).ok_or(io::ErrorKind::InvalidInput)?)
+    packet::attach(socket, &assemble(lines)?)
 }
 
-/// The kernel's form of a program; none if a label is not there, or it is too long.
-fn assemble(lines: &[Line]) -> Option<Vec<libc::sock_filter>> {
-    let sizes: Vec<usize> = lines.iter().map(|line| line.size()).collect();
-    let len: usize = sizes.iter().sum();
-    (len + 2 <= INSTRUCTIONS_MAX).then_some(())?;
-    let place = |to: To, next: usize| {
-        let target = match to {
-            To::Next => Some(next),
-            To::Keep => Some(len),
-            To::Drop => Some(len + 1),
-            To::Label(_) => {
-                let at =
-                    lines.iter().position(|line| matches!((line, to), (Line::Label(a), To::Label(b)) if *a == b))?;
-                Some(sizes.get(..at)?.iter().sum())
-            }
-        };
-        u8::try_from(target?.checked_sub(next)?).ok()
-    };
-    let mut program = Vec::with_capacity(len + 2);
+/// The kernel's form of a program.
+///
+/// # Errors
+/// A label is not there, or it is too long.
+fn assemble(lines: &[Line]) -> io::Result<Vec<Instruction>> {
+    let len: usize = lines.iter().map(|line| line.size()).sum();
+    if len + 2 > INSTRUCTIONS_MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut asm = Assembler::default();
     for line in lines {
-        let next = program.len() + line.size();
         match *line {
-            Line::Octet(at) => program.push(statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, at)),
-            Line::Half(at) => program.push(statement(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, at)),
-            Line::Word(at) => program.push(statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at)),
-            Line::Attr(from, kind) => program.extend([
-                statement(libc::BPF_LD | libc::BPF_IMM, from),
-                statement(libc::BPF_LDX | libc::BPF_IMM, kind.into()),
-                // What is not part of the message has negative offsets, in two's complement.
-                statement(
-                    libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
-                    (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR).cast_unsigned(),
-                ),
-                statement(libc::BPF_MISC | libc::BPF_TAX, 0),
-            ]),
-            Line::WordFromX(at) => program.push(statement(libc::BPF_LD | libc::BPF_W | libc::BPF_IND, at)),
-            Line::HalfFromX(at) => program.push(statement(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, at)),
-            Line::OctetFromX(at) => program.push(statement(libc::BPF_LD | libc::BPF_B | libc::BPF_IND, at)),
-            Line::IfOctet(value, yes, no) => program.push(jump(value.into(), place(yes, next)?, place(no, next)?)),
+            Line::Octet(at) => asm.load(LOAD_BYTE, at),
+            Line::Half(at) => asm.load(LOAD_HALF, at),
+            Line::Word(at) => asm.load(LOAD_WORD, at),
+            Line::Attr(from, kind) => {
+                asm.load(LOAD_NUMBER, from);
+                asm.load(LOAD_X_NUMBER, kind.into());
+                asm.load(LOAD_WORD, NETLINK_ATTRIBUTE);
+                asm.load(COPY_TO_X, 0);
+            }
+            Line::WordFromX(at) => asm.load(LOAD_WORD_FROM_X, at),
+            Line::HalfFromX(at) => asm.load(LOAD_HALF_FROM_X, at),
+            Line::OctetFromX(at) => asm.load(LOAD_BYTE_FROM_X, at),
+            Line::IfOctet(value, yes, no) => asm.jump(JUMP_EQUAL, value.into(), yes, no),
             // The machine loads numbers as if the most significant octet came first.
             Line::IfHalf(value, yes, no) => {
-                program.push(jump(u16::from_be_bytes(value.to_ne_bytes()).into(), place(yes, next)?, place(no, next)?));
+                asm.jump(JUMP_EQUAL, u16::from_be_bytes(value.to_ne_bytes()).into(), yes, no);
             }
-            Line::IfWord(value, yes, no) => {
-                program.push(jump(u32::from_be_bytes(value.to_ne_bytes()), place(yes, next)?, place(no, next)?));
-            }
-            Line::IfText(text, yes, no) => {
-                program.push(jump(u32::from_be_bytes(text), place(yes, next)?, place(no, next)?));
-            }
-            Line::Label(_) => {}
-            Line::End(to) => program.push(statement(libc::BPF_JMP | libc::BPF_JA, place(to, next)?.into())),
+            Line::IfWord(value, yes, no) => asm.jump(JUMP_EQUAL, u32::from_be_bytes(value.to_ne_bytes()), yes, no),
+            Line::IfText(text, yes, no) => asm.jump(JUMP_EQUAL, u32::from_be_bytes(text), yes, no),
+            Line::Label(label) => asm.place(label),
+            Line::End(to) => asm.jump(JUMP_EQUAL, 0, to, to),
         }
     }
-    program.extend([statement(RETURN, u32::MAX), statement(RETURN, 0)]);
-    Some(program)
+    asm.finish(ALL)
 }
-
-const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
 impl Line {
     /// Instructions that it takes.
@@ -159,19 +131,19 @@ mod tests {
             Line::IfHalf(16, To::Label("link"), To::Drop),
             Line::Attr(32, 3),
             Line::Label("link"),
-            Line::End(To::Keep),
+            Line::End(To::Accept),
         ]);
         let program = program.unwrap();
         assert_eq!(program.len(), 9);
-        assert_eq!((program[1].jt, program[1].jf), (4, 6));
-        assert_eq!(program[6].k, 0);
+        assert_eq!((program[1].skip_true, program[1].skip_false), (4, 6));
+        assert_eq!((program[6].skip_true, program[6].skip_false), (0, 0));
     }
 
     #[test]
     fn unknown_labels_and_long_programs_are_refused() {
-        assert!(assemble(&[Line::IfOctet(0, To::Label("nowhere"), To::Next)]).is_none());
-        assert!(assemble(&vec![Line::Octet(0); INSTRUCTIONS_MAX]).is_none());
+        assert!(assemble(&[Line::IfOctet(0, To::Label("nowhere"), To::Next)]).is_err());
+        assert!(assemble(&vec![Line::Octet(0); INSTRUCTIONS_MAX]).is_err());
         let backwards = [Line::Label("back"), Line::Octet(0), Line::IfOctet(0, To::Label("back"), To::Next)];
-        assert!(assemble(&backwards).is_none());
+        assert!(assemble(&backwards).is_err());
     }
 }

@@ -13,13 +13,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::task::{Context, Poll};
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socket};
+use nix::sys::socket::{MsgFlags, recv, send};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use crate::address_listener::{attach_filter, bind_to, jump_if_equal, statement};
 use crate::identity::mac::{MAC_LEN, MacAddr};
 use crate::keeper::pollable::pollable;
+use crate::kernel::cbpf::{Assembler, Instruction, JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, LOAD_WORD, To};
+use crate::kernel::packet;
 use crate::services::solicitation;
 use crate::spec::ADDRESSES_MAX;
 
@@ -34,8 +35,8 @@ const ICMP6_TYPE_AT: u32 = 54;
 const ND_TARGET_AT: u32 = 62;
 
 /// Bytes of a frame with ARP, and of the shortest with a solicitation or an advertisement.
-const ARP_BYTES: usize = 42;
-const ND_BYTES: usize = 78;
+const ARP_BYTES: u32 = 42;
+const ND_BYTES: u32 = 78;
 
 /// The protocol, types and hop limit of those.
 const ICMP6: u32 = 58;
@@ -76,12 +77,12 @@ impl ConflictListener {
         }
         let mut ears = Vec::new();
         if !ip4.is_empty() {
-            let socket = listen(index, libc::ETH_P_ARP, arp_program(mac, &ip4))?;
+            let socket = listen(index, libc::ETH_P_ARP, &arp_program(mac, &ip4)?)?;
             ip4.iter().for_each(|ip| ask(&socket, &arp_probe(own, *ip), (*ip).into()));
             ears.push(Self { socket: pollable(&socket)?, version: Version::V4 });
         }
         if !ip6.is_empty() {
-            let socket = listen(index, libc::ETH_P_IPV6, nd_program(mac, &ip6))?;
+            let socket = listen(index, libc::ETH_P_IPV6, &nd_program(mac, &ip6)?)?;
             let questions = ip6.iter().filter_map(|ip| Some((*ip, solicitation(own, *ip)?)));
             questions.for_each(|(ip, question)| ask(&socket, &question, ip.into()));
             ears.push(Self { socket: pollable(&socket)?, version: Version::V6 });
@@ -96,7 +97,7 @@ impl ConflictListener {
 
     /// The next claim, if there is one. Does not wait.
     pub(in crate::keeper) fn next(&self) -> Option<Claim> {
-        let mut frame = [0; ND_BYTES];
+        let mut frame = [0; ND_BYTES as usize];
         let receive = || Ok(recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT)?);
         let bytes = self.socket.try_io(Interest::READABLE, receive).ok()?;
         claim(self.version, frame.get(..bytes)?)
@@ -121,12 +122,9 @@ fn field<const N: usize>(frame: &[u8], at: u32) -> Option<[u8; N]> {
     frame.get(usize::try_from(at).ok()?..)?.first_chunk().copied()
 }
 
-fn listen(index: u32, protocol: libc::c_int, program: Vec<libc::sock_filter>) -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    // Without a protocol it hears nothing until it is bound.
-    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
-    attach_filter(&socket, program)?;
-    bind_to(&socket, index, protocol)?;
+fn listen(index: u32, protocol: libc::c_int, program: &[Instruction]) -> io::Result<OwnedFd> {
+    let socket = packet::open(program)?;
+    packet::bind(&socket, index, protocol)?;
     Ok(socket)
 }
 
@@ -144,50 +142,52 @@ fn arp_probe(own: MacAddr, ip: Ipv4Addr) -> Vec<u8> {
 
 /// Passes ARP whose sender has one of these addresses, and not this MAC. At most 64 addresses are compared, in both programs, which is far
 /// below what the kernel takes.
-fn arp_program(mac: MacAddr, addresses: &[Ipv4Addr]) -> Vec<libc::sock_filter> {
-    let mut program = not_from(mac, ARP_SENDER_MAC_AT).to_vec();
-    program.push(load(libc::BPF_W, ARP_SENDER_IP_AT));
+fn arp_program(mac: MacAddr, addresses: &[Ipv4Addr]) -> io::Result<Vec<Instruction>> {
+    let mut asm = Assembler::default();
+    not_from(&mut asm, mac, ARP_SENDER_MAC_AT);
+    asm.load(LOAD_WORD, ARP_SENDER_IP_AT);
     for ip in addresses.iter().take(ADDRESSES_MAX) {
-        program.extend([jump_if_equal(ip.to_bits(), 0, 1), end(ARP_BYTES)]);
+        asm.jump(JUMP_EQUAL, ip.to_bits(), To::Next, To::Label("next address"));
+        asm.end(ARP_BYTES);
+        asm.place("next address");
     }
-    program.push(end(0));
-    program
+    asm.end(0);
+    asm.finish(0)
 }
 
-/// Passes neighbour discovery by which somebody with another MAC claims one of these addresses.
-fn nd_program(mac: MacAddr, addresses: &[Ipv6Addr]) -> Vec<libc::sock_filter> {
-    let mut program = vec![
-        load(libc::BPF_B, NEXT_HEADER_AT),
-        jump_if_equal(ICMP6, 1, 0),
-        end(0),
-        load(libc::BPF_B, HOP_LIMIT_AT),
-        jump_if_equal(HOPS, 1, 0),
-        end(0),
-        load(libc::BPF_B, ICMP6_TYPE_AT),
-        jump_if_equal(NEIGHBOR_ADVERT, 10, 0),
-        jump_if_equal(NEIGHBOR_SOLICIT, 0, 8),
-        // From nobody.
-        load(libc::BPF_W, IPV6_SOURCE_AT),
-        jump_if_equal(0, 0, 6),
-        load(libc::BPF_W, IPV6_SOURCE_AT + 4),
-        jump_if_equal(0, 0, 4),
-        load(libc::BPF_W, IPV6_SOURCE_AT + 8),
-        jump_if_equal(0, 0, 2),
-        load(libc::BPF_W, IPV6_SOURCE_AT + 12),
-        jump_if_equal(0, 1, 0),
-        end(0),
-    ];
-    program.extend(not_from(mac, SOURCE_MAC_AT));
+/// Passes neighbour discovery by which a machine with another MAC claims one of these addresses. The end is out of reach for the
+/// first jumps.
+fn nd_program(mac: MacAddr, addresses: &[Ipv6Addr]) -> io::Result<Vec<Instruction>> {
+    let mut asm = Assembler::default();
+    asm.load(LOAD_BYTE, NEXT_HEADER_AT);
+    asm.jump(JUMP_EQUAL, ICMP6, To::Next, To::Label("another matter"));
+    asm.load(LOAD_BYTE, HOP_LIMIT_AT);
+    asm.jump(JUMP_EQUAL, HOPS, To::Next, To::Label("another matter"));
+    asm.load(LOAD_BYTE, ICMP6_TYPE_AT);
+    asm.jump(JUMP_EQUAL, NEIGHBOR_ADVERT, To::Label("claim"), To::Next);
+    asm.jump(JUMP_EQUAL, NEIGHBOR_SOLICIT, To::Next, To::Label("another matter"));
+    // From the unspecified address.
+    for word in 0..3 {
+        asm.load(LOAD_WORD, IPV6_SOURCE_AT + 4 * word);
+        asm.jump(JUMP_EQUAL, 0, To::Next, To::Label("another matter"));
+    }
+    asm.load(LOAD_WORD, IPV6_SOURCE_AT + 12);
+    asm.jump(JUMP_EQUAL, 0, To::Label("claim"), To::Next);
+    asm.place("another matter");
+    asm.end(0);
+    asm.place("claim");
+    not_from(&mut asm, mac, SOURCE_MAC_AT);
     for ip in addresses.iter().take(ADDRESSES_MAX) {
         // The last words differ most.
-        let words = (0..4).rev().map(|word| (word * 4, u32_at(ip.to_bits(), word)));
-        for (behind, (at, word)) in [1, 3, 5, 7].into_iter().rev().zip(words) {
-            program.extend([load(libc::BPF_W, ND_TARGET_AT + at), jump_if_equal(word, 0, behind)]);
+        for word in (0..4).rev() {
+            asm.load(LOAD_WORD, ND_TARGET_AT + 4 * word);
+            asm.jump(JUMP_EQUAL, u32_at(ip.to_bits(), word), To::Next, To::Label("next address"));
         }
-        program.push(end(ND_BYTES));
+        asm.end(ND_BYTES);
+        asm.place("next address");
     }
-    program.push(end(0));
-    program
+    asm.end(0);
+    asm.finish(0)
 }
 
 /// The word of an IPv6 address with this place in it.
@@ -197,23 +197,12 @@ fn u32_at(bits: u128, word: u32) -> u32 {
 }
 
 /// Ends the program for frames with this MAC at `at`.
-fn not_from(mac: MacAddr, at: u32) -> [libc::sock_filter; 5] {
+fn not_from(asm: &mut Assembler, mac: MacAddr, at: u32) {
     let [a, b, c, d, e, f] = mac.octets();
-    [
-        load(libc::BPF_W, at),
-        jump_if_equal(u32::from_be_bytes([a, b, c, d]), 0, 3),
-        load(libc::BPF_H, at + 4),
-        jump_if_equal(u32::from_be_bytes([0, 0, e, f]), 0, 1),
-        end(0),
-    ]
-}
-
-fn load(size: u32, at: u32) -> libc::sock_filter {
-    statement(libc::BPF_LD | size | libc::BPF_ABS, at)
-}
-
-/// Passes so many bytes of the frame; none at all for 0.
-fn end(bytes: usize) -> libc::sock_filter {
-    // Below 100.
-    statement(libc::BPF_RET | libc::BPF_K, u32::try_from(bytes).unwrap_or_default())
+    asm.load(LOAD_WORD, at);
+    asm.jump(JUMP_EQUAL, u32::from_be_bytes([a, b, c, d]), To::Next, To::Label("another"));
+    asm.load(LOAD_HALF, at + 4);
+    asm.jump(JUMP_EQUAL, u32::from_be_bytes([0, 0, e, f]), To::Next, To::Label("another"));
+    asm.end(0);
+    asm.place("another");
 }

@@ -91,17 +91,17 @@ fn program(but: &str) -> Vec<Line> {
         Line::Half(KIND_AT),
         Line::IfHalf(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN, To::Drop, To::Next),
         Line::Attr(HEAD_LEN + NFGEN_LEN, NFTA_TABLE_NAME),
-        Line::IfOctet(0, To::Keep, To::Next),
+        Line::IfOctet(0, To::Accept, To::Next),
     ];
     // A name ends with a zero, and its attribute with whole words: each comparison is within it if those before hold.
     let (words, rest) = but.as_bytes().as_chunks::<4>();
     let mut at = ATTR_HEAD_LEN;
     for word in words {
-        lines.extend([Line::WordFromX(at), Line::IfText(*word, To::Next, To::Keep)]);
+        lines.extend([Line::WordFromX(at), Line::IfText(*word, To::Next, To::Accept)]);
         at += 4;
     }
     for octet in rest {
-        lines.extend([Line::OctetFromX(at), Line::IfOctet(*octet, To::Next, To::Keep)]);
+        lines.extend([Line::OctetFromX(at), Line::IfOctet(*octet, To::Next, To::Accept)]);
         at += 1;
     }
     lines.push(Line::End(To::Drop));

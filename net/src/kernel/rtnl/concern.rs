@@ -59,7 +59,7 @@ impl Concern {
     fn program(&self) -> Vec<Line> {
         // One of them may be a tap of another VM.
         let may_be_tap = |name: &IfName| name.as_str().as_bytes().starts_with(&TAP_PREFIX);
-        let of_others = if self.named.iter().any(may_be_tap) { To::Keep } else { To::Drop };
+        let of_others = if self.named.iter().any(may_be_tap) { To::Accept } else { To::Drop };
         let name_at = |offset| ATTR_HEAD_LEN + offset;
         let mut lines = vec![
             Line::Half(KIND_AT),
@@ -67,20 +67,20 @@ impl Concern {
             Line::IfHalf(RTM_DELLINK, To::Label("link"), To::Next),
             Line::IfHalf(RTM_NEWNEIGH, To::Label("learned"), To::Next),
             Line::IfHalf(RTM_DELNEIGH, To::Label("forgotten"), To::Next),
-            Line::IfHalf(RTM_NEWADDR, To::Drop, To::Keep),
+            Line::IfHalf(RTM_NEWADDR, To::Drop, To::Accept),
             Line::Label("link"),
             Line::Word(INDEX_AT),
         ];
-        lines.extend(if_any(&self.taps, To::Keep));
+        lines.extend(if_any(&self.taps, To::Accept));
         let [first @ .., last] = TAP_PREFIX;
         lines.extend([
             Line::Attr(HEAD_LEN + LINK_LEN, IFLA_IFNAME),
-            Line::IfOctet(0, To::Keep, To::Next),
+            Line::IfOctet(0, To::Accept, To::Next),
             // A name ends with a zero, so that there is an octet after each that is not.
             Line::WordFromX(name_at(0)),
-            Line::IfText(first, To::Next, To::Keep),
+            Line::IfText(first, To::Next, To::Accept),
             Line::OctetFromX(name_at(4)),
-            Line::IfOctet(last, of_others, To::Keep),
+            Line::IfOctet(last, of_others, To::Accept),
             Line::Label("learned"),
             Line::Octet(FAMILY_AT),
             Line::IfOctet(AF_BRIDGE, To::Next, To::Drop),
@@ -92,7 +92,7 @@ impl Concern {
         ]);
         lines.extend(self.macs.iter().map(|mac| {
             let [.., fifth, sixth] = mac.octets();
-            Line::IfHalf(u16::from_ne_bytes([fifth, sixth]), To::Keep, To::Next)
+            Line::IfHalf(u16::from_ne_bytes([fifth, sixth]), To::Accept, To::Next)
         }));
         lines.extend([
             Line::End(To::Drop),
@@ -101,7 +101,7 @@ impl Concern {
             Line::IfOctet(AF_BRIDGE, To::Next, To::Drop),
             Line::Word(INDEX_AT),
         ]);
-        lines.extend(if_any(&self.taps, To::Keep));
+        lines.extend(if_any(&self.taps, To::Accept));
         lines.push(Line::End(To::Drop));
         lines
     }

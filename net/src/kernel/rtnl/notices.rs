@@ -164,10 +164,10 @@ fn program() -> Vec<Line> {
         Line::Attr(attrs, NETCONFA_FORWARDING),
         Line::IfOctet(0, To::Drop, To::Next),
         Line::Attr(attrs, NETCONFA_PROXY_NEIGH),
-        Line::IfOctet(0, To::Keep, To::Drop),
+        Line::IfOctet(0, To::Accept, To::Drop),
         Line::Label("route"),
         Line::Octet(route_type),
-        Line::IfOctet(RTN_UNICAST, To::Keep, To::Drop),
+        Line::IfOctet(RTN_UNICAST, To::Accept, To::Drop),
     ]
 }
 
