@@ -221,7 +221,7 @@ pub const KEYS: &[Key] = &[
         default: "none",
         needs: "",
         example: "ns_pod-1",
-        help: "external-ids:iface-id of the port, such as the name of a logical port of OVN",
+        help: "external-ids:iface-id of the port, such as a logical port of OVN",
         doc: "1 to 127 letters, digits and ._:/@-",
     },
     Key {
@@ -441,7 +441,7 @@ const GROUPS: &[(&str, &[&str])] = &[
 ];
 
 /// Width of the first column of [`help`].
-const COLUMN: usize = 32;
+const COLUMN: usize = 37;
 
 /// The names of the keys that a mode takes, in the order of the table.
 pub(super) fn of_mode(mode: &str) -> Vec<&'static str> {

@@ -19,7 +19,7 @@ Text of the guest's SMBIOS tables: vendor, product, version, serial, uuid, sku, 
 such as serial=ds=nocloud or oem=io.systemd.credential:NAME=TEXT; can be repeated. The UUID follows from --name unless
 given";
 const NET_SUMMARY: &str = "\
-Network card: a mode (bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N), then keys, such as
+Network card: a mode (bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N), then keys, such as \
 bridge=br0,mtu=9000; can be repeated. --help-net lists the keys";
 
 /// The groups of `--help`.
