@@ -1,6 +1,6 @@
-//! All tests, at one command: those of cargo, then the stories.
+//! All tests, at one command: those of cargo, then the scenarios.
 //!
-//! Cargo's tests run where this process runs. Stories need a KVM that boots Linux: on hardware KVM they run right here,
+//! Cargo's tests run where this process runs. Scenarios need a KVM that boots Linux: on hardware KVM they run right here,
 //! elsewhere in host VMs of one CPU each, as many side by side as there are CPUs for, each booted once.
 
 mod cargo;
@@ -10,8 +10,8 @@ use crate::guest;
 use crate::hostvm::Output;
 use crate::hostvm::wire::Status;
 use crate::place::Place;
+use crate::scenarios::{self, Scenario};
 use crate::stage::SKIPPED;
-use crate::stories::{self, Story};
 use crate::workspace::{self, Parts};
 use images::error_chain;
 use libtest_mimic::{Arguments, Completion, Conclusion, Failed, Trial};
@@ -22,9 +22,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// No story takes longer, in an emulated processor and on a loaded machine.
-const STORY_TIMEOUT: Duration = Duration::from_secs(900);
-/// The stories whose times are shown.
+/// No scenario takes longer, in an emulated processor and on a loaded machine.
+const SCENARIO_TIMEOUT: Duration = Duration::from_secs(900);
+/// The scenarios whose times are shown.
 const TIMES_SHOWN: usize = 20;
 /// More host VMs side by side than this are more memory than gain.
 const HOST_VMS_MAX: usize = 2;
@@ -35,7 +35,7 @@ pub struct Selection {
     /// Only what has this in its name.
     pub filter: Option<String>,
     /// Leave cargo's tests out.
-    pub only_stories: bool,
+    pub only_scenarios: bool,
 }
 
 /// Why not even an attempt could be made.
@@ -81,16 +81,16 @@ impl From<&Conclusion> for Tally {
 pub fn run(selection: &Selection) -> Result<ExitCode, Error> {
     let mut tally = Tally::default();
     let filter = selection.filter.as_deref();
-    let stories: Vec<&Story> =
-        stories::all().filter(|story| filter.is_none_or(|filter| story.name.contains(filter))).collect();
+    let scenarios: Vec<&Scenario> =
+        scenarios::all().filter(|scenario| filter.is_none_or(|filter| scenario.name.contains(filter))).collect();
     // The release is linked by one thread, which leaves the other processors to the tests.
-    let parts = (!stories.is_empty()).then(|| thread::spawn(|| Parts::provide(&guest::SERIES)));
-    if !selection.only_stories {
+    let parts = (!scenarios.is_empty()).then(|| thread::spawn(|| Parts::provide(&guest::SERIES)));
+    if !selection.only_scenarios {
         tally.add(cargo::test(filter)?);
     }
     if let Some(parts) = parts {
         let parts = parts.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        tally.add(tell(&stories, parts));
+        tally.add(run_scenarios(&scenarios, parts));
     }
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
     let skips_fail = std::env::var_os("CI").is_some_and(|value| value == "true");
@@ -98,30 +98,30 @@ pub fn run(selection: &Selection) -> Result<ExitCode, Error> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn tell(stories: &[&'static Story], parts: Parts) -> Tally {
-    let teller = Arc::new(Teller::choose(parts));
-    println!("\nStories: {}", teller.describe());
-    let trials = stories.iter().map(|&story| {
-        let teller = Arc::clone(&teller);
-        Trial::ignorable_test(story.name, move || teller.tell(story))
+fn run_scenarios(scenarios: &[&'static Scenario], parts: Parts) -> Tally {
+    let runner = Arc::new(Runner::choose(parts));
+    println!("\nScenarios: {}", runner.describe());
+    let trials = scenarios.iter().map(|&scenario| {
+        let runner = Arc::clone(&runner);
+        Trial::ignorable_test(scenario.name, move || runner.run(scenario))
     });
-    let arguments = Arguments { test_threads: Some(teller.side_by_side()), ..Arguments::default() };
+    let arguments = Arguments { test_threads: Some(runner.side_by_side()), ..Arguments::default() };
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    for (name, report) in teller.reports.taken() {
+    for (name, report) in runner.reports.taken() {
         println!("--- {name}\n{}", report.trim_end());
     }
     // Last, where it is easy to find.
-    for (name, report) in teller.failures.taken() {
+    for (name, report) in runner.failures.taken() {
         println!("--- failed: {name}\n{}", report.trim_end());
     }
-    for (name, took) in teller.times.longest() {
+    for (name, took) in runner.times.longest() {
         println!("{:7.1} s {name}", took.as_secs_f64());
     }
     Tally::from(&conclusion)
 }
 
-/// Runs stories where they can run, and collects their reports.
-struct Teller {
+/// Runs scenarios where they can run, and collects their reports.
+struct Runner {
     parts: Parts,
     program: Result<PathBuf, std::io::Error>,
     place: Place,
@@ -131,7 +131,7 @@ struct Teller {
     times: Times,
 }
 
-/// How long stories took, by name.
+/// How long scenarios took, by name.
 #[derive(Default)]
 struct Times(Mutex<Vec<(&'static str, Duration)>>);
 
@@ -149,7 +149,7 @@ impl Times {
     }
 }
 
-/// The output of stories, by name, in the order of their ends.
+/// The output of scenarios, by name, in the order of their ends.
 #[derive(Default)]
 struct Reports(Mutex<Vec<(&'static str, String)>>);
 
@@ -163,7 +163,7 @@ impl Reports {
     }
 }
 
-impl Teller {
+impl Runner {
     fn choose(parts: Parts) -> Self {
         let place = Place::ask();
         let host_vms = (!place.boots_linux()).then(|| Pool::new(processors().min(HOST_VMS_MAX)));
@@ -190,35 +190,35 @@ impl Teller {
     }
 
     fn side_by_side(&self) -> usize {
-        // Natively, one at a time: a story's machine has up to four vCPUs of its own.
+        // Natively, one at a time: a scenario's machine has up to four vCPUs of its own.
         self.host_vms.as_ref().map_or(1, Pool::size)
     }
 
-    fn tell(&self, story: &'static Story) -> Result<Completion, Failed> {
+    fn run(&self, scenario: &'static Scenario) -> Result<Completion, Failed> {
         let program = self.program.as_ref().map_err(|error| Failed::from(error.to_string()))?;
-        let mut words = vec![program.to_string_lossy().into_owned(), "story".to_owned(), story.name.to_owned()];
+        let mut words = vec![program.to_string_lossy().into_owned(), "scenario".to_owned(), scenario.name.to_owned()];
         words.extend(self.parts.flags());
         let start = Instant::now();
         let output = match &self.host_vms {
             None => here(&words)?,
-            Some(pool) => pool.run(words, STORY_TIMEOUT).map_err(|error| {
-                self.failures.add(story.name, error_chain(&error));
+            Some(pool) => pool.run(words, SCENARIO_TIMEOUT).map_err(|error| {
+                self.failures.add(scenario.name, error_chain(&error));
                 error_chain(&error)
             })?,
         };
-        self.times.add(story.name, start.elapsed());
+        self.times.add(scenario.name, start.elapsed());
         let report = String::from_utf8_lossy(&output.stdout).into_owned();
         match output.status {
             Status::Code(0) => {
                 if !report.is_empty() {
-                    self.reports.add(story.name, report);
+                    self.reports.add(scenario.name, report);
                 }
                 Ok(Completion::Completed)
             }
             Status::Code(code) if code == i32::from(SKIPPED) => Ok(Completion::ignored_with(report.trim())),
             status => {
                 let whole = format!("{report}{}{status:?}", String::from_utf8_lossy(&output.stderr));
-                self.failures.add(story.name, whole.clone());
+                self.failures.add(scenario.name, whole.clone());
                 Err(Failed::from(whole))
             }
         }
@@ -226,7 +226,7 @@ impl Teller {
 }
 
 fn here(words: &[String]) -> Result<Output, Failed> {
-    let seconds = STORY_TIMEOUT.as_secs().to_string();
+    let seconds = SCENARIO_TIMEOUT.as_secs().to_string();
     let output = Command::new("timeout").args(["--kill-after=10", &seconds]).args(words).output()?;
     let status = output.status.code().map_or(Status::TimedOut, Status::Code);
     Ok(Output { status, stdout: output.stdout, stderr: output.stderr })

@@ -1,7 +1,7 @@
-//! A network for a story: a bridge with an address, an uplink that leads nowhere, and a DHCP server.
+//! A network for a scenario: a bridge with an address, an uplink that leads nowhere, and a DHCP server.
 //!
-//! A story runs in a network namespace of its own, so nothing here can meet an interface of the machine; the names are
-//! fresh all the same. Panics where it cannot be set up, like everything stories are told with.
+//! A scenario runs in a network namespace of its own, so nothing here can meet an interface of the machine; the names are
+//! fresh all the same. Panics where it cannot be set up, like every fixture of scenarios.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -23,7 +23,7 @@ impl Lan {
         let tag = std::process::id() % 100_000;
         let bridge = format!("lan{tag}-{number}");
         let uplink = format!("up{tag}-{number}");
-        // Documentation range of RFC 5737 would do for one; stories may want several.
+        // Documentation range of RFC 5737 would do for one; scenarios may want several.
         let network = format!("10.77.{number}");
         sh(&format!(
             "ip link add {bridge} type bridge stp_state 0 forward_delay 0 && ip link add {uplink} type dummy &&
@@ -96,7 +96,7 @@ impl Drop for Lan {
     }
 }
 
-/// Runs a shell command on the host's side of a story and returns its output.
+/// Runs a shell command on the host's side of a scenario and returns its output.
 pub fn sh(script: &str) -> String {
     let output = Command::new("sh")
         .args(["-ec", script])

@@ -1,4 +1,4 @@
-//! The tests' own machinery: the host VM, the place where a test runs, the fixture that stories are told with.
+//! The tests' own machinery: the host VM, the place where a test runs, the fixtures of scenarios.
 //!
 //! The binary `tests` is its command line. [`all`] is what `./run tests` does, [`demo`] what `./run demo` does.
 
@@ -13,9 +13,9 @@ pub mod lan;
 pub mod namespace;
 pub mod place;
 pub mod probe;
+pub mod scenarios;
 pub mod sniffer;
 pub mod stage;
-pub mod stories;
 pub mod traffic;
 pub mod vm;
 pub mod workspace;

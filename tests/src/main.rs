@@ -18,27 +18,27 @@ use tests::stage::{SKIPPED, Stage};
 use tests::traffic::datagrams::{self, Cut, Plan};
 use tests::traffic::flows;
 use tests::workspace::Parts;
-use tests::{bench, demo, namespace, probe, stories, vm, workspace};
+use tests::{bench, demo, namespace, probe, scenarios, vm, workspace};
 
-/// The exit code of a story that fails, the one that Rust's own panics have.
+/// The exit code of a scenario that fails, the one that Rust's own panics have.
 const PANICKED: u8 = 101;
 
 /// End-to-end tests of minivmm, the host VM they run in, and the demo.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
-    word: Word,
+    action: Action,
 }
 
 #[derive(Subcommand)]
-enum Word {
+enum Action {
     /// Run all tests
     All(AllArgs),
     /// Give the demo
     Demo,
-    /// Run one story right here, in namespaces of its own
+    /// Run one scenario right here, in namespaces of its own
     #[command(hide = true)]
-    Story(StoryArgs),
+    Scenario(ScenarioArgs),
     /// Give the demo right here, in namespaces of its own
     #[command(hide = true)]
     Show(ShowArgs),
@@ -229,7 +229,7 @@ struct AllArgs {
     filter: Option<String>,
     /// Leave the tests of `cargo test` out
     #[arg(long)]
-    only_stories: bool,
+    only_scenarios: bool,
 }
 
 #[derive(Args)]
@@ -243,7 +243,7 @@ struct StageArgs {
 }
 
 #[derive(Args)]
-struct StoryArgs {
+struct ScenarioArgs {
     /// Its name
     name: String,
     #[command(flatten)]
@@ -328,31 +328,33 @@ impl CommandArgs {
 }
 
 fn main() -> ExitCode {
-    let result: Result<ExitCode, Box<dyn Error>> = match Cli::parse().word {
-        Word::All(args) => {
-            all::run(&Selection { filter: args.filter, only_stories: args.only_stories }).map_err(Into::into)
+    let result: Result<ExitCode, Box<dyn Error>> = match Cli::parse().action {
+        Action::All(args) => {
+            all::run(&Selection { filter: args.filter, only_scenarios: args.only_scenarios }).map_err(Into::into)
         }
-        Word::Story(args) => story(&args).map_err(Into::into),
-        Word::Demo => demo::run().map_err(Into::into),
-        Word::Show(args) => {
+        Action::Scenario(args) => scenario(&args).map_err(Into::into),
+        Action::Demo => demo::run().map_err(Into::into),
+        Action::Show(args) => {
             on_stage(&args.stage, |stage| demo::show(stage, args.amount_mib, args.interactive)).map_err(Into::into)
         }
-        Word::Hostvm(args) => host_vm(&args).map_err(Into::into),
-        Word::Exec(args) => exec(&args).map_err(Into::into),
-        Word::Agent => agent::serve().map(|()| ExitCode::SUCCESS).map_err(Into::into),
-        Word::Traffic(traffic) => self::traffic(traffic),
-        Word::Bench(Bench::Start(args)) => bench_start(&args),
-        Word::Bench(Bench::Card(args)) => bench_card(&args),
-        Word::Bench(Bench::Guest(args)) => bench_guest(&args),
-        Word::Bench(Bench::Instructions(args)) => bench_instructions(&args),
-        Word::Bench(Bench::Many(args)) => bench_many(&args),
-        Word::Bench(Bench::Nat(args)) => bench_nat(&args),
-        Word::Bench(Bench::Readme(args)) => bench::readme::run(&args.only, args.runs).map_err(Into::into).map(|text| {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }),
-        Word::BenchGuest(args) => bench_guest_here(&args),
-        Word::Place => {
+        Action::Hostvm(args) => host_vm(&args).map_err(Into::into),
+        Action::Exec(args) => exec(&args).map_err(Into::into),
+        Action::Agent => agent::serve().map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Action::Traffic(traffic) => self::traffic(traffic),
+        Action::Bench(Bench::Start(args)) => bench_start(&args),
+        Action::Bench(Bench::Card(args)) => bench_card(&args),
+        Action::Bench(Bench::Guest(args)) => bench_guest(&args),
+        Action::Bench(Bench::Instructions(args)) => bench_instructions(&args),
+        Action::Bench(Bench::Many(args)) => bench_many(&args),
+        Action::Bench(Bench::Nat(args)) => bench_nat(&args),
+        Action::Bench(Bench::Readme(args)) => {
+            bench::readme::run(&args.only, args.runs).map_err(Into::into).map(|text| {
+                print!("{text}");
+                ExitCode::SUCCESS
+            })
+        }
+        Action::BenchGuest(args) => bench_guest_here(&args),
+        Action::Place => {
             println!("{}", Place::ask());
             Ok(ExitCode::SUCCESS)
         }
@@ -363,12 +365,12 @@ fn main() -> ExitCode {
     })
 }
 
-fn story(args: &StoryArgs) -> std::io::Result<ExitCode> {
-    let Some(story) = stories::all().find(|story| story.name == args.name) else {
-        eprintln!("error: There is no story {:?}", args.name);
+fn scenario(args: &ScenarioArgs) -> std::io::Result<ExitCode> {
+    let Some(scenario) = scenarios::all().find(|scenario| scenario.name == args.name) else {
+        eprintln!("error: There is no scenario {:?}", args.name);
         return Ok(ExitCode::FAILURE);
     };
-    on_stage(&args.stage, story.tell)
+    on_stage(&args.stage, scenario.run)
 }
 
 /// Runs what panics when it fails; then the machines' last words follow the panic's message.

@@ -1,4 +1,4 @@
-//! The environment of a story.
+//! The environment of a scenario.
 
 use crate::guest::{Guest, SERIES};
 use crate::lan::sh;
@@ -8,17 +8,17 @@ use images::kernel::Series;
 use std::path::{Path, PathBuf};
 use std::process;
 
-/// The exit code of a story that cannot run here; its report says why.
+/// The exit code of a scenario that cannot run here; its report says why.
 pub const SKIPPED: u8 = 77;
 
-/// The environment of a story.
+/// The environment of a scenario.
 pub struct Stage {
     parts: Parts,
     scratch: PathBuf,
 }
 
 impl Stage {
-    /// A stage with these parts and a folder for the story's files.
+    /// A stage with these parts and a folder for the scenario's files.
     pub fn new(parts: Parts, scratch: &Path) -> Self {
         Self { parts, scratch: scratch.to_path_buf() }
     }
@@ -64,7 +64,7 @@ impl Stage {
         self.bare_vm().kernel(guest.bzimage).initrd(guest.initramfs)
     }
 
-    /// A file of the story's own, in memory.
+    /// A file of the scenario's own, in memory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.scratch.join(name)
     }
@@ -77,7 +77,7 @@ impl Stage {
         disk
     }
 
-    /// Ends the story without a verdict.
+    /// Ends the scenario without a verdict.
     pub fn skip(&self, reason: &str) -> ! {
         println!("{reason}");
         process::exit(i32::from(SKIPPED))

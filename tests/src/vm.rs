@@ -1,6 +1,6 @@
 //! A minivmm under test: started with flags, watched through its console, waited for with deadlines.
 //!
-//! Made for stories, so everything that does not come about panics with a sentence and what the guest last said. The
+//! Made for scenarios, so everything that does not come about panics with a sentence and what the guest last said. The
 //! machine's console is minivmm's standard output; nothing here polls or sleeps. Dropping a [`Vm`] kills it.
 
 use crate::guest;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Programs of this machine that the stories' guests have beside the usual ones and this very program, which is the
+/// Programs of this machine that the scenarios' guests have beside the usual ones and this very program, which is the
 /// other end of [`crate::traffic`].
 const PROGRAMS: [&str; 1] = ["ethtool"];
 
@@ -75,7 +75,7 @@ pub fn root() -> &'static Path {
     tests.parent().unwrap_or(tests)
 }
 
-/// What stories need: minivmm and the guests.
+/// What scenarios need: minivmm and the guests.
 #[derive(Debug, Clone)]
 pub struct Parts {
     /// `minivmm`.
@@ -136,7 +136,7 @@ impl Parts {
         self.guests.join(HOST_CASES)
     }
 
-    /// The parts as flags of this program's own words `story` and `show`.
+    /// The parts as flags of this program's own words `scenario` and `show`.
     pub fn flags(&self) -> [String; 4] {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         ["--minivmm".to_owned(), text(&self.minivmm), "--guests".to_owned(), text(&self.guests)]

@@ -1,7 +1,7 @@
 //! The commands of README.md and docs/ do what the pages say.
 //!
 //! Those that need no Linux guest run here, in a namespace with a bridge `br0`: `minivmm` is a script that starts the
-//! real one and has the probe guest end at once, or, in the background, sleep. The others run as a story.
+//! real one and has the probe guest end at once, or, in the background, sleep. The others run as a scenario.
 
 use images::error_chain;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};

@@ -148,7 +148,7 @@ fn harness() -> ExitCode {
         Trial::test(name, move || run(name, say)).with_ignored_flag(reason.is_some())
     };
     let mut cases = cases();
-    // Where there are none, the story `vlans::cards_in_vlans_have_all_that_cards_have` runs these in the host VM.
+    // Where there are none, the scenario `vlans::cards_in_vlans_have_all_that_cards_have` runs these in the host VM.
     if missing.is_none() && vmm::itself(&["vlans?"]).status().is_ok_and(|status| status.success()) {
         cases.extend(vlan_cases());
     }

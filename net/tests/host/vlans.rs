@@ -1,4 +1,4 @@
-//! Many VLANs on one bridge. These cases take a kernel whose bridges have VLANs; where it has none, a story runs them in the host VM.
+//! Many VLANs on one bridge. These cases take a kernel whose bridges have VLANs; where it has none, a scenario runs them in the host VM.
 
 use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};

@@ -1,4 +1,4 @@
-//! Host VMs to run stories in: booted when the first story needs one, used again by the next, replaced after a failure.
+//! Host VMs to run scenarios in: booted when the first scenario needs one, used again by the next, replaced after a failure.
 
 use crate::hostvm::wire::Command;
 use crate::hostvm::{Config, Error, HostVm, Output};
@@ -7,7 +7,7 @@ use crate::workspace::target_folder;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// A host VM's memory: a story's largest guest has 6 GiB. The machine outside gives only what is touched.
+/// A host VM's memory: a scenario's largest guest has 6 GiB. The machine outside gives only what is touched.
 const MEM_MIB: u64 = 8 << 10;
 
 /// The host VMs of a run.
@@ -34,7 +34,7 @@ impl Pool {
             Some(vm) => vm,
             None => HostVm::boot(&config())?,
         };
-        // With an error the host VM is dropped: whatever is wrong with it shall not meet the next story.
+        // With an error the host VM is dropped: whatever is wrong with it shall not meet the next scenario.
         let output = vm.run(Command::new(words), timeout)?;
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(vm);
         Ok(output)

@@ -5,13 +5,13 @@ use std::net::{Shutdown, TcpListener};
 
 use serde_json::Value;
 
-use super::Story;
+use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "large::tcp_crosses_the_card_in_large_segments_unless_they_are_switched_off", tell: segments },
-    Story { name: "large::a_guest_has_the_mtu_of_its_card_and_moves_jumbo_frames", tell: jumbo },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "large::tcp_crosses_the_card_in_large_segments_unless_they_are_switched_off", run: segments },
+    Scenario { name: "large::a_guest_has_the_mtu_of_its_card_and_moves_jumbo_frames", run: jumbo },
 ];
 
 /// What goes each way in each connection, in bytes.

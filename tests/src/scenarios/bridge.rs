@@ -8,14 +8,14 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 
-use super::Story;
+use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "bridge::a_guest_gets_a_lease_and_moves_data_both_ways", tell: data_both_ways },
-    Story { name: "bridge::two_guests_talk_to_each_other", tell: two_guests },
-    Story { name: "bridge::eight_cards_get_eight_leases", tell: eight_cards },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "bridge::a_guest_gets_a_lease_and_moves_data_both_ways", run: data_both_ways },
+    Scenario { name: "bridge::two_guests_talk_to_each_other", run: two_guests },
+    Scenario { name: "bridge::eight_cards_get_eight_leases", run: eight_cards },
 ];
 
 /// The variable that sets another amount for slow machines, in MiB.

@@ -6,20 +6,20 @@ use std::path::Path;
 
 use images::kernel::Series;
 
-use super::Story;
+use super::Scenario;
 use crate::lan::sh;
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story {
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
         name: "boot::debian_6_12_in_both_formats_reaches_userland_and_powers_off",
-        tell: |stage| every_format_and_cpu_count(stage, Series::V6_12),
+        run: |stage| every_format_and_cpu_count(stage, Series::V6_12),
     },
-    Story {
+    Scenario {
         name: "boot::debian_6_1_in_both_formats_reaches_userland_and_powers_off",
-        tell: |stage| every_format_and_cpu_count(stage, Series::V6_1),
+        run: |stage| every_format_and_cpu_count(stage, Series::V6_1),
     },
-    Story { name: "boot::an_initrd_too_large_for_the_memory_below_4_gib_is_loaded_above", tell: large_initrd },
+    Scenario { name: "boot::an_initrd_too_large_for_the_memory_below_4_gib_is_loaded_above", run: large_initrd },
 ];
 
 /// Prints the guest's view of itself.

@@ -3,12 +3,12 @@
 use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 
-use super::Story;
+use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] =
-    &[Story { name: "resets::a_card_works_on_after_fifty_resets_in_the_middle_of_bursts", tell: fifty }];
+pub(super) const SCENARIOS: &[Scenario] =
+    &[Scenario { name: "resets::a_card_works_on_after_fifty_resets_in_the_middle_of_bursts", run: fifty }];
 
 /// How often the driver lets the card go and takes it again.
 const RESETS: u32 = 50;

@@ -2,15 +2,15 @@
 
 use std::fs;
 
-use super::Story;
+use super::Scenario;
 use crate::lan::sh;
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "disk::an_ext4_root_keeps_what_was_written_and_stays_clean", tell: ext4_root },
-    Story { name: "disk::a_read_only_disk_refuses_writes_and_stays_as_it_was", tell: read_only },
-    Story { name: "disk::several_disks_have_their_serials_blocks_queues_and_cache_modes", tell: serials },
-    Story { name: "disk::partitions_in_blocks_of_4096_bytes_are_found", tell: large_blocks },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "disk::an_ext4_root_keeps_what_was_written_and_stays_clean", run: ext4_root },
+    Scenario { name: "disk::a_read_only_disk_refuses_writes_and_stays_as_it_was", run: read_only },
+    Scenario { name: "disk::several_disks_have_their_serials_blocks_queues_and_cache_modes", run: serials },
+    Scenario { name: "disk::partitions_in_blocks_of_4096_bytes_are_found", run: large_blocks },
 ];
 
 /// Bytes that the guest writes, 8 MiB of numbers.

@@ -3,14 +3,14 @@
 
 use std::net::TcpListener;
 
-use super::Story;
+use super::Scenario;
 use super::large::{AMOUNT, data, there_and_back};
 use crate::lan::{Lan, sh};
 use crate::sniffer::{GSO_ECN, Sniffer};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] =
-    &[Story { name: "ecn::segments_with_cwr_cross_the_card_uncut_both_ways", tell: marked }];
+pub(super) const SCENARIOS: &[Scenario] =
+    &[Scenario { name: "ecn::segments_with_cwr_cross_the_card_uncut_both_ways", run: marked }];
 
 /// Of so many packets that may be marked, one is.
 const MARKED_OF: u32 = 24;

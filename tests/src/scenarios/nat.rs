@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::Story;
+use super::Scenario;
 use crate::lan::sh;
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "nat::a_guest_gets_a_lease_and_moves_data_both_ways", tell: world },
-    Story { name: "nat::a_guest_is_found_by_name_and_by_a_port_of_the_host", tell: near },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "nat::a_guest_gets_a_lease_and_moves_data_both_ways", run: world },
+    Scenario { name: "nat::a_guest_is_found_by_name_and_by_a_port_of_the_host", run: near },
 ];
 
 /// What is moved, in MiB.

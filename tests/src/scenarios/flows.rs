@@ -2,14 +2,14 @@
 
 use std::net::TcpListener;
 
-use super::Story;
+use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 use crate::traffic::flows::{self, Report};
 
-pub(super) const STORIES: &[Story] = &[Story {
+pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     name: "flows::two_hundred_flows_go_on_while_queue_pairs_come_and_go_a_hundred_times",
-    tell: two_hundred,
+    run: two_hundred,
 }];
 
 /// TCP connections that all send both ways at the same time.

@@ -2,21 +2,21 @@
 
 use rustix::process::Signal;
 
-use super::Story;
+use super::Scenario;
 use crate::codes;
 use crate::stage::Stage;
 use crate::vm::Builder;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "stop::sigterm_presses_the_power_button", tell: |stage| power_button(stage, Signal::TERM) },
-    Story { name: "stop::sigint_presses_the_power_button", tell: |stage| power_button(stage, Signal::INT) },
-    Story { name: "stop::a_guest_that_ignores_the_button_is_stopped_after_the_timeout", tell: ignored_button },
-    Story { name: "stop::a_second_sigterm_stops_at_once", tell: second_signal },
-    Story { name: "stop::every_way_a_stock_kernel_resets_ends_the_machine_and_is_named", tell: resets },
-    Story { name: "stop::a_panic_is_told_from_a_warm_reboot_and_from_sysrq", tell: panics },
-    Story { name: "stop::a_reboot_starts_again_where_that_is_asked_for", tell: reboot_restarts },
-    Story { name: "stop::a_panic_has_its_own_exit_code", tell: panic },
-    Story { name: "stop::the_debug_exit_port_sets_the_exit_code", tell: debug_exit },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "stop::sigterm_presses_the_power_button", run: |stage| power_button(stage, Signal::TERM) },
+    Scenario { name: "stop::sigint_presses_the_power_button", run: |stage| power_button(stage, Signal::INT) },
+    Scenario { name: "stop::a_guest_that_ignores_the_button_is_stopped_after_the_timeout", run: ignored_button },
+    Scenario { name: "stop::a_second_sigterm_stops_at_once", run: second_signal },
+    Scenario { name: "stop::every_way_a_stock_kernel_resets_ends_the_machine_and_is_named", run: resets },
+    Scenario { name: "stop::a_panic_is_told_from_a_warm_reboot_and_from_sysrq", run: panics },
+    Scenario { name: "stop::a_reboot_starts_again_where_that_is_asked_for", run: reboot_restarts },
+    Scenario { name: "stop::a_panic_has_its_own_exit_code", run: panic },
+    Scenario { name: "stop::the_debug_exit_port_sets_the_exit_code", run: debug_exit },
 ];
 
 fn power_button(stage: &Stage, signal: Signal) {

@@ -4,12 +4,12 @@
 use std::net::TcpListener;
 use std::process::{Child, Command};
 
-use super::Story;
+use super::Scenario;
 use crate::lan::sh;
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] =
-    &[Story { name: "ovs::a_guest_in_a_vlan_has_the_network_that_its_policy_lets_it_have", tell: guest_in_a_vlan }];
+pub(super) const SCENARIOS: &[Scenario] =
+    &[Scenario { name: "ovs::a_guest_in_a_vlan_has_the_network_that_its_policy_lets_it_have", run: guest_in_a_vlan }];
 
 /// Addresses of the host, of a machine outside and of the guest.
 const HOST: [&str; 2] = ["10.76.0.1", "fd00:76::1"];
@@ -34,7 +34,7 @@ struct Switch {
 
 impl Switch {
     fn start() -> Self {
-        // A folder of this story's own in the place where everybody looks.
+        // A folder of this scenario's own in the place where everybody looks.
         sh("modprobe openvswitch; mkdir -p /run/openvswitch; mount -t tmpfs openvswitch /run/openvswitch; cd /run/openvswitch
             ovsdb-tool create conf.db /usr/share/openvswitch/vswitch.ovsschema
             ovsdb-server --remote=punix:db.sock --detach --pidfile --log-file=/dev/null conf.db >/dev/null 2>&1

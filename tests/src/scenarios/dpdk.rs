@@ -1,18 +1,18 @@
 //! DPDK's poll-mode driver on the card: a driver that is not Linux's, in a stock guest, by way of `uio_pci_generic`. It
 //! leaves MSI-X off, so the link reaches it by the card's interrupt pin.
 //!
-//! The story types testpmd's commands into the guest's console and reads what it answers.
+//! The scenario types testpmd's commands into the guest's console and reads what it answers.
 
 use std::cell::Cell;
 use std::net::UdpSocket;
 
-use super::Story;
+use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 use crate::vm::Vm;
 
-pub(super) const STORIES: &[Story] =
-    &[Story { name: "dpdk::a_poll_mode_driver_gets_modes_vlans_rss_restarts_and_the_link", tell: poll_mode }];
+pub(super) const SCENARIOS: &[Scenario] =
+    &[Scenario { name: "dpdk::a_poll_mode_driver_gets_modes_vlans_rss_restarts_and_the_link", run: poll_mode }];
 
 /// Frames that the host sends for each question.
 const FRAMES: u64 = 100;

@@ -4,15 +4,15 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::thread;
 
-use super::Story;
+use super::Scenario;
 use super::large::{AMOUNT, data, there_and_back};
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "queues::rings_change_their_sizes_under_a_transfer_both_ways", tell: resized },
-    Story { name: "queues::data_crosses_the_smallest_and_the_largest_rings_both_ways", tell: sizes },
-    Story { name: "queues::interrupts_are_held_back_as_the_guest_wishes", tell: coalesced },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "queues::rings_change_their_sizes_under_a_transfer_both_ways", run: resized },
+    Scenario { name: "queues::data_crosses_the_smallest_and_the_largest_rings_both_ways", run: sizes },
+    Scenario { name: "queues::interrupts_are_held_back_as_the_guest_wishes", run: coalesced },
 ];
 
 /// What goes to the guest and back while the rings change.

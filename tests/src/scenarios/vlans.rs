@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::Story;
+use super::Scenario;
 use crate::codes;
 use crate::lan::sh;
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "vlans::guests_meet_who_is_in_their_vlan", tell: guests_meet },
-    Story { name: "vlans::cards_in_vlans_have_all_that_cards_have", tell: cases },
-    Story { name: "vlans::bridge_of_somebody_else_is_refused_until_it_filters", tell: somebody_elses_bridge },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "vlans::guests_meet_who_is_in_their_vlan", run: guests_meet },
+    Scenario { name: "vlans::cards_in_vlans_have_all_that_cards_have", run: cases },
+    Scenario { name: "vlans::bridge_of_somebody_else_is_refused_until_it_filters", run: somebody_elses_bridge },
 ];
 
 /// What runs until its VM is stopped.

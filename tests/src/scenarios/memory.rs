@@ -2,16 +2,16 @@
 
 use images::kernel::Series;
 
-use super::Story;
+use super::Scenario;
 use crate::place::memory_kib;
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "memory::a_kernel_in_64_mib_counts_all_of_it", tell: smallest },
-    Story { name: "memory::a_guest_of_128_mib_sees_all_of_it", tell: |stage| sees_all(stage, 128) },
-    Story { name: "memory::a_guest_of_3_gib_sees_all_of_it", tell: |stage| sees_all(stage, 3 << 10) },
-    Story { name: "memory::a_guest_of_4_gib_sees_all_of_it", tell: |stage| sees_all(stage, 4 << 10) },
-    Story { name: "memory::a_guest_of_6_gib_sees_all_of_it", tell: |stage| sees_all(stage, 6 << 10) },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "memory::a_kernel_in_64_mib_counts_all_of_it", run: smallest },
+    Scenario { name: "memory::a_guest_of_128_mib_sees_all_of_it", run: |stage| sees_all(stage, 128) },
+    Scenario { name: "memory::a_guest_of_3_gib_sees_all_of_it", run: |stage| sees_all(stage, 3 << 10) },
+    Scenario { name: "memory::a_guest_of_4_gib_sees_all_of_it", run: |stage| sees_all(stage, 4 << 10) },
+    Scenario { name: "memory::a_guest_of_6_gib_sees_all_of_it", run: |stage| sees_all(stage, 6 << 10) },
 ];
 
 /// What the firmware areas below 1 MiB and our own tables may take.

@@ -5,18 +5,18 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::Story;
+use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::probe::machine::{Config, Vmm};
 use crate::probe::peer::PeerLan;
 use crate::probe::{Outcome, Verdict};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "vhost::a_guest_moves_data_both_ways_by_threads_of_the_kernel", tell: data_both_ways },
-    Story { name: "vhost::a_hostile_driver_harms_neither_the_machine_nor_the_host", tell: hostile },
-    Story { name: "vhost::a_card_holds_its_rates_and_is_mirrored", tell: rates },
-    Story { name: "vhost::a_card_survives_resets_pairs_and_links_that_change_under_load", tell: changes },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "vhost::a_guest_moves_data_both_ways_by_threads_of_the_kernel", run: data_both_ways },
+    Scenario { name: "vhost::a_hostile_driver_harms_neither_the_machine_nor_the_host", run: hostile },
+    Scenario { name: "vhost::a_card_holds_its_rates_and_is_mirrored", run: rates },
+    Scenario { name: "vhost::a_card_survives_resets_pairs_and_links_that_change_under_load", run: changes },
 ];
 
 /// What goes to the guest and back.

@@ -4,14 +4,14 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use super::Story;
+use super::Scenario;
 use crate::docs::{self, Place, Surroundings};
 use crate::guest::script_parameter;
 use crate::lan::sh;
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] =
-    &[Story { name: "docs::commands_that_boot_linux_do_what_the_pages_say", tell: run }];
+pub(super) const SCENARIOS: &[Scenario] =
+    &[Scenario { name: "docs::commands_that_boot_linux_do_what_the_pages_say", run: run }];
 
 /// Seconds that a block may take, in an emulated processor.
 const SECONDS: u32 = 240;

@@ -1,10 +1,11 @@
 //! Security groups on a stock kernel, whose bridges are not those of the machine that builds.
 
-use super::Story;
+use super::Scenario;
 use crate::lan::sh;
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[Story { name: "policy::holds_on_a_bridge_of_a_stock_kernel", tell: bridged }];
+pub(super) const SCENARIOS: &[Scenario] =
+    &[Scenario { name: "policy::holds_on_a_bridge_of_a_stock_kernel", run: bridged }];
 
 fn bridged(stage: &Stage) {
     let program = stage.file("host-cases");

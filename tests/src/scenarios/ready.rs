@@ -2,14 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::Story;
+use super::Scenario;
 use crate::codes::NO_ADDRESS;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "ready::a_guest_is_ready_once_its_cards_have_used_their_leases_and_is_listed", tell: ready },
-    Story { name: "ready::a_guest_that_nobody_gives_an_address_ends_with_its_own_code", tell: never_ready },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "ready::a_guest_is_ready_once_its_cards_have_used_their_leases_and_is_listed", run: ready },
+    Scenario { name: "ready::a_guest_that_nobody_gives_an_address_ends_with_its_own_code", run: never_ready },
 ];
 
 fn ready(stage: &Stage) {

@@ -4,18 +4,18 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::Story;
+use super::Scenario;
 use crate::codes::{HOST, USAGE};
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "bad_input::kernels_and_initrds_are_refused_by_name", tell: |stage| hold(stage, IMAGES) },
-    Story { name: "bad_input::sizes_and_counts_are_refused_by_value", tell: |stage| hold(stage, SIZES) },
-    Story { name: "bad_input::networks_are_refused_by_key_and_name", tell: |stage| hold(stage, NETWORKS) },
-    Story { name: "bad_input::disks_are_refused_by_path", tell: |stage| hold(stage, DISKS) },
-    Story { name: "bad_input::a_host_that_lacks_something_is_told_what", tell: |stage| hold(stage, HOSTS) },
-    Story { name: "bad_input::what_another_machine_holds_is_refused", tell: held },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "bad_input::kernels_and_initrds_are_refused_by_name", run: |stage| hold(stage, IMAGES) },
+    Scenario { name: "bad_input::sizes_and_counts_are_refused_by_value", run: |stage| hold(stage, SIZES) },
+    Scenario { name: "bad_input::networks_are_refused_by_key_and_name", run: |stage| hold(stage, NETWORKS) },
+    Scenario { name: "bad_input::disks_are_refused_by_path", run: |stage| hold(stage, DISKS) },
+    Scenario { name: "bad_input::a_host_that_lacks_something_is_told_what", run: |stage| hold(stage, HOSTS) },
+    Scenario { name: "bad_input::what_another_machine_holds_is_refused", run: held },
 ];
 
 /// A row of the table. In the texts, `$` words stand for: `$K` and `$I` a good kernel and initrd, `$D` the folder with the

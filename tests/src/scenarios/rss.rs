@@ -3,14 +3,14 @@
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::Path;
 
-use super::Story;
+use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 use crate::vm::Builder;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "rss::flows_arrive_on_the_queues_that_the_guests_table_and_key_name", tell: by_the_kernel },
-    Story { name: "rss::flows_arrive_there_without_privileges_as_well", tell: by_workers },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "rss::flows_arrive_on_the_queues_that_the_guests_table_and_key_name", run: by_the_kernel },
+    Scenario { name: "rss::flows_arrive_there_without_privileges_as_well", run: by_workers },
 ];
 
 /// Flows that the host sends: one UDP datagram each, from ports of their own.
@@ -46,7 +46,7 @@ fn by_workers(stage: &Stage) {
     let wrapper = stage.file("minivmm-without-bpf");
     let program = stage.minivmm().display();
     let script = format!("#!/bin/sh\nexec setpriv --bounding-set=-bpf,-sys_admin {program} \"$@\"\n");
-    std::fs::write(&wrapper, script).expect("a file of the story's own");
+    std::fs::write(&wrapper, script).expect("a file of the scenario's own");
     sh(&format!("chmod +x {}", wrapper.display()));
     let passed_on = tell(stage.minivmm(), Builder::new(&wrapper).kernel(guest.bzimage).initrd(guest.initramfs));
     println!("the card's workers passed {passed_on} frames on");

@@ -5,15 +5,15 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use serde_json::Value;
 
-use super::Story;
+use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 use crate::traffic::datagrams::{self, Cut, Plan, Report};
 use crate::vm::Vm;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "datagrams::bursts_of_a_guest_are_joined_and_arrive_as_they_were_sent", tell: joined },
-    Story { name: "datagrams::uncut_bursts_cross_the_card_whole_both_ways_unless_switched_off", tell: uncut },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "datagrams::bursts_of_a_guest_are_joined_and_arrive_as_they_were_sent", run: joined },
+    Scenario { name: "datagrams::uncut_bursts_cross_the_card_whole_both_ways_unless_switched_off", run: uncut },
 ];
 
 /// Datagrams of each test.
@@ -149,7 +149,7 @@ fn uncut(stage: &Stage) {
     assert_eq!(vm.wait_exit(), 0);
 }
 
-/// The network with an IPv6 address, and something for guests to wait for while the story asks for their counters.
+/// The network with an IPv6 address, and something for guests to wait for while the scenario asks for their counters.
 struct Net {
     lan: Lan,
     end: TcpListener,

@@ -4,17 +4,17 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
 
-use super::Story;
+use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "card::a_running_vm_is_asked_for_its_counters_and_to_take_a_cable_out", tell: asked },
-    Story { name: "card::a_guest_sees_its_link_go_and_announces_itself_when_it_is_back", tell: link },
-    Story { name: "card::a_guest_has_the_queues_rings_and_offloads_that_were_asked_for", tell: keys },
-    Story { name: "card::a_kernel_without_msi_is_interrupted_by_pins", tell: pins },
-    Story { name: "card::a_guest_receives_only_what_its_modes_and_addresses_let_in", tell: addresses },
-    Story { name: "card::a_guest_receives_only_the_vlans_it_has_added_unless_it_is_promiscuous", tell: vlans },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "card::a_running_vm_is_asked_for_its_counters_and_to_take_a_cable_out", run: asked },
+    Scenario { name: "card::a_guest_sees_its_link_go_and_announces_itself_when_it_is_back", run: link },
+    Scenario { name: "card::a_guest_has_the_queues_rings_and_offloads_that_were_asked_for", run: keys },
+    Scenario { name: "card::a_kernel_without_msi_is_interrupted_by_pins", run: pins },
+    Scenario { name: "card::a_guest_receives_only_what_its_modes_and_addresses_let_in", run: addresses },
+    Scenario { name: "card::a_guest_receives_only_the_vlans_it_has_added_unless_it_is_promiscuous", run: vlans },
 ];
 
 /// Frames that the host sends for each question.

@@ -4,13 +4,13 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Instant;
 
-use super::Story;
+use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 
-pub(super) const STORIES: &[Story] = &[
-    Story { name: "impair::a_card_loses_frames_each_way", tell: losses },
-    Story { name: "impair::late_and_slow_cards_move_all_bytes", tell: late_and_slow },
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "impair::a_card_loses_frames_each_way", run: losses },
+    Scenario { name: "impair::late_and_slow_cards_move_all_bytes", run: late_and_slow },
 ];
 
 /// Echo requests: of each, the losses of both directions decide whether it is answered.
