@@ -1,7 +1,7 @@
 //! All tests, at one command: those of cargo, then the scenarios.
 //!
-//! Cargo's tests run where this process runs. Scenarios need a KVM that boots Linux: on hardware KVM they run right here,
-//! elsewhere in host VMs of one CPU each, as many side by side as there are CPUs for, each booted once.
+//! Cargo's tests run where this process runs. Scenarios need a KVM that boots Linux: on hardware KVM they run right
+//! here, elsewhere in host VMs of one CPU each, as many side by side as there are CPUs for, each booted once.
 
 mod cargo;
 mod pool;

@@ -1,4 +1,5 @@
-//! The commands of README.md and docs/: every fenced block of shell runs where a comment before it says, or says why not.
+//! The commands of README.md and docs/: every fenced block of shell runs where a comment before it says, or says why
+//! not.
 //!
 //! ```text
 //! <!-- run: namespace -->              before a ```sh or ```console block: the next block runs in a namespace
@@ -56,7 +57,7 @@ pub struct Block {
     pub language: String,
     /// Where it runs.
     pub mark: Mark,
-    /// What it holds.
+    /// Its text.
     pub text: String,
 }
 
@@ -159,7 +160,7 @@ fn blocks(name: &str, text: &str) -> Result<Vec<Block>, Error> {
     Ok(blocks)
 }
 
-/// What a comment means: `None` if it is one of another kind.
+/// The meaning of a comment: `None` if it is one of another kind.
 fn mark(comment: &str) -> Result<Option<Mark>, ()> {
     if let Some(reason) = comment.strip_prefix("not run: ") {
         return Ok(Some(Mark::NotRun(reason.to_owned())));

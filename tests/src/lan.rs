@@ -1,7 +1,7 @@
 //! A network for a scenario: a bridge with an address, an uplink that leads nowhere, and a DHCP server.
 //!
-//! A scenario runs in a network namespace of its own, so nothing here can meet an interface of the machine; the names are
-//! fresh all the same. Panics where it cannot be set up, like every fixture of scenarios.
+//! A scenario runs in a network namespace of its own, so nothing here can meet an interface of the machine; the names
+//! are fresh all the same. Panics where it cannot be set up, like every fixture of scenarios.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -1,7 +1,7 @@
 //! The scenarios: what a user does with minivmm, end to end, each one a test with a name.
 //!
-//! A scenario runs as a process of its own, `tests scenario NAME`, in fresh namespaces ([`crate::namespace`]), on a KVM that
-//! boots Linux. It fails by panicking. What it prints on standard output is its report, shown at the end of a run.
+//! A scenario runs as a process of its own, `tests scenario NAME`, in fresh namespaces ([`crate::namespace`]), on a KVM
+//! that boots Linux. It fails by panicking. What it prints on standard output is its report, shown at the end of a run.
 //! Scenarios are tests and written like tests: they panic where an expectation is not met.
 #![allow(clippy::expect_used, reason = "scenarios are tests")]
 
@@ -36,7 +36,7 @@ use crate::stage::Stage;
 pub struct Scenario {
     /// Its name: subject and expectation.
     pub name: &'static str,
-    /// What happens.
+    /// The test.
     pub run: fn(&Stage),
 }
 

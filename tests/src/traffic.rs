@@ -1,6 +1,6 @@
-//! Traffic that checks itself: many TCP flows at once, and numbered UDP datagrams. One end runs in a scenario, the other
-//! in its guest, which has this very program: `tests traffic ...`. Both ends know what has to come, so nothing but the
-//! report is to be looked at.
+//! Traffic that checks itself: many TCP flows at once, and numbered UDP datagrams. One end runs in a scenario, the
+//! other in its guest, which has this very program: `tests traffic ...`. Both ends know what has to come, so nothing
+//! but the report is to be looked at.
 
 pub mod datagrams;
 pub mod flows;

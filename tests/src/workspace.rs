@@ -75,7 +75,7 @@ pub fn root() -> &'static Path {
     tests.parent().unwrap_or(tests)
 }
 
-/// What scenarios need: minivmm and the guests.
+/// The programs and guests of scenarios.
 #[derive(Debug, Clone)]
 pub struct Parts {
     /// `minivmm`.
@@ -85,7 +85,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// What the demo needs: `minivmm` as it is soonest built, and the newest guest.
+    /// Provides the demo's parts: `minivmm` as it is soonest built, and the newest guest.
     ///
     /// # Errors
     /// If cargo fails.
@@ -207,7 +207,8 @@ fn build_agent() -> Result<PathBuf, Error> {
     if own_path().and_then(Path::parent).is_some_and(|folder| folder.ends_with("release")) {
         return build("release", &["--release", "--package", "images"]);
     }
-    // The words of `./run`: a test has cargo choose the features of cargo's tests, which are built with the same crates.
+    // The words of `./run`: a test has cargo choose the features of cargo's tests, which are built with the same
+    // crates.
     build("debug", &["--workspace", "--bin", "tests", "--bin", AGENT, "--test", "arrows"])
 }
 

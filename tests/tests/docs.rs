@@ -59,7 +59,8 @@ fn trials(pages: Vec<Page>, probe: PathBuf, minivmm: PathBuf) -> Vec<Trial> {
     pages.into_iter().map(trial).collect()
 }
 
-/// What a page's blocks find: a bridge, files with the names that the pages use, and minivmm with the probe as guest.
+/// Makes the surroundings of a page's blocks: a bridge, files with the names that the pages use, and minivmm with the
+/// probe as guest.
 fn surroundings(scratch: &Path, probe: &Path, minivmm: &Path) -> Result<Surroundings, std::io::Error> {
     let [folder, programs, data] = ["here", "programs", "data"].map(|name| scratch.join(name));
     let guest = data.join("minivmm/guest");

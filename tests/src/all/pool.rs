@@ -1,4 +1,5 @@
-//! Host VMs to run scenarios in: booted when the first scenario needs one, used again by the next, replaced after a failure.
+//! Host VMs to run scenarios in: booted when the first scenario needs one, used again by the next, replaced after a
+//! failure.
 
 use crate::hostvm::wire::Command;
 use crate::hostvm::{Config, Error, HostVm, Output};

@@ -1,8 +1,8 @@
 //! Many VMs started at once: how long until all of them run, and what each of them costs the host.
 //!
-//! The guest is the probe, which prints a byte and halts. All VMs are on one bridge, or each behind a NAT of its own. Memory is
-//! counted once nothing has happened for a while, without the guests' own: pages that processes share count in parts (PSS), so
-//! the more VMs there are, the less of the program each of them has to bear.
+//! The guest is the probe, which prints a byte and halts. All VMs are on one bridge, or each behind a NAT of its own.
+//! Memory is counted once nothing has happened for a while, without the guests' own: pages that processes share count
+//! in parts (PSS), so the more VMs there are, the less of the program each of them has to bear.
 //!
 //! Run it inside `namespace::isolate`.
 
@@ -26,7 +26,7 @@ const KEEPER: &str = "keeper";
 /// The goals of the project, in MiB.
 const GOALS: Goals = Goals { keeper_mib: 0.6, vm_mib: 1.0 };
 
-/// What to start, and how many of it.
+/// The VMs to start, and how many.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The program under test.
@@ -57,7 +57,7 @@ pub enum Error {
         vms: usize,
         /// On what network.
         network: &'static str,
-        /// What it said.
+        /// Its output.
         log: String,
     },
     /// The machine's own figures could not be read.
@@ -74,11 +74,11 @@ pub struct Report {
     pub processors: usize,
     /// One for each network and number of VMs.
     pub rows: Vec<Row>,
-    /// What is aimed at, for 64 VMs.
+    /// The goals, for 64 VMs.
     pub goals: Goals,
 }
 
-/// What the project aims at, in MiB of PSS.
+/// The project's goals, in MiB of PSS.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Goals {
     /// Of a keeper.
@@ -109,7 +109,7 @@ pub struct Row {
 pub struct Process {
     /// Proportional set size in KiB.
     pub pss_kib: Spread,
-    /// What no other process has, in KiB.
+    /// Memory that no other process has, in KiB.
     pub private_kib: Spread,
 }
 

@@ -76,7 +76,7 @@ pub enum Error {
     Figure {
         /// The benchmark.
         name: &'static str,
-        /// What is missing.
+        /// The missing figure.
         figure: String,
     },
     /// A page has no such section.

@@ -13,7 +13,7 @@ pub fn dead_links(pages: &[Page], root: &Path) -> Vec<String> {
     pages.iter().flat_map(dead).collect()
 }
 
-/// What stands in `](..)`, outside of fenced blocks.
+/// The targets in `](..)`, outside of fenced blocks.
 fn targets(text: &str) -> impl Iterator<Item = &str> {
     let prose = text.split("\n```").step_by(2);
     prose.flat_map(|part| part.split("](").skip(1)).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target)

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 /// Comes before the number of a command, behind its output.
 const END: &str = "@@ end of command ";
 
-/// What the blocks of a page find.
+/// The surroundings of a page's blocks.
 #[derive(Debug)]
 pub struct Surroundings {
     /// Where they run.

@@ -1,13 +1,12 @@
-//! What bad input gets: a sentence that names the thing, an exit code from the table, nothing left on the host.
-
-use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
+//! Bad input. It gets a sentence that names the thing, an exit code from the table, nothing left on the host.
 
 use super::Scenario;
 use crate::codes::{HOST, USAGE};
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "bad_input::kernels_and_initrds_are_refused_by_name", run: |stage| hold(stage, IMAGES) },
@@ -18,14 +17,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "bad_input::what_another_machine_holds_is_refused", run: held },
 ];
 
-/// A row of the table. In the texts, `$` words stand for: `$K` and `$I` a good kernel and initrd, `$D` the folder with the
-/// bad files, `$B` a good bridge.
+/// A row of the table. In the texts, `$` words stand for: `$K` and `$I` a good kernel and initrd, `$D` the folder with
+/// the bad files, `$B` a good bridge.
 struct Case {
     /// Shell commands before minivmm, in namespaces of its own.
     before: &'static str,
     /// minivmm's flags.
     flags: &'static str,
-    /// What the message has to contain, in any case of letters.
+    /// The text that the message contains, in any case of letters.
     says: &'static [&'static str],
     code: i32,
 }

@@ -1,14 +1,12 @@
 //! Stock Debian kernels boot to userland and power off.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::Path;
-
-use images::kernel::Series;
-
 use super::Scenario;
 use crate::lan::sh;
 use crate::stage::Stage;
+use images::kernel::Series;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {

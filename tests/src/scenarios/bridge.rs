@@ -1,16 +1,14 @@
 //! Cards on a bridge: an address by DHCP, data both ways, guests that talk to each other, and nothing left behind.
 
+use super::Scenario;
+use crate::lan::{Lan, sh};
+use crate::stage::Stage;
+use rustix::process::Signal;
 use std::fs::File;
 use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::Instant;
-
-use rustix::process::Signal;
-
-use super::Scenario;
-use crate::lan::{Lan, sh};
-use crate::stage::Stage;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "bridge::a_guest_gets_a_lease_and_moves_data_both_ways", run: data_both_ways },

@@ -1,12 +1,11 @@
-//! What a stock driver does with the card besides sending and receiving.
-
-use std::fs::File;
-use std::net::TcpListener;
-use std::path::Path;
+//! The card under a stock driver, besides sending and receiving.
 
 use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::Path;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "card::a_running_vm_is_asked_for_its_counters_and_to_take_a_cable_out", run: asked },
@@ -98,7 +97,7 @@ fn link(stage: &Stage) {
     sh(&format!("ip link set {tap} down"));
     println!("{tap} down: {}", vm.value("down"));
     assert!(vm.value("down").ends_with("no"), "the guest's link is still up");
-    // With arp_accept, announcements of addresses that nobody asked for become entries.
+    // With arp_accept, unsolicited announcements of addresses become entries.
     sh(&format!("echo 1 >/proc/sys/net/ipv4/conf/{bridge}/arp_accept; ip neigh flush dev {bridge}"));
     assert!(!neighbours().contains(&mac), "an entry that was flushed");
     sh(&format!("ip link set {tap} up"));
@@ -279,9 +278,9 @@ fn vlans(stage: &Stage) {
     sh("ip link del v5; ip link del v6");
 }
 
-/// Sends [`FRAMES`] frames that nobody answers.
+/// Sends [`FRAMES`] frames without an answer.
 fn flood(to: &str) {
-    // Nobody answers, so 1 is its exit code.
+    // There is no answer, so 1 is its exit code.
     sh(&format!("ping -q -c {FRAMES} -i 0.002 -W 1 {to} || [ $? = 1 ]"));
 }
 

@@ -1,15 +1,13 @@
-//! UDP bursts: consecutive datagrams that the card joins, and those that the guest or the host leave whole for the other side to cut.
-//! Whoever receives them gets each datagram as it was sent, in order.
-
-use std::net::{SocketAddr, TcpListener, UdpSocket};
-
-use serde_json::Value;
+//! UDP bursts: consecutive datagrams that the card joins, and those that the guest or the host leave whole for the
+//! other side to cut. Whoever receives them gets each datagram as it was sent, in order.
 
 use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 use crate::traffic::datagrams::{self, Cut, Plan, Report};
 use crate::vm::Vm;
+use serde_json::Value;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "datagrams::bursts_of_a_guest_are_joined_and_arrive_as_they_were_sent", run: joined },
@@ -28,8 +26,8 @@ const PORT: u16 = 5000;
 const HOST_V6: &str = "fd77::1";
 const GUEST_V6: &str = "fd77::2";
 
-/// Prelude of the guests' scripts: `v6` gives eth0 its address; `take NAME ADDRESS SIZES` begins to receive in the background, and
-/// `took NAME` tells what came.
+/// Prelude of the guests' scripts: `v6` gives eth0 its address; `take NAME ADDRESS SIZES` begins to receive in the
+/// background, and `took NAME` tells what came.
 fn words() -> String {
     format!(
         "address() {{ ip -4 -o addr show dev $1 | sed 's/.*inet //; s,/.*,,'; }}
@@ -42,8 +40,8 @@ fn words() -> String {
 fn joined(stage: &Stage) {
     let (net, bare) = (Net::new(), Lan::new());
     let (v4, v6) = (net.socket(&net.lan.address()), net.socket(HOST_V6));
-    // One card takes datagrams joined. For the other the host's kernel takes them apart and fills in the checksums, and that guest
-    // checks them.
+    // One card takes datagrams joined. For the other the host's kernel takes them apart and fills in the checksums, and
+    // that guest checks them.
     let receiver = stage
         .vm()
         .name("receiver")
@@ -186,7 +184,7 @@ fn plan(sizes: &str) -> Plan {
     Plan { count: COUNT.try_into().expect("a count"), sizes }
 }
 
-/// What a receiver has to say.
+/// The report of a receiver.
 fn good(sizes: &str) -> Report {
     let plan = plan(sizes);
     let bytes = plan.sizes.iter().cycle().take(plan.count).copied().map(usize::from).sum();

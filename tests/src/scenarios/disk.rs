@@ -1,10 +1,9 @@
 //! Disks keep what a guest writes, and refuse it where they are read-only.
 
-use std::fs;
-
 use super::Scenario;
 use crate::lan::sh;
 use crate::stage::Stage;
+use std::fs;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "disk::an_ext4_root_keeps_what_was_written_and_stays_clean", run: ext4_root },

@@ -1,14 +1,13 @@
 //! The commands of README.md and docs/ that boot Linux do what the pages say.
 
-use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
-
 use super::Scenario;
 use crate::docs::{self, Place, Surroundings};
 use crate::guest::script_parameter;
 use crate::lan::sh;
 use crate::stage::Stage;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 
 pub(super) const SCENARIOS: &[Scenario] =
     &[Scenario { name: "docs::commands_that_boot_linux_do_what_the_pages_say", run: run }];

@@ -3,13 +3,12 @@
 //!
 //! The scenario types testpmd's commands into the guest's console and reads what it answers.
 
-use std::cell::Cell;
-use std::net::UdpSocket;
-
 use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 use crate::vm::Vm;
+use std::cell::Cell;
+use std::net::UdpSocket;
 
 pub(super) const SCENARIOS: &[Scenario] =
     &[Scenario { name: "dpdk::a_poll_mode_driver_gets_modes_vlans_rss_restarts_and_the_link", run: poll_mode }];

@@ -1,13 +1,13 @@
-//! Explicit congestion notification (RFC 3168) over the card: the network marks packets, and whoever sent them says in a large segment
-//! that it has slowed down. Such a segment may only be cut by one who knows that CWR belongs to its first part.
-
-use std::net::TcpListener;
+//! Explicit congestion notification (RFC 3168) over the card: the network marks packets, and whoever sent them says in
+//! a large segment that it has slowed down. Such a segment may only be cut by one who knows that CWR belongs to its
+//! first part.
 
 use super::Scenario;
 use super::large::{AMOUNT, data, there_and_back};
 use crate::lan::{Lan, sh};
 use crate::sniffer::{GSO_ECN, Sniffer};
 use crate::stage::Stage;
+use std::net::TcpListener;
 
 pub(super) const SCENARIOS: &[Scenario] =
     &[Scenario { name: "ecn::segments_with_cwr_cross_the_card_uncut_both_ways", run: marked }];

@@ -1,11 +1,10 @@
 //! Many flows over a card whose queue pairs come and go: none is lost.
 
-use std::net::TcpListener;
-
 use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 use crate::traffic::flows::{self, Report};
+use std::net::TcpListener;
 
 pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     name: "flows::two_hundred_flows_go_on_while_queue_pairs_come_and_go_a_hundred_times",
@@ -21,7 +20,8 @@ const USED: u32 = 2;
 const CHANGES: u32 = 100;
 /// Seconds of the flows without a change.
 const SECONDS: u32 = 5;
-/// A flow that receives nothing for so long has stalled: an emulated processor with 200 flows is slow, but not that slow.
+/// A flow that receives nothing for so long has stalled: an emulated processor with 200 flows is slow, but not that
+/// slow.
 const STALL_MS: u128 = 10_000;
 
 fn two_hundred(stage: &Stage) {

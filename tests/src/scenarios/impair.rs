@@ -1,12 +1,11 @@
 //! Cards whose frames are slowed down, late or lost on purpose.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::time::Instant;
-
 use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Instant;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "impair::a_card_loses_frames_each_way", run: losses },

@@ -1,22 +1,21 @@
-//! Frames beyond 1500 bytes: segments that the other side cuts, as long as the guest wants them, and jumbo frames up to the largest.
-
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener};
-
-use serde_json::Value;
+//! Frames beyond 1500 bytes: segments that the other side cuts, as long as the guest wants them, and jumbo frames up to
+//! the largest.
 
 use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "large::tcp_crosses_the_card_in_large_segments_unless_they_are_switched_off", run: segments },
     Scenario { name: "large::a_guest_has_the_mtu_of_its_card_and_moves_jumbo_frames", run: jumbo },
 ];
 
-/// What goes each way in each connection, in bytes.
+/// The amount that goes each way in each connection, in bytes.
 pub(super) const AMOUNT: usize = 4 << 20;
-/// What a segment carries over Ethernet's usual MTU, with timestamps.
+/// The payload of a segment over Ethernet's usual MTU, with timestamps.
 const SEGMENT: usize = 1448;
 /// A jumbo frame's MTU, and the largest that a tap takes: 65535 bytes less the Ethernet header (drivers/net/tun.c).
 const JUMBO: [usize; 2] = [9000, 65521];

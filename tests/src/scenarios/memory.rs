@@ -1,10 +1,9 @@
 //! Guests see all the memory they are given, below and above the hole under 4 GiB.
 
-use images::kernel::Series;
-
 use super::Scenario;
 use crate::place::memory_kib;
 use crate::stage::Stage;
+use images::kernel::Series;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "memory::a_kernel_in_64_mib_counts_all_of_it", run: smallest },
@@ -14,10 +13,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "memory::a_guest_of_6_gib_sees_all_of_it", run: |stage| sees_all(stage, 6 << 10) },
 ];
 
-/// What the firmware areas below 1 MiB and our own tables may take.
+/// The limit of the firmware areas below 1 MiB and our own tables.
 const RESERVED_KIB: u64 = 1 << 10;
 
-/// What the host needs for itself.
+/// The host's own need.
 const HOST_MIB: u64 = 512;
 
 /// The sum of the usable ranges in the kernel's list of e820 entries, in KiB; `/proc/iomem` shows them to root.
@@ -40,8 +39,8 @@ fn sees_all(stage: &Stage, mib: u64) {
     assert!(usable_kib + RESERVED_KIB >= mib << 10, "memory is missing");
 }
 
-/// 64 MiB are too few for a userland of these kernels, and for the bzImages to unpack in. The unpacked 6.1 gets as far as
-/// counting its memory, and panics for want of a root.
+/// 64 MiB are too few for a userland of these kernels, and for the bzImages to unpack in. The unpacked 6.1 gets as far
+/// as counting its memory, and panics for want of a root.
 fn smallest(stage: &Stage) {
     const MIB: u64 = 64;
     let vm = stage.bare_vm().kernel(stage.guest(Series::V6_1).vmlinux).mem(&format!("{MIB}M")).start();

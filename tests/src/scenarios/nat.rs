@@ -1,5 +1,10 @@
-//! Cards on networks of minivmm's own: a lease, the world by the host's address, names, forwarded ports, and nothing left behind.
+//! Cards on networks of minivmm's own: a lease, the world by the host's address, names, forwarded ports, and nothing
+//! left behind.
 
+use super::Scenario;
+use crate::lan::sh;
+use crate::stage::Stage;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,18 +14,12 @@ use std::process::{Child, Command};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-use super::Scenario;
-use crate::lan::sh;
-use crate::stage::Stage;
-
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "nat::a_guest_gets_a_lease_and_moves_data_both_ways", run: world },
     Scenario { name: "nat::a_guest_is_found_by_name_and_by_a_port_of_the_host", run: near },
 ];
 
-/// What is moved, in MiB.
+/// The amount that is moved, in MiB.
 const AMOUNT_MIB: u32 = 64;
 
 /// How long a guest may take to listen.

@@ -1,12 +1,11 @@
-//! A card on Open vSwitch as distributions run it, with the data path of the kernel: the bridge's network in a VLAN, large packets, and a
-//! policy that holds.
-
-use std::net::TcpListener;
-use std::process::{Child, Command};
+//! A card on Open vSwitch as distributions run it, with the data path of the kernel: the bridge's network in a VLAN,
+//! large packets, and a policy that holds.
 
 use super::Scenario;
 use crate::lan::sh;
 use crate::stage::Stage;
+use std::net::TcpListener;
+use std::process::{Child, Command};
 
 pub(super) const SCENARIOS: &[Scenario] =
     &[Scenario { name: "ovs::a_guest_in_a_vlan_has_the_network_that_its_policy_lets_it_have", run: guest_in_a_vlan }];
@@ -16,7 +15,7 @@ const HOST: [&str; 2] = ["10.76.0.1", "fd00:76::1"];
 const OUTSIDE: [&str; 2] = ["10.76.0.2", "fd00:76::2"];
 const GUEST: [&str; 2] = ["10.76.0.9", "fd00:76::9"];
 
-/// What the guest may send to the host, and what it may not.
+/// The port that the guest may send to on the host, and one that it may not.
 const OPEN_PORT: u16 = 26;
 const CLOSED_PORT: u16 = 25;
 
@@ -64,7 +63,7 @@ impl Switch {
         switch
     }
 
-    /// What a shell command prints on the machine outside.
+    /// The output of a shell command on the machine outside.
     fn outside(&self, line: &str) -> String {
         sh(&format!("nsenter --net=/proc/{}/ns/net sh -ec '{line}'", self.outside.id()))
     }

@@ -1,13 +1,12 @@
-//! What a stock driver does to single queues of a running card: it resizes their rings, and has their interrupts held back.
-
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener};
-use std::thread;
+//! Single queues of a running card under a stock driver: it resizes their rings, and has their interrupts held back.
 
 use super::Scenario;
 use super::large::{AMOUNT, data, there_and_back};
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::thread;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "queues::rings_change_their_sizes_under_a_transfer_both_ways", run: resized },
@@ -15,7 +14,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "queues::interrupts_are_held_back_as_the_guest_wishes", run: coalesced },
 ];
 
-/// What goes to the guest and back while the rings change.
+/// The amount that goes to the guest and back while the rings change.
 const TRANSFER_MIB: usize = 16;
 /// Changes back and forth that have to fit into it.
 const CHANGES_MIN: u32 = 3;

@@ -1,11 +1,11 @@
-//! What a script learns from minivmm while a stock guest starts: that its network is ready, or that it never will be.
-
-use serde_json::{Value, json};
+//! The ready line, as a script reads it while a stock guest starts: that its network is ready, or that it never will
+//! be.
 
 use super::Scenario;
 use crate::codes::NO_ADDRESS;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
+use serde_json::{Value, json};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "ready::a_guest_is_ready_once_its_cards_have_used_their_leases_and_is_listed", run: ready },

@@ -1,11 +1,10 @@
 //! A card that is reset while another of the guest's processors has it send, and while frames arrive.
 
-use std::net::{TcpListener, UdpSocket};
-use std::process::{Command, Stdio};
-
 use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Command, Stdio};
 
 pub(super) const SCENARIOS: &[Scenario] =
     &[Scenario { name: "resets::a_card_works_on_after_fifty_resets_in_the_middle_of_bursts", run: fifty }];
@@ -22,7 +21,7 @@ fn fifty(stage: &Stage) {
     let start = TcpListener::bind((lan.address(), 0)).expect("a port on the bridge's address");
     let (minivmm, port) =
         (stage.minivmm().display(), start.local_addr().expect("the address of a bound socket").port());
-    // Takes what has room; nobody reads it.
+    // Takes as much as has room; no one reads it.
     let sink = UdpSocket::bind((lan.address(), 0)).expect("a port on the bridge's address");
     let sink = sink.local_addr().expect("the address of a bound socket").port();
     let vm = stage

@@ -1,12 +1,11 @@
 //! Receive-side scaling as a stock driver uses it: its table and key decide which queue a flow arrives on.
 
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::path::Path;
-
 use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
 use crate::vm::Builder;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::path::Path;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "rss::flows_arrive_on_the_queues_that_the_guests_table_and_key_name", run: by_the_kernel },
@@ -53,8 +52,8 @@ fn by_workers(stage: &Stage) {
     assert!(passed_on > 0, "frames that workers steered");
 }
 
-/// Returns how many frames the card's workers passed on to each other. What a queue received is what the card counts: since Linux 6.10
-/// `ethtool -S` does not show it.
+/// Returns how many frames the card's workers passed on to each other. What a queue received is what the card counts:
+/// since Linux 6.10 `ethtool -S` does not show it.
 fn tell(minivmm: &Path, machine: Builder) -> u32 {
     let lan = Lan::new();
     let host = lan.address();

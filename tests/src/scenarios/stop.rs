@@ -1,11 +1,10 @@
 //! Every way a machine ends has its exit code.
 
-use rustix::process::Signal;
-
 use super::Scenario;
 use crate::codes;
 use crate::stage::Stage;
 use crate::vm::Builder;
+use rustix::process::Signal;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "stop::sigterm_presses_the_power_button", run: |stage| power_button(stage, Signal::TERM) },
@@ -30,7 +29,7 @@ fn power_button(stage: &Stage, signal: Signal) {
 }
 
 fn ignored_button(stage: &Stage) {
-    // A shell as init: nobody listens to the button.
+    // A shell as init does not listen to the button.
     let vm = stage.vm().flag("--stop-timeout", 2).parameter("rdinit=/bin/sh").start();
     vm.wait_for("/ #");
 

@@ -1,16 +1,15 @@
 //! Cards on the kernel's vhost-net: the same network for the guest, moved by other threads.
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
 use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::probe::machine::{Config, Vmm};
 use crate::probe::peer::PeerLan;
 use crate::probe::{Outcome, Verdict};
 use crate::stage::Stage;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "vhost::a_guest_moves_data_both_ways_by_threads_of_the_kernel", run: data_both_ways },
@@ -19,14 +18,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "vhost::a_card_survives_resets_pairs_and_links_that_change_under_load", run: changes },
 ];
 
-/// What goes to the guest and back.
+/// The amount that goes to the guest and back.
 const TRANSFER_MIB: usize = 64;
 
-/// Feature bits that nobody serves on vhost-net: receive modes, VLANs, coalescing of two kinds, resets of single queues, hash reports,
-/// receive-side scaling.
+/// Feature bits without service on vhost-net: receive modes, VLANs, coalescing of two kinds, resets of single queues,
+/// hash reports, receive-side scaling.
 const NOT_OFFERED: [usize; 8] = [18, 19, 20, 52, 53, 40, 57, 60];
-/// And some that it has: partial checksums, segmentation, mergeable buffers, status, control queue, multiqueue, indirect
-/// descriptors, event index.
+/// And some that it has: partial checksums, segmentation, mergeable buffers, status, control queue, multiqueue,
+/// indirect descriptors, event index.
 const OFFERED: [usize; 8] = [0, 11, 15, 16, 17, 22, 28, 29];
 
 fn data_both_ways(stage: &Stage) {
@@ -77,7 +76,7 @@ fn data_both_ways(stage: &Stage) {
     assert_eq!(sum.split_whitespace().next(), sh(&format!("sha256sum {}", sent.display())).split_whitespace().next());
     assert!(returned == data, "{} bytes came back, not those that were sent", returned.len());
     assert!(counters["net0"]["ctrl.ok"].as_u64() > Some(0), "commands of the guest");
-    assert!(counters["net0"].get("rx.0.frames").is_none(), "a count that nobody keeps");
+    assert!(counters["net0"].get("rx.0.frames").is_none(), "a count that is not kept");
 
     assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
     assert_eq!(kernel_threads(), 0, "threads of vhost-net after the guest");
@@ -184,7 +183,7 @@ fn changes(stage: &Stage) {
     assert_eq!(kernel_threads(), 0, "threads of vhost-net after the guest");
 }
 
-/// What the probe has done at least: every way to break a ring, a buffer, a header and a command.
+/// The number of attacks that the probe makes at least: every way to break a ring, a buffer, a header and a command.
 const CHECKS_MIN: usize = 25;
 
 fn hostile(stage: &Stage) {

@@ -1,14 +1,12 @@
 //! VLANs on a bridge: who is in one meets who else is in it, and a guest on a trunk sees the tags.
 
-use std::collections::BTreeMap;
-
-use rustix::process::Signal;
-use serde_json::Value;
-
 use super::Scenario;
 use crate::codes;
 use crate::lan::sh;
 use crate::stage::Stage;
+use rustix::process::Signal;
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "vlans::guests_meet_who_is_in_their_vlan", run: guests_meet },
@@ -16,7 +14,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "vlans::bridge_of_somebody_else_is_refused_until_it_filters", run: somebody_elses_bridge },
 ];
 
-/// What runs until its VM is stopped.
+/// A script that runs until its VM is stopped.
 const STAY: &str = "echo up=1; sleep 600";
 
 fn guests_meet(stage: &Stage) {
