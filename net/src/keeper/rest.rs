@@ -12,8 +12,8 @@ use crate::kernel::own_code;
 /// How long nothing has happened then. Looks that put each other off are 100 ms apart.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// Least pause between two times: on a host where something happens every second it would be a cost without a gain.
-const PAUSE: Duration = Duration::from_secs(10);
+/// Least pause between two times: it costs some 0.1 ms, now and when what was given back is needed again.
+const PAUSE: Duration = Duration::from_secs(3);
 
 /// When to give memory back.
 #[derive(Debug)]
