@@ -10,7 +10,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 pub(super) const SCENARIOS: &[Scenario] =
-    &[Scenario { name: "docs::commands_that_boot_linux_do_what_the_pages_say", run: run }];
+    &[Scenario { name: "docs::commands_that_boot_linux_do_what_the_pages_say", run }];
 
 /// Seconds that a block may take, in an emulated processor.
 const SECONDS: u32 = 240;
