@@ -282,7 +282,7 @@ impl Case {
 fn is_table(desc: Desc) -> bool {
     let end = u128::from(desc.addr) + u128::from(desc.len);
     desc.len > 0
-        && desc.len % 16 == 0
+        && desc.len.is_multiple_of(16)
         && end <= u128::from(MEM_BYTES)
         && (desc.addr >= BOUNDARY || end <= u128::from(BOUNDARY))
 }
