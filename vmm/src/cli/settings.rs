@@ -16,8 +16,8 @@ Raw disk image or block device: path=FILE[,readonly=on|off][,serial=TEXT][,queue
 [,format=raw]; can be repeated";
 const SMBIOS_HELP: &str = "\
 Text of the guest's SMBIOS tables: vendor, product, version, serial, uuid, sku, family, or one more OEM string (oem),
-such as serial=ds=nocloud or oem=io.systemd.credential:NAME=TEXT; can be repeated. The UUID follows from --name unless
-given";
+such as serial=ds=nocloud-net;s=URL or oem=io.systemd.credential:NAME=TEXT; can be repeated. The UUID follows from
+--name unless given";
 const NET_SUMMARY: &str = "\
 Network card: a mode (bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N), then keys, such as \
 bridge=br0,mtu=9000; can be repeated. --help-net lists the keys";
