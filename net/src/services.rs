@@ -39,6 +39,7 @@ mod mtu;
 mod resolv;
 mod responder;
 mod run;
+mod search;
 mod socket;
 mod streams;
 
@@ -54,6 +55,7 @@ pub(crate) use ipv6::solicitation::{advertisement, solicitation};
 pub use mtu::{MtuReceiver, MtuSender, mtu_channel};
 pub use responder::{Output, Responder};
 pub use run::{Setup, run};
+pub use search::Search;
 pub(crate) use socket::SERVICES_MARK;
 pub use socket::open_socket;
 
@@ -86,6 +88,8 @@ pub struct ServiceSpec {
     pub ipv4: Ipv4Network,
     /// Its IPv6 network, if it has one.
     pub ipv6: Option<Ipv6Network>,
+    /// The domains in which the guest looks for short names, beside [`DOMAIN`].
+    pub search: Search,
 }
 
 /// Where a network leads.

@@ -15,8 +15,8 @@ use crate::plan::subnet::{self, Taken};
 use crate::refusal::{ALIAS_BYTES_MAX, HostLimit, IPV6_MTU_MIN, Refusal};
 use crate::rules::Member;
 use crate::rules::guard::Guard;
-use crate::services::{Ipv4Network, Ipv6Network, Reach, ServiceSpec};
-use crate::spec::{Forward, IfName, Mtu, Private, Queues, ReachList, Subnet, Switch};
+use crate::services::{Ipv4Network, Ipv6Network, Reach, Search, ServiceSpec};
+use crate::spec::{Forward, IfName, Mtu, Private, Queues, ReachList, SearchSpec, Subnet, Switch};
 use crate::step::{
     AdmitInDocker, AttachTap, CreateBridge, CreateTables, CreateTap, EnableForwarding, EnableForwarding6, GiveGateway,
     GiveGateway6, OpenServices, ReservePorts, RouteLoopback, ShareBridge, Step,
@@ -120,6 +120,10 @@ impl Draft<'_> {
             reach: if mode == Mode::Nat && spec.reach != ReachList::NONE { Reach::Outside } else { Reach::HostOnly },
             ipv4: Ipv4Network { address, gateway: subnet.gateway(), prefix_len: subnet.prefix_len() },
             ipv6,
+            search: match spec.search {
+                SearchSpec::Host => Search::Host(Vec::new()),
+                SearchSpec::Only(names) => Search::Only(names.clone()),
+            },
         };
         self.networks.services.push((card, service));
         Ok((mtu, queues))

@@ -18,7 +18,8 @@ use std::net::Ipv4Addr;
 use message::{Answer, option};
 pub(super) use message::{Kind, Message};
 
-use super::{DOMAIN, ServiceSpec};
+use super::{DOMAIN, ServiceSpec, search};
+use crate::spec::DOMAINS_MAX;
 
 /// How long a lease lasts, in seconds. Short enough that a guest notices within the hour what became of its network, long
 /// enough that its renewals are no load.
@@ -103,6 +104,9 @@ fn describe_network(spec: &ServiceSpec, answer: &mut Answer) {
     answer.option(option::DOMAIN_NAME, DOMAIN.as_bytes());
     answer.option(option::HOST_NAME, spec.vm_name.as_bytes());
     answer.option(option::BROADCAST_ADDRESS, &network.broadcast().octets());
+    // The domains that come first, if there is no room for all; the first alone is in another option already.
+    let lists = (2..=DOMAINS_MAX + 1).rev().filter_map(|count| search::compressed(spec, count));
+    let _ = lists.into_iter().find(|list| answer.long_option(option::DOMAIN_SEARCH, list));
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The host's resolvers, as resolv.conf(5) names them.
+//! The host's resolvers and search domains, as resolv.conf(5) names them.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::dns::PORT;
+use crate::spec::{DomainName, bounded};
 
 /// Resolvers that are asked: as many as the C library asks.
 const SERVERS_MAX: usize = 3;
@@ -23,6 +24,15 @@ pub(super) struct ResolvConf {
     stamp: Option<Stamp>,
 }
 
+/// What the file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Resolution {
+    /// Whom to ask.
+    pub(super) servers: Vec<SocketAddr>,
+    /// Where to look for short names.
+    pub(super) search: Vec<DomainName>,
+}
+
 /// What tells one content of a file from another without reading it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
@@ -37,8 +47,8 @@ impl ResolvConf {
         Self { path, checked: None, stamp: None }
     }
 
-    /// The resolvers, if they are not known to be those of the last call. What cannot be read changes nothing.
-    pub(super) fn changed(&mut self, now: Instant) -> Option<Vec<SocketAddr>> {
+    /// What the file says, if that is not known to be the same as at the last call. What cannot be read changes nothing.
+    pub(super) fn changed(&mut self, now: Instant) -> Option<Resolution> {
         if self.checked.is_some_and(|checked| now.saturating_duration_since(checked) < FRESH) {
             return None;
         }
@@ -49,7 +59,7 @@ impl ResolvConf {
         }
         let text = self.read()?;
         self.stamp = Some(stamp);
-        Some(servers(&text))
+        Some(Resolution { servers: servers(&text), search: search(&text) })
     }
 
     fn look(&self) -> Option<Stamp> {
@@ -74,6 +84,20 @@ fn servers(text: &str) -> Vec<SocketAddr> {
     });
     let servers: Vec<SocketAddr> = named.take(SERVERS_MAX).collect();
     if servers.is_empty() { vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT)] } else { servers }
+}
+
+/// The domains of the last line that names some. Names that are none are left out, as is what is too much.
+fn search(text: &str) -> Vec<DomainName> {
+    let lists = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        match words.next()? {
+            "search" => Some(words.collect()),
+            "domain" => Some(words.take(1).collect()),
+            _ => None,
+        }
+    });
+    let list: Vec<&str> = lists.last().unwrap_or_default();
+    bounded(list.into_iter().filter_map(|word| word.parse().ok()))
 }
 
 /// An address, with the interface of a link-local one behind a `%`.
@@ -105,6 +129,20 @@ mod tests {
     }
 
     #[test]
+    fn domains_are_those_of_the_last_line_as_far_as_they_are_names_and_fit() {
+        let found = |text: &str| search(text).iter().map(|name| name.as_str().to_owned()).collect::<Vec<_>>();
+        assert_eq!(found("domain a.example b\n"), ["a.example"]);
+        assert_eq!(
+            found("domain first\nsearch a.example. b_c \u{fc}ber..x . -\n#search no\n"),
+            ["a.example", "b_c", "-"]
+        );
+        assert_eq!(found("search a b c d e f g\n").len(), 6);
+        let long = ["x".repeat(60), "y".repeat(60), "z".repeat(60)].join(".");
+        assert_eq!(found(&format!("search {long} {long}.a b\n")), [long]);
+        assert_eq!(found("nameserver 10.0.0.1\n"), Vec::<String>::new());
+    }
+
+    #[test]
     fn file_without_resolvers_means_this_machine() {
         assert_eq!(servers("options edns0\n"), ["127.0.0.1:53".parse().unwrap()]);
     }
@@ -115,12 +153,15 @@ mod tests {
         let path = folder.path().join("resolv.conf");
         let mut file = ResolvConf::new(path.clone());
         let start = Instant::now();
-        fs::write(&path, "nameserver 10.0.0.1\n").unwrap();
-        assert_eq!(file.changed(start), Some(vec!["10.0.0.1:53".parse().unwrap()]));
+        fs::write(&path, "nameserver 10.0.0.1\nsearch lab\n").unwrap();
+        let says = |server: &str, domain: &str| {
+            Some(Resolution { servers: vec![server.parse().unwrap()], search: vec![domain.parse().unwrap()] })
+        };
+        assert_eq!(file.changed(start), says("10.0.0.1:53", "lab"));
         assert_eq!(file.changed(start + FRESH), None);
-        fs::write(&path, "nameserver 10.0.0.22\n").unwrap();
+        fs::write(&path, "nameserver 10.0.0.22\ndomain corp.example\n").unwrap();
         assert_eq!(file.changed(start + FRESH), None);
-        assert_eq!(file.changed(start + 2 * FRESH), Some(vec!["10.0.0.22:53".parse().unwrap()]));
+        assert_eq!(file.changed(start + 2 * FRESH), says("10.0.0.22:53", "corp.example"));
         fs::remove_file(&path).unwrap();
         assert_eq!(file.changed(start + 3 * FRESH), None);
     }

@@ -11,7 +11,8 @@ use super::frame::{BROADCAST, Datagram, Frame, IPV6_BYTES, Link, Packet, Protoco
 use super::ipv6::advertiser::Advertiser;
 use super::ipv6::dhcpv6;
 use super::streams::{Asked, Streams};
-use super::{Event, Names, Random, ServiceSpec, Upstream, dhcp};
+use super::{Event, Names, Random, Search, ServiceSpec, Upstream, dhcp};
+use crate::spec::DomainName;
 
 /// Octets of DNS that one datagram to the guest may have at most, whatever its MTU.
 pub(super) const DNS_MAX_BYTES: usize = 4096;
@@ -60,6 +61,17 @@ impl Responder {
     /// Whom to ask for names of the outside from now on, in this order. Nobody at first.
     pub fn set_resolvers(&mut self, servers: Vec<SocketAddr>) {
         self.relay.set_servers(servers);
+    }
+
+    /// The domains of the host from now on, which the guest is told if its spec does not name others: by an advertisement
+    /// soon, and by DHCP when it asks.
+    pub fn set_search(&mut self, names: Vec<DomainName>, now: Instant) {
+        if let Search::Host(known) = &mut self.spec.search
+            && *known != names
+        {
+            *known = names;
+            self.advertiser.hurry(now);
+        }
     }
 
     /// Tells the guest this MTU from now on: by an advertisement soon, and by DHCP when it asks.

@@ -16,7 +16,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use super::counters::{Count, Counters};
 use super::exchange::Exchange;
 use super::mtu::MtuReceiver;
-use super::resolv::ResolvConf;
+use super::resolv::{Resolution, ResolvConf};
 use super::responder::DNS_MAX_BYTES;
 use super::{Event, Names, Output, Responder, ServiceSpec, Transport, UPSTREAM_SLOTS, Upstream};
 
@@ -132,10 +132,16 @@ impl Services {
         for &slot in &ready.slots {
             self.hear(slot);
         }
+        let now = Instant::now();
         if ready.mtu
             && let Some(mtu) = self.mtu.latest()
         {
-            self.responder.set_mtu(mtu, Instant::now());
+            self.responder.set_mtu(mtu, now);
+        }
+        // Before the first frame as well: advertisements go out by themselves.
+        if let Some(Resolution { servers, search }) = self.resolv_conf.changed(now) {
+            self.responder.set_resolvers(servers);
+            self.responder.set_search(search, now);
         }
         if ready.frames {
             self.serve();
@@ -160,9 +166,6 @@ impl Services {
     /// Answers what the guest has sent, as far as a turn goes.
     fn serve(&mut self) {
         let mut bytes = [0; FRAME_MAX_BYTES];
-        if let Some(servers) = self.resolv_conf.changed(Instant::now()) {
-            self.responder.set_resolvers(servers);
-        }
         for _ in 0..BURST {
             match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
                 Ok(len) => {

@@ -25,6 +25,7 @@ pub(super) fn spec() -> ServiceSpec {
             gateway: "fd00:9:8::1".parse().unwrap(),
             link_local: "fe80::1".parse().unwrap(),
         }),
+        search: Search::Only(Vec::new()),
     }
 }
 
@@ -178,6 +179,21 @@ fn lease_that_is_acknowledged_is_told() {
     assert_eq!(reply.destination, "10.9.8.7:68".parse().unwrap());
     assert_eq!(out.frames[0][..6], spec().mac.octets());
     assert_eq!(bench.count("dhcp_acks"), 1);
+}
+
+#[test]
+fn domains_of_the_host_are_told_from_then_on_and_soon_if_the_card_has_none_of_its_own() {
+    let of = |text: &str| text.parse().unwrap();
+    let advertised = |search: Search, room: Duration| {
+        let mut bench = Bench::new(ServiceSpec { search, ..spec() });
+        bench.responder.set_search(vec![of("corp.example")], bench.now);
+        let out = bench.wait(room);
+        out.frames.iter().any(|frame| frame.windows(14).any(|part| part == b"\x04corp\x07example\x00"))
+    };
+    assert!(advertised(Search::Host(Vec::new()), Duration::ZERO));
+    assert!(!advertised(Search::Host(vec![of("corp.example")]), Duration::ZERO));
+    assert!(advertised(Search::Host(vec![of("corp.example")]), Duration::from_secs(16)));
+    assert!(!advertised(Search::Only(vec![of("lab")]), Duration::from_secs(16)));
 }
 
 #[test]

@@ -331,6 +331,12 @@ pub enum FieldError {
     /// Not a list of places.
     #[error("reach={0} is not possible: give none, or a list out of world+private+host")]
     Reach(String),
+    /// Not a list of domains.
+    #[error(
+        "search={0} is not possible: give host, off, or up to 6 domains of 256 characters together, \
+         with + between them"
+    )]
+    Search(String),
     /// Not a number of connections.
     #[error("connections={0} is not possible: give a whole number from 1 to 10000000")]
     Connections(String),

@@ -204,6 +204,16 @@ pub const KEYS: &[Key] = &[
         doc: "169.254.0.0/16 and the addresses that clouds have elsewhere.",
     },
     Key {
+        name: "search",
+        modes: NAT,
+        value: "host|off|DOMAIN[+DOMAIN...]",
+        default: "host",
+        needs: "",
+        example: "corp.example+lab",
+        help: "Domains in which the guest looks for short names, after minivmm",
+        doc: "host: those of the host's resolv.conf as it is when the guest asks. At most 6 domains and 256 characters.",
+    },
+    Key {
         name: "mode",
         modes: &["macvtap"],
         value: "bridge|private|vepa|passthru",

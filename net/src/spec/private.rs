@@ -11,6 +11,7 @@ use super::guard::GuardSpec;
 use super::limits::LimitSpec;
 use super::network::{NetworkName, Subnet};
 use super::reach::{Place, ReachList, ReachSpec};
+use super::search::SearchSpec;
 use crate::identity::alias::Mode;
 
 /// Beginnings of the names of bridges that make networks of ours: with a way out, and without one.
@@ -30,6 +31,9 @@ pub struct NatSpec {
     /// Ports of the host that lead to the guest.
     #[serde(default)]
     pub forward: ForwardList,
+    /// The domains in which the guest looks for short names.
+    #[serde(default, skip_serializing_if = "SearchSpec::is_default")]
+    pub search: SearchSpec,
     /// Where the guest gets.
     #[serde(flatten)]
     pub reach: ReachSpec,
@@ -82,6 +86,8 @@ pub struct Private<'a> {
     pub ipv6: Switch,
     /// Ports of the host that lead to the guest.
     pub forward: &'a [Forward],
+    /// The domains in which the guest looks for short names.
+    pub search: &'a SearchSpec,
     /// Where the guest gets beyond the network.
     pub reach: ReachList,
     /// On if that includes the addresses where a cloud tells credentials.
@@ -105,10 +111,22 @@ impl Private<'_> {
 impl NatSpec {
     /// What it asks for, as both modes have it.
     pub(crate) fn private(&self) -> Private<'_> {
-        let (mode, forward) = (Mode::Nat, self.forward.as_slice());
+        let (mode, forward, search) = (Mode::Nat, self.forward.as_slice(), &self.search);
         let Self { subnet, ipv6, guard, limits, reach: ReachSpec { metadata, .. }, .. } = *self;
         let reach = self.reach.places();
-        Private { mode, name: &self.nat, subnet, ipv6, forward, reach, metadata, guard, limits, card: &self.card }
+        Private {
+            mode,
+            name: &self.nat,
+            subnet,
+            ipv6,
+            forward,
+            search,
+            reach,
+            metadata,
+            guard,
+            limits,
+            card: &self.card,
+        }
     }
 }
 
@@ -119,7 +137,21 @@ impl HostSpec {
         let reach = self.reach.unwrap_or(ReachList::of(&[Place::Host]));
         // Nothing is forwarded, and the host's own addresses are the host's.
         let (mode, forward, metadata) = (Mode::Host, &[][..], Switch::On);
-        Private { mode, name: &self.host, subnet, ipv6, forward, reach, metadata, guard, limits, card: &self.card }
+        // Names of the outside do not resolve.
+        let search = const { &SearchSpec::Only(Vec::new()) };
+        Private {
+            mode,
+            name: &self.host,
+            subnet,
+            ipv6,
+            forward,
+            search,
+            reach,
+            metadata,
+            guard,
+            limits,
+            card: &self.card,
+        }
     }
 }
 
@@ -129,6 +161,9 @@ impl fmt::Display for NatSpec {
         write_network(f, "nat", &self.nat, self.subnet, self.ipv6)?;
         if !self.forward.is_empty() {
             write!(f, ",forward={}", self.forward)?;
+        }
+        if !self.search.is_default() {
+            write!(f, ",search={}", self.search)?;
         }
         write!(f, "{}{}{}", self.reach, self.guard, self.limits)
     }

@@ -149,8 +149,10 @@ fn the_lists_of_keys_are_the_fields_of_the_structs() {
     let (ovs, vlan, iface_id) = (name.clone(), "1".parse().ok(), "a".parse().ok());
     let ovs = NetSpec::Ovs(OvsSpec { ovs, vlan, iface_id, card: card.clone() });
     let tap = TapSpec { tap: name, card: card.clone() };
-    let private =
-        [parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1,reach=world"), parse("host=a,subnet=10.0.0.0/24,reach=none")];
+    let private = [
+        parse("nat=a,subnet=10.0.0.0/24,forward=tcp:1:1,search=off,reach=world"),
+        parse("host=a,subnet=10.0.0.0/24,reach=none"),
+    ];
     let [mut nat, mut host] = private;
     for spec in [&mut nat, &mut host] {
         match spec {

@@ -46,6 +46,7 @@ mod policy;
 mod rates;
 mod reach;
 mod refusals;
+mod search;
 mod services;
 mod steps;
 mod uplink;
@@ -90,6 +91,7 @@ fn cases() -> Vec<Case> {
         rates::CASES,
         reach::CASES,
         refusals::CASES,
+        search::CASES,
         services::CASES,
         steps::CASES,
         uplink::CASES,

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
 use net::services::{
-    Counters, Event, Ipv4Network, Ipv6Network, Names, Reach, ServiceSpec, Setup, mtu_channel, open_socket, run,
+    Counters, Event, Ipv4Network, Ipv6Network, Names, Reach, Search, ServiceSpec, Setup, mtu_channel, open_socket, run,
 };
 use net::{Keeper, MacAddr, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -46,7 +46,7 @@ const GATEWAY6: &str = "fd00:9:8::1";
 const LINK_LOCAL: &str = "fe80::1";
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 7);
 
-fn spec(reach: Reach) -> ServiceSpec {
+pub(crate) fn spec(reach: Reach) -> ServiceSpec {
     ServiceSpec {
         vm_name: "web".to_owned(),
         mac: MAC.parse().unwrap(),
@@ -59,6 +59,7 @@ fn spec(reach: Reach) -> ServiceSpec {
             gateway: GATEWAY6.parse().unwrap(),
             link_local: LINK_LOCAL.parse().unwrap(),
         }),
+        search: Search::Only(Vec::new()),
     }
 }
 
@@ -116,21 +117,29 @@ impl Services {
     }
 }
 
+impl Services {
+    fn end(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
 impl Drop for Services {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        self.thread.take().unwrap().join().unwrap();
+        self.end();
     }
 }
 
 /// Services and a client that can ask them.
-struct Stage {
+pub(crate) struct Stage {
     services: Services,
-    client: Client,
+    pub(crate) client: Client,
 }
 
 impl Stage {
-    fn new(spec: ServiceSpec) -> Self {
+    pub(crate) fn new(spec: ServiceSpec) -> Self {
         let client = Client::new(&[GATEWAY, GATEWAY6, LINK_LOCAL]);
         Self { services: Services::start(PORT, spec), client }
     }
@@ -152,7 +161,13 @@ impl Stage {
         self.client.run(&format!("dig @{GATEWAY} +tries=1 +time=8 {words}"))
     }
 
-    fn path(&self, name: &str) -> String {
+    /// Has no services any more.
+    pub(crate) fn end_services(&mut self) {
+        self.services.end();
+    }
+
+    /// The path of a file beside the services' resolv.conf.
+    pub(crate) fn path(&self, name: &str) -> String {
         self.services.path(name)
     }
 
@@ -252,11 +267,11 @@ fn udhcpc() {
 }
 
 /// Runs dhclient, with what it remembers in `leases`, until it has an address, and returns what it was told.
-fn run_dhclient(stage: &Stage, leases: &str) -> String {
+pub(crate) fn run_dhclient(stage: &Stage, leases: &str) -> String {
     let [hook, told, config, pid] = ["hook", "told", "config", "pid"].map(|name| stage.path(name));
     let lines = format!("[ -z \"$new_ip_address\" ] || {{ set > {told}.new; mv {told}.new {told}; }}");
     script(&hook, &format!("#!/bin/sh\n{lines}\n"));
-    let wanted = "subnet-mask, routers, domain-name-servers, domain-name, host-name, interface-mtu";
+    let wanted = "subnet-mask, routers, domain-name-servers, domain-name, host-name, interface-mtu, domain-search";
     std::fs::write(&config, format!("request {wanted};\ninitial-interval 1;\nreboot 5;\n")).unwrap();
     let line = format!("dhclient -4 -d -sf {hook} -lf {leases} -cf {config} -pf {pid} {CARD}");
     // It stays to renew its lease.

@@ -8,7 +8,7 @@
 
 use crate::input::Input;
 use net::services::{
-    Frame, Ipv4Network, Ipv6Network, Names, Output, Reach, Responder, ServiceSpec, UPSTREAM_SLOTS, Upstream,
+    Frame, Ipv4Network, Ipv6Network, Names, Output, Reach, Responder, Search, ServiceSpec, UPSTREAM_SLOTS, Upstream,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -107,6 +107,7 @@ impl Rig {
                 gateway: Ipv6Addr::new(0xfd00, 9, 8, 0, 0, 0, 0, 1),
                 link_local: GATEWAY6,
             }),
+            search: Search::Host(Vec::new()),
         };
         let now = Instant::now();
         let mut number = 0_u16;

@@ -41,6 +41,7 @@ pub(super) mod option {
     pub(in super::super) const RENEWAL_TIME: u8 = 58;
     pub(in super::super) const REBINDING_TIME: u8 = 59;
     pub(in super::super) const CLIENT_ID: u8 = 61;
+    pub(in super::super) const DOMAIN_SEARCH: u8 = 119;
     pub(in super::super) const END: u8 = 255;
 }
 
@@ -162,6 +163,17 @@ impl Answer {
             self.bytes.extend([code, len]);
             self.bytes.extend(value);
         }
+    }
+
+    /// Adds an option that may be longer than one has room for: the client puts the parts together (RFC 3396 5). Returns
+    /// false if the client's message has no room for all of it.
+    pub(super) fn long_option(&mut self, code: u8, value: &[u8]) -> bool {
+        let parts = value.chunks(usize::from(u8::MAX));
+        let fits = self.bytes.len() + 2 * parts.len() + value.len() < self.bytes_max;
+        if fits {
+            parts.for_each(|part| self.option(code, part));
+        }
+        fits
     }
 
     /// The message.

@@ -1,8 +1,8 @@
 //! What clients say, and what they hear.
 
 use super::*;
-use crate::services::Reach;
 use crate::services::tests::spec;
+use crate::services::{Reach, Search};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -62,6 +62,40 @@ fn discover_is_offered_the_address_and_all_about_the_network() {
     }
     assert_eq!(option_of(&offer, 61), None);
     assert!(offer.bytes.len() >= 300);
+}
+
+/// What a client is told of domains that has room for so many octets; the parts one behind the other, and how many.
+fn domains(names: &[&str], room: u16) -> (Vec<u8>, usize) {
+    let search = Search::Host(names.iter().map(|name| name.parse().unwrap()).collect());
+    let bytes = message(Kind::Discover, "0.0.0.0", &[(57, &room.to_be_bytes())]);
+    let offer = reply(&ServiceSpec { search, ..spec() }, &Message::parse(&bytes).unwrap()).unwrap();
+    assert!(offer.bytes.len() + 28 <= usize::from(room.max(576)));
+    let (mut rest, mut list, mut parts) = (&offer.bytes[240..], Vec::new(), 0);
+    while let [code, len, others @ ..] = rest
+        && *code != 255
+    {
+        let (value, others) = others.split_at(usize::from(*len));
+        if *code == 119 {
+            list.extend(value);
+            parts += 1;
+        }
+        rest = others;
+    }
+    (list, parts)
+}
+
+#[test]
+fn domains_are_told_with_pointers_and_in_two_options_if_they_are_many() {
+    assert_eq!(domains(&[], 1500), (Vec::new(), 0));
+    let (list, parts) = domains(&["corp.example", "lab.corp.example"], 0);
+    assert_eq!((&list[..], parts), (&b"\x07minivmm\x00\x04corp\x07example\x00\x03lab\xc0\x09"[..], 1));
+    let long = [["x"; 60].concat(), ["y"; 60].concat(), ["z"; 60].concat()].join(".");
+    let other = ["w"; 63].concat();
+    let (list, parts) = domains(&[&long, &other], 1500);
+    assert_eq!((list.len(), parts), (9 + 184 + 65, 2));
+    // The last ones are left out where there is no room.
+    let (list, parts) = domains(&[&long, &other], 576);
+    assert_eq!((list.len(), parts), (9 + 184, 1));
 }
 
 #[test]

@@ -11,9 +11,8 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use super::domain;
 use crate::services::frame::{Frame, Link, Octets, Packet, Protocol, packet};
-use crate::services::{Ipv6Network, PREFIX_LEN, Reach, ServiceSpec};
+use crate::services::{Ipv6Network, PREFIX_LEN, Reach, ServiceSpec, search};
 
 /// Message types.
 pub(in crate::services) const SOLICITATION: u8 = 133;
@@ -158,7 +157,7 @@ fn advertisement(spec: &ServiceSpec, network: &Ipv6Network, mac: Octets, destina
     message.extend([RECURSIVE_DNS_SERVER, 3, 0, 0]);
     message.extend(lifetime);
     message.extend(network.gateway.octets());
-    let mut names = domain();
+    let mut names = search::plain(spec);
     names.resize(names.len().next_multiple_of(8), 0);
     let units = 1 + u8::try_from(names.len() / 8).ok()?;
     message.extend([DNS_SEARCH_LIST, units, 0, 0]);

@@ -2,9 +2,8 @@
 
 use std::net::Ipv6Addr;
 
-use super::domain;
-use crate::services::ServiceSpec;
 use crate::services::frame::be16;
+use crate::services::{ServiceSpec, search};
 
 /// Where a server listens, and a client.
 pub(in crate::services) const SERVER_PORT: u16 = 547;
@@ -87,8 +86,11 @@ pub(in crate::services) fn reply(spec: &ServiceSpec, bytes: &[u8]) -> Option<Vec
     if let Some(id) = request.client_id {
         push(&mut reply, CLIENT_ID, id);
     }
-    let offered: [(u16, &[u8]); 3] =
-        [(DNS_SERVERS, &network.gateway.octets()), (DOMAIN_LIST, &domain()), (REFRESH_TIME, &REFRESH_S.to_be_bytes())];
+    let offered: [(u16, &[u8]); 3] = [
+        (DNS_SERVERS, &network.gateway.octets()),
+        (DOMAIN_LIST, &search::plain(spec)),
+        (REFRESH_TIME, &REFRESH_S.to_be_bytes()),
+    ];
     for (code, value) in offered {
         if request.wants(code) {
             push(&mut reply, code, value);
