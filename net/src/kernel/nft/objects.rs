@@ -55,11 +55,16 @@ impl fmt::Display for Object<'_> {
 /// Elements in one message: an attribute holds at most 64 KiB, and an element takes at most 56 bytes.
 const ELEMENTS_MAX: usize = 1000;
 
+/// The place of a message's flags (`struct nlmsghdr`).
+const FLAGS_AT: usize = 6;
+
 /// A transaction being written: messages with numbers that follow each other, and what each is about.
 #[derive(Debug)]
 pub(super) struct Transaction<'a> {
     writer: Writer,
     objects: Vec<Object<'a>>,
+    /// Where the last message begins that changes something.
+    last_at: usize,
     first_seq: u32,
     next_set_id: u32,
 }
@@ -67,7 +72,7 @@ pub(super) struct Transaction<'a> {
 impl<'a> Transaction<'a> {
     /// A transaction whose messages are numbered from `first_seq`.
     pub(super) fn new(first_seq: u32) -> Self {
-        let mut this = Self { writer: Writer::default(), objects: Vec::new(), first_seq, next_set_id: 1 };
+        let mut this = Self { writer: Writer::default(), objects: Vec::new(), last_at: 0, first_seq, next_set_id: 1 };
         this.mark(NFNL_MSG_BATCH_BEGIN);
         this
     }
@@ -78,8 +83,7 @@ impl<'a> Transaction<'a> {
     /// An attribute that is too long.
     pub(super) fn end(mut self) -> Result<(Vec<u8>, Vec<Object<'a>>), EncodeError> {
         self.mark(NFNL_MSG_BATCH_END);
-        self.writer.check()?;
-        Ok((self.writer.bytes().to_vec(), self.objects))
+        self.finish()
     }
 
     /// The messages, and what each is about, without the end: the kernel looks at them and takes all back.
@@ -87,8 +91,20 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// An attribute that is too long.
     pub(super) fn leave_open(self) -> Result<(Vec<u8>, Vec<Object<'a>>), EncodeError> {
+        self.finish()
+    }
+
+    /// Has the kernel acknowledge the last message. It refuses others unasked, and an acknowledgement of each takes as
+    /// long as the changes; but complete silence would be no proof.
+    fn finish(self) -> Result<(Vec<u8>, Vec<Object<'a>>), EncodeError> {
         self.writer.check()?;
-        Ok((self.writer.bytes().to_vec(), self.objects))
+        let mut bytes = self.writer.bytes().to_vec();
+        let flag = bytes.get_mut(self.last_at + FLAGS_AT..).and_then(|flags| flags.first_chunk_mut::<2>());
+        if let Some(flags) = flag {
+            let asked = u16::try_from(libc::NLM_F_ACK).unwrap_or_default();
+            *flags = (u16::from_ne_bytes(*flags) | asked).to_ne_bytes();
+        }
+        Ok((bytes, self.objects))
     }
 
     /// The number of the next message.
@@ -102,9 +118,10 @@ impl<'a> Transaction<'a> {
         self.objects.push(Object::Transaction);
     }
 
-    /// A message. All ask for an acknowledgement: the kernel answers none but refusals unless asked, and silence would be no proof.
+    /// A message.
     fn message(&mut self, object: Object<'a>, family: Family, kind: u16, flags: i32, body: impl FnOnce(&mut Writer)) {
-        let flags = u16::try_from(flags | libc::NLM_F_ACK).unwrap_or_default();
+        let flags = u16::try_from(flags).unwrap_or_default();
+        self.last_at = self.writer.bytes().len();
         let kind = NFNL_SUBSYS_NFTABLES << 8 | kind;
         let head = Head { kind, flags, seq: self.seq(), family: family.number(), res_id: 0 };
         self.writer.message(head, body);
