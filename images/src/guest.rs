@@ -3,7 +3,7 @@
 //! it differs, so there is no record of inputs that could go stale.
 
 use crate::error::Error;
-use crate::kernel::{self, Freshness, Series};
+use crate::kernel::{self, Flavour, Freshness, Series};
 use crate::modules::{self, Modules};
 use crate::publish::publish;
 use crate::tree::{Entry, Tree};
@@ -51,7 +51,7 @@ pub struct Guest {
 /// # Errors
 /// What fails on the way: tools, downloads, files, names of programs and modules.
 pub fn provide(options: &GuestOptions) -> Result<Guest, Error> {
-    let kernel = kernel::provide(options.series, options.freshness, &options.cache)?;
+    let kernel = kernel::provide(options.series, Flavour::Cloud, options.freshness, &options.cache)?;
     let (tree, loaded) = initramfs_tree(options, &kernel)?;
     let dir = place::guest_dir(&options.out, options.series);
     fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;

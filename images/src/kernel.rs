@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "linux-image-";
-const SUFFIX: &str = "-cloud-amd64";
+const ARCHITECTURE: &str = "-amd64";
 
 /// A series of kernels that a guest can be made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,9 +30,45 @@ impl Series {
         }
     }
 
-    /// Returns whether a release such as `6.1.0-56-cloud-amd64` is of this series.
+    /// True for a release of this series, such as `6.1.0-56-cloud-amd64` of 6.1.
     fn has(self, release: &str) -> bool {
-        release.strip_prefix(self.name()).is_some_and(|rest| rest.starts_with('.')) && release.ends_with(SUFFIX)
+        release.strip_prefix(self.name()).is_some_and(|rest| rest.starts_with('.'))
+    }
+}
+
+/// A way in which Debian builds a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// For virtual machines: drivers of paravirtual devices, few others.
+    Cloud,
+    /// For all machines.
+    Generic,
+    /// With PREEMPT_RT.
+    Rt,
+}
+
+impl Flavour {
+    /// Its name in Debian's packages; they have none for the generic one.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cloud => "cloud",
+            Self::Generic => "generic",
+            Self::Rt => "rt",
+        }
+    }
+
+    /// The end of a release of this flavour.
+    fn suffix(self) -> String {
+        match self {
+            Self::Generic => ARCHITECTURE.to_owned(),
+            Self::Cloud | Self::Rt => format!("-{}{ARCHITECTURE}", self.name()),
+        }
+    }
+
+    /// True for a release of this flavour, such as `6.1.0-56-amd64` of the generic one.
+    fn has(self, release: &str) -> bool {
+        let of = |flavour: Self| release.ends_with(&flavour.suffix());
+        of(self) && (self != Self::Generic || ![Self::Cloud, Self::Rt].into_iter().any(of))
     }
 }
 
@@ -61,25 +97,30 @@ impl Kernel {
         self.dir.join("vmlinuz")
     }
 
+    /// Its configuration.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("config")
+    }
+
     /// The directory that would be `/lib/modules/RELEASE`.
     pub fn modules(&self) -> PathBuf {
         self.dir.join("modules")
     }
 }
 
-/// The kernel of a series, downloaded if need be.
+/// The kernel of a series and flavour, downloaded if need be.
 ///
 /// # Errors
 /// [`Error::NoKernelPackage`] when neither cache nor apt has one, and what the tools give.
-pub fn provide(series: Series, freshness: Freshness, cache: &Path) -> Result<Kernel, Error> {
+pub fn provide(series: Series, flavour: Flavour, freshness: Freshness, cache: &Path) -> Result<Kernel, Error> {
     let kernels = cache.join("kernels");
     fs::create_dir_all(&kernels).map_err(Error::file("create", &kernels))?;
-    let cached = newest(series, cached_releases(&kernels)?);
+    let cached = newest(series, flavour, cached_releases(&kernels)?);
     let release = match (freshness, cached) {
         (Freshness::Cached, Some(release)) => release,
-        (_, cached) => newest(series, known_releases(series)?)
-            .or(cached)
-            .ok_or_else(|| Error::NoKernelPackage { pattern: format!("{PREFIX}{}*{SUFFIX}", series.name()) })?,
+        (_, cached) => newest(series, flavour, known_releases(series)?).or(cached).ok_or_else(|| {
+            Error::NoKernelPackage { pattern: format!("{PREFIX}{}*{}", series.name(), flavour.suffix()) }
+        })?,
     };
     let dir = kernels.join(&release);
     if !dir.exists() {
@@ -102,9 +143,10 @@ fn known_releases(series: Series) -> Result<Vec<String>, Error> {
     Ok(names.lines().filter_map(|name| name.strip_prefix(PREFIX)).map(str::to_owned).collect())
 }
 
-/// The newest release of the series, by its numbers from left to right.
-fn newest(series: Series, releases: Vec<String>) -> Option<String> {
-    releases.into_iter().filter(|release| series.has(release)).max_by_key(|release| numbers(release))
+/// The newest release of the series and flavour, by its numbers from left to right.
+fn newest(series: Series, flavour: Flavour, releases: Vec<String>) -> Option<String> {
+    let wanted = releases.into_iter().filter(|release| series.has(release) && flavour.has(release));
+    wanted.max_by_key(|release| numbers(release))
 }
 
 fn numbers(release: &str) -> Vec<u64> {
@@ -172,19 +214,28 @@ mod tests {
     #[test]
     fn newest_is_by_number_not_by_letter() {
         let known = releases(&["6.12.100+deb12-cloud-amd64", "6.12.9+deb12-cloud-amd64", "6.12.100+deb12-amd64"]);
-        assert_eq!(newest(Series::V6_12, known).unwrap(), "6.12.100+deb12-cloud-amd64");
+        assert_eq!(newest(Series::V6_12, Flavour::Cloud, known).unwrap(), "6.12.100+deb12-cloud-amd64");
     }
 
     #[test]
     fn series_do_not_mix() {
         let known = releases(&["6.12.100+deb12-cloud-amd64", "6.1.0-56-cloud-amd64", "6.1.0-7-cloud-amd64"]);
-        assert_eq!(newest(Series::V6_1, known).unwrap(), "6.1.0-56-cloud-amd64");
+        assert_eq!(newest(Series::V6_1, Flavour::Cloud, known).unwrap(), "6.1.0-56-cloud-amd64");
+    }
+
+    #[test]
+    fn flavours_do_not_mix() {
+        let known = ["6.1.0-57-rt-amd64", "6.1.0-57-cloud-amd64", "6.1.0-57-amd64", "6.1.0-58-amd64-dbg"];
+        let newest = |flavour| newest(Series::V6_1, flavour, releases(&known)).unwrap();
+        assert_eq!(newest(Flavour::Cloud), known[1]);
+        assert_eq!(newest(Flavour::Generic), known[2]);
+        assert_eq!(newest(Flavour::Rt), known[0]);
     }
 
     #[test]
     fn unsigned_and_debug_packages_do_not_count() {
         let known = releases(&["6.1.0-56-cloud-amd64-unsigned", "6.1.0-56-cloud-amd64-dbg"]);
-        assert_eq!(newest(Series::V6_1, known), None);
+        assert_eq!(newest(Series::V6_1, Flavour::Cloud, known), None);
     }
 
     #[test]
@@ -193,7 +244,7 @@ mod tests {
         let dir = cache.path().join("kernels/6.1.0-56-cloud-amd64");
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("package"), "linux-image-6.1.0-56-cloud-amd64 6.1.192-2\n").unwrap();
-        let kernel = provide(Series::V6_1, Freshness::Cached, cache.path()).unwrap();
+        let kernel = provide(Series::V6_1, Flavour::Cloud, Freshness::Cached, cache.path()).unwrap();
         assert_eq!(kernel.release, "6.1.0-56-cloud-amd64");
         assert_eq!(kernel.vmlinuz(), dir.join("vmlinuz"));
     }
