@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let has_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     let has_namespaces =
         Command::new("unshare").args(NAMESPACE).arg("true").status().is_ok_and(|status| status.success());
-    let tests: [(&str, fn()); 33] = [
+    let tests: [(&str, fn()); 34] = [
         ("power_off_gives_0", power_off_gives_0),
         ("every_reset_gives_96_and_is_told_from_the_others", every_reset_gives_96_and_is_told_from_the_others),
         ("reset_that_counts_as_power_off_gives_0", reset_that_counts_as_power_off_gives_0),
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         ("timer_tells_the_time_without_a_paravirtual_clock", timer_tells_the_time_without_a_paravirtual_clock),
         ("debug_exit_gives_the_guests_code", debug_exit_gives_the_guests_code),
         ("triple_fault_gives_98", triple_fault_gives_98),
+        ("interrupt_without_an_io_apic_is_no_exception", interrupt_without_an_io_apic_is_no_exception),
         ("guest_with_four_cpus_ends_with_three_unstarted", guest_with_four_cpus_ends_with_three_unstarted),
         ("sigterm_presses_the_button_then_stops_with_124", sigterm_presses_the_button_then_stops_with_124),
         ("second_signal_stops_at_once", second_signal_stops_at_once),
@@ -244,6 +245,10 @@ fn debug_exit_gives_the_guests_code() {
 
 fn triple_fault_gives_98() {
     runs_to(guest::TRIPLE_FAULT, &[], 98);
+}
+
+fn interrupt_without_an_io_apic_is_no_exception() {
+    runs_to(guest::INTERRUPTED_WITHOUT_IO_APIC, &[], 7);
 }
 
 fn guest_with_four_cpus_ends_with_three_unstarted() {

@@ -8,8 +8,9 @@ use devices::doorbell::Doorbells;
 use devices::irq::{IntxPin, IrqLine, MsiVector};
 use devices::virtio::device::Memory;
 use kvm_bindings::{
-    KVM_CAP_X2APIC_API, KVM_IRQCHIP_IOAPIC, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
-    kvm_enable_cap, kvm_ioapic_state__bindgen_ty_1, kvm_irqchip, kvm_userspace_memory_region,
+    KVM_CAP_X2APIC_API, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_ioapic_state__bindgen_ty_1, kvm_irqchip,
+    kvm_irqchip__bindgen_ty_1, kvm_pic_state, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use std::io;
@@ -21,6 +22,11 @@ const XAPIC_CPUS: u32 = 255;
 
 /// The mask bit of an entry of the I/O APIC's redirection table (82093AA datasheet, 3.2.4).
 const IOAPIC_PIN_MASKED: u64 = 1 << 16;
+
+/// The mask register of an 8259 with all of its inputs masked, that of the second controller among them.
+const PIC_MASKED: u8 = 0xff;
+/// The inputs of the first 8259 that may be level-triggered, as KVM sets them up.
+const PIC_LEVEL_CAPABLE: u8 = 0xf8;
 
 /// A guest's doing to the pins of its I/O APIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +63,7 @@ impl Vm {
             enable_x2apic_ids(&fd)?;
         }
         fd.create_irq_chip().map_err(Error::call("create the interrupt controllers"))?;
+        mask_pic(&fd)?;
         let fd = Arc::new(fd);
         let line = |gsi| Arc::new(SharedLine::new(fd.clone(), gsi));
         let intx = (layout::INTX_FIRST_GSI..).take(layout::INTX_GSIS as usize).map(line).collect();
@@ -123,6 +130,16 @@ fn create(kvm: &Kvm) -> Result<VmFd, Error> {
             result => return result.map_err(Error::call("create a VM")),
         }
     }
+}
+
+/// Masks the 8259 that comes with KVM's interrupt controllers and that no ACPI table tells of. A kernel that gives up
+/// the I/O APIC (`noapic`, `nosmp`) has LINT0 open to it without driving it: an interrupt of a device would arrive
+/// as an exception, as the vectors of an 8259 begin at 0.
+fn mask_pic(fd: &VmFd) -> Result<(), Error> {
+    let pic = kvm_pic_state { imr: PIC_MASKED, elcr_mask: PIC_LEVEL_CAPABLE, ..Default::default() };
+    let chip = kvm_irqchip__bindgen_ty_1 { pic };
+    let chip = kvm_irqchip { chip_id: KVM_IRQCHIP_PIC_MASTER, chip, ..Default::default() };
+    fd.set_irqchip(&chip).map_err(Error::call("mask the 8259"))
 }
 
 #[expect(unsafe_code, reason = "KVM is given the address of guest memory")]
