@@ -18,7 +18,7 @@ use tests::stage::{SKIPPED, Stage};
 use tests::traffic::datagrams::{self, Cut, Plan};
 use tests::traffic::flows;
 use tests::workspace::Parts;
-use tests::{bench, demo, namespace, probe, scenarios, vm, workspace};
+use tests::{bench, demo, kernels, namespace, probe, scenarios, vm, workspace};
 
 /// The exit code of a scenario that fails, the one that Rust's own panics have.
 const PANICKED: u8 = 101;
@@ -36,6 +36,14 @@ enum Action {
     All(AllArgs),
     /// Give the demo
     Demo,
+    /// Boot Debian's kernels, 6.1 and 6.12, cloud, generic and rt, each with its own initrd, and print a table
+    Kernels(kernels::Arguments),
+    /// Run one case of it right here, in namespaces of its own
+    #[command(hide = true)]
+    KernelCase(ScenarioArgs),
+    /// Touch all memory that is available (runs in guests)
+    #[command(hide = true)]
+    TouchMemory,
     /// Run one scenario right here, in namespaces of its own
     #[command(hide = true)]
     Scenario(ScenarioArgs),
@@ -333,6 +341,14 @@ fn main() -> ExitCode {
             all::run(&Selection { filter: args.filter, only_scenarios: args.only_scenarios }).map_err(Into::into)
         }
         Action::Scenario(args) => scenario(&args).map_err(Into::into),
+        Action::Kernels(args) => kernels::run(&args),
+        Action::KernelCase(args) => {
+            on_stage(&args.stage, |stage| kernels::run_here(&args.name, stage)).map_err(Into::into)
+        }
+        Action::TouchMemory => kernels::touch::all().map_err(Into::into).map(|report| {
+            println!("{report}");
+            ExitCode::SUCCESS
+        }),
         Action::Demo => demo::run().map_err(Into::into),
         Action::Show(args) => {
             on_stage(&args.stage, |stage| demo::show(stage, args.amount_mib, args.interactive)).map_err(Into::into)

@@ -1,10 +1,12 @@
 //! The environment of a scenario.
 
 use crate::guest::{Guest, SERIES};
-use crate::lan::sh;
 use crate::vm::Builder;
-use crate::workspace::Parts;
+use crate::workspace::{self, Parts};
+use images::disk::{self, Contents};
+use images::error_chain;
 use images::kernel::Series;
+use images::root;
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -21,6 +23,11 @@ impl Stage {
     /// A stage with these parts and a folder for the scenario's files.
     pub fn new(parts: Parts, scratch: &Path) -> Self {
         Self { parts, scratch: scratch.to_path_buf() }
+    }
+
+    /// The folder with the guests.
+    pub fn guests(&self) -> &Path {
+        &self.parts.guests
     }
 
     /// The guest of a kernel series.
@@ -71,10 +78,11 @@ impl Stage {
 
     /// A new root disk of `images`, of the size given as to `--size`.
     pub fn root_disk(&self, size: &str) -> PathBuf {
-        let disk = self.file("root.ext4");
-        let images = self.parts.minivmm.with_file_name("images");
-        sh(&format!("{} disk --size {size} --out {}", images.display(), disk.display()));
-        disk
+        let file = self.file("root.ext4");
+        let tree = |size| Ok((size, Contents::Tree(root::tree(&workspace::agent())?)));
+        let made = size.parse().and_then(tree).and_then(|(size, tree)| disk::make(size, &tree, &file));
+        made.unwrap_or_else(|error| panic!("There is no root disk: {}", error_chain(&error)));
+        file
     }
 
     /// Ends the scenario without a verdict.

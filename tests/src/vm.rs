@@ -187,6 +187,17 @@ impl Vm {
         status.code().unwrap_or_else(|| panic!("minivmm ended with {status}"))
     }
 
+    /// The rest of the first line on the console that starts with `start`, or nothing if the machine ends or `patience`
+    /// runs out before it.
+    pub fn said_within(&self, start: &str, patience: Duration) -> Option<String> {
+        self.watched.console.line_within(start, patience).ok()
+    }
+
+    /// minivmm's exit code, or nothing if a signal or the end of `patience` comes first.
+    pub fn exit_within(&self, patience: Duration) -> Option<i32> {
+        self.status_within(patience)?.code()
+    }
+
     /// Everything the guest has said on its console.
     pub fn console(&self) -> String {
         self.watched.console.text()
@@ -255,17 +266,13 @@ impl Vm {
     }
 
     fn wait_status(&self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        self.status_within(PATIENCE).unwrap_or_else(|| panic!("minivmm did not end within {PATIENCE:?}"))
+    }
+
+    fn status_within(&self, patience: Duration) -> Option<ExitStatus> {
         let (end, changed) = &*self.end;
-        let mut status = lock(end);
-        loop {
-            if let Some(status) = *status {
-                return status;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "minivmm did not end within {PATIENCE:?}");
-            status = changed.wait_timeout(status, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let status = changed.wait_timeout_while(lock(end), patience, |status| status.is_none());
+        *status.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -361,25 +368,32 @@ impl Stream {
 
     /// The rest of the first whole line that starts with `start`.
     fn wait_for_line(&self, start: &str) -> String {
-        self.wait(start, |seen| {
+        self.line_within(start, PATIENCE).unwrap_or_else(|why| panic!("{start:?} was not said: {why}"))
+    }
+
+    fn line_within(&self, start: &str, patience: Duration) -> Result<String, &'static str> {
+        self.within(patience, |seen| {
             let whole = seen.get(..seen.rfind('\n')?)?;
             whole.lines().find_map(|line| line.trim_end().strip_prefix(start)).map(str::to_owned)
         })
     }
 
     fn wait<T>(&self, wanted: &str, found: impl Fn(&str) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        // The report of the panic reads the stream too, which is not locked any more.
+        self.within(PATIENCE, found).unwrap_or_else(|why| panic!("{wanted:?} was not said: {why}"))
+    }
+
+    /// What `found` finds in all that was said, or why it found nothing.
+    fn within<T>(&self, patience: Duration, found: impl Fn(&str) -> Option<T>) -> Result<T, &'static str> {
+        let deadline = Instant::now() + patience;
         let mut state = lock(&self.state);
         loop {
             if let Some(value) = found(&String::from_utf8_lossy(&state.bytes)) {
-                return value;
+                return Ok(value);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if state.ended || left.is_zero() {
-                let why = if state.ended { "minivmm ended first" } else { "its time is up" };
-                // The report of the panic reads the stream too.
-                drop(state);
-                panic!("{wanted:?} was not said: {why}");
+                return Err(if state.ended { "minivmm ended first" } else { "its time is up" });
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }

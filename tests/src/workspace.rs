@@ -24,6 +24,9 @@ const DPDK: &str = "dpdk";
 
 /// The init of guests.
 const AGENT: &str = "minivmm-agent";
+/// The folder, also there, of those without programs of the tests.
+pub const PLAIN: &str = "plain";
+
 /// The probe guest's name among the guests.
 const PROBE: &str = "probe";
 
@@ -117,6 +120,21 @@ impl Parts {
         for (name, program) in [(PROBE, probe::build(&target)?), (HOST_CASES, build_host_cases()?)] {
             let to = guests.join(name);
             std::fs::copy(program, &to).map_err(|source| Error::Copy { to, source })?;
+        }
+        Ok(Self { minivmm, guests })
+    }
+
+    /// What is released, and guests of `series`: the usual ones, and those that users make.
+    ///
+    /// # Errors
+    /// If cargo fails.
+    pub fn provide_usual(series: &[Series]) -> Result<Self, Error> {
+        let minivmm = probe::build_minivmm(&target_folder())?;
+        let programs = build_agent()?;
+        let guests = guests();
+        for &series in series {
+            provide_guest(series, &programs)?;
+            guest::provide(&options(series, guests.join(PLAIN), Extras::default(), &programs))?;
         }
         Ok(Self { minivmm, guests })
     }
@@ -242,6 +260,11 @@ pub fn build_host_cases() -> Result<PathBuf, Error> {
 fn own_program() -> Option<String> {
     let program = std::env::current_exe().ok()?;
     program.to_str().map(str::to_owned)
+}
+
+/// The init of guests, which is built into the folder of this very program.
+pub fn agent() -> PathBuf {
+    std::env::current_exe().unwrap_or_default().with_file_name(AGENT)
 }
 
 /// Cargo's target folder.
