@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::error::{Error, Report};
-use crate::host::bridge;
+use crate::host::bridge::{self, Part};
 use crate::host::docker;
 use crate::host::lock::NamespaceLock;
 use crate::host::macvtap::remove_if_left_behind;
@@ -80,7 +80,7 @@ pub fn collect() -> Result<Collected, Error> {
         for bridge in bridges {
             // The kernel takes a few names that the command line does not, and minivmm makes none of them.
             let Ok(name) = bridge.name.parse::<IfName>() else { continue };
-            match bridge::remove_if_unused(&rtnl, &name).await {
+            match bridge::take_back_if_unused(&rtnl, &name, Part::Whole).await {
                 Ok(()) => collected.removed.push(Removed::Bridge(name.to_string())),
                 Err(error) => collected.failed.push(Error::of_bridge(&name, error).report()),
             }

@@ -35,36 +35,37 @@ pub(crate) fn is_unused(bridge: &Link, links: &[Link]) -> bool {
     !links.iter().any(|link| link.master == Some(bridge.index) && Some(&link.name) != uplink.as_ref())
 }
 
-/// Removes a bridge of ours that no VM is on, after it has put back what was changed for it.
-pub(crate) async fn remove_if_unused(rtnl: &Rtnl, bridge: &IfName) -> Result<(), BridgeError> {
-    let links = survey::links(rtnl).await?;
-    let Some(ours) = unused(bridge, &links) else { return Ok(()) };
-    forwarding::release(rtnl, ours, &links, &[Family::Ipv4, Family::Ipv6]).await?;
-    give_back(rtnl, ours, &links).await?;
-    Ok(rtnl.remove(ours.index).await?)
+/// A part of what a start changes for a bridge of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The bridge itself, with all that is left of the others.
+    Whole,
+    /// What it has from its uplink.
+    Uplink,
+    /// Forwarding of a family that was switched on for it.
+    Forwarding(Family),
 }
 
-/// Gives back to its uplink what a bridge of ours that no VM is on has from it.
-pub(crate) async fn release_uplink_if_unused(rtnl: &Rtnl, bridge: &IfName) -> Result<(), BridgeError> {
+/// Takes back a part of what was changed for a bridge of ours that no VM is on any more.
+pub(crate) async fn take_back_if_unused(rtnl: &Rtnl, bridge: &IfName, part: Part) -> Result<(), BridgeError> {
     let links = survey::links(rtnl).await?;
-    match unused(bridge, &links) {
-        Some(ours) => give_back(rtnl, ours, &links).await,
-        None => Ok(()),
-    }
+    take_back(rtnl, bridge, part, &links).await.map(drop)
 }
 
-/// Puts back the forwarding of a family that was switched on for a bridge of ours that no VM is on.
-pub(crate) async fn stop_forwarding_if_unused(rtnl: &Rtnl, bridge: &IfName, family: Family) -> io::Result<()> {
-    let links = survey::links(rtnl).await?;
-    match unused(bridge, &links) {
-        Some(ours) => forwarding::release(rtnl, ours, &links, &[family]).await,
-        None => Ok(()),
-    }
-}
-
-fn unused<'a>(bridge: &IfName, links: &'a [Link]) -> Option<&'a Link> {
+/// The same with the links that there are. Returns whether there was something to do.
+pub(crate) async fn take_back(rtnl: &Rtnl, bridge: &IfName, part: Part, links: &[Link]) -> Result<bool, BridgeError> {
     let ours = links.iter().find(|link| link.name == bridge.as_str() && link.is_our_bridge());
-    ours.filter(|ours| is_unused(ours, links))
+    let Some(ours) = ours.filter(|ours| is_unused(ours, links)) else { return Ok(false) };
+    match part {
+        Part::Whole => {
+            forwarding::release(rtnl, ours, links, &[Family::Ipv4, Family::Ipv6]).await?;
+            give_back(rtnl, ours, links).await?;
+            rtnl.remove(ours.index).await?;
+        }
+        Part::Uplink => give_back(rtnl, ours, links).await?,
+        Part::Forwarding(family) => forwarding::release(rtnl, ours, links, &[family]).await?,
+    }
+    Ok(true)
 }
 
 async fn give_back(rtnl: &Rtnl, ours: &Link, links: &[Link]) -> Result<(), BridgeError> {

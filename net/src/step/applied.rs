@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{OwnedFd, RawFd};
 
 use crate::error::Error;
+use crate::facts::Link;
+use crate::host::bridge::{self, BridgeError, Part};
 use crate::host::docker::{self, Admission, Placed};
 use crate::host::forwarding::fence::{self, Fence};
 use crate::host::forwarding::{self, Family};
@@ -45,6 +47,9 @@ pub(crate) struct Applied {
     fence: Option<Fence>,
     /// What has been switched on behind it, by which bridge.
     fenced: BTreeSet<(IfName, Family)>,
+    /// The links as they were at the last undo of something of a bridge, if nothing has been changed since. A host with many
+    /// VMs has many, and keepers look at them one after the other.
+    looked: Option<Vec<Link>>,
     /// The policy that holds for its cards, if there is one.
     pub(crate) active_policy: Option<ActivePolicy>,
     /// Rules of the VM in tables of Docker's.
@@ -76,6 +81,7 @@ impl Applied {
             vm,
             fence,
             fenced,
+            looked: None,
             active_policy,
             mirrors,
             rates,
@@ -138,6 +144,23 @@ impl Applied {
         self.owner()?.change(vec![command])?;
         self.fence = Some(wanted);
         Ok(())
+    }
+
+    /// Takes back a part of what was changed for a bridge of ours, if no VM is on it any more.
+    pub(super) async fn take_back(&mut self, bridge: &IfName, part: Part) -> Result<(), BridgeError> {
+        let links = match self.looked.take() {
+            Some(links) => links,
+            None => survey::links(&self.rtnl).await?,
+        };
+        if !bridge::take_back(&self.rtnl, bridge, part, &links).await? {
+            self.looked = Some(links);
+        }
+        Ok(())
+    }
+
+    /// Forgets what has been seen, as something changes.
+    pub(super) fn look_again(&mut self) {
+        self.looked = None;
     }
 
     /// Takes the fence away once nothing of this VM needs it any more.
@@ -228,6 +251,7 @@ impl Applied {
     /// still has it.
     pub(super) async fn remove_tap(&mut self, card: usize) -> Result<(), Error> {
         let Some(Tap { name, index: Some(index), .. }) = self.taps.remove(&card) else { return Ok(()) };
+        self.look_again();
         let removed = self.rtnl.remove(index).await.map_err(|source| Error::Remove { link: name, source });
         self.claims.remove(&card);
         removed

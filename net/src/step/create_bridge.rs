@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Applied;
 use super::kind::Kind;
 use crate::error::Error;
-use crate::host::bridge;
+use crate::host::bridge::Part;
 use crate::identity::mac::MacAddr;
 use crate::spec::IfName;
 
@@ -30,7 +30,7 @@ impl Kind for CreateBridge {
     }
 
     async fn undo(&self, made: &mut Applied) -> Result<(), Error> {
-        let removed = bridge::remove_if_unused(&made.rtnl, &self.bridge).await;
+        let removed = made.take_back(&self.bridge, Part::Whole).await;
         removed.map_err(|error| Error::of_bridge(&self.bridge, error))
     }
 

@@ -8,7 +8,7 @@ use super::Applied;
 use super::kind::Kind;
 use super::text::names;
 use crate::error::Error;
-use crate::host::bridge;
+use crate::host::bridge::Part;
 use crate::host::forwarding::Family;
 use crate::spec::IfName;
 
@@ -28,9 +28,9 @@ impl Kind for EnableForwarding {
 
     async fn undo(&self, made: &mut Applied) -> Result<(), Error> {
         // The fence comes last: it holds until nothing forwards that did not before.
-        let stopped = bridge::stop_forwarding_if_unused(&made.rtnl, &self.bridge, Family::Ipv4).await;
+        let stopped = made.take_back(&self.bridge, Part::Forwarding(Family::Ipv4)).await;
         made.unfence(&self.bridge, Family::Ipv4).map_err(Error::Nftables)?;
-        stopped.map_err(|source| Error::Remove { link: self.bridge.to_string(), source })
+        stopped.map_err(|error| Error::of_bridge(&self.bridge, error))
     }
 
     fn undo_text(&self) -> String {

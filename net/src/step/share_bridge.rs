@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Applied;
 use super::kind::Kind;
 use crate::error::Error;
-use crate::host::bridge;
+use crate::host::bridge::Part;
 use crate::spec::IfName;
 
 /// Take part in a bridge that another VM made, and with it in the duty to remove it.
@@ -25,7 +25,7 @@ impl Kind for ShareBridge {
     }
 
     async fn undo(&self, made: &mut Applied) -> Result<(), Error> {
-        let removed = bridge::remove_if_unused(&made.rtnl, &self.bridge).await;
+        let removed = made.take_back(&self.bridge, Part::Whole).await;
         removed.map_err(|error| Error::of_bridge(&self.bridge, error))
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Applied;
 use super::kind::Kind;
 use crate::error::Error;
-use crate::host::bridge;
+use crate::host::bridge::Part;
 use crate::host::uplink;
 use crate::identity::alias::UplinkAlias;
 use crate::spec::IfName;
@@ -35,7 +35,7 @@ impl Kind for TakeUplink {
 
     async fn undo(&self, made: &mut Applied) -> Result<(), Error> {
         // Another VM on the bridge still needs it: then its ShareBridge gives it back.
-        let released = bridge::release_uplink_if_unused(&made.rtnl, &self.bridge).await;
+        let released = made.take_back(&self.bridge, Part::Uplink).await;
         released.map_err(|error| Error::of_bridge(&self.bridge, error))
     }
 
