@@ -144,8 +144,7 @@ impl<'a> Firewall<'a> {
     /// Has Docker's rules let the cards through, if they do not yet. Returns false where that is undone again and
     /// again.
     async fn admit(&mut self, admissions: Vec<Admission>, made: &mut Applied) -> Result<bool, Error> {
-        let links = made.rtnl.links().await.map_err(Error::Survey)?;
-        let links: Vec<_> = links.iter().filter_map(survey::link).collect();
+        let links = survey::links(&made.rtnl).await.map_err(Error::Survey)?;
         let wanted = InDocker { admissions, containers: docker::containers(&links) };
         if wanted == self.placed && docker::are_placed(&made.admitted).map_err(Error::Docker)? {
             return Ok(true);

@@ -33,9 +33,9 @@ impl Siblings {
     /// The cards on the network.
     fn taps(&self) -> io::Result<Vec<TapAlias>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        let links = runtime.block_on(async { Rtnl::connect()?.links().await })?;
-        let links = links.iter().filter_map(survey::link);
-        let taps = links.filter(|link| link.tun.is_some()).filter_map(|link| TapAlias::parse(link.alias.as_deref()?));
+        let links = runtime.block_on(async { survey::links(&Rtnl::connect()?).await })?;
+        let taps =
+            links.iter().filter(|link| link.tun.is_some()).filter_map(|link| TapAlias::parse(link.alias.as_deref()?));
         Ok(taps.filter(|tap| tap.mode == self.mode && tap.net == self.net).collect())
     }
 

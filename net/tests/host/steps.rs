@@ -14,16 +14,12 @@ use crate::kills::{POLICY, prepare};
 use crate::lan::{empty_bridge, exists, sh};
 use crate::ovs::Switch;
 use crate::rates;
-use crate::vlans;
 
 pub(crate) const CASES: &[Case] =
     &[("step_that_is_cut_short_is_taken_back_by_its_own_undo", every_kind_but_those_of_vlans)];
 
-/// The same where bridges know VLANs.
-pub(crate) const VLAN_CASES: &[Case] =
-    &[("step_of_vlans_that_is_cut_short_is_taken_back_by_its_own_undo", kinds_of_vlans)];
-
-/// Kinds that take a bridge that knows VLANs.
+/// Kinds that take a bridge that knows VLANs. What they set goes with the bridge or its port, and `kills` has them where
+/// there are such bridges.
 const OF_VLANS: [&str; 2] = ["FilterVlans", "JoinVlans"];
 
 /// Cards whose plans have the other kinds of steps that need nothing but the host of `kills`.
@@ -155,16 +151,4 @@ fn beside_another(stage: &mut Stage) {
     drop(ports);
     other.stop().expect("an end");
     alone.await_again(Some(&stage.switch), "the other VM");
-}
-
-fn kinds_of_vlans() {
-    let mut stage = Stage::set();
-    assert!(vlans::are_there());
-    for cards in [
-        ["bridge=lan,create=on,uplink=nic0,vlan=100", "bridge=lan,create=on,trunk=100+200"],
-        ["bridge=lan,create=on,vlan=100", "bridge=lan,create=on,trunk=10+20+100-110,native=5"],
-    ] {
-        stage.rehearse(&cards, None, Left::Nothing);
-    }
-    assert!(OF_VLANS.iter().all(|kind| stage.seen.contains(kind)), "{:?}", stage.seen);
 }

@@ -11,6 +11,7 @@ use super::statement::{Limit, Mss, NatPort, NatTarget, Reject, Statement, Verdic
 use super::table::{Expr, Family, Rule};
 use super::test::{KeyKind, RawItem, RawTest};
 use super::value::{Datum, EtherType, L4Proto, NfProto};
+use crate::kernel::link::index_of;
 use crate::kernel::netlink::Writer;
 use crate::spec::IfName;
 
@@ -409,8 +410,7 @@ impl RuleEncoder {
     }
 
     fn device(&mut self, device: &IfName) -> Result<(), RuleError> {
-        let index = nix::net::if_::if_nametoindex(device.as_str())
-            .map_err(|errno| RuleError::Device { name: device.clone(), source: errno.into() })?;
+        let index = index_of(device.as_str()).map_err(|source| RuleError::Device { name: device.clone(), source })?;
         self.immediate(NFT_REG_1, &index.to_ne_bytes());
         Ok(())
     }
