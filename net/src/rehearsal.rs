@@ -61,6 +61,7 @@ pub fn rehearse(request: &Request, cut: Option<Cut>) -> Result<Rehearsal, Error>
                 }
             }
         }
+        made.look_again();
         let begun = &plan.steps[..begun];
         // The second time there is nothing to do.
         for step in begun.iter().rev().chain(begun.iter().rev()) {

@@ -99,7 +99,6 @@ macro_rules! kinds {
 
             /// Changes the host.
             pub(crate) async fn apply(&self, made: &mut Applied) -> Result<(), Error> {
-                made.look_again();
                 match self {
                     $(Self::$kind(step) => step.apply(made).await,)+
                 }

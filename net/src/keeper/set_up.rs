@@ -58,6 +58,7 @@ async fn try_set_up(socket: &OwnedFd, made: &mut Applied, request: &Request, clo
 
 /// Undoes every step from the last to the first, whatever the others say. What several of them could not undo is said once.
 pub(super) async fn undo_all(steps: &[Step], made: &mut Applied) -> Vec<Report> {
+    made.look_again();
     let mut reports: Vec<Report> = Vec::new();
     for step in steps.iter().rev() {
         if let Err(error) = step.undo(made).await {

@@ -158,8 +158,8 @@ impl Applied {
         Ok(())
     }
 
-    /// Forgets what has been seen, as something changes.
-    pub(super) fn look_again(&mut self) {
+    /// Forgets what has been seen: something changes, or an undoing begins.
+    pub(crate) fn look_again(&mut self) {
         self.looked = None;
     }
 
