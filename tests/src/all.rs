@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// No scenario takes longer, in an emulated processor and on a loaded machine.
 const SCENARIO_TIMEOUT: Duration = Duration::from_secs(900);
+/// One of those on request has several boots of minutes each.
+const LONG_SCENARIO_TIMEOUT: Duration = Duration::from_secs(5400);
 /// The scenarios whose times are shown.
 const TIMES_SHOWN: usize = 20;
 /// More host VMs side by side than this are more memory than gain.
@@ -81,8 +83,9 @@ impl From<&Conclusion> for Tally {
 pub fn run(selection: &Selection) -> Result<ExitCode, Error> {
     let mut tally = Tally::default();
     let filter = selection.filter.as_deref();
-    let scenarios: Vec<&Scenario> =
-        scenarios::all().filter(|scenario| filter.is_none_or(|filter| scenario.name.contains(filter))).collect();
+    let usual = scenarios::all().filter(|scenario| filter.is_none_or(|filter| scenario.name.contains(filter)));
+    let on_request = on_request(filter);
+    let scenarios: Vec<&Scenario> = usual.chain(on_request.iter().copied()).collect();
     // The release is linked by one thread, which leaves the other processors to the tests.
     let parts = (!scenarios.is_empty()).then(|| thread::spawn(|| Parts::provide(&guest::SERIES)));
     if !selection.only_scenarios {
@@ -90,6 +93,9 @@ pub fn run(selection: &Selection) -> Result<ExitCode, Error> {
     }
     if let Some(parts) = parts {
         let parts = parts.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        if !on_request.is_empty() {
+            parts.provide_debian()?;
+        }
         tally.add(run_scenarios(&scenarios, parts));
     }
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
@@ -118,6 +124,17 @@ fn run_scenarios(scenarios: &[&'static Scenario], parts: Parts) -> Tally {
         println!("{:7.1} s {name}", took.as_secs_f64());
     }
     Tally::from(&conclusion)
+}
+
+/// The scenarios that run only when they are named: for a filter that begins with their subject, such as `debian` or
+/// `debian::kexec`.
+fn on_request(filter: Option<&str>) -> Vec<&'static Scenario> {
+    let named = |scenario: &&Scenario, filter: &str| {
+        let subject = scenario.name.split("::").next().unwrap_or_default();
+        filter.starts_with(subject) && scenario.name.contains(filter)
+    };
+    let of = |filter| scenarios::on_request().filter(|scenario| named(scenario, filter)).collect();
+    filter.map_or_else(Vec::new, of)
 }
 
 /// Runs scenarios where they can run, and collects their reports.
@@ -198,10 +215,12 @@ impl Runner {
         let program = self.program.as_ref().map_err(|error| Failed::from(error.to_string()))?;
         let mut words = vec![program.to_string_lossy().into_owned(), "scenario".to_owned(), scenario.name.to_owned()];
         words.extend(self.parts.flags());
+        let long = scenarios::on_request().any(|other| other.name == scenario.name);
+        let timeout = if long { LONG_SCENARIO_TIMEOUT } else { SCENARIO_TIMEOUT };
         let start = Instant::now();
         let output = match &self.host_vms {
-            None => here(&words)?,
-            Some(pool) => pool.run(words, SCENARIO_TIMEOUT).map_err(|error| {
+            None => here(&words, timeout)?,
+            Some(pool) => pool.run(words, timeout).map_err(|error| {
                 self.failures.add(scenario.name, error_chain(&error));
                 error_chain(&error)
             })?,
@@ -225,8 +244,8 @@ impl Runner {
     }
 }
 
-fn here(words: &[String]) -> Result<Output, Failed> {
-    let seconds = SCENARIO_TIMEOUT.as_secs().to_string();
+fn here(words: &[String], timeout: Duration) -> Result<Output, Failed> {
+    let seconds = timeout.as_secs().to_string();
     let output = Command::new("timeout").args(["--kill-after=10", &seconds]).args(words).output()?;
     let status = output.status.code().map_or(Status::TimedOut, Status::Code);
     Ok(Output { status, stdout: output.stdout, stderr: output.stderr })
@@ -234,4 +253,18 @@ fn here(words: &[String]) -> Result<Output, Failed> {
 
 fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scenarios_on_request_need_their_subject_at_the_start_of_the_filter() {
+        let names = |filter| on_request(filter).iter().map(|scenario| scenario.name).collect::<Vec<_>>();
+        assert_eq!(names(None), [""; 0]);
+        assert_eq!(names(Some("reboot")), [""; 0]);
+        assert_eq!(names(Some("debian::kexec")), ["debian::kexec_by_either_system_call_gets_back_to_ssh"]);
+        assert_eq!(names(Some("debian")).len(), scenarios::on_request().count());
+    }
 }

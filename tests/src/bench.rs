@@ -7,13 +7,26 @@ pub mod instructions;
 pub mod many;
 pub mod nat;
 pub mod readme;
+pub mod ssh;
 pub mod start;
 pub mod usage;
 
+use crate::demo;
+use crate::hostvm::wire::Command;
+use crate::hostvm::{Config, HostVm};
+use crate::place::Place;
+use crate::workspace::target_folder;
 use serde::Serialize;
+use std::error::Error;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// No benchmark takes longer in the host VM.
+const HOST_VM_TIMEOUT: Duration = Duration::from_secs(7200);
 
 /// Middle and spread of one measured figure.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -36,6 +49,34 @@ impl Spread {
         let median = if values.len() % 2 == 1 { at(middle) } else { (at(middle.saturating_sub(1)) + at(middle)) / 2.0 };
         Self { min: at(0), median, max: values.last().copied().unwrap_or(0.0) }
     }
+}
+
+/// Runs this program's `words` where Linux guests run, and copies the result, which they write to `fresh`, to `json`.
+///
+/// # Errors
+/// If the host VM does not come up, or the result cannot be copied.
+pub fn run_where_linux_boots(words: &[OsString], fresh: &Path, json: &Path) -> Result<ExitCode, Box<dyn Error>> {
+    let program = std::env::current_exe()?;
+    let place = Place::ask();
+    let code = if place.boots_linux() {
+        std::process::Command::new(program).args(words).status()?.code().unwrap_or(125)
+    } else {
+        println!("This machine has {place}: measured in the host VM, a Linux host emulated by QEMU");
+        let vm = HostVm::boot(&Config::new(&target_folder().join("hostvm")))?;
+        let all = std::iter::once(program.to_string_lossy()).chain(words.iter().map(|word| word.to_string_lossy()));
+        let status = vm.stream(Command::new(all), HOST_VM_TIMEOUT, &mut demo::print)?;
+        vm.shutdown()?;
+        status.shell_code().into()
+    };
+    if code != 0 {
+        return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
+    }
+    if let Some(folder) = json.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::copy(fresh, json)?;
+    println!("{}", json.display());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Writes a report as JSON.

@@ -6,6 +6,7 @@
 pub mod all;
 pub mod bench;
 pub mod codes;
+pub mod debian;
 pub mod demo;
 pub mod docs;
 pub mod guest;

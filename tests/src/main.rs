@@ -60,6 +60,9 @@ enum Action {
     /// Measure Linux guests right here, in namespaces of its own
     #[command(hide = true)]
     BenchGuest(BenchGuestHereArgs),
+    /// Measure Debian guests right here, in namespaces of its own
+    #[command(hide = true)]
+    BenchSsh(bench::ssh::Here),
     /// Say what this machine's KVM is good for
     Place,
     /// Send or receive what checks itself (runs in guests)
@@ -85,6 +88,8 @@ enum Bench {
     Many(BenchManyArgs),
     /// NAT against a bridge, without a VM: what a round trip costs more, and 100,000 connections at a time
     Nat(BenchNatArgs),
+    /// From exec to the first command by ssh, a Debian root disk, against QEMU; many minutes
+    Ssh(bench::ssh::Arguments),
     /// Measure the figures of README.md and docs/benchmarks.md anew, and write them into these pages
     Readme(BenchReadmeArgs),
 }
@@ -369,7 +374,9 @@ fn main() -> ExitCode {
                 ExitCode::SUCCESS
             })
         }
+        Action::Bench(Bench::Ssh(args)) => bench::ssh::measure(&args),
         Action::BenchGuest(args) => bench_guest_here(&args),
+        Action::BenchSsh(args) => args.run_alone(),
         Action::Place => {
             println!("{}", Place::ask());
             Ok(ExitCode::SUCCESS)
@@ -382,7 +389,8 @@ fn main() -> ExitCode {
 }
 
 fn scenario(args: &ScenarioArgs) -> std::io::Result<ExitCode> {
-    let Some(scenario) = scenarios::all().find(|scenario| scenario.name == args.name) else {
+    let Some(scenario) = scenarios::all().chain(scenarios::on_request()).find(|scenario| scenario.name == args.name)
+    else {
         eprintln!("error: There is no scenario {:?}", args.name);
         return Ok(ExitCode::FAILURE);
     };
@@ -493,9 +501,8 @@ fn bench_nat(args: &BenchNatArgs) -> Result<ExitCode, Box<dyn Error>> {
 fn bench_guest(args: &BenchGuestArgs) -> Result<ExitCode, Box<dyn Error>> {
     let target = workspace::target_folder();
     let (minivmm, guest) = workspace::provide_bench_guest()?;
-    let results = target.join("hostvm");
-    let fresh = results.join("guest.json");
-    let mut words = vec![std::env::current_exe()?.into_os_string(), "bench-guest".into()];
+    let fresh = target.join("hostvm/guest.json");
+    let mut words: Vec<std::ffi::OsString> = vec!["bench-guest".into()];
     for (flag, path) in
         [("--minivmm", &minivmm), ("--kernel", &guest.kernel), ("--initramfs", &guest.initramfs), ("--json", &fresh)]
     {
@@ -505,27 +512,8 @@ fn bench_guest(args: &BenchGuestArgs) -> Result<ExitCode, Box<dyn Error>> {
     words.extend(["--runs".into(), runs.to_string().into(), "--seconds".into(), seconds.to_string().into()]);
     words.extend(only_nat.then(|| "--only-nat".into()));
     words.push(filter.into());
-    let place = Place::ask();
-    let code = if place.boots_linux() {
-        std::process::Command::new(&words[0]).args(&words[1..]).status()?.code().unwrap_or(125)
-    } else {
-        println!("This machine has {place}: measured in the host VM, a Linux host emulated by QEMU");
-        let vm = HostVm::boot(&Config::new(&results))?;
-        let command = Command::new(words.iter().map(|word| word.to_string_lossy()));
-        let status = vm.stream(command, Duration::from_secs(3600), &mut demo::print)?;
-        vm.shutdown()?;
-        status.shell_code().into()
-    };
-    if code != 0 {
-        return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
-    }
     let json = args.json.clone().unwrap_or_else(|| target.join("bench/guest.json"));
-    if let Some(folder) = json.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    std::fs::copy(&fresh, &json)?;
-    println!("{}", json.display());
-    Ok(ExitCode::SUCCESS)
+    bench::run_where_linux_boots(&words, &fresh, &json)
 }
 
 fn bench_guest_here(args: &BenchGuestHereArgs) -> Result<ExitCode, Box<dyn Error>> {

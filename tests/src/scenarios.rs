@@ -10,6 +10,7 @@ mod boot;
 mod bridge;
 mod card;
 mod datagrams;
+mod debian;
 mod disk;
 mod docs;
 mod dpdk;
@@ -69,4 +70,9 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
     ]
     .into_iter()
     .flatten()
+}
+
+/// Scenarios that take too long for every run: only for a filter that names their subject.
+pub fn on_request() -> impl Iterator<Item = &'static Scenario> {
+    debian::SCENARIOS.iter()
 }

@@ -1,5 +1,6 @@
 //! The environment of a scenario.
 
+use crate::debian::Debian;
 use crate::guest::{Guest, SERIES};
 use crate::vm::Builder;
 use crate::workspace::{self, Parts};
@@ -43,6 +44,11 @@ impl Stage {
     /// The guest with DPDK, if the machine that made the guests has it.
     pub fn dpdk_guest(&self) -> Option<Guest> {
         self.parts.dpdk_guest()
+    }
+
+    /// The root disk of Debian packages, which is there for scenarios on request.
+    pub fn debian(&self) -> Debian {
+        self.parts.debian()
     }
 
     /// The bare-metal probe guest.

@@ -36,12 +36,13 @@ pub struct Builder {
     minivmm: PathBuf,
     flags: Vec<String>,
     cmdline: Vec<String>,
+    patience: Duration,
 }
 
 impl Builder {
     /// A machine without any flag.
     pub fn new(minivmm: &Path) -> Self {
-        Self { minivmm: minivmm.to_path_buf(), flags: Vec::new(), cmdline: Vec::new() }
+        Self { minivmm: minivmm.to_path_buf(), flags: Vec::new(), cmdline: Vec::new(), patience: PATIENCE }
     }
 
     /// `--kernel`.
@@ -106,6 +107,12 @@ impl Builder {
         self.parameter(&guest::script_parameter(script))
     }
 
+    /// How long anything that the machine does by itself may take, [`PATIENCE`] unless given.
+    #[must_use]
+    pub fn patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
     /// The command line, as a user would type it.
     pub fn command_line(&self) -> String {
         let mut line = "minivmm".to_owned();
@@ -119,7 +126,7 @@ impl Builder {
 
     /// Starts it.
     pub fn start(&self) -> Vm {
-        Vm::start(Command::new(&self.minivmm).args(self.arguments()))
+        Vm::start(Command::new(&self.minivmm).args(self.arguments()), self.patience)
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -140,10 +147,11 @@ pub struct Vm {
     stdin: Arc<Mutex<ChildStdin>>,
     watched: Watched,
     end: Arc<(Mutex<Option<ExitStatus>>, Condvar)>,
+    patience: Duration,
 }
 
 impl Vm {
-    fn start(command: &mut Command) -> Self {
+    fn start(command: &mut Command, patience: Duration) -> Self {
         let line = format!("{command:?}");
         let mut child = command
             .stdin(Stdio::piped())
@@ -155,11 +163,12 @@ impl Vm {
         else {
             unreachable!("all three were asked for")
         };
-        let watched = Watched { command: line, console: Stream::watch(stdout), log: Stream::watch(stderr) };
+        let watched =
+            Watched { command: line, console: Stream::watch(stdout, patience), log: Stream::watch(stderr, patience) };
         lock(&STARTED).push(watched.clone());
         let pid = Pid::from_child(&child);
         let end = Arc::new((Mutex::new(None), Condvar::new()));
-        let vm = Self { pid, stdin: Arc::new(Mutex::new(stdin)), watched, end: Arc::clone(&end) };
+        let vm = Self { pid, stdin: Arc::new(Mutex::new(stdin)), watched, end: Arc::clone(&end), patience };
         thread::spawn(move || note_end(child, &end));
         vm
     }
@@ -266,7 +275,8 @@ impl Vm {
     }
 
     fn wait_status(&self) -> ExitStatus {
-        self.status_within(PATIENCE).unwrap_or_else(|| panic!("minivmm did not end within {PATIENCE:?}"))
+        let patience = self.patience;
+        self.status_within(patience).unwrap_or_else(|| panic!("minivmm did not end within {patience:?}"))
     }
 
     fn status_within(&self, patience: Duration) -> Option<ExitStatus> {
@@ -318,6 +328,7 @@ fn note_end(mut child: Child, end: &(Mutex<Option<ExitStatus>>, Condvar)) {
 struct Stream {
     state: Mutex<State>,
     changed: Condvar,
+    patience: Duration,
 }
 
 #[derive(Default)]
@@ -329,8 +340,8 @@ struct State {
 }
 
 impl Stream {
-    fn watch(mut pipe: impl Read + Send + 'static) -> Arc<Self> {
-        let stream = Arc::new(Self { state: Mutex::default(), changed: Condvar::new() });
+    fn watch(mut pipe: impl Read + Send + 'static, patience: Duration) -> Arc<Self> {
+        let stream = Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), patience });
         let writer = Arc::clone(&stream);
         thread::spawn(move || {
             let mut piece = [0; 4096];
@@ -368,7 +379,7 @@ impl Stream {
 
     /// The rest of the first whole line that starts with `start`.
     fn wait_for_line(&self, start: &str) -> String {
-        self.line_within(start, PATIENCE).unwrap_or_else(|why| panic!("{start:?} was not said: {why}"))
+        self.line_within(start, self.patience).unwrap_or_else(|why| panic!("{start:?} was not said: {why}"))
     }
 
     fn line_within(&self, start: &str, patience: Duration) -> Result<String, &'static str> {
@@ -380,7 +391,7 @@ impl Stream {
 
     fn wait<T>(&self, wanted: &str, found: impl Fn(&str) -> Option<T>) -> T {
         // The report of the panic reads the stream too, which is not locked any more.
-        self.within(PATIENCE, found).unwrap_or_else(|why| panic!("{wanted:?} was not said: {why}"))
+        self.within(self.patience, found).unwrap_or_else(|why| panic!("{wanted:?} was not said: {why}"))
     }
 
     /// What `found` finds in all that was said, or why it found nothing.

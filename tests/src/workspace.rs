@@ -1,5 +1,6 @@
 //! The project as a thing to build: where its binaries and its guests are.
 
+use crate::debian::{self, Debian};
 use crate::guest::{Guest, SERIES};
 use crate::probe;
 use images::guest::{self, GuestOptions};
@@ -26,6 +27,8 @@ const DPDK: &str = "dpdk";
 const AGENT: &str = "minivmm-agent";
 /// The folder, also there, of those without programs of the tests.
 pub const PLAIN: &str = "plain";
+/// The folder, also there, of the root disk of Debian packages.
+const DEBIAN: &str = "debian";
 
 /// The probe guest's name among the guests.
 const PROBE: &str = "probe";
@@ -70,6 +73,9 @@ pub enum Error {
     /// A guest could not be made.
     #[error(transparent)]
     Images(#[from] images::Error),
+    /// The root disk of Debian packages could not be made.
+    #[error(transparent)]
+    Debian(#[from] debian::Error),
 }
 
 /// The repository's root.
@@ -149,6 +155,19 @@ impl Parts {
         Some(Guest::at(&self.guests.join(DPDK), SERIES[0])).filter(|guest| guest.initramfs.is_file())
     }
 
+    /// Makes the root disk of Debian packages, or finds it made.
+    ///
+    /// # Errors
+    /// If a package cannot be had.
+    pub fn provide_debian(&self) -> Result<Debian, Error> {
+        Ok(Debian::provide(&self.guests.join(DEBIAN))?)
+    }
+
+    /// The root disk of Debian packages, once it has been provided.
+    pub fn debian(&self) -> Debian {
+        Debian::at(&self.guests.join(DEBIAN))
+    }
+
     /// The cases of `net/tests/host`.
     pub fn host_cases(&self) -> PathBuf {
         self.guests.join(HOST_CASES)
@@ -218,6 +237,17 @@ pub fn provide_bench_guest() -> Result<(PathBuf, guest::Guest), Error> {
     let extras = Extras { programs: vec!["iperf3".to_owned()], ..Extras::default() };
     let guest = guest::provide(&options(SERIES[0], folder.join("bench-guest"), extras, &programs))?;
     Ok((minivmm, guest))
+}
+
+/// Builds minivmm and makes the Debian guest, the same as for scenarios. Returns minivmm and the guest's folder.
+///
+/// # Errors
+/// If cargo fails or a package cannot be had.
+pub fn provide_bench_debian() -> Result<(PathBuf, PathBuf), Error> {
+    let minivmm = probe::build_minivmm(&target_folder())?;
+    let folder = target_folder().join("guests").join(DEBIAN);
+    Debian::provide(&folder)?;
+    Ok((minivmm, folder))
 }
 
 /// Builds the guests' init in the profile of this very program. Returns its folder.
