@@ -210,7 +210,7 @@ impl Keeper {
         loop {
             let (reply, mut fds) = Reply::receive(process.socket.as_fd())?.ok_or(Error::Gone)?;
             match reply {
-                Reply::Port(header) => ports.push(port(header, fds)?),
+                Reply::Port(header) => ports.push(port(*header, fds)?),
                 Reply::Ready(timing) => {
                     process.tables = fds.pop();
                     return Ok((ports, timing));

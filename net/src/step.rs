@@ -1,7 +1,7 @@
 //! The changes that a plan can consist of. Knows what each does to the host and what takes it back; not why a plan has it, nor who
 //! applies it.
 //!
-//! A kind of step is one file: its data, [`apply`](kind::Kind::apply), [`undo`](kind::Kind::undo) and the words for both. A new
+//! A kind of step is one file: its data, `apply`, `undo` and the words for both. A new
 //! one takes a file and a line in the list below. What a step applied its own undo takes back; where the kernel does that with
 //! another object (the settings of a bridge of ours go with the bridge), the file says with which.
 

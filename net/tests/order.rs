@@ -4,6 +4,7 @@
 //! anywhere. Parent and child (`step.rs`, `step/attach_tap.rs`) may know each other: they are one thing in several files.
 //!
 //! Counts of any checkout: `NET_SRC=/path/to/net/src cargo test -p net --test order counts -- --nocapture`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;

@@ -51,7 +51,7 @@ pub(super) fn hand_over(
         if let Some(Steering { program, map }) = steering.and_then(load) {
             fds.extend([program, map]);
         }
-        Reply::Port(header).send(socket.as_fd(), &fds)?;
+        Reply::Port(Box::new(header)).send(socket.as_fd(), &fds)?;
     }
     made.inherited.clear();
     // Also for tables that are made later, for a policy. A kernel without nf_tables has none of them.

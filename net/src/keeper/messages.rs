@@ -33,7 +33,7 @@ const FDS_MAX: usize = 2 * QUEUES_MAX as usize + 5;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     /// A card is ready; its descriptors come along.
-    Port(PortHeader),
+    Port(Box<PortHeader>),
     /// All cards are ready; what keeps the VM's nftables comes along, if it has some.
     Ready(Timing),
     /// A card's link has changed.

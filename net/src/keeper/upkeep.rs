@@ -4,7 +4,7 @@
 //! [waiting] --a route, a setting, a link--> [due] --look: what is off?--> switch it on --> [pause] --> [waiting]
 //! ```
 //!
-//! A notification only makes us look, as in [`super::watch`]: the state of the host is what counts. Looks are far
+//! A notification only makes us look, as in [`super::links`]: the state of the host is what counts. Looks are far
 //! between, so that a host that changes all the time costs little: a pause after each is at least 100 ms and a hundred
 //! times the processor time of the look (see [`super::pace`]), so they take a hundredth of a processor at most. What
 //! the kernel says meanwhile waits in a small buffer, and beyond that is dropped by the kernel (see

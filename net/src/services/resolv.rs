@@ -88,7 +88,7 @@ fn servers(text: &str) -> Vec<SocketAddr> {
 
 /// The domains of the last line that names some. Names that are none are left out, as is what is too much.
 fn search(text: &str) -> Vec<DomainName> {
-    let lists = text.lines().filter_map(|line| {
+    let mut lists = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         match words.next()? {
             "search" => Some(words.collect()),
@@ -96,7 +96,7 @@ fn search(text: &str) -> Vec<DomainName> {
             _ => None,
         }
     });
-    let list: Vec<&str> = lists.last().unwrap_or_default();
+    let list: Vec<&str> = lists.next_back().unwrap_or_default();
     bounded(list.into_iter().filter_map(|word| word.parse().ok()))
 }
 
