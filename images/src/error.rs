@@ -49,7 +49,8 @@ pub enum Error {
     NoHome,
     /// apt lists no kernel of the series.
     #[error(
-        "apt knows no package {pattern}: run apt-get update, and check that the distribution's security suite is enabled"
+        "apt knows no package {pattern}: run apt-get update, and check that the distribution's security suite is \
+         enabled"
     )]
     NoKernelPackage {
         /// The pattern looked for.
@@ -88,7 +89,10 @@ pub enum Error {
         hint: &'static str,
     },
     /// The guest's init is not beside this program.
-    #[error("The guest's init {} is missing: build it with `cargo build -p images`, or name it with --agent", path.display())]
+    #[error(
+        "The guest's init {} is missing: build it with `cargo build -p images`, or name it with --agent",
+        path.display()
+    )]
     NoAgent {
         /// Where it was looked for.
         path: PathBuf,

@@ -452,7 +452,9 @@ mod tests {
         }
 
         #[test]
-        fn any_writes_are_harmless(writes in prop::collection::vec((0..2u64, prop::collection::vec(any::<u8>(), 1..9)), 0..64)) {
+        fn any_writes_are_harmless(
+            writes in prop::collection::vec((0..2u64, prop::collection::vec(any::<u8>(), 1..9)), 0..64),
+        ) {
             let rtc = rtc();
             for (offset, mut data) in writes {
                 rtc.write(offset, &data);

@@ -312,7 +312,10 @@ mod tests {
     proptest! {
         #[test]
         fn any_access_is_harmless(
-            accesses in prop::collection::vec((any::<bool>(), 0..8u64, prop::collection::vec(any::<u8>(), 1..9)), 0..64),
+            accesses in prop::collection::vec(
+                (any::<bool>(), 0..8u64, prop::collection::vec(any::<u8>(), 1..9)),
+                0..64,
+            ),
         ) {
             let serial = port(Screen::default());
             for (is_write, offset, mut data) in accesses {

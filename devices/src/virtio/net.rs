@@ -241,8 +241,7 @@ impl Net {
         let most = if multi_queue { self.ports.len() } else { 1 };
         let ctrl_idx = u16::try_from(most * 2).unwrap_or(u16::MAX);
         let ring = |active: ActiveQueue| Ring::new(active, mem.clone(), interrupts.clone());
-        let mergeable = features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0;
-        let header_len = header_len(features);
+        let (header_len, mergeable) = (header_len(features), features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0);
         let frames = Frames { mergeable, longest: header_len + self.longest_frame(features), header_len };
         let filter = Filter::new(self.own_mac, features & bit(VIRTIO_NET_F_CTRL_VLAN) != 0);
         let filter = Arc::new(filter::Shared::new(filter));
@@ -273,8 +272,7 @@ impl Net {
                 ctrl: None,
             });
         }
-        let wants_ctrl = features & bit(VIRTIO_NET_F_CTRL_VQ) != 0;
-        let ctrl = take(&mut queues, ctrl_idx).filter(|_| wants_ctrl);
+        let ctrl = take(&mut queues, ctrl_idx).filter(|_| features & bit(VIRTIO_NET_F_CTRL_VQ) != 0);
         if let Some(ctrl) = ctrl.map(ring).transpose()? {
             let control = Control {
                 pairs: switches(&pairs)?,

@@ -205,7 +205,8 @@ mod tests {
         assert_eq!(
             below,
             [
-                "web net0 is not alone: another host has been seen with its MAC address (2x) and an IP address of it (3x)",
+                "web net0 is not alone: another host has been seen with its MAC address (2x) and an IP address \
+                 of it (3x)",
                 "web net1 is not alone: another host has been seen with an IP address of it (1x)",
             ]
         );

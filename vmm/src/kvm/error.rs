@@ -59,7 +59,8 @@ impl Error {
     pub(crate) fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Missing => {
-                "Load the module (modprobe kvm-intel or kvm-amd), or enable virtualization in the firmware or the outer VM"
+                "Load the module (modprobe kvm-intel or kvm-amd), or enable virtualization in the firmware or the \
+                 outer VM"
             }
             Self::Permission => "Run as root, or join the group that owns it (usermod -aG kvm USER, then log in again)",
             Self::NotKvm(_) => "Remove the file and load the KVM module again",

@@ -190,8 +190,8 @@ impl Ready {
                     .to_owned()
             }
             _ => format!(
-                "See whether the guest asks for an address and a server on {place} gives it one, or give it more time: an \
-                 address counts once a frame with it comes from the guest"
+                "See whether the guest asks for an address and a server on {place} gives it one, or give it more time: \
+                 an address counts once a frame with it comes from the guest"
             ),
         };
         Some((sentence, hint))

@@ -282,7 +282,8 @@ impl Resources {
             Some(News::NotKept(promises)) => self.not_kept = promises,
             Some(News::Ended) => {
                 log::warn!(
-                    "The network keeper has ended: rules and taps stay until this VM ends, a tap that loses its bridge is not attached again, and links stay as they are. Afterwards 'minivmm net gc' removes what is left"
+                    "The network keeper has ended: rules and taps stay until this VM ends, a tap that loses its bridge is \
+                     not attached again, and links stay as they are. Afterwards 'minivmm net gc' removes what is left"
                 );
                 self.watches_keeper = false;
             }

@@ -46,9 +46,9 @@ fn every_vm() {
 
     assert_eq!(vms[0]["name"], "db");
     let db = json!({
-        "card": "net0", "mode": "bridge", "bridge": "br0", "network": "br0", "tap": "vmtap0", "mac": "52:54:00:00:00:02",
-        "address": "awaited", "addresses": [], "forwards": [], "foreign_rules": [], "link": "up", "received": vms[0]["cards"][0]["received"],
-        "sent": { "frames": 0, "bytes": 0 },
+        "card": "net0", "mode": "bridge", "bridge": "br0", "network": "br0", "tap": "vmtap0",
+        "mac": "52:54:00:00:00:02", "address": "awaited", "addresses": [], "forwards": [], "foreign_rules": [],
+        "link": "up", "received": vms[0]["cards"][0]["received"], "sent": { "frames": 0, "bytes": 0 },
     });
     assert_eq!(vms[0]["cards"], json!([db]));
     assert_eq!(vms[1]["name"], "web");

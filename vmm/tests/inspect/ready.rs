@@ -65,8 +65,8 @@ fn lease() {
     let ready: Value = serde_json::from_str(&vm.ready_line()).unwrap();
 
     let card = json!({
-        "card": "net0", "mode": "nat", "bridge": "mvn-lab", "network": "lab", "tap": "vmtap0", "mac": "52:54:00:00:00:01",
-        "address": "known", "addresses": [ip.to_string()], "forwards": ["tcp:8080:80"], "foreign_rules": [],
+        "card": "net0", "mode": "nat", "bridge": "mvn-lab", "network": "lab", "tap": "vmtap0",
+        "mac": "52:54:00:00:00:01", "address": "known", "addresses": [ip.to_string()], "forwards": ["tcp:8080:80"], "foreign_rules": [],
     });
     assert_eq!(ready["cards"], json!([card]));
     assert_eq!(vm.quit().0, 131);

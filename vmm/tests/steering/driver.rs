@@ -1,7 +1,7 @@
 //! The driver's side of a card on plain memory: receive queues with one buffer for each frame, and the control queue.
 //!
 //! ```text
-//! queue i at i * 0x4000: descriptors, +0x2000 available ring, +0x3000 used ring     buffers of queue i at 16 MiB + i MiB
+//! queue i at i * 0x4000: descriptors, +0x2000 available ring, +0x3000 used ring   buffers of queue i at 16 MiB + i MiB
 //! ```
 
 use devices::virtio::device::{Activation, ActiveQueue, Counter, Device, Memory};

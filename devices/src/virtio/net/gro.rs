@@ -383,7 +383,11 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn whatever_is_joined_comes_back(payloads in proptest::collection::vec(1..30_usize, 1..20), ipv6: bool, id: u16) {
+        fn whatever_is_joined_comes_back(
+            payloads in proptest::collection::vec(1..30_usize, 1..20),
+            ipv6: bool,
+            id: u16,
+        ) {
             let frames: Vec<_> = (0..).zip(payloads).map(|(n, payload)| {
                 frame(Shape { ipv6, id: id.wrapping_add(n), payload, ..PLAIN })
             }).collect();

@@ -2,10 +2,10 @@
 //! 5.1.4, 5.1.6.5.4).
 //!
 //! ```text
-//!          the host or the user takes it away          both have it up             100 ms ... 1.5 s later
-//!   [up] -------------------------------------> [down] ---------------> [back] -------------------------> [back, ANNOUNCE]
-//!     ^                                                                   |  ^------------ACK----------------'
-//!     '------------------------------three times------------------------'
+//!        the host or the user takes it away        both have it up          100 ms ... 1.5 s later
+//!   [up] ----------------------------------> [down] --------------> [back] ----------------------> [back, ANNOUNCE]
+//!     ^                                                               |  ^-----------ACK--------------'
+//!     '----------------------------three times------------------------'
 //! ```
 //!
 //! ANNOUNCE does not come together with the carrier: Linux obeys it before it opens its queues, and the announcement

@@ -474,7 +474,12 @@ fn queue_reset_without_the_feature_is_ignored() {
 
 proptest::proptest! {
     #[test]
-    fn any_access_is_harmless(accesses in proptest::collection::vec((0..0x1_1000_u64, 1..=8_usize, proptest::prelude::any::<u64>(), proptest::bool::ANY), 0..200)) {
+    fn any_access_is_harmless(
+        accesses in proptest::collection::vec(
+            (0..0x1_1000_u64, 1..=8_usize, proptest::prelude::any::<u64>(), proptest::bool::ANY),
+            0..200,
+        ),
+    ) {
         let slot = Slot::new();
         for (at, len, value, write) in accesses {
             let mut data = value.to_le_bytes();
