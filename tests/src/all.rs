@@ -93,8 +93,11 @@ pub fn run(selection: &Selection) -> Result<ExitCode, Error> {
     }
     if let Some(parts) = parts {
         let parts = parts.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        if !on_request.is_empty() {
+        if on_request.iter().any(|scenario| scenarios::takes_debian(scenario)) {
             parts.provide_debian()?;
+        }
+        if on_request.iter().any(|scenario| !scenarios::takes_debian(scenario)) {
+            parts.provide_selftests()?;
         }
         tally.add(run_scenarios(&scenarios, parts));
     }

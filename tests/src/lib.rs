@@ -14,6 +14,7 @@ pub mod hostvm;
 pub mod kernels;
 pub mod lan;
 pub mod namespace;
+pub mod peer;
 pub mod place;
 pub mod probe;
 pub mod scenarios;

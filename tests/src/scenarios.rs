@@ -15,6 +15,7 @@ mod disk;
 mod docs;
 mod dpdk;
 mod ecn;
+mod fio;
 mod flows;
 mod impair;
 mod large;
@@ -26,6 +27,7 @@ mod queues;
 mod ready;
 mod resets;
 mod rss;
+mod selftests;
 mod stop;
 mod vhost;
 mod vlans;
@@ -74,5 +76,10 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
 
 /// Scenarios that take too long for every run: only for a filter that names their subject.
 pub fn on_request() -> impl Iterator<Item = &'static Scenario> {
-    debian::SCENARIOS.iter()
+    [debian::SCENARIOS, dpdk::ON_REQUEST, fio::SCENARIOS, selftests::SCENARIOS].into_iter().flatten()
+}
+
+/// Tells a scenario with a root disk of Debian packages from one with the disk of the kernel's own tests.
+pub fn takes_debian(scenario: &Scenario) -> bool {
+    scenario.name.starts_with("debian::")
 }

@@ -51,6 +51,21 @@ impl Stage {
         self.parts.debian()
     }
 
+    /// The guest that runs the kernel's own tests; [`Parts::provide_selftests`] has made it.
+    pub fn selftests_guest(&self) -> Guest {
+        self.parts.selftests_guest()
+    }
+
+    /// The disk of that guest.
+    pub fn selftests_disk(&self) -> PathBuf {
+        self.parts.selftests_disk()
+    }
+
+    /// The folder of [`Stage::file`].
+    pub fn folder(&self) -> &Path {
+        &self.scratch
+    }
+
     /// The bare-metal probe guest.
     pub fn probe(&self) -> PathBuf {
         self.parts.probe()

@@ -151,7 +151,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    fn start(command: &mut Command, patience: Duration) -> Self {
+    /// Starts a VMM whose standard output is the guest's console, and which is to do everything within `patience`.
+    pub fn start(command: &mut Command, patience: Duration) -> Self {
         let line = format!("{command:?}");
         let mut child = command
             .stdin(Stdio::piped())
@@ -220,6 +221,13 @@ impl Vm {
     /// The guest's output between `NAME=` and the end of that line.
     pub fn value(&self, name: &str) -> String {
         self.watched.console.wait_for_line(&format!("{name}="))
+    }
+
+    /// Like [`Vm::value`], for what takes longer than anything that guests do by themselves.
+    pub fn value_within(&self, name: &str, patience: Duration) -> String {
+        let start = format!("{name}=");
+        let line = self.watched.console.line_within(&start, patience);
+        line.unwrap_or_else(|why| panic!("{start:?} was not said: {why}"))
     }
 
     /// Everything minivmm has written to its standard error.

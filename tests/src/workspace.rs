@@ -30,6 +30,10 @@ pub const PLAIN: &str = "plain";
 /// The folder, also there, of the root disk of Debian packages.
 const DEBIAN: &str = "debian";
 
+/// The folder, among the guests, of the one that runs the kernel's own tests, and the modules that they take.
+const SELFTESTS: &str = "selftests";
+const SELFTESTS_MODULES: [&str; 3] = ["vrf", "macvlan", "bridge"];
+
 /// The probe guest's name among the guests.
 const PROBE: &str = "probe";
 
@@ -166,6 +170,27 @@ impl Parts {
     /// The root disk of Debian packages, once it has been provided.
     pub fn debian(&self) -> Debian {
         Debian::at(&self.guests.join(DEBIAN))
+    }
+
+    /// Makes the guest that runs the kernel's own tests, and its disk.
+    ///
+    /// # Errors
+    /// If a program that goes there is missing, or the kernel's source cannot be fetched.
+    pub fn provide_selftests(&self) -> Result<(), Error> {
+        let out = self.guests.join(SELFTESTS);
+        let extras = Extras { programs: Vec::new(), modules: SELFTESTS_MODULES.map(str::to_owned).to_vec() };
+        guest::provide(&options(SERIES[0], out.clone(), extras, &build_agent()?))?;
+        run(Command::new(root().join("tests/selftests/build")).arg(out))
+    }
+
+    /// The guest that [`Parts::provide_selftests`] makes.
+    pub fn selftests_guest(&self) -> Guest {
+        Guest::at(&self.guests.join(SELFTESTS), SERIES[0])
+    }
+
+    /// Its disk.
+    pub fn selftests_disk(&self) -> PathBuf {
+        self.guests.join(SELFTESTS).join("root.ext4")
     }
 
     /// The cases of `net/tests/host`.

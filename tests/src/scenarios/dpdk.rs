@@ -1,10 +1,12 @@
 //! DPDK's poll-mode driver on the card: a driver that is not Linux's, in a stock guest, by way of `uio_pci_generic`. It
 //! leaves MSI-X off, so the link reaches it by the card's interrupt pin.
 //!
-//! The scenario types testpmd's commands into the guest's console and reads what it answers.
+//! The scenario types testpmd's commands into the guest's console and reads what it answers. The same runs on QEMU's
+//! card, on demand: a difference is a fault of one of the two.
 
 use super::Scenario;
 use crate::lan::{Lan, sh};
+use crate::peer::{self, Card, Machine, Offload, Vmm};
 use crate::stage::Stage;
 use crate::vm::Vm;
 use std::cell::Cell;
@@ -12,6 +14,9 @@ use std::net::UdpSocket;
 
 pub(super) const SCENARIOS: &[Scenario] =
     &[Scenario { name: "dpdk::a_poll_mode_driver_gets_modes_vlans_rss_restarts_and_the_link", run: poll_mode }];
+
+pub(super) const ON_REQUEST: &[Scenario] =
+    &[Scenario { name: "dpdk::a_poll_mode_driver_gets_the_same_of_qemu", run: poll_mode_on_qemu }];
 
 /// Frames that the host sends for each question.
 const FRAMES: u64 = 100;
@@ -32,6 +37,7 @@ const GROUP: &str = "01:00:5e:01:02:03";
 /// testpmd on a console.
 struct Testpmd<'a> {
     vm: &'a Vm,
+    vmm: Vmm,
     questions: Cell<u32>,
     frames: Cell<u64>,
 }
@@ -77,33 +83,66 @@ impl Testpmd<'_> {
 }
 
 fn poll_mode(stage: &Stage) {
+    tell(stage, Vmm::Minivmm);
+}
+
+fn poll_mode_on_qemu(stage: &Stage) {
+    tell(stage, Vmm::Qemu);
+}
+
+/// Starts the guest: on minivmm with a tap of the bridge that minivmm makes, on QEMU with one that is made here.
+fn start(stage: &Stage, vmm: Vmm, lan: &Lan) -> Vm {
     let Some(guest) = stage.dpdk_guest() else { stage.skip("dpdk-testpmd is not installed: apt-get install dpdk-dev") };
+    let script = script(lan);
+    let parameters = "hugepages=64";
+    if vmm == Vmm::Minivmm {
+        let vm = stage.bare_vm().kernel(guest.bzimage).initrd(guest.initramfs).mem("640M").name("dpdk");
+        return vm.parameter(parameters).net(format!("{},queues=2", lan.net())).script(&script).start();
+    }
+    let card = Card { tap: "dpdk0".to_owned(), queues: 2, offload: Offload::All };
+    peer::tap(&card.tap);
+    sh(&format!("ip link set {} master {}", card.tap, lan.bridge()));
+    let machine = Machine {
+        name: "dpdk".to_owned(),
+        guest,
+        cpus: 1,
+        mem_mib: 640,
+        cards: vec![card],
+        disks: Vec::new(),
+        parameters: parameters.to_owned(),
+        script,
+    };
+    machine.start(vmm, stage.minivmm(), stage.folder())
+}
+
+/// Gives the card to testpmd on the console, then to the kernel; then to one that is killed while it
+/// receives, then to the
+/// kernel again.
+fn script(lan: &Lan) -> String {
+    format!(
+        "cd /sys/bus/pci; s={SLOT}; echo irq=$(cat devices/$s/irq)
+         mkdir /hp; mount -t hugetlbfs none /hp; chmod go-w / /usr /usr/bin; export LD_LIBRARY_PATH=/usr/bin
+         b() {{ cd /sys/bus/pci; echo $s >devices/$s/driver/unbind; echo $s >drivers/$1/bind; }}
+         pmd() {{ b uio_pci_generic; cd /usr/bin; exec dpdk-testpmd --lcores '(0,1)@0' --huge-dir /hp --iova-mode=pa \
+             -a $s -d ./librte_net_virtio.so.23 -d ./librte_mempool_ring.so.23 -- -i --rxq=2 --txq=2 --rss-udp \
+             --forward-mode=rxonly --total-num-mbufs=4096; }}
+         kernel() {{ b virtio-pci; ip addr add {}9/24 dev eth0; ip link set eth0 up
+             ping -c 3 -w 20 {} >/dev/null; echo $1=$?; }}
+         echo 1af4 1041 >drivers/uio_pci_generic/new_id; (pmd) </dev/console; echo testpmd=$?; kernel ping
+         mkfifo /f; (pmd) </f >/log 2>&1 & exec 3>/f; echo start >&3; echo second=
+         until grep -q 'RX-packets: [1-9]' /log; do echo 'show port stats 0' >&3; sleep 1; done
+         kill -9 $!; wait $!; echo killed=$?; kernel after",
+        lan.address().trim_end_matches('1'),
+        lan.address()
+    )
+}
+
+fn tell(stage: &Stage, vmm: Vmm) {
     let lan = Lan::new();
-    let vm = stage
-        .bare_vm()
-        .kernel(guest.bzimage)
-        .initrd(guest.initramfs)
-        .mem("640M")
-        .name("dpdk")
-        .parameter("hugepages=64")
-        .net(format!("{},queues=2", lan.net()))
-        .script(&format!(
-            "cd /sys/bus/pci; echo irq=$(cat devices/{SLOT}/irq); echo {SLOT} >devices/{SLOT}/driver/unbind
-             echo 1af4 1041 >drivers/uio_pci_generic/new_id; mkdir /hp; mount -t hugetlbfs none /hp
-             chmod go-w / /usr /usr/bin; cd /usr/bin; export LD_LIBRARY_PATH=/usr/bin
-             dpdk-testpmd --lcores '(0,1)@0' --huge-dir /hp --iova-mode=pa -a {SLOT} -d ./librte_net_virtio.so.23 \
-                 -d ./librte_mempool_ring.so.23 -- -i --rxq=2 --txq=2 --rss-udp --forward-mode=rxonly \\
-                 --total-num-mbufs=4096 </dev/console
-             echo testpmd=$?; echo {SLOT} >/sys/bus/pci/drivers/uio_pci_generic/unbind
-             echo {SLOT} >/sys/bus/pci/drivers/virtio-pci/bind; ip addr add {}9/24 dev eth0; ip link set eth0 up
-             ping -c 3 -w 20 {} >/dev/null; echo ping=$?",
-            lan.address().trim_end_matches('1'),
-            lan.address()
-        ))
-        .start();
+    let vm = start(stage, vmm, &lan);
     assert_ne!(vm.value("irq"), "0", "the card has no interrupt pin");
     vm.wait_for("testpmd> ");
-    let testpmd = Testpmd { vm: &vm, questions: Cell::new(0), frames: Cell::new(0) };
+    let testpmd = Testpmd { vm: &vm, vmm, questions: Cell::new(0), frames: Cell::new(0) };
 
     let info = testpmd.ask("show port info 0\nstart");
     let mac = info.split("MAC address: ").nth(1).and_then(|text| text.split_whitespace().next()).expect("an address");
@@ -121,15 +160,30 @@ fn poll_mode(stage: &Stage) {
     vm.type_in("quit\n");
     assert_eq!(vm.value("testpmd").trim(), "0", "exit code of testpmd");
     assert_eq!(vm.value("ping").trim(), "0", "ping by the kernel's driver, afterwards");
+    kill(&vm, &lan, mac);
     assert_eq!(vm.wait_exit(), 0);
 }
 
+/// Sends frames until the second testpmd has been killed, which it is as soon as it has received some.
+fn kill(vm: &Vm, lan: &Lan, mac: &str) {
+    vm.value("second");
+    while !vm.console_contains("killed=") {
+        flood(lan, lan.bridge(), mac);
+    }
+    assert_eq!(vm.value("killed").trim(), "137", "exit code of a testpmd that was killed");
+    assert_eq!(vm.value("after").trim(), "0", "ping by the kernel's driver, after a driver that was killed");
+    println!("testpmd was killed while it received; the kernel's driver took over");
+}
+
 fn link(testpmd: &Testpmd, stage: &Stage) {
-    let minivmm = stage.minivmm().display();
-    sh(&format!("{minivmm} link dpdk net0 down"));
+    let set = |state: &str| match testpmd.vmm {
+        Vmm::Minivmm => _ = sh(&format!("{} link dpdk net0 {state}", stage.minivmm().display())),
+        Vmm::Qemu => peer::set_qemu_link(stage.folder(), if state == "up" { "on" } else { "off" }),
+    };
+    set("down");
     testpmd.vm.wait_for("link state change event");
     testpmd.wait_for_link("Link status: down");
-    sh(&format!("{minivmm} link dpdk net0 up"));
+    set("up");
     testpmd.wait_for_link("Link status: up");
     println!("the link went down and up, by the interrupt pin");
 }
