@@ -6,14 +6,15 @@
 //!                            '<- an error names the object that was refused
 //! ```
 //!
-//! A [`Table`] that an [`NftSocket`] creates belongs to that socket (`NFT_TABLE_F_OWNER`, Linux 5.12): nobody else can change
-//! it, and it is gone when the socket is closed, also by SIGKILL. A [`Batch`] takes effect as a whole or not at all.
+//! A [`Table`] that an [`NftSocket`] creates belongs to that socket (`NFT_TABLE_F_OWNER`, Linux 5.12): no other process
+//! can change it, and it goes when the socket is closed, also by SIGKILL. A [`Batch`] takes effect as a whole or not at
+//! all.
 //!
-//! In a table of the inet family the ingress hook lets everything but IPv4 and IPv6 pass unseen: what is to be said about ARP belongs into a
-//! netdev table. `dup to` and `fwd to` exist in netdev tables only, too.
+//! The ingress hook of an inet table passes everything but IPv4 and IPv6 unseen: rules about ARP belong in a netdev
+//! table. `dup to` and `fwd to` also exist in netdev tables only.
 //!
-//! Not supported: tables with `dormant`, flowtables, verdict maps, elements with concatenated keys, named objects other than counters, and reading rules
-//! back as anything but their counters.
+//! Not supported: tables with `dormant`, flowtables, verdict maps, elements with concatenated keys, named objects other
+//! than counters, and reading back more of a rule than its counters.
 //!
 //! The formats follow linux/netfilter/nf_tables.h and net/netfilter/nf_tables_api.c.
 

@@ -5,7 +5,7 @@ use std::fmt;
 use super::objects::{EncodeError, Object, Transaction};
 use super::table::{Chain, Elements, Rule, Set, Table, TableName};
 
-/// Changes of tables that the socket, or nobody, owns, in order. They take effect at once and together, or not at all.
+/// Changes, in order, of tables that belong to the socket or have no owner. They take effect together or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// The changes.
@@ -15,23 +15,23 @@ pub struct Batch {
 /// A change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Creates a table, with all that is in it; one of that name must not be there.
+    /// Creates a table with all its contents; a table of that name must not exist.
     AddTable(Table),
     /// Deletes a table.
     DeleteTable(TableName),
     /// Creates a chain, with its rules.
     AddChain(TableName, Chain),
-    /// Deletes a chain to which nothing jumps.
+    /// Deletes a chain that is the target of no jump.
     DeleteChain(TableName, String),
     /// Creates a set, with its elements.
     AddSet(TableName, Set),
     /// Deletes a set that no rule uses.
     DeleteSet(TableName, String),
-    /// Puts rules in place of those of a chain.
+    /// Replaces the rules of a chain.
     ReplaceRules(TableName, String, Vec<Rule>),
-    /// Puts elements in place of those of a set with a name.
+    /// Replaces the elements of a named set.
     ReplaceElements(TableName, String, Elements),
-    /// Puts a rule before the one with this handle, or at the end of the chain. The table may be somebody else's.
+    /// Inserts a rule before the one with this handle, or at the end of the chain. The table may have another owner.
     InsertRule {
         /// The table.
         table: TableName,
@@ -39,7 +39,7 @@ pub enum Command {
         chain: String,
         /// The rule that comes next.
         before: Option<u64>,
-        /// What is inserted.
+        /// The rule to insert.
         rule: Rule,
     },
     /// Deletes the rule with this handle.
@@ -59,12 +59,12 @@ impl Batch {
         self
     }
 
-    /// The messages of the batch, numbered from `first_seq`, and what each is about.
+    /// The messages of the batch, numbered from `first_seq`, and the object of each.
     pub(super) fn encode(&self, first_seq: u32) -> Result<(Vec<u8>, Vec<Object<'_>>), EncodeError> {
         self.transaction(first_seq)?.end()
     }
 
-    /// The same without the end of the batch, so that the kernel checks the changes and makes none.
+    /// The same without the end of the batch: the kernel checks the changes and makes none.
     pub(super) fn encode_check(&self, first_seq: u32) -> Result<(Vec<u8>, Vec<Object<'_>>), EncodeError> {
         self.transaction(first_seq)?.leave_open()
     }

@@ -1,7 +1,7 @@
 //! Notifications of changes in nf_tables, read in bounded helpings.
 //!
-//! Hosts of containers change thousands of rules in a second. So whoever watches reads what is in a small buffer, and
-//! then pauses: what the kernel has no room for meanwhile it drops without further cost, and says so once.
+//! Container hosts change thousands of rules in a second. So the reader empties a small buffer and then pauses: the
+//! kernel drops what does not fit meanwhile at no further cost, and reports the loss once.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -35,18 +35,18 @@ const MESSAGE_BYTES: usize = 64 * 1024;
 /// The socket.
 #[derive(Debug)]
 pub(crate) struct Changes {
-    /// A netlink socket in the clothes of another, which tokio can wait for.
+    /// A netlink socket in the type of another, which tokio can wait for.
     socket: UnixStream,
-    /// The beginning of the names of tables that do not matter.
+    /// The name prefix of the tables to ignore.
     but: &'static str,
 }
 
 impl Changes {
-    /// Listens from now on, but for tables whose names begin with `but`. Inside a tokio runtime; takes CAP_NET_ADMIN.
+    /// Listens from now on, except for tables whose names begin with `but`. In a tokio runtime, with CAP_NET_ADMIN.
     pub(crate) fn subscribe(but: &'static str) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
-        // Less means no more than that something is lost sooner.
+        // A smaller buffer only loses notifications sooner.
         let _ = setsockopt(&fd, sockopt::RcvBuf, &BUFFER_BYTES);
         if let Err(error) = attach(&fd, &program(but)) {
             log::debug!("Changes of tables {but}* are not filtered: {error}");
@@ -60,8 +60,8 @@ impl Changes {
         self.socket.readable().await
     }
 
-    /// Reads the notifications that have come meanwhile, without waiting for more. Returns whether tables, chains or
-    /// rules were among them, other than those that do not matter, or whether some were lost.
+    /// Reads the pending notifications without waiting for more. Returns true if tables, chains or rules outside the
+    /// ignored tables changed, or if notifications were lost.
     pub(crate) fn read(&self) -> io::Result<bool> {
         let mut relevant = false;
         let mut buffer = vec![0; MESSAGE_BYTES];
@@ -83,9 +83,9 @@ impl Changes {
     }
 }
 
-/// Drops what is about tables whose names begin with `but`, and that there is a new generation of rules, of which each
-/// transaction tells. The messages of one transaction come together: whoever changes tables of these names changes no
-/// others in it.
+/// Drops notifications of tables whose names begin with `but`, and those of a new ruleset generation, which every
+/// transaction sends. The messages of one transaction come together: a program that changes tables of these names
+/// changes no others in the same transaction.
 fn program(but: &str) -> Vec<Line> {
     let mut lines = vec![
         Line::Half(KIND_AT),
@@ -93,7 +93,7 @@ fn program(but: &str) -> Vec<Line> {
         Line::Attr(HEAD_LEN + NFGEN_LEN, NFTA_TABLE_NAME),
         Line::IfOctet(0, To::Accept, To::Next),
     ];
-    // A name ends with a zero, and its attribute with whole words: each comparison is within it if those before hold.
+    // A zero ends a name, and its attribute fills whole words: each comparison is within it if those before hold.
     let (words, rest) = but.as_bytes().as_chunks::<4>();
     let mut at = ATTR_HEAD_LEN;
     for word in words {
@@ -113,7 +113,7 @@ fn is_relevant(message: &Message<'_>, but: &str) -> bool {
     let kinds =
         [NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN, NFT_MSG_NEWRULE, NFT_MSG_DELRULE];
     let of_nftables = message.kind >> 8 == NFNL_SUBSYS_NFTABLES && kinds.contains(&(message.kind & 0xff));
-    // The table's name has the same number in all of them.
+    // The table name has the same attribute number in all of them.
     of_nftables && message.attrs().text(NFTA_TABLE_NAME).is_none_or(|table| !table.starts_with(but))
 }
 

@@ -1,4 +1,4 @@
-//! What is in the kernel: counters of our tables, names of tables, and where others decide about packets.
+//! State read from the kernel: counters of our tables, names of tables, and base chains of other programs.
 
 use super::kernel::msg::*;
 use super::kernel::*;
@@ -11,31 +11,31 @@ use crate::kernel::netlink::{Attrs, Writer};
 pub struct Counts {
     /// Packets.
     pub packets: u64,
-    /// Bytes, with the header of IP but without that of Ethernet.
+    /// Bytes, with the IP header but without the Ethernet header.
     pub bytes: u64,
 }
 
-/// What a rule with a counter has counted.
+/// The counter of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleCounter {
     /// The chain that the rule is in.
     pub chain: String,
     /// The rule's comment.
     pub comment: Option<String>,
-    /// What was counted.
+    /// The counts.
     pub counts: Counts,
 }
 
-/// What a counter with a name has counted.
+/// A named counter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedCounter {
     /// Its name in the table.
     pub name: String,
-    /// What was counted.
+    /// The counts.
     pub counts: Counts,
 }
 
-/// A table that is there.
+/// An existing table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableSeen {
     /// Its family: `inet`, `ip`, `ip6`, `arp`, `bridge`, `netdev`.
@@ -46,7 +46,7 @@ pub struct TableSeen {
     pub owner: Option<u32>,
 }
 
-/// A base chain that is there, whoever made it.
+/// An existing base chain, whichever program made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseChainSeen {
     /// The table's family.
@@ -55,20 +55,20 @@ pub struct BaseChainSeen {
     pub table: String,
     /// The chain's name.
     pub chain: String,
-    /// On which way of packets it is: `forward`, `input`, ...
+    /// The hook on the packet path: `forward`, `input`, ...
     pub hook: &'static str,
-    /// When, among other chains of the hook.
+    /// Its order among the chains of the hook.
     pub priority: i32,
-    /// What becomes of packets about which no rule has decided.
+    /// The verdict for packets about which no rule has decided.
     pub policy: Policy,
-    /// What the last rule does with every packet that comes to it.
+    /// The verdict of the last rule, if it holds for every packet.
     pub ending: Ending,
 }
 
-/// What the last rule of a chain does, if it has no condition.
+/// The verdict of a chain's last rule, if that rule has no condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It does not decide, or not about every packet: the policy holds.
+    /// No verdict, or not for every packet: the policy holds.
     Policy,
     /// It drops.
     Drop,
@@ -81,22 +81,22 @@ pub enum Ending {
 /// A rule of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleInChain {
-    /// By which the kernel knows it.
+    /// The kernel's number of the rule.
     pub handle: u64,
     /// Its comment.
     pub comment: Option<String>,
-    /// Whether all that it says is that what comes to it leaves the chain.
+    /// True if the rule returns from the chain without a condition.
     pub returns: bool,
 }
 
-/// Fewest bytes of a name that a rule compares with as the beginning of one: `mvn-`.
+/// Shortest value, in bytes, that is taken for the prefix of an interface name: `mvn-`.
 const SHORTEST_PREFIX: usize = 4;
 
 impl NftSocket {
-    /// What the rules of a table with `counter` have counted, in their order.
+    /// The counters of a table's rules, in the order of the rules.
     ///
     /// # Errors
-    /// Trouble with the kernel. A table that is not there has no rules.
+    /// The exchange with the kernel fails. A table that does not exist has no rules.
     pub fn rule_counters(&mut self, table: &TableName) -> Result<Vec<RuleCounter>, NftError> {
         let name = |w: &mut Writer| w.text(NFTA_RULE_TABLE, &table.name);
         self.dump(NFT_MSG_GETRULE, table.family.number(), name, |_, rule| {
@@ -108,10 +108,10 @@ impl NftSocket {
         })
     }
 
-    /// What the counters with a name in a table have counted.
+    /// The named counters of a table.
     ///
     /// # Errors
-    /// Trouble with the kernel. A table that is not there has no counters.
+    /// The exchange with the kernel fails. A table that does not exist has no counters.
     pub fn named_counters(&mut self, table: &TableName) -> Result<Vec<NamedCounter>, NftError> {
         let filter = |w: &mut Writer| {
             w.text(NFTA_OBJ_TABLE, &table.name);
@@ -128,7 +128,7 @@ impl NftSocket {
     /// The tables of the namespace whose names begin with `prefix`, of all families.
     ///
     /// # Errors
-    /// Trouble with the kernel.
+    /// The exchange with the kernel fails.
     pub fn tables(&mut self, prefix: &str) -> Result<Vec<TableSeen>, NftError> {
         self.dump(
             NFT_MSG_GETTABLE,
@@ -141,10 +141,10 @@ impl NftSocket {
         )
     }
 
-    /// The rules of a chain in their order, whoever made them; none if the chain is not there.
+    /// The rules of a chain in their order, whichever program made them; none if the chain does not exist.
     ///
     /// # Errors
-    /// Trouble with the kernel.
+    /// The exchange with the kernel fails.
     pub fn rules_of(&mut self, table: &TableName, chain: &str) -> Result<Vec<RuleInChain>, NftError> {
         let place = |w: &mut Writer| {
             w.text(NFTA_RULE_TABLE, &table.name);
@@ -158,10 +158,10 @@ impl NftSocket {
         })
     }
 
-    /// The policy of a chain that is there; that of one without a hook is to accept.
+    /// The policy of an existing chain; accept for one without a hook.
     ///
     /// # Errors
-    /// Trouble with the kernel.
+    /// The exchange with the kernel fails.
     pub fn policy_of(&mut self, table: &TableName, chain: &str) -> Result<Option<Policy>, NftError> {
         let place = |w: &mut Writer| {
             w.text(NFTA_CHAIN_TABLE, &table.name);
@@ -170,11 +170,11 @@ impl NftSocket {
         self.get(NFT_MSG_GETCHAIN, table.family.number(), place, |chain| Some(policy(chain)))
     }
 
-    /// All base chains of the namespace but those in tables whose names begin with `but`. Rules of iptables are among them where it is
-    /// the one that works through nf_tables; those of its predecessor are not.
+    /// All base chains of the namespace except those in tables whose names begin with `but`. They include the rules of
+    /// iptables-nft, but not those of iptables-legacy.
     ///
     /// # Errors
-    /// Trouble with the kernel.
+    /// The exchange with the kernel fails.
     pub fn base_chains(&mut self, but: &str) -> Result<Vec<BaseChainSeen>, NftError> {
         let mut chains = self.dump(
             NFT_MSG_GETCHAIN,
@@ -196,7 +196,7 @@ impl NftSocket {
                 Some((family, seen))
             },
         )?;
-        // Chain by chain: a host of containers has thousands of rules in others.
+        // Chain by chain: a container host has thousands of rules in other chains.
         for (family, seen) in &mut chains {
             let last = self.in_rules_of(*family, &seen.table, Some(&seen.chain), ending)?.pop();
             seen.ending = last.unwrap_or(Ending::Policy);
@@ -204,18 +204,18 @@ impl NftSocket {
         Ok(chains.into_iter().map(|(_, seen)| seen).collect())
     }
 
-    /// Returns whether a rule in the table of `chain` names the interface `link`, or the beginning of its name, and
-    /// does something else with its packets than dropping them. It need not be in this chain.
+    /// True if a rule in the table of `chain` names the interface `link`, or a prefix of its name, and does not drop
+    /// its packets. The rule need not be in this chain.
     ///
     /// # Errors
-    /// Trouble with the kernel.
+    /// The exchange with the kernel fails.
     pub fn accepts_for(&mut self, chain: &BaseChainSeen, link: &str) -> Result<bool, NftError> {
         let family = family_number(chain.family);
         let names = self.in_rules_of(family, &chain.table, None, |rule| names(rule, link) && !drops(rule))?;
         Ok(names.contains(&true))
     }
 
-    /// Results of `each` for the rules of a table, or of a chain of it, in their order.
+    /// The results of `each` for the rules of a table, or of a chain of it, in their order.
     fn in_rules_of<T>(
         &mut self,
         family: u8,
@@ -239,7 +239,7 @@ impl NftSocket {
 }
 
 impl BaseChainSeen {
-    /// Returns whether it drops what none of its rules lets pass.
+    /// True if the chain drops packets that none of its rules accepts.
     pub fn drops(&self) -> bool {
         match self.ending {
             Ending::Drop | Ending::Reject => true,
@@ -249,7 +249,7 @@ impl BaseChainSeen {
     }
 }
 
-/// Returns whether a rule compares something with the name of a link, or with its beginning.
+/// True if a rule compares a value with the name of a link, or with a prefix of it.
 fn names(rule: Attrs<'_>, link: &str) -> bool {
     let compared = exprs(rule).filter(|(name, _)| *name == "cmp");
     let values = compared.filter_map(|(_, data)| data.list(NFTA_CMP_DATA).find(NFTA_DATA_VALUE));
@@ -261,7 +261,7 @@ fn names(rule: Attrs<'_>, link: &str) -> bool {
     values.into_iter().any(is_name)
 }
 
-/// Returns whether a rule drops or rejects.
+/// True if a rule drops or rejects.
 fn drops(rule: Attrs<'_>) -> bool {
     exprs(rule).any(|(name, data)| match name {
         "reject" => true,
@@ -314,12 +314,12 @@ fn verdict(rule: Attrs<'_>) -> Option<i32> {
     }
 }
 
-/// What a rule does first, counters and logs aside: only a rule that begins with that has no condition.
+/// A rule's first expression other than counters and logs: a verdict only if the rule has no condition.
 fn unconditional(rule: Attrs<'_>) -> Option<(&str, Attrs<'_>)> {
     exprs(rule).find(|(name, _)| !matches!(*name, "counter" | "objref" | "log"))
 }
 
-/// What a rule does with every packet.
+/// The verdict of a rule for every packet.
 fn ending(rule: Attrs<'_>) -> Ending {
     match (unconditional(rule), verdict(rule)) {
         (Some(("reject", _)), _) => Ending::Reject,
@@ -334,7 +334,7 @@ fn ending(rule: Attrs<'_>) -> Ending {
     }
 }
 
-/// `NFPROTO_*` and nft's words for them.
+/// `NFPROTO_*` and nft's names for them.
 const FAMILIES: [(u8, &str); 6] = [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
 
 pub(super) fn family_name(number: u8) -> &'static str {
@@ -345,7 +345,7 @@ fn family_number(name: &str) -> u8 {
     FAMILIES.into_iter().find(|(_, found)| *found == name).map_or(0, |(number, _)| number)
 }
 
-/// A hook of a family in nft's words. The hooks of ARP have other numbers, too.
+/// The name of a family's hook in nft. ARP numbers its hooks differently.
 fn hook_name(family: u8, number: u32) -> &'static str {
     match (family_name(family), number) {
         ("netdev", 0) | (_, 5) => "ingress",

@@ -1,6 +1,7 @@
-//! Rules as the kernel's expressions: each loads, compares or changes registers, or does something to the packet.
+//! Rules as the kernel's expressions: each loads, compares or changes registers, or acts on the packet.
 //!
-//! Register 1 carries what is tested. What a field needs to mean anything (an Ethernet header, IPv4, TCP) is tested before it, once in a rule.
+//! Register 1 carries the tested value. The protocol that a field belongs to (an Ethernet header, IPv4, TCP) is tested
+//! before the field, once in a rule.
 
 use std::net::IpAddr;
 
@@ -15,7 +16,7 @@ use crate::kernel::link::index_of;
 use crate::kernel::netlink::Writer;
 use crate::spec::IfName;
 
-/// A rule being written, and the sets without names that it takes.
+/// A rule being written, and its anonymous sets.
 #[derive(Debug)]
 pub(super) struct RuleEncoder {
     family: Family,
@@ -23,16 +24,17 @@ pub(super) struct RuleEncoder {
     network: Option<EtherType>,
     transport: Option<L4Proto>,
     exprs: Writer,
-    /// Sets to be made before the rule, with the numbers by which it knows them.
+    /// Sets to be made before the rule, with the numbers that it uses for them.
     sets: Vec<NewSet>,
     next_set_id: u32,
 }
 
 impl RuleEncoder {
-    /// The expressions of `rule` in a table of this family, as a list of attributes, and the sets it takes, numbered from `next_set_id`.
+    /// The expressions of `rule` in a table of this family, as a list of attributes, and the sets it uses, numbered
+    /// from `next_set_id`.
     ///
     /// # Errors
-    /// What a rule of this family cannot say, and interfaces that are not there.
+    /// A rule that this family cannot express, or an interface that does not exist.
     pub(super) fn encode(family: Family, rule: &Rule, next_set_id: u32) -> Result<(Writer, Vec<NewSet>), RuleError> {
         let exprs = Writer::default();
         let mut this =
@@ -51,7 +53,7 @@ impl RuleEncoder {
         self.need(needs)?;
         self.load(load, NFT_REG_1);
         self.test(test);
-        // What has been said need not be said again.
+        // A protocol that the rule has tested is not tested again.
         match condition {
             Match::Protocol(test) => self.network = test.single().copied().or(self.network),
             Match::NfProto(test) if test.single() == Some(&NfProto::IP4) => self.network = Some(EtherType::IP4),
@@ -233,7 +235,7 @@ impl RuleEncoder {
     /// Loads fields one after the other, from the first register on.
     fn concatenate(&mut self, key: &[Field]) -> Result<(), RuleError> {
         let raw: Vec<(Vec<Needs>, Load, usize)> = key.iter().map(Field::raw).collect();
-        // What is tested for takes the same register.
+        // The protocol tests use the same register.
         raw.iter().flat_map(|(needs, ..)| needs).try_for_each(|needs| self.need(*needs))?;
         let mut register = NFT_REG32_00;
         for (_, load, len) in raw {
@@ -351,7 +353,7 @@ impl RuleEncoder {
         });
     }
 
-    /// Loads the ports of a translation; gives the registers of the lowest and of the highest. Uses register 1.
+    /// Loads the ports of a translation; returns the registers of the lowest and the highest. Uses register 1.
     fn port(&mut self, port: &NatPort) -> (Option<u32>, Option<u32>) {
         match port {
             NatPort::Keep => (None, None),
@@ -455,13 +457,13 @@ impl RuleEncoder {
     }
 }
 
-/// A count of connections that is met when there are more.
+/// A connection limit that matches above `count`.
 fn count_over(w: &mut Writer, count: u32) {
     w.be32(NFTA_CONNLIMIT_COUNT, count);
     w.be32(NFTA_CONNLIMIT_FLAGS, NFT_CONNLIMIT_F_INV);
 }
 
-/// The registers that are there.
+/// The registers in use.
 fn registers(w: &mut Writer, registers: &[(u16, Option<u32>)]) {
     for (attr, register) in registers {
         if let Some(register) = register {

@@ -1,7 +1,7 @@
-//! Constants of linux/netfilter/nf_tables.h and its neighbours by their kernel names, as far as they are used and `libc` has them not,
-//! or has them in another type.
+//! Constants of linux/netfilter/nf_tables.h and its neighbours by their kernel names, where `libc` lacks them or has
+//! them in another type.
 //!
-//! An attribute's number is a `u16`, what is carried in one a `u32`.
+//! An attribute's number is a `u16`, a value in an attribute a `u32`.
 
 /// `enum nf_tables_msg_types`.
 pub(super) mod msg {
@@ -52,7 +52,7 @@ pub(super) const NFTA_RULE_HANDLE: u16 = 3;
 pub(super) const NFTA_RULE_EXPRESSIONS: u16 = 4;
 pub(super) const NFTA_RULE_POSITION: u16 = 6;
 pub(super) const NFTA_RULE_USERDATA: u16 = 7;
-/// A user's agreement (libnftnl): the first record in a rule's userdata is its comment.
+/// A convention of user space (libnftnl): the first record in a rule's userdata is its comment.
 pub(super) const NFTNL_UDATA_RULE_COMMENT: u8 = 0;
 
 pub(super) const NFT_SET_ANONYMOUS: u32 = 0x1;
@@ -73,7 +73,7 @@ pub(super) const NFTA_SET_ID: u16 = 10;
 pub(super) const NFTA_SET_USERDATA: u16 = 13;
 pub(super) const NFTA_SET_DESC_SIZE: u16 = 1;
 
-/// Users' agreements (libnftnl, nft): a record in a set's userdata says in which byte order the keys are.
+/// A convention of user space (libnftnl, nft): a record in a set's userdata gives the byte order of the keys.
 pub(super) const NFTNL_UDATA_SET_KEYBYTEORDER: u8 = 0;
 pub(super) const BYTEORDER_HOST_ENDIAN: u32 = 1;
 pub(super) const BYTEORDER_BIG_ENDIAN: u32 = 2;

@@ -1,4 +1,4 @@
-//! Sets without names, which rules look things up in, and what cannot be said in a rule.
+//! Anonymous sets, in which rules look values up, and the errors of rules that cannot be expressed.
 
 use std::io;
 
@@ -7,10 +7,10 @@ use super::test::{KeyKind, RawItem, edges};
 use super::value::Datum;
 use crate::spec::IfName;
 
-/// What cannot be said in a rule.
+/// A rule that nf_tables cannot express.
 #[derive(Debug, thiserror::Error)]
 pub enum RuleError {
-    /// Chains of an inet table see no ARP, at no hook.
+    /// Chains of an inet table see no ARP, at any hook.
     #[error("ARP can be tested for in tables of the families netdev and bridge only")]
     ArpInInet,
     /// The kernel takes an interface's number.
@@ -18,19 +18,19 @@ pub enum RuleError {
     Device {
         /// The interface.
         name: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// A set without a name.
+/// An anonymous set.
 #[derive(Debug)]
 pub(super) struct NewSet {
-    /// By which rules and elements of the same transaction know it.
+    /// The number that rules and elements of the same transaction use for it.
     pub(super) id: u32,
     pub(super) flags: u32,
     pub(super) key: KeyKind,
-    /// How many elements it has or may have, if that is said.
+    /// The number of elements, or the maximum, if stated.
     pub(super) size: Option<u32>,
     pub(super) elements: Vec<Element>,
 }
@@ -57,7 +57,7 @@ impl Lookup {
     }
 }
 
-/// What sets and maps without names are called; the kernel puts a number in.
+/// The name of anonymous sets and maps; the kernel fills in a number.
 const SET_NAME: &str = "__set%d";
 const MAP_NAME: &str = "__map%d";
 
@@ -78,7 +78,7 @@ impl NewSet {
         Self { id: 0, flags, key, size: u32::try_from(elements.len()).ok(), elements }
     }
 
-    /// How the rule that it was made for finds it.
+    /// The lookup of this set in its rule.
     pub(super) fn lookup(&self) -> Lookup {
         Lookup { name: self.name().to_owned(), id: Some(self.id) }
     }

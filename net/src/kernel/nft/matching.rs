@@ -1,4 +1,4 @@
-//! The fields of a packet, and of what the kernel knows about it, that a rule can test.
+//! The fields of a packet, and of the kernel's data about it, that a rule can test.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -10,8 +10,9 @@ use super::value::{
 };
 use crate::spec::IfName;
 
-/// A condition of a rule. One on the header of a protocol holds for packets of that protocol only; it need not be said before. One on the
-/// Ethernet header never holds for what has not come in through an Ethernet interface: not at the output hook, and not at egress.
+/// A condition of a rule. A condition on a protocol header matches packets of that protocol only, without a separate
+/// test. One on the Ethernet header never matches a packet that has not come in through an Ethernet interface: not at
+/// the output hook, and not at egress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Match {
     /// `iifname`
@@ -28,10 +29,10 @@ pub enum Match {
     OifKind(Test<LinkKind>),
     /// `meta oifgroup`: it goes out through an interface of this device group.
     OifGroup(u32),
-    /// `meta priority`: a number that goes with a packet inside the kernel until its queue. Forwarding sets it anew for
-    /// IPv4.
+    /// `meta priority`: a number that goes with a packet inside the kernel until its queue. IPv4 forwarding sets it
+    /// anew.
     Priority(u32),
-    /// `meta protocol`: what is above Ethernet and tags. At egress, too.
+    /// `meta protocol`: the protocol above Ethernet and VLAN tags. At egress, too.
     Protocol(Test<EtherType>),
     /// `meta nfproto`
     NfProto(Test<NfProto>),
@@ -41,7 +42,7 @@ pub enum Match {
     Mark {
         /// The bits that count.
         mask: u32,
-        /// What they are.
+        /// Their values.
         value: u32,
     },
     /// `ether saddr`
@@ -54,19 +55,19 @@ pub enum Match {
     Ip4(IpFields<Ipv4Addr>),
     /// `ip6 saddr`, `ip6 daddr`
     Ip6(IpFields<Ipv6Addr>),
-    /// Whether it is a fragment of an IPv4 packet.
+    /// A fragment of an IPv4 packet.
     Fragment4(Fragment),
-    /// `ip6 nexthdr`: what follows the header of IPv6 itself.
+    /// `ip6 nexthdr`: the header that follows the fixed IPv6 header.
     Ip6Next(Test<L4Proto>),
-    /// The same for IPv6, where a fragment header follows at once, which has to be tested for before.
+    /// The same for IPv6, if the fragment header comes first, which has to be tested for before.
     Fragment6(Fragment),
-    /// `frag nexthdr`: what follows a fragment header, wherever it is.
+    /// `frag nexthdr`: the header after a fragment header, wherever that is.
     FragmentNext(Test<L4Proto>),
     /// `frag more-fragments`: others follow, wherever the fragment header is.
     FragmentMore,
     /// `frag frag-off`: others come before, wherever the fragment header is.
     FragmentBehind,
-    /// `ip6 length`: bytes behind the header of IPv6 itself. There may be more in the frame.
+    /// `ip6 length`: bytes after the fixed IPv6 header. There may be more in the frame.
     Ip6Length(Test<u16>),
     /// `tcp sport`
     TcpSport(Test<u16>),
@@ -83,10 +84,9 @@ pub enum Match {
     UdpSport(Test<u16>),
     /// `udp dport`
     UdpDport(Test<u16>),
-    /// The first byte of what a UDP datagram carries.
+    /// The first byte of a UDP datagram's payload.
     UdpPayload(u8),
-    /// So many bytes of the header of this protocol are in the frame, if the packet is no later fragment: what those
-    /// carry counts as a header.
+    /// The frame holds this many bytes of the protocol's header. A later fragment's payload counts as that header.
     Whole {
         /// The protocol.
         proto: L4Proto,
@@ -97,7 +97,8 @@ pub enum Match {
     IcmpType(Test<IcmpType>),
     /// `icmpv6 type`
     Icmp6Type(Test<Icmp6Type>),
-    /// `icmpv6 taddr`: the target of a neighbour solicitation, advertisement or redirect, which has to be tested for before.
+    /// `icmpv6 taddr`: the target of a neighbour solicitation, advertisement or redirect, which has to be tested for
+    /// before.
     NdTarget(Test<Ipv6Addr>),
     /// `arp operation`
     ArpOp(Test<ArpOp>),
@@ -117,27 +118,28 @@ pub enum Match {
     FibSaddrType(Test<AddrType>),
     /// `fib daddr type`
     FibDaddrType(Test<AddrType>),
-    /// `fib daddr oifname`: the interface by which this host would send a packet on. Never holds for its own addresses.
+    /// `fib daddr oifname`: the interface by which this host would route the packet. Never matches the host's own
+    /// addresses.
     FibDaddrOif(Test<IfName>),
 }
 
 /// The addresses in an IP header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IpFields<T> {
-    /// Where it comes from.
+    /// The source.
     Saddr(Test<T>),
-    /// Where it goes.
+    /// The destination.
     Daddr(Test<T>),
 }
 
-/// A part of a packet that was too long for a link.
+/// A fragment of a packet that was too long for a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fragment {
     /// The first, which has the ports.
     First,
-    /// Another, which has not.
+    /// A later one, without the ports.
     Later,
-    /// Another that goes on 8 bytes behind the beginning, within the header of TCP.
+    /// A later one at offset 8, within the TCP header.
     Second,
 }
 
@@ -164,9 +166,9 @@ pub enum Field {
     Icmp6Id,
     /// `ip id`
     Ip4Id,
-    /// The same in a fragment header that follows the header of IPv6 at once, which has to be tested for before.
+    /// The same in a fragment header directly after the fixed IPv6 header, which has to be tested for before.
     Ip6FragmentId,
-    /// So many bytes at an offset from the header above IP, whatever they are. An error of ICMP quotes a packet from 8 on.
+    /// Raw bytes at an offset from the transport header. An ICMP error quotes a packet from offset 8.
     Quoted {
         /// The offset in bytes.
         at: u32,
@@ -175,7 +177,7 @@ pub enum Field {
     },
 }
 
-/// Words that are bits.
+/// Names of bits.
 macro_rules! bits {
     ($(#[$doc:meta])* $name:ident: $number:ty { $($word:ident = $bit:literal $text:literal),+ $(,)? }) => {
         $(#[$doc])*
@@ -207,11 +209,11 @@ macro_rules! bits {
 }
 
 bits! {
-    /// What connection tracking says of a packet (`NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h).
+    /// The connection tracking state of a packet (`NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h).
     CtState: u32 { Invalid = 1 "invalid", Established = 2 "established", Related = 4 "related", New = 8 "new", Untracked = 64 "untracked" }
 }
 bits! {
-    /// What connection tracking says of a connection (`enum ip_conntrack_status`).
+    /// The connection tracking status of a connection (`enum ip_conntrack_status`).
     CtStatus: u32 { SeenReply = 2 "seen-reply", Assured = 4 "assured", Confirmed = 8 "confirmed", Snat = 16 "snat", Dnat = 32 "dnat" }
 }
 bits! {
@@ -219,7 +221,7 @@ bits! {
     TcpFlag: u8 { Fin = 1 "fin", Syn = 2 "syn", Rst = 4 "rst", Psh = 8 "psh", Ack = 16 "ack", Urg = 32 "urg" }
 }
 
-/// Words with commas between them.
+/// Words separated by commas.
 struct Words<'a, T>(&'a [T]);
 
 impl<T: fmt::Display> fmt::Display for Words<'_, T> {
@@ -232,7 +234,7 @@ impl<T: fmt::Display> fmt::Display for Words<'_, T> {
 }
 
 impl Field {
-    /// What it belongs to, where it is, and its bytes in a register.
+    /// The protocols that the field needs, where it is, and its bytes in a register.
     pub(super) fn raw(&self) -> (Vec<Needs>, Load, usize) {
         let (ip4, ip6) = (Needs::Network(EtherType::IP4), Needs::Network(EtherType::IP6));
         let transport = |proto: &L4Proto| vec![Needs::Transport(*proto)];
@@ -284,7 +286,7 @@ impl NamePrefix {
 }
 
 impl Fragment {
-    /// The part of the offset with its flags that tells (RFC 791 3.1), for IPv4.
+    /// The test of the fragment offset and flags (RFC 791 3.1), for IPv4.
     fn test4(self) -> RawTest {
         match self {
             Self::First => bits(0x3fff, 0x2000, false),
@@ -303,7 +305,7 @@ impl Fragment {
     }
 }
 
-/// What remains of a number in the packet under the mask is, or is not, the value.
+/// A test that a masked number of the packet equals the value, or does not.
 fn bits(mask: u16, value: u16, negate: bool) -> RawTest {
     RawTest::Bits { mask: mask.to_be_bytes().to_vec(), value: value.to_be_bytes().to_vec(), negate }
 }
@@ -398,7 +400,7 @@ impl fmt::Display for TcHandle {
     }
 }
 
-/// Where a register is loaded from.
+/// The source of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Load {
     /// A key of `enum nft_meta_keys`.
@@ -415,7 +417,7 @@ pub(super) enum Load {
     FibOif(u32),
 }
 
-/// What a packet has to be before a field of it means anything.
+/// The protocol that a packet must have before a field is meaningful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
     /// Nothing.
@@ -428,7 +430,7 @@ pub(super) enum Needs {
     Transport(L4Proto),
 }
 
-/// A test as the kernel does it.
+/// A test in the kernel's form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RawMatch {
     pub(super) needs: Needs,
@@ -448,7 +450,7 @@ const IP4_ID: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 4, 2);
 const IP4_FRAGMENT: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 6, 2);
 const IP6_LENGTH: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 4, 2);
 const IP6_NEXT: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 6, 1);
-/// In a fragment header behind the 40 bytes of IPv6 itself.
+/// In a fragment header after the 40 bytes of the fixed IPv6 header.
 const IP6_FRAGMENT: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 42, 2);
 const IP6_FRAGMENT_ID: Load = Load::Payload(NFT_PAYLOAD_NETWORK_HEADER, 44, 4);
 const ICMP_ID: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 4, 2);
@@ -464,7 +466,7 @@ const ICMP_TYPE: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1);
 const ND_TARGET: Load = Load::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16);
 
 impl Match {
-    /// How the kernel tests it.
+    /// The condition in the kernel's form.
     pub(super) fn raw(&self) -> RawMatch {
         let (needs, load) = self.field();
         RawMatch { needs, load, test: self.test() }

@@ -1,4 +1,4 @@
-//! Tables, chains, sets and rules as messages, each with the object that it is about.
+//! Tables, chains, sets and rules as messages, each with its object.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use super::lookup::{Element, Lookup, NewSet, RuleError, elements};
 use super::table::{Chain, Elements, Family, Rule, Set, Table, TableName};
 use crate::kernel::netlink::{Head, TooLong, Writer};
 
-/// What cannot be said to the kernel.
+/// An object that cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
     /// A rule.
@@ -17,7 +17,7 @@ pub enum EncodeError {
     Rule {
         /// The rule and where it is.
         object: String,
-        /// What of it.
+        /// The reason.
         source: RuleError,
     },
     /// An attribute with more than 65535 bytes.
@@ -25,7 +25,7 @@ pub enum EncodeError {
     TooLong(#[from] TooLong),
 }
 
-/// What a message is about.
+/// The object of a message.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Object<'a> {
     /// The first message of a transaction, or the last.
@@ -58,12 +58,12 @@ const ELEMENTS_MAX: usize = 1000;
 /// The place of a message's flags (`struct nlmsghdr`).
 const FLAGS_AT: usize = 6;
 
-/// A transaction being written: messages with numbers that follow each other, and what each is about.
+/// A transaction being written: messages with consecutive numbers, and the object of each.
 #[derive(Debug)]
 pub(super) struct Transaction<'a> {
     writer: Writer,
     objects: Vec<Object<'a>>,
-    /// Where the last message begins that changes something.
+    /// The start of the last message that changes something.
     last_at: usize,
     first_seq: u32,
     next_set_id: u32,
@@ -77,7 +77,7 @@ impl<'a> Transaction<'a> {
         this
     }
 
-    /// The messages of the transaction, and what each is about.
+    /// The messages of the transaction, and the object of each.
     ///
     /// # Errors
     /// An attribute that is too long.
@@ -86,7 +86,7 @@ impl<'a> Transaction<'a> {
         self.finish()
     }
 
-    /// The messages, and what each is about, without the end: the kernel looks at them and takes all back.
+    /// The messages and their objects, without the end: the kernel checks them and rolls everything back.
     ///
     /// # Errors
     /// An attribute that is too long.
@@ -94,7 +94,7 @@ impl<'a> Transaction<'a> {
         self.finish()
     }
 
-    /// Has the kernel acknowledge the last message. It refuses others unasked, and an acknowledgement of each takes as
+    /// Has the kernel acknowledge the last message. It reports refusals anyway, and acknowledging each message takes as
     /// long as the changes; but complete silence would be no proof.
     fn finish(self) -> Result<(Vec<u8>, Vec<Object<'a>>), EncodeError> {
         self.writer.check()?;
@@ -128,7 +128,7 @@ impl<'a> Transaction<'a> {
         self.objects.push(object);
     }
 
-    /// Creates a table that is owned, with all that is in it.
+    /// Creates an owned table with all its contents.
     pub(super) fn add_table(&mut self, table: &'a Table) -> Result<(), EncodeError> {
         let name = &table.name;
         self.message(Object::Table(name), name.family, NFT_MSG_NEWTABLE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, |w| {
@@ -166,7 +166,7 @@ impl<'a> Transaction<'a> {
         });
     }
 
-    /// Creates a set with a name, with its elements.
+    /// Creates a named set with its elements.
     pub(super) fn add_set(&mut self, table: &'a TableName, set: &'a Set) {
         let flags = match &set.elements {
             Elements::Timed { .. } => NFT_SET_TIMEOUT | NFT_SET_EVAL,
@@ -184,7 +184,7 @@ impl<'a> Transaction<'a> {
         self.add_elements(table, &set.name, &set.elements);
     }
 
-    /// Deletes a set with a name.
+    /// Deletes a named set.
     pub(super) fn delete_set(&mut self, table: &'a TableName, set: &'a str) {
         self.message(Object::Set(table, set), table.family, NFT_MSG_DELSET, 0, |w| {
             w.text(NFTA_SET_TABLE, &table.name);
@@ -192,7 +192,7 @@ impl<'a> Transaction<'a> {
         });
     }
 
-    /// Puts elements in place of those in a set.
+    /// Replaces the elements of a set.
     pub(super) fn replace_elements(&mut self, table: &'a TableName, set: &'a str, elements: &Elements) {
         self.message(Object::Elements(table, set), table.family, NFT_MSG_DELSETELEM, 0, |w| {
             w.text(NFTA_SET_ELEM_LIST_TABLE, &table.name);
@@ -261,7 +261,7 @@ impl<'a> Transaction<'a> {
         });
     }
 
-    /// Puts a rule before another one or at the end of a chain, after the sets that it takes.
+    /// Inserts a rule before another one or at the end of a chain, after the sets that it uses.
     pub(super) fn insert_rule(
         &mut self,
         table: &'a TableName,

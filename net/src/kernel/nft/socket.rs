@@ -1,7 +1,7 @@
-//! The socket that owns tables, and its talk with the kernel.
+//! The socket that owns tables, and its exchange with the kernel.
 //!
-//! The kernel works through a request while it is being sent, and its answers wait in the socket when `sendto` returns. So nothing here
-//! blocks, and a missing answer is an error, not a wait.
+//! The kernel processes a request inside `sendto`, and its answers wait in the socket when that returns. So nothing
+//! here blocks, and a missing answer is an error, not a wait.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,69 +17,70 @@ use super::kernel::msg::NFNL_SUBSYS_NFTABLES;
 use super::objects::{EncodeError, Object};
 use crate::kernel::netlink::{Attrs, Head, Message, Writer, messages};
 
-/// Why the kernel's packet filter could not be changed or read.
+/// The reason why the kernel's packet filter could not be changed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
     /// No socket.
     #[error("Open a connection to the kernel's packet filter (nf_tables)")]
     Open(#[source] io::Error),
-    /// A batch says what cannot be said.
+    /// The batch holds an object that cannot be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// Trouble on the socket.
+    /// An error of the socket.
     #[error("Talk to the kernel's packet filter (nf_tables)")]
     Talk(#[source] io::Error),
-    /// The kernel said no; nothing has changed.
+    /// The kernel refused; nothing has changed.
     #[error("The kernel refuses {object}")]
     Refused {
-        /// What it refuses, as one would say it.
+        /// The refused object, as text.
         object: String,
-        /// What it says.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel has no answer to a request.
+    /// The kernel did not answer a request.
     #[error("The kernel's packet filter (nf_tables) has not answered")]
     Silent,
-    /// Somebody changes the packet filter faster than it can be read.
+    /// Other programs change the packet filter faster than it can be read.
     #[error("The packet filter changes while it is being read")]
     Changing,
 }
 
 impl NftError {
-    /// Returns whether the kernel has refused because this user may not change the packet filter.
+    /// True if the kernel refused because this user may not change the packet filter.
     pub(crate) fn is_forbidden(&self) -> bool {
         let (Self::Open(source) | Self::Talk(source) | Self::Refused { source, .. }) = self else { return false };
         matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
     }
 
-    /// Whether the kernel has no tables that go with the socket of their owner, as before Linux 5.12: it refuses the flag, and with it
-    /// everything else of a batch.
+    /// True if the kernel lacks tables with an owner, as before Linux 5.12: it refuses the flag, and with it the whole
+    /// batch.
     pub(crate) fn has_no_owners(&self) -> bool {
         let Self::Refused { object, source } = self else { return false };
         object.starts_with("table ") && matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
     }
 }
 
-/// A connection to nf_tables of the network namespace that it was opened in. The tables that are created through it live as long as it does.
+/// A connection to nf_tables of the network namespace that it was opened in. Tables created through it live as long as
+/// it does.
 #[derive(Debug)]
 pub struct NftSocket {
     fd: OwnedFd,
     next_seq: u32,
 }
 
-/// Room for one answer: the kernel's own are at most 32 KiB, and of a refusal only the head is read.
+/// Room for one answer: the kernel's own are at most 32 KiB, and only the head of a refusal is read.
 const RECEIVE_BYTES: usize = 64 * 1024;
 
-/// Answers that are read before the kernel is taken to be out of order: one to each message of the largest batch that it accepts.
+/// Most answers read before giving up on the kernel: one for each message of the largest batch that it accepts.
 const ANSWERS_MAX: usize = 1 << 20;
 
-/// How often a list is read again because it has changed meanwhile.
+/// Attempts to read a list that changes meanwhile.
 const DUMP_ATTEMPTS: usize = 10;
 
-/// Beyond the length of a batch, what the kernel wants to see free in the send buffer.
+/// Free space that the kernel wants in the send buffer beyond a batch.
 const SEND_RESERVE: usize = 64 * 1024;
 
-/// Bytes of receive buffer for each message of a batch: the kernel accounts an acknowledgement with what it takes in memory.
+/// Receive buffer bytes per message of a batch: the kernel charges an acknowledgement by its memory.
 const ACK_BYTES: usize = 1024;
 
 /// An answer to a message of a batch.
@@ -92,7 +93,8 @@ impl NftSocket {
     /// Opens the connection.
     ///
     /// # Errors
-    /// [`NftError::Open`]: a kernel without nf_tables, or no permission to open sockets. Without CAP_NET_ADMIN it opens, and all else fails.
+    /// [`NftError::Open`]: a kernel without nf_tables, or no permission to open sockets. Without CAP_NET_ADMIN opening
+    /// succeeds, and all else fails.
     pub fn open() -> Result<Self, NftError> {
         let open = || -> nix::Result<OwnedFd> {
             let (kind, flags) = (SockType::Raw, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK);
@@ -103,7 +105,7 @@ impl NftSocket {
         Ok(Self { fd: open().map_err(|errno| NftError::Open(errno.into()))?, next_seq: 1 })
     }
 
-    /// Another descriptor of the connection: its tables live as long as one of them is open.
+    /// Another descriptor of the connection: its tables live as long as either is open.
     pub(crate) fn share(&self) -> io::Result<OwnedFd> {
         self.fd.try_clone()
     }
@@ -111,16 +113,16 @@ impl NftSocket {
     /// Makes all changes of a batch, or none.
     ///
     /// # Errors
-    /// [`NftError::Refused`] with the first object that the kernel does not accept. Whatever the error, nothing has changed.
+    /// [`NftError::Refused`] with the first object that the kernel does not accept. On any error nothing has changed.
     pub fn apply(&mut self, batch: &Batch) -> Result<(), NftError> {
         if batch.commands.is_empty() {
             return Ok(());
         }
-        // The last message but the end of the batch.
+        // The last message before the end of the batch.
         self.transact(batch.encode(self.next_seq)?, 2)
     }
 
-    /// Has the kernel look at all changes of a batch, and makes none of them. Modules that they take are loaded.
+    /// Has the kernel check all changes of a batch without making them. It loads the modules that they need.
     ///
     /// # Errors
     /// As those of [`NftSocket::apply`].
@@ -131,7 +133,7 @@ impl NftSocket {
         self.transact(batch.encode_check(self.next_seq)?, 1)
     }
 
-    /// Sends messages that are numbered from the next one on. The one that is `last` from behind has to be answered.
+    /// Sends messages numbered from the next one on. The `last` one from the end has to be answered.
     fn transact(&mut self, messages: (Vec<u8>, Vec<Object<'_>>), last: u32) -> Result<(), NftError> {
         let (bytes, objects) = messages;
         let first_seq = self.next_seq;
@@ -150,7 +152,7 @@ impl NftSocket {
         if answers.iter().any(|answer| answer.seq == last) { Ok(()) } else { Err(NftError::Silent) }
     }
 
-    /// Asks for a list and gives `each` the family and the attributes of every entry. `body` writes what the list is to be about.
+    /// Asks for a list and gives `each` the family and the attributes of every entry. `body` writes the selection.
     pub(super) fn dump<T>(
         &mut self,
         kind: u16,
@@ -166,7 +168,7 @@ impl NftSocket {
         Err(NftError::Changing)
     }
 
-    /// Asks for one object and gives `read` its attributes; none if it is not there.
+    /// Asks for one object and gives `read` its attributes; none if it does not exist.
     pub(super) fn get<T>(
         &mut self,
         kind: u16,
@@ -181,7 +183,8 @@ impl NftSocket {
         }
     }
 
-    /// What the kernel answers to a request with these flags, until it says that this is all; nothing if that has changed meanwhile.
+    /// The kernel's answers to a request with these flags, up to the end of the list; none if the list changed
+    /// meanwhile.
     fn ask<T>(
         &mut self,
         kind: u16,
@@ -220,7 +223,7 @@ impl NftSocket {
         sent.map(drop).map_err(|errno| NftError::Talk(errno.into()))
     }
 
-    /// All answers that wait. Where the kernel could not keep some of them, those that it could.
+    /// All pending answers. If the kernel had to drop some, the remaining ones.
     fn answers(&self) -> Result<Vec<Answer>, NftError> {
         let mut answers = Vec::new();
         let mut buffer = vec![0; RECEIVE_BYTES];
@@ -238,11 +241,11 @@ impl NftSocket {
         Ok(answers)
     }
 
-    /// What waits from the kernel.
+    /// The next pending datagram from the kernel.
     fn receive<'b>(&self, buffer: &'b mut [u8]) -> Result<Option<&'b [u8]>, NftError> {
         loop {
             match recvfrom::<NetlinkAddr>(self.fd.as_raw_fd(), buffer) {
-                // Whoever else sends here is no party to this.
+                // Messages from other senders are ignored.
                 Ok((_, Some(sender))) if sender.pid() != 0 => {}
                 Ok((len, _)) => return Ok(Some(buffer.get(..len).unwrap_or_default())),
                 Err(Errno::EAGAIN) => return Ok(None),

@@ -1,4 +1,4 @@
-//! What a rule does with a packet that its conditions hold for.
+//! The statements of a rule, run for packets that meet its conditions.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,20 +7,20 @@ use super::matching::{Field, TcHandle};
 use super::value::L4Proto;
 use crate::spec::IfName;
 
-/// Something that a rule does, or a condition with a memory.
+/// A statement of a rule: an action, or a condition with state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Statement {
-    /// `counter`: packets and bytes that got here, one for each rule.
+    /// `counter`: packets and bytes that reach this rule.
     Counter,
-    /// `counter name`: counted in the table's counter of that name.
+    /// `counter name`: counts in the table's counter of that name.
     CountIn(String),
     /// `limit rate`
     Limit(Limit),
-    /// `ct count over N`: connections that this rule has seen and that are still there, this one included, are more than N.
+    /// `ct count over N`: more than N connections that this rule has seen still exist, this one included.
     CtCountOver(u32),
     /// The same by a share of the connections: the next of `shares` shares, in turn, has `count` already. The shares
-    /// are elements of the table's set of that name. The kernel goes through a whole list at each new connection, so
-    /// many short ones are faster than a long one.
+    /// are elements of the table's set of that name. The kernel walks a whole list at each new connection, so many
+    /// short lists are faster than a long one.
     CtShareOver {
         /// The set.
         set: String,
@@ -29,16 +29,16 @@ pub enum Statement {
         /// Connections of each.
         count: u32,
     },
-    /// A condition: what these fields are, one after the other, is in the table's set of that name. They need not mean anything: what
-    /// they belong to is tested for as by a [`super::Match`].
+    /// A condition: the values of these fields, concatenated, are in the table's set of that name. The protocols that
+    /// the fields belong to are tested as for a [`super::Match`].
     InSet {
         /// The fields.
         key: Vec<Field>,
         /// The set.
         set: String,
     },
-    /// `update`: what these fields are is in the set from now on, for a time that begins anew. The rest of the rule is for packets for
-    /// which the set has room.
+    /// `update`: adds the values of these fields to the set, or restarts their timeout. The rest of the rule applies
+    /// only to packets for which the set has room.
     Update {
         /// The set.
         set: String,
@@ -51,17 +51,17 @@ pub enum Statement {
     Snat(NatTarget),
     /// `dnat to`
     Dnat(NatTarget),
-    /// `masquerade`, with source ports of this range if there is one, which takes a test of the protocol before.
+    /// `masquerade`, with source ports of this range if given, which needs a test of the protocol before.
     Masquerade(Option<(u16, u16)>),
-    /// `redirect`: to this host itself, on this port, which takes a test of the protocol before.
+    /// `redirect`: to this host itself, on this port, which needs a test of the protocol before.
     Redirect(NatPort),
-    /// `tcp option maxseg size set`: in a segment that has the option; it is never made larger.
+    /// `tcp option maxseg size set`: in a segment that has the option; the size never grows.
     SetMss(Mss),
     /// `meta mark set`
     SetMark(u32),
     /// `meta priority set`
     SetPriority(u32),
-    /// `notrack`: connection tracking does not look at it. In chains before it only.
+    /// `notrack`: excludes the packet from connection tracking. In chains before it only.
     NoTrack,
     /// `dup to`: a copy goes out through this interface. In netdev tables only.
     Dup(IfName),
@@ -69,41 +69,41 @@ pub enum Statement {
     Fwd(IfName),
     /// `reject`
     Reject(Reject),
-    /// What becomes of it.
+    /// The verdict.
     Verdict(Verdict),
 }
 
-/// What becomes of a packet.
+/// The verdict on a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Other base chains of the same hook go on with it.
+    /// The packet goes on to other base chains of the same hook.
     Accept,
-    /// It is gone.
+    /// The packet is dropped.
     Drop,
-    /// Back to after the jump; in a base chain, the policy.
+    /// Back to the rule after the jump; in a base chain, the policy.
     Return,
-    /// Through that chain, and then on after this rule.
+    /// Through that chain, then on to the rule after this one.
     Jump(String),
     /// On in that chain, without a way back to this one.
     Goto(String),
-    /// On with the next rule.
+    /// On to the next rule.
     Continue,
 }
 
 /// A rate that packets stay below, or, with `over`, exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// Whether the condition holds above the rate, not below.
+    /// True to match above the rate, not below.
     pub over: bool,
-    /// Packets.
+    /// Packets per unit of time.
     pub packets: u64,
-    /// In this time.
+    /// The unit of time.
     pub per: Per,
-    /// Packets that may come at once, beyond the rate. At 0 the kernel takes 5.
+    /// Packets allowed at once beyond the rate. The kernel takes 0 as 5.
     pub burst: u32,
 }
 
-/// A time.
+/// A unit of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Per {
     /// `/second`
@@ -115,7 +115,7 @@ pub enum Per {
 }
 
 impl Per {
-    /// The time in seconds.
+    /// The unit in seconds.
     pub(super) fn seconds(self) -> u64 {
         match self {
             Self::Second => 1,
@@ -125,30 +125,31 @@ impl Per {
     }
 }
 
-/// Where an address translation leads.
+/// The target of an address translation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatTarget {
     /// The new address. Packets of the other family are not translated.
     pub addr: IpAddr,
-    /// The new port. Anything but [`NatPort::Keep`] takes a test of the protocol before.
+    /// The new port. All but [`NatPort::Keep`] need a test of the protocol before.
     pub port: NatPort,
 }
 
-/// What becomes of a port.
+/// The translation of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NatPort {
-    /// It stays, if it can.
+    /// Unchanged, if possible.
     Keep,
-    /// It becomes this.
+    /// This port.
     Is(u16),
-    /// It becomes one of these; it stays, if it is one of them.
+    /// A port of this range; unchanged if it is one of them.
     OneOf(u16, u16),
-    /// Each destination port of this protocol becomes another.
+    /// A map of destination ports of this protocol.
     Map(L4Proto, Vec<(u16, u16)>),
 }
 
 impl NatPort {
-    /// The `count` destination ports from `from` on become those from `to` on, one to one. Ports beyond 65535 are left out.
+    /// Maps the `count` destination ports from `from` on to those from `to` on, one to one. Ports beyond 65535 are left
+    /// out.
     pub fn shift(proto: L4Proto, from: u16, to: u16, count: u16) -> Self {
         if from == to {
             return Self::Keep;
@@ -161,16 +162,16 @@ impl NatPort {
     }
 }
 
-/// The largest segment a peer is told to send.
+/// The maximum segment size announced to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mss {
-    /// What the MTU of the route takes. In forward, output and postrouting chains only.
+    /// The size that fits the MTU of the route. In forward, output and postrouting chains only.
     RouteMtu,
-    /// So many bytes.
+    /// This many bytes.
     Bytes(u16),
 }
 
-/// How a packet is refused.
+/// The reply to a refused packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reject {
     /// `with icmpx admin-prohibited`
@@ -218,7 +219,7 @@ impl fmt::Display for Statement {
     }
 }
 
-/// Fields with dots between them.
+/// Fields separated by dots.
 struct Dotted<'a>(&'a [Field]);
 
 impl fmt::Display for Dotted<'_> {

@@ -1,4 +1,4 @@
-//! Tables and what is in them, as plain data.
+//! Tables and their contents, as plain data.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,21 +15,21 @@ use crate::spec::IfName;
 pub enum Family {
     /// IPv4 and IPv6.
     Inet,
-    /// IPv4 alone, as tables of iptables.
+    /// IPv4 alone, as the tables of iptables.
     Ip,
     /// IPv6 alone.
     Ip6,
-    /// All that goes in or out through an interface.
+    /// All packets in or out through an interface.
     Netdev,
-    /// All that goes through a bridge.
+    /// All packets through a bridge.
     Bridge,
 }
 
-/// A table's name, which is unique among those of its family in a network namespace. Names begin with a letter and go on with letters, digits,
-/// `/`, `\`, `_`, `.` and `-`; the kernel takes at most 255 bytes.
+/// A table's name, unique within its family in a network namespace. Names begin with a letter, followed by letters,
+/// digits, `/`, `\`, `_`, `.` and `-`; the kernel takes at most 255 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableName {
-    /// What it sees.
+    /// The family: the packets that it sees.
     pub family: Family,
     /// The name within the family.
     pub name: String,
@@ -40,9 +40,9 @@ pub struct TableName {
 pub struct Table {
     /// Its name.
     pub name: TableName,
-    /// Counters with names, for `counter name`.
+    /// Named counters, for `counter name`.
     pub counters: Vec<String>,
-    /// Sets with names, for [`super::Test::InSet`].
+    /// Named sets, for [`super::Test::InSet`].
     pub sets: Vec<Set>,
     /// Chains.
     pub chains: Vec<Chain>,
@@ -53,37 +53,37 @@ pub struct Table {
 pub struct Chain {
     /// Its name in the table.
     pub name: String,
-    /// Where packets come into it; without, only by jumps.
+    /// The hook; without it, packets enter only by jumps.
     pub base: Option<Base>,
     /// The rules in their order.
     pub rules: Vec<Rule>,
 }
 
-/// Where packets come into a chain.
+/// The hook of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
-    /// What it can do.
+    /// The chain's type.
     pub chain_type: ChainType,
-    /// On which way.
+    /// The hook.
     pub hook: Hook,
-    /// Chains of a hook are gone through in the order of their priorities (`enum nf_ip_hook_priorities`).
+    /// Chains of a hook run in the order of their priorities (`enum nf_ip_hook_priorities`).
     pub priority: i32,
-    /// What becomes of a packet about which no rule has decided.
+    /// The verdict for packets about which no rule has decided.
     pub policy: Policy,
 }
 
-/// What a base chain can do.
+/// The type of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChainType {
     /// Filter.
     Filter,
     /// Translate addresses: sees the first packet of each connection.
     Nat,
-    /// Have a packet routed again that it has changed. At the output hook only.
+    /// Route a packet again after changing it. At the output hook only.
     Route,
 }
 
-/// A place on the way of packets.
+/// A place on the packet path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// Before routing.
@@ -96,28 +96,28 @@ pub enum Hook {
     Output,
     /// After routing.
     Postrouting,
-    /// In through this interface, before all others. In inet tables since Linux 5.10. Before Linux 6.16 the interface has to be there; since then
-    /// the chain waits for it.
+    /// In through this interface, before all others. In inet tables since Linux 5.10. Before Linux 6.16 the interface
+    /// must exist; since then the chain waits for it.
     Ingress(IfName),
     /// Out through this interface, after all others. In netdev tables only, since Linux 5.16.
     Egress(IfName),
 }
 
-/// What becomes of a packet at the end of a base chain.
+/// The verdict at the end of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// It goes on.
+    /// The packet goes on.
     Accept,
-    /// It is gone.
+    /// The packet is dropped.
     Drop,
 }
 
-/// Conditions and what is done where all hold, in order.
+/// Conditions, and statements for packets that meet all of them, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
     /// Conditions and statements.
     pub exprs: Vec<Expr>,
-    /// A word on why, shown by `nft list`.
+    /// A comment, shown by `nft list`.
     pub comment: Option<String>,
 }
 
@@ -126,20 +126,20 @@ pub struct Rule {
 pub enum Expr {
     /// A condition.
     Match(Match),
-    /// Something to do, or a condition with a memory.
+    /// An action, or a condition with state.
     Statement(Statement),
 }
 
-/// A set with a name.
+/// A named set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
     /// Its name in the table.
     pub name: String,
-    /// What is in it.
+    /// Its elements.
     pub elements: Elements,
 }
 
-/// Elements of a set. Those of addresses and ports may be ranges and may overlap.
+/// Elements of a set. Addresses and ports may be ranges and may overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Elements {
     /// IPv4 addresses.
@@ -152,32 +152,32 @@ pub enum Elements {
     Ether(Vec<EtherAddr>),
     /// Interfaces.
     Interfaces(Vec<IfName>),
-    /// What [`Statement::Update`] puts in, each for a time.
+    /// Elements that [`Statement::Update`] adds, each for a time.
     Timed {
-        /// What the keys consist of.
+        /// The parts of a key.
         key: Vec<KeyPart>,
-        /// Most of them; beyond that, nothing is put in.
+        /// The maximum; beyond it, no element is added.
         most: u32,
     },
-    /// Elements that [`Statement::CtShareOver`] puts in.
+    /// Elements that [`Statement::CtShareOver`] adds.
     Shares {
-        /// How many.
+        /// Their number.
         most: u32,
     },
 }
 
-/// A part of a key: what a [`super::Field`] that stands there can be.
+/// A part of a key: the type of a [`super::Field`] in that place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyPart {
-    /// A protocol above IP.
+    /// An IP protocol.
     L4Proto,
     /// An IPv4 address.
     Ip4,
     /// An IPv6 address.
     Ip6,
-    /// A port, or another number of 16 bits.
+    /// A port, or another 16-bit number.
     Port,
-    /// A number of 32 bits.
+    /// A 32-bit number.
     Number,
 }
 
@@ -188,7 +188,7 @@ impl KeyPart {
             Self::Ip4 => KeyKind::of::<Ipv4Addr>(),
             Self::Ip6 => KeyKind::of::<Ipv6Addr>(),
             Self::Port => KeyKind::of::<u16>(),
-            // What nft calls a mark.
+            // nft's type `mark`.
             Self::Number => KeyKind { number: 19, len: 4, host_order: false },
         }
     }
@@ -205,12 +205,12 @@ impl KeyPart {
 }
 
 impl Rule {
-    /// A rule that holds for every packet and does nothing.
+    /// A rule that matches every packet and does nothing.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The rule with another condition or statement at its end.
+    /// The rule with another condition or statement appended.
     #[must_use]
     pub fn with(mut self, expr: impl Into<Expr>) -> Self {
         self.exprs.push(expr.into());
@@ -233,7 +233,7 @@ impl Rule {
     }
 }
 
-/// Bytes in a rule's comment: what `nft` takes.
+/// Most bytes of a rule's comment that `nft` takes.
 pub const COMMENT_MAX: usize = 127;
 
 impl From<Match> for Expr {
@@ -302,7 +302,7 @@ impl Policy {
 }
 
 impl Elements {
-    /// What the keys are.
+    /// The kind of the keys.
     pub(super) fn key(&self) -> KeyKind {
         match self {
             Self::Ip4(_) => KeyKind::of::<Ipv4Addr>(),
@@ -320,7 +320,7 @@ impl Elements {
         }
     }
 
-    /// Whether elements may be ranges.
+    /// True if elements may be ranges.
     pub(super) fn has_intervals(&self) -> bool {
         matches!(self, Self::Ip4(_) | Self::Ip6(_) | Self::Ports(_))
     }

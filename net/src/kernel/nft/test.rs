@@ -1,4 +1,4 @@
-//! What a field is tested for: a value, a range, a prefix, a set.
+//! Tests of a field: a value, a range, a prefix, a set.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,9 +8,9 @@ use super::value::Datum;
 /// A test of a field whose values are `T`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Test<T> {
-    /// It is this.
+    /// It equals this.
     Is(Item<T>),
-    /// It is not this.
+    /// It differs from this.
     IsNot(Item<T>),
     /// It is one of these. Items may overlap.
     In(Vec<Item<T>>),
@@ -22,14 +22,14 @@ pub enum Test<T> {
     NotInSet(String),
 }
 
-/// One or several neighbouring values.
+/// A value, or a contiguous range of values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item<T> {
     /// A value.
     One(T),
-    /// From the first to the second, both included. It has to be a kind of value that has an order: an address, a port, a type.
+    /// From the first to the second, both included. The type must have an order: an address, a port, a type.
     Range(T, T),
-    /// All addresses that begin with that many bits of this one. It has to be an address.
+    /// All addresses with this many leading bits of this one. The type must be an address.
     Prefix(T, u8),
 }
 
@@ -39,7 +39,7 @@ impl<T> Test<T> {
         Self::Is(Item::One(value))
     }
 
-    /// It is not this value.
+    /// It differs from this value.
     pub fn is_not(value: T) -> Self {
         Self::IsNot(Item::One(value))
     }
@@ -114,11 +114,11 @@ impl<T: Datum> fmt::Display for Item<T> {
 pub(super) enum RawTest {
     /// It is, or is not, this.
     Item { item: RawItem, negate: bool },
-    /// It is, or is not, in a set without a name.
+    /// It is, or is not, in an anonymous set.
     Items { items: Vec<RawItem>, negate: bool, key: KeyKind },
-    /// It is, or is not, in a set with a name.
+    /// It is, or is not, in a named set.
     Set { name: String, negate: bool },
-    /// What remains of it under the mask is, or is not, the value.
+    /// Under the mask, it equals, or differs from, the value.
     Bits { mask: Vec<u8>, value: Vec<u8>, negate: bool },
 }
 
@@ -140,7 +140,7 @@ impl KeyKind {
     }
 }
 
-/// Bytes from the first to the last. A prefix has a mask as well, so that it can be tested with one.
+/// Bytes from the first to the last. A prefix also has a mask to be tested with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RawItem {
     pub(super) first: Vec<u8>,
@@ -182,15 +182,15 @@ fn mask(bits: u8, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|idx| u8::MAX.checked_shl(8 - u32::try_from(left(idx)).unwrap_or(8)).unwrap_or(0)).collect()
 }
 
-/// A key of a set of intervals: an interval begins or ends with it.
+/// An edge of an interval in a set: its first key or its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Edge {
     pub(super) key: Vec<u8>,
     pub(super) end: bool,
 }
 
-/// The edges of all items, in order, without overlaps: an end is the first key that does not belong to the interval. An interval up to the
-/// last key there is has no end. What begins with another key than zero is preceded by an end at zero, as `nft` does and expects.
+/// The edges of all items, in order, without overlaps: an end is the first key after the interval. An interval up to
+/// the largest key has no end. If the first key is not zero, an end at zero precedes it, as `nft` does and expects.
 pub(super) fn edges(items: &[RawItem]) -> Vec<Edge> {
     let mut sorted: Vec<&RawItem> = items.iter().filter(|item| item.first <= item.last).collect();
     sorted.sort_by(|a, b| a.first.cmp(&b.first));

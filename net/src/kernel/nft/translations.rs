@@ -1,8 +1,7 @@
-//! Rules of others that lead ports of the host elsewhere, as far as they say so themselves.
+//! Port translations (DNAT) by rules of other programs, as far as the rules show them.
 //!
-//! A rule is followed from its first expression to the translation, and the ports, protocols and addresses that it
-//! compares are kept. Not seen: ports that come out of maps with several keys, and chains that only some packets get
-//! to.
+//! A rule is read from its first expression to the translation, collecting the ports, protocols and addresses that it
+//! compares. Not seen: ports from maps with several keys, and chains that only some packets reach.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -22,39 +21,39 @@ const NFTA_MATCH_NAME: u16 = 1;
 const NFTA_MATCH_INFO: u16 = 3;
 /// `NF_INET_PRE_ROUTING`.
 const PREROUTING: u32 = 0;
-/// Offset of the protocol in a header of IPv4, of the address that it leads to, and of the port in that of TCP and UDP.
+/// Offsets of the protocol and the destination address in an IPv4 header, and of the destination port in TCP and UDP.
 const IP4_PROTOCOL: u32 = 9;
 const IP4_DADDR: u32 = 16;
 const DPORT: u32 = 2;
-/// `XT_TCP_INV_DSTPT` and `XT_UDP_INV_DSTPT`; where they stand in `struct xt_tcp` and `struct xt_udp`.
+/// `XT_TCP_INV_DSTPT` and `XT_UDP_INV_DSTPT`, and their offsets in `struct xt_tcp` and `struct xt_udp`.
 const XT_INV_DSTPT: u8 = 2;
 const XT_TCP_INVFLAGS: usize = 11;
 const XT_UDP_INVFLAGS: usize = 8;
 /// Ports of `struct xt_multiport_v1`.
 const XT_MULTIPORT_PORTS: usize = 15;
 
-/// A rule that leads ports of the host elsewhere.
+/// A rule that translates ports of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Translation {
-    /// The table with its family, as the program that shows it calls it.
+    /// The table with its family, as the program that shows it names it.
     pub table: String,
     /// The chain.
     pub chain: String,
     /// The command or place that shows the rule, in words.
     pub rule: String,
-    /// The protocol's number, if it is for one only.
+    /// The protocol's number, if the rule is for one only.
     pub protocol: Option<u8>,
     /// The ports; at least one.
     pub ports: Vec<RangeInclusive<u16>>,
-    /// The host's address and how many of its bits count, if it is for some only.
+    /// The host's address and its prefix length, if the rule is for some only.
     pub address: Option<(Ipv4Addr, u8)>,
 }
 
 impl NftSocket {
-    /// The rules that translate what comes to ports of the host, but those in tables whose names begin with `but`.
+    /// The rules that translate ports of the host, except in tables whose names begin with `but`.
     ///
     /// # Errors
-    /// Trouble with the kernel.
+    /// The exchange with the kernel fails.
     pub fn translations(&mut self, but: &str) -> Result<Vec<Translation>, NftError> {
         let mut tables = self.dump(
             NFT_MSG_GETCHAIN,
@@ -99,7 +98,7 @@ impl NftSocket {
                 let element = Attrs::from(element);
                 let key = element.list(NFTA_SET_ELEM_KEY).find(NFTA_DATA_VALUE)?;
                 let ends = element.be32(NFTA_SET_ELEM_FLAGS).unwrap_or_default() & NFT_SET_ELEM_INTERVAL_END != 0;
-                // One of another type has no ports.
+                // A set of another type has no ports.
                 Some((u16::from_be_bytes(*key.first_chunk().filter(|_| key.len() == 2)?), ends))
             });
             Some(elements.collect::<Vec<_>>())
@@ -108,7 +107,7 @@ impl NftSocket {
     }
 }
 
-/// Elements of a set as ranges: a port stands for itself, unless the next element ends what it begins.
+/// Elements of a set as ranges: a port is a range of one, unless the next element ends an interval.
 fn ranges(mut elements: Vec<(u16, bool)>) -> Vec<RangeInclusive<u16>> {
     elements.sort_unstable();
     let next = |idx: usize| elements.get(idx + 1).filter(|(_, ends)| *ends);
@@ -116,16 +115,16 @@ fn ranges(mut elements: Vec<(u16, bool)>) -> Vec<RangeInclusive<u16>> {
     begins.map(|(idx, (port, _))| *port..=next(idx).map_or(*port, |(end, _)| end.saturating_sub(1))).collect()
 }
 
-/// Contents of a register, as far as they matter.
+/// The relevant contents of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loaded {
     Protocol,
     Port,
-    /// An address, of which so many bits count.
+    /// An address, with this prefix length.
     Address(u8),
 }
 
-/// A rule that translates, with the sets that its ports are in; nothing for any other.
+/// A translating rule, and the sets that hold its ports; none for any other rule.
 fn read(rule: Attrs<'_>) -> Option<(Translation, Vec<String>)> {
     let handle = rule.be64(NFTA_RULE_HANDLE)?;
     let note = rule.find(NFTA_RULE_USERDATA).and_then(comment);
@@ -208,7 +207,7 @@ fn read(rule: Attrs<'_>) -> Option<(Translation, Vec<String>)> {
     translates.then_some((translation, sets))
 }
 
-/// The protocol and the ports that an extension of iptables asks for (linux/netfilter/xt_tcpudp.h, xt_multiport.h).
+/// The protocol and ports that an iptables match asks for (linux/netfilter/xt_tcpudp.h, xt_multiport.h).
 fn xt_ports(name: &str, info: &[u8]) -> Option<(Option<u8>, Vec<RangeInclusive<u16>>)> {
     let port = |at: usize| info.get(at..)?.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes));
     let of_protocol = |protocol, flags_at: usize| {
@@ -224,7 +223,7 @@ fn xt_ports(name: &str, info: &[u8]) -> Option<(Option<u8>, Vec<RangeInclusive<u
             let count = usize::from(count).min(XT_MULTIPORT_PORTS);
             let continues = |idx: usize| info.get(2 + 2 * XT_MULTIPORT_PORTS + idx) == Some(&1);
             let inverted = info.get(2 + 3 * XT_MULTIPORT_PORTS) == Some(&1);
-            // Source ports are 0.
+            // Flag 0 means source ports.
             if flags == 0 || inverted {
                 return None;
             }

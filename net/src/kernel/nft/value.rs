@@ -1,4 +1,4 @@
-//! What a field of a packet can be compared with.
+//! Values that a field of a packet can be compared with.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -6,22 +6,23 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use crate::identity::mac::{MAC_LEN, MacAddr};
 use crate::spec::IfName;
 
-/// A value as a register of the kernel holds it.
+/// A value in the form of a kernel register.
 pub trait Datum: Clone + fmt::Debug {
-    /// The number that `nft` has for this kind of value (its `enum datatypes`). The kernel stores it with a set and does not look at it.
+    /// The number that `nft` has for this type (its `enum datatypes`). The kernel stores it with a set and does not
+    /// interpret it.
     const KEY_TYPE: u32;
     /// Bytes in a register.
     const LEN: usize;
-    /// Whether `nft` takes it as a number in the byte order of the host.
+    /// True if `nft` takes it as a number in host byte order.
     const HOST_ORDER: bool = false;
 
-    /// The bytes in a register; values that have an order have it as bytes, too.
+    /// The bytes in a register; ordered values keep their order as bytes.
     fn bytes(&self) -> Vec<u8>;
     /// The value in nft's syntax.
     fn text(&self) -> String;
 }
 
-/// Bytes in a register for the name of an interface (`IFNAMSIZ`).
+/// Bytes of an interface name in a register (`IFNAMSIZ`).
 const IFNAME_LEN: usize = 16;
 
 impl Datum for IfName {
@@ -48,7 +49,7 @@ impl fmt::Display for NamePrefix {
     }
 }
 
-/// A kind of interface as `ip -d link` says it: `tun`, `bridge`, `veth`. At most 15 bytes are compared.
+/// A kind of interface as `ip -d link` shows it: `tun`, `bridge`, `veth`. At most 15 bytes are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkKind(pub String);
 
@@ -66,19 +67,19 @@ impl Datum for LinkKind {
     }
 }
 
-/// A name in a register: zero bytes follow, at least one.
+/// A name in a register, padded with at least one zero byte.
 fn padded(name: &str) -> Vec<u8> {
     let mut bytes: Vec<u8> = name.bytes().take(IFNAME_LEN - 1).collect();
     bytes.resize(IFNAME_LEN, 0);
     bytes
 }
 
-/// Any Ethernet address: unlike [`MacAddr`] also a group's, and none.
+/// Any Ethernet address: unlike [`MacAddr`] also multicast, and all zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EtherAddr(pub [u8; MAC_LEN]);
 
 impl EtherAddr {
-    /// The address of every station.
+    /// The broadcast address.
     pub const BROADCAST: Self = Self([0xff; MAC_LEN]);
 }
 
@@ -142,7 +143,7 @@ impl Datum for u16 {
     }
 }
 
-/// A number that has names in nft's syntax.
+/// A number with names in nft's syntax.
 macro_rules! named_number {
     ($(#[$doc:meta])* $name:ident($number:ty), $key_type:literal, $to_bytes:ident, $other:literal,
      { $($constant:ident = $value:literal $text:literal),+ $(,)? }) => {
@@ -179,11 +180,11 @@ macro_rules! named_number {
 }
 
 named_number! {
-    /// The family a packet is filtered as.
+    /// The protocol family under which a packet is filtered.
     NfProto(u8), 2, to_be_bytes, "{}", { IP4 = 2 "ipv4", IP6 = 10 "ipv6" }
 }
 named_number! {
-    /// A protocol above IP (<https://www.iana.org/assignments/protocol-numbers>).
+    /// An IP protocol (<https://www.iana.org/assignments/protocol-numbers>).
     L4Proto(u8), 12, to_be_bytes, "{}", { ICMP = 1 "icmp", TCP = 6 "tcp", UDP = 17 "udp", FRAGMENT = 44 "ipv6-frag", ICMP6 = 58 "ipv6-icmp" }
 }
 named_number! {
@@ -197,7 +198,7 @@ named_number! {
     }
 }
 named_number! {
-    /// What an ARP packet is for (RFC 826).
+    /// The operation of an ARP packet (RFC 826).
     ArpOp(u16), 11, to_be_bytes, "{}", { REQUEST = 1 "request", REPLY = 2 "reply" }
 }
 named_number! {
@@ -233,7 +234,7 @@ named_number! {
     }
 }
 named_number! {
-    /// What an address is to this host (`RTN_*` of linux/rtnetlink.h).
+    /// The type of an address for this host (`RTN_*` of linux/rtnetlink.h).
     AddrType(u32), 38, to_ne_bytes, "{}", {
         UNICAST = 1 "unicast",
         LOCAL = 2 "local",
