@@ -1,7 +1,7 @@
 //! Programs that choose the queue of each frame on its way to a tap (`TUNSETSTEERINGEBPF`), loaded with bpf(2).
 //!
-//! Loading takes CAP_BPF or CAP_SYS_ADMIN, which the VMM has not kept; attaching a loaded program to a tap takes only the tap. What
-//! a program does is the business of whoever wrote it: here it is a list of instructions and the size of its map.
+//! Loading takes CAP_BPF or CAP_SYS_ADMIN, which the VMM has dropped; attaching a loaded program takes only the tap.
+//! The caller writes the program: here it is a list of instructions and the size of its map.
 #![allow(unsafe_code)] // bpf(2) takes an untyped structure with addresses in it.
 
 use std::io;
@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 /// A program with one map, as instructions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SteeringProgram {
-    /// The instructions: each a `struct bpf_insn` as a number of the host.
+    /// The instructions: each a `struct bpf_insn` as an integer of the host.
     pub instructions: Vec<u64>,
     /// The instruction whose upper 32 bits are the descriptor of the map.
     pub map_fd_at: usize,
@@ -21,9 +21,9 @@ pub struct SteeringProgram {
 /// A program that the kernel has accepted, and its map.
 #[derive(Debug)]
 pub struct Steering {
-    /// To be attached to a tap.
+    /// The program, to be attached to a tap.
     pub program: OwnedFd,
-    /// An array of one element that can be memory-mapped.
+    /// A memory-mappable array of one element.
     pub map: OwnedFd,
 }
 
@@ -34,10 +34,10 @@ const MAP_TYPE_ARRAY: u32 = 2;
 const F_MMAPABLE: u32 = 1 << 10;
 const PROG_TYPE_SOCKET_FILTER: u32 = 1;
 
-/// The program uses no function that the kernel keeps for programs under its own licence, but has to say something.
+/// The program calls no GPL-only kernel function, but a licence must be given.
 const LICENCE: &std::ffi::CStr = c"Apache-2.0";
 
-/// `union bpf_attr` for `BPF_MAP_CREATE`, as far as it is used.
+/// `union bpf_attr` for `BPF_MAP_CREATE`, up to the last field in use.
 #[repr(C)]
 struct MapCreate {
     map_type: u32,
@@ -47,7 +47,7 @@ struct MapCreate {
     flags: u32,
 }
 
-/// `union bpf_attr` for `BPF_PROG_LOAD`, as far as it is used.
+/// `union bpf_attr` for `BPF_PROG_LOAD`, up to the last field in use.
 #[repr(C)]
 struct ProgLoad {
     program_type: u32,
@@ -60,7 +60,7 @@ impl SteeringProgram {
     /// Makes the map and loads the program.
     ///
     /// # Errors
-    /// As the kernel says, most often that it takes more privileges.
+    /// The kernel's error, most often for lack of privileges.
     pub(crate) fn load(&self) -> io::Result<Steering> {
         let map = MapCreate {
             map_type: MAP_TYPE_ARRAY,
@@ -85,15 +85,15 @@ impl SteeringProgram {
     }
 }
 
-/// A command that makes a descriptor.
+/// A command that returns a descriptor.
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes of `attributes`, takes those that follow in its own structure as zero, and
-    // follows addresses only in `ProgLoad`, whose instructions and licence are alive.
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of `attributes` and takes the rest of its own structure as zero.
+    // It follows addresses only in `ProgLoad`, whose instructions and licence are alive.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
     let number = libc::c_int::try_from(result).map_err(io::Error::other)?;
     if number < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just put this descriptor into our table and nobody else knows its number.
+    // SAFETY: the kernel has just put this descriptor into our table and no other code knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

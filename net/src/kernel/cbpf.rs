@@ -1,17 +1,17 @@
-//! Programs of classic BPF with labels: the filters of packet and netlink sockets (Documentation/networking/filter.rst).
+//! Classic BPF programs with labels: the filters of packet and netlink sockets (Documentation/networking/filter.rst).
 //!
-//! A program ends in two places, one that keeps a frame and one that drops it; a load behind the end of a frame drops it as well.
+//! A program has two ends, one that keeps a frame and one that drops it; a load past the end of a frame also drops it.
 
 use std::io;
 
-/// Instruction codes (linux/bpf_common.h): loads of absolute offsets, of offsets from X, arithmetic, jumps, return.
+/// Instruction codes (linux/bpf_common.h): loads at absolute offsets, at offsets from X, arithmetic, jumps, return.
 pub(crate) const LOAD_WORD: u16 = 0x20;
 pub(crate) const LOAD_HALF: u16 = 0x28;
 pub(crate) const LOAD_BYTE: u16 = 0x30;
 pub(crate) const LOAD_WORD_FROM_X: u16 = 0x40;
 pub(crate) const LOAD_HALF_FROM_X: u16 = 0x48;
 pub(crate) const LOAD_BYTE_FROM_X: u16 = 0x50;
-/// A number itself, in the accumulator and in X, and the accumulator in X as well.
+/// Immediate loads into the accumulator and X, and the copy of the accumulator to X.
 pub(crate) const LOAD_NUMBER: u16 = 0x00;
 pub(crate) const LOAD_X_NUMBER: u16 = 0x01;
 pub(crate) const COPY_TO_X: u16 = 0x07;
@@ -22,11 +22,11 @@ pub(crate) const JUMP_EQUAL: u16 = 0x15;
 pub(crate) const JUMP_ANY_BIT: u16 = 0x45;
 pub(crate) const RETURN: u16 = 0x06;
 
-/// Places that are not in the frame have negative offsets, in two's complement (`SKF_AD_OFF`, linux/filter.h): whether the kernel has
-/// taken a VLAN tag off the frame, and which way it goes.
+/// Data outside the frame has negative offsets, in two's complement (`SKF_AD_OFF`, linux/filter.h): the flag of a VLAN
+/// tag that the kernel has taken off, and the direction of the frame.
 pub(crate) const VLAN_TAG_PRESENT: u32 = 0xffff_f000 + 48;
 pub(crate) const PACKET_TYPE: u32 = 0xffff_f000 + 4;
-/// The offset of the netlink attribute of kind X from the accumulator on, 0 if there is none.
+/// The offset of the next netlink attribute of type X, searched from the accumulator; 0 if there is none.
 pub(crate) const NETLINK_ATTRIBUTE: u32 = 0xffff_f000 + 12;
 
 /// The whole frame.
@@ -36,7 +36,7 @@ pub(crate) const ALL: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Instruction {
     pub(crate) code: u16,
-    /// Instructions to skip if the comparison is true, and if it is not.
+    /// Instructions to skip if the comparison is true, and if it is false.
     pub(crate) skip_true: u8,
     pub(crate) skip_false: u8,
     pub(crate) operand: u32,
@@ -49,13 +49,13 @@ pub(crate) enum To {
     Next,
     /// The end that keeps the frame.
     Accept,
-    /// The end that does not.
+    /// The end that drops the frame.
     Drop,
     /// The next place of this name.
     Label(&'static str),
 }
 
-/// A program that is being written.
+/// A program being written.
 #[derive(Debug, Default)]
 pub(crate) struct Assembler {
     lines: Vec<(u16, u32, To, To)>,
@@ -63,41 +63,41 @@ pub(crate) struct Assembler {
 }
 
 impl Assembler {
-    /// Loads what is at an offset.
+    /// Loads the value at an offset.
     pub(crate) fn load(&mut self, code: u16, at: u32) {
         self.lines.push((code, at, To::Next, To::Next));
     }
 
-    /// Keeps these bits of what has been loaded.
+    /// Masks the accumulator.
     pub(crate) fn and(&mut self, mask: u32) {
         self.lines.push((AND, mask, To::Next, To::Next));
     }
 
-    /// Compares it with a number.
+    /// Compares the accumulator with a number.
     pub(crate) fn jump(&mut self, code: u16, operand: u32, then: To, otherwise: To) {
         self.lines.push((code, operand, then, otherwise));
     }
 
-    /// Goes on if it is this number, and drops the frame if not.
+    /// Continues if the value at the offset equals `value`, and drops the frame if not.
     pub(crate) fn expect(&mut self, code: u16, at: u32, value: u32) {
         self.load(code, at);
         self.jump(JUMP_EQUAL, value, To::Next, To::Drop);
     }
 
-    /// Ends here, for the end of a long program is out of reach: so many bytes of the frame are kept, and for 0 none.
+    /// Ends here, for programs whose end is out of a jump's reach: keeps this many bytes of the frame, none for 0.
     pub(crate) fn end(&mut self, bytes: u32) {
         self.lines.push((RETURN, bytes, To::Next, To::Next));
     }
 
-    /// Names the next instruction. A jump leads to the first place of a name behind it.
+    /// Names the next instruction. A jump leads to the first later place of its name.
     pub(crate) fn place(&mut self, label: &'static str) {
         self.labels.push((label, self.lines.len()));
     }
 
-    /// The program, with its two ends after the last line: it keeps so many bytes of a frame, or none.
+    /// The program, with its two ends after the last line: it keeps this many bytes of a frame, or none.
     ///
     /// # Errors
-    /// A jump leads further than 255 instructions, or nowhere.
+    /// A jump leads further than 255 instructions, or has no target.
     pub(crate) fn finish(self, keep: u32) -> io::Result<Vec<Instruction>> {
         let len = self.lines.len();
         let skip = |to: To, at: usize| {
@@ -127,21 +127,21 @@ impl Assembler {
     }
 }
 
-/// A program run as the kernel does.
+/// An interpreter that runs a program as the kernel does.
 #[cfg(test)]
 pub(crate) mod interpreter {
     use super::*;
 
-    /// What is not in the frame.
+    /// Data outside the frame.
     #[derive(Clone, Copy, Default)]
     pub(crate) struct Beside {
-        /// Whether a VLAN tag was taken off.
+        /// True if the kernel took a VLAN tag off.
         pub(crate) tagged: bool,
         /// `PACKET_HOST` and its like.
         pub(crate) packet_type: u32,
     }
 
-    /// The bytes that a program keeps of a frame: a load beyond the frame ends it.
+    /// The number of bytes that a program keeps of a frame: a load past the frame ends it.
     pub(crate) fn kept(program: &[Instruction], frame: &[u8], beside: Beside) -> u32 {
         let number = |at: u32, len: usize| {
             let at = usize::try_from(at).unwrap();

@@ -1,6 +1,6 @@
-//! What an interface says of its speed (linux/ethtool.h).
+//! The speed and duplex that an interface reports (linux/ethtool.h).
 //!
-//! A tap says 10000 Mbit/s and full duplex unless somebody has told it otherwise (`ethtool -s TAP speed ...`).
+//! A tap reports 10000 Mbit/s and full duplex unless the admin has set others (`ethtool -s TAP speed ...`).
 #![allow(unsafe_code)] // ioctl(2) takes untyped pointers.
 
 use std::os::fd::AsRawFd;
@@ -9,7 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::kernel::link::Duplex;
 
-/// `ETHTOOL_GSET`: the older of two requests, with room for all that is asked here in one struct of fixed size.
+/// `ETHTOOL_GSET`: the older of two requests, with all the fields needed here in a struct of fixed size.
 const GET_SETTINGS: u32 = 1;
 
 /// `DUPLEX_HALF` and `DUPLEX_FULL`.
@@ -39,7 +39,7 @@ struct Settings {
     reserved: [u32; 2],
 }
 
-/// Speed in Mbit/s and duplex of the interface called `name`, as far as they are known.
+/// Speed in Mbit/s and duplex of the interface called `name`, if known.
 pub(crate) fn speed(name: &str) -> (Option<u32>, Option<Duplex>) {
     let Some(settings) = settings(name) else { return (None, None) };
     let speed = u32::from(settings.speed_high) << 16 | u32::from(settings.speed_low);
@@ -48,12 +48,12 @@ pub(crate) fn speed(name: &str) -> (Option<u32>, Option<Duplex>) {
         DUPLEX_FULL => Some(Duplex::Full),
         _ => None,
     };
-    // SPEED_UNKNOWN, and in drivers older than it 0 and 65535.
+    // SPEED_UNKNOWN, and 0 and 65535 from drivers older than it.
     (Some(speed).filter(|speed| !matches!(*speed, 0 | 0xffff | u32::MAX)), duplex)
 }
 
 fn settings(name: &str) -> Option<Settings> {
-    // Any socket stands for the network namespace.
+    // Any socket identifies the network namespace.
     let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).ok()?;
     let mut settings = Settings { cmd: GET_SETTINGS, ..Settings::default() };
     let data = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut settings).cast() };
@@ -61,8 +61,8 @@ fn settings(name: &str) -> Option<Settings> {
     for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    // SAFETY: SIOCETHTOOL reads one ifreq and follows its pointer, which is to `settings`: a struct ethtool_cmd in size and
-    // layout, which ETHTOOL_GSET reads and writes, alive until the call has returned.
+    // SAFETY: SIOCETHTOOL reads one ifreq and follows its pointer, which is to `settings`: a struct ethtool_cmd in size
+    // and layout, which ETHTOOL_GSET reads and writes, alive until the call returns.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     (result >= 0).then_some(settings)
 }

@@ -1,8 +1,8 @@
-//! The link of a card: whether the host's interface passes its frames on, and how fast it says it is.
+//! The link of a card: whether the host's interface forwards frames, and its reported speed.
 //!
-//! A tap passes frames on while it is up and has a carrier, and, where it is a port, while its bridge is up and has the port
-//! forward. So it does not while the bridge waits for its spanning tree, which tells the guest to wait with its first words
-//! until somebody can hear them.
+//! A tap passes frames while it is up and has a carrier. As a bridge port, it also needs the bridge up and the port
+//! forwarding. While the bridge waits for its spanning tree, the guest sees its link down and holds its first frames
+//! back until they can be received.
 
 use std::fmt;
 use std::io;
@@ -16,19 +16,19 @@ use serde::{Deserialize, Serialize};
 use crate::identity::mac::RawMac;
 use crate::kernel::rtnl::is_up;
 
-/// Another machine with an address of a guest.
+/// Another machine with a MAC or IP address of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Conflict {
-    /// With its MAC.
+    /// The guest's MAC.
     Mac {
-        /// Behind this port of its bridge.
+        /// The bridge port behind which the machine is.
         port: String,
     },
-    /// With an IP address of it.
+    /// An IP address of the guest.
     Address {
         /// The address.
         ip: IpAddr,
-        /// Who says to have it.
+        /// The MAC that claims it.
         mac: RawMac,
     },
 }
@@ -44,31 +44,31 @@ impl fmt::Display for Conflict {
     }
 }
 
-/// The number of an interface.
+/// The index of an interface.
 ///
 /// # Errors
-/// There is none with this name.
+/// No interface has this name.
 pub(crate) fn index_of(name: &str) -> io::Result<u32> {
     nix::net::if_::if_nametoindex(name).map_err(io::Error::from)
 }
 
-/// What is to be known of a card's interface.
+/// The link state of a card's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkState {
-    /// Whether frames pass.
+    /// True if frames pass.
     pub up: bool,
-    /// Mbit/s, none if unknown.
+    /// Mbit/s; none if unknown.
     pub speed: Option<u32>,
     /// None if unknown.
     pub duplex: Option<Duplex>,
 }
 
-/// Whether both sides can send at once.
+/// The duplex mode of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Duplex {
-    /// One at a time.
+    /// One side sends at a time.
     Half,
-    /// Both.
+    /// Both sides send at once.
     Full,
 }
 
@@ -77,14 +77,14 @@ impl LinkState {
     pub(crate) const DOWN: Self = Self { up: false, speed: None, duplex: None };
 }
 
-/// Whether `tap`, a port of `master` if that is given, passes frames on.
+/// True if `tap`, a port of `master` if given, passes frames.
 pub(crate) fn passes(tap: &LinkMessage, master: Option<&LinkMessage>) -> bool {
     let up = LinkFlags::Up | LinkFlags::LowerUp;
-    // The master's own carrier follows from its ports'.
+    // The master's own carrier follows from that of its ports.
     tap.header.flags.contains(up) && forwards(tap) && master.is_none_or(|master| is_up(master) || is_ovs(master))
 }
 
-/// Whether it stands for a data path of Open vSwitch, which passes frames on while its interface is down.
+/// True for an Open vSwitch datapath, which passes frames while its interface is down.
 fn is_ovs(master: &LinkMessage) -> bool {
     let infos = master.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
@@ -94,7 +94,7 @@ fn is_ovs(master: &LinkMessage) -> bool {
     infos.flatten().any(is_ovs)
 }
 
-/// Whether a bridge would have the port forward; a link that is no port of a bridge has nobody to forbid it.
+/// True if the bridge port is in forwarding state, or the link is not a bridge port.
 fn forwards(port: &LinkMessage) -> bool {
     let infos = port.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),

@@ -1,7 +1,7 @@
-//! Netlink messages and attributes, out and in (linux/netlink.h).
+//! Netlink messages and attributes, written and parsed (linux/netlink.h).
 //!
-//! Both directions are total: what does not fit into an attribute is remembered and refused at the end, and what does not parse ends the
-//! list it is in. Lengths are in the byte order of the host; what nftables carries as a number is big-endian.
+//! Both directions are total: an attribute that is too long is remembered and refused at the end, and one that does not
+//! parse ends its list. Lengths are in host byte order; the numbers of nftables are big-endian.
 
 /// Bytes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`.
 pub(crate) const MESSAGE_HEADER_LEN: usize = 16;
@@ -15,7 +15,7 @@ const ALIGN: usize = 4;
 const NLA_F_NESTED: u16 = 1 << 15;
 const NLA_F_NET_BYTEORDER: u16 = 1 << 14;
 
-/// What a message starts with.
+/// The header fields of a message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Head {
     /// `nlmsg_type`.
@@ -61,27 +61,27 @@ impl Writer {
         }
     }
 
-    /// An attribute of these bytes.
+    /// Appends an attribute with these bytes.
     pub(crate) fn attr(&mut self, kind: u16, payload: &[u8]) {
         self.wrap(kind, |writer| writer.bytes.extend_from_slice(payload));
     }
 
-    /// An attribute that holds attributes.
+    /// Appends an attribute that holds attributes.
     pub(crate) fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
         self.wrap(kind | NLA_F_NESTED, body);
     }
 
-    /// A number of 32 bits.
+    /// Appends a 32-bit number.
     pub(crate) fn be32(&mut self, kind: u16, value: u32) {
         self.attr(kind, &value.to_be_bytes());
     }
 
-    /// A number of 64 bits.
+    /// Appends a 64-bit number.
     pub(crate) fn be64(&mut self, kind: u16, value: u64) {
         self.attr(kind, &value.to_be_bytes());
     }
 
-    /// A text, which ends with a zero byte in the kernel.
+    /// Appends a string with a terminating zero byte.
     pub(crate) fn text(&mut self, kind: u16, text: &str) {
         self.wrap(kind, |writer| {
             writer.bytes.extend(text.bytes().take_while(|byte| *byte != 0));
@@ -89,23 +89,23 @@ impl Writer {
         });
     }
 
-    /// Attributes as they came in.
+    /// Appends encoded attributes.
     pub(crate) fn raw(&mut self, attributes: &[u8]) {
         self.bytes.extend_from_slice(attributes);
     }
 
-    /// Attributes that another writer has written.
+    /// Appends the attributes of another writer.
     pub(crate) fn append(&mut self, other: &Self) {
         self.bytes.extend_from_slice(&other.bytes);
         self.too_long |= other.too_long;
     }
 
-    /// Whether an attribute so far was too long.
+    /// Refuses if an attribute so far was too long.
     pub(crate) fn check(&self) -> Result<(), TooLong> {
         if self.too_long { Err(TooLong) } else { Ok(()) }
     }
 
-    /// What has been written.
+    /// The bytes written so far.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -132,7 +132,7 @@ impl Writer {
 /// `NLM_F_REQUEST`.
 const NLM_F_REQUEST: u16 = 1;
 
-/// A message that came in.
+/// A received message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
     /// `nlmsg_type`.
@@ -141,24 +141,24 @@ pub(crate) struct Message<'a> {
     pub(crate) flags: u16,
     /// `nlmsg_seq`.
     pub(crate) seq: u32,
-    /// All that follows `struct nlmsghdr`.
+    /// The bytes after `struct nlmsghdr`.
     pub(crate) body: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    /// The protocol family of a message of nftables.
+    /// The protocol family of an nftables message.
     pub(crate) fn family(&self) -> u8 {
         self.body.first().copied().unwrap_or_default()
     }
 
-    /// The attributes of a message of nftables.
+    /// The attributes of an nftables message.
     pub(crate) fn attrs(&self) -> Attrs<'a> {
         Attrs(self.body.get(FAMILY_HEADER_LEN..).unwrap_or_default())
     }
 }
 
-/// The messages in what was received. The last one is given as far as it is there: a refusal carries the refused message, which may have
-/// been cut off.
+/// The messages in a received datagram. The last one may be incomplete: a refusal carries the refused message, which
+/// may be cut off.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let (header, rest) = bytes.split_first_chunk::<MESSAGE_HEADER_LEN>()?;
@@ -177,27 +177,27 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
 pub(crate) struct Attrs<'a>(&'a [u8]);
 
 impl<'a> Attrs<'a> {
-    /// The payload of the first attribute of that number.
+    /// The payload of the first attribute with that number.
     pub(crate) fn find(self, kind: u16) -> Option<&'a [u8]> {
         self.into_iter().find(|(found, _)| *found == kind).map(|(_, payload)| payload)
     }
 
-    /// The list in the first attribute of that number, empty without one.
+    /// The list in the first attribute with that number; empty without one.
     pub(crate) fn list(self, kind: u16) -> Attrs<'a> {
         Attrs(self.find(kind).unwrap_or_default())
     }
 
-    /// A number of 32 bits.
+    /// A 32-bit number.
     pub(crate) fn be32(self, kind: u16) -> Option<u32> {
         self.find(kind)?.try_into().ok().map(u32::from_be_bytes)
     }
 
-    /// A number of 64 bits.
+    /// A 64-bit number.
     pub(crate) fn be64(self, kind: u16) -> Option<u64> {
         self.find(kind)?.try_into().ok().map(u64::from_be_bytes)
     }
 
-    /// A text.
+    /// A string.
     pub(crate) fn text(self, kind: u16) -> Option<&'a str> {
         let payload = self.find(kind)?;
         let len = payload.iter().position(|byte| *byte == 0).unwrap_or(payload.len());
@@ -214,7 +214,7 @@ impl<'a> IntoIterator for Attrs<'a> {
     }
 }
 
-/// The attributes of a list, each with its number.
+/// The attributes of a list with their numbers.
 #[derive(Debug)]
 pub(crate) struct AttrIter<'a>(&'a [u8]);
 

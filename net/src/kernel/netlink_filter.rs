@@ -1,9 +1,9 @@
-//! Classic BPF programs that decide which of the kernel's notifications wake a keeper at all.
+//! Classic BPF programs that decide which kernel notifications wake a keeper.
 //!
 //! Every keeper of a host listens to the same notifications, and each start of a VM causes dozens: without a filter, n
-//! VMs that start at once cost n² messages, each decoded, and as many looks at the host. The kernel runs such a program
-//! for each socket of a multicast group before it makes a copy (`do_one_broadcast`, net/netlink/af_netlink.c), so what
-//! it drops costs about 50 ns.
+//! simultaneous starts cost n² messages, each decoded, and as many looks at the host. The kernel runs the program of
+//! each socket in a multicast group before it copies the message (`do_one_broadcast`, net/netlink/af_netlink.c), so a
+//! dropped message costs about 50 ns.
 //!
 //! A program sees the first message of a notification. rtnetlink sends one in each; nf_tables as many as fit, but only
 //! of one transaction.
@@ -23,14 +23,14 @@ pub(crate) use super::cbpf::To;
 /// Most instructions: jumps reach no farther than 255.
 const INSTRUCTIONS_MAX: usize = 255;
 
-/// Bytes before a message's own header (`struct nlmsghdr`), and the place of its kind there.
+/// Bytes before a message's own header (`struct nlmsghdr`), and the offset of its type there.
 pub(crate) const HEAD_LEN: u32 = 16;
 pub(crate) const KIND_AT: u32 = 4;
 
 /// Bytes before the payload of an attribute.
 pub(crate) const ATTR_HEAD_LEN: u32 = 4;
 
-/// A line of a program. Numbers in a message have the host's byte order, and so have those here.
+/// A line of a program. Numbers here and in a message are in host byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
     /// Loads the octet at an offset.
@@ -39,7 +39,7 @@ pub(crate) enum Line {
     Half(u32),
     /// Loads the `u32` at an offset.
     Word(u32),
-    /// Looks for an attribute from an offset on; 0 is loaded if it is not there, else its offset, to X as well.
+    /// Searches for an attribute from an offset on; loads its offset, to X as well, or 0 if there is none.
     Attr(u32, u16),
     /// Loads four octets at an offset from X.
     WordFromX(u32),
@@ -47,21 +47,21 @@ pub(crate) enum Line {
     HalfFromX(u32),
     /// Loads an octet at an offset from X.
     OctetFromX(u32),
-    /// Compares what [`Octet`](Self::Octet) has loaded, or whether an attribute is not there.
+    /// Compares the result of [`Octet`](Self::Octet), or tests for a missing attribute.
     IfOctet(u8, To, To),
-    /// Compares what [`Half`](Self::Half) has loaded.
+    /// Compares the result of [`Half`](Self::Half).
     IfHalf(u16, To, To),
-    /// Compares what [`Word`](Self::Word) has loaded.
+    /// Compares the result of [`Word`](Self::Word).
     IfWord(u32, To, To),
-    /// Compares what [`WordFromX`](Self::WordFromX) has loaded.
+    /// Compares the result of [`WordFromX`](Self::WordFromX).
     IfText([u8; 4], To, To),
-    /// The place that comparisons lead to.
+    /// A jump target.
     Label(&'static str),
-    /// The end, if it comes here.
+    /// An end of the program.
     End(To),
 }
 
-/// Has the kernel run a program for a socket from now on. What has come before is in the socket.
+/// Attaches a program to a socket. Messages that came before stay in the socket.
 pub(crate) fn attach(socket: &impl AsRawFd, lines: &[Line]) -> io::Result<()> {
     packet::attach(socket, &assemble(lines)?)
 }
@@ -69,7 +69,7 @@ pub(crate) fn attach(socket: &impl AsRawFd, lines: &[Line]) -> io::Result<()> {
 /// The kernel's form of a program.
 ///
 /// # Errors
-/// A label is not there, or it is too long.
+/// A label is missing, or the program is too long.
 fn assemble(lines: &[Line]) -> io::Result<Vec<Instruction>> {
     let len: usize = lines.iter().map(|line| line.size()).sum();
     if len + 2 > INSTRUCTIONS_MAX {
@@ -91,7 +91,7 @@ fn assemble(lines: &[Line]) -> io::Result<Vec<Instruction>> {
             Line::HalfFromX(at) => asm.load(LOAD_HALF_FROM_X, at),
             Line::OctetFromX(at) => asm.load(LOAD_BYTE_FROM_X, at),
             Line::IfOctet(value, yes, no) => asm.jump(JUMP_EQUAL, value.into(), yes, no),
-            // The machine loads numbers as if the most significant octet came first.
+            // cBPF loads numbers as big-endian.
             Line::IfHalf(value, yes, no) => {
                 asm.jump(JUMP_EQUAL, u16::from_be_bytes(value.to_ne_bytes()).into(), yes, no);
             }
@@ -105,7 +105,7 @@ fn assemble(lines: &[Line]) -> io::Result<Vec<Instruction>> {
 }
 
 impl Line {
-    /// Instructions that it takes.
+    /// The number of instructions for this line.
     fn size(self) -> usize {
         match self {
             Self::Label(_) => 0,
@@ -115,7 +115,7 @@ impl Line {
     }
 }
 
-/// Compares with each of some numbers, and leads to `yes` if it is one of them.
+/// Compares with each of these numbers, and jumps to `yes` on a match.
 pub(crate) fn if_any(numbers: &BTreeSet<u32>, yes: To) -> impl Iterator<Item = Line> {
     numbers.iter().map(move |number| Line::IfWord(*number, yes, To::Next))
 }

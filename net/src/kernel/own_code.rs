@@ -1,8 +1,8 @@
-//! The program's own code and freed heap in memory: given back once a process has started.
+//! Releases the memory of the program's own code and freed heap once a process has started.
 //!
-//! Most of the program runs once: command line, set-up, tables for the guest, the network plan. Its pages stay mapped, and count, for
-//! as long as the VM lives, unless they are let go. What is needed again comes back from the page cache with a minor fault. It is
-//! here, and not in the VMM, because the keeper does it too and knows nothing of the VMM.
+//! Most of the program runs once: command line, set-up, tables for the guest, the network plan. Its pages stay mapped,
+//! and count, for as long as the VM lives, unless released. Pages needed again come back from the page cache with a
+//! minor fault. The code is not in the VMM because the keeper, which knows nothing of the VMM, uses it too.
 #![expect(unsafe_code, reason = "madvise on the program's own code, and malloc_trim")]
 
 use libc::{PF_W, PT_LOAD, c_int, c_void, dl_phdr_info, size_t};
@@ -10,12 +10,12 @@ use libc::{PF_W, PT_LOAD, c_int, c_void, dl_phdr_info, size_t};
 /// Bytes in a page.
 const PAGE_BYTES: usize = 4096;
 
-/// Unmaps the pages of all segments that are never written, and those of the heap that nothing is in: a survey of a host with 64
-/// VMs leaves more than 1 MiB of them behind.
+/// Unmaps the pages of all read-only segments, and the empty pages of the heap: a survey of a host with 64 VMs leaves
+/// more than 1 MiB of them behind.
 pub fn release() {
-    // SAFETY: it takes no pointer, and the locks of the allocator itself. It says whether there was something to give back.
+    // SAFETY: it takes no pointer and locks the allocator itself. The result tells if memory was released.
     let _ = unsafe { libc::malloc_trim(0) };
-    // SAFETY: the callback is called with valid descriptions of loaded objects while this call lasts, and takes no data.
+    // SAFETY: the callback gets valid descriptions of loaded objects while this call lasts, and takes no data.
     unsafe { libc::dl_iterate_phdr(Some(release_program), std::ptr::null_mut()) };
 }
 
@@ -41,7 +41,7 @@ fn release_range(addr: u64, size: u64) {
     let (Ok(addr), Ok(size)) = (usize::try_from(addr), usize::try_from(size)) else { return };
     let start = addr.next_multiple_of(PAGE_BYTES);
     let Some(len) = (addr + size).checked_sub(start).map(|len| len - len % PAGE_BYTES) else { return };
-    // SAFETY: a private file mapping that nobody has written to: what is unmapped here reads the same when it is mapped again.
+    // SAFETY: a private file mapping that was never written to: pages unmapped here read the same when mapped again.
     // Failure costs only the memory that would have been saved.
     unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start), len, libc::MADV_DONTNEED) };
 }

@@ -1,4 +1,4 @@
-//! Packet sockets (packet(7)) whose filter is there before the first frame.
+//! Packet sockets (packet(7)) with their filter attached before the first frame.
 #![expect(unsafe_code, reason = "filters and addresses are plain C structures")]
 
 use std::io;
@@ -9,20 +9,20 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::cbpf::Instruction;
 
-/// A socket that takes the frames which `program` keeps, once it is [bound](bind): non-blocking, closed on exec. It takes
-/// CAP_NET_RAW, and nothing afterwards.
+/// A socket for the frames that `program` keeps, once it is [bound](bind): non-blocking, closed on exec. Opening takes
+/// CAP_NET_RAW, using it no privilege.
 ///
 /// # Errors
 /// The kernel refuses.
 pub(crate) fn open(program: &[Instruction]) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    // Without a protocol it hears nothing until it is bound.
+    // Without a protocol it receives nothing until it is bound.
     let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
     attach(&socket, program)?;
     Ok(socket)
 }
 
-/// Has the kernel run a program for a socket, of whatever family, from now on.
+/// Attaches a program to a socket of any family.
 ///
 /// # Errors
 /// The program is too long.
@@ -39,29 +39,29 @@ pub(crate) fn attach(socket: &impl AsRawFd, program: &[Instruction]) -> io::Resu
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
-/// Keeps the filter from being replaced.
+/// Locks the filter against replacement.
 pub(crate) fn lock_filter(socket: &OwnedFd) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, &1_i32)
 }
 
-/// Has a socket of all protocols not hear what goes out. It takes Linux 4.20.
+/// Excludes outgoing frames from a socket of all protocols. It takes Linux 4.20.
 pub(crate) fn ignore_outgoing(socket: &OwnedFd) -> io::Result<()> {
     set_option(socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32)
 }
 
-/// Has so many bytes of frames wait in the kernel, with its own bookkeeping. Who has CAP_NET_RAW alone gets what the host allows
-/// (`net.core.rmem_max`).
+/// Sets the receive buffer in bytes, including the kernel's bookkeeping. With CAP_NET_RAW alone, the host's limit
+/// applies (`net.core.rmem_max`).
 pub(crate) fn set_receive_buffer(socket: &OwnedFd, bytes: c_int) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes)
         .or_else(|_| set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes))
 }
 
-/// Marks what is sent by it.
+/// Marks the packets that the socket sends.
 pub(crate) fn set_mark(socket: &OwnedFd, mark: u32) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, &mark)
 }
 
-/// Has a socket hear what passes an interface of one protocol, or of all (`ETH_P_ALL`).
+/// Binds a socket to the frames of an interface, of one protocol or of all (`ETH_P_ALL`).
 ///
 /// # Errors
 /// ENODEV for an interface that does not exist.

@@ -1,7 +1,8 @@
-//! A socket of rtnetlink that says many things at once.
+//! An rtnetlink socket that sends requests in batches.
 //!
-//! The kernel works through all messages of one `send` before it returns, and its answers wait in the socket then: nothing here blocks, a
-//! missing answer is an error, and a process that is killed has sent all of a batch or nothing. Each message is refused or done by itself.
+//! The kernel processes all messages of one `send` before it returns, and its answers then wait in the socket. So
+//! nothing blocks, a missing answer is an error, and a killed process has sent a whole batch or nothing. Each message
+//! succeeds or fails by itself.
 
 mod messages;
 
@@ -17,19 +18,19 @@ pub(crate) use messages::{Address, Neighbour, Route};
 /// Bytes of `struct nlmsghdr`.
 const HEADER_LEN: usize = 16;
 
-/// Bytes of receive buffer for each message: the kernel accounts an answer with what it takes in memory.
+/// Receive buffer bytes per message: the kernel charges an answer by its memory.
 const ANSWER_BYTES: usize = 1024;
 
-/// Beyond the length of a batch, what the kernel wants to see free in the send buffer.
+/// Free space that the kernel wants in the send buffer beyond a batch.
 const RESERVE_BYTES: usize = 64 * 1024;
 
-/// How often a list is read again because it has changed meanwhile.
+/// Attempts to read a list that changes meanwhile.
 const DUMP_ATTEMPTS: usize = 10;
 
-/// Answers that are read before the kernel is taken to be out of order: more than a host with the routes of the whole internet has.
+/// Most answers read before giving up on the kernel: more than a host with a full internet routing table has.
 const ANSWERS_MAX: usize = 1 << 22;
 
-/// What is to be done with something.
+/// A change to addresses, routes or neighbours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Give a link an address, or change the one that it has.
@@ -40,7 +41,7 @@ pub(crate) enum Change {
     AddRoute(Route),
     /// Remove a route.
     RemoveRoute(Route),
-    /// Tell of a machine beside a link, unless it is known.
+    /// Add a neighbour to a link, unless it is known.
     AddNeighbour(Neighbour),
 }
 
@@ -56,13 +57,13 @@ impl Change {
         }
     }
 
-    /// Whether this answer to it means that things are as they are to be: it was so already.
+    /// True if this answer means that the change is in effect, perhaps already before.
     fn is_done(&self, errno: i32) -> bool {
         match self {
             Self::AddAddress(_) | Self::AddRoute(_) => matches!(errno, 0 | libc::EEXIST),
             Self::RemoveAddress(_) => matches!(errno, 0 | libc::EADDRNOTAVAIL | libc::ENODEV),
             Self::RemoveRoute(_) => matches!(errno, 0 | libc::ESRCH | libc::ENODEV),
-            // The host asks for it, should it need it.
+            // The host resolves the neighbour if it needs it.
             Self::AddNeighbour(_) => true,
         }
     }
@@ -96,7 +97,7 @@ impl RouteSocket {
         Ok(Self { socket, next_seq: 1 })
     }
 
-    /// Does all of this, in this order, and returns what the kernel refused, with its reason.
+    /// Makes these changes in order, and returns those that the kernel refused, with its error.
     pub(crate) fn apply(&mut self, changes: &[Change]) -> io::Result<Vec<(Change, io::Error)>> {
         if changes.is_empty() {
             return Ok(Vec::new());
@@ -136,7 +137,7 @@ impl RouteSocket {
         self.dump(libc::RTM_GETADDR, &head, Address::parse)
     }
 
-    /// The routes of all tables that lead through a link, among others or not.
+    /// The routes of all tables that lead through a link, also those with other next hops.
     pub(crate) fn routes(&mut self, link: u32) -> io::Result<Vec<Route>> {
         let mut routes = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
@@ -145,7 +146,7 @@ impl RouteSocket {
             let mut writer = Writer::default();
             writer.attr(RTA_OIF, &link.to_ne_bytes());
             match self.dump(libc::RTM_GETROUTE, &[&head, writer.bytes()].concat(), Route::parse) {
-                // Asked for a family that it does not have, the kernel tells of all that it has.
+                // For a family that it does not support, the kernel lists the routes of all families.
                 Ok(list) => routes.extend(list.into_iter().filter(|route| route.family() == family)),
                 // A kernel without IPv6.
                 Err(error) if family == libc::AF_INET6 && error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
@@ -171,7 +172,7 @@ impl RouteSocket {
         Err(io::Error::from_raw_os_error(libc::EINTR))
     }
 
-    /// A list, or nothing if it has changed meanwhile.
+    /// A list; none if it changed meanwhile.
     fn try_dump<T>(&mut self, kind: u16, body: &[u8], each: impl Fn(&[u8]) -> Option<T>) -> io::Result<Option<Vec<T>>> {
         let seq = self.next_seq;
         self.next_seq = seq.wrapping_add(1);
@@ -194,7 +195,7 @@ impl RouteSocket {
     fn receive(&self) -> io::Result<Vec<u8>> {
         loop {
             match self.socket.recv_from_full() {
-                // Whoever else sends here is no party to this.
+                // Messages from other senders are ignored.
                 Ok((_, sender)) if sender.port_number() != 0 => {}
                 Ok((bytes, _)) => return Ok(bytes),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -205,7 +206,7 @@ impl RouteSocket {
 }
 
 fn encode(kind: u16, flags: i32, seq: u32, body: &[u8]) -> Vec<u8> {
-    // A message with all attributes that there are is far below 4 GiB, and all flags are below 16 bits.
+    // A message with all possible attributes is far below 4 GiB, and all flags are below 16 bits.
     let len = u32::try_from(HEADER_LEN + body.len()).unwrap_or(u32::MAX);
     let acknowledged = if flags == libc::NLM_F_DUMP { 0 } else { libc::NLM_F_ACK };
     let flags = u16::try_from(libc::NLM_F_REQUEST | acknowledged | flags).unwrap_or_default();

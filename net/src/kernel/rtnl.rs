@@ -1,7 +1,7 @@
-//! The few rtnetlink requests that surveys and steps are made of.
+//! The few rtnetlink requests of surveys and steps.
 //!
-//! A link changes with one message, whatever changes on it: the kernel applies address, MTU, bridge and up in the
-//! order in which they make sense (`do_setlink`), and a start pays for one round trip.
+//! A link changes with one message: the kernel applies address, MTU, bridge and up in a sensible order (`do_setlink`),
+//! and a start pays for one round trip.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -39,17 +39,17 @@ pub(crate) mod concern;
 pub(crate) mod notices;
 pub(crate) mod port;
 
-/// What people see next to a bridge of ours in `ip link`.
+/// The alias of our bridges in `ip link`.
 const BRIDGE_ALIAS: &str = "minivmm: goes with its last port";
 
-/// Ticks of a second in what user space is told (`USER_HZ`, uapi/asm-generic/param.h).
+/// Ticks per second in the interface to user space (`USER_HZ`, uapi/asm-generic/param.h).
 pub(crate) const USER_HZ: u32 = 100;
 
-/// The family of IPv4 as an attribute's number, and the attribute below it that has settings (linux/if_link.h).
+/// `AF_INET` as an attribute's number, and the attribute in it that holds settings (linux/if_link.h).
 const AF_INET: u16 = 2;
 const IFLA_INET_CONF: u16 = 1;
 
-/// Room for notifications, each of which takes 4 KiB. A card with 64 queue pairs causes some 200 when it goes.
+/// Room for notifications, each of which takes 4 KiB. Removing a card with 64 queue pairs causes some 200.
 const EVENT_BUFFER_BYTES: usize = 2 * 1024 * 1024;
 
 /// A connection to the kernel's network configuration, inside a tokio runtime.
@@ -58,10 +58,10 @@ pub(crate) struct Rtnl {
     handle: Handle,
 }
 
-/// A setting of an interface for IPv4, with its number among them (`IPV4_DEVCONF_*`, linux/ip.h).
+/// An IPv4 setting of an interface, with its number (`IPV4_DEVCONF_*`, linux/ip.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ipv4Setting {
-    /// Redirects: the interface tells senders of a shorter way.
+    /// ICMP redirects: the interface tells senders of a shorter route.
     SendRedirects,
     /// Routing of 127.0.0.0/8.
     RouteLocalnet,
@@ -84,42 +84,42 @@ impl Ipv4Setting {
     }
 }
 
-/// What a tap gets with its bridge.
+/// The settings of a tap on its bridge.
 #[derive(Clone, Debug)]
 pub(crate) struct Attachment {
     /// Its own address.
     pub(crate) mac: MacAddr,
     /// Its MTU in bytes.
     pub(crate) mtu: u16,
-    /// Whose it is.
+    /// The tap's owner.
     pub(crate) alias: TapAlias,
-    /// The only address behind it, if that is to be so.
+    /// The only MAC behind it, if pinned.
     pub(crate) pinned: Option<MacAddr>,
-    /// Whether no frame passes between it and other isolated ports.
+    /// True to block frames between it and other isolated ports.
     pub(crate) isolated: Switch,
-    /// Whether frames go back to where they came from.
+    /// True to let frames return through the port that they came from.
     pub(crate) hairpin: Switch,
-    /// The VLANs that it is in, if that is to differ from what the bridge gives every port.
+    /// Its VLANs, if they differ from the bridge's default.
     pub(crate) vlans: Option<PortVlans>,
 }
 
-/// Notifications of the kernel about links, addresses and neighbours, from the moment of the subscription.
+/// Kernel notifications about links, addresses and neighbours, from the subscription on.
 ///
-/// They come over a socket of their own: where they fill the buffer, the kernel drops what comes next, and on a shared
-/// socket that could be the answer to a request.
+/// They have a socket of their own: on a shared one, a buffer full of notifications could make the kernel drop the
+/// answer to a request.
 pub(crate) struct Events {
     messages: Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>>>>,
     connection: JoinHandle<()>,
 }
 
 impl Events {
-    /// Listens from now on to what is of concern.
+    /// Listens from now on to the notifications of concern.
     pub(crate) fn subscribe(concern: &Concern) -> io::Result<Self> {
         let groups =
             [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
         let socket = connection.socket_mut().socket_mut();
-        // The keeper has the privilege to exceed the limit of the host; a smaller buffer only means to look more often.
+        // The keeper may exceed the host's limit; a smaller buffer only means more frequent surveys.
         if let Err(errno) = setsockopt(socket, sockopt::RcvBufForce, &EVENT_BUFFER_BYTES) {
             log::debug!("The buffer for link notifications keeps its size: {errno}");
         }
@@ -138,7 +138,7 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        // Left alone it would log every notification that nobody listens to.
+        // Left alone it would log every notification after the receiver is gone.
         self.connection.abort();
     }
 }
@@ -146,13 +146,13 @@ impl Drop for Events {
 impl Rtnl {
     /// Connects.
     pub(crate) fn connect() -> io::Result<Self> {
-        // Strict: otherwise the kernel ignores the filter of a dump in silence.
+        // Strict: otherwise the kernel silently ignores the filter of a dump.
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
-    /// Every link, without what has passed it: statistics are two thirds of a message.
+    /// Every link, without statistics, which are two thirds of a message.
     pub(crate) async fn links(&self) -> io::Result<Vec<LinkMessage>> {
         collect(without_statistics(self.handle.link().get()).execute()).await
     }
@@ -162,7 +162,7 @@ impl Rtnl {
         collect(self.handle.link().get().execute()).await
     }
 
-    /// The link with this number, none if it has gone.
+    /// The link with this index; none if it is gone.
     pub(crate) async fn link(&self, index: u32) -> io::Result<Option<LinkMessage>> {
         match collect(without_statistics(self.handle.link().get().match_index(index)).execute()).await {
             Ok(links) => Ok(links.into_iter().next()),
@@ -171,7 +171,7 @@ impl Rtnl {
         }
     }
 
-    /// Addresses behind the ports of a bridge.
+    /// The MACs behind the ports of a bridge.
     pub(crate) async fn fdb(&self, bridge: u32) -> io::Result<Vec<NeighbourMessage>> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
@@ -196,7 +196,7 @@ impl Rtnl {
         collect(self.handle.route().get(message).execute()).await
     }
 
-    /// The links by which IPv4 routes of any table lead to other machines. Keeps none of the routes.
+    /// The links by which IPv4 routes of any table lead to other machines. Does not store the routes.
     pub(crate) async fn leading(&self) -> io::Result<BTreeSet<u32>> {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
@@ -211,35 +211,35 @@ impl Rtnl {
         Ok(links)
     }
 
-    /// Gives a link an address; one that it has already is fine.
+    /// Adds an address to a link; an existing one is fine.
     pub(crate) async fn add_address(&self, link: u32, ip: IpAddr, prefix_len: u8) -> io::Result<()> {
         self.handle.address().add(link, ip, prefix_len).replace().execute().await.map_err(io_error)
     }
 
-    /// The same for IPv6, without asking whether somebody else has it, so that it holds before the link has a carrier.
+    /// The same for IPv6, without duplicate address detection, so that it is valid before the link has a carrier.
     pub(crate) async fn add_address6(&self, link: u32, ip: Ipv6Addr, prefix_len: u8) -> io::Result<()> {
         let mut request = self.handle.address().add(link, ip.into(), prefix_len).replace();
         request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         request.execute().await.map_err(io_error)
     }
 
-    /// Writes an alias on a link.
+    /// Sets the alias of a link.
     pub(crate) async fn set_alias(&self, name: &str, alias: &str) -> io::Result<()> {
         let message = LinkUnspec::new_with_name(name).alias(alias).build();
         self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
-    /// Gives a link another name, which no other link of the namespace may have: `EEXIST` then.
+    /// Adds an alternative name to a link. `EEXIST` if another link of the namespace has it.
     pub(crate) async fn add_name(&self, index: u32, name: &str) -> io::Result<()> {
         self.handle.link().property_add(index).alt_ifname(&[name]).execute().await.map_err(io_error)
     }
 
-    /// Takes such a name away.
+    /// Removes an alternative name.
     pub(crate) async fn remove_name(&self, index: u32, name: &str) -> io::Result<()> {
         self.handle.link().property_del(index).alt_ifname(&[name]).execute().await.map_err(io_error)
     }
 
-    /// Makes a bridge of ours and raises it.
+    /// Creates a bridge of ours and raises it.
     pub(crate) async fn create_bridge(&self, name: &str, mac: MacAddr, mtu: u16) -> io::Result<()> {
         let bridge =
             LinkBridge::new(name).address(mac.octets().to_vec()).mtu(u32::from(mtu)).link_group(OUR_GROUP).up().build();
@@ -247,13 +247,13 @@ impl Rtnl {
         self.set_alias(name, BRIDGE_ALIAS).await
     }
 
-    /// Gives a tap its address and MTU and raises it.
+    /// Sets a tap's address and MTU and raises it.
     pub(crate) async fn raise_tap(&self, index: u32, mac: MacAddr, mtu: u16, alias: &TapAlias) -> io::Result<()> {
         let message = LinkUnspec::new_with_index(index).address(mac.octets().to_vec()).mtu(u32::from(mtu));
         self.handle.link().change(message.alias(alias.to_string()).up().build()).execute().await.map_err(io_error)
     }
 
-    /// Makes a macvtap of ours on the interface `lower`, and leaves it down.
+    /// Creates a macvtap of ours on the interface `lower`, and leaves it down.
     pub(crate) async fn create_macvtap(&self, name: &str, lower: u32, mode: MacvtapMode) -> io::Result<()> {
         let mode = match mode {
             MacvtapMode::Bridge => MacVtapMode::Bridge,
@@ -265,9 +265,9 @@ impl Rtnl {
         self.handle.link().add(message).execute().await.map_err(io_error)
     }
 
-    /// Gives a macvtap its address and raises it. It takes all multicasts, of which the guest's card passes on what the guest
-    /// has asked for: the host has joined no groups there. On an interface that it has for itself it is promiscuous for that, as the
-    /// interface is anyhow: for all multicasts alone the kernel would leave that one set (drivers/net/macvlan.c, `macvlan_stop`).
+    /// Sets a macvtap's address and raises it. It receives all multicast, of which the guest's card passes on what the
+    /// guest asked for: the host has joined no groups there. In passthru mode it is promiscuous instead, as the lower
+    /// interface is anyway: all-multicast alone would stay set on that one (drivers/net/macvlan.c, `macvlan_stop`).
     pub(crate) async fn raise_macvtap(
         &self,
         index: u32,
@@ -283,7 +283,7 @@ impl Rtnl {
         self.handle.link().change(message.up().build()).execute().await.map_err(io_error)
     }
 
-    /// Makes an ifb of ours and raises it.
+    /// Creates an ifb of ours and raises it.
     pub(crate) async fn create_ifb(&self, name: &str) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.flags = LinkFlags::Up;
@@ -291,7 +291,7 @@ impl Rtnl {
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::Group(OUR_GROUP),
-            // It has as many queues as the host has processors otherwise, each with a buffer and a thread's work.
+            // Otherwise it has a queue per processor, each with a buffer and a thread's work.
             LinkAttribute::NumTxQueues(1),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
         ];
@@ -308,7 +308,7 @@ impl Rtnl {
         match &attachment.vlans {
             None => self.handle.link().change(message.up().build()).execute().await.map_err(io_error)?,
             Some(vlans) => {
-                // A bridge puts a new port in its default VLAN, where no frame of this one may be seen.
+                // A bridge puts a new port in its default VLAN, whose frames this port must not see.
                 self.handle.link().change(message.down().build()).execute().await.map_err(io_error)?;
                 self.set_vlans(index, vlans).await?;
                 let up = LinkUnspec::new_with_index(index).up().build();
@@ -326,11 +326,11 @@ impl Rtnl {
         }
     }
 
-    /// Gives a port of a bridge its VLANs, and no others.
+    /// Sets the VLANs of a bridge port, and no others.
     async fn set_vlans(&self, port: u32, vlans: &PortVlans) -> io::Result<()> {
         if let Some(message) = vlans.leave_message(port) {
             match self.handle.link().del_with_message(message).execute().await.map_err(io_error) {
-                // Somebody has changed the bridge's default since the survey.
+                // The bridge's default has changed since the survey.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 result => result?,
             }
@@ -338,12 +338,12 @@ impl Rtnl {
         self.handle.link().set(vlans.join_message(port)).execute().await.map_err(io_error)
     }
 
-    /// Has a bridge filter VLANs, if the kernel can.
+    /// Turns on a bridge's VLAN filter, if the kernel supports it.
     pub(crate) async fn filter_vlans(&self, bridge: u32) -> io::Result<()> {
         self.set_bridge(bridge, vec![InfoBridge::VlanFiltering(true)]).await
     }
 
-    /// Has a bridge take part in a spanning tree.
+    /// Turns on a bridge's spanning tree protocol.
     pub(crate) async fn start_stp(&self, bridge: u32, delay: ForwardDelay) -> io::Result<()> {
         let delay = InfoBridge::ForwardDelay(u32::from(delay.seconds()).saturating_mul(USER_HZ));
         self.set_bridge(bridge, vec![delay, InfoBridge::StpState(BridgeStpState::KernelStp)]).await
@@ -359,8 +359,7 @@ impl Rtnl {
         self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
-    /// Has a bridge send to its port what is for `mac`, and nothing that is for others: it learns no address there and floods
-    /// no frame for an unknown one.
+    /// Has a bridge send only frames for `mac` to its port: it learns no address there and floods no unknown unicast.
     async fn pin(&self, port: u32, mac: MacAddr) -> io::Result<()> {
         let message = LinkBridgePort::new(port).learning(false).flood(false).build();
         self.handle.link().set_port(message).execute().await.map_err(io_error)?;
@@ -368,16 +367,16 @@ impl Rtnl {
         entry.flags(NeighbourFlags::Controller).replace().execute().await.map_err(io_error)
     }
 
-    /// Takes the queueing discipline off a new link, before it is raised.
+    /// Removes the queueing discipline of a new link, before it is raised.
     ///
-    /// A tap drops what its ring cannot hold and never asks the sender to wait, so that a discipline before it never
-    /// holds a frame and only costs: a lock for each frame, and at the raise of a multi-queue tap 256 disciplines, 1.4 ms
-    /// and 6 MiB (measured on Linux 6.18).
+    /// A tap drops frames that its ring cannot hold and never asks the sender to wait. So a discipline before it never
+    /// holds a frame and only costs: a lock per frame, and 256 disciplines when a multi-queue tap is raised, 1.4 ms and
+    /// 6 MiB (measured on Linux 6.18).
     pub(crate) async fn bypass_queueing(&self, index: u32) -> io::Result<()> {
         self.set_qdisc(index, "noqueue", Vec::new()).await
     }
 
-    /// Gives a link a queueing discipline in place of the one that it has.
+    /// Replaces the queueing discipline of a link.
     pub(crate) async fn set_qdisc(&self, index: u32, kind: &str, options: Vec<TcOption>) -> io::Result<()> {
         let mut message = TcMessage::default();
         message.header.index = i32::try_from(index).map_err(io::Error::other)?;
@@ -399,31 +398,31 @@ impl Rtnl {
         Ok(())
     }
 
-    /// Makes a link a port of a bridge as it is, and raises it.
+    /// Makes a link a port of a bridge unchanged, and raises it.
     pub(crate) async fn join(&self, index: u32, bridge: u32) -> io::Result<()> {
         let message = LinkUnspec::new_with_index(index).controller(bridge).up().build();
         self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
-    /// Takes a link off its bridge.
+    /// Removes a link from its bridge.
     pub(crate) async fn leave(&self, index: u32) -> io::Result<()> {
         let message = LinkUnspec::new_with_index(index).nocontroller().build();
         self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
-    /// Gives a port of a bridge VLANs beside those that it has.
+    /// Adds VLANs to a bridge port.
     pub(crate) async fn join_vlans(&self, port: u32, vlans: &PortVlans) -> io::Result<()> {
         self.handle.link().set(vlans.join_message(port)).execute().await.map_err(io_error)
     }
 
-    /// Gives a link an address.
+    /// Sets the address of a link.
     pub(crate) async fn set_address(&self, name: &str, mac: MacAddr) -> io::Result<()> {
         let message = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).build();
         self.handle.link().change(message).execute().await.map_err(io_error)
     }
 
-    /// Changes a setting of a bridge of ours. Where `/proc/sys` is read-only, as in containers, the kernel takes it
-    /// from a message as well.
+    /// Changes a setting of a bridge of ours. Where `/proc/sys` is read-only, as in containers, the kernel also takes
+    /// it in a message.
     pub(crate) async fn set_ipv4(&self, name: &str, setting: Ipv4Setting, value: Switch) -> io::Result<()> {
         let value: u32 = if value == Switch::On { 1 } else { 0 };
         match sysctl::set(Conf::Ipv4, name, setting.name(), &value.to_string()) {
@@ -448,7 +447,7 @@ impl Rtnl {
         self.handle.link().change(LinkUnspec::new_with_name(name).down().build()).execute().await.map_err(io_error)
     }
 
-    /// Removes a link; one that has gone already is fine.
+    /// Removes a link; one that is gone already is fine.
     pub(crate) async fn remove(&self, index: u32) -> io::Result<()> {
         match self.handle.link().del(index).execute().await.map_err(io_error) {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
@@ -472,7 +471,7 @@ impl Rtnl {
     }
 }
 
-/// Whether a link is administratively up.
+/// True if a link is administratively up.
 pub(crate) fn is_up(link: &LinkMessage) -> bool {
     link.header.flags.contains(LinkFlags::Up)
 }

@@ -1,8 +1,8 @@
-//! Queues of tun and tap devices, by ioctl on `/dev/net/tun` (Documentation/networking/tuntap.rst), and of macvtaps, which take
-//! the same.
+//! Queues of tun and tap devices, by ioctl on `/dev/net/tun` (Documentation/networking/tuntap.rst), and of macvtaps,
+//! which take the same.
 //!
-//! The kernel offers no other interface for this. Every function takes and gives owned descriptors; what a queue is
-//! used for is decided elsewhere.
+//! The kernel offers no other interface for this. Every function takes and gives owned descriptors; callers decide the
+//! use of a queue.
 #![allow(unsafe_code)] // ioctl(2) takes untyped pointers.
 
 use std::fs::{File, OpenOptions};
@@ -12,10 +12,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref};
 
-/// Name pattern of new taps: the kernel puts the lowest free number.
+/// Name pattern of new taps: the kernel fills in the lowest free number.
 pub(crate) const TAP_PATTERN: &str = "vmtap%d";
 
-/// The beginning of such a name.
+/// The prefix of such a name.
 pub(crate) const TAP_PREFIX: [u8; 5] = *b"vmtap";
 
 /// Bytes before every frame: `struct virtio_net_hdr_v1` (virtio 1.3 5.1.6.1).
@@ -24,15 +24,15 @@ const VNET_HEADER_BYTES: libc::c_int = 12;
 /// `TUNGETDEVNETNS` (linux/if_tun.h).
 const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 
-/// What every tap of a card must be opened with.
+/// Flags with which every tap of a card is opened.
 const FRAME_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
-/// What is behind an inherited descriptor.
+/// The kind of an inherited descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FdKind {
-    /// Nothing, the number is not open.
+    /// Not open.
     Closed,
-    /// Something that is not a queue of a tun or tap.
+    /// Not a queue of a tun or tap.
     Other,
     /// A queue of a tun or tap.
     Tun {
@@ -45,17 +45,17 @@ pub enum FdKind {
     },
 }
 
-/// Which driver's the interface of a queue is.
+/// The driver of a queue's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TapKind {
-    /// A tap: what the guest sends comes in on it.
+    /// A tap: the guest's frames come in on it.
     Tap,
-    /// A macvtap: what the guest sends goes out on it. It takes no steering program.
+    /// A macvtap: the guest's frames go out on it. It takes no steering program.
     Macvtap,
 }
 
-/// Whether `TUNSETIFF` asks for a device that can have several queues. The device's nature is fixed at its creation
-/// and every later queue has to ask for the same.
+/// The device type that `TUNSETIFF` asks for: single-queue or multi-queue. It is fixed at creation, and every later
+/// queue has to ask for the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QueueMode {
     Single,
@@ -87,7 +87,7 @@ struct IfReq {
 }
 
 impl IfReq {
-    /// `name` is cut at what an interface name can have.
+    /// `name` is cut at the length of an interface name.
     fn new(name: &str, flags: libc::c_int) -> io::Result<Self> {
         let mut req = Self { name: [0; libc::IFNAMSIZ], flags: 0, rest: [0; 22] };
         req.flags = u16::try_from(flags).map_err(io::Error::other)?;
@@ -103,12 +103,12 @@ impl IfReq {
     }
 }
 
-/// Opens the device that makes taps.
+/// Opens the device that creates taps.
 pub(crate) fn open_device() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")
 }
 
-/// Makes a tap of this name, which can be a pattern for the kernel, out of one open device for each queue. The tap goes with the last descriptor.
+/// Creates a tap of this name or name pattern, from one open device per queue. It goes with the last descriptor.
 ///
 /// Returns its name.
 pub(crate) fn create(queues: &[File], name: &str, mode: QueueMode) -> io::Result<String> {
@@ -119,7 +119,7 @@ pub(crate) fn create(queues: &[File], name: &str, mode: QueueMode) -> io::Result
     Ok(name)
 }
 
-/// Makes an open device a queue of the tap called `name`; of a macvtap it is one already, and learns what its frames look like.
+/// Makes an open device a queue of the tap called `name`. A macvtap's already is one, and only learns its frame format.
 ///
 /// Returns the tap's name, which differs if `name` is a pattern.
 pub(crate) fn attach(queue: &File, name: &str, mode: QueueMode) -> io::Result<String> {
@@ -131,7 +131,7 @@ pub(crate) fn attach(queue: &File, name: &str, mode: QueueMode) -> io::Result<St
     Ok(req.name())
 }
 
-/// Prepares a queue that somebody else attached: header size, non-blocking.
+/// Prepares a queue that another process attached: header size, non-blocking.
 pub(crate) fn adopt(queue: &OwnedFd) -> io::Result<()> {
     set_header_size(queue)?;
     // SAFETY: F_GETFL takes no argument and `queue` is open.
@@ -141,7 +141,7 @@ pub(crate) fn adopt(queue: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// What an open descriptor is.
+/// The kind of an open descriptor.
 pub(crate) fn inspect(fd: &OwnedFd) -> FdKind {
     let Ok(mut req) = IfReq::new("", 0) else { return FdKind::Other };
     // SAFETY: TUNGETIFF writes one struct ifreq, which `req` is in size and layout; on a descriptor that is not a tun
@@ -159,12 +159,12 @@ pub(crate) fn inspect(fd: &OwnedFd) -> FdKind {
     }
 }
 
-/// Whether the tap of an open queue is an interface of this process's network namespace. Not if that cannot be known: the
-/// kernel tells only those who may configure the tap's namespace.
+/// True if the tap of a queue is in this process's network namespace; false if unknown: the kernel tells only processes
+/// that may configure the tap's namespace.
 pub(crate) fn is_in_our_namespace(queue: &OwnedFd) -> bool {
     // SAFETY: TUNGETDEVNETNS takes no argument and gives a new descriptor.
     let Ok(fd) = check(unsafe { ioctl(queue, TUNGETDEVNETNS) }) else { return false };
-    // SAFETY: the kernel has just put this descriptor into our table and nobody else knows its number.
+    // SAFETY: the kernel has just put this descriptor into our table and no other code knows its number.
     let theirs = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     let identity = |file: File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
     match (identity(theirs), File::open("/proc/self/ns/net").and_then(identity)) {
@@ -173,15 +173,15 @@ pub(crate) fn is_in_our_namespace(queue: &OwnedFd) -> bool {
     }
 }
 
-/// Has a queue take frames without a limit of its own, as those of taps do; the queues of the interface below have theirs. A
-/// macvtap's takes 208 KiB unless told, some three large frames.
+/// Lifts a queue's send limit, as taps have none; the queues of the lower interface have theirs. A macvtap's default is
+/// 208 KiB, some three large frames.
 pub(crate) fn lift_send_limit(queue: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: TUNSETSNDBUF reads one int; `queue` is open.
     let result = unsafe { ioctl_with_ref(queue, libc::TUNSETSNDBUF, &libc::c_int::MAX) };
     check(result).map(drop)
 }
 
-/// Has a tap take no more frames of each of its queues than these bytes before the first of them has got to where it goes.
+/// Limits the bytes of frames that each queue of a tap takes before the first of them has reached its destination.
 pub(crate) fn limit_sending(queue: &OwnedFd, bytes: u64) -> io::Result<()> {
     let bytes = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
     // SAFETY: TUNSETSNDBUF reads one int; `queue` is open.

@@ -1,7 +1,6 @@
-//! VLANs of a bridge's port: what the port is a member of, and the words in which rtnetlink is told (`IFLA_BRIDGE_VLAN_INFO`,
-//! linux/if_bridge.h).
+//! VLANs of a bridge port: its memberships, and their rtnetlink form (`IFLA_BRIDGE_VLAN_INFO`, linux/if_bridge.h).
 //!
-//! The port forgets them when it leaves the bridge, so that nothing has to be put back.
+//! The port forgets them when it leaves the bridge, so nothing has to be restored.
 
 use std::fmt;
 
@@ -14,13 +13,13 @@ use crate::spec::{VlanId, VlanList};
 /// The VLANs of a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PortVlans {
-    /// The VLAN of frames without a tag; without one they are dropped.
+    /// The VLAN of untagged frames; without one they are dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub untagged: Option<VlanId>,
-    /// The VLANs of frames with a tag.
+    /// The VLANs of tagged frames.
     #[serde(skip_serializing_if = "VlanList::is_empty")]
     pub tagged: VlanList,
-    /// The VLAN that the bridge puts every new port in, if it does and the port is to leave it.
+    /// The bridge's default VLAN, if it has one that the port is to leave.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leave: Option<u16>,
 }
@@ -78,7 +77,7 @@ mod tests {
     use super::*;
     use rtnetlink::packet_core::Emitable;
 
-    /// What follows the header of a message: `struct ifinfomsg` has 16 bytes.
+    /// The bytes after the header of a message: `struct ifinfomsg` has 16 bytes.
     fn attributes(message: &LinkMessage) -> Vec<u8> {
         let mut bytes = vec![0; message.buffer_len()];
         message.emit(&mut bytes);

@@ -1,4 +1,4 @@
-//! Notifications of changes in nf_tables, read in bounded helpings.
+//! Notifications of changes in nf_tables, in bounded reads.
 //!
 //! Container hosts change thousands of rules in a second. So the reader empties a small buffer and then pauses: the
 //! kernel drops what does not fit meanwhile at no further cost, and reports the loss once.
@@ -23,7 +23,7 @@ const GROUPS: u32 = 1 << (7 - 1);
 /// Room for notifications: some 200 rules. A start of a VM makes about 50.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// Most messages of one helping: those that the buffer holds, with what arrives while it is read.
+/// Most messages of one read: the full buffer, and those that arrive while it is read.
 const HELPING_MAX: usize = 1024;
 
 /// Bytes of `struct nfgenmsg`.

@@ -1,8 +1,8 @@
-//! Addresses, routes and neighbours as rtnetlink says them, taken apart no further than it takes to say them of another link
+//! Addresses, routes and neighbours as rtnetlink messages, parsed only as far as needed to repeat them for another link
 //! (rtnetlink(7), linux/if_addr.h, linux/rtnetlink.h).
 //!
-//! What the kernel tells of a route is what it wants to hear: attributes that are not known here are carried along as they are, so that
-//! metrics, encapsulations and what comes with later kernels arrive whole.
+//! The kernel takes a route in the form in which it reports it: unknown attributes are carried along unchanged, so that
+//! metrics, encapsulations and those of later kernels are kept.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,7 +20,7 @@ const IFA_LABEL: u16 = 3;
 const IFA_CACHEINFO: u16 = 6;
 const IFA_FLAGS: u16 = 8;
 
-/// Flags of an address: those that can be asked for, and of the rest the one for an address that somebody else has.
+/// Flags of an address: those that can be set, and the one for a failed duplicate address detection.
 const IFA_F_NODAD: u32 = 0x02;
 const IFA_F_DADFAILED: u32 = 0x08;
 const IFA_F_HOMEADDRESS: u32 = 0x10;
@@ -43,21 +43,21 @@ const RTA_VIA: u16 = 18;
 const RTA_EXPIRES: u16 = 23;
 const RTA_NH_ID: u16 = 30;
 
-/// Where `struct rta_cacheinfo` says how long a route lasts, in ticks of `USER_HZ`.
+/// The offset in `struct rta_cacheinfo` of a route's remaining lifetime, in ticks of `USER_HZ`.
 const EXPIRES_AT: usize = 8;
 
-/// The table of what is for this host, and the protocol of routes that the kernel adds by itself.
+/// The local table, and the protocol of routes that the kernel adds by itself.
 const RT_TABLE_LOCAL: u8 = 255;
 const RTPROT_KERNEL: u8 = 2;
 const RTN_UNICAST: u8 = 1;
 
-/// The only flag of a next hop that is asked for: its gateway needs no route.
+/// The only settable flag of a next hop: its gateway needs no route.
 const RTNH_F_ONLINK: u8 = 4;
 
 /// Bytes of `struct rtnexthop`: length, flags, weight, and the link's number.
 const HOP_LEN: usize = 8;
 
-/// Bytes of `struct ndmsg`, attributes of a neighbour, its states in which its address has been learned, and the flag of routers
+/// Bytes of `struct ndmsg`, attributes of a neighbour, its states with a learned address, and the flag of routers
 /// (linux/neighbour.h).
 pub(crate) const NEIGHBOUR_HEAD_LEN: usize = 12;
 const NDA_DST: u16 = 1;
@@ -125,7 +125,7 @@ fn ip(octets: &[u8]) -> Option<IpAddr> {
 pub(crate) struct Address(Entry<ADDRESS_HEAD_LEN>);
 
 impl Address {
-    /// Reads what follows the header of a message.
+    /// Parses the bytes after a message header.
     pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         Entry::parse(body).map(Self)
     }
@@ -141,17 +141,17 @@ impl Address {
         u32::from_ne_bytes([a, b, c, d])
     }
 
-    /// Whether it holds on its link alone, where the kernel gives every link such an address.
+    /// True for an IPv6 link-local address, which the kernel gives every link.
     pub(crate) fn is_link_local(&self) -> bool {
         matches!(self.ip(), Some(IpAddr::V6(ip)) if ip.is_unicast_link_local())
     }
 
-    /// Whether somebody else has it.
+    /// True if duplicate address detection found another machine with it.
     pub(crate) fn is_refuted(&self) -> bool {
         self.flags() & IFA_F_DADFAILED != 0
     }
 
-    /// How long it lasts, in seconds; none for ever.
+    /// The remaining lifetime in seconds; none for ever.
     pub(crate) fn lifetime_s(&self) -> Option<u32> {
         let valid = self.0.attr(IFA_CACHEINFO)?.get(4..8)?.try_into().ok().map(u32::from_ne_bytes)?;
         (valid != FOREVER).then_some(valid)
@@ -161,7 +161,7 @@ impl Address {
         self.0.number(IFA_FLAGS).unwrap_or_else(|| self.0.head[2].into())
     }
 
-    /// The same address on another link. A label that is the name of the link it comes from is that of the other link there.
+    /// The same address on another link. A label that is the old link's name becomes the new link's name.
     pub(crate) fn on(&self, link: u32, name_before: &str) -> Self {
         let mut other = self.0.clone();
         other.head[2] = 0;
@@ -174,8 +174,8 @@ impl Address {
         Self(other)
     }
 
-    /// What has it added at once, without asking whether somebody else has it: this host had it all the time. None for IPv4, where nobody
-    /// is asked.
+    /// The same without duplicate address detection: this host had the address all the time. None for IPv4, which has
+    /// none.
     pub(crate) fn without_detection(&self) -> Option<Self> {
         if self.0.family() != libc::AF_INET6 {
             return None;
@@ -185,7 +185,7 @@ impl Address {
         Some(Self(other))
     }
 
-    /// What follows the header of a message.
+    /// The bytes after a message header.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.bytes()
     }
@@ -205,7 +205,7 @@ impl fmt::Display for Address {
 pub(crate) struct Route(Entry<ROUTE_HEAD_LEN>);
 
 impl Route {
-    /// Reads what follows the header of a message.
+    /// Parses the bytes after a message header.
     pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         Entry::parse(body).map(Self)
     }
@@ -219,7 +219,7 @@ impl Route {
         self.0.head[1]
     }
 
-    /// Whether the kernel adds it with an address or a link and takes it away with that.
+    /// True if the kernel adds and removes it together with an address or a link.
     pub(crate) fn is_the_kernels(&self) -> bool {
         let [_, _, _, _, table, protocol, ..] = self.0.head;
         let link_local =
@@ -227,27 +227,27 @@ impl Route {
         protocol == RTPROT_KERNEL && (table == RT_TABLE_LOCAL || link_local)
     }
 
-    /// Whether it leads to all that no other route leads to.
+    /// True for a default route.
     pub(crate) fn is_default(&self) -> bool {
         self.destination_len() == 0 && self.0.head[7] == RTN_UNICAST
     }
 
-    /// Whether packets for this address of the host are its own because of this route.
+    /// True if this route makes the address local to the host.
     pub(crate) fn is_local_for(&self, ip: IpAddr) -> bool {
         self.0.head[4] == RT_TABLE_LOCAL && self.0.ip(RTA_DST) == Some(ip)
     }
 
-    /// Whether its way is an object of its own (`ip nexthop`), which cannot be moved with it.
+    /// True if its next hop is a separate object (`ip nexthop`), which cannot be moved with it.
     pub(crate) fn has_nexthop_object(&self) -> bool {
         self.0.attr(RTA_NH_ID).is_some()
     }
 
-    /// Whether it leads to a router, which another route has to lead to.
+    /// True if it leads to a gateway, which needs a route of its own.
     pub(crate) fn has_gateway(&self) -> bool {
         [RTA_GATEWAY, RTA_VIA, RTA_MULTIPATH].into_iter().any(|kind| self.0.attr(kind).is_some())
     }
 
-    /// Its parts that lead through `link`. One of IPv4 is one thing; of several ways of IPv6 each comes and goes by itself.
+    /// Its parts that lead through `link`. An IPv4 multipath route is one; IPv6 adds and removes each hop alone.
     pub(crate) fn parts_through(&self, link: u32) -> Vec<Self> {
         let Some(hops) = self.0.attr(RTA_MULTIPATH) else {
             return if self.0.number(RTA_OIF) == Some(link) { vec![self.clone()] } else { Vec::new() };
@@ -267,10 +267,10 @@ impl Route {
         hops.into_iter().map(part).collect()
     }
 
-    /// The same route, as the kernel wants to hear it again.
+    /// The same route, in the form that the kernel takes.
     pub(crate) fn again(&self) -> Self {
         let mut route = self.0.clone();
-        // Flags: the kernel says more than it wants to hear.
+        // The kernel reports more flags than it takes.
         route.head[8..].copy_from_slice(&[self.0.head[8] & RTNH_F_ONLINK, 0, 0, 0]);
         if let Some(hops) = self.0.attr(RTA_MULTIPATH) {
             let mut hops = hops.to_vec();
@@ -286,7 +286,7 @@ impl Route {
         Self(route)
     }
 
-    /// The same with `to` wherever it leads through `from`.
+    /// The same route with `to` for `from` in all its hops.
     pub(crate) fn through(&self, from: u32, to: u32) -> Self {
         let mut route = self.0.clone();
         if route.number(RTA_OIF) == Some(from) {
@@ -304,7 +304,7 @@ impl Route {
         Self(route)
     }
 
-    /// What follows the header of a message.
+    /// The bytes after a message header.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.bytes()
     }
@@ -327,12 +327,12 @@ impl fmt::Display for Route {
     }
 }
 
-/// A machine beside this host, as the host has come to know it.
+/// A machine beside this host, as in the kernel's neighbour table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Neighbour(Entry<NEIGHBOUR_HEAD_LEN>);
 
 impl Neighbour {
-    /// Reads what follows the header of a message.
+    /// Parses the bytes after a message header.
     pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         Entry::parse(body).map(Self)
     }
@@ -346,17 +346,17 @@ impl Neighbour {
         u32::from_ne_bytes([self.0.head[4], self.0.head[5], self.0.head[6], self.0.head[7]])
     }
 
-    /// Whether the host has learned its address and uses it. What somebody has set belongs to the link.
+    /// True if the host has learned its address and uses it. An entry set by the admin belongs to the link.
     pub(crate) fn is_learned(&self) -> bool {
         self.state() & NUD_LEARNED != 0 && self.0.attr(NDA_LLADDR).is_some()
     }
 
-    /// How long ago it was heard, roughly: the most recent first.
+    /// A rough age since it was last heard: the most recent first.
     pub(crate) fn age(&self) -> u16 {
         self.state()
     }
 
-    /// The same machine beside another link, to be asked whether it is still there when it has been used.
+    /// The same machine beside another link, stale: to be probed when used.
     pub(crate) fn on(&self, link: u32) -> Self {
         let mut other = self.0.clone();
         other.head[4..8].copy_from_slice(&link.to_ne_bytes());
@@ -365,7 +365,7 @@ impl Neighbour {
         Self(other)
     }
 
-    /// What follows the header of a message.
+    /// The bytes after a message header.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.bytes()
     }
@@ -380,7 +380,7 @@ impl fmt::Display for Neighbour {
     }
 }
 
-/// Bytes to the end of the hop that these begin with; none at the end of the list.
+/// The length of the first hop in these bytes; none at the end of the list.
 fn hop_len(bytes: &[u8]) -> Option<usize> {
     let len = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
     (len >= HOP_LEN && len <= bytes.len()).then_some(len)
@@ -411,7 +411,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A message of this head and these attributes.
+    /// A message of this header and these attributes.
     fn message(head: &[u8], attrs: &[(u16, &[u8])]) -> Vec<u8> {
         let mut writer = Writer::default();
         for (kind, payload) in attrs {

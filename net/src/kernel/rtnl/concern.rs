@@ -1,5 +1,5 @@
 //! The notifications about links, addresses and neighbours that the keeper of a VM needs: not those about the taps of
-//! other VMs, of which each start and end of one causes some thirty.
+//! other VMs, each of which causes some thirty at start and at end.
 //!
 //! ```text
 //! link       its own taps, and whatever is not called vmtap*, or is named by the plan
@@ -23,7 +23,7 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
 
-/// The family and the link's number are at the same place in `struct ifinfomsg`, `ifaddrmsg` and `ndmsg`; the entry's
+/// The family and the link's index are at the same offsets in `struct ifinfomsg`, `ifaddrmsg` and `ndmsg`; the entry's
 /// state is in the last.
 const FAMILY_AT: u32 = HEAD_LEN;
 const INDEX_AT: u32 = HEAD_LEN + 4;
@@ -39,7 +39,7 @@ const AF_BRIDGE: u8 = 7;
 /// An entry for a port's own address (linux/neighbour.h).
 const NUD_PERMANENT: u16 = 0x80;
 
-/// What belongs to a VM.
+/// The taps, MACs and interfaces of a VM.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Concern {
     /// Its taps.
@@ -51,7 +51,7 @@ pub(crate) struct Concern {
 }
 
 impl Concern {
-    /// Has the kernel give a socket nothing else from now on.
+    /// Limits a socket to these notifications from now on.
     pub(crate) fn attach_to(&self, socket: &impl AsRawFd) -> io::Result<()> {
         attach(socket, &self.program())
     }
@@ -76,7 +76,7 @@ impl Concern {
         lines.extend([
             Line::Attr(HEAD_LEN + LINK_LEN, IFLA_IFNAME),
             Line::IfOctet(0, To::Accept, To::Next),
-            // A name ends with a zero, so that there is an octet after each that is not.
+            // A name ends with a zero, so another octet follows each nonzero one.
             Line::WordFromX(name_at(0)),
             Line::IfText(first, To::Next, To::Accept),
             Line::OctetFromX(name_at(4)),

@@ -1,9 +1,8 @@
-//! Notifications of the kernel about routes and about settings of interfaces (netconf), read in bounded helpings.
+//! Kernel notifications about routes and interface settings (netconf), read in bounded batches.
 //!
-//! A router of the internet has a million routes, and changes thousands of them in a second when a neighbour comes
-//! back. So these have a socket of their own with a small buffer: whoever watches reads what is in it and then pauses.
-//! The kernel drops without further cost what it has no room for meanwhile, and says so once ([`Heard::lost`]); the
-//! state itself tells then.
+//! An internet router has a million routes, and changes thousands in a second when a neighbour returns. So these have a
+//! socket of their own with a small buffer: the reader empties it and then pauses. The kernel drops what does not fit
+//! at no further cost, and reports the loss once ([`Heard::lost`]); then the state itself is read.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,15 +18,15 @@ use crate::kernel::netlink::{Attrs, Message, messages};
 use crate::kernel::netlink_filter::{HEAD_LEN, KIND_AT, Line, To, attach};
 use crate::kernel::sysctl::Conf;
 
-/// Bits of `struct sockaddr_nl` for `RTNLGRP_IPV4_ROUTE`, `_IPV4_NETCONF` and `_IPV6_NETCONF` (linux/rtnetlink.h). Of
-/// IPv6 the whole host forwards or does not, whatever routes it has.
+/// Bits of `struct sockaddr_nl` for `RTNLGRP_IPV4_ROUTE`, `_IPV4_NETCONF` and `_IPV6_NETCONF` (linux/rtnetlink.h). IPv6
+/// forwarding is a setting of the whole host, whatever its routes.
 const GROUPS: u32 = 1 << (7 - 1) | 1 << (24 - 1) | 1 << (25 - 1);
 
-/// Room for notifications: some 200, each of which the kernel accounts with about 1 KiB. A change of a setting for all
-/// interfaces causes one for each of them.
+/// Room for some 200 notifications, each charged by the kernel with about 1 KiB. Changing a setting of all interfaces
+/// causes one for each.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// Most messages of one helping: what the buffer holds, with what arrives while it is read.
+/// Most messages of one batch: the full buffer, and those that arrive while it is read.
 const HELPING_MAX: usize = 1024;
 
 /// Room for one message.
@@ -38,8 +37,8 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNETCONF: u16 = 80;
 
-/// Bytes of `struct rtmsg`, the places of the prefix's length and of the route's type in it, the type of routes to other
-/// machines, and the longest prefix of a way out: a half of all addresses, as VPNs have it.
+/// Bytes of `struct rtmsg`, the offsets of the prefix length and the route type in it, the type of unicast routes, and
+/// the longest prefix of a default route: half of all addresses, as VPNs use it.
 const ROUTE_HEAD_LEN: usize = 12;
 const ROUTE_PREFIX_AT: usize = 1;
 const ROUTE_TYPE_AT: usize = 7;
@@ -51,8 +50,8 @@ const RTA_OIF: u16 = 4;
 const RTA_MULTIPATH: u16 = 9;
 const HOP_LEN: usize = 8;
 
-/// Bytes of `struct netconfmsg` with what comes before attributes, attributes of a setting, and numbers that stand for
-/// all interfaces and for later ones (linux/netconf.h).
+/// Bytes of `struct netconfmsg` with padding, attributes of a setting, and the indices that stand for all interfaces
+/// and for later ones (linux/netconf.h).
 const NETCONF_HEAD_LEN: usize = 4;
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
@@ -60,18 +59,18 @@ const NETCONFA_PROXY_NEIGH: u16 = 5;
 const IFINDEX_ALL: i32 = -1;
 const IFINDEX_DEFAULT: i32 = -2;
 
-/// For whom a setting holds.
+/// The scope of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
     /// The host.
     All,
-    /// Interfaces that come later.
+    /// Later interfaces.
     Default,
     /// An interface.
     Link(u32),
 }
 
-/// A change of whether packets are forwarded, whoever made it.
+/// A change of forwarding, whichever program made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Forwarding {
     pub(crate) conf: Conf,
@@ -79,24 +78,24 @@ pub(crate) struct Forwarding {
     pub(crate) on: bool,
 }
 
-/// A helping of notifications.
+/// A batch of notifications.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Heard {
-    /// Interfaces that lead to other machines by an IPv4 route that is new.
+    /// Interfaces of new IPv4 routes to other machines.
     pub(crate) leading: BTreeSet<u32>,
-    /// A way out is new, or has gone.
+    /// A default route was added or removed.
     pub(crate) ways_out: bool,
     /// Changes of forwarding, in order.
     pub(crate) forwarding: Vec<Forwarding>,
-    /// There was more than the socket could hold.
+    /// Notifications were lost for lack of room.
     pub(crate) lost: bool,
 }
 
 /// The socket.
 #[derive(Debug)]
 pub(crate) struct Notices {
-    /// The netlink socket as something tokio can wait for: it only asks for readiness, which does not differ by socket
-    /// type.
+    /// The netlink socket in a type that tokio can wait for: tokio only asks for readiness, which is the same for all
+    /// socket types.
     socket: UnixStream,
 }
 
@@ -105,7 +104,7 @@ impl Notices {
     pub(crate) fn subscribe() -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-        // Less means no more than that something is lost sooner.
+        // A smaller buffer only loses notifications sooner.
         let _ = setsockopt(&fd, sockopt::RcvBuf, &BUFFER_BYTES);
         if let Err(error) = attach(&fd, &program()) {
             log::debug!("Notifications about new interfaces are not filtered: {error}");
@@ -119,7 +118,7 @@ impl Notices {
         self.socket.readable().await
     }
 
-    /// Reads the notifications that have come meanwhile, without waiting for more.
+    /// Reads the pending notifications, without waiting for more.
     pub(crate) fn read(&self) -> io::Result<Heard> {
         let mut heard = Heard::default();
         let mut buffer = vec![0; MESSAGE_BYTES];
@@ -132,7 +131,7 @@ impl Notices {
                     heard.ways_out = true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // There is no more.
+                // No more messages.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
@@ -152,8 +151,8 @@ impl Heard {
     }
 }
 
-/// Keeps routes to other machines, and changes of forwarding. A new interface says all of its settings at once, proxying
-/// among them, and every tap of every VM is one; whatever is no tap tells by its link that it is there.
+/// Keeps routes to other machines, and changes of forwarding. A new interface's report of all settings, proxying among
+/// them, is dropped: every tap sends one, and other interfaces announce themselves by their link.
 fn program() -> Vec<Line> {
     let [attrs, route_type] = [NETCONF_HEAD_LEN, ROUTE_TYPE_AT].map(|len| HEAD_LEN + u32::try_from(len).unwrap_or(0));
     vec![
@@ -171,7 +170,7 @@ fn program() -> Vec<Line> {
     ]
 }
 
-/// Returns whether a route leads to all other machines by IPv4, or to half of them.
+/// True if an IPv4 route leads to all other machines, or to half of them.
 fn is_wide(body: &[u8]) -> bool {
     let Some(head) = body.first_chunk::<ROUTE_HEAD_LEN>() else { return false };
     i32::from(head[0]) == libc::AF_INET && head[ROUTE_TYPE_AT] == RTN_UNICAST && head[ROUTE_PREFIX_AT] <= WIDE

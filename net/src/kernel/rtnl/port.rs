@@ -11,7 +11,7 @@ use super::{Attachment, Rtnl, collect, io_error};
 use crate::spec::Switch;
 
 impl Attachment {
-    /// A setting of a tap on its bridge that is not as it was attached, if there is one. A larger MTU does no harm.
+    /// A setting of a tap on its bridge that has changed since it was attached. A larger MTU does no harm.
     pub(crate) fn changed_on(&self, tap: &LinkMessage) -> Option<&'static str> {
         tap.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::Mtu(bytes) => (*bytes < u32::from(self.mtu)).then_some("MTU"),
@@ -38,7 +38,7 @@ impl Attachment {
 }
 
 impl Rtnl {
-    /// Sets again what [`attach`](Self::attach) sets on a tap that is on its bridge, but for VLANs.
+    /// Sets again the settings of [`attach`](Self::attach) on a tap that is on its bridge, except VLANs.
     pub(crate) async fn restore_port(&self, index: u32, attachment: &Attachment) -> io::Result<()> {
         let message = LinkUnspec::new_with_index(index)
             .address(attachment.mac.octets().to_vec())
@@ -53,14 +53,14 @@ impl Rtnl {
         }
     }
 
-    /// The addresses of a link with the length of their prefixes.
+    /// The addresses of a link with their prefix lengths.
     pub(crate) async fn addresses_of(&self, link: u32) -> io::Result<Vec<(IpAddr, u8)>> {
         let addresses = collect(self.handle.address().get().set_link_index_filter(link).execute()).await?;
         Ok(addresses.iter().filter_map(|message| Some((own_address(message)?, message.header.prefix_len))).collect())
     }
 }
 
-/// On a point-to-point link `Address` is the other end's; IPv6 has that one alone.
+/// On a point-to-point link `Address` is the other end's; IPv6 has only that attribute.
 fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(ip) => Some(*ip),
