@@ -1,10 +1,12 @@
-//! The keeper: a small process that applies a plan, looks after it and undoes it. Knows every room but those that only look.
+//! The keeper: a small process that applies a plan, looks after it and undoes it. Knows every room but those that only
+//! read the host.
 //!
 //! [`Keeper::start`] forks it and returns at once, so that KVM and the network are set up side by side.
 //! [`Keeper::ports`] waits for the descriptors. From then on the keeper holds no descriptor of a tap and reads no frame
-//! of its guest, only ARP of others that claim the guest's address; it sleeps until something happens to a tap or the VMM ends. However the VMM ends, the kernel
-//! closes its end of the socket, and the keeper undoes every step. If the keeper is killed, taps and nftables still last as long as the
-//! VMM, which has descriptors of them, and go with it; a bridge that minivmm made stays, and goes with the next VM on it.
+//! of its guest, only ARP of others that claim the guest's address; it sleeps until something happens to a tap or the
+//! VMM ends. However the VMM ends, the kernel closes its end of the socket, and the keeper undoes every step. If the
+//! keeper is killed, taps and nftables still last as long as the VMM, which has descriptors of them, and go with it; a
+//! bridge that minivmm made stays, and goes with the next VM on it.
 
 mod addresses;
 mod conflict;
@@ -48,14 +50,14 @@ use crate::spec::OffloadList;
 pub use messages::{PATIENCE_S, Timing};
 use messages::{PortHeader, Reply, ServiceHeader};
 
-/// How long the keeper may take to undo everything, in seconds. It takes 0.2 s for eight cards; waiting for the lock of other
-/// keepers adds up to twenty. A keeper that is left behind goes on undoing by itself.
+/// Timeout for the keeper's undo, in seconds. Eight cards take 0.2 s; waiting for the lock of other keepers adds up to
+/// twenty seconds. A keeper that is left behind goes on undoing.
 const STOP_PATIENCE_S: i64 = 25;
 
-/// How long the keeper's process may take to end once it has nothing left to do.
+/// Timeout for the exit of a keeper that has nothing left to do.
 const EXIT_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Pauses between two looks whether it has ended. It usually takes less than the first.
+/// Pauses between two polls for the exit. The keeper usually exits within the first.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
@@ -70,49 +72,50 @@ pub struct Port {
     /// One tap descriptor for each queue pair: non-blocking, with 12-byte virtio-net headers. With one queue pair the
     /// tap is a single-queue device, on which `TUNSETQUEUE` fails.
     pub fds: Vec<OwnedFd>,
-    /// With `vhost=on` an instance of the kernel's vhost-net for each queue pair, not yet owned by anybody; else none.
+    /// With `vhost=on` an instance of the kernel's vhost-net for each queue pair, without an owner yet; otherwise none.
     pub vhost: Vec<OwnedFd>,
-    /// What hears the guest's address; none with services, which give it, and where the tap cannot be listened on: in another
-    /// namespace, or without CAP_NET_RAW.
+    /// Listener for the guest's address. None with services, which assign the address, and none where the tap cannot be
+    /// listened on: in another namespace, or without CAP_NET_RAW.
     pub address_listener: Option<AddressListener>,
     /// The chains of other programs that have rules for the card as long as the VM runs: `ip filter DOCKER-USER`.
     pub foreign_rules: Vec<String>,
-    /// What says that the interface is in use, on a macvtap: to be held for as long as the queues.
+    /// Claim that marks a macvtap as in use. Hold it for as long as the queues.
     pub claim: Option<OwnedFd>,
     /// The guest's address.
     pub mac: MacAddr,
     /// The MTU to tell the guest, in bytes.
     pub mtu: u16,
-    /// What may be left to the tap, as far as it can do it.
+    /// Offloads that may be left to the tap, as far as it supports them.
     pub offload: OffloadList,
-    /// What can choose between the queues, loaded for this card alone; none with one queue, or if the kernel refused it.
+    /// Steering program that can choose between the queues, loaded for this card alone. None with one queue, or if the
+    /// kernel refused it.
     pub steering: Option<Steering>,
-    /// The services of a network of ours, which the VMM runs; none on other networks.
+    /// The services of a minivmm network, which the VMM runs; none on other networks.
     pub services: Option<Services>,
 }
 
-/// DHCP and DNS for a card, ready to be run (see [`crate::services::run`]).
+/// DHCP and DNS for a card, ready to run (see [`crate::services::run`]).
 #[derive(Debug)]
 pub struct Services {
-    /// What they say.
+    /// The configuration that they announce.
     pub spec: ServiceSpec,
-    /// The card, and the network that it is on.
+    /// The card and its network.
     pub tap: TapAlias,
-    /// Where they hear the guest, and answer.
+    /// Socket on which they receive the guest's requests and answer.
     pub socket: OwnedFd,
 }
 
-/// What the keeper says while the VM runs.
+/// Events that the keeper reports while the VM runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// A card's link is like this from now on.
+    /// A card's link has changed to this state.
     Link {
         /// The card, by its place in the request.
         card: usize,
         /// The link.
         state: LinkState,
     },
-    /// Others have been heard with addresses of a card's guest, so often so far.
+    /// Other machines have used addresses of a card's guest; the counts are totals.
     Conflicts {
         /// The card, by its place in the request.
         card: usize,
@@ -121,20 +124,21 @@ pub enum News {
         /// With an IP address of it.
         addresses: u64,
     },
-    /// The network of a card carries other packets: its services are to tell this.
+    /// The MTU of a card's network has changed: its services should announce this one.
     Mtu {
         /// The card, by its place in the request.
         card: usize,
         /// The MTU in bytes.
         mtu: u16,
     },
-    /// All that was promised and cannot be kept at present. Each is in the log as well.
+    /// All promises that cannot be kept at present. Each is in the log as well.
     NotKept(Vec<NotKept>),
-    /// The keeper has ended, or cannot be understood: nothing is attached again, and no link is reported.
+    /// The keeper has ended, or sent a message that cannot be parsed: no tap is re-attached and no link reported from
+    /// now on.
     Ended,
 }
 
-/// Something of a card that the plan has promised, and that the keeper cannot keep at present.
+/// A promise of the plan about a card that the keeper cannot keep at present.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotKept {
     /// The card, by its place in the request.
@@ -154,14 +158,14 @@ pub struct Keeper {
 struct Process {
     pid: Pid,
     socket: OwnedFd,
-    /// What keeps the nftables of the VM, if it has some, also without the keeper.
+    /// Descriptor that keeps the VM's nftables alive without the keeper, if the VM has some.
     tables: Option<OwnedFd>,
 }
 
 impl Keeper {
-    /// Forks the keeper, which begins at once. Without cards nothing is forked.
+    /// Forks the keeper, which starts at once. Without cards it forks nothing.
     ///
-    /// The child inherits the logger, and nothing else of the process but stderr and the descriptors that `fd=` names.
+    /// The child inherits only the logger, stderr and the descriptors that `fd=` names.
     ///
     /// # Errors
     /// The process has more than one thread, or no room for a socket or a process.
@@ -192,10 +196,10 @@ impl Keeper {
         Ok(Self { process: Some(Process { pid, socket: ours, tables: None }) })
     }
 
-    /// Waits until every card is ready and returns the cards in the order of the request. To be called once.
+    /// Waits until every card is ready and returns the cards in the order of the request. Call it once.
     ///
     /// # Errors
-    /// What the keeper refuses or fails at; it has then undone everything.
+    /// The keeper refuses the request or fails; it has then undone everything.
     pub fn ports(&mut self) -> Result<Vec<Port>, Error> {
         self.ports_timed().map(|(ports, _)| ports)
     }
@@ -225,14 +229,14 @@ impl Keeper {
         }
     }
 
-    /// The keeper's end: becomes readable when there are [`news`](Self::news). None without cards.
+    /// The socket to the keeper, which becomes readable when there are [`news`](Self::news). None without cards.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.process.as_ref().map(|process| process.socket.as_fd())
     }
 
-    /// What the keeper has said, if it has. To be called after [`ports`](Self::ports), when the socket is readable.
+    /// The keeper's next event, if there is one. Call it after [`ports`](Self::ports), when the socket is readable.
     ///
-    /// The first word about a card comes soon after its port; until then a link is best taken to be up.
+    /// The first event of a card comes soon after its port; until then assume that its link is up.
     pub fn news(&self) -> Option<News> {
         match Reply::try_receive(self.socket()?) {
             Ok(Some((Reply::Link { card, state }, _))) => Some(News::Link { card, state }),
@@ -246,11 +250,11 @@ impl Keeper {
         }
     }
 
-    /// Has everything undone and waits for it. Close the ports first: a tap that is still open is removed under its
-    /// owner.
+    /// Tells the keeper to undo everything and waits for it. Close the ports first: a tap that is still open is removed
+    /// under its owner.
     ///
     /// # Errors
-    /// All that could not be undone.
+    /// Everything that could not be undone.
     pub fn stop(mut self) -> Result<(), Error> {
         match self.process.take() {
             Some(process) => process.stop(),
@@ -259,7 +263,7 @@ impl Keeper {
     }
 }
 
-/// A port from what the keeper said of it and the descriptors that came along.
+/// Builds a port from the keeper's header and the descriptors that came with it.
 fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
     let PortHeader {
         tap_name,
@@ -347,9 +351,9 @@ impl Process {
             match reply {
                 Some((Reply::Stopped(reports), _)) if reports.is_empty() => return Ok(()),
                 Some((Reply::Stopped(reports), _)) => return Err(Error::Teardown(reports)),
-                // The set-up failed, and the one who asked for the ports knows.
+                // The set-up failed, which `ports` has reported.
                 Some((Reply::Failed(_), _)) => return Ok(()),
-                // Also ports that were not asked for, which are closed here.
+                // Also ports that were never received, which are closed here.
                 Some(_) => {}
                 None => return Ok(()),
             }
@@ -357,11 +361,11 @@ impl Process {
     }
 }
 
-/// Waits until the child `pid` has ended and takes its status, for at most `patience`.
+/// Waits at most `patience` for the child `pid` to exit, and reaps it. Returns false on timeout.
 fn reaped(pid: Pid, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     let mut pause = FIRST_PAUSE;
-    // An error means that somebody else has reaped it.
+    // An error means that other code has reaped it.
     while waitpid(pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
         if Instant::now() >= deadline {
             return false;

@@ -1,4 +1,5 @@
-//! The hand-over of ports: descriptors and what the VMM has to know of them. The keeper keeps no descriptor of a tap.
+//! The hand-over of ports: descriptors and the data that the VMM needs with them. The keeper keeps no descriptor of a
+//! tap.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -21,11 +22,11 @@ pub(super) fn hand_over(
     for (card_idx, card) in plan.cards.iter().enumerate() {
         let Some(tap) = made.taps.get_mut(&card_idx) else { return Err(Error::Protocol) };
         let mut vhosts = made.vhosts.remove(&card_idx).unwrap_or_default();
-        // A card on vhost-net does not offer what a program is for, and a macvtap takes none.
+        // A card on vhost-net does not offer steering, and a macvtap takes no program.
         let takes_program = vhosts.is_empty() && tap.fds.len() > 1 && tap.kind == TapKind::Tap;
         let steering = steering.filter(|_| takes_program);
         let service = made.services.remove(&card_idx);
-        // Services know what address they have given.
+        // Services know the address that they have assigned.
         let address_listener = tap.index.filter(|_| service.is_none()).and_then(|index| listen(index, tap.kind));
         let claim = made.claims.get(&card_idx).map(OwnedFd::try_clone).transpose().map_err(Error::Socket)?;
         let header = PortHeader {
@@ -59,13 +60,14 @@ pub(super) fn hand_over(
     Reply::Ready(timing).send(socket.as_fd(), &Vec::from_iter(tables))
 }
 
-/// What hears the guest behind the tap with this number.
+/// Opens the address listener on the tap with this index; none if that fails.
 fn listen(index: u32, kind: TapKind) -> Option<AddressListener> {
     let address_listener = AddressListener::open(index, kind);
     address_listener.inspect_err(|error| log::info!("The address of a guest cannot be heard: {error}")).ok()
 }
 
-/// A card's steering program; none if the kernel refuses it, which costs the card speed when its guest asks for steering.
+/// A card's steering program; none if the kernel refuses it, which costs the card speed when its guest asks for
+/// steering.
 fn load(steering: &SteeringProgram) -> Option<Steering> {
     let loaded = steering.load();
     loaded.inspect_err(|error| log::info!("The kernel does not take a steering program for taps: {error}")).ok()

@@ -1,8 +1,8 @@
-//! What the keeper tells the VMM, and how descriptors travel with it.
+//! Messages from the keeper to the VMM, and the descriptors that they carry.
 //!
 //! One message is one packet of a `SOCK_SEQPACKET` pair: JSON, and for a card its descriptors as `SCM_RIGHTS`
-//! (unix(7)). A card has at most 133, the kernel passes up to 253 at once. The VMM says one thing only, by closing its
-//! end: that it is over.
+//! (unix(7)). A card has at most 133; the kernel passes up to 253 at once. The VMM sends nothing; it ends the session
+//! by closing its end.
 #![allow(unsafe_code)] // Received descriptors come as numbers.
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
@@ -19,31 +19,32 @@ use crate::kernel::link::LinkState;
 use crate::services::ServiceSpec;
 use crate::spec::{OffloadList, QUEUES_MAX};
 
-/// How long the VMM waits for the keeper's next word, in seconds. Set-up takes a millisecond; this covers a host that
-/// is starting hundreds of VMs, and bounds the wait for a kernel that hangs.
+/// Timeout for the keeper's next message, in seconds. Set-up takes a millisecond; this covers a host that is starting
+/// hundreds of VMs, and bounds the wait for a kernel that hangs.
 pub const PATIENCE_S: i64 = 30;
 
-/// Largest message. The longest is a teardown report: a line for each step that failed.
+/// Size limit of a message. The longest is a teardown report: a line for each step that failed.
 const MESSAGE_BYTES: usize = 64 * 1024;
 
-/// Descriptors a receiver has room for: a queue's two each, an address listener, a claim, the services' socket, a program and its map.
+/// Descriptors that a receiver has room for: a queue's two each, an address listener, a claim, the services' socket, a
+/// program and its map.
 const FDS_MAX: usize = 2 * QUEUES_MAX as usize + 5;
 
-/// What the keeper says.
+/// A message from the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     /// A card is ready; its descriptors come along.
     Port(Box<PortHeader>),
-    /// All cards are ready; what keeps the VM's nftables comes along, if it has some.
+    /// All cards are ready. The descriptor that keeps the VM's nftables alive comes along, if there are some.
     Ready(Timing),
     /// A card's link has changed.
     Link {
         /// The card.
         card: usize,
-        /// What it is like.
+        /// Its state.
         state: LinkState,
     },
-    /// Others have been heard with addresses of a card's guest, so often so far.
+    /// Other machines have used addresses of a card's guest; the counts are totals.
     Conflicts {
         /// The card.
         card: usize,
@@ -52,60 +53,61 @@ pub(crate) enum Reply {
         /// With an IP address of it.
         addresses: u64,
     },
-    /// The MTU that a card's services are to tell its guest from now on.
+    /// The MTU that a card's services should announce to its guest from now on.
     Mtu {
         /// The card.
         card: usize,
-        /// Bytes.
+        /// The MTU in bytes.
         mtu: u16,
     },
     /// All promises that are not kept at present.
     NotKept(Vec<NotKept>),
-    /// They cannot be had; all is undone.
+    /// The ports cannot be made; everything is undone.
     Failed(Report),
-    /// Teardown is over, and this went wrong.
+    /// Teardown is over, with these failures.
     Stopped(Vec<Report>),
 }
 
-/// A port without its descriptors: those of the tap, those of vhost-net, an address listener, a claim, the services' socket, a steering program
-/// and its map.
+/// A port without its descriptors: those of the tap, those of vhost-net, an address listener, a claim, the services'
+/// socket, a steering program and its map.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PortHeader {
     pub(crate) tap_name: String,
     pub(crate) bridge: Option<String>,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: u16,
-    /// What is left to the tap.
+    /// Offloads that are left to the tap.
     pub(crate) offload: OffloadList,
-    /// The chains of others that have rules for it.
+    /// Chains of other programs that have rules for it.
     pub(crate) foreign_rules: Vec<String>,
-    /// How many of the descriptors are queues of the tap.
+    /// Number of descriptors that are queues of the tap.
     pub(crate) queues: usize,
-    /// How many of the following ones are instances of vhost-net: as many, or none.
+    /// Number of vhost-net instances that follow: one for each queue, or none.
     pub(crate) vhosts: usize,
-    /// How many of the following ones are address listeners: one or none.
+    /// Number of address listeners that follow: one or none.
     pub(crate) address_listeners: usize,
-    /// How many of the following ones say that the interface is in use: one or none.
+    /// Number of claims on the interface that follow: one or none.
     pub(crate) claims: usize,
-    /// What the services say whose socket is the next one, if the card has some.
+    /// Services whose socket comes next, if the card has some.
     pub(crate) service: Option<ServiceHeader>,
 }
 
 /// Services without their socket.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ServiceHeader {
-    /// What they say.
+    /// The configuration that they announce.
     pub(crate) spec: ServiceSpec,
-    /// What is written on the card's tap.
+    /// The alias of the card's tap.
     pub(crate) alias: String,
 }
 
-/// How long the keeper took, in microseconds since its birth; each phase ends where the next begins.
+/// Duration of each phase of the keeper's start, in microseconds. The first begins with the fork; each ends where the
+/// next begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
     /// Detaching from the VMM and connecting to the kernel.
     pub connect_us: u64,
-    /// Waiting for other keepers and looking at the host.
+    /// Waiting for other keepers and reading the host's facts.
     pub survey_us: u64,
     /// Planning.
     pub plan_us: u64,
@@ -119,7 +121,7 @@ impl Reply {
         self.send_with(socket, fds, MsgFlags::empty())
     }
 
-    /// Sends this message without waiting for room. Returns whether there was some.
+    /// Sends this message without blocking. Returns false if the socket has no room.
     pub(crate) fn try_send(&self, socket: BorrowedFd<'_>) -> Result<bool, Error> {
         match self.send_with(socket, &[], MsgFlags::MSG_DONTWAIT) {
             Err(Error::Talk(error)) if error.kind() == ErrorKind::WouldBlock => Ok(false),
@@ -137,12 +139,12 @@ impl Reply {
         Ok(())
     }
 
-    /// Waits for the next message and its descriptors; none if the other end is closed.
+    /// Waits for the next message and its descriptors. Returns none if the other end is closed.
     pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
         Self::receive_with(socket, MsgFlags::empty())
     }
 
-    /// The same without waiting, which is [`Error::Silent`] if there is no message.
+    /// [`receive`](Self::receive) without waiting. Fails with [`Error::Silent`] if there is no message.
     pub(crate) fn try_receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
         Self::receive_with(socket, MsgFlags::MSG_DONTWAIT)
     }
@@ -163,7 +165,7 @@ impl Reply {
         for part in message.cmsgs().map_err(|_| Error::Protocol)? {
             let ControlMessageOwned::ScmRights(numbers) = part else { continue };
             for number in numbers {
-                // SAFETY: the kernel has just put this descriptor into our table and nobody else knows its number.
+                // SAFETY: the kernel has just put this descriptor into our table and no other code knows its number.
                 fds.push(unsafe { OwnedFd::from_raw_fd(number) });
             }
         }

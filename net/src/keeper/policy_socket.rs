@@ -1,7 +1,8 @@
-//! Where the keeper is asked for the policy of its VM, and given another.
+//! The socket on which the keeper reports the policy of its VM and takes a new one.
 //!
-//! The VMM has no part in it: it gave its privileges up, and whoever takes it over is to stay behind the policy. So a caller has to be the
-//! keeper's user or root, and to have what it takes to change rules, CAP_NET_ADMIN. One caller is served at a time, and not for long.
+//! The VMM takes no part: it has dropped its privileges, and a guest that takes it over must stay subject to the
+//! policy. So a caller must be root or the keeper's user, and have CAP_NET_ADMIN, which changing rules takes. Callers
+//! are served one at a time, under a timeout.
 
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -18,23 +19,23 @@ use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::step::{Applied, OpenServices, Step};
 
-/// How long a caller may take for an order and its answer.
+/// Timeout for a caller's order, and again for its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Its bit in a set of capabilities (linux/capability.h).
+/// Bit of this capability in a set (linux/capability.h).
 const CAP_NET_ADMIN: u64 = 1 << 12;
 
-/// The keeper's end.
+/// The keeper's end of the socket.
 pub(super) struct PolicySocket(Option<UnixListener>);
 
-/// Somebody who asks, with what.
+/// A caller and its order.
 pub(super) struct Caller {
     stream: UnixStream,
     pub(super) order: Order,
 }
 
 impl PolicySocket {
-    /// The socket of a VM of that name. Without one its policy stays as it is.
+    /// Opens the policy socket of a VM. If that fails, the policy stays as it is.
     pub(super) fn open(vm: &str) -> Self {
         let listen = || {
             let folder = RuntimeDir::open().map_err(io::Error::other)?;
@@ -48,7 +49,7 @@ impl PolicySocket {
         )
     }
 
-    /// The next caller who may ask, and has done so.
+    /// Waits for the next authorised caller and its order.
     pub(super) async fn next(&self) -> Caller {
         let Some(listener) = &self.0 else { return std::future::pending().await };
         loop {
@@ -70,7 +71,7 @@ impl PolicySocket {
 }
 
 impl Caller {
-    /// Gives the answer.
+    /// Sends the answer.
     pub(super) async fn answer(self, answer: &Answer) {
         Self::say(&self.stream, answer).await;
     }
@@ -78,12 +79,12 @@ impl Caller {
     async fn say(stream: &UnixStream, answer: &Answer) {
         let Ok(mut line) = serde_json::to_vec(answer) else { return };
         line.push(b'\n');
-        // Who does not wait for the answer does without it.
+        // A caller that does not wait for the answer goes without it.
         let _ = tokio::time::timeout(PATIENCE, write(stream, &line)).await;
     }
 }
 
-/// What a caller wants, or why it is not to be had.
+/// Reads a caller's order, or gives the reason for a refusal.
 async fn listen(stream: &UnixStream) -> Result<Order, String> {
     let peer = stream.peer_cred().map_err(|error| format!("The kernel does not say who asks: {error}"))?;
     let user = peer.uid() == 0 || peer.uid() == geteuid().as_raw();
@@ -94,7 +95,7 @@ async fn listen(stream: &UnixStream) -> Result<Order, String> {
     serde_json::from_slice(&line).map_err(|error| format!("Not an order: {error}"))
 }
 
-/// Whether a process could change the rules by itself, if it owned them.
+/// True if a process has CAP_NET_ADMIN, so that it could change rules of its own.
 fn has_privilege(pid: i32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -134,7 +135,7 @@ async fn write(stream: &UnixStream, mut line: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Does what a caller wants, and says what is in force.
+/// Carries out a caller's order and answers with the active policy.
 pub(super) fn obey(plan: &Plan, made: &mut Applied, request: &Request, order: &Order) -> Answer {
     if let Order::Replace(policy) = order {
         if let Err(error) = replace(plan, made, request, policy) {

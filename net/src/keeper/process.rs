@@ -1,4 +1,4 @@
-//! Becoming a process of its own.
+//! Forks the keeper and detaches it from the VMM.
 #![allow(unsafe_code)] // fork(2), close_range(2), and descriptors that are known by number only.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
 use crate::error::Error;
 
-/// What `ps` and `top` show (prctl(2) PR_SET_NAME).
+/// Process name in `ps` and `top` (prctl(2) PR_SET_NAME).
 const NAME: &std::ffi::CStr = c"keeper";
 
 /// First descriptor after the standard streams.
@@ -52,7 +52,7 @@ pub(super) fn spawn(child: impl FnOnce() -> i32) -> Result<Pid, Error> {
 
 /// Leaves the terminal, the VMM's signals and all of its descriptors but stderr, `keep` and those in `numbers`.
 ///
-/// Returns those of `numbers` that are open. What cannot be done is only untidy: the keeper works without.
+/// Returns those of `numbers` that are open. A part that fails is only untidy: the keeper works without it.
 pub(super) fn detach(keep: &OwnedFd, numbers: &[RawFd]) -> BTreeMap<RawFd, OwnedFd> {
     // A process group keeps the terminal's signals away. A session of its own would as well, but moves the process to
     // another scheduling group (autogroup), and on a busy machine that costs a tick of 4 ms in the middle of a start.
@@ -74,7 +74,7 @@ pub(super) fn detach(keep: &OwnedFd, numbers: &[RawFd]) -> BTreeMap<RawFd, Owned
         // SAFETY: F_GETFD takes no argument and only looks the number up.
         let open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
         if open && number != keep.as_raw_fd() && !inherited.contains_key(&number) {
-            // SAFETY: the number is open, and in this process nobody owns it: the values of the VMM that did are in
+            // SAFETY: the number is open, and no value in this process owns it: the values of the VMM that did are in
             // frames that are never returned to.
             inherited.insert(number, unsafe { OwnedFd::from_raw_fd(number) });
         }
@@ -108,8 +108,8 @@ fn close_range(first: RawFd, last: RawFd) {
     if first > last {
         return;
     }
-    // SAFETY: no flag is set, and in this process nobody owns a descriptor in the range: see `detach`. The kernel
-    // refuses nothing else than a range that is empty; one without close_range(2) (before 5.9) leaves them open.
+    // SAFETY: no flag is set, and no value in this process owns a descriptor in the range: see `detach`. The kernel
+    // refuses only an empty range; a kernel without close_range(2) (before 5.9) leaves them open.
     unsafe { libc::close_range(first, last, 0) };
 }
 

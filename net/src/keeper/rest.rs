@@ -1,7 +1,7 @@
 //! Memory that the keeper gives back once nothing has happened for a while.
 //!
-//! A look at the host leaves a heap of freed lists behind, and brings in code that is not needed until the next one. The keepers of
-//! a host all look when one VM comes or goes, so they all give it back afterwards.
+//! A look at the host leaves a heap of freed lists behind, and brings in code that is not needed until the next one.
+//! The keepers of a host all look when one VM comes or goes, so they all give it back afterwards.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::kernel::own_code;
 
-/// How long nothing has happened then. Looks that put each other off are 100 ms apart.
+/// Idle time before memory is given back. Looks that put each other off are 100 ms apart.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// Least pause between two times: it costs some 0.1 ms, now and when what was given back is needed again.
@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_secs(3);
 pub(super) struct Rest {
     due: Option<Instant>,
     not_before: Instant,
-    /// What is noted next is only that memory was given back.
+    /// The next event is only that memory was given back.
     taken: bool,
 }
 

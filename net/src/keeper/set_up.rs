@@ -13,8 +13,8 @@ use crate::request::Request;
 use crate::spec::NetSpec;
 use crate::step::{Applied, Step};
 
-/// How often a plan is made anew because the host changed between survey and step. Keepers keep out of each other's
-/// way with a lock, so this takes somebody else who makes and removes bridges in the same millisecond.
+/// Number of plans that a start makes when the host changes between survey and step. A lock keeps keepers apart, so
+/// this takes another program that makes and removes bridges in the same millisecond.
 const ATTEMPTS: usize = 4;
 
 /// Surveys, plans and applies, and leaves nothing behind if that fails.
@@ -45,7 +45,7 @@ async fn try_set_up(socket: &OwnedFd, made: &mut Applied, request: &Request, clo
     for (done, step) in plan.steps.iter().enumerate() {
         log::debug!("{step}");
         if let Err(error) = step.apply(made).await {
-            // The failed step as well: it may have got half-way.
+            // Includes the failed step, which may be half-done.
             for report in undo_all(&plan.steps[..=done], made).await {
                 log::error!("{}", report.message);
             }
@@ -56,7 +56,8 @@ async fn try_set_up(socket: &OwnedFd, made: &mut Applied, request: &Request, clo
     Ok(plan)
 }
 
-/// Undoes every step from the last to the first, whatever the others say. What several of them could not undo is said once.
+/// Undoes every step from the last to the first, even if some fail. A failure that several of them share is reported
+/// once.
 pub(super) async fn undo_all(steps: &[Step], made: &mut Applied) -> Vec<Report> {
     made.look_again();
     let mut reports: Vec<Report> = Vec::new();
@@ -85,7 +86,7 @@ async fn lock_if_shared(cards: &[NetSpec], socket: &OwnedFd) -> Result<Option<Na
         lock = NamespaceLock::take() => lock,
         _ = end.readable() => return Err(Error::Unwanted),
     };
-    // What follows writes to the socket and waits for room.
+    // The writes that follow block until there is room.
     end.into_std().and_then(|end| end.set_nonblocking(false)).map_err(Error::Socket)?;
     Ok(Some(lock))
 }
