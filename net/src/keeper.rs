@@ -2,11 +2,12 @@
 //! read the host.
 //!
 //! [`Keeper::start`] forks it and returns at once, so that KVM and the network are set up side by side.
-//! [`Keeper::ports`] waits for the descriptors. From then on the keeper holds no descriptor of a tap and reads no frame
-//! of its guest, only ARP of others that claim the guest's address; it sleeps until something happens to a tap or the
-//! VMM ends. However the VMM ends, the kernel closes its end of the socket, and the keeper undoes every step. If the
-//! keeper is killed, taps and nftables still last as long as the VMM, which has descriptors of them, and go with it; a
-//! bridge that minivmm made stays, and goes with the next VM on it.
+//! [`Keeper::ports`] waits for the descriptors. From then on the keeper holds no descriptor of a tap. Of frames it
+//! reads only claims of addresses: the guest's own by duplicate address detection, and those of others by ARP and
+//! neighbour discovery. It sleeps until something happens to a tap or the VMM ends. However the VMM ends, the kernel
+//! closes its end of the socket, and the keeper undoes every step. If the keeper is killed, taps and nftables still
+//! last as long as the VMM, which has descriptors of them, and go with it; a bridge that minivmm made stays, and goes
+//! with the next VM on it.
 
 mod addresses;
 mod conflict;

@@ -1,8 +1,8 @@
-//! Bridges of ours: when one is out of use, and what goes with it.
+//! Bridges of ours: detection of unused ones, and their removal with all that was changed for them.
 //!
-//! Each of the three things that a start may change for a bridge of ours can be put back by itself, if no VM is on the bridge any
-//! more: its uplink, and forwarding of either family. Removing the bridge puts back what is left of them. The caller holds the
-//! namespace's lock, so no other keeper attaches a tap between the look and the change.
+//! Each of the three things that a start may change for a bridge of ours can be put back by itself, if no VM is on the
+//! bridge any more: its uplink, and forwarding of either family. Removing the bridge puts back the rest of them. The
+//! caller holds the namespace's lock, so no other keeper attaches a tap between the check and the change.
 
 use std::io;
 
@@ -13,18 +13,18 @@ use crate::kernel::rtnl::Rtnl;
 use crate::spec::IfName;
 use crate::survey;
 
-/// Why a bridge of ours could not be removed, or what was changed for it not be put back.
+/// Failure to remove a bridge of ours, or to put back what was changed for it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BridgeError {
     /// The kernel refuses.
     #[error(transparent)]
     Link(#[from] io::Error),
-    /// Its uplink could not have back what the bridge has from it.
+    /// The bridge could not give its uplink's addresses and routes back.
     #[error("Cannot give back to {uplink} what the bridge has from it")]
     GiveBack {
         /// The interface.
         uplink: String,
-        /// What went wrong.
+        /// The cause.
         source: MoveError,
     },
 }
@@ -38,9 +38,9 @@ pub(crate) fn is_unused(bridge: &Link, links: &[Link]) -> bool {
 /// A part of what a start changes for a bridge of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// The bridge itself, with all that is left of the others.
+    /// The bridge itself, with the rest of the other parts.
     Whole,
-    /// What it has from its uplink.
+    /// Its uplink's addresses and routes.
     Uplink,
     /// Forwarding of a family that was switched on for it.
     Forwarding(Family),
@@ -52,7 +52,7 @@ pub(crate) async fn take_back_if_unused(rtnl: &Rtnl, bridge: &IfName, part: Part
     take_back(rtnl, bridge, part, &links).await.map(drop)
 }
 
-/// The same with the links that there are. Returns whether there was something to do.
+/// [`take_back_if_unused`] with links that the caller has read. Returns false if there was nothing to do.
 pub(crate) async fn take_back(rtnl: &Rtnl, bridge: &IfName, part: Part, links: &[Link]) -> Result<bool, BridgeError> {
     let ours = links.iter().find(|link| link.name == bridge.as_str() && link.is_our_bridge());
     let Some(ours) = ours.filter(|ours| is_unused(ours, links)) else { return Ok(false) };

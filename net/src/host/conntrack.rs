@@ -4,12 +4,11 @@
 //! The kernel asks the rules for a translation at the first packet of a connection only. A client that goes on sending
 //! to a port keeps its entry alive, so without this it would never reach a guest that took the port over meanwhile, and
 //! would go on being led to the address of a guest that has gone. Connections of TCP that both sides have spoken on are
-//! left to whoever has them, unless the guest itself is a party: there the address is that of a guest that begins or
-//! has gone.
+//! left to their parties, unless the guest itself is one: there the address is that of a guest that begins or has gone.
 //!
 //! Costs: a walk of the kernel takes 5 ms, as it locks each of a quarter of a million buckets, which all namespaces
-//! share. So there is none where the namespace has no connections; of few connections there is one, which lists them all;
-//! of many there is one for each port and address. Not on the way of a start, but beside it.
+//! share. So there is none where the namespace has no connections; of few connections there is one, which lists them
+//! all; of many there is one for each port and address. Not on the way of a start, but beside it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -288,7 +287,7 @@ impl Entry {
         if self.original.source == guest || self.reply.source == guest {
             return true;
         }
-        // Whoever has a connection of TCP keeps it: what comes next would be sent to a guest that knows nothing of it.
+        // An established TCP connection is kept: its next packet would go to a guest that knows nothing of it.
         let is_kept = self.original.protocol != Protocol::Udp.number() && self.status & IPS_SEEN_REPLY != 0;
         self.is_to_port_of(member, local) && !is_kept
     }
@@ -337,7 +336,7 @@ impl Socket {
         let (mut entries, mut buffer) = (Vec::new(), vec![0; RECEIVE_BYTES]);
         for _ in 0..PIECES_MAX {
             let received = match recvfrom::<NetlinkAddr>(self.fd.as_raw_fd(), &mut buffer) {
-                // Whoever else sends here is no party to this.
+                // Messages of other senders are ignored.
                 Ok((_, Some(sender))) if sender.pid() != 0 => continue,
                 Ok((len, _)) => buffer.get(..len).unwrap_or_default(),
                 Err(Errno::EINTR) => continue,

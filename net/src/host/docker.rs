@@ -1,15 +1,16 @@
-//! The place that Docker leaves for rules of others.
+//! Docker's chain for the rules of other programs.
 //!
-//! Docker has the host drop what it forwards unless a rule says otherwise, and a table of ours cannot let pass what another one drops.
-//! But first of all it asks a chain that it never changes itself, and there go two rules for each card behind NAT:
+//! Docker drops forwarded traffic that no rule accepts, and a table of ours cannot accept what another table drops. But
+//! its first rule jumps to a chain that it never changes itself, which takes two rules for each card behind NAT:
 //!
 //! ```text
 //! table ip filter    FORWARD (policy drop) --> DOCKER-USER: what the user has put there, [rules of VMs], return
 //! ```
 //!
-//! They come after the user's own, who has the last word, name VM and network in a comment, which `iptables -S` shows, and do not lead to
-//! containers. The keeper that made them removes them by their handles. If it was killed, the next start behind NAT, or `minivmm net gc`,
-//! finds rules whose VM has no tap on that network. The table is not ours, so the kernel does not remove them by itself.
+//! They come after the user's own rules, which so decide first, name VM and network in a comment, which `iptables -S`
+//! shows, and do not lead to containers. The keeper that made them removes them by their handles. If it was killed, the
+//! next start behind NAT, or `minivmm net gc`, finds rules whose VM has no tap on that network. The table is not ours,
+//! so the kernel does not remove them by itself.
 //!
 //! Docker may come and go, and flush its rules, while a VM runs: the keeper sees that, and has the rules where the
 //! chain is.
@@ -224,8 +225,8 @@ fn is_of(rule: &RuleInChain, vm: &str) -> bool {
     owner(rule).is_some_and(|(name, _)| name == vm)
 }
 
-/// Whether it is one of ours, and its VM has no tap on its network. The lock of the namespace keeps starts out of the way, which make the
-/// tap first.
+/// True for a rule of ours whose VM has no tap on its network. The namespace's lock excludes starts, which make the tap
+/// first.
 fn is_left_over(rule: &RuleInChain, links: &[Link]) -> bool {
     let Some((vm, bridge)) = owner(rule) else { return false };
     let bridge = links.iter().find(|link| link.name == bridge && link.is_our_bridge());

@@ -3,11 +3,11 @@
 //! The kernel looks at the setting of the interface through which a packet came in, so a way out takes the network's
 //! bridge and, for the answers, every interface that leads somewhere. Those that did not forward are written on the
 //! bridge before they are changed ([`NetworkAlias`]). IPv6 has no such setting of an interface (before Linux 6.17):
-//! there the whole host forwards ([`ipv6`]). Whoever removes the bridge puts everything back, or writes it on another
-//! bridge of ours that still needs it.
+//! there the whole host forwards ([`ipv6`]). The removal of the bridge puts everything back, or hands it to the alias
+//! of another bridge of ours that still needs it.
 //!
-//! A host that forwards for us is no router between its own networks: see [`fence`]. Where its owner has it forward
-//! anyhow, it is his.
+//! A host that forwards for us is no router between its own networks: see [`fence`]. Where the admin has it forward
+//! anyhow, it is left alone.
 
 pub(crate) mod fence;
 pub(crate) mod ipv6;
@@ -22,7 +22,7 @@ use crate::kernel::sysctl::{self, Conf, FORWARDING};
 use crate::spec::IfName;
 use crate::survey;
 
-/// What is forwarded.
+/// The IP version that is forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Family {
     /// IPv4, interface by interface.
@@ -73,8 +73,8 @@ pub(crate) async fn inherit(rtnl: &Rtnl, from: u32, to: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts back what was changed in these families for `bridge`, which no VM is on, or has another network of ours that leads
-/// out put it back later. The bridge has it no longer on it then, so that this may be repeated.
+/// Puts back what was changed in these families for `bridge`, which no VM is on, or has another network of ours that
+/// leads out put it back later. The bridge has it no longer on it then, so that this may be repeated.
 pub(crate) async fn release(rtnl: &Rtnl, bridge: &Link, links: &[Link], families: &[Family]) -> io::Result<()> {
     let Some((_, mut kept)) = network(bridge) else { return Ok(()) };
     let mut part = NetworkAlias::new(kept.mode, kept.net.clone());

@@ -1,10 +1,10 @@
 //! One set-up or teardown of bridges at a time in a network namespace.
 //!
-//! Between the look whether a bridge of ours has ports left and its removal, another keeper could attach a tap to it.
-//! The lock is a `flock` on the namespace's own file, so it needs no directory that everybody can agree on, covers
-//! exactly the processes that see the same bridges, and is gone with the process. Any user can take it, hence the
-//! deadline: whoever blocks it costs a start two seconds and brings the race back, nothing more. Where another keeper of root's
-//! or of this user's has it, the wait is longer: with dozens of starts at once some take their turn late.
+//! Between the check that a bridge of ours has no ports left and its removal, another keeper could attach a tap to it.
+//! The lock is a `flock` on the namespace's own file, so it needs no agreed directory, covers exactly the processes
+//! that see the same bridges, and ends with the process. Any user can take it, hence the deadline: a program that
+//! blocks it costs a start two seconds and brings the race back, nothing more. While a process of root's or of this
+//! user's holds it, the wait is longer: with dozens of starts at once some take their turn late.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,23 +14,25 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-/// How long to wait for others. A set-up takes about a millisecond, a teardown of eight cards 0.2 s.
+/// Timeout while another user's process holds the lock. A set-up takes about a millisecond, a teardown of eight cards
+/// 0.2 s.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long to wait while one of our own has it. The VMM waits a little longer for its keeper.
+/// Timeout while a process of root's or of this user's holds it. The VMM waits a little longer for its keeper.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Pause between two attempts; `flock` cannot wait with a deadline without a signal.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Holds the namespace's lock until dropped, if it could be had.
+/// Holds the namespace's lock until dropped, if it was acquired.
 #[derive(Debug)]
 pub(crate) struct NamespaceLock {
     _lock: Option<Flock<File>>,
 }
 
 impl NamespaceLock {
-    /// Waits for the lock, at most [`DEADLINE`], or [`PATIENCE`] if one of our own has it then.
+    /// Waits for the lock, at most [`DEADLINE`], or [`PATIENCE`] if a process of root's or of this user's holds it
+    /// then.
     pub(crate) async fn take() -> Self {
         match Self::wait().await {
             Ok(lock) => Self { _lock: Some(lock) },
@@ -60,7 +62,7 @@ impl NamespaceLock {
     }
 }
 
-/// Whether nobody else has the lock than processes of root's or of this user's. One that has just been let go is nobody's.
+/// True if only processes of root's or of this user's hold the lock, or none does because it was just released.
 fn is_held_by_our_own(file: &File) -> bool {
     let Ok(inode) = file.metadata().map(|metadata| metadata.ino()) else { return false };
     let own = nix::unistd::geteuid().as_raw();

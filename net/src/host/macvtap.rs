@@ -1,10 +1,11 @@
-//! Makes macvtaps: links with an address of their own on an interface of the host, whose queues are openings of a character device
-//! (Linux drivers/net/macvtap.c, tap.c).
+//! Creates macvtaps: links with a MAC address of their own on an interface of the host, whose queues are descriptors of
+//! a character device (Linux drivers/net/macvtap.c, tap.c).
 //!
-//! The device's number is in sysfs below the link, and whether there is a file for it in /dev is up to the host: `/dev/tapN` counts
-//! interface numbers, which other network namespaces have as well, and containers have none. So the number is looked up by the
-//! link's name, which is random and cannot be mistaken for another namespace's, if need be in a sysfs of our own, which
-//! shows the namespace that we are in; and without a file of that number the device is made in a file system that nobody else sees.
+//! The device's number is in sysfs below the link. Not every host has its file in /dev: the N of `/dev/tapN` is an
+//! interface index, which other network namespaces use as well, and containers have no such file. So the number is
+//! looked up by the link's name, which is random and cannot be mistaken for another namespace's, if need be in a new
+//! sysfs mount, which shows the caller's namespace. Without a file of that number the device is made in a file system
+//! that no other process sees.
 //!
 //! Unlike a tap, a macvtap does not go with its last descriptor. See [`crate::facts::claim`].
 
@@ -34,17 +35,17 @@ pub struct Macvtap {
     pub tap: IfName,
     /// The interface that it is on.
     pub lower: IfName,
-    /// Who else is in reach.
+    /// The mode, which decides which other macvtaps it reaches.
     pub mode: MacvtapMode,
     /// Its address, which is the guest's.
     pub mac: MacAddr,
     /// Queue pairs.
     pub queues: u16,
-    /// What is written on it.
+    /// Its alias.
     pub alias: TapAlias,
 }
 
-/// Makes the link and returns its number.
+/// Creates the link and returns its index.
 pub(crate) async fn create(rtnl: &Rtnl, wanted: &Macvtap) -> io::Result<u32> {
     let lower = index_of(wanted.lower.as_str())?;
     rtnl.create_macvtap(wanted.tap.as_str(), lower, wanted.mode).await?;
@@ -60,7 +61,7 @@ pub(crate) async fn remove(rtnl: &Rtnl, name: &IfName) -> io::Result<()> {
     }
 }
 
-/// Removes a macvtap of ours if nobody uses it. Returns whether it is gone by this.
+/// Removes a macvtap of ours that no process claims. Returns true if it did.
 pub(crate) async fn remove_if_left_behind(rtnl: &Rtnl, name: &str) -> io::Result<bool> {
     let links = survey::links(rtnl).await?;
     let claimed = claim::taken()?;
@@ -70,7 +71,7 @@ pub(crate) async fn remove_if_left_behind(rtnl: &Rtnl, name: &str) -> io::Result
     }
 }
 
-/// Opens the device of the macvtap `tap`, which has this number, once for each queue.
+/// Opens the device of the macvtap `tap`, which has this interface index, once for each queue.
 pub(crate) fn open_queues(tap: &IfName, index: u32, queues: u16) -> io::Result<Vec<File>> {
     let device = device_of(tap, index)?;
     let queues = open_device(device, tap, index, queues)?;
@@ -109,7 +110,7 @@ fn open_device(device: Dev, tap: &IfName, index: u32, queues: u16) -> io::Result
     }
     match mount("tmpfs") {
         Ok(directory) => open_new_node(directory, "tap", device, queues),
-        // Without the right to mount, /dev is where a container can have devices.
+        // Without the right to mount, a container can still have devices in /dev.
         Err(_) => {
             let directory = openat(CWD, "/dev", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
             open_new_node(directory, &format!(".{tap}"), device, queues)
@@ -127,7 +128,7 @@ fn open_new_node(directory: impl AsFd, name: &str, device: Dev, queues: u16) -> 
     queues
 }
 
-/// A file system that is nowhere to be seen and goes with its descriptor.
+/// Mounts a file system at no path, which goes with its descriptor.
 fn mount(kind: &str) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;

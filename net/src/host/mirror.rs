@@ -1,11 +1,11 @@
-//! Copies of all frames of a card at another interface (`mirror=`), made by the kernel on the card's tap: in nftables, so that they are there with
-//! vhost-net as well, cost the VMM nothing, and end with the keeper.
+//! Copies of all frames of a card at another interface (`mirror=`). nftables makes them on the card's tap, so that they
+//! work with vhost-net as well, cost the VMM nothing, and end with the keeper.
 //!
-//! A large frame of segmentation is copied as it is, and cut up if the interface cannot do that by itself. What the interface has no
-//! room for is lost to the copy alone and counted there (`ip -s link`), and while it is gone nothing is copied.
+//! A large frame (TSO) is copied whole, and segmented if the interface cannot do that itself. Mirroring never blocks:
+//! dropped copies show in the interface's drop counter (`ip -s link`). While the interface is gone nothing is copied.
 //!
-//! The copies could also be written to a packet socket by the card's workers, which look at frames for `capture=` anyhow: that would
-//! cost a system call for each frame, and nothing would be seen of a card on vhost-net.
+//! The copies could also be written to a packet socket by the card's workers, which look at frames for `capture=`
+//! anyhow: that would cost a system call for each frame, and would miss all frames of a card on vhost-net.
 
 use serde::Serialize;
 
@@ -16,7 +16,8 @@ use crate::kernel::nft::{
 use crate::kernel::tun::TapKind;
 use crate::spec::IfName;
 
-/// Before all rules that drop something, and after all of them on the way out: what is copied is what is on the wire.
+/// Before all rules that drop on the way in, and after all of them on the way out: the copies are the frames on the
+/// wire.
 const FIRST: i32 = -1000;
 const LAST: i32 = 1000;
 
@@ -25,11 +26,11 @@ const LAST: i32 = 1000;
 pub struct Mirror {
     /// The card.
     pub card: usize,
-    /// Where the copies go out.
+    /// The interface that sends the copies.
     pub to: IfName,
 }
 
-/// Why there are no copies.
+/// Failure to set up copies.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MirrorError {
     /// The kernel has no hook on the way out (Linux 5.16, `CONFIG_NETFILTER_EGRESS`).
@@ -40,7 +41,8 @@ pub(crate) enum MirrorError {
     Nft(#[from] NftError),
 }
 
-/// The VM's table of copies. `tap` gives the tap of a card. No VM's name has a slash, so that no other table has this name.
+/// The VM's table of copies. `tap` gives the tap of a card. No VM's name has a slash, so that no other table has this
+/// name.
 pub(crate) fn table(vm: &str, mirrors: &[Mirror], tap: impl Fn(usize) -> Option<(IfName, TapKind)>) -> Table {
     let mut table = Table {
         name: TableName { family: Family::Netdev, name: format!("minivmm-{vm}/mirror") },
@@ -74,7 +76,7 @@ pub(crate) fn open(table: Table) -> Result<NftSocket, MirrorError> {
 }
 
 impl MirrorError {
-    /// What it means that the kernel did not take the table.
+    /// Tells a kernel without the hook from other failures to add the table.
     fn of(error: NftError) -> Self {
         let no_hook =
             matches!(&error, NftError::Refused { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP));

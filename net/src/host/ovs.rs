@@ -1,10 +1,11 @@
-//! Ports of Open vSwitch, by its own program `ovs-vsctl`: it knows the protocol of every version's database, and where that is.
+//! Ports of Open vSwitch, managed with its own program `ovs-vsctl`, which knows every version's database protocol and
+//! socket.
 //!
-//! A port is a record of the database, which outlives the tap, the keeper and the host. So it says who made it: in which boot and
-//! network namespace (`external-ids:minivmm`), and under a random name that a socket claims (see [`crate::facts::claim`]). One that nobody claims
-//! is taken away by the next VM on Open vSwitch, or `net gc`.
+//! A port is a record of the database, which outlives the tap, the keeper and the host. So it names the boot and
+//! network namespace that it was made in (`external-ids:minivmm`), and has a random name that a socket claims (see
+//! [`crate::facts::claim`]). The next VM on Open vSwitch, or `net gc`, removes an unclaimed port.
 //!
-//! Nothing passes a shell, and every value that is not a plain word is quoted as the program wants it.
+//! No argument passes a shell, and values that are not plain words are quoted for the program.
 
 use std::fmt;
 
@@ -28,7 +29,7 @@ pub struct OvsPort {
     /// The VLAN that it is an untagged member of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vlan: Option<VlanId>,
-    /// What a controller knows it by.
+    /// Its name for an SDN controller (`iface-id`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iface_id: Option<IfaceId>,
     /// The guest's address.
@@ -37,7 +38,7 @@ pub struct OvsPort {
     pub mtu: u16,
     /// Queue pairs.
     pub queues: u16,
-    /// What is written on the tap.
+    /// The tap's alias.
     pub alias: TapAlias,
 }
 
@@ -61,11 +62,11 @@ impl fmt::Display for OvsPort {
 
 /// Removes a port; one that has gone already is fine.
 pub(crate) fn remove(port: &IfName) -> Result<(), OvsError> {
-    // The record is what stays; the switch lets go of a tap that has gone by itself, and need not be waited for.
+    // Only the record would stay. The switch drops a tap that has gone by itself, so there is no need to wait for it.
     run(&["--no-wait", "--if-exists", "del-port", port.as_str()]).map(drop)
 }
 
-/// Adds the port, all at once, and sees whether the switch has taken it.
+/// Adds the port in one transaction, and checks that the switch has taken it.
 pub(crate) fn add(port: &OvsPort) -> Result<(), OvsError> {
     let OvsPort { tap, bridge, vlan, iface_id, mac, alias, .. } = port;
     let here = Place::here().map_err(|error| OvsError::Said(error.to_string()))?;

@@ -1,5 +1,5 @@
-//! Holds the host's ports that lead to a guest: whoever asks for one that is taken learns it before the VM starts, and nobody
-//! else gets it while the VM runs.
+//! Reserves the host's ports that lead to a guest: a taken port is reported before the VM starts, and no other program
+//! gets a reserved one while the VM runs.
 //!
 //! Packets to them are translated before they could reach these sockets.
 
@@ -24,7 +24,7 @@ pub(crate) enum PortError {
         /// The port.
         port: u16,
     },
-    /// It is to be of an address that this host does not have.
+    /// The host does not have the address.
     #[error("{address} is no address of this host")]
     NotOurAddress {
         /// The address.
@@ -37,12 +37,12 @@ pub(crate) enum PortError {
         protocol: Protocol,
         /// The port.
         port: u16,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// Takes every port of the host that these name, with `ipv6` also that of IPv6 where it is of all addresses.
+/// Takes every port of the host that these name. With `ipv6`, a port of all addresses is taken for IPv6 as well.
 pub(crate) fn reserve(forwards: &[Forward], ipv6: Switch) -> Result<Vec<OwnedFd>, PortError> {
     let ports = forwards.iter().flat_map(|forward| forward.pairs().map(|(port, _)| (*forward, port)));
     let each = ports.flat_map(|(forward, port)| {
@@ -82,15 +82,15 @@ fn take(protocol: Protocol, address: SocketAddr) -> io::Result<OwnedFd> {
     let address = SockaddrStorage::from(address);
     match protocol {
         Protocol::Tcp => {
-            // Connections of a server that has ended linger for a minute and do not stand in the way. Listening is what makes
-            // the port ours alone all the same.
+            // Connections of a server that has ended linger for a minute and do not stand in the way. Listening still
+            // makes the port ours alone.
             setsockopt(&socket, sockopt::ReuseAddr, &true)?;
             bind(socket.as_raw_fd(), &address)?;
             if ipv4 {
                 listen(&socket, Backlog::new(1)?)?;
             } else {
-                // Who asks at ::1, which leads nowhere, is to be refused at once and to ask at 127.0.0.1. Nobody can listen beside a
-                // socket that does not share its port.
+                // A client of ::1, which leads nowhere, must be refused at once, so that it tries 127.0.0.1. No socket
+                // can listen beside one that does not share its port.
                 setsockopt(&socket, sockopt::ReuseAddr, &false)?;
             }
         }

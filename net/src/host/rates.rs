@@ -5,13 +5,13 @@
 //! from the guest   vhost-net -> tap, rules -> fwd -> [tbf on an ifb] -> back to where it came from -> bridge
 //! ```
 //!
-//! What comes in through an interface can be slowed down only by a detour through an interface that exists for that, an *ifb*. The detour
-//! begins in nftables, after all rules on the tap: one that begins in traffic control would lead around them. The guest is made to wait, and
-//! nothing is lost: the tap takes no more frames than the ifb has room for. A policer needs no ifb, but loses frames, and TCP falls behind the
-//! rate.
+//! Ingress traffic can be shaped only by a detour through an interface for that purpose, an *ifb*. The detour begins in
+//! nftables, after all rules on the tap: one that begins in traffic control would lead around them. The guest waits,
+//! and no frame is lost: the tap takes no more frames than the ifb has room for. A policer needs no ifb, but drops
+//! frames, and TCP falls behind the rate.
 //!
-//! The discipline of the tap goes with the tap, the detour with the keeper. The ifb is named after the tap's number, so that whoever finds one
-//! without its tap can remove it.
+//! The queueing discipline of the tap goes with the tap, the detour with the keeper. The ifb is named after the tap's
+//! index, so that one without its tap is recognised and removed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,21 +33,23 @@ use crate::kernel::tun;
 use crate::spec::IfName;
 use crate::survey;
 
-/// What the names of our ifbs begin with, before the number of a tap. An interface name has room for ten digits more.
+/// Prefix of the names of our ifbs, before the index of a tap. An interface name has room for ten digits more.
 const IFB_PREFIX: &str = "mvifb";
 
 /// After all rules on the tap.
 const LAST: i32 = 2000;
 
-/// How much waits for its turn: to the guest, what a tenth of a second brings, and from the guest, where it waits in the guest, a fiftieth.
+/// Queue limits as fractions of a second at the rate: a tenth to the guest, and a fiftieth from the guest, where the
+/// guest holds the rest.
 const TO_GUEST_PER_SECOND: u64 = 10;
 const FROM_GUEST_PER_SECOND: u64 = 50;
 
-/// Least and most that waits, in bytes: some frames before segmentation, and what a host has to spare.
+/// Bounds of the queue limits, in bytes: some frames before segmentation, and the memory that a host can spare.
 const WAITING_MIN: u64 = 256 << 10;
 const WAITING_MAX: u64 = 64 << 20;
 
-/// Beyond what the tap takes, room on the ifb: a frame is taken as long as there is any room, and segmentation repeats headers.
+/// Extra room on the ifb beyond the tap's buffer, in bytes: a frame is taken as long as there is any room, and
+/// segmentation repeats headers.
 const RESERVE: u64 = 4 << 20;
 
 /// Attributes of a token bucket filter (linux/pkt_sched.h), and the layer by which it counts bytes without a table.
@@ -61,18 +63,18 @@ const TC_LINKLAYER_ETHERNET: u8 = 1;
 pub struct Rate {
     /// Bits per second.
     pub bits_per_s: u64,
-    /// What passes at once after a pause, in bytes. At least a frame.
+    /// Burst after a pause, in bytes. At least a frame.
     pub burst_bytes: u64,
 }
 
 impl Rate {
-    /// What waits at most, in bytes, if that is what so much of a second brings.
+    /// The queue limit in bytes: the data of `1 / per_second` of a second at this rate, within the bounds.
     fn waiting(self, per_second: u64) -> u64 {
         (self.bits_per_s / 8 / per_second).clamp(WAITING_MIN, WAITING_MAX)
     }
 }
 
-/// A card whose rates are held.
+/// A card with its rate limits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RateLimit {
     /// The card.
@@ -84,12 +86,12 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
-    /// What the tap takes from each queue of the guest before it has it wait, in bytes.
+    /// Bytes that the tap takes from each queue of the guest before the guest has to wait.
     fn send_buffer(&self) -> u64 {
         self.from_guest.waiting(FROM_GUEST_PER_SECOND)
     }
 
-    /// Puts the disciplines on the tap with this number and on its ifb, which is made.
+    /// Makes the ifb of the tap with this index, and sets the queueing disciplines of both.
     async fn apply(&self, rtnl: &Rtnl, tap: u32, queues: u64) -> io::Result<()> {
         let waiting = self.to_guest.waiting(TO_GUEST_PER_SECOND);
         rtnl.set_qdisc(tap, "tbf", token_bucket(self.to_guest, waiting)).await?;
@@ -101,7 +103,7 @@ impl RateLimit {
     }
 }
 
-/// Why rates are not held.
+/// Failure to limit rates.
 #[derive(Debug, thiserror::Error)]
 pub enum RateError {
     /// A kernel without `tbf`, `ifb` or the `fwd` of nftables.
@@ -116,7 +118,7 @@ pub enum RateError {
 }
 
 impl RateError {
-    /// What the kernel says of a kind of link or discipline that it does not have, told apart from all else.
+    /// Tells a kind of link or discipline that the kernel lacks from other errors.
     fn from_link(error: io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::ENOENT | libc::EOPNOTSUPP) => Self::Missing,
@@ -125,7 +127,7 @@ impl RateError {
     }
 }
 
-/// Holds the rates of cards on these taps. The detours last as long as the socket.
+/// Limits the rates of cards on these taps. The detours last as long as the socket.
 pub(crate) async fn hold(
     rtnl: &Rtnl,
     vm: &str,
@@ -170,7 +172,8 @@ pub(crate) async fn release(rtnl: &Rtnl, taps: impl Iterator<Item = u32>) -> io:
     Ok(())
 }
 
-/// The VM's table of detours. `tap` gives the tap of a card and its ifb. No VM's name has a slash, so that no other table has this name.
+/// The VM's table of detours. `tap` gives the tap of a card and its ifb. No VM's name has a slash, so that no other
+/// table has this name.
 fn table(vm: &str, limits: &[RateLimit], tap: impl Fn(usize) -> Option<(IfName, IfName)>) -> Table {
     let chain = |limit: &RateLimit| {
         let (tap, ifb) = tap(limit.card)?;
@@ -187,7 +190,7 @@ fn table(vm: &str, limits: &[RateLimit], tap: impl Fn(usize) -> Option<(IfName, 
     }
 }
 
-/// The name of the ifb of the tap with this number.
+/// The name of the ifb of the tap with this index.
 fn ifb_name(tap: u32) -> String {
     format!("{IFB_PREFIX}{tap}")
 }
@@ -195,7 +198,7 @@ fn ifb_name(tap: u32) -> String {
 /// Removes the ifbs of ours whose taps have gone. Returns their names.
 ///
 /// # Errors
-/// The first that stays.
+/// The first ifb that cannot be removed.
 pub(crate) async fn sweep(rtnl: &Rtnl, links: &[Link]) -> io::Result<Vec<String>> {
     let mut swept = Vec::new();
     for link in links.iter().filter(|link| is_left_over(link, links)) {
@@ -211,7 +214,7 @@ fn is_left_over(link: &Link, links: &[Link]) -> bool {
     ours && tap.is_some_and(|tap| !links.iter().any(|link| link.index == tap))
 }
 
-/// The options of a token bucket filter in which so many bytes wait.
+/// The options of a token bucket filter with this queue limit.
 fn token_bucket(rate: Rate, waiting_bytes: u64) -> Vec<TcOption> {
     let bytes_per_s = rate.bits_per_s / 8;
     let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_ne_bytes();

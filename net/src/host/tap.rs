@@ -1,4 +1,4 @@
-//! Taps as cards have them: made, or opened if they exist.
+//! Taps of cards: created, or opened if they exist.
 
 use std::fs::File;
 use std::io;
@@ -12,9 +12,9 @@ use crate::spec::IfName;
 #[derive(Debug)]
 pub(crate) struct Tap {
     pub(crate) name: String,
-    /// Its interface number, none if it may be in another namespace.
+    /// Its interface index; none if it may be in another namespace.
     pub(crate) index: Option<u32>,
-    /// The driver that it is of.
+    /// Its driver.
     pub(crate) kind: TapKind,
     /// Its queues, until they are handed over.
     pub(crate) fds: Vec<OwnedFd>,
@@ -29,7 +29,7 @@ pub(crate) enum TapError {
     /// `TUNSETIFF` for a new tap.
     #[error("Cannot create a tap")]
     Create(#[source] io::Error),
-    /// A process has its only queue.
+    /// Another process has its only queue.
     #[error("Tap {name} is in use")]
     Busy {
         /// The tap.
@@ -40,7 +40,7 @@ pub(crate) enum TapError {
     Open {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }

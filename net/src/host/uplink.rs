@@ -1,20 +1,22 @@
-//! An interface of the host as the way out of a bridge of ours: the bridge gets its addresses and routes, and gives them back.
+//! An interface of the host as the way out of a bridge of ours: the bridge gets its addresses and routes, and gives
+//! them back.
 //!
 //! ```text
 //! take       addresses on both -> [eth1 is a port] -> routes to br0 -> addresses off eth1
 //! give back  addresses on both -> routes to eth1 -> [eth1 is free]  -> addresses off br0 -> br0 goes
 //! ```
 //!
-//! Everything is added before it is removed where it was, so that at any moment the two together have all that the interface had,
-//! and whoever finds them can go on: that the bridge gives back is written on it before the first address moves, and there is no other
-//! memory. Packets have a way out at each moment, as a port of a bridge sends what is routed through it, and a way in but for the
-//! microseconds in which a port comes or goes. Nobody has to be asked who is who on the wire: what the host has learned of its neighbours is
-//! copied.
+//! Everything is added in its new place before it is removed from the old one, so that at any moment the two together
+//! have all that the interface had, and any later process can go on: the bridge's alias says, before the first address
+//! moves, that it gives back, and there is no other record. Packets have a way out at each moment, as a port of a
+//! bridge sends what is routed through it, and a way in but for the microseconds in which a port comes or goes. Learned
+//! neighbours are copied, so none has to be resolved again.
 //!
-//! Not moved: link-local addresses of IPv6, which each has for itself (the bridge gets copies of them), what the kernel adds and
-//! removes with addresses, neighbours that somebody has set, rules that name the interface (`ip rule`, firewalls) and sockets bound to it. A route of
-//! the kernel's own that somebody has removed comes back with its address. IPv6 addresses that the kernel has made up for privacy are
-//! ordinary ones afterwards, with the lifetime that they had.
+//! Not moved: link-local addresses of IPv6, which each interface has for itself (the bridge gets copies), routes that
+//! the kernel adds and removes with addresses, neighbours that an admin has set, rules that name the interface (`ip
+//! rule`, firewalls) and sockets bound to it. A route of the kernel's own that an admin has removed comes back with its
+//! address. Temporary IPv6 addresses (privacy extensions) are ordinary ones afterwards, with the lifetime that they
+//! had.
 
 use std::io;
 use std::net::IpAddr;
@@ -32,22 +34,24 @@ use crate::kernel::rtnl::Rtnl;
 use crate::kernel::sysctl::{self, Conf};
 use crate::survey::uplink::Holdings;
 
-/// How long to wait for what the kernel does a moment later: it takes a millisecond or two, and without it packets are lost for as long.
+/// Timeout for the kernel's deferred work, which takes a millisecond or two; without the wait packets are lost for as
+/// long.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Pause between two looks.
+/// Pause between two polls.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// Most neighbours that are copied. The kernel has room for some hundreds by default, and asks for those that are left out.
+/// Limit of copied neighbours. The kernel has room for some hundreds by default, and asks for those that are left out.
 const NEIGHBOURS_MAX: usize = 64;
 
-/// Settings of an interface that are the bridge's while it stands in for it. Addresses of its own making it does not need.
+/// Settings of an interface that the bridge takes over while it stands in for it. It needs no addresses that it
+/// generates itself.
 const SETTINGS: &[(Conf, &[&str])] = &[
     (Conf::Ipv4, &["forwarding", "rp_filter", "arp_ignore", "arp_announce", "arp_filter", "accept_redirects"]),
     (Conf::Ipv6, &["disable_ipv6", "forwarding", "accept_ra", "accept_ra_defrtr", "autoconf", "use_tempaddr"]),
 ];
 
-/// Why the addresses of an interface did not get where they belong. All that there is belongs to one of the two.
+/// Failure to move the addresses of an interface. Each address is still on one of the two.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
     /// No socket, or no answer.
@@ -62,22 +66,23 @@ pub enum MoveError {
     /// An address or a route.
     #[error("The kernel refuses to {what}")]
     Refused {
-        /// What was to be done.
+        /// The refused change.
         what: String,
-        /// What it says.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
 impl MoveError {
-    /// What the kernel said.
+    /// The kernel's error code.
     pub fn errno(&self) -> Option<i32> {
         let (Self::Talk(source) | Self::Write(source) | Self::Attach(source) | Self::Refused { source, .. }) = self;
         source.raw_os_error()
     }
 }
 
-/// Makes `uplink` a port of `bridge`, a bridge of ours, and moves what it has if the alias says so. May be repeated.
+/// Makes `uplink` a port of `bridge`, a bridge of ours, and moves its addresses and routes if the alias says so. May be
+/// repeated.
 pub(crate) async fn take(rtnl: &Rtnl, bridge: &str, alias: &UplinkAlias) -> Result<(), MoveError> {
     let (to, from) =
         (index_of(bridge).map_err(MoveError::Attach)?, index_of(&alias.uplink).map_err(MoveError::Attach)?);
@@ -96,7 +101,7 @@ pub(crate) async fn take(rtnl: &Rtnl, bridge: &str, alias: &UplinkAlias) -> Resu
     remove_addresses(&mut socket, &holdings)
 }
 
-/// Gives back to its uplink what `bridge` has from it, and releases it. May be repeated.
+/// Gives the uplink of `bridge` its addresses and routes back, and releases it. May be repeated.
 pub(crate) async fn give_back(rtnl: &Rtnl, bridge: &Link, alias: &UplinkAlias, uplink: &Link) -> Result<(), MoveError> {
     let (from, to) = (bridge.index, uplink.index);
     let mut moving = None;
@@ -157,7 +162,8 @@ fn move_routes(socket: &mut RouteSocket, holdings: &Holdings, from: u32, to: u32
     apply(socket, &routes.into_iter().map(Change::RemoveRoute).collect::<Vec<_>>())
 }
 
-/// Takes the addresses off the link that they come from. In reverse, so that none goes with one that it is secondary to.
+/// Takes the addresses off the link that they come from. In reverse, so that none goes with one that it is secondary
+/// to.
 fn remove_addresses(socket: &mut RouteSocket, holdings: &Holdings) -> Result<(), MoveError> {
     let addresses = holdings.addresses.iter().rev().cloned().map(Change::RemoveAddress);
     apply(socket, &addresses.collect::<Vec<_>>())
@@ -171,7 +177,7 @@ fn apply(socket: &mut RouteSocket, changes: &[Change]) -> Result<(), MoveError> 
     }
 }
 
-/// Waits until the bridge carries, if its port does: the kernel has it drop everything for a moment.
+/// Waits until the bridge is operational, if its port has a carrier: until then the kernel drops all of its frames.
 async fn carry(rtnl: &Rtnl, port: u32, bridge: u32) -> io::Result<()> {
     let carries = rtnl.link(port).await?.is_some_and(|link| link.header.flags.contains(LinkFlags::LowerUp));
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! The IPv6 addresses that guests claim: who is first has them, and names and forwarded ports follow.
+//! The IPv6 addresses that guests claim: the first to claim one owns it, and names and forwarded ports follow.
 //!
 //! ```text
 //! guest --solicitation from no address (DAD)--> its tap's socket: a filter passes that alone
@@ -7,8 +7,8 @@
 //!       --> in the guard's set; the first global one since the boot is what siblings and forwarded ports get
 //! ```
 //!
-//! The second name (`ip link property`) is what makes it one owner's: the kernel refuses it to a second tap,
-//! whichever keeper comes when, and it goes with the tap, whoever dies. On a network of ours no solicitation gets to
+//! The second name (`ip link property`) gives an address a single owner: the kernel refuses it to a second tap, of
+//! whichever keeper, and removes it with the tap, whichever process dies. On a network of ours no solicitation gets to
 //! siblings, so none can object to an address, or race for it; machines on a bridge of the host hear it. After the
 //! keeper's end what has been claimed stays, and nothing is added.
 //!
@@ -96,7 +96,7 @@ struct Card {
     tap: u32,
     alias: TapAlias,
     host_side: MacAddr,
-    /// A packet socket in the clothes of another, which tokio can wait for.
+    /// A packet socket in the type of a Unix socket, which tokio can wait for.
     ear: UnixStream,
     /// Oldest first.
     claimed: VecDeque<Ipv6Addr>,
@@ -116,14 +116,14 @@ struct Asked {
 }
 
 impl Addresses {
-    /// Listens on the taps of a plan that has been applied to `host`.
+    /// Listens on the taps of a plan that has been applied to the host.
     pub(super) fn new(plan: &Plan, made: &Applied, vm: &str) -> Self {
         let tables = plan.steps.iter().find_map(|step| match step {
             Step::CreateTables(CreateTables { members, guards, .. }) => Some((members.clone(), guards.as_slice())),
             _ => None,
         });
         let (members, guards) = tables.unwrap_or_default();
-        // Without a prefix there is nothing to be claimed that anybody needs, and the socket is not for nothing.
+        // Without a prefix no claim is needed, and the socket costs something.
         let of_members = members
             .iter()
             .filter(|member| member.ipv6.is_some())
@@ -132,7 +132,7 @@ impl Addresses {
         let cards = of_members.chain(of_guards).filter_map(|(owned, guarded)| {
             let card = Card::open(plan, made, owned.clone(), guarded)?;
             card.inspect_err(|error| match error.raw_os_error() {
-                // The VMM has ended already, and its tap with it.
+                // The VMM has already ended, and its tap with it.
                 Some(libc::ENODEV) => {}
                 _ => log::warn!("Cannot hear the IPv6 addresses of the guest of card {}: {error}", owned.card),
             })
@@ -156,7 +156,7 @@ impl Addresses {
             }
         };
         let frames = std::future::poll_fn(|context| {
-            // All are to wake this.
+            // Poll all, so that each can wake this task.
             let ready = self.cards.iter().filter(|card| card.ear.poll_read_ready(context).is_ready()).count();
             if ready > 0 { Poll::Ready(()) } else { Poll::Pending }
         });

@@ -1,14 +1,15 @@
-//! Other machines with an address of a guest: told once with both parties, and counted.
+//! Other machines with an address of a guest: logged once with both parties, and counted.
 //!
 //! ```text
 //! MAC      the bridge learns it behind another port (RTM_NEWNEIGH)
-//! IP       somebody with another MAC says that he has it, by ARP or neighbour discovery: to all, or to a question of ours
+//! IP       a machine with another MAC claims it, by ARP or neighbour discovery: unasked, or in answer to our question
 //! ```
 //!
-//! The question goes out as the VM starts to run, so that nobody waits for an answer. Claims are heard on the bridge, by sockets whose filters
-//! pass nothing else: ARP and IPv6 that the host itself receives there pay for the filter, other frames nothing. Known are `addresses=`, leases, and the IPv6 address that
-//! a guest makes of our prefix and its MAC; a guest that may have any address has none that could be taken from it. What is in a VLAN that the
-//! bridge itself is not in is not heard, nor a solicitation that a bridge with a multicast querier passes to nobody but those who asked for it.
+//! The question goes out as the VM starts to run, so the start does not wait for an answer. Sockets on the bridge,
+//! whose filters pass nothing else, receive the claims: only ARP and IPv6 that the host itself receives there pay for
+//! the filter. Known are `addresses=`, leases, and the IPv6 address that a guest makes of our prefix and its MAC; a
+//! guest that may have any address has none that could be taken from it. Not received are claims in a VLAN that the
+//! bridge itself is not in, and solicitations that a bridge with a multicast querier passes to subscribed ports only.
 
 pub(super) mod claims;
 
@@ -37,7 +38,7 @@ use claims::{Claim, ConflictListener};
 /// Conflicts of a card that are logged, each once. Beyond that they are counted.
 const LOGGED_MAX: usize = 16;
 
-/// How long nobody is listened to after conflicts, so that a flood of them costs little.
+/// Pause in listening after conflicts, so that a flood of them costs little.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Frames that are read in one go.
@@ -54,7 +55,7 @@ struct Watched {
     card: usize,
     mac: MacAddr,
     tap: u32,
-    /// Where claims of its addresses come, if it has some.
+    /// Listeners for claims of its addresses, if it has some.
     ears: Vec<ConflictListener>,
     logged: BTreeSet<Conflict>,
     macs: u64,
@@ -62,7 +63,7 @@ struct Watched {
 }
 
 impl Conflicts {
-    /// Watches the cards of a plan that has been applied to `host`, and asks who has their addresses.
+    /// Watches the cards of a plan that has been applied to the host, and asks who has their addresses.
     pub(super) fn new(plan: &Plan, made: &Applied) -> Self {
         let cards = plan.steps.iter().filter_map(|step| {
             let Step::AttachTap(AttachTap { card, bridge, pinned, .. }) = step else { return None };
@@ -78,11 +79,11 @@ impl Conflicts {
         Self { cards: cards.collect(), again: Instant::now() }
     }
 
-    /// Waits until somebody claims an address of a guest. Returns the place of its card here.
+    /// Waits until another machine claims an address of a guest. Returns the index of its card here.
     pub(super) async fn claimed(&self) -> usize {
         tokio::time::sleep_until(self.again).await;
         std::future::poll_fn(|context| {
-            // All are to wake this.
+            // Poll all, so that each can wake this task.
             let mut ready = None;
             for (idx, card) in self.cards.iter().enumerate() {
                 for ear in &card.ears {
@@ -94,7 +95,7 @@ impl Conflicts {
         .await
     }
 
-    /// Hears who it is, and tells the VMM behind `socket`.
+    /// Reads the claims, and reports them to the VMM behind `socket`.
     pub(super) fn hear(&mut self, idx: usize, socket: &OwnedFd) {
         if let Some(card) = self.cards.get_mut(idx) {
             card.read(socket);
@@ -137,12 +138,12 @@ impl Watched {
             self.logged.insert(conflict);
         }
         let Self { card, macs, addresses, .. } = *self;
-        // Whoever has no room now gets the sum with the next one.
+        // If the socket has no room, the next report carries the sum.
         let _ = Reply::Conflicts { card, macs, addresses }.try_send(std::os::fd::AsFd::as_fd(socket));
     }
 }
 
-/// The IP addresses that the guest of a card has and nobody else may have.
+/// The IP addresses that only the guest of a card may have.
 fn addresses(plan: &Plan, wanted: usize) -> Vec<IpAddr> {
     let of = |step: &Step| match step {
         Step::CreateTables(CreateTables { members, guards, .. }) => {
@@ -156,7 +157,7 @@ fn addresses(plan: &Plan, wanted: usize) -> Vec<IpAddr> {
     plan.steps.iter().flat_map(of).collect()
 }
 
-/// Hears who else says to have these addresses, after the bridge itself has asked for all.
+/// Asks from the bridge for all of these addresses, and listens for other machines that claim them.
 pub(super) fn listen(bridge: &str, mac: MacAddr, addresses: &[IpAddr]) -> io::Result<Vec<ConflictListener>> {
     if addresses.is_empty() {
         return Ok(Vec::new());

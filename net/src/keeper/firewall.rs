@@ -1,13 +1,13 @@
 //! Keeps the ways of guests open while other programs change the host's rules.
 //!
 //! ```text
-//! Docker drops, and has its chain for others   -> the rules of the plan's AdmitInDocker are there, whoever flushes it,
+//! Docker drops, and has its chain for others   -> the rules of the plan's AdmitInDocker are there, even after a flush,
 //!                                                 until it goes
 //! another chain drops what is forwarded        -> said once, in the log and to the VMM; no rule can overrule it
 //! ```
 //!
-//! A notification only makes us look, and looks have a [`Pace`]: on a host where rules change all the time they take a
-//! hundredth of a processor. Changes of tables of minivmm's own are no reason to look. Not seen: rules of iptables'
+//! A notification only triggers a look, and looks have a [`Pace`]: on a host where rules change all the time they take
+//! a hundredth of a processor. Changes of tables of minivmm's own are no reason to look. Not seen: rules of iptables'
 //! predecessor, which sends no notifications, and single rules that drop.
 
 use std::time::Duration;

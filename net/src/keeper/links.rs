@@ -1,12 +1,12 @@
-//! Looks after the taps while the VM runs: tells the VMM what becomes of their links, puts a tap back on its bridge
-//! when it was taken off, and restores what the plan has set on it.
+//! Looks after the taps while the VM runs: reports their link states to the VMM, puts a tap back on its bridge when it
+//! was taken off, and restores the settings of the plan.
 //!
-//! NetworkManager and systemd-networkd do that to interfaces they think are theirs, some seconds after a start. A
-//! notification only makes us look: notifications are old news when they are read, and the ones of our own set-up
-//! show the tap without its bridge as well. A tap that is on another bridge now was moved on purpose and stays there.
+//! NetworkManager and systemd-networkd detach interfaces that they consider their own, some seconds after a start. A
+//! notification only triggers a look: it is old when it is read, and those of our own set-up show the tap without its
+//! bridge as well. A tap that is on another bridge now was moved on purpose and stays there.
 //!
-//! Repairs have a rate ([`Allowance`]), not an end. A tap that finds a new bridge of that name, or that others have
-//! attached meanwhile, is put back as often as at first.
+//! Repairs are rate-limited ([`Allowance`]) and never cease. A tap that finds a new bridge of that name, or that others
+//! have attached meanwhile, is put back as often as at first.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -30,7 +30,8 @@ use crate::spec::IfName;
 use crate::step::{Applied, AttachTap, Step};
 use crate::survey;
 
-/// How long to wait for a VMM that does not read. Its end of the socket has room for hundreds of messages.
+/// Pause before a message goes again to a VMM that does not read. Its end of the socket has room for hundreds of
+/// messages.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 /// The taps of a VM.
@@ -45,15 +46,15 @@ pub(super) struct Watch<'a> {
 struct Watched {
     card: usize,
     index: u32,
-    /// What keeps it on its bridge, if we put it there.
+    /// Its attachment to its bridge, if minivmm put it there.
     attached: Option<Attached>,
-    /// What it was a port of when it was looked at.
+    /// Its bridge at the last look.
     master: Option<u32>,
     /// The interface has been removed.
     gone: bool,
-    /// What the VMM knows of its link.
+    /// The link state that the VMM was told last.
     told: Option<LinkState>,
-    /// What it ought to know: something else while its end of the socket has no room.
+    /// The link state that it should know. Differs from `told` while the socket has no room.
     state: Option<LinkState>,
 }
 
@@ -68,7 +69,7 @@ struct Attached {
     doubted: bool,
 }
 
-/// What is known of a tap that we attached.
+/// The state of a tap that minivmm attached.
 ///
 /// ```text
 /// [on bridge] --detached, and the bridge has gone--> [no bridge]
@@ -86,7 +87,7 @@ enum Place {
 }
 
 impl<'a> Watch<'a> {
-    /// Watches the taps of a plan that has been applied to `host`, and reports to the VMM behind `socket`.
+    /// Watches the taps of a plan that has been applied to the host, and reports to the VMM behind `socket`.
     pub(super) fn new(plan: &Plan, made: &Applied, socket: &'a OwnedFd) -> Self {
         let taps = made.taps.iter().filter_map(|(&card, tap)| {
             let attached = plan.steps.iter().find_map(|step| Attached::by(step, card));
@@ -136,8 +137,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Waits until there is something to do without a notification: the VMM may have room again for what it has not
-    /// been told, or a tap that was taken off too often may be put back.
+    /// Waits until there is something to do without a notification: the VMM's socket may have room again for a pending
+    /// state, or a tap that was taken off too often may be put back.
     pub(super) async fn wait(&self) {
         let behind = self.taps.iter().any(|tap| tap.told != tap.state).then(|| Instant::now() + TELL_AGAIN);
         let resting = self.taps.iter().filter_map(Watched::next_repair).min();
@@ -199,7 +200,7 @@ impl Watched {
         matches!(attached.place, Place::Resting | Place::Changed(_)).then(|| attached.allowance.next())
     }
 
-    /// Looks at the tap as it is now, attaches it if it is nowhere, and tells the VMM what became of its link.
+    /// Looks at the tap as it is now, attaches it if it is on no bridge, and reports its link state to the VMM.
     async fn check(&mut self, made: &Applied, socket: &OwnedFd) {
         let mut tap = match made.rtnl.link(self.index).await {
             Ok(tap) => tap,
@@ -223,7 +224,7 @@ impl Watched {
         self.tell(socket);
     }
 
-    /// What the VMM is to know of `tap`.
+    /// The link state of `tap` for the VMM.
     async fn state_of(&mut self, tap: Option<&LinkMessage>, made: &Applied) -> LinkState {
         let Some(tap) = tap else { return LinkState::DOWN };
         self.master = rtnl::master(tap);
@@ -242,7 +243,7 @@ impl Watched {
             Ok(true) => self.told = Some(state),
             Ok(false) => {}
             Err(error) => {
-                // The VMM has gone, which the socket tells next.
+                // The VMM has gone, which the socket reports next.
                 log::debug!("{}", error.report().message);
                 self.told = Some(state);
             }
@@ -251,7 +252,7 @@ impl Watched {
 }
 
 impl Attached {
-    /// What `step` attaches, if it is the tap of `card`.
+    /// The attachment that `step` makes, if it is for the tap of `card`.
     fn by(step: &Step, card: usize) -> Option<Self> {
         match step {
             Step::AttachTap(step) if step.card == card => {
@@ -307,10 +308,10 @@ impl Attached {
         }
     }
 
-    /// Restores what the plan has set on its tap, which is on `master` and looks like `tap`.
+    /// Restores the plan's settings of its tap, which is on `master` and looks like `tap`.
     async fn settle(&mut self, tap: &LinkMessage, master: u32, made: &Applied) {
         if matches!(self.place, Place::Resting | Place::NoBridge) {
-            // It has been attached by others, who want it there.
+            // Another program has attached it, and wants it there.
             self.allowance.rearm();
             self.place = Place::OnBridge;
         }

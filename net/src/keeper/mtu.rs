@@ -129,7 +129,7 @@ impl Mtus {
                     log::info!("The way out of card {} carries {mtu} bytes now, which its guest is told", card.card);
                     card.told = mtu;
                 }
-                // It has no room, or has gone, which the socket tells next.
+                // It has no room, or has gone, which the socket reports next.
                 Ok(false) | Err(_) => self.pace.mark(),
             }
         }

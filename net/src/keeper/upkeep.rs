@@ -4,15 +4,15 @@
 //! [waiting] --a route, a setting, a link--> [due] --look: what is off?--> switch it on --> [pause] --> [waiting]
 //! ```
 //!
-//! A notification only makes us look, as in [`super::links`]: the state of the host is what counts. Looks are far
+//! A notification only triggers a look, as in [`super::links`]: the state of the host is what counts. Looks are far
 //! between, so that a host that changes all the time costs little: a pause after each is at least 100 ms and a hundred
-//! times the processor time of the look (see [`super::pace`]), so they take a hundredth of a processor at most. What
-//! the kernel says meanwhile waits in a small buffer, and beyond that is dropped by the kernel (see
-//! [`crate::kernel::rtnl::notices`]). The routes, of which there can be a million, are read only where an interface does not
-//! forward, and only after something was dropped: new ones tell where they lead to.
+//! times the processor time of the look (see [`super::pace`]), so they take a hundredth of a processor at most.
+//! Notifications meanwhile wait in a small buffer, beyond which the kernel drops them (see
+//! [`crate::kernel::rtnl::notices`]). The routes, of which there can be a million, are read only where an interface
+//! does not forward, and only after something was dropped: new ones tell where they lead to.
 //!
-//! Whoever switches off again what has been put right means it (see [`switches`]): he is told once what stops, and so
-//! is who asks `doctor`.
+//! A program that switches off again what has been put right is taken to mean it (see [`switches`]): one warning, and
+//! `doctor`, say what stops.
 
 mod switches;
 

@@ -10,8 +10,8 @@
 //! [on] --all.forwarding=0, those that forward then as they were, accept_ra=1--> [off]
 //! ```
 //!
-//! In between each interface has the value that its owner gave it: what he changes meanwhile is what stays. Also, an
-//! owner who has the host forward meanwhile can be told by `default`, and keeps it.
+//! In between each interface has the value that its admin gave it, and changes made meanwhile stay. An admin who has
+//! the host forward meanwhile is recognised by `default`, and keeps it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,7 +27,7 @@ use crate::survey;
 /// The setting for router advertisements: 1 takes them while the interface does not forward, 2 always.
 const ACCEPT_RA: &str = "accept_ra";
 
-/// Returns whether it does so by its owner's wish, and not because of what is written on a bridge of ours.
+/// True if the host forwards by its admin's wish, and not because of the alias of a bridge of ours.
 pub(crate) fn is_wanted_by_others(alias: &NetworkAlias) -> bool {
     !alias.default6 && alias.switching6.is_none() && is("default", FORWARDING, "1")
 }

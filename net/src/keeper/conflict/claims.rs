@@ -1,12 +1,13 @@
-//! Who else says to have an address of a guest: packet sockets on its bridge whose filters pass such claims only.
+//! Claims of a guest's addresses by other machines, received by packet sockets on its bridge whose filters pass nothing
+//! else.
 //!
 //! ```text
 //! IPv4     ARP whose sender has the address                    (RFC 5227 2.1.1, 2.4)
 //! IPv6     a neighbour advertisement with it as its target     (RFC 4861 4.4)
-//!          a neighbour solicitation for it from nobody, who is about to take it   (RFC 4862 5.4.3)
+//!          a neighbour solicitation for it from the unspecified address (RFC 4862 5.4.3)
 //! ```
 //!
-//! What has the guest's MAC is from the guest itself. Whoever listens asks once for every address.
+//! Frames with the guest's MAC are from the guest itself. Opening a listener asks once for every address.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -38,22 +39,22 @@ const ND_TARGET_AT: u32 = 62;
 const ARP_BYTES: u32 = 42;
 const ND_BYTES: u32 = 78;
 
-/// The protocol, types and hop limit of those.
+/// Their protocol, types and hop limit.
 const ICMP6: u32 = 58;
 const NEIGHBOR_SOLICIT: u32 = 135;
 const NEIGHBOR_ADVERT: u32 = 136;
 const HOPS: u32 = 255;
 
-/// Somebody else with an address of a guest.
+/// A claim of a guest's address by another machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::keeper) struct Claim {
     pub(super) ip: IpAddr,
     pub(super) mac: [u8; MAC_LEN],
 }
 
-/// Where claims of one IP version come.
+/// A listener for claims of one IP version.
 pub(in crate::keeper) struct ConflictListener {
-    /// A packet socket in the clothes of another, which tokio can wait for.
+    /// A packet socket in the type of a Unix socket, which tokio can wait for.
     socket: UnixStream,
     version: Version,
 }
@@ -65,8 +66,8 @@ enum Version {
 }
 
 impl ConflictListener {
-    /// Listens on the interface with this number, whose own address is `own`, for others with the addresses of the guest with `mac`, after
-    /// all have been asked for; as many as IP versions are among them.
+    /// Asks for the addresses of the guest with `mac`, and listens for others that have them, on the interface with
+    /// this index, whose own MAC is `own`. Returns one listener for each IP version among them.
     pub(super) fn open(index: u32, own: MacAddr, mac: MacAddr, addresses: &[IpAddr]) -> io::Result<Vec<Self>> {
         let (mut ip4, mut ip6) = (Vec::new(), Vec::new());
         for address in addresses {
@@ -90,7 +91,7 @@ impl ConflictListener {
         Ok(ears)
     }
 
-    /// Waits for a claim.
+    /// True if there is a claim; otherwise registers the task to be woken.
     pub(super) fn poll(&self, context: &mut Context<'_>) -> bool {
         matches!(self.socket.poll_read_ready(context), Poll::Ready(Ok(())))
     }
@@ -134,14 +135,14 @@ fn ask(socket: &OwnedFd, question: &[u8], ip: IpAddr) {
     }
 }
 
-/// The question of `own`, who says nothing of its own IP address, who has this one.
+/// An ARP probe by `own` for this address: a request without a sender IP address (RFC 5227 1.1).
 fn arp_probe(own: MacAddr, ip: Ipv4Addr) -> Vec<u8> {
     let own = own.octets();
     [&[0xff; 6][..], &own, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &own, &[0; 4], &[0; 6], &ip.octets()].concat()
 }
 
-/// Passes ARP whose sender has one of these addresses, and not this MAC. At most 64 addresses are compared, in both programs, which is far
-/// below what the kernel takes.
+/// Passes ARP whose sender has one of these addresses, and not this MAC. At most 64 addresses are compared, in both
+/// programs, which is far below what the kernel takes.
 fn arp_program(mac: MacAddr, addresses: &[Ipv4Addr]) -> io::Result<Vec<Instruction>> {
     let mut asm = Assembler::default();
     not_from(&mut asm, mac, ARP_SENDER_MAC_AT);
@@ -155,8 +156,8 @@ fn arp_program(mac: MacAddr, addresses: &[Ipv4Addr]) -> io::Result<Vec<Instructi
     asm.finish(0)
 }
 
-/// Passes neighbour discovery by which a machine with another MAC claims one of these addresses. The end is out of reach for the
-/// first jumps.
+/// Passes neighbour discovery by which a machine with another MAC claims one of these addresses. The end is out of
+/// reach for the first jumps.
 fn nd_program(mac: MacAddr, addresses: &[Ipv6Addr]) -> io::Result<Vec<Instruction>> {
     let mut asm = Assembler::default();
     asm.load(LOAD_BYTE, NEXT_HEADER_AT);
@@ -190,7 +191,7 @@ fn nd_program(mac: MacAddr, addresses: &[Ipv6Addr]) -> io::Result<Vec<Instructio
     asm.finish(0)
 }
 
-/// The word of an IPv6 address with this place in it.
+/// The 32-bit word of an IPv6 address at this index.
 fn u32_at(bits: u128, word: u32) -> u32 {
     // Each shift leaves 32 bits.
     u32::try_from((bits >> (96 - 32 * word)) & u128::from(u32::MAX)).unwrap_or_default()

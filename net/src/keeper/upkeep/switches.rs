@@ -1,4 +1,4 @@
-//! Forwarding that is switched off by others: put right once, and left to whoever insists.
+//! Forwarding that other programs switch off: put right once, and left off if they insist.
 //!
 //! ```text
 //! [on] --off--> [off] --within PATIENCE of the time before--> [left off], a warning
@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use crate::kernel::rtnl::notices::{Forwarding, Scope};
 use crate::kernel::sysctl::Conf;
 
-/// Whoever switches something off for the second time within this means it. Network managers do it once, when they set
-/// up an interface or start.
+/// A program that switches something off for the second time within this time means it. Network managers do it once,
+/// when they set up an interface or start.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A switch: a protocol, and for whom.
