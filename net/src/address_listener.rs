@@ -1,12 +1,14 @@
-//! Hears a guest's address by a packet socket on its tap, which wakes its reader at the first frame with one. Knows no VM.
+//! Learns a guest's address from a packet socket on its tap, which wakes its reader at the first frame with one. Knows
+//! no VM.
 //!
-//! The kernel runs a filter over what the guest sends, and passes on the head of the first ARP or IP packet whose sender has an
-//! address: not the unspecified one, which asks for an address or whether it is free (RFC 5227 2.1.1, RFC 4862 5.4.2), and not a
-//! link-local one, which every guest gives itself before anybody has given it another. Whoever has heard it closes the socket,
-//! so that the data path pays for it only until then. It hears what passes through vhost-net as well.
+//! The kernel runs a filter over what the guest sends, and passes on the head of the first ARP or IP packet whose
+//! sender has an address: not the unspecified one, which asks for an address or whether it is free (RFC 5227 2.1.1, RFC
+//! 4862 5.4.2), and not a link-local one, which every guest gives itself before a network assigns it another. The
+//! reader then closes the socket, so that the data path pays for it only until then. The socket receives frames that
+//! pass through vhost-net as well.
 //!
-//! The socket takes CAP_NET_RAW to make, and none to use: the keeper opens it, an unprivileged process reads it. The filter is
-//! locked, but the kernel lets whoever holds a packet socket bind it to another interface.
+//! The socket takes CAP_NET_RAW to make, and none to use: the keeper opens it, an unprivileged process reads it. The
+//! filter is locked, but the kernel lets any holder of a packet socket bind it to another interface.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,7 +20,7 @@ use crate::kernel::cbpf::{Assembler, Instruction, JUMP_EQUAL, LOAD_BYTE, LOAD_HA
 use crate::kernel::packet;
 use crate::kernel::tun::TapKind;
 
-/// What is read of a frame, in bytes: Ethernet's header and that of IPv6 or ARP.
+/// Bytes that are read of a frame: Ethernet's header and that of IPv6 or ARP.
 const HEAD_BYTES: u32 = 64;
 
 /// Frames that are looked at in one go; a flood of others must not hold the reader up.
@@ -41,12 +43,12 @@ const IPV4: u32 = 0x0800;
 const ARP: u32 = 0x0806;
 const IPV6: u32 = 0x86dd;
 
-/// A socket that hears what one tap's guest sends.
+/// A socket that receives the frames of one tap's guest.
 #[derive(Debug)]
 pub struct AddressListener(OwnedFd);
 
 impl AddressListener {
-    /// Listens on the interface with this number.
+    /// Listens on the interface with this index.
     ///
     /// # Errors
     /// No CAP_NET_RAW, or a kernel before 4.20, which cannot tell the two directions apart.
@@ -60,21 +62,21 @@ impl AddressListener {
         Ok(Self(socket))
     }
 
-    /// What another process opened.
+    /// Takes over a socket that another process opened.
     pub(crate) fn from_socket(socket: OwnedFd) -> Self {
         Self(socket)
     }
 
-    /// What to hand to another process.
+    /// The socket, to be handed to another process.
     pub(crate) fn into_socket(self) -> OwnedFd {
         self.0
     }
 
-    /// The guest's address, if it has been heard. To be called when the socket is readable; does not wait.
+    /// The guest's address, if a frame had one. Call it when the socket is readable; it does not wait.
     pub fn look(&self) -> Option<IpAddr> {
         let mut head = [0; HEAD_BYTES as usize];
         for _ in 0..FRAMES_MAX {
-            // Nothing there, or the interface went down, which the kernel says once.
+            // No frame, or the interface went down, which the kernel reports once.
             let bytes = recv(self.0.as_raw_fd(), &mut head, MsgFlags::empty()).ok()?;
             if let Some(address) = sender(&head[..bytes]) {
                 return Some(address);
@@ -90,7 +92,7 @@ impl AsFd for AddressListener {
     }
 }
 
-/// The address of a frame's sender, if it has one that a network gave it.
+/// The address of a frame's sender, if a network assigned it one.
 fn sender(frame: &[u8]) -> Option<IpAddr> {
     match u32::from(u16::from_be_bytes(field(frame, TYPE_AT)?)) {
         ARP => {
@@ -121,7 +123,8 @@ fn given6(ip: Ipv6Addr) -> Option<IpAddr> {
     given.then_some(IpAddr::V6(ip))
 }
 
-/// The kernel's part: the frames that [`sender`] most likely finds an address in. The frames of a macvtap's guest go out.
+/// The kernel's part: the frames that [`sender`] most likely finds an address in. The frames of a macvtap's guest go
+/// out.
 fn program(kind: TapKind) -> io::Result<Vec<Instruction>> {
     let mut asm = Assembler::default();
     if kind == TapKind::Macvtap {

@@ -1,8 +1,9 @@
-//! Removes what is left when both VMM and keeper were killed, and knows no plan: bridges of ours without VMs, with what they have from their uplinks given
-//! back, macvtaps and ports of Open vSwitch that nobody uses, interfaces where frames waited, and rules in Docker's chain for others.
+//! Removes the leftovers of a VMM and keeper that were both killed: bridges of ours without VMs, whose uplinks get
+//! their addresses and routes back, unused macvtaps and ports of Open vSwitch, ifbs of rate limits, and rules in
+//! Docker's chain for others. Knows no plan.
 //!
-//! All else belongs to the kernel and has gone with them. The next VM on such a bridge or interface would remove it as well, and the
-//! next one behind NAT the rules.
+//! All else belongs to the kernel and has gone with the processes. The next VM on such a bridge or interface would
+//! remove it as well, and the next one behind NAT the rules.
 
 use std::fmt;
 
@@ -18,18 +19,18 @@ use crate::kernel::rtnl::Rtnl;
 use crate::spec::IfName;
 use crate::survey;
 
-/// What was done.
+/// The outcome of a collection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// The links that have gone.
     pub removed: Vec<Removed>,
-    /// How many rules have gone from Docker's chain.
+    /// The number of rules removed from Docker's chain.
     pub rules: usize,
-    /// What could not be done.
+    /// The removals that failed.
     pub failed: Vec<Report>,
 }
 
-/// Something that is gone.
+/// A removed object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removed {
     /// A bridge.
@@ -53,12 +54,13 @@ impl fmt::Display for Removed {
     }
 }
 
-/// Removes every bridge of ours that has no ports but an uplink, every macvtap, port of Open vSwitch and ifb of ours that no VM has, and
-/// rules in Docker's chain for VMs that are gone, and puts back what was changed for them. VMs that run or start are not disturbed: the lock
-/// of the network namespace keeps out those that are about to use such a bridge.
+/// Removes every bridge of ours that has no ports but an uplink, every macvtap, port of Open vSwitch and ifb of ours
+/// that no VM has, and rules in Docker's chain for VMs that are gone, and puts back what was changed for them. VMs that
+/// run or start are not disturbed: the lock of the network namespace excludes starts that are about to use such a
+/// bridge.
 ///
 /// # Errors
-/// The kernel does not say what there is.
+/// The kernel does not list its links.
 pub fn collect() -> Result<Collected, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     runtime.map_err(Error::Runtime)?.block_on(async {
@@ -70,7 +72,7 @@ pub fn collect() -> Result<Collected, Error> {
         match docker::sweep(&links) {
             Ok(rules) => collected.rules = rules,
             Err(source @ NftError::Refused { .. }) => collected.failed.push(Error::Docker(source).report()),
-            // Whoever may not look has put none there, and neither has anybody on a kernel without nf_tables.
+            // A user without the right to look has put no rules there, and a kernel without nf_tables has none.
             Err(error) => log::debug!("{error}"),
         }
         match rates::sweep(&rtnl, &links).await {

@@ -1,4 +1,4 @@
-//! The objects that minivmm has on a host: how each is made, looked at and unmade. Knows no step and no plan.
+//! The objects that minivmm has on a host: makes, inspects and removes each. Knows no step and no plan.
 
 pub(crate) mod bridge;
 pub(crate) mod conntrack;

@@ -1,7 +1,7 @@
-//! The links of this host as far as VMs use them, and what their rules have dropped. Changes nothing.
+//! The links of this host as far as VMs use them, and the packets that their rules have dropped. Changes nothing.
 //!
-//! Reads one link dump, which any user may. A tap that minivmm made says whose it is; one that somebody else made does not.
-//! What the rules of a VM have dropped is for root to know.
+//! Reads one link dump, which any user may. A tap that minivmm made names its VM; other taps do not. Only root may read
+//! the packets that the rules of a VM have dropped.
 
 use std::collections::BTreeMap;
 
@@ -20,31 +20,31 @@ use crate::survey;
 /// A link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Whether it passes frames on, and its bridge does.
+    /// True if it passes frames on, and its bridge does.
     pub up: bool,
-    /// What it is a port of.
+    /// Its bridge or other master.
     pub master: Option<String>,
-    /// Whose it is, if minivmm made it for a card.
+    /// Its VM and card, if minivmm made it for one.
     pub card: Option<TapAlias>,
-    /// What the card behind it has received.
+    /// Traffic that the card behind it has received.
     pub received: Traffic,
-    /// What the card behind it has sent.
+    /// Traffic that the card behind it has sent.
     pub sent: Traffic,
 }
 
 /// Frames that have crossed a link since it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Traffic {
-    /// How many; one that a kernel would cut into segments later is one.
+    /// The number of frames; one that the kernel segments later counts as one.
     pub frames: u64,
-    /// Their length, without what is written before them (`struct virtio_net_hdr`).
+    /// Their length, without the header before each (`struct virtio_net_hdr`).
     pub bytes: u64,
 }
 
 /// Every link of this network namespace, by its name.
 ///
 /// # Errors
-/// The kernel does not say what there is.
+/// The kernel does not list its links.
 pub fn inventory() -> Result<BTreeMap<String, Entry>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let links = runtime.map_err(Error::Runtime)?.block_on(async {
@@ -54,10 +54,10 @@ pub fn inventory() -> Result<BTreeMap<String, Entry>, Error> {
     Ok(links.iter().filter_map(|link| Some((rtnl::name(link)?.to_owned(), entry(link, &links)))).collect())
 }
 
-/// Packets that the rules of a VM have dropped, by reason; only reasons that there were.
+/// Packets that the rules of a VM have dropped, by reason. Reasons without drops are left out.
 ///
 /// # Errors
-/// The kernel does not say so, as to users without `CAP_NET_ADMIN`.
+/// The kernel does not tell, for example a user without `CAP_NET_ADMIN`.
 pub fn dropped(vm: &str) -> Result<BTreeMap<String, u64>, NftError> {
     let mut socket = NftSocket::open()?;
     let mut dropped = BTreeMap::new();
@@ -83,7 +83,7 @@ fn entry(message: &LinkMessage, links: &[LinkMessage]) -> Entry {
     let master = links.iter().find(|other| Some(other.header.index) == index);
     let link = survey::link(message);
     let (rx, tx) = traffic(message);
-    // What a card sends, its tap receives. Other links are seen from the card's side.
+    // A tap receives the frames that its card sends. Other links are seen from the card's side.
     let (received, sent) = if link.as_ref().is_some_and(|link| link.tun.is_some()) { (tx, rx) } else { (rx, tx) };
     Entry {
         up: passes(message, master),
@@ -94,7 +94,7 @@ fn entry(message: &LinkMessage, links: &[LinkMessage]) -> Entry {
     }
 }
 
-/// What a link has received, and what it has sent (`IFLA_STATS64`).
+/// The traffic that a link has received, and that it has sent (`IFLA_STATS64`).
 fn traffic(message: &LinkMessage) -> (Traffic, Traffic) {
     let stats = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Stats64(stats) => Some(*stats),

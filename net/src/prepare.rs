@@ -1,4 +1,5 @@
-//! From a request to its plan on this host as it is: survey, then plan. Knows neither what applies a plan nor who asks for it.
+//! Makes the plan of a request on the host as it is: survey, then plan. Knows neither what applies a plan nor who asks
+//! for it.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};

@@ -24,7 +24,7 @@ use crate::survey::inherited;
 /// Random addresses, such as those of bridges that would be made, differ at the start itself.
 ///
 /// # Errors
-/// What the plan refuses, or the host does not tell.
+/// The plan is refused, or the host's facts cannot be read.
 pub fn preview(request: &Request) -> Result<Plan, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     runtime.map_err(Error::Runtime)?.block_on(async {
@@ -37,8 +37,8 @@ pub fn preview(request: &Request) -> Result<Plan, Error> {
     })
 }
 
-/// Has the kernel look at the rules of a plan, which may take modules that it does not have. Those that are bound to a
-/// tap, which is not there yet, and all of them for a user who may not, are left to the start.
+/// Has the kernel check the rules of a plan, which may need modules that it does not have. Rules that are bound to a
+/// tap, which does not exist yet, are left to the start, and so are all rules of a user without the privilege.
 ///
 /// # Errors
 /// The error that the start would give.
@@ -76,7 +76,7 @@ pub fn json(plan: &Plan) -> Value {
     json!({ "cards": plan.cards, "steps": plan.steps.iter().map(step).collect::<Vec<_>>() })
 }
 
-/// The nftables that a step makes. The kernel, which has not named the taps yet, may call them something else.
+/// The nftables that a step makes. The kernel, which has not named the taps yet, may name them otherwise.
 fn tables(step: &Step) -> Vec<Table> {
     let tap = |card: usize| format!("tap{card}").parse().ok();
     match step {

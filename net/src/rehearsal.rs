@@ -1,7 +1,8 @@
-//! A start that is cut short in the middle of a step and taken back, in the calling process. Knows plans and steps; no keeper.
+//! A start that is cut short in the middle of a step and taken back, in the calling process. Knows plans and steps; no
+//! keeper.
 //!
-//! It is for tests, which compare the host before and after: a step whose `apply` stops at any of the places where it waits for the
-//! kernel has to be taken back by its own `undo`.
+//! It is for tests, which compare the host before and after: a step whose `apply` stops at any of the places where it
+//! waits for the kernel has to be taken back by its own `undo`.
 
 use std::pin::pin;
 use std::task::Poll;
@@ -16,7 +17,7 @@ use crate::survey::inherited;
 /// The outcome of a rehearsal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rehearsal {
-    /// The steps that were done, in order: their kinds, and how often `apply` of each was polled.
+    /// The steps that were done, in order: each with its kind, and the number of polls of its `apply`.
     pub done: Vec<(&'static str, usize)>,
     /// The kind of the step that was cut short.
     pub cut: Option<&'static str>,
@@ -29,7 +30,7 @@ pub struct Rehearsal {
 pub struct Cut {
     /// The step, by its place in the plan.
     pub step: usize,
-    /// How often it is polled.
+    /// The number of polls.
     pub polls: usize,
 }
 
@@ -63,7 +64,7 @@ pub fn rehearse(request: &Request, cut: Option<Cut>) -> Result<Rehearsal, Error>
         }
         made.look_again();
         let begun = &plan.steps[..begun];
-        // The second time there is nothing to do.
+        // The second undo has nothing to do.
         for step in begun.iter().rev().chain(begun.iter().rev()) {
             outcome.reports.extend(step.undo(&mut made).await.err().map(|error| error.report()));
         }

@@ -1,4 +1,4 @@
-//! The cards that a VM is to have, and what goes with them. Knows no host.
+//! The cards that a VM is to have, with its policy and steering program. Knows no host.
 
 use std::os::fd::RawFd;
 
@@ -15,9 +15,9 @@ pub struct Request {
     pub vcpus: u32,
     /// One spec for each card.
     pub cards: Vec<NetSpec>,
-    /// What the guest may say, and to whom; everything if there is none.
+    /// The policy on the guest's traffic; without one all is allowed.
     pub policy: Option<Policy>,
-    /// What chooses between the queues of a card that has several, if the kernel lets it.
+    /// The steering program that chooses between the queues of a card that has several, if the kernel accepts it.
     pub steering: Option<SteeringProgram>,
 }
 

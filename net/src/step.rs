@@ -1,9 +1,9 @@
-//! The changes that a plan can consist of. Knows what each does to the host and what takes it back; not why a plan has it, nor who
+//! The changes that a plan can consist of. Knows how to make and undo each on the host; not why a plan has it, nor who
 //! applies it.
 //!
-//! A kind of step is one file: its data, `apply`, `undo` and the words for both. A new
-//! one takes a file and a line in the list below. What a step applied its own undo takes back; where the kernel does that with
-//! another object (the settings of a bridge of ours go with the bridge), the file says with which.
+//! A kind of step is one file: its data, `apply`, `undo` and the words for both. A new one takes a file and a line in
+//! the list below. Each step's own undo takes back what it applied; where the kernel does that with another object (the
+//! settings of a bridge of ours go with the bridge), the file says with which.
 
 mod admit_in_docker;
 mod adopt_tap;
@@ -76,7 +76,7 @@ pub use share_bridge::ShareBridge;
 pub use start_stp::StartStp;
 pub use take_uplink::TakeUplink;
 
-/// Makes a step out of its kinds.
+/// Makes the enum of steps from the list of kinds.
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident,)+) => {
         /// One change of the host.
@@ -104,14 +104,14 @@ macro_rules! kinds {
                 }
             }
 
-            /// Takes back what [`apply`](Self::apply) has done, or has done half.
+            /// Undoes [`apply`](Self::apply), even if it failed half-way.
             pub(crate) async fn undo(&self, made: &mut Applied) -> Result<(), Error> {
                 match self {
                     $(Self::$kind(step) => step.undo(made).await,)+
                 }
             }
 
-            /// What takes it back at the end, in words.
+            /// Describes its undo in words.
             pub fn undo_text(&self) -> String {
                 match self {
                     $(Self::$kind(step) => step.undo_text(),)+
@@ -138,7 +138,7 @@ macro_rules! kinds {
 kinds! {
     /// Make a bridge that is ours.
     CreateBridge,
-    /// Take part in a bridge that another VM made, and with it in the duty to remove it.
+    /// Share a bridge that another VM made, and the duty to remove it.
     ShareBridge,
     /// Make an interface of the host a port of a bridge of ours.
     TakeUplink,
@@ -162,19 +162,19 @@ kinds! {
     RouteLoopback,
     /// Take the host's ports that lead to a guest.
     ReservePorts,
-    /// Make the nftables of a VM, gone with keeper and VMM.
+    /// Make the nftables of a VM, which go with keeper and VMM.
     CreateTables,
     /// Have Docker's rules let the cards behind NAT through, in the chain that Docker leaves to others.
     AdmitInDocker,
     /// Have the kernel copy the frames of cards, for as long as the keeper lives.
     MirrorFrames,
-    /// Have a policy hold for a card, gone with keeper and VMM.
+    /// Enforce a policy on a card until keeper and VMM have gone.
     ApplyPolicy,
-    /// Have the kernel hold the rates of cards.
+    /// Have the kernel limit the rates of cards.
     LimitRates,
     /// Open the socket on which a card's services answer.
     OpenServices,
-    /// Make a tap named by the kernel, gone with its last descriptor.
+    /// Make a tap named by the kernel, which goes with its last descriptor.
     CreateTap,
     /// Open the kernel's vhost-net.
     OpenVhost,

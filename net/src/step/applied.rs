@@ -1,4 +1,4 @@
-//! What the steps of a plan have made so far, which the keeper looks after until the steps are undone.
+//! The objects that the steps of a plan have made so far. The keeper looks after them until the steps are undone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{OwnedFd, RawFd};
@@ -24,10 +24,10 @@ use crate::services::ServiceSpec;
 use crate::spec::IfName;
 use crate::survey;
 
-/// Frames that wait in a queue of a tap at most: its length by default is half of that.
+/// Limit of frames in a tap's queue: twice the default.
 const QUEUED_MAX: usize = 1000;
 
-/// What steps work on, and what they leave for each other.
+/// The host's state that steps share with each other.
 #[derive(Debug)]
 pub(crate) struct Applied {
     pub(crate) rtnl: Rtnl,
@@ -37,35 +37,35 @@ pub(crate) struct Applied {
     pub(crate) vhosts: BTreeMap<usize, Vec<OwnedFd>>,
     /// Sockets that hold ports, by card.
     pub(crate) ports: BTreeMap<usize, Vec<OwnedFd>>,
-    /// The sockets of services with what they say, by card, until they are handed over.
+    /// The sockets of services and their configurations, by card, until they are handed over.
     pub(crate) services: BTreeMap<usize, (ServiceSpec, OwnedFd)>,
     /// The owner of the VM's tables, if it has some.
     pub(crate) tables: Option<Tables>,
-    /// Whose network it is.
+    /// The VM's name.
     vm: String,
     /// The interfaces that the VM's fence keeps apart, so that the host is no router.
     fence: Option<Fence>,
-    /// What has been switched on behind it, by which bridge.
+    /// Forwarding that has been switched on behind the fence, by bridge and family.
     fenced: BTreeSet<(IfName, Family)>,
-    /// The links as they were at the last undo of something of a bridge, if nothing has been changed since. A host with many
-    /// VMs has many, and keepers look at them one after the other.
+    /// The links as they were at the last undo of something of a bridge, if nothing has been changed since. A host with
+    /// many VMs has many, and keepers look at them one after the other.
     looked: Option<Vec<Link>>,
-    /// The policy that holds for its cards, if there is one.
+    /// The policy that is enforced on its cards, if there is one.
     pub(crate) active_policy: Option<ActivePolicy>,
     /// Rules of the VM in tables of Docker's.
     pub(crate) admitted: Vec<Placed>,
-    /// The owner of the table that has frames copied, if there is one.
+    /// The owner of the table of mirrors, if there is one.
     pub(crate) mirrors: Option<NftSocket>,
-    /// What says that a card's macvtap or port is in use, by card.
+    /// Claims on cards' macvtaps and Open vSwitch ports, by card.
     pub(crate) claims: BTreeMap<usize, OwnedFd>,
-    /// The owner of the table that has frames wait, if there is one.
+    /// The owner of the table of rate limits, if there is one.
     pub(crate) rates: Option<NftSocket>,
     /// Descriptors that the VMM inherited for `fd=`, by number.
     pub(crate) inherited: BTreeMap<RawFd, OwnedFd>,
 }
 
 impl Applied {
-    /// A host that nothing has been done to.
+    /// The state before the first step.
     pub(crate) fn new(rtnl: Rtnl, vm: &str, inherited: BTreeMap<RawFd, OwnedFd>) -> Self {
         let (taps, vhosts, ports, services) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let (tables, active_policy, mirrors, rates) = (None, None, None, None);
@@ -91,7 +91,7 @@ impl Applied {
         }
     }
 
-    /// Makes a card's tap a port of a bridge; also what puts it back when somebody took it away.
+    /// Makes a card's tap a port of a bridge. Also puts it back after another program took it off.
     pub(crate) async fn attach(&self, card: usize, bridge: &IfName, attachment: &Attachment) -> Result<(), Error> {
         let Tap { name, index: Some(index), .. } = self.tap(card)? else { return Err(Error::NoTap { card }) };
         let attach = async {
@@ -107,7 +107,7 @@ impl Applied {
         self.taps.get(&card).ok_or(Error::NoTap { card })
     }
 
-    /// What owns the VM's tables.
+    /// The owner of the VM's tables, opened at the first call.
     pub(crate) fn owner(&mut self) -> Result<&mut Tables, NftError> {
         match &mut self.tables {
             Some(tables) => Ok(tables),
@@ -127,7 +127,7 @@ impl Applied {
         self.remove_tables(|name| *name != fence)
     }
 
-    /// Keeps apart what the host is not to be a router between, and no more than that.
+    /// Sets the fence to `wanted`: the interfaces that the host must not route between.
     pub(crate) fn fence(&mut self, wanted: Fence) -> Result<(), NftError> {
         let name = fence::table_name(&self.vm);
         let command = match &self.fence {
@@ -158,7 +158,7 @@ impl Applied {
         Ok(())
     }
 
-    /// Forgets what has been seen: something changes, or an undoing begins.
+    /// Forgets the cached links: something changes, or an undo begins.
     pub(crate) fn look_again(&mut self) {
         self.looked = None;
     }
@@ -182,7 +182,7 @@ impl Applied {
         forwarding::enable(&self.rtnl, &links, bridge, uplinks).await.map_err(failed)
     }
 
-    /// The same for IPv6, and all interfaces.
+    /// The same for IPv6, on all interfaces.
     pub(crate) async fn forward6(&mut self, bridge: &IfName) -> Result<(), Error> {
         let failed = |source| Error::Forwarding { bridge: bridge.clone(), source };
         if sysctl::forwards6() {
@@ -200,7 +200,8 @@ impl Applied {
         tap.and_then(|tap| Some((tap.name.parse().ok()?, tap.kind))).ok_or(Refusal::PolicyElsewhere { card })
     }
 
-    /// Drops what has come for a card whose tap could take frames before a policy held for them. More of them than a tap holds are not there.
+    /// Drops what has come for a card whose tap could take frames before a policy held for them. More of them than a
+    /// tap holds are not there.
     pub(super) fn forget_frames(&self, card: usize) {
         // The header of virtio-net has to fit.
         let mut head = [0; 64];
@@ -218,7 +219,7 @@ impl Applied {
         Ok(())
     }
 
-    /// Has no policy hold for a card of `vm` any more.
+    /// Removes the policy from a card of `vm`.
     pub(super) fn lift_policy(&mut self, vm: &str, card: usize) -> Result<(), NftError> {
         let (Some(active), Some(owner)) = (&mut self.active_policy, &mut self.tables) else { return Ok(()) };
         let lifted = active.remove(owner, vm, card);
@@ -228,7 +229,7 @@ impl Applied {
         lifted
     }
 
-    /// Puts a policy in the place of the one before.
+    /// Replaces the active policy.
     pub(crate) fn replace_policy(&mut self, vm: &str, policy: Policy) -> Result<(), NftError> {
         let Some(mut active_policy) = self.active_policy.take() else { return Ok(()) };
         let result = self.owner().and_then(|owner| active_policy.replace(owner, vm, policy));
@@ -247,8 +248,8 @@ impl Applied {
         Ok(())
     }
 
-    /// Most often the VMM's descriptors are closed and a tap has gone. A VMM that is being killed, or that calls stop() too early,
-    /// still has it.
+    /// Removes a card's tap. Usually the VMM has closed its descriptors and the tap has gone; a VMM that is being
+    /// killed, or that calls stop() too early, still has it open.
     pub(super) async fn remove_tap(&mut self, card: usize) -> Result<(), Error> {
         let Some(Tap { name, index: Some(index), .. }) = self.taps.remove(&card) else { return Ok(()) };
         self.look_again();

@@ -1,4 +1,4 @@
-//! Has a policy hold for a card, in a table of its own on the card's tap. It goes with keeper and VMM, if not before.
+//! Enforces a policy on a card, in a table of its own on the card's tap. It goes with keeper and VMM, if not before.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::policy::Policy;
 use crate::policy::rules::EnforcedCard;
 use crate::spec::{IfName, Switch};
 
-/// Have a policy hold for a card, gone with keeper and VMM.
+/// Enforce a policy on a card until keeper and VMM have gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ApplyPolicy {
     /// The VM.
@@ -22,7 +22,7 @@ pub struct ApplyPolicy {
     /// Its tap, if it was there before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tap: Option<IfName>,
-    /// Whether services of ours give the guest its address.
+    /// On if minivmm's services assign the guest's address.
     pub served: Switch,
     /// The policy.
     pub policy: Policy,

@@ -24,16 +24,16 @@ pub struct AttachTap {
     pub mac: MacAddr,
     /// The tap's MTU in bytes.
     pub mtu: u16,
-    /// What is written on it.
+    /// The tap's alias.
     pub alias: TapAlias,
-    /// The only address behind it, if that is to be so.
+    /// The only MAC address allowed behind it, if it is pinned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pinned: Option<MacAddr>,
-    /// Whether no frame passes between it and other isolated ports.
+    /// On if no frame passes between it and other isolated ports.
     pub isolated: Switch,
-    /// Whether frames go back to where they came from.
+    /// On if frames may go back out of the port that they came in by.
     pub hairpin: Switch,
-    /// The VLANs that it is in, if that is to differ from what the bridge gives every port.
+    /// The port's VLANs, if they differ from those that the bridge gives every port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vlans: Option<PortVlans>,
 }
@@ -65,7 +65,7 @@ impl fmt::Display for AttachTap {
 }
 
 impl AttachTap {
-    /// What the tap gets with its bridge.
+    /// The attachment of the tap to its bridge.
     pub(crate) fn attachment(&self) -> Attachment {
         let Self { mac, mtu, alias, pinned, isolated, hairpin, vlans, .. } = self;
         let (alias, vlans) = (alias.clone(), vlans.clone());

@@ -20,7 +20,7 @@ use crate::spec::MacvtapMode;
 pub struct CreateMacvtap {
     /// The card that it is for.
     pub card: usize,
-    /// What it is to be.
+    /// The macvtap to make.
     #[serde(flatten)]
     pub macvtap: Macvtap,
 }
@@ -37,7 +37,8 @@ impl Kind for CreateMacvtap {
         let name = tap.to_string();
         made.taps
             .insert(*card, Tap { name: name.clone(), index: Some(index), kind: TapKind::Macvtap, fds: Vec::new() });
-        // What no queue takes goes to the host's own stack. It has no address there, and is not to make one out of the guest's.
+        // Frames that no queue takes go to the host's own stack. There the link has no address, and must not generate
+        // one from the guest's.
         if let Err(error) = sysctl::set_if_there(Conf::Ipv6, tap.as_str(), "disable_ipv6", "1") {
             log::warn!("The host may use IPv6 on {tap}, with the guest's address: {error}");
         }
@@ -54,7 +55,7 @@ impl Kind for CreateMacvtap {
         if made.taps.contains_key(&self.card) || !made.claims.contains_key(&self.card) {
             return made.remove_tap(self.card).await;
         }
-        // It may be there without anything known of it.
+        // It may exist even if `apply` recorded nothing of it.
         let Self { card, macvtap: Macvtap { tap, .. } } = self;
         let removed = macvtap::remove(&made.rtnl, tap).await;
         made.claims.remove(card);

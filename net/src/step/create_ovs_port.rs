@@ -16,7 +16,7 @@ use crate::host::tap;
 pub struct CreateOvsPort {
     /// The card that it is for.
     pub card: usize,
-    /// What it is to be.
+    /// The port to make.
     #[serde(flatten)]
     pub port: OvsPort,
 }

@@ -11,7 +11,7 @@ use crate::rules::guard::Guard;
 use crate::rules::{self, Member};
 use crate::spec::Connections;
 
-/// Make the nftables of a VM, gone with keeper and VMM.
+/// Make the nftables of a VM, which go with keeper and VMM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CreateTables {
     /// The VM.
@@ -29,7 +29,7 @@ impl Kind for CreateTables {
         let taps = &made.taps;
         let tables = rules::tables(vm, members, guards, |card| taps.get(&card)?.name.parse().ok());
         match made.owner().and_then(|owner| owner.add(tables)) {
-            // These cards have done without before nftables had owners, and where there are none.
+            // These cards also work without tables: on kernels without nftables, or without owners of tables.
             Err(error) if members.is_empty() && guards.iter().all(Guard::is_open) => {
                 let error = Error::Nftables(error).report().message;
                 log::warn!("BPDUs of the guests on bridges are not dropped: {error}");

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::host::tap;
 use crate::kernel::tun::TAP_PATTERN;
 
-/// Make a tap named by the kernel, gone with its last descriptor.
+/// Make a tap named by the kernel, which goes with its last descriptor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CreateTap {
     /// The card that it is for.

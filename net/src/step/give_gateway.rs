@@ -21,7 +21,7 @@ pub struct GiveGateway {
     pub bridge: IfName,
     /// The network's addresses.
     pub subnet: Subnet,
-    /// What is written on the bridge.
+    /// The bridge's alias.
     pub alias: NetworkAlias,
 }
 
@@ -53,7 +53,8 @@ impl GiveGateway {
     async fn give(&self, rtnl: &Rtnl) -> io::Result<()> {
         let Self { bridge, subnet, alias } = self;
         rtnl.set_alias(bridge.as_str(), &alias.to_string()).await?;
-        // Without addresses of its own the host is not there for guests that speak IPv6, which have none but link-local ones.
+        // Without IPv6 addresses of its own the host is out of reach for guests by IPv6, which have link-local ones
+        // only.
         sysctl::set_if_there(Conf::Ipv6, bridge.as_str(), "disable_ipv6", "1")?;
         // Guests reach each other by themselves; a packet that comes back to its network has been translated.
         rtnl.set_ipv4(bridge.as_str(), Ipv4Setting::SendRedirects, Switch::Off).await?;

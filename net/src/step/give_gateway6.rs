@@ -52,11 +52,11 @@ impl GiveGateway6 {
         let Self { bridge, network } = self;
         // 1: no address is generated (IN6_ADDR_GEN_MODE_NONE).
         sysctl::set(Conf::Ipv6, bridge.as_str(), "addr_gen_mode", "1")?;
-        // What guests advertise is not for the host.
+        // The host ignores router advertisements of guests.
         sysctl::set(Conf::Ipv6, bridge.as_str(), "accept_ra", "0")?;
-        // A gateway that leads out is a router, and says so to whoever asks for its address. Where the host does not
-        // forward yet it becomes one with the host:
-        // before that, the kernel would drop the routes that the host has from other routers.
+        // A gateway that leads out is a router, and says so in its neighbour advertisements. Where the host does not
+        // forward yet it becomes one with the host: before that, the kernel would drop the routes that the host has
+        // from other routers.
         if sysctl::forwards6() && bridge.as_str().starts_with(NETWORK_PREFIXES[0]) {
             sysctl::set(Conf::Ipv6, bridge.as_str(), "forwarding", "1")?;
         }

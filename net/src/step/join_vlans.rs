@@ -1,5 +1,5 @@
-//! Has a port carry VLANs beside those that it carries. Other VMs may have joined the same ones, so they last until the port
-//! leaves the bridge.
+//! Has a port carry VLANs beside those that it carries. Other VMs may have joined the same ones, so they last until the
+//! port leaves the bridge.
 
 use std::fmt;
 

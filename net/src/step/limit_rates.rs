@@ -1,4 +1,4 @@
-//! Has the kernel hold the rates of cards, on their taps and on interfaces where frames wait.
+//! Has the kernel limit the rates of cards, on their taps and on interfaces where frames wait.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::host::rates::{self, RateError, RateLimit};
 use crate::refusal::Refusal;
 
-/// Have the kernel hold the rates of cards.
+/// Have the kernel limit the rates of cards.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LimitRates {
     /// The VM.

@@ -15,7 +15,7 @@ use crate::services::{self, ServiceSpec};
 pub struct OpenServices {
     /// The card.
     pub card: usize,
-    /// What they say.
+    /// The configuration that they announce.
     pub spec: ServiceSpec,
 }
 

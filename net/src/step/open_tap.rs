@@ -20,7 +20,7 @@ pub struct OpenTap {
     pub tap: IfName,
     /// Queue pairs.
     pub queues: u16,
-    /// Whether it was made for several queues, which every opening has to say.
+    /// True if it was made for several queues, which every open has to state.
     pub multi_queue: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Sets the address that a bridge of the host has anyhow, so that it does not follow its ports.
+//! Sets the current address of a bridge of the host explicitly, so that it does not follow its ports.
 
 use std::fmt;
 

@@ -17,7 +17,7 @@ pub struct ReservePorts {
     pub card: usize,
     /// The ports.
     pub forward: Vec<Forward>,
-    /// Whether those of all addresses are also those of IPv6.
+    /// On if ports of all addresses are taken for IPv6 as well.
     pub ipv6: Switch,
 }
 

@@ -1,5 +1,5 @@
-//! Takes part in a bridge that another VM made: if that VM ends first, the undo of this step removes the bridge, with all that was
-//! changed for it.
+//! Shares a bridge that another VM made: if that VM ends first, the undo of this step removes the bridge, with all that
+//! was changed for it.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::host::bridge::Part;
 use crate::spec::IfName;
 
-/// Take part in a bridge that another VM made, and with it in the duty to remove it.
+/// Share a bridge that another VM made, and the duty to remove it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ShareBridge {
     /// Its name.
@@ -20,7 +20,7 @@ pub struct ShareBridge {
 
 impl Kind for ShareBridge {
     async fn apply(&self, _made: &mut Applied) -> Result<(), Error> {
-        // The tap that follows is what keeps the bridge.
+        // The tap that follows keeps the bridge.
         Ok(())
     }
 

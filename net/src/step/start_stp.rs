@@ -15,7 +15,7 @@ use crate::spec::{ForwardDelay, IfName};
 pub struct StartStp {
     /// The bridge.
     pub bridge: IfName,
-    /// How long a new port waits, twice.
+    /// Forward delay: a new port waits it twice.
     pub delay: ForwardDelay,
 }
 

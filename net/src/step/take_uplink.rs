@@ -19,11 +19,11 @@ pub struct TakeUplink {
     pub bridge: IfName,
     /// The interface.
     pub uplink: IfName,
-    /// What is written on the bridge.
+    /// The bridge's alias.
     pub alias: UplinkAlias,
     /// The addresses that go to the bridge.
     pub addresses: Vec<String>,
-    /// How many routes do.
+    /// The number of routes that go with them.
     pub routes: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Lists in the words of steps.
+//! Lists in the texts of steps.
 
 use crate::spec::IfName;
 
