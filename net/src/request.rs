@@ -15,7 +15,7 @@ pub struct Request {
     pub vcpus: u32,
     /// One spec for each card.
     pub cards: Vec<NetSpec>,
-    /// The policy on the guest's traffic; without one all is allowed.
+    /// The policy on the guest's traffic; without one everything is allowed.
     pub policy: Option<Policy>,
     /// The steering program that chooses between the queues of a card that has several, if the kernel accepts it.
     pub steering: Option<SteeringProgram>,

@@ -368,7 +368,7 @@ impl Socket {
                 });
             }
             self.send(&writer)?;
-            // What the kernel answers is that one is not there any more.
+            // Drain the answers: they only say that an entry has gone already.
             let mut buffer = vec![0; RECEIVE_BYTES];
             while recvfrom::<NetlinkAddr>(self.fd.as_raw_fd(), &mut buffer).is_ok() {}
         }

@@ -99,7 +99,7 @@ impl Gateway {
         let (bridge, index) = (bridge.clone(), index_of(bridge.as_str()).ok());
         let addresses = vec![(subnet.gateway().into(), subnet.prefix_len())];
         let allowance = Allowance::full();
-        // What happened before the subscription.
+        // The first look also covers events from before the subscription.
         let mut gateway = Self { card: *card, bridge, index, addresses, allowance, due: true, trouble: None };
         gateway.extend(member);
         gateway

@@ -32,7 +32,7 @@ impl<'a> Mirrors<'a> {
             _ => &[],
         });
         let kept = |mirror: &'a Mirror| Kept { mirror, index: index_of(mirror.to.as_str()).ok() };
-        // What happened before the subscription is looked at with the first notification.
+        // The first notification also covers events from before the subscription.
         Self { vm, mirrors: mirrors.map(kept).collect(), due: true }
     }
 

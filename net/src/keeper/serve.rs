@@ -133,7 +133,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
     let mut told = Vec::new();
     match Events::subscribe(&concern(plan, made)) {
         Ok(mut events) => {
-            // What happened before the subscription.
+            // Catches up with events from before the subscription.
             watch.look(made).await;
             let mut rest = Rest::new();
             // Goes on where it was when something else happens.

@@ -113,7 +113,7 @@ impl Upkeep {
             Notices::subscribe().map_err(failed).ok()
         };
         let notices = if networks.is_empty() { None } else { subscribe() };
-        // What happened before the subscription.
+        // Events from before the subscription.
         let (due, next) = (notices.is_some(), Instant::now());
         let (links, switches) = (BTreeMap::new(), Switches::default());
         let heard = BTreeSet::new();
