@@ -1,11 +1,11 @@
-//! The grammar of `--net`: `MODE=ARG[,key=value...]`. Knows no host.
+//! The grammar of `--net`: `MODE=ARG[,key=value...]`. It does not look at the host.
 //!
 //! The modes and keys are the table in [`keys`].
 //!
-//! Each mode is one struct with [`CardSpec`] in it, and the fields are the keys: the flag, a table of a configuration file and an
-//! API body with the same keys give the same value. A flag is split into key and text here and then deserialized like
-//! the others. The crate serde-aco does the same for other VMMs, but its errors are `Ignored("quues")` or
-//! `ExpectedBool` without the key, and it takes a duplicate key in silence.
+//! Each mode is one struct that contains [`CardSpec`], and its fields are the keys: a flag, a table of a configuration
+//! file and an API body with the same keys give the same value. A flag is split into keys and texts here and then
+//! deserialized like the others. The crate serde-aco does the same for other VMMs, but its errors, such as
+//! `Ignored("quues")` or `ExpectedBool`, do not name the key, and it silently accepts a duplicate key.
 
 mod capture;
 mod card;
@@ -53,7 +53,7 @@ pub use stp::{ForwardDelay, StpSpec};
 pub use uplink::UplinkSpec;
 pub use vlan::{VlanId, VlanList, VlanRange, VlanSpec};
 
-/// Longest distance, in edits, at which a known key is offered for an unknown one.
+/// Largest edit distance at which a known key is suggested for an unknown one.
 const SUGGEST_DISTANCE: usize = 2;
 
 /// One card: where its frames go on the host, and what the guest sees of it.
@@ -62,15 +62,15 @@ const SUGGEST_DISTANCE: usize = 2;
 pub enum NetSpec {
     /// A new tap on a bridge.
     Bridge(BridgeSpec),
-    /// A new tap on a network of our own that leads out.
+    /// A new tap on a network of our own with a way out.
     Nat(NatSpec),
-    /// A new tap on a network of our own that does not.
+    /// A new tap on a network of our own without a way out.
     Host(HostSpec),
     /// A new macvtap on an interface of the host.
     Macvtap(MacvtapSpec),
     /// A new tap on an Open vSwitch bridge.
     Ovs(OvsSpec),
-    /// A tap that exists.
+    /// An existing tap.
     Tap(TapSpec),
     /// An open tap.
     Fd(FdSpec),
@@ -81,22 +81,22 @@ pub enum NetSpec {
 pub struct BridgeSpec {
     /// The bridge.
     pub bridge: IfName,
-    /// Whether to make the bridge if it is missing.
+    /// On to create the bridge if it is missing.
     #[serde(default)]
     pub create: Switch,
-    /// The interface that it leads out by, if it is made.
+    /// The uplink of the bridge, if it is created.
     #[serde(flatten)]
     pub uplink: UplinkSpec,
-    /// The spanning tree of the bridge, if it is made.
+    /// The spanning tree of the bridge, if it is created.
     #[serde(flatten)]
     pub stp: StpSpec,
-    /// The VLANs that it is in.
+    /// The VLANs of the tap.
     #[serde(flatten)]
     pub vlans: VlanSpec,
     /// The guest's addresses; any if empty.
     #[serde(default, skip_serializing_if = "AddressList::is_empty")]
     pub addresses: AddressList,
-    /// What is refused to the guest.
+    /// Restrictions on the guest.
     #[serde(flatten)]
     pub guard: GuardSpec,
     /// The card.
@@ -104,7 +104,7 @@ pub struct BridgeSpec {
     pub card: CardSpec,
 }
 
-/// `tap=`: a tap that somebody else made and keeps.
+/// `tap=`: a tap that another program made and keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TapSpec {
     /// The tap.
@@ -124,10 +124,10 @@ pub struct FdSpec {
     pub card: CardSpec,
 }
 
-/// The key that opens a spec, and how the table that it opens is read.
+/// The key that opens a spec, and the reader of its table.
 struct ModeKey {
     key: &'static str,
-    /// What it is if nothing follows it.
+    /// Its value if none is given.
     alone: Option<&'static str>,
     read: fn(Value) -> Result<NetSpec, serde_json::Error>,
 }
@@ -152,10 +152,10 @@ const MODES: &[ModeKey] = &[
     ModeKey::new("fd", |value| serde_json::from_value(value).map(NetSpec::Fd)),
 ];
 
-/// Why a text or a table is not a card. The message says what to do, because it is printed as it is.
+/// The reason why a text or a table is not a card. The message says what to do, because it is printed as is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// Nothing there.
+    /// The spec is empty.
     #[error(
         "The network of a card is missing: give bridge=NAME, nat, host, macvtap=IFACE, ovs=BRIDGE, tap=NAME or fd=N"
     )]
@@ -171,7 +171,7 @@ pub enum SpecError {
         /// The mode that came later.
         second: &'static str,
     },
-    /// Two commas, or one at the end.
+    /// Two commas in a row, or one at the end.
     #[error("There is nothing between two commas or after the last one: write key=value there, or leave the comma out")]
     EmptyItem,
     /// A key without `=value`.
@@ -185,19 +185,19 @@ pub enum SpecError {
     UnknownKey {
         /// The mode.
         mode: &'static str,
-        /// What was given.
+        /// The given key.
         key: String,
-        /// What there is.
+        /// The keys of the mode.
         known: Vec<&'static str>,
     },
-    /// A key of other modes that this one cannot have.
+    /// A key of other modes that this mode cannot support.
     #[error("{mode}= takes no key {key:?}: {reason}")]
     NotThere {
         /// The mode.
         mode: &'static str,
-        /// What was given.
+        /// The given key.
         key: String,
-        /// Why not, or what there is instead.
+        /// The reason, or the alternative.
         reason: &'static str,
     },
     /// A value that its key does not take.
@@ -206,22 +206,22 @@ pub enum SpecError {
     /// `queues=` differs from the number of descriptors.
     #[error("queues={queues} contradicts fd={fds}, which has one queue pair for each descriptor: leave queues= out")]
     QueuesOfFds {
-        /// What `queues=` says.
+        /// The value of `queues=`.
         queues: u16,
-        /// What `fd=` says.
+        /// The value of `fd=`.
         fds: FdList,
     },
-    /// A guest that sees tags and one that does not.
+    /// VLANs both for a guest that sees tags and for one that does not.
     #[error(
         "vlan= and trunk= contradict each other: write trunk={trunk},native={vlan} for both, or leave one of them out"
     )]
     TwoVlans {
-        /// What `vlan=` says.
+        /// The value of `vlan=`.
         vlan: VlanId,
-        /// What `trunk=` says.
+        /// The value of `trunk=`.
         trunk: VlanList,
     },
-    /// A spanning tree on the bridge that gets the host's addresses.
+    /// A spanning tree on the bridge that takes over the host's addresses.
     #[error(
         "stp=on and move-addresses=on contradict each other, the host would be cut off while the port waits: leave one of them out"
     )]
@@ -231,21 +231,21 @@ pub enum SpecError {
         "{0}= and vhost=on contradict each other, the kernel's vhost-net moves frames as they come: leave one of them out"
     )]
     Vhost(&'static str),
-    /// A way out of a network that has none.
+    /// A place outside in `reach=` of a network without a way out.
     #[error("reach={0} is not possible with host=, which has no way out: give reach=host or reach=none, or nat=")]
     NoWayOut(ReachList),
-    /// A key that does nothing by itself.
+    /// A key that has no effect by itself.
     #[error("{key}= does nothing by itself: give {needed} with it, or leave it out")]
     Idle {
-        /// What was given.
+        /// The given key.
         key: &'static str,
-        /// What it would need.
+        /// The key that it needs.
         needed: &'static str,
     },
 }
 
 impl NetSpec {
-    /// What the card itself is to be.
+    /// The settings of the card itself.
     pub fn card(&self) -> &CardSpec {
         match self {
             Self::Bridge(spec) => &spec.card,
@@ -258,7 +258,7 @@ impl NetSpec {
         }
     }
 
-    /// The key that opens it: what the card is connected to.
+    /// The key that opens the spec.
     pub fn mode(&self) -> &'static str {
         match self {
             Self::Bridge(_) => "bridge",
@@ -271,7 +271,7 @@ impl NetSpec {
         }
     }
 
-    /// The network of our own that it asks for, if it does.
+    /// The network of our own that the card is on, if any.
     pub fn private(&self) -> Option<Private<'_>> {
         match self {
             Self::Nat(spec) => Some(spec.private()),
@@ -280,7 +280,7 @@ impl NetSpec {
         }
     }
 
-    /// The interface of the host that its bridge is to lead out by, if it asks for one.
+    /// The requested uplink of the card's bridge, if any.
     pub fn uplink(&self) -> Option<&IfName> {
         match self {
             Self::Bridge(spec) => spec.uplink.uplink.as_ref(),
@@ -288,7 +288,7 @@ impl NetSpec {
         }
     }
 
-    /// The interface of the host that the guest shares with it, if it does.
+    /// The interface of the host that the guest shares, if any.
     pub fn shared_interface(&self) -> Option<&IfName> {
         match self {
             Self::Macvtap(spec) => Some(&spec.macvtap),
@@ -296,12 +296,12 @@ impl NetSpec {
         }
     }
 
-    /// Whether its link is one that does not go by itself with what was made for it.
+    /// True if the link made for the card does not vanish by itself at the end of the VM.
     pub(crate) fn outlives_its_vm(&self) -> bool {
         matches!(self, Self::Macvtap(_) | Self::Ovs(_))
     }
 
-    /// Whether frames come for the guest's own address only, so that it cannot change it.
+    /// True if only frames for the guest's own MAC address arrive, so that the guest cannot change it.
     pub fn address_is_fixed(&self) -> bool {
         matches!(self, Self::Macvtap(spec) if spec.mode != MacvtapMode::Passthru)
     }
@@ -310,7 +310,7 @@ impl NetSpec {
     fn from_table(table: Map<String, Value>) -> Result<Self, SpecError> {
         let mut modes = MODES.iter().filter(|mode| table.contains_key(mode.key));
         let Some(mode) = modes.next() else {
-            // A key that no mode has is the likelier slip.
+            // A key that no mode has is the likelier typo.
             let slip = table.keys().find(|key| !keys::is_known(key)).or_else(|| table.keys().next());
             return Err(slip.map_or(SpecError::Empty, |key| SpecError::NoMode(key.clone())));
         };
@@ -344,7 +344,7 @@ impl NetSpec {
             return Err(SpecError::NoWayOut(*reach));
         }
         let CardSpec { vhost, impair, capture, .. } = spec.card();
-        // On a tap of our own the kernel holds rates.
+        // On a tap of our own the kernel enforces rates.
         let refused = match &spec {
             Self::Bridge(_) | Self::Nat(_) | Self::Host(_) => impair.first_key_but_rates(),
             _ => impair.first_key(),
@@ -430,7 +430,7 @@ impl<'de> Deserialize<'de> for NetSpec {
 }
 
 impl fmt::Display for NetSpec {
-    /// The flag that gives this spec, without the keys that have their default.
+    /// The flag that gives this spec, without keys at their defaults.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bridge(spec) => {
@@ -460,7 +460,7 @@ impl fmt::Display for NetSpec {
     }
 }
 
-/// What to do about a word that is no mode: the nearest one, or all of them.
+/// Advice on a word that is no mode: the nearest mode, or all of them.
 fn mode_advice(word: &str) -> String {
     match keys::nearest_mode(word) {
         Some(usage) => format!("did you mean {usage}?"),
@@ -468,7 +468,7 @@ fn mode_advice(word: &str) -> String {
     }
 }
 
-/// What to do about an unknown key: the nearest known one, or all of them.
+/// Advice on an unknown key: the nearest known key, or all of them.
 pub fn advice<S: AsRef<str>>(key: &str, known: &[S]) -> String {
     let known: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
     let nearest = known.iter().map(|name| (edit_distance(key, name), name)).min();
@@ -478,7 +478,7 @@ pub fn advice<S: AsRef<str>>(key: &str, known: &[S]) -> String {
     }
 }
 
-/// Insertions, deletions and replacements that turn `a` into `b`.
+/// The number of insertions, deletions and replacements that turn `a` into `b`.
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,4 +1,4 @@
-//! Where a copy of a card's frames goes: `capture=`, `snaplen=`, `capture-size=`.
+//! The capture of a card's frames in a file: `capture=`, `snaplen=`, `capture-size=`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::fields::{FieldError, deserialize_as_flag_text, scaled, whole_number};
 
 /// Longest frame: 64 KiB of IP behind an Ethernet header with a tag.
 const SNAP_MAX: u32 = 65_553;
-/// What a file has at most unless told otherwise, in bytes, and the least and most that can be told.
+/// The size limit of a file in bytes: its default, minimum and maximum.
 const SIZE_DEFAULT: u64 = 1 << 30;
 const SIZE_MIN: u64 = 64 << 10;
 const SIZE_MAX: u64 = 1 << 40;
@@ -22,16 +22,16 @@ pub struct CaptureSpec {
     /// The pcapng file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<PathBuf>,
-    /// Bytes of each frame that are kept; all if absent.
+    /// Bytes kept of each frame; all if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snaplen: Option<Snaplen>,
-    /// After how many bytes the file begins anew; 1 GiB if absent.
+    /// The size in bytes at which the file begins anew; 1 GiB if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture_size: Option<CaptureSize>,
 }
 
 impl CaptureSpec {
-    /// A key that does nothing without `capture=`.
+    /// A given key that has no effect without `capture=`.
     pub(super) fn idle_key(&self) -> Option<&'static str> {
         match self {
             Self { capture: None, snaplen: Some(_), .. } => Some("snaplen"),
@@ -40,19 +40,19 @@ impl CaptureSpec {
         }
     }
 
-    /// Bytes of each frame that are kept.
+    /// Bytes kept of each frame.
     pub fn snap_bytes(&self) -> u32 {
         self.snaplen.map_or(SNAP_MAX, |snaplen| snaplen.0)
     }
 
-    /// Bytes after which the file begins anew.
+    /// The size in bytes at which the file begins anew.
     pub fn size_bytes(&self) -> u64 {
         self.capture_size.map_or(SIZE_DEFAULT, |size| size.0)
     }
 }
 
 impl fmt::Display for CaptureSpec {
-    /// The end of a flag that gives this, with a comma before each key.
+    /// The end of a flag that gives this spec, with a comma before each key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(path) = &self.capture {
             write!(f, ",capture={}", path.display())?;
@@ -67,7 +67,7 @@ impl fmt::Display for CaptureSpec {
     }
 }
 
-/// Bytes of a frame, from an Ethernet header to the longest frame.
+/// A snap length in bytes, from an Ethernet header to the longest frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snaplen(u32);
 
@@ -88,7 +88,7 @@ impl fmt::Display for Snaplen {
     }
 }
 
-/// Bytes of a file.
+/// The size limit of a file in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaptureSize(u64);
 

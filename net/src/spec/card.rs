@@ -1,4 +1,4 @@
-//! The keys that every mode of `--net` takes: what the card itself is, wherever its frames go.
+//! The keys that every mode of `--net` takes: those of the card itself.
 
 use std::fmt;
 
@@ -10,40 +10,40 @@ use super::impair::ImpairSpec;
 use super::offload::OffloadList;
 use crate::identity::mac::MacAddr;
 
-/// One card as the user wants it. Its fields are the keys that come after the mode's own.
+/// A card as the user wants it. Its fields are the keys that come after the mode's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CardSpec {
-    /// The guest's address; one derived from the VM's name if absent.
+    /// The guest's MAC address; derived from the VM's name if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
     /// The MTU the guest is told, in bytes; that of the bridge or tap if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
-    /// Queue pairs; [`Queues::for_vcpus`] if absent, as far as the tap has them.
+    /// Queue pairs; [`Queues::for_vcpus`], limited by the tap, if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<Queues>,
     /// Descriptors of every receive and transmit queue.
     #[serde(default)]
     pub ring: RingSize,
-    /// What is left to the tap that the guest would otherwise do for every frame.
+    /// Work on frames that the guest leaves to the tap.
     #[serde(default)]
     pub offload: OffloadList,
-    /// Whether the kernel's vhost-net moves the frames, instead of threads of the VMM.
+    /// On if the kernel's vhost-net moves the frames instead of threads of the VMM.
     #[serde(default)]
     pub vhost: Switch,
-    /// What its frames meet on purpose.
+    /// Rate limits and impairments of its frames.
     #[serde(flatten)]
     pub impair: ImpairSpec,
-    /// The file that a copy of its frames goes to.
+    /// The capture of its frames in a file.
     #[serde(flatten)]
     pub capture: CaptureSpec,
-    /// The interface that a copy of its frames goes to.
+    /// The interface that its frames are mirrored to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<IfName>,
 }
 
 impl fmt::Display for CardSpec {
-    /// The end of a flag that gives this spec, with a comma before each key, without those that have their default.
+    /// The end of a flag that gives this spec, with a comma before each key, without keys at their defaults.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(mac) = self.mac {
             write!(f, ",mac={mac}")?;

@@ -1,7 +1,7 @@
-//! The values a `--net` key can take, each parsed once into a type that cannot hold a wrong one.
+//! The values of `--net` keys, each parsed once into a type that cannot hold an invalid one.
 //!
-//! Every type reads the text of a flag (`mtu=1500`) as well as the native value of a configuration file or an API
-//! call (`mtu = 1500`), and names its key in its errors, because serde does not.
+//! Every type reads the text of a flag (`mtu=1500`) as well as the native value of a configuration file or an API call
+//! (`mtu = 1500`), and names its key in its errors, because serde does not.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// Longest interface name: `IFNAMSIZ` less the closing zero (linux/if.h).
 const NAME_MAX: usize = 15;
 
-/// Smallest MTU that IPv4 can live with (RFC 791), and the least virtio-net can announce (virtio 1.3 5.1.4.1).
+/// Smallest MTU that IPv4 allows (RFC 791) and virtio-net can announce (virtio 1.3 5.1.4.1).
 pub const MTU_MIN: u16 = 68;
 
 /// Most queue pairs of one card. A tap can have 256, but a guest has no use for more pairs than CPUs.
@@ -23,8 +23,8 @@ pub const QUEUES_MAX: u16 = 64;
 /// them, and each pair costs a thread and two interrupts.
 const DEFAULT_QUEUES_MAX: u16 = 8;
 
-/// Sizes of a queue: the kernel's driver wants room for the pieces of one frame, and a split ring in steps of two
-/// (virtio 1.3 2.7). Above 4096 nothing gets faster.
+/// Limits of the size of a queue. The guest's kernel driver needs room for the pieces of one frame; the size of a split
+/// ring is a power of two (virtio 1.3 2.7). Above 4096 nothing gets faster.
 const RING_MIN: u16 = 64;
 const RING_MAX: u16 = 4096;
 
@@ -38,7 +38,7 @@ const FIRST_FREE_FD: RawFd = 3;
 pub struct IfName(String);
 
 impl IfName {
-    /// The bridge of a network of ours; `prefix` has at most 4 bytes, the network's name at most 11.
+    /// The bridge of our network `network`; `prefix` has at most 4 bytes, the network's name at most 11.
     pub(super) fn of_network(prefix: &str, network: &str) -> Self {
         Self(format!("{prefix}{network}"))
     }
@@ -117,7 +117,7 @@ impl FromStr for Mtu {
 pub struct Queues(u16);
 
 impl Queues {
-    /// A card with one queue pair.
+    /// One queue pair.
     pub const ONE: Self = Self(1);
 
     /// The default of a VM: a pair for each vCPU, at most 8.
@@ -154,7 +154,7 @@ impl RingSize {
 }
 
 impl Default for RingSize {
-    /// What most cards have.
+    /// The size that most cards have.
     fn default() -> Self {
         Self(256)
     }
@@ -175,9 +175,9 @@ impl FromStr for RingSize {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Switch {
-    /// Do it.
+    /// `on`.
     On,
-    /// Leave it.
+    /// `off`.
     #[default]
     Off,
 }
@@ -206,7 +206,7 @@ impl FdList {
 
     /// One queue pair for each descriptor.
     pub fn queues(&self) -> Queues {
-        // The list has at most QUEUES_MAX entries, so the conversion holds.
+        // The list has at most QUEUES_MAX entries, so the conversion cannot fail.
         Queues(u16::try_from(self.0.len()).unwrap_or(QUEUES_MAX))
     }
 }
@@ -247,9 +247,9 @@ pub enum FieldError {
     /// Not the name of an interface.
     #[error("{name:?} cannot be the name of an interface: {reason}")]
     Name {
-        /// What was given.
+        /// The given text.
         name: String,
-        /// The rule it breaks.
+        /// The rule that it breaks.
         reason: &'static str,
     },
     /// Not an MTU.
@@ -258,24 +258,24 @@ pub enum FieldError {
     /// Not a number of queue pairs.
     #[error("queues={0} is not possible: give a whole number from 1 to {QUEUES_MAX}")]
     Queues(String),
-    /// Not a size of a queue.
+    /// Not the size of a queue.
     #[error("ring={0} is not possible: give a power of two from {RING_MIN} to {RING_MAX}")]
     Ring(String),
     /// Not a list of offloads.
     #[error("offload={0} is not possible: give on, off, or some of csum:tso:ecn:ufo:uso")]
     Offload(String),
-    /// An offload without the one that it rests on.
+    /// An offload without the one that it needs.
     #[error("offload= with {offload} needs {needed} as well: write {needed}:{offload}")]
     OffloadNeeds {
-        /// What was given.
+        /// The given text.
         offload: &'static str,
-        /// What it rests on.
+        /// The offload that it needs.
         needed: &'static str,
     },
     /// Not an interface ID.
     #[error("iface-id={0} is not possible: give 1 to 127 letters, digits and ._:/@-")]
     IfaceId(String),
-    /// Not a mode of a macvtap.
+    /// Not a macvtap mode.
     #[error("mode={0} is not possible: give bridge, private, vepa or passthru")]
     MacvtapMode(String),
     /// Not a pair of rates.
@@ -283,7 +283,7 @@ pub enum FieldError {
         "rate={0} is not possible: give bits per second to and from the guest, such as 100M/20M, from 100 to 1000G"
     )]
     Rate(String),
-    /// Not a size of a burst.
+    /// Not the size of a burst.
     #[error("burst={0} is not possible: give bytes, such as 64K or 1M, at most 1G")]
     Burst(String),
     /// Not a delay.
@@ -291,13 +291,13 @@ pub enum FieldError {
         "\"{0}\" is no time for a delay or jitter: give a whole number with us, ms or s, such as 20ms, at most 10s"
     )]
     Lateness(String),
-    /// Not a share.
+    /// Not a percentage.
     #[error("loss={0} is not possible: give a percentage with at most four decimals, such as 1% or 0.1%")]
     Loss(String),
-    /// Not a length of frames.
+    /// Not a snap length.
     #[error("snaplen={0} is not possible: give whole bytes from 14 to 65553")]
     Snaplen(String),
-    /// Not a size of a file.
+    /// Not the size of a capture file.
     #[error("capture-size={0} is not possible: give bytes from 64K to 1024G, such as 100M")]
     CaptureSize(String),
     /// Not a seed.
@@ -312,10 +312,10 @@ pub enum FieldError {
     /// Not a subnet for guests.
     #[error("subnet={0} is not possible: give an IPv4 subnet of 8 to 30 bits, such as 10.20.30.0/24")]
     Subnet(String),
-    /// The address of a machine in a subnet.
+    /// A subnet with host bits set.
     #[error("subnet={given} is the address of a machine: give subnet={subnet}")]
     SubnetBits {
-        /// What was given.
+        /// The given text.
         given: String,
         /// The subnet that it is in.
         subnet: String,
@@ -323,9 +323,9 @@ pub enum FieldError {
     /// Not a forwarded port.
     #[error("forward={given} is not possible: {reason}")]
     Forward {
-        /// What was given.
+        /// The given text.
         given: String,
-        /// The rule it breaks.
+        /// The rule that it breaks.
         reason: &'static str,
     },
     /// Not a list of places.
@@ -346,28 +346,28 @@ pub enum FieldError {
     /// Not an address of a guest.
     #[error("addresses= with \"{given}\" is not possible: {reason}")]
     Address {
-        /// What was given.
+        /// The given text.
         given: String,
-        /// The rule it breaks.
+        /// The rule that it breaks.
         reason: &'static str,
     },
-    /// The same port of the host for two.
+    /// Two forwards of the same host port.
     #[error("forward={first} and forward={second} both lead the same port of the host: keep one of them")]
     ForwardTwice {
-        /// One.
+        /// The first.
         first: String,
-        /// The other.
+        /// The second.
         second: String,
     },
-    /// More ports than can be held.
+    /// More ports than a card can have.
     #[error("forward= lists {count} ports, and a card has at most {max}: give fewer")]
     ForwardCount {
-        /// The ports that are listed.
+        /// The number of listed ports.
         count: usize,
-        /// The most that there may be.
+        /// The limit.
         max: usize,
     },
-    /// Not a delay of a spanning tree.
+    /// Not a forward delay.
     #[error("forward-delay={0} is not possible: give whole seconds from 2 to 30")]
     ForwardDelay(String),
     /// Not a VLAN.
@@ -379,9 +379,9 @@ pub enum FieldError {
     /// The same VLAN twice.
     #[error("trunk= lists a VLAN twice, in {first} and {second}: keep one of them")]
     VlanTwice {
-        /// One.
+        /// The first.
         first: String,
-        /// The other.
+        /// The second.
         second: String,
     },
     /// Not a descriptor.
@@ -390,7 +390,7 @@ pub enum FieldError {
     /// A standard stream.
     #[error("fd={0} is a standard stream and cannot be a tap: give a descriptor from {FIRST_FREE_FD} up")]
     StandardStream(RawFd),
-    /// The same queue twice.
+    /// The same descriptor twice.
     #[error("fd={0} is given twice: every queue pair takes a descriptor of its own")]
     FdTwice(RawFd),
     /// More queues than a card can have.
@@ -398,7 +398,7 @@ pub enum FieldError {
     FdCount(usize),
 }
 
-/// A number written in decimal digits only; `+5`, ` 5` and `0x5` are not.
+/// A number written in decimal digits only; `+5`, ` 5` and `0x5` are refused.
 pub(super) fn whole_number(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -406,7 +406,7 @@ pub(super) fn whole_number(text: &str) -> Option<u64> {
     text.parse().ok()
 }
 
-/// A whole number with one of these units.
+/// A whole number with one of these units, scaled.
 pub(super) fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let end = text.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -422,8 +422,8 @@ enum Element {
     Text(String),
 }
 
-/// Deserializes a type of this room from text, from a number, from a boolean or from a list of them, by way of the text
-/// that a flag would have: one parser, one set of messages.
+/// Deserializes a type of `spec` from a text, a number, a boolean or a list, by way of the text that a flag would have:
+/// one parser, one set of messages.
 pub(super) struct FlagText<T>(std::marker::PhantomData<T>);
 
 impl<T> FlagText<T> {
@@ -456,7 +456,7 @@ impl<'de, T: FromStr<Err = FieldError>> Visitor<'de> for FlagText<T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<T, A::Error> {
-        // Descriptors are numbers, forwarded ports are texts; either has a separator of its own in a flag.
+        // Descriptors are numbers, forwarded ports are texts; each kind has its own separator in a flag.
         let mut joined = String::new();
         while let Some(element) = seq.next_element::<Element>()? {
             let (separator, text) = match element {
@@ -472,7 +472,7 @@ impl<'de, T: FromStr<Err = FieldError>> Visitor<'de> for FlagText<T> {
     }
 }
 
-/// Has types be read from whatever a flag, a configuration file or an API call gives, by way of their `FromStr`.
+/// Implements `Deserialize` by way of `FromStr`, for the values of flags, configuration files and API calls.
 macro_rules! deserialize_as_flag_text {
     ($($name:ty),+) => {$(
         impl<'de> serde::Deserialize<'de> for $name {

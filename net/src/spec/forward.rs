@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! tcp:8080:80                  port 8080 of every IPv4 address of the host leads to port 80 of the guest
-//! udp:127.0.0.1:5353:53        of one address
-//! tcp:8000-8010:9000-9010      as many ports, in order
-//! tcp:8080:80+udp:5353:53      several
+//! udp:127.0.0.1:5353:53        port 5353 of one address of the host
+//! tcp:8000-8010:9000-9010      a range, port by port
+//! tcp:8080:80+udp:5353:53      several forwards
 //! ```
 
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use serde::{Serialize, Serializer};
 
 use super::fields::{FieldError, deserialize_as_flag_text};
 
-/// Most host ports of one card. Each is held by a socket of the keeper, which has 1024 descriptors on most hosts.
+/// Most host ports of one card. A socket of the keeper reserves each; most hosts allow a process 1024 descriptors.
 pub const FORWARDED_PORTS_MAX: usize = 512;
 
 /// A protocol that has ports.
@@ -30,7 +30,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Its number in a header of IP (`IPPROTO_*`).
+    /// Its number in an IP header (`IPPROTO_*`).
     pub(crate) fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
@@ -59,12 +59,12 @@ pub struct Forward {
     pub host_port: u16,
     /// The first of the guest's ports.
     pub guest_port: u16,
-    /// How many there are, at least one. The last port is at most 65535 on both sides.
+    /// The number of ports, at least one. The last port is at most 65535 on both sides.
     pub count: u16,
 }
 
 impl Forward {
-    /// Each of the host's ports with the guest's.
+    /// Pairs of a host port and the guest port that it leads to.
     pub fn pairs(self) -> impl Iterator<Item = (u16, u16)> {
         // The last ones are at most 65535 by construction.
         (0..self.count).map(move |idx| (self.host_port.saturating_add(idx), self.guest_port.saturating_add(idx)))
@@ -80,7 +80,7 @@ impl Forward {
         self.guest_port.saturating_add(self.count - 1)
     }
 
-    /// Whether both would lead the same packets.
+    /// True if both match the same packets.
     pub fn overlaps(self, other: Self) -> bool {
         let same_address = self.address.is_none() || other.address.is_none() || self.address == other.address;
         let apart = self.host_port > other.last_host_port() || other.host_port > self.last_host_port();
@@ -112,7 +112,7 @@ impl FromStr for Forward {
             }
             _ => return Err(refuse(form)),
         };
-        // All of them is what no address says.
+        // 0.0.0.0 means all addresses, as no address does.
         let address = address.filter(|address: &Ipv4Addr| !address.is_unspecified());
         let ((host_port, count), (guest_port, guests)) =
             (ports(host).ok_or_else(|| refuse(PORTS))?, ports(guest).ok_or_else(|| refuse(PORTS))?);
@@ -123,7 +123,7 @@ impl FromStr for Forward {
     }
 }
 
-/// What is wrong with ports.
+/// The reason why ports are refused.
 const PORTS: &str = "a port is a number from 1 to 65535, and a range is FIRST-LAST";
 
 /// The first port and the number of ports of `N` or `N-M`.
@@ -152,22 +152,22 @@ impl fmt::Display for Forward {
     }
 }
 
-/// All of a card: at most [`FORWARDED_PORTS_MAX`] ports of the host, none of them twice.
+/// The forwards of a card: at most [`FORWARDED_PORTS_MAX`] ports of the host, none of them twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForwardList(Vec<Forward>);
 
 impl ForwardList {
-    /// Each, in the order in which they were given.
+    /// The forwards in the given order.
     pub fn as_slice(&self) -> &[Forward] {
         &self.0
     }
 
-    /// Whether there is none.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The protocols that occur.
+    /// The protocols of the forwards.
     pub fn protocols(&self) -> BTreeSet<Protocol> {
         self.0.iter().map(|forward| forward.protocol).collect()
     }

@@ -1,4 +1,4 @@
-//! `antispoof=`, `addresses=` and `isolate=`: as whom a guest may speak, and whether to other VMs.
+//! `antispoof=`, `addresses=` and `isolate=`: the addresses a guest may send from, and its isolation from other VMs.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,22 +8,22 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::fields::{FieldError, Switch, deserialize_as_flag_text};
 
-/// Most addresses of one card. A guest with more is a router, for which the list is the wrong tool.
+/// Most addresses of one card. A guest with more is a router, which a list of addresses does not suit.
 pub const ADDRESSES_MAX: usize = 64;
 
-/// What is refused to a guest. Its fields are keys of `bridge`, `nat` and `host`.
+/// Restrictions on a guest. Its fields are keys of `bridge`, `nat` and `host`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardSpec {
-    /// Whether the guest can only be itself; what the mode has if absent.
+    /// On if the guest sends from its own MAC and addresses only; the default of the mode if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub antispoof: Option<Switch>,
-    /// Whether other VMs of this host are out of reach.
+    /// On if other VMs of this host are out of reach.
     #[serde(default)]
     pub isolate: Switch,
 }
 
 impl GuardSpec {
-    /// Whether the guest can only be itself, in a mode where `default` holds unless it is said.
+    /// The value of `antispoof=` in a mode with this default.
     pub(crate) fn antispoof_or(self, default: Switch) -> Switch {
         self.antispoof.unwrap_or(default)
     }
@@ -41,17 +41,17 @@ impl fmt::Display for GuardSpec {
     }
 }
 
-/// Addresses of a guest, all different and such as a machine can have; a flag has `+` between them.
+/// Unicast addresses of a guest, all different; a flag has `+` between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressList(Vec<IpAddr>);
 
 impl AddressList {
-    /// The addresses in the order in which they were given.
+    /// The addresses in the given order.
     pub fn as_slice(&self) -> &[IpAddr] {
         &self.0
     }
 
-    /// Whether none is given.
+    /// True if no address is given.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,12 +1,12 @@
-//! What a card's frames meet on purpose: `rate=`, `burst=`, `delay=`, `jitter=`, `loss=`, `seed=`.
+//! Rate limits and impairments of a card's frames: `rate=`, `burst=`, `delay=`, `jitter=`, `loss=`, `seed=`.
 //!
 //! ```text
 //! rate=IN/OUT       bits per second to and from the guest: 100M/20M, 1G/1G, 512k/64k
-//! burst=BYTES       what may pass at once after a pause: 64K, 1M
-//! delay=TIME        how much later every frame is, each way: 20ms, 500us, 1s
-//! jitter=TIME       by how much that differs, more or less
-//! loss=PERCENT      how many frames are lost, each way: 1%, 0.1%
-//! seed=NUMBER       what delays and losses follow from: the same for the same number
+//! burst=BYTES       bytes that pass at once after a pause: 64K, 1M
+//! delay=TIME        delay of every frame, each way: 20ms, 500us, 1s
+//! jitter=TIME       variation of the delay, more or less
+//! loss=PERCENT      share of frames that are lost, each way: 1%, 0.1%
+//! seed=NUMBER       seed of jitter and losses: the same number repeats them
 //! ```
 
 use std::fmt;
@@ -17,36 +17,37 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::fields::{FieldError, deserialize_as_flag_text, scaled};
 
-/// Bits per second of the slowest and the fastest rate. At the slowest a full frame takes two minutes.
+/// The slowest and the fastest rate in bits per second. At the slowest, a full frame takes two minutes.
 const RATE_MIN: u64 = 100;
 const RATE_MAX: u64 = 1_000_000_000_000;
 
-/// Longest delay and jitter: more than any connection on Earth.
+/// Longest delay and jitter: longer than on any path on Earth.
 const TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Least that a burst without `burst=` has, in bytes: a frame before segmentation; and its share of a second of the rate.
+/// The burst without `burst=`: its minimum in bytes, a frame before segmentation, and the fraction of a second of the
+/// rate.
 const BURST_MIN: u64 = 64 << 10;
 const BURSTS_PER_SECOND: u64 = 100;
 
-/// What is done to a card's frames; nothing by default.
+/// The rate limits and impairments of a card; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImpairSpec {
-    /// How many bits pass per second.
+    /// Bits per second, each way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<RatePair>,
-    /// How many bytes pass at once after a pause; 10 ms of the rate, and at least 64 KiB, if absent.
+    /// Bytes that pass at once after a pause; 10 ms of the rate, and at least 64 KiB, if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<Burst>,
-    /// How much later frames are.
+    /// The delay of every frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<Lateness>,
-    /// By how much that differs.
+    /// The variation of the delay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Lateness>,
-    /// How many are lost.
+    /// The share of lost frames.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Loss>,
-    /// What chance follows from.
+    /// The seed of jitter and losses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<Seed>,
 }
@@ -55,7 +56,7 @@ impl ImpairSpec {
     /// The keys, in the order of the fields.
     const KEYS: &[&str] = &["rate", "burst", "delay", "jitter", "loss", "seed"];
 
-    /// The first key that is there.
+    /// The first given key.
     pub(super) fn first_key(&self) -> Option<&'static str> {
         let there = [
             self.rate.is_some(),
@@ -68,12 +69,12 @@ impl ImpairSpec {
         Self::KEYS.iter().zip(there).find(|(_, there)| *there).map(|(key, _)| *key)
     }
 
-    /// The first key that is there, but for those of rates.
+    /// The first given key other than `rate` and `burst`.
     pub(super) fn first_key_but_rates(&self) -> Option<&'static str> {
         Self { rate: None, burst: None, ..self.clone() }.first_key()
     }
 
-    /// A key that does nothing, and one of those that it needs.
+    /// A key that has no effect, and what it needs.
     pub(super) fn idle_key(&self) -> Option<(&'static str, &'static str)> {
         if self.burst.is_some() && self.rate.is_none() {
             return Some(("burst", "rate=100M/100M"));
@@ -84,14 +85,14 @@ impl ImpairSpec {
         None
     }
 
-    /// The burst of a rate of so many bits per second, in bytes.
+    /// The burst of this rate, in bytes.
     pub fn burst_of(&self, bits_per_second: u64) -> u64 {
         self.burst.map_or((bits_per_second / 8 / BURSTS_PER_SECOND).max(BURST_MIN), Burst::bytes)
     }
 }
 
 impl fmt::Display for ImpairSpec {
-    /// The end of a flag that gives this, with a comma before each key.
+    /// The end of a flag that gives this spec, with a comma before each key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rate, burst, delay, jitter, loss, seed } = self;
         let texts = [
@@ -168,7 +169,7 @@ impl fmt::Display for Burst {
     }
 }
 
-/// A time by which frames are late.
+/// A delay of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lateness(Duration);
 
@@ -233,7 +234,7 @@ impl fmt::Display for Loss {
     }
 }
 
-/// Where chance begins.
+/// The seed of the random numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seed(u64);
 

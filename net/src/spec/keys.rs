@@ -1,8 +1,8 @@
-//! The table of `--net`: every mode and every key, once.
+//! The table of every `--net` mode and key.
 //!
 //! The parser's lists of known keys and its suggestions, `minivmm --help-net` ([`help`], [`explain`]) and the page
-//! `docs/net-keys.md` come from it. The values themselves are checked by the types of the fields; a test holds that the
-//! table has exactly the fields of each mode's struct.
+//! `docs/net-keys.md` come from it. The types of the fields check the values; a test ensures that the table has exactly
+//! the fields of each mode's struct.
 
 use std::fmt::Write;
 
@@ -13,9 +13,9 @@ use super::edit_distance;
 pub struct Mode {
     /// The key.
     pub name: &'static str,
-    /// How it is written.
+    /// Its syntax.
     pub usage: &'static str,
-    /// One line on it.
+    /// Its description, one line.
     pub help: &'static str,
 }
 
@@ -28,15 +28,15 @@ pub struct Key {
     pub modes: &'static [&'static str],
     /// The syntax of its value.
     pub value: &'static str,
-    /// The value without it.
+    /// Its default value.
     pub default: &'static str,
-    /// The keys that it does nothing without, as they are written.
+    /// The keys without which it has no effect, as written in a flag.
     pub needs: &'static str,
-    /// A value that it takes.
+    /// An example of its value.
     pub example: &'static str,
-    /// One line on it.
+    /// Its description, one line.
     pub help: &'static str,
-    /// What that line leaves out.
+    /// Details that `help` leaves out.
     pub doc: &'static str,
 }
 
@@ -57,7 +57,7 @@ const OWN: &[&str] = &["nat", "host"];
 const FILTERED: &[&str] = &["bridge", "nat", "host"];
 const EACH: &[&str] = &["bridge", "nat", "host", "macvtap", "ovs", "tap", "fd"];
 
-/// The keys. Those of fewer modes come first, and within a mode those that belong together.
+/// The keys. Keys of few modes come first, and related keys of a mode stand together.
 pub const KEYS: &[Key] = &[
     Key {
         name: "create",
@@ -438,7 +438,7 @@ pub const KEYS: &[Key] = &[
     },
 ];
 
-/// Titles of the groups that `--help-net` and the reference page have, with the modes of their keys.
+/// The groups of `--help-net` and the reference page: their titles and the modes of their keys.
 const GROUPS: &[(&str, &[&str])] = &[
     ("bridge", BRIDGE),
     ("bridge and ovs", &["bridge", "ovs"]),
@@ -458,15 +458,15 @@ pub(super) fn of_mode(mode: &str) -> Vec<&'static str> {
     KEYS.iter().filter(|key| key.modes.contains(&mode)).map(|key| key.name).collect()
 }
 
-/// Returns whether some mode takes a key of this name.
+/// Returns true if any mode has a key of this name.
 pub(super) fn is_known(name: &str) -> bool {
     KEYS.iter().any(|key| key.name == name)
 }
 
-/// How the mode is written that `text` most likely means, if it is close to one.
+/// The syntax of the mode that `text` most likely means, if it is close to one.
 pub(super) fn nearest_mode(text: &str) -> Option<&'static str> {
     let (distance, mode) = MODES.iter().map(|mode| (edit_distance(text, mode.name), mode)).min_by_key(|near| near.0)?;
-    // A longer name may have more wrong letters; of three letters one has to be right beside another.
+    // A longer name may have more wrong letters; of a three-letter name two have to be right.
     (distance > 0 && distance * 2 < mode.name.len()).then_some(mode.usage)
 }
 
@@ -486,7 +486,7 @@ pub fn help() -> String {
     text
 }
 
-/// The long text on a mode or a key: that of `--help-net NAME`. `None` if there is none of this name.
+/// The text of `--help-net NAME` on a mode or a key; `None` if no mode or key has this name.
 pub fn explain(name: &str) -> Option<String> {
     if let Some(mode) = MODES.iter().find(|mode| mode.name == name) {
         return Some(format!("{}\n  {}\n  Keys: {}\n", mode.usage, mode.help, of_mode(name).join(", ")));

@@ -1,4 +1,4 @@
-//! `connections=` and `new-connections=`: how much of the host's connection tracking a guest may take.
+//! `connections=` and `new-connections=`: limits of a guest's share of the host's connection tracking.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,36 +7,36 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::fields::{FieldError, deserialize_as_flag_text, whole_number};
 
-/// The most that either key takes: more than hosts track.
+/// The largest value of either key: more than hosts track.
 const LIMIT_MAX: u32 = 10_000_000;
 
-/// The part of the host's table that a guest may take unless it is said.
+/// The divisor of the host's table that gives a guest's default limit.
 const SHARE: u32 = 8;
 
-/// Entries that a table has at least (`nf_conntrack_max` of hosts with more than 1 GiB of memory), where there is none
-/// yet.
+/// The assumed size of a table that does not exist yet: the smallest `nf_conntrack_max` of hosts with more than 1 GiB
+/// of memory.
 const TABLE_MIN: u32 = 65_536;
 
-/// What a guest may take of the host's connection tracking. Its fields are keys of `nat` and `host`.
+/// Limits of a guest in the host's connection tracking. Its fields are keys of `nat` and `host`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct LimitSpec {
-    /// Connections at a time; an eighth of what the host tracks if absent.
+    /// Connections at a time; an eighth of the host's table if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,
-    /// New ones; no limit if absent.
+    /// New connections in a second; no limit if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new_connections: Option<NewConnections>,
 }
 
 impl LimitSpec {
-    /// The same with a limit of connections, on a host that tracks so many.
+    /// The same limits with the default of `connections` filled in, for a host that tracks `table` connections.
     pub(crate) fn within(self, table: Option<u32>) -> Self {
         let share = table.unwrap_or(TABLE_MIN) / SHARE;
         Self { connections: self.connections.or(Some(Connections(share.clamp(1, LIMIT_MAX)))), ..self }
     }
 
-    /// Whether it limits nothing.
+    /// True if it limits nothing.
     pub(crate) fn is_none(&self) -> bool {
         *self == Self::default()
     }
@@ -71,7 +71,7 @@ impl FromStr for Connections {
     }
 }
 
-/// New connections in a second, from 1 to 10,000,000; a flag has `/s` behind the number.
+/// New connections in a second, from 1 to 10,000,000; a flag has `/s` after the number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewConnections(u32);
 

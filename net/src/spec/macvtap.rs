@@ -1,4 +1,4 @@
-//! `macvtap=`: an address of its own on an interface of the host, without a bridge.
+//! `macvtap=`: a card with its own MAC address on an interface of the host, without a bridge.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use super::fields::{FieldError, IfName, deserialize_as_flag_text};
 pub struct MacvtapSpec {
     /// The interface.
     pub macvtap: IfName,
-    /// Who else is in reach.
+    /// Traffic between the VMs on the interface.
     #[serde(default)]
     pub mode: MacvtapMode,
     /// The card.
@@ -21,17 +21,17 @@ pub struct MacvtapSpec {
     pub card: CardSpec,
 }
 
-/// What a macvtap does with frames for its siblings on the same interface (`MACVLAN_MODE_*`, linux/if_link.h).
+/// Handling of frames between macvtaps on the same interface (`MACVLAN_MODE_*`, linux/if_link.h).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MacvtapMode {
-    /// Passes them on.
+    /// Delivers them.
     #[default]
     Bridge,
-    /// Drops them, also when a switch sends them back.
+    /// Drops them, even if a switch sends them back.
     Private,
-    /// Sends them out: a switch that sends them back decides.
+    /// Sends them out: the switch decides and sends back what may pass.
     Vepa,
-    /// It has none: the interface is the guest's alone.
+    /// There are no others: the interface is the guest's alone.
     Passthru,
 }
 
@@ -70,7 +70,7 @@ impl Serialize for MacvtapMode {
     }
 }
 
-/// Why a key of other modes is none of `macvtap=`, if it is one that people look for there.
+/// The reason why `macvtap=` lacks a key of other modes, if users are likely to look for it there.
 pub(super) fn missing_key(key: &str) -> Option<&'static str> {
     Some(match key {
         "antispoof" | "addresses" => {

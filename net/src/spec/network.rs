@@ -8,17 +8,17 @@ use serde::{Serialize, Serializer};
 
 use super::fields::{FieldError, deserialize_as_flag_text};
 
-/// Longest name of a network: with `mvn-` before it, it is the name of its bridge, which has at most 15 bytes.
+/// Longest name of a network. The name of its bridge is `mvn-` and this name, at most 15 bytes.
 const NAME_MAX: usize = 11;
 
-/// The name that a network has unless it is given one.
+/// The name of a network that is given none.
 pub(super) const DEFAULT_NAME: &str = "default";
 
-/// Bits of the largest and of the smallest subnet: the smallest has room for the gateway and one guest.
+/// Prefix lengths of the largest and the smallest subnet. The smallest has room for the gateway and one guest.
 const PREFIX_MIN: u8 = 8;
 const PREFIX_MAX: u8 = 30;
 
-/// The name of a network of ours: 1 to 11 characters of a-z, 0-9 and '-'.
+/// The name of a network that minivmm makes: 1 to 11 characters of a-z, 0-9 and '-'.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct NetworkName(String);
 
@@ -28,7 +28,7 @@ impl NetworkName {
         &self.0
     }
 
-    /// Whether it is the one that a network has unless it is given one.
+    /// True if it is the name of a network that is given none.
     pub fn is_default(&self) -> bool {
         self.0 == DEFAULT_NAME
     }
@@ -53,7 +53,7 @@ impl fmt::Display for NetworkName {
     }
 }
 
-/// An IPv4 subnet that guests can live in: 8 to 30 bits, all others zero, unicast and of the network at large.
+/// An IPv4 subnet for guests: 8 to 30 bits, host bits zero, unicast, neither loopback nor link-local.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subnet {
     network: Ipv4Addr,
@@ -61,7 +61,7 @@ pub struct Subnet {
 }
 
 impl Subnet {
-    /// The subnet that `address` is in; none if guests cannot live there.
+    /// The subnet that contains `address`; `None` if it cannot be used for guests.
     pub fn around(address: Ipv4Addr, prefix_len: u8) -> Option<Self> {
         if !(PREFIX_MIN..=PREFIX_MAX).contains(&prefix_len) {
             return None;
@@ -77,22 +77,22 @@ impl Subnet {
         self.network
     }
 
-    /// Bits that all its addresses share.
+    /// The length of the prefix in bits.
     pub fn prefix_len(self) -> u8 {
         self.prefix_len
     }
 
-    /// The first address that a machine can have: the host's own, which is gateway and name server.
+    /// The first usable address: the host's own, which is gateway and name server.
     pub fn gateway(self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.network.to_bits() + 1)
     }
 
-    /// The last address, to which all listen.
+    /// The last address, for broadcasts.
     pub fn broadcast(self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.network.to_bits() | !mask(self.prefix_len))
     }
 
-    /// How many guests have room.
+    /// The number of guests that fit.
     pub fn guests(self) -> u32 {
         // At least 4 addresses: network, gateway, broadcast, and one or more guests.
         self.broadcast().to_bits() - self.gateway().to_bits() - 1
@@ -103,13 +103,13 @@ impl Subnet {
         (index < self.guests()).then(|| Ipv4Addr::from_bits(self.gateway().to_bits() + 1 + index))
     }
 
-    /// Whether `address` is in it.
+    /// True if `address` is in it.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         address.to_bits() & mask(self.prefix_len) == self.network.to_bits()
     }
 }
 
-/// The bits of a prefix.
+/// The netmask of a prefix.
 pub(crate) fn mask(prefix_len: u8) -> u32 {
     u32::MAX.checked_shl(32 - u32::from(prefix_len.min(32))).unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! `offload=`: which work on frames is left to the tap.
+//! `offload=`: the work on frames that is left to the tap.
 //!
 //! ```text
 //! offload=on                 all that the tap can do
@@ -6,8 +6,8 @@
 //! offload=csum:tso           these, as far as the tap can do them
 //! ```
 //!
-//! An offload that rests on another has to be listed with it. To take the other in silence would give a card that does
-//! what its owner did not write, and to drop the one that lacks it would be worse.
+//! An offload that needs another has to be listed with it. Silently adding the other would give a card that does more
+//! than its owner wrote, and silently dropping the first would be worse.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +16,7 @@ use serde::{Serialize, Serializer};
 
 use super::fields::{FieldError, deserialize_as_flag_text};
 
-/// One kind of work, in both directions.
+/// An offload, in both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offload {
     /// Checksums of TCP and UDP.
@@ -32,7 +32,7 @@ pub enum Offload {
 }
 
 impl Offload {
-    /// All, in the order in which they are written.
+    /// All offloads, in the order of their text.
     pub const ALL: [Self; 5] = [Self::Csum, Self::Tso, Self::Ecn, Self::Ufo, Self::Uso];
 
     fn name(self) -> &'static str {
@@ -45,7 +45,7 @@ impl Offload {
         }
     }
 
-    /// What this one rests on (virtio 1.3 5.1.3.1).
+    /// The offload that this one needs (virtio 1.3 5.1.3.1).
     fn needs(self) -> Option<Self> {
         match self {
             Self::Csum => None,
@@ -65,7 +65,7 @@ impl Offload {
     }
 }
 
-/// A set of offloads in which each has what it needs.
+/// A set of offloads that contains what each of them needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OffloadList(u8);
 
@@ -73,19 +73,19 @@ impl OffloadList {
     /// Nothing: whole frames with complete checksums.
     pub const NONE: Self = Self(0);
 
-    /// Whether `offload` is in it.
+    /// True if `offload` is in it.
     pub fn has(self, offload: Offload) -> bool {
         self.0 & offload.bit() != 0
     }
 
-    /// Those that are in it.
+    /// The offloads in it.
     pub fn iter(self) -> impl Iterator<Item = Offload> {
         Offload::ALL.into_iter().filter(move |offload| self.has(*offload))
     }
 }
 
 impl Default for OffloadList {
-    /// All.
+    /// All offloads.
     fn default() -> Self {
         Self(Offload::ALL.iter().fold(0, |bits, offload| bits | offload.bit()))
     }

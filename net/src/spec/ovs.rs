@@ -9,7 +9,8 @@ use super::card::CardSpec;
 use super::fields::{FieldError, IfName, deserialize_as_flag_text};
 use super::vlan::VlanId;
 
-/// Longest interface ID: those in use are UUIDs and `NAMESPACE_NAME` of Kubernetes, whose parts have at most 63 bytes each.
+/// Longest interface ID. IDs in use are UUIDs and `NAMESPACE_NAME` of Kubernetes, whose parts have at most 63 bytes
+/// each.
 const ID_MAX: usize = 127;
 
 /// `ovs=`: a new tap that is a port of an Open vSwitch bridge for as long as the VM runs.
@@ -18,10 +19,10 @@ const ID_MAX: usize = 127;
 pub struct OvsSpec {
     /// The bridge.
     pub ovs: IfName,
-    /// The VLAN that it is an untagged member of.
+    /// The VLAN that the port is an untagged member of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<VlanId>,
-    /// What a controller knows the port by.
+    /// The ID by which a controller knows the port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iface_id: Option<IfaceId>,
     /// The card.
@@ -29,7 +30,8 @@ pub struct OvsSpec {
     pub card: CardSpec,
 }
 
-/// What a controller such as OVN knows a port by (`external-ids:iface-id`): 1 to 127 letters, digits and `._:/@-`.
+/// The ID by which a controller such as OVN knows a port (`external-ids:iface-id`): 1 to 127 letters, digits and
+/// `._:/@-`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct IfaceId(String);
 
@@ -66,7 +68,7 @@ impl fmt::Display for OvsSpec {
     }
 }
 
-/// Why a key of other modes is none of `ovs=`, if it is one that people look for there.
+/// The reason why `ovs=` lacks a key of other modes, if users are likely to look for it there.
 pub(super) fn missing_key(key: &str) -> Option<&'static str> {
     Some(match key {
         "antispoof" | "addresses" | "isolate" => {

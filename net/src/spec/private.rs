@@ -1,4 +1,4 @@
-//! `nat` and `host`: networks of our own, which are made with their first card and go with their last.
+//! `nat` and `host`: networks of our own, which are made with their first card and removed with their last.
 
 use std::fmt;
 
@@ -14,33 +14,33 @@ use super::reach::{Place, ReachList, ReachSpec};
 use super::search::SearchSpec;
 use crate::identity::alias::Mode;
 
-/// Beginnings of the names of bridges that make networks of ours: with a way out, and without one.
+/// Prefixes of the names of our networks' bridges: with a way out, and without one.
 pub const NETWORK_PREFIXES: [&str; 2] = ["mvn-", "mvh-"];
 
-/// `nat`: a new tap on a bridge of ours, whose guests reach the world by the host's addresses.
+/// `nat`: a new tap on a bridge of ours, whose guests reach the world through the host's addresses (NAT).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NatSpec {
     /// The network: VMs that name the same one reach each other.
     pub nat: NetworkName,
-    /// Its addresses; a free private subnet if absent.
+    /// Its subnet; a free private one if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Subnet>,
-    /// Whether it has IPv6 as well.
+    /// On if it has IPv6 as well.
     #[serde(default)]
     pub ipv6: Switch,
     /// Ports of the host that lead to the guest.
     #[serde(default)]
     pub forward: ForwardList,
-    /// The domains in which the guest looks for short names.
+    /// The domains in which the guest looks up short names.
     #[serde(default, skip_serializing_if = "SearchSpec::is_default")]
     pub search: SearchSpec,
-    /// Where the guest gets.
+    /// The destinations that the guest may reach.
     #[serde(flatten)]
     pub reach: ReachSpec,
-    /// What is refused to the guest.
+    /// Restrictions on the guest.
     #[serde(flatten)]
     pub guard: GuardSpec,
-    /// What the guest may take of the host.
+    /// Limits of the guest in the host's connection tracking.
     #[serde(flatten)]
     pub limits: LimitSpec,
     /// The card.
@@ -53,19 +53,19 @@ pub struct NatSpec {
 pub struct HostSpec {
     /// The network: VMs that name the same one reach each other.
     pub host: NetworkName,
-    /// Its addresses; a free private subnet if absent.
+    /// Its subnet; a free private one if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Subnet>,
-    /// Whether it has IPv6 as well.
+    /// On if it has IPv6 as well.
     #[serde(default)]
     pub ipv6: Switch,
-    /// The host, or none; the host is in reach if absent.
+    /// `host` or `none`; the host is in reach if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reach: Option<ReachList>,
-    /// What is refused to the guest.
+    /// Restrictions on the guest.
     #[serde(flatten)]
     pub guard: GuardSpec,
-    /// What the guest may take of the host.
+    /// Limits of the guest in the host's connection tracking.
     #[serde(flatten)]
     pub limits: LimitSpec,
     /// The card.
@@ -73,35 +73,35 @@ pub struct HostSpec {
     pub card: CardSpec,
 }
 
-/// A network of our own that a card is to be on.
+/// The network of our own that a card asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Private<'a> {
     /// [`Mode::Nat`] or [`Mode::Host`].
     pub mode: Mode,
     /// Its name.
     pub name: &'a NetworkName,
-    /// Its addresses, if the user says.
+    /// Its subnet, if the user gives one.
     pub subnet: Option<Subnet>,
-    /// Whether it has IPv6 as well.
+    /// On if it has IPv6 as well.
     pub ipv6: Switch,
     /// Ports of the host that lead to the guest.
     pub forward: &'a [Forward],
-    /// The domains in which the guest looks for short names.
+    /// The domains in which the guest looks up short names.
     pub search: &'a SearchSpec,
-    /// Where the guest gets beyond the network.
+    /// Places beyond the network that the guest may reach.
     pub reach: ReachList,
-    /// On if that includes the addresses where a cloud tells credentials.
+    /// On if they include the addresses where a cloud serves credentials.
     pub metadata: Switch,
-    /// What is refused to the guest.
+    /// Restrictions on the guest.
     pub guard: GuardSpec,
-    /// What the guest may take of the host.
+    /// Limits of the guest in the host's connection tracking.
     pub limits: LimitSpec,
     /// The card.
     pub card: &'a CardSpec,
 }
 
 impl Private<'_> {
-    /// The bridge that makes the network: `mvn-NAME` or `mvh-NAME`.
+    /// The network's bridge: `mvn-NAME` or `mvh-NAME`.
     pub fn bridge(&self) -> IfName {
         let [nat, host] = NETWORK_PREFIXES;
         IfName::of_network(if self.mode == Mode::Nat { nat } else { host }, self.name.as_str())
@@ -109,7 +109,7 @@ impl Private<'_> {
 }
 
 impl NatSpec {
-    /// What it asks for, as both modes have it.
+    /// The network it asks for, in the form common to both modes.
     pub(crate) fn private(&self) -> Private<'_> {
         let (mode, forward, search) = (Mode::Nat, self.forward.as_slice(), &self.search);
         let Self { subnet, ipv6, guard, limits, reach: ReachSpec { metadata, .. }, .. } = *self;
@@ -131,13 +131,13 @@ impl NatSpec {
 }
 
 impl HostSpec {
-    /// What it asks for, as both modes have it.
+    /// The network it asks for, in the form common to both modes.
     pub(crate) fn private(&self) -> Private<'_> {
         let Self { subnet, ipv6, guard, limits, .. } = *self;
         let reach = self.reach.unwrap_or(ReachList::of(&[Place::Host]));
-        // Nothing is forwarded, and the host's own addresses are the host's.
+        // Nothing is forwarded, and a metadata address of the host itself counts as the host.
         let (mode, forward, metadata) = (Mode::Host, &[][..], Switch::On);
-        // Names of the outside do not resolve.
+        // Names outside the network do not resolve.
         let search = const { &SearchSpec::Only(Vec::new()) };
         Private {
             mode,
@@ -156,7 +156,7 @@ impl HostSpec {
 }
 
 impl fmt::Display for NatSpec {
-    /// The flag as far as the card's own keys.
+    /// The flag without the card's own keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_network(f, "nat", &self.nat, self.subnet, self.ipv6)?;
         if !self.forward.is_empty() {
@@ -170,7 +170,7 @@ impl fmt::Display for NatSpec {
 }
 
 impl fmt::Display for HostSpec {
-    /// The flag as far as the card's own keys.
+    /// The flag without the card's own keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_network(f, "host", &self.host, self.subnet, self.ipv6)?;
         if let Some(reach) = self.reach {

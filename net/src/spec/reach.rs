@@ -1,4 +1,4 @@
-//! `reach=` and `metadata=`: where a guest gets beyond its network.
+//! `reach=` and `metadata=`: the destinations beyond its network that a guest may reach.
 //!
 //! ```text
 //! reach=world+private        unless given, with nat: all but the host itself
@@ -7,9 +7,9 @@
 //! reach=none                 its own network, the gateway's services and a ping of it, and what comes in by forward=
 //! ```
 //!
-//! A CI job downloads from the internet and from mirrors, caches and proxies on private networks, so both are in reach.
-//! A service of the host is usually there for its owner, and has an address that the guest can be given
-//! (`reach=world+private+host`).
+//! A CI job downloads from the internet and from mirrors, caches and proxies on private networks, so both are in reach
+//! by default. A service of the host is usually meant for its owner only; `reach=world+private+host` opens it to the
+//! guest.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,16 +21,16 @@ use super::fields::{FieldError, Switch, deserialize_as_flag_text};
 /// Addresses beyond a guest's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// All that are neither private nor the host's.
+    /// All addresses that are neither private nor the host's.
     World,
-    /// The host's own, on whatever interface.
+    /// The host's own addresses, on any interface.
     Host,
-    /// Those of private networks: RFC 1918, RFC 6598 and RFC 4193.
+    /// Addresses of private networks: RFC 1918, RFC 6598 and RFC 4193.
     Private,
 }
 
 impl Place {
-    /// All, in the order in which they are written.
+    /// All places, in the order of their text.
     const ALL: [Self; 3] = [Self::World, Self::Private, Self::Host];
 
     fn name(self) -> &'static str {
@@ -50,7 +50,7 @@ impl Place {
     }
 }
 
-/// A set of places; a flag has `+` between them, or `:` as between offloads.
+/// A set of places; a flag separates them by `+`, or by `:` as offloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReachList(u8);
 
@@ -63,7 +63,7 @@ impl ReachList {
         Self(places.iter().fold(0, |bits, place| bits | place.bit()))
     }
 
-    /// Returns whether `place` is in it.
+    /// Returns true if `place` is in it.
     pub fn has(self, place: Place) -> bool {
         self.0 & place.bit() != 0
     }
@@ -98,19 +98,19 @@ impl Serialize for ReachList {
     }
 }
 
-/// Where a guest gets. Its fields are keys of `nat`.
+/// The destinations of a guest. Its fields are keys of `nat`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReachSpec {
-    /// Places beyond its network; what the mode has if absent.
+    /// Places beyond its network; the default of the mode if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reach: Option<ReachList>,
-    /// On if these include the addresses where a cloud tells a machine its credentials.
+    /// On if they include the addresses where a cloud serves credentials to its machines.
     #[serde(default)]
     pub metadata: Switch,
 }
 
 impl ReachSpec {
-    /// The places, of a network with a way out.
+    /// The places, for a network with a way out.
     pub(crate) fn places(self) -> ReachList {
         self.reach.unwrap_or(ReachList::of(&[Place::World, Place::Private]))
     }

@@ -1,4 +1,4 @@
-//! `search=`: the domains in which a guest looks for short names, beside that of the VMs.
+//! `search=`: the domains in which a guest looks up short names, beside that of the VMs.
 //!
 //! ```text
 //! search=host                unless given: those of the host's resolv.conf, as they are at each answer
@@ -13,17 +13,17 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::fields::{FieldError, deserialize_as_flag_text};
 
-/// Most domains of a list: as many as every C library takes (resolv.conf(5)).
+/// Most domains of a list: the number that every C library accepts (resolv.conf(5)).
 pub const DOMAINS_MAX: usize = 6;
 
-/// Most characters of all with one between each, for the same reason.
+/// Most characters of a list, with one between two domains, for the same reason.
 pub const SEARCH_MAX_CHARS: usize = 256;
 
-/// The longest name and label without what they have on the wire (RFC 1035 2.3.4).
+/// The longest name and label as text, without the length bytes on the wire (RFC 1035 2.3.4).
 const NAME_MAX_CHARS: usize = 253;
 const LABEL_MAX_CHARS: usize = 63;
 
-/// A domain's name: labels of letters, digits, hyphens and underscores, without a dot at the end.
+/// A domain name: labels of letters, digits, hyphens and underscores, without a trailing dot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DomainName(String);
@@ -63,7 +63,7 @@ impl From<DomainName> for String {
     }
 }
 
-/// The domains that fit a list: the first ones, each once.
+/// The first domains that fit a list, without duplicates.
 pub(crate) fn bounded(names: impl IntoIterator<Item = DomainName>) -> Vec<DomainName> {
     let (mut list, mut chars) = (Vec::<DomainName>::new(), 0);
     for name in names {
@@ -82,15 +82,15 @@ pub(crate) fn bounded(names: impl IntoIterator<Item = DomainName>) -> Vec<Domain
 /// The domains of a card.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SearchSpec {
-    /// Those of the host.
+    /// The domains of the host.
     #[default]
     Host,
-    /// These; none if empty.
+    /// These domains; none if empty.
     Only(Vec<DomainName>),
 }
 
 impl SearchSpec {
-    /// Returns whether it is what a card has unless it says otherwise.
+    /// Returns true for the default.
     pub(crate) fn is_default(&self) -> bool {
         *self == Self::Host
     }

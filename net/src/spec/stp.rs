@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::fields::{FieldError, Switch, deserialize_as_flag_text, whole_number};
 
-/// What the kernel takes while the protocol runs, in seconds (`BR_MIN_FORWARD_DELAY` and `BR_MAX_FORWARD_DELAY`,
+/// The kernel's limits while the protocol runs, in seconds (`BR_MIN_FORWARD_DELAY` and `BR_MAX_FORWARD_DELAY`,
 /// net/bridge/br_private.h).
 const DELAY_MIN_S: u8 = 2;
 const DELAY_MAX_S: u8 = 30;
 
-/// How long a port listens, and then learns, before it forwards, in seconds: 2 to 30.
+/// The time for which a port listens, and then learns, before it forwards, in seconds: 2 to 30.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ForwardDelay(u8);
 
@@ -24,7 +24,7 @@ impl ForwardDelay {
 }
 
 impl Default for ForwardDelay {
-    /// What a new bridge of Linux has.
+    /// The delay of a new Linux bridge.
     fn default() -> Self {
         Self(15)
     }
@@ -41,19 +41,19 @@ impl FromStr for ForwardDelay {
     }
 }
 
-/// The spanning tree that a new bridge is to take part in.
+/// The spanning tree settings of a new bridge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StpSpec {
-    /// Whether it does.
+    /// On if the bridge takes part in a spanning tree.
     #[serde(default)]
     pub stp: Switch,
-    /// How long a new port of it waits, twice; [`ForwardDelay::default`] if absent.
+    /// The time that a new port listens, and then learns; [`ForwardDelay::default`] if absent.
     #[serde(default, rename = "forward-delay", skip_serializing_if = "Option::is_none")]
     pub forward_delay: Option<ForwardDelay>,
 }
 
 impl StpSpec {
-    /// The delay of a bridge that is to take part; none if it is not.
+    /// The delay of a bridge in a spanning tree; `None` without one.
     pub fn delay(self) -> Option<ForwardDelay> {
         (self.stp == Switch::On).then(|| self.forward_delay.unwrap_or_default())
     }

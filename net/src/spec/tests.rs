@@ -4,7 +4,7 @@ fn parse(text: &str) -> NetSpec {
     text.parse().unwrap()
 }
 
-/// What a flag prints when it is refused.
+/// The error message of a refused flag.
 fn refusal(text: &str) -> String {
     text.parse::<NetSpec>().unwrap_err().to_string()
 }

@@ -1,4 +1,4 @@
-//! `uplink=` and `move-addresses=`: the interface of the host by which a bridge of ours leads out.
+//! `uplink=` and `move-addresses=`: the uplink of a bridge that minivmm makes.
 
 use std::fmt;
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 use super::SpecError;
 use super::fields::{IfName, Switch};
 
-/// The interface that a bridge that minivmm makes is to lead out by.
+/// The uplink of a bridge that minivmm makes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UplinkSpec {
     /// The interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uplink: Option<IfName>,
-    /// Whether its addresses and routes go to the bridge for that time.
+    /// On if its addresses and routes move to the bridge while the bridge exists.
     #[serde(default, rename = "move-addresses")]
     pub move_addresses: Switch,
 }
 
 impl UplinkSpec {
-    /// Refuses keys that do nothing, and a spanning tree that would cut the host off while its port waits.
+    /// Refuses keys without effect, and a spanning tree that would cut the host off while its port waits.
     pub(super) fn check(&self, create: Switch, stp: Switch) -> Result<(), SpecError> {
         let moves = self.move_addresses == Switch::On;
         match &self.uplink {

@@ -3,7 +3,7 @@
 //! ```text
 //! vlan=100                     untagged in VLAN 100: the guest sees no tags
 //! trunk=10+20+100-110          tagged in these VLANs: the guest sees and sends tags
-//! trunk=10+20,native=30        and untagged in VLAN 30
+//! trunk=10+20,native=30        tagged in 10 and 20, untagged in VLAN 30
 //! ```
 
 use std::fmt;
@@ -44,7 +44,7 @@ impl fmt::Display for VlanId {
     }
 }
 
-/// VLANs that follow each other, at least one.
+/// A range of VLANs, at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VlanRange {
     /// The first.
@@ -78,7 +78,7 @@ impl fmt::Display for VlanRange {
     }
 }
 
-/// Several VLANs, none of them twice, in the order in which they were given.
+/// VLANs without duplicates, in the given order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VlanList(Vec<VlanRange>);
 
@@ -88,12 +88,12 @@ impl VlanList {
         &self.0
     }
 
-    /// Whether there is none.
+    /// True if the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether this one is among them.
+    /// True if VLAN `id` is in the list.
     pub fn contains(&self, id: u16) -> bool {
         self.0.iter().any(|range| (range.first.get()..=range.last.get()).contains(&id))
     }
@@ -138,23 +138,23 @@ pub struct VlanSpec {
     /// The VLANs of a guest that sees tags.
     #[serde(default, skip_serializing_if = "VlanList::is_empty")]
     pub trunk: VlanList,
-    /// The VLAN of what such a guest sends without a tag; nothing of that passes if absent.
+    /// The VLAN of such a guest's untagged frames; they are dropped if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub native: Option<VlanId>,
 }
 
 impl VlanSpec {
-    /// Whether none of its keys is given: the card is in the bridge's default VLAN, if the bridge has VLANs.
+    /// True if none of its keys is given: the card is in the bridge's default VLAN, if the bridge filters VLANs.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// The VLAN of frames without a tag.
+    /// The VLAN of untagged frames.
     pub fn untagged(&self) -> Option<VlanId> {
         self.vlan.or(self.native)
     }
 
-    /// All of its VLANs but one.
+    /// All of its VLANs except `id`.
     pub(crate) fn all_but(&self, id: u16) -> VlanList {
         let own = self.untagged().filter(|own| !self.trunk.contains(own.get()));
         let own = own.map(|own| VlanRange { first: own, last: own });
