@@ -1,9 +1,10 @@
-//! Security groups: which connections a guest may make and receive, as rules for its tap. Knows no host and no keeper.
+//! Security groups: rules on a guest's tap for the connections it may make and receive. They depend on neither host nor
+//! keeper.
 //!
 //! ```toml
 //! [default]
-//! ingress = "drop"       # what no rule is about, to the guest
-//! egress = "accept"      # and from it
+//! ingress = "drop"       # connections to the guest that no rule matches
+//! egress = "accept"      # connections from the guest that no rule matches
 //!
 //! [[ingress]]
 //! protocol = "tcp"
@@ -11,11 +12,11 @@
 //! source = ["192.0.2.0/24", "2001:db8::/32"]
 //! ```
 //!
-//! Of the rules of a direction the first that fits decides. A rule is about the packets that begin something: whatever belongs to a
-//! connection that was let through passes in both directions, and so do errors of ICMP that quote it. The same value comes
-//! from a TOML file, a JSON file and the socket of a keeper.
+//! In each direction the first matching rule decides. Rules are for packets that open a connection: packets of an
+//! accepted connection pass in both directions, and so do ICMP errors that quote it. A policy comes from a TOML file, a
+//! JSON file or the socket of a keeper, in the same form.
 //!
-//! How it is enforced is said in `rules`.
+//! `rules` describes the enforcement.
 
 mod active;
 mod client;
@@ -31,47 +32,47 @@ pub(crate) use client::{Answer, LINE_MAX, Order, STRANGER};
 pub use client::{AskError, ask};
 pub use fields::{Cidr, CidrList, PortList, PortRange};
 
-/// Most rules of both directions. Each packet that begins something goes through them one by one.
+/// Most rules of both directions together. Each packet that opens a connection passes through them one by one.
 pub const RULES_MAX: usize = 1000;
 
-/// Most bytes of a policy as text, in a file and as it is sent: a thousand rules with a few addresses each.
+/// Most bytes of a policy as text, in a file and on the socket: a thousand rules with a few addresses each.
 pub const POLICY_BYTES_MAX: usize = 256 * 1024;
 
-/// What a VM may say, and to whom.
+/// The connections that a VM may make and receive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, try_from = "RawPolicy")]
 pub struct Policy {
-    /// What becomes of packets that no rule is about.
+    /// The actions for packets that no rule matches.
     #[serde(rename = "default")]
     pub defaults: Defaults,
-    /// Rules for what goes to the guest.
+    /// Rules for connections to the guest.
     pub ingress: Vec<PolicyRule>,
-    /// Rules for what comes from it.
+    /// Rules for connections from the guest.
     pub egress: Vec<PolicyRule>,
 }
 
-/// What becomes of packets that no rule is about.
+/// The actions for packets that no rule matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Defaults {
-    /// To the guest: dropped unless it is said.
+    /// To the guest: dropped by default.
     pub ingress: Action,
-    /// From the guest: accepted unless it is said.
+    /// From the guest: accepted by default.
     pub egress: Action,
 }
 
-/// What becomes of a packet.
+/// The fate of a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It passes, and so does what belongs to the same connection.
+    /// It passes, and so do all packets of the same connection.
     #[default]
     Accept,
-    /// It is gone, without an answer.
+    /// It is dropped without an answer.
     Drop,
 }
 
-/// What a rule is about.
+/// The protocol that a rule matches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PolicyProtocol {
@@ -81,7 +82,7 @@ pub enum PolicyProtocol {
     Udp,
     /// ICMP, and ICMPv6 on IPv6.
     Icmp,
-    /// All above IP.
+    /// All protocols above IP.
     #[default]
     Any,
 }
@@ -95,30 +96,30 @@ pub struct PolicyRule {
     /// Destination ports; all if empty.
     #[serde(skip_serializing_if = "PortList::is_empty")]
     pub ports: PortList,
-    /// Where packets come from; anywhere if empty.
+    /// Source addresses; all if empty.
     #[serde(skip_serializing_if = "CidrList::is_empty")]
     pub source: CidrList,
-    /// Where they go; anywhere if empty.
+    /// Destination addresses; all if empty.
     #[serde(skip_serializing_if = "CidrList::is_empty")]
     pub destination: CidrList,
-    /// What becomes of them.
+    /// The action for matching packets.
     pub action: Action,
-    /// The cards that it is for, counted from 0 in the order of `--net`; all if it is not said.
+    /// The cards it applies to, counted from 0 in the order of `--net`; all if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cards: Option<Vec<usize>>,
 }
 
-/// What a policy cannot say.
+/// An invalid policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// Ports of what has none.
+    /// Ports with a protocol that has none.
     #[error(
         "Rule {number} of {direction} has ports, which are those of tcp or udp: give protocol = \"tcp\" or \"udp\" with them"
     )]
     PortsWithoutProtocol {
-        /// The list.
+        /// The list of rules.
         direction: &'static str,
-        /// The rule in it, from 1.
+        /// The rule in it, counted from 1.
         number: usize,
     },
     /// Addresses that no packet has together.
@@ -126,9 +127,9 @@ pub enum PolicyError {
         "Rule {number} of {direction} has IPv4 on one side and IPv6 on the other, and no packet has both: give addresses of the same family"
     )]
     TwoFamilies {
-        /// The list.
+        /// The list of rules.
         direction: &'static str,
-        /// The rule in it, from 1.
+        /// The rule in it, counted from 1.
         number: usize,
     },
     /// More than [`RULES_MAX`].
@@ -136,7 +137,7 @@ pub enum PolicyError {
     TooMany(usize),
 }
 
-/// The text of a policy before its rules are looked at.
+/// A policy before its rules are checked.
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[derive(Default)]
@@ -172,7 +173,7 @@ impl TryFrom<RawPolicy> for Policy {
 }
 
 impl Policy {
-    /// Refuses rules for cards that a VM with so many does not have.
+    /// Refuses rules for cards that a VM with `count` cards does not have.
     pub(crate) fn check_cards(&self, count: usize) -> Result<(), Refusal> {
         let named = self.ingress.iter().chain(&self.egress).filter_map(|rule| rule.cards.as_ref()).flatten();
         match named.copied().find(|card| *card >= count) {
@@ -192,7 +193,7 @@ impl PolicyRule {
         if possible.contains(&true) { Ok(()) } else { Err(PolicyError::TwoFamilies { direction, number }) }
     }
 
-    /// Whether it is for this card.
+    /// True if it applies to this card.
     fn is_for(&self, card: usize) -> bool {
         self.cards.as_ref().is_none_or(|cards| cards.contains(&card))
     }

@@ -1,4 +1,4 @@
-//! The policy that a VM has, and the cards that it is in force on, as the keeper holds them.
+//! The keeper's record of a VM's policy and the cards that it is in force on.
 
 use super::Policy;
 use super::rules::{self, EnforcedCard, Generation};
@@ -14,20 +14,20 @@ pub(crate) struct ActivePolicy {
 }
 
 impl ActivePolicy {
-    /// A policy for a VM that has had none, on no card yet.
+    /// The first policy of a VM, on no card yet.
     pub(crate) fn new(policy: Policy) -> Self {
         Self { policy, number: 0, cards: Vec::new() }
     }
 
-    /// What is in force.
+    /// The policy in force.
     pub(crate) fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Has it hold for cards of `vm`, all or none.
+    /// Enforces the policy on more cards of `vm`, on all of them or on none.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// The kernel refuses it.
     pub(crate) fn extend(&mut self, owner: &mut Tables, vm: &str, cards: Vec<EnforcedCard>) -> Result<(), NftError> {
         let generation = Generation { vm, number: self.number };
         owner.add(cards.iter().map(|enforced| rules::table(generation, enforced, &self.policy)).collect())?;
@@ -35,24 +35,24 @@ impl ActivePolicy {
         Ok(())
     }
 
-    /// Has it hold for a card no longer.
+    /// Stops enforcing the policy on a card.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// The kernel refuses it.
     pub(crate) fn remove(&mut self, owner: &mut Tables, vm: &str, card: usize) -> Result<(), NftError> {
         self.cards.retain(|enforced| enforced.card != card);
         owner.remove(|name| *name == rules::name(vm, card))
     }
 
-    /// Returns whether it holds for no card.
+    /// Returns true if the policy is enforced on no card.
     pub(crate) fn is_idle(&self) -> bool {
         self.cards.is_empty()
     }
 
-    /// Puts another policy in its place on all cards at once. After an error the old one holds.
+    /// Replaces the policy on all cards at once. After an error the old one stays in force.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// The kernel refuses it.
     pub(crate) fn replace(&mut self, owner: &mut Tables, vm: &str, policy: Policy) -> Result<(), NftError> {
         let number = self.number.wrapping_add(1);
         let commands = |enforced: &EnforcedCard| rules::replacement(Generation { vm, number }, enforced, &policy);

@@ -1,7 +1,7 @@
-//! The caller's side of `minivmm net policy`, and the words of both sides.
+//! The client of `minivmm net policy`, and the messages of both sides.
 //!
-//! A caller connects to the socket of a VM's keeper in the [folder](crate::identity::runtime_dir) of the VM's user, sends one
-//! order and gets one answer; both are a line of JSON.
+//! A client connects to the socket of a VM's keeper in the [folder](crate::identity::runtime_dir) of the VM's user,
+//! sends one order and gets one answer; each is a line of JSON.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,61 +12,61 @@ use serde::{Deserialize, Serialize};
 use super::{POLICY_BYTES_MAX, Policy};
 use crate::identity::runtime_dir::{self, VmSocket};
 
-/// How long a keeper may take to answer. It may be busy with a link.
+/// Timeout for the keeper's answer. The keeper may be busy with a link.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Most bytes of a line: a policy, and the words around it.
+/// Most bytes of a line: a policy and its envelope.
 pub(crate) const LINE_MAX: usize = POLICY_BYTES_MAX + 4096;
 
-/// What a keeper is asked.
+/// A request to a keeper.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum Order {
-    /// For the policy in force.
+    /// Shows the policy in force.
     Show,
-    /// To put this one in its place.
+    /// Replaces the policy in force by this one.
     Replace(Policy),
 }
 
-/// What it answers.
+/// The keeper's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
-    /// What is in force now, if anything.
+    /// The policy in force now, if any.
     Active(Option<Policy>),
-    /// It cannot be done: a sentence.
+    /// The order is refused: the reason, a sentence.
     Refused(String),
 }
 
-/// Why there is no answer, or none that was wanted.
+/// A failed request to a keeper.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens.
+    /// No keeper listens.
     #[error("No VM with the name {0} and a network card is running")]
     NoVm(String),
     /// The VM is another user's.
     #[error("{STRANGER}")]
     Stranger,
-    /// More than a keeper reads.
+    /// The line is longer than a keeper reads.
     #[error("The policy has more than {} KiB as text", POLICY_BYTES_MAX >> 10)]
     TooLong,
-    /// The keeper says no.
+    /// The keeper refuses the order.
     #[error("{0}")]
     Refused(String),
-    /// Trouble on the socket.
+    /// An I/O error on the socket.
     #[error("Talk to the keeper of the VM")]
     Talk(#[source] io::Error),
 }
 
-/// The answer to whoever may not ask.
+/// The answer to a client without the permission to ask.
 pub(crate) const STRANGER: &str =
     "Only root and the user who started this VM may ask for its policy, with CAP_NET_ADMIN";
 
-/// Asks the keeper of a VM for its policy, after it has put another in the place of the one before if there is one. Without an error all of it
-/// is in force, else nothing has changed.
+/// Asks the keeper of a VM for its policy, which is replaced first if `replace` is given. On success all of the new
+/// policy is in force; on an error nothing has changed.
 ///
 /// # Errors
-/// There is no such VM, or it refuses.
+/// No such VM runs, its keeper refuses, or the socket fails.
 pub fn ask(vm: &str, replace: Option<Policy>) -> Result<Option<Policy>, AskError> {
     let stream = runtime_dir::connect(vm, VmSocket::Keeper, TIMEOUT).map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => AskError::NoVm(vm.to_owned()),
@@ -88,7 +88,7 @@ fn exchange(mut stream: &UnixStream, order: &Order) -> Result<Answer, AskError> 
     }
     let mut talk = || {
         match stream.write_all(&line) {
-            // A keeper that refuses the caller does so without listening.
+            // A keeper refuses a client without reading its order.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             result => result?,
         }

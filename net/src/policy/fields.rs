@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::kernel::nft::Item;
 
-/// Neighbouring ports.
+/// A range of ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRange {
     /// The first.
@@ -23,7 +23,7 @@ pub struct PortRange {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortList(Vec<PortRange>);
 
-/// All addresses that begin with the same bits.
+/// A prefix: all addresses that begin with the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr {
     addr: IpAddr,
@@ -34,23 +34,23 @@ pub struct Cidr {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CidrList(Vec<Cidr>);
 
-/// What a value is not.
+/// An invalid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadField {
-    /// No port.
+    /// Not a port or a range.
     #[error("{0:?} is not a port or a range of ports: give 1 to 65535, such as 80 or \"8000-8010\"")]
     Port(String),
-    /// No prefix.
+    /// Not an address or a prefix.
     #[error("{0:?} is not an address or a prefix: give one such as 192.0.2.0/24 or 2001:db8::/32")]
     Cidr(String),
-    /// An address with the length of a prefix.
+    /// A prefix with host bits set.
     #[error("{given} has bits behind the first {len}: write {network}")]
     Bits {
-        /// What was given.
+        /// The given text.
         given: String,
-        /// The bits of the prefix.
+        /// The length of the prefix in bits.
         len: u8,
-        /// What it is without.
+        /// The prefix without host bits.
         network: Cidr,
     },
 }
@@ -81,12 +81,12 @@ impl Serialize for PortRange {
 }
 
 impl PortList {
-    /// Whether none is given, which means all.
+    /// True if no port is given, which means all.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What a rule tests for.
+    /// The ports that a rule tests for.
     pub(super) fn items(&self) -> Vec<Item<u16>> {
         let item = |range: &PortRange| match range {
             PortRange { first, last } if first == last => Item::One(*first),
@@ -139,29 +139,29 @@ impl Serialize for Cidr {
 }
 
 impl CidrList {
-    /// Whether none is given, which means anywhere.
+    /// True if no prefix is given, which means any address.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a packet of IPv4 can fit.
+    /// True if an IPv4 packet can match.
     pub(super) fn has_ip4(&self) -> bool {
         self.is_empty() || self.0.iter().any(|cidr| cidr.addr.is_ipv4())
     }
 
-    /// Whether a packet of IPv6 can fit.
+    /// True if an IPv6 packet can match.
     pub(super) fn has_ip6(&self) -> bool {
         self.is_empty() || self.0.iter().any(|cidr| cidr.addr.is_ipv6())
     }
 
-    /// What a rule for IPv4 tests for.
+    /// The prefixes that an IPv4 rule tests for.
     pub(super) fn items4(&self) -> Vec<Item<Ipv4Addr>> {
         let item =
             |cidr: &Cidr| if let IpAddr::V4(addr) = cidr.addr { Some(Item::Prefix(addr, cidr.len)) } else { None };
         self.0.iter().filter_map(item).collect()
     }
 
-    /// What a rule for IPv6 tests for.
+    /// The prefixes that an IPv6 rule tests for.
     pub(super) fn items6(&self) -> Vec<Item<Ipv6Addr>> {
         let item =
             |cidr: &Cidr| if let IpAddr::V6(addr) = cidr.addr { Some(Item::Prefix(addr, cidr.len)) } else { None };
@@ -195,7 +195,7 @@ impl<'de> Deserialize<'de> for CidrList {
     }
 }
 
-/// Reads a value or a list of them, where a value is a text or a number that is read like one.
+/// Reads a value or a list of values; a number is read like its text.
 struct OneOrMany<T> {
     expected: &'static str,
     value: PhantomData<T>,

@@ -6,19 +6,20 @@
 //!   to-guest    at the tap's egress    IP? -> judge-to   -> known-to?   -> the rules of ingress -> begin-to   -> pass
 //! ```
 //!
-//! On a macvtap the hooks are the other way round: what the guest sends goes out on it.
+//! On a macvtap the hooks are swapped: the guest's frames leave through it (egress).
 //!
-//! All that a guest sends and gets goes through its tap: to and from the outside, the host, its services and other VMs, on every kind
-//! of network, IPv4 and IPv6, translated addresses as the guest knows them. So this is the one place where nothing gets around the
-//! rules. Connection tracking of the kernel is at work elsewhere (above a bridge, or on it where the kernel has that), and chains of a
-//! tap cannot ask it. Instead, what was let through is put into a set: protocol, the guest's address and port and the other's. Packets with the
-//! same in either direction pass, and have the entry live on. Sequence numbers are not looked at.
+//! All traffic of a guest passes through its tap: to and from the outside, the host, its services and other VMs, on
+//! every kind of network, IPv4 and IPv6, with translated addresses as the guest sees them. So this is the one place
+//! where no packet bypasses the rules. The kernel tracks connections elsewhere (above a bridge, or on it where the
+//! kernel supports that), and the chains of a tap cannot query it. Instead, each accepted connection is an element of a
+//! set: protocol, the guest's address and port, and the peer's. Packets that match an element in either direction pass
+//! and refresh its timeout. Sequence numbers are not checked.
 //!
-//! Fragments but the first have no ports: they pass if the first one has. So the first has to have the whole header
-//! above IP, and no other may begin within the one of TCP (RFC 7112 5, RFC 1858 3.1, RFC 3128 2). Whatever is neither
-//! IP nor ARP is dropped.
+//! Later fragments have no ports: they pass if the first one has passed. So the first has to contain the whole header
+//! above IP, and no later one may begin within the TCP header (RFC 7112 5, RFC 1858 3.1, RFC 3128 2). Frames that are
+//! neither IP nor ARP are dropped.
 //!
-//! A new policy comes with new sets, in one transaction: what belongs to an old connection is judged as if it began something.
+//! A new policy comes with new sets, in one transaction: packets of an old connection are judged as if they opened one.
 
 use crate::kernel::nft::{
     Base, Chain, ChainType, Command, Elements, EtherType, Expr, Family, Field, Fragment, Hook, Icmp6Type, IcmpType,
@@ -33,18 +34,19 @@ use crate::spec::IfName;
 
 use super::{Action, Policy, PolicyProtocol, PolicyRule};
 
-/// Why packets are dropped: the names of the counters.
+/// The counters, named by the reason why packets are dropped.
 const EGRESS: &str = "policy-egress";
 const INGRESS: &str = "policy-ingress";
 const NOT_IP: &str = "policy-not-ip";
 const MALFORMED: &str = "policy-malformed";
 const FRAGMENT: &str = "policy-fragment";
 
-/// Priority of the chains: after those of guards.
+/// Priority of the chains: after those of the guard.
 const POLICY: i32 = 10;
 
-/// How long a connection is known after its last packet, in seconds: TCP that is open (RFC 5382 5), that begins or ends; UDP (RFC 4787
-/// 4.3); what asks for an echo; other protocols. Entries of a first fragment live as long as a packet may take to be put together.
+/// Timeouts of a connection after its last packet, in seconds: established TCP (RFC 5382 5), TCP that opens or closes,
+/// UDP (RFC 4787 4.3), echo requests, other protocols. The entry of a first fragment lives as long as reassembly may
+/// take.
 const TCP_S: u32 = 7860;
 const TCP_EDGE_S: u32 = 120;
 const UDP_S: u32 = 180;
@@ -52,17 +54,18 @@ const ECHO_S: u32 = 30;
 const OTHER_S: u32 = 600;
 const FRAGMENT_S: u32 = 30;
 
-/// Most connections of one card and IP version that are known: beyond the 100,000 that a busy server has. An entry takes some 100 bytes.
+/// Most known connections of one card and IP version: more than the 100,000 of a busy server. An entry takes some 100
+/// bytes.
 const KNOWN_MAX: u32 = 1 << 17;
 
-/// Most packets that are put together at a time.
+/// Most packets in reassembly at a time.
 const FRAGMENTED_MAX: u32 = 1 << 12;
 
-/// Ports of DHCP.
+/// Client and server ports of DHCP.
 const DHCP: [u16; 2] = [68, 67];
 const DHCP6: [u16; 2] = [546, 547];
 
-/// A card whose packets are enforced.
+/// A card on which a policy is enforced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EnforcedCard {
     /// The card.
@@ -71,18 +74,18 @@ pub(crate) struct EnforcedCard {
     pub(crate) tap: IfName,
     /// The tap's driver.
     pub(crate) kind: TapKind,
-    /// Whether services of ours give it its address, over a socket on the tap; else somebody on its network may.
+    /// True if our services assign its address, over a socket on the tap; otherwise a server on its network may.
     pub(crate) served: bool,
 }
 
-/// Whose policy it is, and which one: sets of two that follow each other have different names.
+/// The VM of a policy and the policy's number: successive policies have sets of different names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Generation<'a> {
     pub(crate) vm: &'a str,
     pub(crate) number: u32,
 }
 
-/// What the names of a VM's tables for policies begin with. A VM's name has no slash.
+/// The prefix of the names of a VM's policy tables. A VM's name has no slash.
 pub(crate) fn table_prefix(vm: &str) -> String {
     format!("minivmm-{vm}/policy")
 }
@@ -96,7 +99,7 @@ pub(crate) fn table(generation: Generation<'_>, enforced: &EnforcedCard, policy:
     Table { name: name(generation.vm, enforced.card), counters, sets: sets(generation.number), chains }
 }
 
-/// What puts a policy in the place of the one before, in the table of a card.
+/// The commands that replace the policy in the table of a card.
 pub(crate) fn replacement(generation: Generation<'_>, enforced: &EnforcedCard, policy: &Policy) -> Vec<Command> {
     let table = name(generation.vm, enforced.card);
     let way = |direction| Way { direction, enforced, policy, generation: generation.number };
@@ -114,7 +117,7 @@ pub(crate) fn name(vm: &str, card: usize) -> TableName {
     TableName { family: Family::Netdev, name: format!("{}{card}", table_prefix(vm)) }
 }
 
-/// What is known: connections, and packets of which the first fragment has passed.
+/// The sets of known connections and of packets whose first fragment has passed.
 fn sets(generation: u32) -> Vec<Set> {
     let set = |version: Version, kind, key: &[KeyPart], most| Set {
         name: version.set(kind, generation),
@@ -130,7 +133,7 @@ fn sets(generation: u32) -> Vec<Set> {
         .collect()
 }
 
-/// What a set is for.
+/// The elements of a set.
 #[derive(Clone, Copy)]
 enum Kept {
     Known,
@@ -163,7 +166,7 @@ impl Version {
         if self == Self::V4 { L4Proto::ICMP } else { L4Proto::ICMP6 }
     }
 
-    /// Conditions for a part of a packet, and how all parts of one are known.
+    /// The conditions for a fragment, and the fields that all fragments of a packet share.
     fn fragment(self, part: Fragment) -> (Rule, Vec<Field>) {
         match self {
             Self::V4 => {
@@ -193,7 +196,7 @@ struct Way<'a> {
     generation: u32,
 }
 
-/// A kind of connection: what its packets are, those that begin it and all, how it is known, and for how long.
+/// A kind of connection: the packets that open it, the packets that belong to it, its key and its timeout.
 struct Kind {
     begins: Rule,
     belongs: Rule,
@@ -208,7 +211,7 @@ impl Way<'_> {
         format!("{part}-{side}")
     }
 
-    /// The chain that packets come into. It is the same for every policy.
+    /// The base chain. It is the same for every policy.
     fn base(&self) -> Chain {
         let tap = self.enforced.tap.clone();
         let name = if self.direction == Direction::From { "from-guest" } else { "to-guest" };
@@ -238,7 +241,7 @@ impl Way<'_> {
         rules.extend(SEEN6.map(|proto| rule(Version::V6.is()).with(whole(proto)).with(judge())));
         rules.extend([
             drop_as(rule(Version::V6.is()).with(Match::L4Proto(Test::any(SEEN6))), MALFORMED),
-            // It does not hold where the header above IP cannot be found.
+            // False where the header above IP cannot be found.
             rule(found()).with(judge()),
             drop_as(Rule::new(), MALFORMED),
         ]);
@@ -246,7 +249,7 @@ impl Way<'_> {
         Chain { name: name.to_owned(), base: Some(base), rules }
     }
 
-    /// The chains that a policy consists of.
+    /// The chains of a policy.
     fn chains(&self) -> Vec<Chain> {
         let chain = |part, rules| Chain { name: self.name(part), base: None, rules };
         vec![
@@ -286,7 +289,7 @@ impl Way<'_> {
         rules
     }
 
-    /// What a machine needs to be on a network at all: neighbours and routers of IPv6, groups, and an address.
+    /// Conditions for the basics of any network: IPv6 neighbour and router discovery, multicast groups, and DHCP.
     fn link(&self) -> Vec<Rule> {
         let types = match self.direction {
             Direction::From => vec![
@@ -315,7 +318,7 @@ impl Way<'_> {
         rules
     }
 
-    /// Lets pass what belongs to something that is known.
+    /// Passes packets of known connections.
     fn known(&self) -> Vec<Rule> {
         let pass = || Verdict::Goto(self.name("pass"));
         let mut rules = Vec::new();
@@ -340,7 +343,8 @@ impl Way<'_> {
         rules
     }
 
-    /// Remembers what begins. Where there is no room it passes all the same, and what belongs to it is judged by itself.
+    /// Records a new connection. If its set is full the packet passes all the same, and later packets are judged one by
+    /// one.
     fn begin(&self) -> Vec<Rule> {
         let pass = || Verdict::Goto(self.name("pass"));
         let mut rules = Vec::new();
@@ -354,7 +358,7 @@ impl Way<'_> {
         rules
     }
 
-    /// Lets a packet pass, and what is left of it.
+    /// Passes a packet and its later fragments.
     fn pass(&self) -> Vec<Rule> {
         let mut rules: Vec<Rule> = Vec::new();
         for version in Version::BOTH {
@@ -366,7 +370,7 @@ impl Way<'_> {
         rules
     }
 
-    /// The guest's address and the other's.
+    /// The guest's address and the peer's.
     fn addresses(&self, version: Version) -> [Field; 2] {
         match (version, self.direction) {
             (Version::V4, Direction::From) => [Field::Ip4Saddr, Field::Ip4Daddr],
@@ -404,15 +408,15 @@ impl Way<'_> {
             kind(of(L4Proto::TCP), ports(L4Proto::TCP), TCP_EDGE_S),
             kind(of(L4Proto::UDP), ports(L4Proto::UDP), UDP_S),
             Kind { begins: asks, belongs: answers, key: key([id, id]), seconds: ECHO_S },
-            // In the place of ports, which are not known.
+            // In place of the ports, which other protocols lack.
             kind(others, key([Field::L4Proto, Field::L4Proto]), OTHER_S),
         ]
     }
 
-    /// How a connection is known by a packet of it that an error of ICMP quotes: one with ports, and one with an identifier. It went the
-    /// other way.
+    /// The keys of a connection in a packet that an ICMP error quotes: with ports, and with an identifier. The quoted
+    /// packet went the other way.
     fn quoted(&self, version: Version) -> [Vec<Field>; 2] {
-        // Where the quoted packet's protocol, addresses and next header are (RFC 792, RFC 4443 3).
+        // Offsets of the quoted packet's protocol, addresses and next header (RFC 792, RFC 4443 3).
         let (proto, [source, destination], above, len) = match version {
             Version::V4 => (17, [20, 24], 28, 4),
             Version::V6 => (14, [16, 32], 48, 16),
@@ -431,7 +435,7 @@ impl Way<'_> {
     }
 }
 
-/// Errors of ICMP that belong to a connection.
+/// ICMP errors that belong to a connection.
 fn error(version: Version) -> Rule {
     match version {
         Version::V4 => rule(Match::IcmpType(Test::any([
@@ -448,7 +452,7 @@ fn error(version: Version) -> Rule {
     }
 }
 
-/// What a rule of a policy is about, in conditions: one list of them for each IP version, if it makes a difference.
+/// The conditions of a policy rule: one list for each IP version, where the version matters.
 fn fitting(policy: &PolicyRule) -> Vec<Rule> {
     let PolicyRule { protocol, source, destination, .. } = policy;
     let anywhere = source.is_empty() && destination.is_empty();
@@ -477,7 +481,7 @@ fn fitting(policy: &PolicyRule) -> Vec<Rule> {
     rules
 }
 
-/// The conditions with those on what is above IP of this version.
+/// `conditions` with those on the protocol above IP of this version.
 fn above_ip(conditions: Rule, policy: &PolicyRule, version: Option<Version>) -> Rule {
     let ports = policy.ports.items();
     match policy.protocol {
@@ -490,7 +494,7 @@ fn above_ip(conditions: Rule, policy: &PolicyRule, version: Option<Version>) -> 
     }
 }
 
-/// One of these, of which there is one at least.
+/// A test for one of `items`, of which there is at least one.
 fn one_of<T: Clone>(items: Vec<Item<T>>) -> Test<T> {
     match items.as_slice() {
         [item] => Test::Is(item.clone()),

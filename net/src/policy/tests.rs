@@ -12,7 +12,7 @@ fn enforced() -> EnforcedCard {
     EnforcedCard { card: 0, tap: "vmtap0".parse().unwrap(), kind: TapKind::Tap, served: true }
 }
 
-/// The rules of a chain that a policy of a card comes to.
+/// The rules of chain `name` for the policy `text`.
 fn chain(text: &str, name: &str) -> Vec<String> {
     let table = table(Generation { vm: "web", number: 0 }, &enforced(), &read(text).unwrap());
     let chain = table.chains.iter().find(|chain| chain.name == name).unwrap();
@@ -114,7 +114,7 @@ fn rules_are_tried_after_what_is_known_and_before_the_default() {
             "counter name \"policy-ingress\" drop",
         ]
     );
-    // Nothing there can be dropped, so nothing is asked.
+    // Nothing there can be dropped, so no set is looked up.
     assert_eq!(chain(text, "judge-from"), ["goto begin-from"]);
 }
 
@@ -164,7 +164,7 @@ fn policy_on_a_kernel_before_5_16_is_refused_with_what_it_takes() {
         let source = std::io::Error::from_raw_os_error(errno);
         Error::Policy(NftError::Refused { object: object.to_owned(), source }).report()
     };
-    // Without the hook on the way out, and, before 5.12, without owners of tables.
+    // Without the egress hook, and, before 5.12, without table owners.
     for (object, errno) in [
         ("chain card0-to-guest of table netdev minivmm-web/policy0", libc::EOPNOTSUPP),
         ("table netdev minivmm-web/policy0", libc::EINVAL),
