@@ -1,4 +1,5 @@
-//! The names that minivmm gives on a host: of a VM, of its taps and networks, of its addresses. Knows no interface and no kernel.
+//! The identity of a VM on a host: its name, the labels of its taps and networks, its MAC addresses. It knows no
+//! interface and makes no netlink call.
 
 pub mod alias;
 pub mod mac;

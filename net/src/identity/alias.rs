@@ -1,4 +1,4 @@
-//! What is written on the links that minivmm makes (`IFLA_IFALIAS`, `alias` in `ip link`): whose they are.
+//! The aliases of the links that minivmm makes (`IFLA_IFALIAS`, `alias` in `ip link`), which name their owner.
 //!
 //! ```text
 //! tap        minivmm vm=web card=0 mode=nat net=default ip4=10.1.2.3
@@ -6,8 +6,8 @@
 //! bridge     minivmm uplink=eth1 moved=on
 //! ```
 //!
-//! It belongs to the link, so it goes with it, whoever dies first, and any user can read it: there is no file that
-//! could be left behind. The words are `key=value` in any order; unknown ones are skipped, so that another release can
+//! An alias belongs to its link and vanishes with it, whichever process dies first, so that no file can be left behind.
+//! Any user can read it. Its words are `key=value` in any order; unknown ones are skipped, so that later releases can
 //! add some.
 
 use std::collections::BTreeSet;
@@ -16,21 +16,21 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Serialize, Serializer};
 
-/// Device group (`ip link show group 28022`) of the bridges and macvtaps that minivmm made. It is set by the very message that
-/// creates the link, so there is no moment at which one of ours cannot be told from others. An alias would read
-/// better but takes a second message; it is set as well, for people.
+/// Device group (`ip link show group 28022`) of the bridges and macvtaps that minivmm made. The message that creates
+/// the link sets it, so our links can be told from others at any moment. An alias is easier to read, but takes a second
+/// message; it is set as well, for admins.
 pub const OUR_GROUP: u32 = 28022;
 
 /// Longest alias in bytes: `IFALIASZ` less the closing zero (linux/if.h).
 pub(crate) const ALIAS_MAX: usize = 255;
 
-/// Most numbers that a range in a list stands for. Far more than a host has interfaces.
+/// Most numbers of a range in a list: far more than a host has interfaces.
 const RANGE_MAX: u32 = 1 << 16;
 
 /// The first word of every alias of ours.
 const MARK: &str = "minivmm";
 
-/// What connects a tap of ours.
+/// The kind of network that a tap of ours is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -47,7 +47,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// All of them.
+    /// All modes.
     const ALL: [Self; 5] = [Self::Bridge, Self::Nat, Self::Host, Self::Macvtap, Self::Ovs];
 
     /// The key of `--net` that asks for it.
@@ -68,25 +68,25 @@ impl Mode {
     }
 }
 
-/// Whose a tap is. A VM's name has no blanks.
+/// The alias of a tap. A VM's name has no blanks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TapAlias {
     /// The VM's name.
     pub vm: String,
-    /// The card, by its place on the command line.
+    /// The card's position on the command line.
     pub card: usize,
-    /// What connects it.
+    /// The kind of network.
     pub mode: Mode,
     /// The bridge, network or interface.
     pub net: String,
-    /// The address that the guest is given, if it is given one.
+    /// The IPv4 address that the guest is given, if any.
     pub ip4: Option<Ipv4Addr>,
     /// The same for IPv6.
     pub ip6: Option<Ipv6Addr>,
 }
 
 impl TapAlias {
-    /// Reads the alias of a link; none if it is not one of a tap of ours.
+    /// Reads the alias of a link; `None` if the link is not a tap of ours.
     pub fn parse(text: &str) -> Option<Self> {
         let words = Words::of(text)?;
         Some(Self {
@@ -120,42 +120,43 @@ impl Serialize for TapAlias {
     }
 }
 
-/// Which network a bridge of ours makes, and what is to be put back when it goes.
+/// The alias of the bridge of our own network, with the settings to restore when it is removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkAlias {
     /// [`Mode::Nat`] or [`Mode::Host`].
     pub mode: Mode,
     /// The network's name.
     pub net: String,
-    /// The interfaces, by number, that forward IPv4 because of a network of ours and did not before.
+    /// The indexes of interfaces that forward IPv4 because of a network of ours and did not before.
     pub forward: BTreeSet<u32>,
-    /// Whether the host forwarded by default at that time (`net.ipv4.conf.all.forwarding`).
+    /// True if the host forwarded IPv4 by default at that time (`net.ipv4.conf.all.forwarding`).
     pub forward_all: bool,
-    /// The host forwards IPv6 because of a network of ours and did not before (`net.ipv6.conf.all.forwarding`).
+    /// True if the host forwards IPv6 because of a network of ours and did not before (`net.ipv6.conf.all.forwarding`).
     pub forward6: bool,
-    /// Later interfaces forwarded IPv6 by themselves at that time (`net.ipv6.conf.default.forwarding`).
+    /// True if new interfaces forwarded IPv6 at that time (`net.ipv6.conf.default.forwarding`).
     pub default6: bool,
-    /// The interfaces that did, while the host is being switched: afterwards they do as they did.
+    /// While the host is being switched: the interfaces that forwarded IPv6 before, and are to keep doing so.
     pub switching6: Option<BTreeSet<u32>>,
-    /// The interfaces that take router advertisements although the host forwards (`accept_ra` 2) because of that, and took
-    /// them anyhow before (1).
+    /// The interfaces whose `accept_ra` was raised from 1 to 2, so that they take router advertisements although the
+    /// host forwards.
     pub accept_ra: BTreeSet<u32>,
-    /// Later interfaces do (`net.ipv6.conf.default.accept_ra`), and of those that were there all that took them.
+    /// True if `accept_ra` was raised for new interfaces (`net.ipv6.conf.default.accept_ra`) and for all existing ones
+    /// that took advertisements.
     pub later_ra: bool,
-    /// But for these, which had been told before.
+    /// With `later_ra`: the interfaces that had `accept_ra` 2 before, and keep it.
     pub other_ra: BTreeSet<u32>,
 }
 
 impl NetworkAlias {
-    /// That of a network for which nothing has been changed.
+    /// The alias of a network for which no setting has been changed.
     pub fn new(mode: Mode, net: String) -> Self {
         let (forward, accept_ra, other_ra) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let (forward_all, forward6, default6, switching6, later_ra) = (false, false, false, None, false);
         Self { mode, net, forward, forward_all, forward6, default6, switching6, accept_ra, later_ra, other_ra }
     }
 
-    /// Takes note of whether the host forwards by default now. If that has been switched on meanwhile, every interface
-    /// is to forward and none is to be put back; if it has been switched off, each of them still is.
+    /// Records the host's current default of IPv4 forwarding. If it has been switched on meanwhile, every interface is
+    /// meant to forward and none is restored; if it has been switched off, each recorded interface is still restored.
     pub fn settle(&mut self, forward_all: bool) {
         if forward_all && !self.forward_all {
             self.forward.clear();
@@ -163,12 +164,12 @@ impl NetworkAlias {
         self.forward_all = forward_all;
     }
 
-    /// Has another alias say which interfaces are to forward IPv4 no longer, instead of this one.
+    /// Moves the list of interfaces that are to stop forwarding IPv4 to another alias.
     pub fn move_ipv4_to(&mut self, other: &mut Self) {
         other.forward.append(&mut self.forward);
     }
 
-    /// Has another alias say what is to be put back of IPv6, instead of this one.
+    /// Moves the IPv6 settings to restore to another alias.
     pub fn move_ipv6_to(&mut self, other: &mut Self) {
         let Self { mode, net, forward, forward_all, .. } = self;
         let mut rest = Self::new(*mode, std::mem::take(net));
@@ -177,7 +178,7 @@ impl NetworkAlias {
         other.take_over(moved);
     }
 
-    /// Adds the settings that are to be put back for another network, after both have been [settled](Self::settle).
+    /// Adds the settings to restore for another network, after both have been [settled](Self::settle).
     pub fn take_over(&mut self, other: Self) {
         self.forward.extend(other.forward);
         if other.forward6 {
@@ -190,7 +191,7 @@ impl NetworkAlias {
         }
     }
 
-    /// Reads the alias of a link; none if it is not one of a network of ours.
+    /// Reads the alias of a link; `None` if the link is not the bridge of a network of ours.
     pub fn parse(text: &str) -> Option<Self> {
         let words = Words::of(text)?;
         if words.get("vm").is_some() {
@@ -240,19 +241,19 @@ impl Serialize for NetworkAlias {
     }
 }
 
-/// Which interface of the host a bridge of ours leads out by, and what is to be given back to it when the bridge goes.
+/// The alias of a bridge of ours with an uplink, with what the uplink gets back when the bridge is removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkAlias {
-    /// The interface.
+    /// The uplink.
     pub uplink: String,
-    /// The bridge's addresses and routes are the interface's.
+    /// True if the bridge has the uplink's addresses and routes.
     pub moved: bool,
-    /// The interface was down.
+    /// True if the uplink was down before.
     pub raised: bool,
 }
 
 impl UplinkAlias {
-    /// Reads the alias of a link; none if it is not one of a bridge with an uplink.
+    /// Reads the alias of a link; `None` if the link is not a bridge of ours with an uplink.
     pub fn parse(text: &str) -> Option<Self> {
         let words = Words::of(text)?;
         Some(Self {
@@ -279,7 +280,7 @@ impl Serialize for UplinkAlias {
     }
 }
 
-/// Numbers as a list in which neighbours are a range: `2,5-9`.
+/// Numbers as a list in which successive ones form a range: `2,5-9`.
 struct Ranges<'a>(&'a BTreeSet<u32>);
 
 impl fmt::Display for Ranges<'_> {
@@ -309,7 +310,7 @@ impl<'a> Words<'a> {
         Some(Self(text.strip_prefix(MARK)?.strip_prefix(' ')?))
     }
 
-    /// A list of numbers and ranges of them; empty if the key is not there.
+    /// The numbers of a list of numbers and ranges; none if the key is absent.
     fn numbers(&self, key: &str) -> BTreeSet<u32> {
         let list = self.get(key).into_iter().flat_map(|list| list.split(','));
         let range = |item: &str| {

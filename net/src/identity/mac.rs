@@ -1,7 +1,7 @@
-//! Ethernet addresses of cards.
+//! MAC addresses of cards.
 //!
-//! A [`MacAddr`] is always a unicast address that is not zero, so whoever holds one can give it to a card. It does not
-//! know whether somebody else uses the address: that is the plan's question.
+//! A [`MacAddr`] is always a non-zero unicast address, so a card can have it. Whether another machine uses the address
+//! is for the plan to check.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::identity::hash;
 /// Octets in an Ethernet address.
 pub const MAC_LEN: usize = 6;
 
-/// An Ethernet address as the kernel reports it: it may be zero, as that of a bridge that lost its last port.
+/// An Ethernet address as the kernel reports it. It may be zero, as for a bridge that lost its last port.
 pub type RawMac = [u8; MAC_LEN];
 
 /// First octet of the addresses minivmm derives: locally administered (bit 1), unicast (bit 0 clear), IEEE 802 8.2.2.
@@ -27,13 +27,13 @@ pub(crate) const HOST_SIDE_PREFIX: u8 = 0xfe;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr([u8; MAC_LEN]);
 
-/// Why a text or some octets are not a card's address.
+/// The reason why a text or some octets are not the address of a card.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MacError {
     /// Not six two-digit octets with colons between them.
     #[error("{0:?} is not a MAC address: it takes 6 octets, such as 52:54:00:12:34:56")]
     Form(String),
-    /// Bit 0 of the first octet is set, so that a frame from it would be a frame from a group.
+    /// Bit 0 of the first octet is set: a group address cannot be the source of a frame.
     #[error("{0} is a multicast MAC address and cannot belong to a card: make the first octet even")]
     Multicast(String),
     /// All octets are zero.
@@ -42,7 +42,7 @@ pub enum MacError {
 }
 
 impl MacAddr {
-    /// The address of these octets, in the order in which they are sent.
+    /// The address of these octets, in transmission order.
     ///
     /// # Errors
     /// Multicast (which includes broadcast) and all-zero addresses.
@@ -56,7 +56,7 @@ impl MacAddr {
         Ok(Self(octets))
     }
 
-    /// The address that card `card_idx` of the VM called `name` gets when none is given: the same one at every start.
+    /// The default address of card `card_idx` of the VM `name`: the same at every start.
     pub fn for_vm(name: &str, card_idx: usize) -> Self {
         let [b0, b1, b2, b3, b4, ..] = hash::of_card(name, card_idx).to_le_bytes();
         Self([DERIVED_PREFIX, b0, b1, b2, b3, b4])
@@ -68,14 +68,14 @@ impl MacAddr {
         Self([DERIVED_PREFIX, b0, b1, b2, b3, b4])
     }
 
-    /// The address of the host's end of the link whose guest end has `self`.
+    /// The address of the host's end of the link whose guest end has this address.
     pub fn host_side(self) -> Self {
         let mut octets = self.0;
         octets[0] = HOST_SIDE_PREFIX;
         Self(octets)
     }
 
-    /// The octets in the order in which they are sent.
+    /// The octets in transmission order.
     pub fn octets(self) -> [u8; MAC_LEN] {
         self.0
     }

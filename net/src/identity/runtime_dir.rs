@@ -3,16 +3,16 @@
 //! | File | Held by | Use |
 //! |---|---|---|
 //! | `NAME.lock` | VMM and keeper, by `flock` | the name is taken for as long as one of them lives |
-//! | `NAME.sock` | VMM | the VM is asked here |
-//! | `NAME.keeper` | keeper | the policy is asked for here |
+//! | `NAME.sock` | VMM | control of the VM |
+//! | `NAME.keeper` | keeper | network policy of the VM |
 //!
-//! The folder is `/run/minivmm` for root. For others it is `minivmm` in `$XDG_RUNTIME_DIR` or `/run/user/UID`, or
-//! `/tmp/minivmm-UID` where there is neither. It belongs to the user and only the user can write to it, so that no
-//! one else can take a name or answer for a VM; abstract sockets, which any user can bind, would allow both. A name is
-//! unique among the VMs of one folder, whatever their network namespaces.
+//! The folder is `/run/minivmm` for root. For other users it is `minivmm` in `$XDG_RUNTIME_DIR` or `/run/user/UID`, or
+//! `/tmp/minivmm-UID` where neither exists. Only its owner can write to it, so that no other user can take a name or
+//! answer for a VM; abstract sockets, which any user can bind, would allow both. A name is unique among the VMs of one
+//! folder, whatever their network namespaces.
 //!
-//! A process that is killed leaves its files. They do no harm: the lock is gone with the process, and whoever gets it
-//! next removes them: a VM of that name, or `minivmm net gc`. Only the holder of a lock removes files of its name.
+//! A killed process leaves its files behind. They are harmless: its lock is released, and the next holder, a VM of that
+//! name or `minivmm net gc`, removes them. Only the holder of a lock removes files of its name.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -34,13 +34,13 @@ use rustix::process::geteuid;
 /// The folder of root's VMs.
 const ROOT_FOLDER: &str = "/run/minivmm";
 
-/// Everybody may see the names of VMs; only their user may add some.
+/// Any user may list the names of VMs; only the owner may add some.
 const FOLDER_MODE: Mode = Mode::from_raw_mode(0o755);
 
-/// A lock or socket is its user's alone: whoever can open a lock can hold it.
+/// Only the owner can open a lock or socket: a process that can open a lock can hold it.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 
-/// Write permission of others, in the mode of a folder.
+/// Write permission of group and others, in the mode of a folder.
 const WRITE_BY_OTHERS: u32 = 0o022;
 
 /// A user's folder, open.
@@ -50,7 +50,7 @@ pub struct RuntimeDir {
     fd: OwnedFd,
 }
 
-/// Why there is no folder for names.
+/// The reason why there is no folder for names.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// The host refuses it.
@@ -69,14 +69,14 @@ pub enum FolderError {
 /// A socket of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmSocket {
-    /// The VMM's, where the VM is asked.
+    /// The VMM's socket, for control of the VM.
     Control,
-    /// The keeper's, where the policy is asked for.
+    /// The keeper's socket, for the network policy.
     Keeper,
 }
 
 impl VmSocket {
-    /// The end of its file's name. No two kinds of files can have one name: the last dot tells them apart.
+    /// The suffix of its file's name. The part after the last dot tells the kinds of files apart.
     fn suffix(self) -> &'static str {
         match self {
             Self::Control => ".sock",
@@ -85,20 +85,21 @@ impl VmSocket {
     }
 }
 
-/// The end of the lock's name.
+/// The suffix of the lock's name.
 const LOCK_SUFFIX: &str = ".lock";
 
 impl RuntimeDir {
-    /// Opens the folder of this process's user, which is made if it is missing.
+    /// Opens the folder of this process's user, and creates it if it is missing.
     ///
     /// # Errors
-    /// There is no place that is this user's alone.
+    /// No candidate folder is usable and this user's alone.
     pub fn open() -> Result<Self, FolderError> {
         let mut refusal = None;
         for path in candidates() {
             match Self::open_at(path) {
                 Ok(folder) => return Ok(folder),
-                // The last place is one that everybody has: its refusal says more than that of a missing `/run/user`.
+                // The last candidate, `/tmp`, exists on every host: its error says more than that of a missing
+                // `/run/user`.
                 Err(error) => refusal = Some(error),
             }
         }
@@ -132,7 +133,7 @@ impl RuntimeDir {
         self.path.join(format!("{vm}{}", socket.suffix()))
     }
 
-    /// Tries to take the lock of a name. Returns `None` while another process has it.
+    /// Tries to lock a name. Returns `None` while another process holds the lock.
     ///
     /// # Errors
     /// The host refuses the file.
@@ -146,7 +147,7 @@ impl RuntimeDir {
                 Err(errno) => return Err(errno.into()),
             }
             let lock = NameLock { folder: self.fd.try_clone()?, vm: vm.to_owned(), file };
-            // Otherwise its last holder has removed it meanwhile, and another process may have made a new one.
+            // Otherwise the last holder has removed the file meanwhile, and another process may have made a new one.
             if lock.is_current() {
                 for socket in [VmSocket::Control, VmSocket::Keeper] {
                     remove(lock.folder.as_fd(), &format!("{vm}{}", socket.suffix()));
@@ -156,10 +157,10 @@ impl RuntimeDir {
         }
     }
 
-    /// Listens at a socket of a VM, whose name is locked by the caller's VM, without waiting.
+    /// Binds a non-blocking listener to a socket of a VM whose name the caller has locked.
     ///
     /// # Errors
-    /// The host refuses the socket: also where the folder's path is too long for its address.
+    /// The host refuses the socket, for example because the path is too long for a socket address.
     pub fn listen(&self, vm: &str, socket: VmSocket) -> io::Result<std::os::unix::net::UnixListener> {
         let path = self.socket(vm, socket);
         remove(self.fd.as_fd(), &format!("{vm}{}", socket.suffix()));
@@ -169,8 +170,8 @@ impl RuntimeDir {
         Ok(listener)
     }
 
-    /// Removes the files of VMs that were killed, and returns the names of these VMs. Files of a VM that runs, starts
-    /// or has a keeper are locked, and stay.
+    /// Removes the files of killed VMs, and returns the names of these VMs. A VM that runs, starts or has a keeper
+    /// holds its lock and keeps its files.
     ///
     /// # Errors
     /// The folder cannot be read, or refuses a file.
@@ -184,7 +185,7 @@ impl RuntimeDir {
         }
         let mut swept = Vec::new();
         for name in names {
-            // Its holder removes the files when it lets go of the lock.
+            // Dropping the lock removes the files.
             if self.try_lock(&name)?.is_some() {
                 swept.push(name);
             }
@@ -198,7 +199,8 @@ impl RuntimeDir {
     }
 }
 
-/// A name that no other VM of the folder can have while this, or a duplicate of its descriptor, is open.
+/// The lock of a name. No other VM of the folder can have the name while this, or a duplicate of its descriptor, is
+/// open.
 #[derive(Debug)]
 pub struct NameLock {
     folder: OwnedFd,
@@ -213,7 +215,7 @@ impl NameLock {
         self.file.as_fd()
     }
 
-    /// Returns whether the file in the folder is the one that is locked.
+    /// Returns true if the locked file is the one in the folder.
     fn is_current(&self) -> bool {
         is_current(self.folder.as_fd(), &self.vm, self.file.as_fd())
     }
@@ -232,8 +234,8 @@ pub(crate) fn clear_shared(vm: &str, file: BorrowedFd) {
     }
 }
 
-/// Removes the files of a name, the lock last. If the file that is locked is not the folder's any more, another holder
-/// of it has done so, and what is there now is another VM's.
+/// Removes the files of a name, the lock last. If the locked file is no longer in the folder, another holder has done
+/// so, and the files there are another VM's.
 fn clear(folder: BorrowedFd, vm: &str, file: BorrowedFd) {
     if is_current(folder, vm, file) {
         for socket in [VmSocket::Control, VmSocket::Keeper] {
@@ -257,15 +259,15 @@ fn lock_name(vm: &str) -> String {
 }
 
 fn remove(folder: BorrowedFd, name: &str) {
-    // One that is not there needs no removing.
+    // A missing file needs no removal.
     let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
 }
 
-/// Connects to a socket of a VM of this user, or of root's.
+/// Connects to a socket of a VM of this user or of root.
 ///
 /// # Errors
-/// `NotFound` or `ConnectionRefused`: no such VM runs. `PermissionDenied`: it is another user's. `WouldBlock`: it has
-/// not answered within `timeout`. `Other`: the socket is there, but a process of another user listens.
+/// `NotFound` or `ConnectionRefused`: no such VM runs. `PermissionDenied`: the VM is another user's. `WouldBlock`: the
+/// VM has not accepted within `timeout`. `Other`: the socket exists, but a process of another user listens.
 pub fn connect(vm: &str, socket: VmSocket, timeout: Duration) -> io::Result<UnixStream> {
     let mut refusal = io::ErrorKind::NotFound.into();
     let mut folders = candidates();
@@ -275,7 +277,7 @@ pub fn connect(vm: &str, socket: VmSocket, timeout: Duration) -> io::Result<Unix
         match connect_to(&folder.join(format!("{vm}{}", socket.suffix())), timeout) {
             Ok(stream) => return Ok(stream),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // A file that a killed VM has left, unless another folder has one with a VM.
+            // Left by a killed VM, perhaps; another folder may have a live one.
             Err(error) => refusal = error,
         }
     }
@@ -285,7 +287,7 @@ pub fn connect(vm: &str, socket: VmSocket, timeout: Duration) -> io::Result<Unix
 fn connect_to(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // Also the longest that `connect` waits for room in the listener's queue (unix(7)).
+    // The send timeout also limits the wait of `connect` for room in the listener's queue (unix(7)).
     sockopt::set_socket_timeout(&fd, Timeout::Send, Some(timeout))?;
     sockopt::set_socket_timeout(&fd, Timeout::Recv, Some(timeout))?;
     rustix::net::connect(&fd, &address)?;
@@ -296,7 +298,7 @@ fn connect_to(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     Ok(UnixStream::from(fd))
 }
 
-/// The names of the VMs that run in this network namespace, as far as their folder may be seen, in alphabetical order.
+/// The names of the VMs that run in this network namespace and whose folder this user may use, in alphabetical order.
 ///
 /// # Errors
 /// The kernel does not list its sockets.
@@ -311,8 +313,7 @@ pub fn running() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The names of VMs with a control socket in `folder`, in a list of sockets (proc(5)): their path is the last word of a
-/// line.
+/// The names of VMs with a control socket in `folder`, from a list of sockets (proc(5)), where a path ends a line.
 fn names_in(sockets: &[u8], folder: &Path) -> Vec<String> {
     let mut prefix = folder.as_os_str().as_bytes().to_vec();
     prefix.push(b'/');
@@ -320,14 +321,14 @@ fn names_in(sockets: &[u8], folder: &Path) -> Vec<String> {
         let at = line.windows(prefix.len()).position(|window| window == prefix)?;
         let name = line.get(at + prefix.len()..)?.strip_suffix(VmSocket::Control.suffix().as_bytes())?;
         let name = std::str::from_utf8(name).ok()?;
-        // Whoever has a file system of their own can bind a socket of this name there.
+        // A process with its own mount namespace can bind a socket of this path there.
         let exists = folder.join(format!("{name}{}", VmSocket::Control.suffix())).exists();
         (!name.contains('/') && exists).then(|| name.to_owned())
     });
     names.collect()
 }
 
-/// Where the folder of this process's user may be, best first.
+/// The candidate folders of this process's user, best first.
 fn candidates() -> Vec<PathBuf> {
     let user = geteuid();
     // Root of a user namespace may not have `/run`.
@@ -335,7 +336,7 @@ fn candidates() -> Vec<PathBuf> {
     root.into_iter().chain(user_candidates(env::var_os("XDG_RUNTIME_DIR"), user.as_raw())).collect()
 }
 
-/// The places of an ordinary user (XDG base directory specification; pam_systemd(8)).
+/// The candidates of an ordinary user (XDG base directory specification; pam_systemd(8)).
 fn user_candidates(xdg_runtime_dir: Option<OsString>, uid: u32) -> Vec<PathBuf> {
     let given = xdg_runtime_dir.map(PathBuf::from).filter(|path| path.is_absolute());
     let usual = PathBuf::from(format!("/run/user/{uid}"));
@@ -392,7 +393,7 @@ mod tests {
 
         clear(folder.fd.as_fd(), "web", shared.as_fd());
         let next = folder.try_lock("web").unwrap().unwrap();
-        // Whoever still has the old one removes nothing of the new.
+        // A holder of the old lock removes nothing of the new one.
         clear(folder.fd.as_fd(), "web", shared.as_fd());
         assert!(next.is_current());
     }
