@@ -1,4 +1,4 @@
-//! The host's network as far as a plan depends on it: plain data. Knows neither how it is read nor what a plan makes of it.
+//! The host's network as far as a plan depends on it. Plain data: it knows neither its reader nor the plan.
 //!
 //! The survey reads it from the kernel, tests write it by hand.
 
@@ -25,85 +25,85 @@ pub struct Facts {
     pub links: Vec<Link>,
     /// Addresses behind the ports of the bridges that a request names.
     pub fdb: Vec<FdbEntry>,
-    /// Neighbour table. It only lends a name to a machine whose address is in [`Facts::fdb`]: an entry here outlives
-    /// the machine by minutes, so that alone it would refuse every VM that is started again.
+    /// The neighbour table. It only names the owner of an address in [`Facts::fdb`]: an entry here outlives its machine
+    /// by minutes, so on its own it would refuse every VM that is started again.
     pub neighbours: Vec<Neighbour>,
-    /// IPv4, if a card is to be on a network of ours; else nothing.
+    /// Addresses, routes and settings of IP; empty unless a card joins a network of ours.
     pub ip: IpFacts,
-    /// Ports of the host that others lead elsewhere, if ports of it are to lead to a guest; else nothing.
+    /// Ports of the host that other programs translate; empty unless a card forwards ports.
     pub translations: Vec<Translation>,
-    /// What the interfaces have that a request names as uplinks.
+    /// Addresses and routes of the interfaces that a request names as uplinks.
     pub uplinks: Vec<UplinkFact>,
-    /// What is behind the descriptors that a request names, in any order.
+    /// Kinds of the descriptors that a request names, in any order.
     pub fds: Vec<FdFact>,
     /// Random addresses, enough for the bridges that a plan may create.
     pub spare_macs: Vec<MacAddr>,
-    /// What there is of Open vSwitch.
+    /// The state of Open vSwitch.
     pub ovs: OvsFact,
-    /// Random names, enough for the links that do not go by themselves and that a plan may create.
+    /// Random names, enough for the links that a plan may create and that do not go by themselves.
     pub spare_names: Vec<IfName>,
-    /// Descriptors that the keeper may have (`RLIMIT_NOFILE`), if that is limited.
+    /// The keeper's limit on open descriptors (`RLIMIT_NOFILE`), if there is one.
     pub descriptors: Option<u64>,
     /// Names of links that a VMM or a keeper still uses.
     pub claimed: BTreeSet<String>,
-    /// The names of those of a request's interfaces that are radio cards.
+    /// Names of the request's interfaces that are radio cards.
     pub wireless: BTreeSet<String>,
 }
 
-/// What networks of ours depend on.
+/// The host's IP configuration, on which networks of ours depend.
 #[derive(Clone, Debug, Default)]
 pub struct IpFacts {
-    /// Every address of this host.
+    /// Every IPv4 address of this host.
     pub addresses: Vec<Address>,
-    /// Every route, of all tables.
+    /// Every IPv4 route, of all tables.
     pub routes: Vec<Route>,
-    /// The links with routes that pass on packets for others (`net.ipv4.conf.IFACE.forwarding`).
+    /// The links with routes that forward packets (`net.ipv4.conf.IFACE.forwarding`).
     pub forwarding: BTreeSet<u32>,
     /// True if the kernel has no IPv6, or has it switched off (`ipv6.disable=1`).
     pub lacks_ipv6: bool,
-    /// Whether the host forwards IPv6 (`net.ipv6.conf.all.forwarding`).
+    /// True if the host forwards IPv6 (`net.ipv6.conf.all.forwarding`).
     pub forwards6: bool,
-    /// Settings of the kernel that networks of ours meet.
+    /// Kernel settings that apply to a new network of ours.
     pub settings: Settings,
-    /// The links with an IPv6 default route that take router advertisements as long as the host does not forward.
+    /// The links with an IPv6 default route that accept router advertisements only while the host does not forward.
     pub advertised6: BTreeSet<u32>,
-    /// Where Docker drops what nobody has let through, and leaves a place for others.
+    /// The tables in which Docker drops forwarded traffic that no rule accepts.
     pub docker: DockerTables,
-    /// Whether what is bridged passes the rules for what is routed (`net.bridge.bridge-nf-call-iptables`).
+    /// True if bridged frames pass the rules for routed packets (`net.bridge.bridge-nf-call-iptables`).
     pub bridged_as_routed: bool,
-    /// Connections that the host tracks at most (`net.netfilter.nf_conntrack_max`); none if it has not tracked any yet.
+    /// Limit on tracked connections (`net.netfilter.nf_conntrack_max`); none as long as the host tracks none.
     pub connections_max: Option<u32>,
-    /// The name servers that the host asks.
+    /// The IPv4 name servers that the host asks.
     pub resolvers: Vec<Ipv4Addr>,
 }
 
-/// Settings of the kernel as a network of ours meets them.
+/// Kernel settings that apply to a new network of ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// They cannot be written: `/proc/sys` is read-only.
+    /// True if they cannot be written: `/proc/sys` is read-only.
     pub locked: bool,
-    /// A new interface forwards IPv4 (`net.ipv4.conf.default.forwarding`).
+    /// True if a new interface forwards IPv4 (`net.ipv4.conf.default.forwarding`).
     pub forwarding: bool,
-    /// A new interface has no IPv6 (`net.ipv6.conf.default.disable_ipv6`, or a kernel without it).
+    /// True if a new interface has no IPv6 (`net.ipv6.conf.default.disable_ipv6`, or a kernel without it).
     pub without_ipv6: bool,
 }
 
-/// What an interface has that a bridge would take over.
+/// The addresses and routes of an interface that a bridge would take over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UplinkFact {
     /// The interface.
     pub link: u32,
-    /// Its addresses with their prefix lengths, but for link-local ones of IPv6.
+    /// Its addresses with their prefix lengths, except IPv6 link-local ones.
     pub addresses: Vec<String>,
-    /// When the first of them ends, in seconds, if one does.
+    /// Seconds until the first of them expires, if one does.
     pub lifetime_s: Option<u32>,
-    /// Routes through it, but for those that come and go with addresses by themselves.
+    /// Number of routes through it, except those that the kernel adds and removes with addresses.
     pub routes: usize,
-    /// Whether one of them leads to all that no other leads to.
+    /// True if one of them is a default route.
     pub default_route: bool,
-    /// Whether one of them leads through an object of its own (`ip nexthop`).
+    /// True if one of them uses a nexthop object (`ip nexthop`).
     pub nexthop_objects: bool,
-    /// It is a radio.
+    /// True if it is a radio card.
     pub wireless: bool,
 }
 
@@ -112,7 +112,7 @@ pub struct UplinkFact {
 pub struct Address {
     /// The address.
     pub ip: Ipv4Addr,
-    /// Bits that the machines beside it share.
+    /// Prefix length of its network.
     pub prefix_len: u8,
     /// The interface that has it.
     pub link: u32,
@@ -121,22 +121,22 @@ pub struct Address {
 /// An IPv4 route that leads somewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where to.
+    /// The destination network.
     pub destination: Ipv4Addr,
-    /// Bits of it that count.
+    /// Prefix length of the destination.
     pub prefix_len: u8,
     /// The router, if there is one.
     pub gateway: Option<Ipv4Addr>,
-    /// The interface.
+    /// The outgoing interface.
     pub link: Option<u32>,
-    /// It leads to another machine, not to this one.
+    /// True if it leads to another machine, not to this one.
     pub unicast: bool,
 }
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Its number.
+    /// Its index.
     pub index: u32,
     /// Its name.
     pub name: String,
@@ -148,28 +148,28 @@ pub struct Link {
     pub mtu: u32,
     /// The bridge or bond it is a port of.
     pub master: Option<u32>,
-    /// What it is made on (a VLAN's or macvlan's interface), if that is in the same namespace.
+    /// The interface it is made on (for a VLAN or macvlan), if that is in the same namespace.
     pub lower: Option<u32>,
     /// The other end of a pair, if that is in the same namespace.
     pub peer: Option<u32>,
-    /// Whether it is administratively up.
+    /// True if it is administratively up.
     pub up: bool,
     /// Its device group.
     pub group: u32,
-    /// What somebody has written on it.
+    /// Its alias, a text that any privileged program can set.
     pub alias: Option<String>,
     /// Its mode, if it is a macvlan or macvtap.
     pub macvlan: Option<MacvlanMode>,
-    /// What only tun and tap have.
+    /// Properties of a tun or tap; none for other kinds.
     pub tun: Option<TunFact>,
-    /// What only bridges have.
+    /// Properties of a bridge; defaults for other kinds.
     pub bridge: BridgeFact,
 }
 
-/// What rtnetlink says of a bridge (`IFLA_BR_*`, linux/if_link.h).
+/// Properties of a bridge in rtnetlink (`IFLA_BR_*`, linux/if_link.h).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BridgeFact {
-    /// Whether it keeps VLANs apart; none if the kernel cannot.
+    /// True if it filters VLANs; none if the kernel cannot.
     pub vlan_filtering: Option<bool>,
     /// The VLAN that every new port is untagged in, 0 if none.
     pub default_pvid: u16,
@@ -177,41 +177,41 @@ pub struct BridgeFact {
     pub stp_delay_s: Option<u8>,
 }
 
-/// The mode of a macvlan or macvtap, as far as others on its interface have to know.
+/// The mode of a macvlan or macvtap, as far as it concerns others on the same interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MacvlanMode {
-    /// It has the interface for itself.
+    /// It has the interface to itself.
     Passthru,
-    /// It shares it.
+    /// It shares the interface.
     Shared,
 }
 
-/// What rtnetlink says of a tun or tap (`IFLA_TUN_*`, linux/if_link.h).
+/// Properties of a tun or tap in rtnetlink (`IFLA_TUN_*`, linux/if_link.h).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TunFact {
-    /// A tap: it carries Ethernet frames.
+    /// True for a tap, which carries Ethernet frames.
     pub tap: bool,
-    /// It was made with `IFF_MULTI_QUEUE`.
+    /// True if it was made with `IFF_MULTI_QUEUE`.
     pub multi_queue: bool,
     /// Queues that a process has open.
     pub queues_open: u32,
 }
 
-/// An address that a bridge knows behind one of its ports.
+/// A MAC address that a bridge knows behind one of its ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FdbEntry {
     /// The address.
     pub mac: RawMac,
-    /// The port's interface number.
+    /// The port's interface index.
     pub port: u32,
-    /// The bridge's interface number.
+    /// The bridge's interface index.
     pub bridge: u32,
 }
 
 /// A machine that the host has spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
-    /// Its address on the wire.
+    /// Its MAC address.
     pub mac: RawMac,
     /// Its IP address.
     pub ip: IpAddr,
@@ -219,12 +219,12 @@ pub struct Neighbour {
     pub link: u32,
 }
 
-/// What an inherited descriptor is.
+/// The kind of an inherited descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FdFact {
     /// The descriptor.
     pub fd: RawFd,
-    /// What is behind it.
+    /// Its kind.
     pub kind: FdKind,
 }
 
@@ -234,22 +234,22 @@ impl Facts {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// What a request's uplink has.
+    /// The facts about an uplink that a request names.
     pub fn uplink(&self, link: &Link) -> Option<&UplinkFact> {
         self.uplinks.iter().find(|fact| fact.link == link.index)
     }
 
-    /// The interface with this number.
+    /// The interface with this index.
     pub fn link_at(&self, index: u32) -> Option<&Link> {
         self.links.iter().find(|link| link.index == index)
     }
 
-    /// Whether it is a macvtap of ours whose VMM and keeper were both killed.
+    /// True for a macvtap of ours whose VMM and keeper were both killed.
     pub fn is_left_behind(&self, link: &Link) -> bool {
         link.is_our_macvtap() && !self.claimed.contains(&link.name)
     }
 
-    /// The name of an interface, or its number if it has gone.
+    /// The name of an interface, or its index if it has gone.
     pub fn name_of(&self, index: u32) -> String {
         match self.links.iter().find(|link| link.index == index) {
             Some(link) => link.name.clone(),
@@ -265,18 +265,18 @@ impl Facts {
 }
 
 impl Link {
-    /// Whether it is a bridge.
+    /// True if it is a bridge.
     pub fn is_bridge(&self) -> bool {
         self.kind.as_deref() == Some("bridge")
     }
 
-    /// Whether it is a bridge that minivmm made, so that the last port takes it away.
+    /// True for a bridge that minivmm made, which is removed with its last port.
     pub fn is_our_bridge(&self) -> bool {
         self.is_bridge() && self.group == OUR_GROUP
     }
 
-    /// Returns whether it is a bridge of ours that makes a network. The keeper that made it may have been killed before
-    /// it wrote which one.
+    /// True for a bridge of ours that makes a network. The name decides: the keeper that made the bridge may have been
+    /// killed before it wrote the alias.
     pub fn is_our_network(&self) -> bool {
         self.is_our_bridge() && NETWORK_PREFIXES.iter().any(|prefix| self.name.starts_with(prefix))
     }
@@ -286,12 +286,12 @@ impl Link {
         self.alias.as_deref().filter(|_| self.is_our_bridge()).and_then(UplinkAlias::parse)
     }
 
-    /// Whether it is a macvtap that minivmm made.
+    /// True for a macvtap that minivmm made.
     pub fn is_our_macvtap(&self) -> bool {
         self.kind.as_deref() == Some("macvtap") && self.group == OUR_GROUP
     }
 
-    /// What it is, in a word.
+    /// Its kind, in words.
     pub fn kind_text(&self) -> String {
         match (&self.tun, self.kind.as_deref()) {
             (Some(tun), _) if tun.tap => "a tap".to_owned(),

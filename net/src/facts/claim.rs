@@ -1,9 +1,10 @@
-//! Says that a link is in use, for links that do not go by themselves: a socket named after it.
+//! Claims: a socket named after a link marks it as in use, for links that do not go by themselves.
 //!
-//! Keeper and VMM both hold the socket, so that its name is taken for as long as one of them lives, however the other ended. It is an
-//! abstract name (unix(7)): it belongs to the network namespace as the link does, leaves no file, and is gone with its last
-//! holder, which a process number in an alias would not be. It is taken before the link is made. Names of such links are random, so that
-//! nobody can take one beforehand; whoever takes it afterwards keeps a link from being cleared away, and nothing more.
+//! Keeper and VMM both hold the socket, so its name is taken as long as one of them lives, however the other ended. The
+//! name is abstract (unix(7)): it belongs to the network namespace as the link does, leaves no file, and is gone with
+//! its last holder, which a process number in an alias would not be. It is taken before the link is made. Names of such
+//! links are random, so no program can take one beforehand. A program that takes one afterwards only keeps the link
+//! from being cleared away.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,24 +15,25 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use crate::spec::IfName;
 
-/// What comes before the link's name. `minivmm/NAME` is a VM.
+/// Prefix of a claim's name. A VM's is `minivmm/NAME`.
 const PREFIX: &str = "minivmm-link/";
 
-/// Takes the name of a link.
+/// Claims a link.
 ///
 /// # Errors
-/// Somebody has it.
+/// Another process has claimed it.
 pub(crate) fn take(link: &IfName) -> io::Result<OwnedFd> {
     let address = SocketAddr::from_abstract_name(format!("{PREFIX}{link}"))?;
     UnixDatagram::bind_addr(&address).map(OwnedFd::from)
 }
 
-/// The links of this network namespace that somebody uses. To be read after the links themselves: a claim comes before its link.
+/// The claimed links of this network namespace. Read the links first: a claim comes before its link.
 pub(crate) fn taken() -> io::Result<BTreeSet<String>> {
     Ok(names_in(&fs::read_to_string("/proc/self/net/unix")?))
 }
 
-/// The names in a list of sockets (proc(5)): the address is the last word of a line, and an abstract one begins with `@`.
+/// The claimed names in a list of sockets (proc(5)). The address is the last word of a line; an abstract one begins
+/// with `@`.
 fn names_in(sockets: &str) -> BTreeSet<String> {
     let addresses = sockets.lines().filter_map(|line| line.rsplit(' ').next()?.strip_prefix('@'));
     addresses.filter_map(|address| address.strip_prefix(PREFIX)).map(str::to_owned).collect()

@@ -2,14 +2,14 @@
 
 use serde::Serialize;
 
-/// The chain.
+/// The chain that Docker leaves to the rules of others.
 pub(crate) const CHAIN: &str = "DOCKER-USER";
 
-/// Where Docker drops, and leaves a place for others.
+/// The tables in which Docker drops forwarded traffic, and leaves a chain to others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DockerTables {
-    /// In the table for IPv4.
+    /// True for the IPv4 table.
     pub ip4: bool,
-    /// In that for IPv6.
+    /// True for the IPv6 table.
     pub ip6: bool,
 }

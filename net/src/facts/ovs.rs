@@ -1,4 +1,4 @@
-//! Open vSwitch as far as a plan depends on it: its bridges, how they move frames, and why it may not be of use. Plain data.
+//! Open vSwitch as far as a plan depends on it: its bridges, their datapaths, and why it may be unusable. Plain data.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,55 +7,56 @@ use serde::Serialize;
 
 use crate::spec::IfName;
 
-/// The program that changes it.
+/// The program that configures it.
 pub(crate) const PROGRAM: &str = "ovs-vsctl";
 
-/// How long the database, and the switch itself, may take, in seconds. It takes some milliseconds, and a busy switch a second. The VMM waits
-/// longer for its keeper.
+/// Timeout for the database and for the switch itself, in seconds. The database answers in milliseconds, a busy switch
+/// in a second. The VMM waits longer for its keeper.
 pub(crate) const PATIENCE_S: u32 = 8;
 
-/// What there is of Open vSwitch on this host.
+/// The state of Open vSwitch on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum OvsFact {
-    /// Nobody wants to know.
+    /// No card of the request needs it.
     #[default]
     NotAsked,
     /// It cannot be used.
     Trouble(OvsError),
-    /// It can.
+    /// It can be used.
     There {
         /// Its bridges.
         bridges: Vec<String>,
-        /// How those of them move frames that a request names.
+        /// Datapaths of the bridges that a request names.
         datapaths: BTreeMap<String, Datapath>,
-        /// Ports of ours that nobody uses.
+        /// Ports of ours that no process uses.
         left_behind: Vec<IfName>,
     },
 }
 
-/// How a bridge of Open vSwitch moves frames.
+/// How an Open vSwitch bridge moves frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Datapath {
-    /// By the kernel's module, which gets what comes in through a tap after the rules on the tap (`netdev_frame_hook`,
+    /// By the kernel's module, which gets a tap's frames after the rules on the tap (`netdev_frame_hook`,
     /// net/openvswitch/vport-netdev.c).
     #[default]
     Kernel,
-    /// By traffic control for flows that are known (`other_config:hw-offload`), also without hardware for it. It comes before rules on
-    /// the tap, and what it passes on to another one skips the rules there (`nf_skip_egress`, net/core/dev.c).
+    /// By traffic control for known flows (`other_config:hw-offload`), also without hardware for it. It comes before
+    /// the rules on the tap, and frames that it passes on to another tap skip the rules there (`nf_skip_egress`,
+    /// net/core/dev.c).
     TrafficControl,
-    /// By `ovs-vswitchd` (`datapath_type=netdev`). Its packet socket gets a copy of what comes in through a tap before any rule, as the guest
-    /// has left it: nobody segments it or completes its checksums.
+    /// By `ovs-vswitchd` (`datapath_type=netdev`). Its packet socket gets a copy of a tap's frames before any rule, as
+    /// the guest sent them: not segmented, and with incomplete checksums.
     User,
 }
 
 impl Datapath {
-    /// Whether rules on a tap see all frames that get from there to the bridge and back.
+    /// True if rules on a tap see all frames between the tap and the bridge.
     pub fn heeds_rules(self) -> bool {
         self == Self::Kernel
     }
 
-    /// Whether it takes frames that are not ready for the wire.
+    /// True if it accepts frames that are still to be segmented or checksummed.
     pub(crate) fn completes_frames(self) -> bool {
         self != Self::User
     }
@@ -71,25 +72,25 @@ impl fmt::Display for Datapath {
     }
 }
 
-/// Why Open vSwitch does not do what is asked.
+/// Reasons why Open vSwitch does not do as asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OvsError {
-    /// No program.
+    /// The program is not installed.
     #[error("Open vSwitch is not installed: there is no {PROGRAM} in PATH")]
     Missing,
-    /// No database.
+    /// The database cannot be reached.
     #[error("The database of Open vSwitch cannot be reached ({0})")]
     Unreachable(String),
-    /// The database is there, and nobody acts on it.
+    /// The database answers, but no switch acts on it.
     #[error("Open vSwitch has not answered for {PATIENCE_S} s")]
     Silent,
-    /// Anything else.
+    /// Any other error, in the program's words.
     #[error("Open vSwitch says: {0}")]
     Said(String),
 }
 
 impl OvsError {
-    /// What the user can do.
+    /// A hint for the user.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Missing => "install it (apt install openvswitch-switch), or use --net bridge=NAME",
