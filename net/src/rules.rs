@@ -1,4 +1,5 @@
-//! The nftables of a VM: address translation, forwarded ports, and what a guest may send at all. Knows neither facts nor policies.
+//! The nftables of a VM: address translation, forwarded ports, and what a guest may send at all.
+//! Knows neither facts nor policies.
 //!
 //! ```text
 //! table inet minivmm-VM      forward: no way around the translation; prerouting, output: forwarded ports;
@@ -8,7 +9,8 @@
 //! table bridge minivmm-VM    forward: nothing between an isolated card and other VMs
 //! ```
 //!
-//! The guards are in tables of other families because inet tables do not see ARP, nor whatever else is not IP. What the services of a card answer is dropped there, after their packet socket has seen it.
+//! The guards are in tables of other families because inet tables see neither ARP nor other protocols beside IP. They
+//! also drop the packets that a card's services answer, after the services' packet socket has seen them.
 
 pub(crate) mod guard;
 mod limits;
@@ -45,7 +47,7 @@ const DHCP_SERVER: u16 = 67;
 const DHCP6_SERVER: u16 = 547;
 const DNS: u16 = 53;
 
-/// Why packets are dropped: the names of the counters, with those of guards.
+/// Reasons for drops: the names of the counters, beside those of guards.
 const UNASKED: &str = "unasked";
 const NO_WAY_OUT: &str = "no-way-out";
 
@@ -92,7 +94,7 @@ pub(crate) fn tables(
     tables
 }
 
-/// Commands that replace the rules of some members by those that they are to have, where they differ.
+/// Commands that replace the rules of members where `after` differs from `before`.
 pub(crate) fn changes(vm: &str, before: &[Member], after: &[Member]) -> Vec<Command> {
     let chains = routed(before).into_iter().zip(routed(after));
     let changed = chains.filter(|(old, new)| old.rules != new.rules).map(|(_, new)| new);
@@ -107,7 +109,7 @@ pub(crate) fn name(vm: &str, family: Family) -> TableName {
     TableName { family, name: format!("minivmm-{vm}") }
 }
 
-/// The chains for what the host routes.
+/// The chains for routed packets.
 fn routed(members: &[Member]) -> Vec<Chain> {
     let all = |rules: fn(&Member) -> Vec<Rule>| members.iter().flat_map(rules).collect::<Vec<_>>();
     let mut chains = vec![chain("arriving", ChainType::Filter, Hook::Prerouting, RAW, all(arriving))];
@@ -117,7 +119,7 @@ fn routed(members: &[Member]) -> Vec<Chain> {
     let nat = |name: &str, hook, priority, rules| chain(name, ChainType::Nat, hook, priority, rules);
     chains.push(nat("postrouting", Hook::Postrouting, SRCNAT, all(source)));
     if members.iter().any(|member| !member.forward.is_empty()) {
-        // A forwarded loopback address is for this host: nobody else can be talking to it.
+        // Only this host can use a forwarded loopback address: packets to one from elsewhere are not translated.
         let foreign = rule(ip4_daddr(prefix(LOOPBACK))).with(Verdict::Accept);
         let outside: Vec<Rule> = [foreign].into_iter().chain(all(incoming)).collect();
         chains.push(nat("prerouting", Hook::Prerouting, DSTNAT, outside));
@@ -131,13 +133,13 @@ fn chain(name: &str, chain_type: ChainType, hook: Hook, priority: i32, rules: Ve
     Chain { name: name.to_owned(), base: Some(base), rules }
 }
 
-/// Drops what is for the host's loopback addresses, however the frame is wrapped: guards see one tag at most, the
-/// kernel takes off two. Where a port is forwarded it would let such packets pass.
+/// Drops packets to the host's loopback addresses, however the frame is wrapped: guards see one tag at most, the kernel
+/// removes two. Where a port is forwarded, the kernel would let such packets pass.
 fn arriving(member: &Member) -> Vec<Rule> {
     vec![drop_as(rule(Match::iif(&member.bridge)).with(ip4_daddr(prefix(LOOPBACK))), LOOPBACK_ADDRESS)]
 }
 
-/// What the guest may send.
+/// The ingress chain of a card: the frames that its guest may send.
 fn guard(member: &Member, tap: IfName) -> Chain {
     let Member { mac, address, subnet, .. } = member;
     let own_mac = EtherAddr::from(*mac);
@@ -149,7 +151,7 @@ fn guard(member: &Member, tap: IfName) -> Chain {
         drop_as(rule(Match::EtherType(Test::NotIn(PROTOCOLS.map(Item::One).to_vec()))), OTHER_PROTOCOL),
         // Answered by the services.
         ip4().with(ip4_daddr(Test::is(subnet.gateway()))).with(Match::TcpDport(Test::is(DNS))).with(Verdict::Drop),
-        // Most of all frames go no further.
+        // Most frames end here.
         rule(ip4_saddr(Test::is(*address)))
             .with(Match::L4Proto(Test::is(L4Proto::TCP)))
             .with(ip4_daddr(Test::IsNot(Item::Prefix(LOOPBACK.0, LOOPBACK.1))))
@@ -182,7 +184,7 @@ fn guard(member: &Member, tap: IfName) -> Chain {
     rules.extend(member.ipv6.into_iter().flat_map(gateway6));
     rules.extend(headers::whole_ip6());
     if member.antispoof == Switch::Off {
-        // What the services answer, and the host's own addresses, are none of the guest's all the same.
+        // Packets that the services answer and those to loopback addresses are dropped all the same.
         let reasons = guard::COUNTERS.map(|reason| Expr::from(Statement::CountIn(reason.to_owned())));
         rules.retain(|rule| !rule.exprs.iter().any(|expr| reasons.contains(expr)));
         // There are no VLANs on a network of ours.
@@ -192,15 +194,15 @@ fn guard(member: &Member, tap: IfName) -> Chain {
     guard::ingress(member.card, tap, rules)
 }
 
-/// What a port that sends frames back keeps to itself: all but what has been translated for its own guest. One that hears its own questions
-/// whether an address is free believes that it is not.
+/// Rules for a hairpin port, which sends frames back: only those translated for its own guest pass. A guest that hears
+/// its own duplicate address probes believes that the address is taken.
 fn reflected(member: &Member, tap: &IfName) -> [Rule; 2] {
     let own = EtherAddr::from(member.mac);
     let back = || rule(Match::iif(tap)).with(Match::oif(tap));
     [back().with(Match::EtherDaddr(Test::is_not(own))).with(Verdict::Drop), back().with(Verdict::Accept)]
 }
 
-/// What may pass between the network and the rest of the world.
+/// Rules for packets between the network and the rest of the world.
 fn forward(member: &Member) -> Vec<Rule> {
     let Member { bridge, address, .. } = member;
     let (inward, outward) = ([Match::oif(bridge), iif_not(bridge)], [Match::iif(bridge), oif_not(bridge)]);
@@ -224,7 +226,7 @@ fn forward(member: &Member) -> Vec<Rule> {
     rules
 }
 
-/// What siblings cannot have by way of the host, as a forwarded port: the guest itself can.
+/// Drops packets that the host routes between siblings, as by a forwarded port. The guest itself may use its own.
 fn within(member: &Member) -> Vec<Rule> {
     let Member { bridge, address, .. } = member;
     let within = || rule(Match::iif(bridge)).with(Match::oif(bridge));
@@ -237,7 +239,7 @@ fn within(member: &Member) -> Vec<Rule> {
     ]
 }
 
-/// What goes to the gateway and is answered by the services, and what only the gateway itself says.
+/// Rules for packets to the gateway that the services answer, and for those that only the gateway itself sends.
 fn gateway6(network: Ipv6Network) -> [Rule; 6] {
     let ip6 = || rule(Match::EtherType(Test::is(EtherType::IP6)));
     let gateways = || Test::any([network.gateway, network.link_local]);
@@ -253,7 +255,7 @@ fn gateway6(network: Ipv6Network) -> [Rule; 6] {
     ]
 }
 
-/// The same for IPv6, where the addresses of a guest are its own choice: for the whole network.
+/// The forward rules for IPv6. They cover the whole network, because guests choose their own addresses there.
 fn forward6(bridge: &IfName, network: Ipv6Network) -> [Rule; 5] {
     let own = || Test::prefix6(network.prefix, PREFIX_LEN);
     let outward = rule(Match::iif(bridge)).with(oif_not(bridge)).with(Match::Ip6(IpFields::Saddr(own())));
@@ -264,13 +266,13 @@ fn forward6(bridge: &IfName, network: Ipv6Network) -> [Rule; 5] {
         clamp(outward),
         clamp(inward()),
         inward().with(answers).with(Verdict::Accept),
-        // By a forwarded port, be it of another VM.
+        // By a forwarded port, also one of another VM.
         inward().with(Match::CtStatus(vec![CtStatus::Dnat])).with(Verdict::Accept),
         drop_as(inward(), UNASKED),
     ]
 }
 
-/// From whom packets seem to come.
+/// Rules that masquerade the source of packets.
 fn source(member: &Member) -> Vec<Rule> {
     let Member { bridge, address, subnet, .. } = member;
     if member.mode != Mode::Nat {
@@ -282,7 +284,8 @@ fn source(member: &Member) -> Vec<Rule> {
         rules.push(rule(own).with(oif_not(bridge)).with(Statement::Masquerade(None)));
     }
     if !member.forward.is_empty() {
-        // Whoever comes by a forwarded port from the network itself, or from the host's loopback, could not be answered.
+        // Otherwise clients of a forwarded port on the network itself, or on the host's loopback, could not be
+        // answered.
         for near in [(subnet.network(), subnet.prefix_len()), LOOPBACK] {
             rules.push(
                 rule(Match::oif(bridge))
@@ -305,7 +308,7 @@ fn source(member: &Member) -> Vec<Rule> {
     rules
 }
 
-/// Where the host's ports lead.
+/// Rules that lead ports of the host to the guest.
 fn incoming(member: &Member) -> Vec<Rule> {
     let lead = |forward: &Forward, to_host: Rule, addr: IpAddr| {
         let (ports, proto) = (Test::range(forward.host_port, forward.last_host_port()), proto(forward.protocol));
@@ -324,7 +327,7 @@ fn incoming(member: &Member) -> Vec<Rule> {
             member.address.into(),
         );
         let address6 = member.address6.filter(|_| forward.address.is_none());
-        // What comes from ::1 never leaves a host: IPv6 has no route_localnet.
+        // Packets from ::1 never leave a host: IPv6 has no route_localnet.
         let ip6 = rule(Match::Ip6(IpFields::Daddr(Test::is_not(Ipv6Addr::LOCALHOST)))).with(local());
         [Some(ip4), address6.map(|address| lead(forward, ip6, address.into()))]
     };

@@ -1,4 +1,4 @@
-//! What a guest may send on a bridge, and whether it reaches other VMs of the host there.
+//! Guards: the frames that a guest may send on a bridge, and its isolation from other VMs of the host there.
 //!
 //! ```text
 //! table netdev minivmm-VM    a chain on the tap's ingress: its own addresses only, nothing that only servers say;
@@ -6,10 +6,11 @@
 //! table bridge minivmm-VM    forward: no frames between the tap and those of other VMs
 //! ```
 //!
-//! The netdev family sees ARP and what is not IP, which the ingress hook of inet tables lets pass. A guest without a list of
-//! addresses has any on its own MAC: it still cannot speak for another machine's MAC, nor as a DHCP server or a router.
+//! The netdev family sees ARP and other protocols beside IP, which the ingress hook of inet tables lets pass. A guest
+//! without a list of addresses may use any on its own MAC. It still cannot speak for another MAC, nor as a DHCP server
+//! or a router.
 //!
-//! Which IPv6 addresses are a guest's is said in [`owned`].
+//! [`owned`] says which IPv6 addresses are a guest's.
 
 pub(crate) mod headers;
 pub(crate) mod link;
@@ -29,7 +30,7 @@ use headers::MALFORMED;
 use link::{BPDU, TAGGED};
 use owned::Owned6;
 
-/// Why frames are dropped: the names of the counters.
+/// Reasons for drops: the names of the counters.
 pub(crate) const SPOOFED_MAC: &str = "spoofed-mac";
 pub(crate) const SPOOFED_ARP: &str = "spoofed-arp";
 pub(crate) const SPOOFED_IP: &str = "spoofed-ip";
@@ -40,17 +41,17 @@ pub(crate) const OTHER_PROTOCOL: &str = "other-protocol";
 pub(crate) const ISOLATED: &str = "isolated";
 pub(crate) const LOOPBACK_ADDRESS: &str = "loopback";
 
-/// All counters of what a guard refuses.
+/// All counters of frames that a guard refuses.
 pub(crate) const COUNTERS: [&str; 8] =
     [SPOOFED_MAC, SPOOFED_ARP, SPOOFED_IP, SPOOFED_ND, ROGUE_DHCP, ROGUE_ROUTER, OTHER_PROTOCOL, MALFORMED];
 
-/// Those of what is refused without one, too.
+/// Counters of frames that are refused without a guard, too.
 pub(crate) const ALWAYS: [&str; 3] = [LOOPBACK_ADDRESS, BPDU, TAGGED];
 
-/// What a guest may speak. A tagged frame has the type of its tag, unless the guest is on a trunk.
+/// Protocols that a guest may use. A tagged frame has the type of its tag, unless the guest is on a trunk.
 pub(crate) const PROTOCOLS: [EtherType; 3] = [EtherType::IP4, EtherType::ARP, EtherType::IP6];
 
-/// Ports of a service that is not a guest's to offer, and of its clients (RFC 2131 4.1, RFC 8415 7.2).
+/// Ports of DHCP servers, which no guest may be, and of their clients (RFC 2131 4.1, RFC 8415 7.2).
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 const DHCP6_SERVER: u16 = 547;
@@ -60,10 +61,10 @@ const DHCP6_CLIENT: u16 = 546;
 const BOOT_REPLY: u8 = 2;
 const RELAY_REPLY: u8 = 13;
 
-/// The host's own addresses that no packet on a wire may have (RFC 1122 3.2.1.3).
+/// The host's own addresses, which no packet on a wire may have (RFC 1122 3.2.1.3).
 pub(crate) const LOOPBACK: (Ipv4Addr, u8) = (Ipv4Addr::new(127, 0, 0, 0), 8);
 
-/// Addresses of a link (RFC 4291 2.5.6), and their bits that are the same.
+/// Link-local addresses (RFC 4291 2.5.6), and their prefix length.
 const LINK_LOCAL: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
 
 /// Priority of the chains, between others' (`NF_IP_PRI_FILTER`, `NF_BR_PRI_FILTER_BRIDGED`).
@@ -75,24 +76,24 @@ const BRIDGE_FILTER: i32 = -200;
 pub struct Guard {
     /// The card.
     pub card: usize,
-    /// The guest's address on the wire.
+    /// The guest's MAC address.
     pub mac: MacAddr,
-    /// Whether the guest can only be itself.
+    /// On if the guest may use its own MAC and addresses only.
     pub antispoof: Switch,
     /// Its addresses; any if empty.
     pub addresses: Vec<IpAddr>,
-    /// Whether other VMs are out of reach.
+    /// On if other VMs are out of reach.
     pub isolate: Switch,
-    /// Whether its frames may have tags: what is said of the guest holds in every VLAN of its port then.
+    /// On if its frames may have tags: the rules on the guest then hold in every VLAN of its port.
     pub tagged: Switch,
     /// On if it is in one VLAN only, which its bridge knows from the port.
     pub access: Switch,
-    /// The bridge and its own address, if they are known before it is there.
+    /// The bridge and its MAC address, if they are known before the bridge exists.
     pub router: Option<(IfName, MacAddr)>,
 }
 
 impl Guard {
-    /// Returns whether the guest is refused only what no guest may send.
+    /// True if the guest is refused only what no guest may send.
     pub(crate) fn is_open(&self) -> bool {
         self.antispoof == Switch::Off && self.isolate == Switch::Off
     }
@@ -116,16 +117,16 @@ impl Guard {
         ingress(self.card, tap, rules)
     }
 
-    /// Drops packets that an isolated guest gives the host to be routed back into the bridge, where others are. The
-    /// guest reaches those that it may reach without a router.
+    /// Drops packets that an isolated guest sends to the host to be routed back into the bridge, to other VMs. The
+    /// machines that the guest may reach need no router.
     fn not_routed_back(&self) -> Option<Rule> {
         let (bridge, mac) = self.router.as_ref().filter(|_| self.isolate == Switch::On)?;
         let to_host = rule(Match::EtherDaddr(Test::is(EtherAddr::from(*mac))));
         Some(drop_as(to_host.with(Match::FibDaddrOif(Test::is(bridge.clone()))), ISOLATED))
     }
 
-    /// What a frame carries. The kernel has taken a tag off before it comes to the chain: `ether type` is still that of the tag, `meta protocol`
-    /// what is behind it, which is another tag if there are two.
+    /// Matches the protocol of a frame. The kernel has removed a tag before the frame comes to the chain: `ether type`
+    /// is still that of the tag, `meta protocol` the one behind it, which is another tag if there are two.
     fn carries(&self, test: Test<EtherType>) -> Match {
         if self.tagged == Switch::On { Match::Protocol(test) } else { Match::EtherType(test) }
     }
@@ -147,7 +148,7 @@ impl Guard {
         let daddr = |test| Match::Ip4(IpFields::Daddr(test));
         let saddr = |test| rule(Match::Ip4(IpFields::Saddr(test)));
         let loopback = || Item::Prefix(LOOPBACK.0, LOOPBACK.1);
-        // Most of all frames go no further.
+        // Most frames end here.
         let tcp = |rule: Rule| {
             rule.with(Match::L4Proto(Test::is(L4Proto::TCP))).with(daddr(Test::IsNot(loopback()))).with(Verdict::Accept)
         };
@@ -159,7 +160,7 @@ impl Guard {
         let mut rules = vec![tcp(own.clone()), later4(own)];
         rules.extend(no_dhcp_server(ip4));
         if let Some(listed) = self.listed4() {
-            // Who asks for an address has none yet (RFC 2131 4.1).
+            // A client that asks for an address has none yet (RFC 2131 4.1).
             let asks = saddr(Test::is(Ipv4Addr::UNSPECIFIED)).with(Match::UdpDport(Test::is(DHCP_SERVER)));
             rules.extend([asks.with(Verdict::Accept), drop_as(saddr(none_of(&listed)), SPOOFED_IP)]);
         }
@@ -192,20 +193,20 @@ impl Guard {
     }
 }
 
-/// Lets later fragments of IPv4 packets pass before other rules take what they carry for a header. `own` begins a rule
+/// Lets later fragments of IPv4 packets pass before other rules take their payload for a header. `own` begins a rule
 /// for the guest's.
 pub(crate) fn later4(own: Rule) -> Rule {
     own.with(Match::Fragment4(Fragment::Later)).with(Verdict::Accept)
 }
 
-/// Drops what only routers say to hosts.
+/// Drops messages that only routers send to hosts.
 pub(crate) fn no_router() -> Rule {
     let types = Test::any([Icmp6Type::ROUTER_ADVERT, Icmp6Type::REDIRECT]);
     drop_as(rule(Match::Icmp6Type(types)), ROGUE_ROUTER)
 }
 
-/// Drops what only servers of DHCP say: from their port, to that of clients from whatever port, which clients do not
-/// look at, and to relays. `ip4` begins a rule for IPv4.
+/// Drops messages that only DHCP servers send: from their port, to clients from any port, which clients do not check,
+/// and to relays. `ip4` begins a rule for IPv4.
 pub(crate) fn no_dhcp_server(ip4: impl Fn() -> Rule) -> [Rule; 3] {
     let to = |port| ip4().with(Match::UdpDport(Test::is(port)));
     [
@@ -225,7 +226,7 @@ pub(crate) fn no_dhcp6_server(ip6: impl Fn() -> Rule) -> [Rule; 3] {
     ]
 }
 
-/// Keeps frames from passing between the card behind `tap` and other VMs. The other ports of a bridge of the host may lead out;
+/// Drops frames between the card behind `tap` and other VMs. The other ports of a bridge of the host may lead out;
 /// those of VMs are taps.
 pub(crate) fn between_taps(tap: &IfName) -> [Rule; 2] {
     let other = || Test::is(LinkKind("tun".to_owned()));
@@ -235,14 +236,14 @@ pub(crate) fn between_taps(tap: &IfName) -> [Rule; 2] {
     ]
 }
 
-/// The chain of what a bridge passes from port to port.
+/// The chain for frames that a bridge forwards from port to port.
 pub(crate) fn isolation(rules: Vec<Rule>) -> Chain {
     let base =
         Base { chain_type: ChainType::Filter, hook: Hook::Forward, priority: BRIDGE_FILTER, policy: Policy::Accept };
     Chain { name: "forward".to_owned(), base: Some(base), rules }
 }
 
-/// The chain of what comes from the guest of a card.
+/// The chain for frames from the guest of a card.
 pub(crate) fn ingress(card: usize, tap: IfName, rules: Vec<Rule>) -> Chain {
     let base =
         Base { chain_type: ChainType::Filter, hook: Hook::Ingress(tap), priority: FILTER, policy: Policy::Accept };
@@ -253,7 +254,7 @@ fn rule(condition: Match) -> Rule {
     Rule::new().with(condition)
 }
 
-/// The rule with an end: counted under a reason, and dropped.
+/// Ends a rule: it counts under `reason`, and drops.
 pub(crate) fn drop_as(rule: Rule, reason: &str) -> Rule {
     rule.with(Statement::CountIn(reason.to_owned())).with(Verdict::Drop)
 }

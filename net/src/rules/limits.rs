@@ -5,8 +5,8 @@
 //! forward (to it) ---------------------------'--first packet of a connection-->  limitsN: too fast? too many?
 //! ```
 //!
-//! Both ways meet in one chain, because a rule counts what it has seen itself. A packet is a connection's first until the
-//! connection is confirmed, which is when it has passed all hooks; one that is dropped leaves no connection behind.
+//! Both ways meet in one chain, because a rule counts only what it has seen itself. A packet is a connection's first
+//! until the connection is confirmed, which is when it has passed all hooks; a dropped one leaves no connection behind.
 //! The kernel forgets a closed TCP connection here at once, though it tracks it for two more minutes.
 //!
 //! At a new connection the kernel looks up all that a rule has counted, which takes milliseconds where there are tens
@@ -14,7 +14,7 @@
 //! if that is full. As long as none is closed, the limit is exact; lists from which some have gone are of different
 //! lengths, and then a few may be refused from about three quarters of the limit on.
 //!
-//! Not counted: what guests of a bridge say to each other, which the host does not track.
+//! Not counted: traffic between guests of a bridge, which the host does not track.
 
 use crate::kernel::nft::{
     Base, Chain, ChainType, CtState, CtStatus, Elements, Hook, IpFields, Limit, Match, Per, Policy, Rule, Set,
@@ -47,7 +47,7 @@ pub(crate) fn chains(members: &[Member]) -> Vec<Chain> {
     chains
 }
 
-/// The sets of lists that the chains take.
+/// The sets of lists that the chains use.
 pub(crate) fn sets(members: &[Member]) -> Vec<Set> {
     let shared = |member: &Member| {
         let most = shares(member.limits.connections?.get())?;
@@ -70,7 +70,7 @@ fn set(member: &Member) -> String {
     format!("connections{}", member.card)
 }
 
-/// The lists for so many connections; none where one does.
+/// The number of lists for so many connections; none where one list does.
 fn shares(connections: u32) -> Option<u32> {
     (connections > LIST_MAX).then_some(connections / SHARE)
 }
@@ -88,7 +88,7 @@ fn limits(member: &Member) -> Chain {
     Chain { name: name(member), base: None, rules }
 }
 
-/// The connections are more than that.
+/// A rule that matches beyond `most` connections.
 fn over(member: &Member, most: u32) -> Rule {
     let Some(shares) = shares(most) else { return Rule::new().with(Statement::CtCountOver(most)) };
     let share = || Statement::CtShareOver { set: set(member), shares, count: SHARE };

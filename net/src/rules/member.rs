@@ -18,14 +18,14 @@ pub struct Member {
     pub mode: Mode,
     /// The network's bridge.
     pub bridge: IfName,
-    /// The guest's address on the wire.
+    /// The guest's MAC address.
     pub mac: MacAddr,
     /// The guest's address.
     pub address: Ipv4Addr,
-    /// That of IPv6 by which others know it, if it has one. It may use others on its network.
+    /// Its IPv6 address that others know, if it has one. The guest may use others on its network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address6: Option<Ipv6Addr>,
-    /// The gateway's address on the wire.
+    /// The gateway's MAC address.
     pub gateway_mac: MacAddr,
     /// The network's addresses.
     pub subnet: Subnet,
@@ -34,16 +34,16 @@ pub struct Member {
     pub ipv6: Option<Ipv6Network>,
     /// Ports of the host that lead to the guest.
     pub forward: Vec<Forward>,
-    /// Where the guest gets beyond its network.
+    /// The places that the guest reaches beyond its network.
     pub reach: ReachList,
-    /// On if that includes the addresses where a cloud tells credentials.
+    /// On if they include the addresses at which clouds hand out credentials.
     pub metadata: Switch,
-    /// Whether the guest can only be itself.
+    /// On if the guest may use its own MAC and addresses only.
     pub antispoof: Switch,
-    /// Whether other VMs are out of reach.
+    /// On if other VMs are out of reach.
     pub isolate: Switch,
-    /// Whether its port sends frames back to where they came from.
+    /// On if its port sends frames back to where they came from.
     pub hairpin: Switch,
-    /// What the guest may take of the host.
+    /// Limits on the host's resources that the guest may take.
     pub limits: LimitSpec,
 }

@@ -8,12 +8,12 @@
 //! forward, outward      --from the guest, not an answer-->  reachN: private networks, the world
 //! ```
 //!
-//! A guest that can only be itself is known by its address on the wire. Frames of one that can forge (`antispoof=off`)
-//! get a number on its tap that stays with them inside the kernel (`meta priority`), until IPv4 is forwarded. So for
-//! such a guest it is decided before routing which packets are forwarded.
+//! A guest that can only be itself is known by its MAC address. Frames of one that can forge (`antispoof=off`) get a
+//! number on its tap that stays with them inside the kernel (`meta priority`), until IPv4 is forwarded. So for such a
+//! guest the rules decide before routing which packets are forwarded.
 //!
-//! Packets to places out of reach are refused, not lost in silence: a client that tries (cloud-init looks for metadata)
-//! goes on at once.
+//! Packets to places out of reach are refused, not dropped in silence: a client that tries (cloud-init looks for
+//! metadata) goes on at once.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -34,7 +34,7 @@ pub(crate) const METADATA: &str = "metadata";
 pub(crate) const OUT_OF_REACH: &str = "out-of-reach";
 pub(crate) const ROUTED_BACK: &str = "routed-back";
 
-/// Addresses where clouds tell a machine who it is, and its credentials. Most clouds use a link-local address (RFC
+/// Addresses at which clouds tell a machine its identity and credentials. Most clouds use a link-local address (RFC
 /// 3927), which no router is to forward; others: Alibaba 100.100.100.200, Azure's WireServer 168.63.129.16, Oracle's
 /// older cloud 192.0.0.192.
 const METADATA4: [Item<Ipv4Addr>; 4] = [
@@ -73,7 +73,7 @@ const MULTICAST6: Item<Ipv6Addr> = Item::Prefix(Ipv6Addr::new(0xff00, 0, 0, 0, 0
 const AFTER_DSTNAT: i32 = -99;
 const FILTER: i32 = 0;
 
-/// Messages that the gateway's own link takes: neighbour discovery and who listens to which group.
+/// Messages that the gateway accepts on its own link: neighbour discovery and multicast listener discovery.
 const LINK6: [Icmp6Type; 6] = [
     Icmp6Type::NEIGHBOR_SOLICIT,
     Icmp6Type::NEIGHBOR_ADVERT,
@@ -127,8 +127,8 @@ pub(crate) fn forward(member: &Member) -> Vec<Rule> {
     rules
 }
 
-/// The number of frames of a guest that may forge, which its tap gives them. It follows from the guest's address; its
-/// last bits are those of ordinary traffic for a queue that looks at them (`TC_PRIO_BESTEFFORT`).
+/// The number that a tap gives the frames of a guest that may forge. It follows from the guest's MAC address; its last
+/// bits are those of ordinary traffic for a queue that looks at them (`TC_PRIO_BESTEFFORT`).
 pub(crate) fn tag(member: &Member) -> Option<u32> {
     let [_, _, a, b, c, d] = member.mac.octets();
     (member.antispoof == Switch::Off).then(|| u32::from_be_bytes([a, b, c, d]) << 4 | 1 << 31)
@@ -139,7 +139,7 @@ fn restricts_ways_out(member: &Member) -> bool {
     member.mode == Mode::Nat && !all
 }
 
-/// Matches packets from the member that do not belong to a connection that is known.
+/// Matches packets from the member that belong to no known connection.
 fn from(member: &Member) -> Rule {
     let known = match tag(member) {
         Some(tag) => Match::Priority(tag),
@@ -152,12 +152,12 @@ fn begun(rule: Rule) -> Rule {
     rule.with(Match::CtStateNot(vec![CtState::Established, CtState::Related]))
 }
 
-/// Before the host's own rules change where it goes.
+/// Rules that come before the host's own rules translate a packet.
 fn early(member: &Member) -> Vec<Rule> {
     let mut rules = Vec::new();
     if member.metadata == Switch::Off {
         rules.push(refuse(daddr4(Test::In(METADATA4.to_vec())), METADATA));
-        // Those of a link are for the link, and never forwarded.
+        // Link-local addresses are for the link, and never forwarded.
         rules.push(refuse(daddr6(Test::In(METADATA6[1..].to_vec())), METADATA));
     }
     rules.extend(limits::jump(member));
@@ -177,7 +177,7 @@ fn local(member: &Member) -> Vec<Rule> {
         Some(Rule::new().with(Match::Icmp6Type(Test::any(LINK6))).with(Verdict::Return)),
         ping6.map(|rule| rule.with(Verdict::Return)),
         Some(refuse(Rule::new().with(Match::FibDaddrType(Test::is(AddrType::LOCAL))), OUT_OF_REACH)),
-        // What is for all on the link.
+        // Packets for all on the link.
         Some(drop_as(Rule::new(), OUT_OF_REACH)),
     ];
     rules.into_iter().flatten().collect()
@@ -191,7 +191,7 @@ fn outward(member: &Member) -> Vec<Rule> {
         rules.push(daddr4(Test::In(METADATA4.to_vec())).with(Verdict::Return));
         rules.push(daddr6(Test::In(METADATA6.to_vec())).with(Verdict::Return));
     }
-    // A port of the host that leads elsewhere, such as a container's, is one of the host, but for those of other VMs.
+    // A port of the host that leads elsewhere, such as a container's, counts as the host's; those of other VMs do not.
     rules.push(dnat().with(Match::OifGroup(OUR_GROUP)).with(Verdict::Return));
     rules.push(if member.reach.has(Place::Host) { dnat().with(Verdict::Return) } else { refuse(dnat(), OUT_OF_REACH) });
     if !member.reach.has(Place::Private) {
@@ -214,8 +214,8 @@ fn elsewhere(member: &Member) -> Vec<Rule> {
     [Rule::new().with(local), daddr4(own4), daddr6(own6)].map(|rule| rule.with(Verdict::Return)).to_vec()
 }
 
-/// Rules for packets that the host would route back into the network that they came from. Its guests reach each other
-/// without a router; packets to addresses that no guest has would fill the host's table of neighbours.
+/// Drops packets that the host would route back into their own network. Its guests reach each other without a router;
+/// packets to addresses that no guest has would fill the host's neighbour table.
 fn routed_back() -> Vec<Rule> {
     vec![
         Rule::new().with(Match::CtStatus(vec![CtStatus::Dnat])).with(Verdict::Return),

@@ -1,8 +1,8 @@
-//! The nftables of a VM, and the socket that they belong to.
+//! The nftables of a VM, and the socket that owns them.
 //!
-//! The kernel removes the tables when the last descriptor of the socket that made them is closed. The VMM gets one of them: if the
-//! keeper is killed, the rules stay for as long as there is a guest to keep an eye on. It can do nothing else with it, because the
-//! kernel asks whoever sends on such a socket for CAP_NET_ADMIN, which the VMM has given up by then.
+//! The kernel removes the tables when the last descriptor of the socket that made them is closed. The VMM gets one of
+//! them: if the keeper is killed, the rules stay as long as there is a guest to guard. The VMM can do nothing else with
+//! it: to send on such a socket takes CAP_NET_ADMIN, which the VMM has given up by then.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,12 +17,12 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// None so far.
+    /// Opens the socket, without tables yet.
     pub(crate) fn open() -> Result<Self, NftError> {
         Ok(Self { socket: NftSocket::open()?, names: Vec::new() })
     }
 
-    /// Makes more of them, all or none.
+    /// Adds tables, all or none.
     pub(crate) fn add(&mut self, tables: Vec<Table>) -> Result<(), NftError> {
         let names: Vec<TableName> = tables.iter().map(|table| table.name.clone()).collect();
         self.change(tables.into_iter().map(Command::AddTable).collect())?;
@@ -30,17 +30,18 @@ impl Tables {
         Ok(())
     }
 
-    /// Changes what is in them, all of it or nothing.
+    /// Applies commands to them, all or none.
     pub(crate) fn change(&mut self, commands: Vec<Command>) -> Result<(), NftError> {
         self.socket.apply(&Batch { commands })
     }
 
-    /// What keeps them as well.
+    /// A descriptor that keeps them as well.
     pub(crate) fn share(&self) -> io::Result<OwnedFd> {
         self.socket.share()
     }
 
-    /// Removes those whose names fit, whoever else has a descriptor: a VMM that is being killed may have one for a moment.
+    /// Removes tables whose names fit, even if another process has a descriptor: a VMM that is being killed may have
+    /// one for a moment.
     pub(crate) fn remove(&mut self, fits: impl Fn(&TableName) -> bool) -> Result<(), NftError> {
         let (gone, kept): (Vec<TableName>, Vec<TableName>) =
             std::mem::take(&mut self.names).into_iter().partition(fits);

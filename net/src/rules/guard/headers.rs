@@ -7,12 +7,12 @@
 //! and the length has to take in the header above. Packets that are not cut may have any headers: receivers see the
 //! same as the filter, or nothing. Later fragments pass: without the first they are nothing.
 //!
-//! Lost are proper fragments with other extension headers, which the Internet drops as well (RFC 7872).
+//! Proper fragments with other extension headers are lost. The Internet drops them as well (RFC 7872).
 
 use super::drop_as;
 use crate::kernel::nft::{EtherType, Fragment, Item, L4Proto, Match, Rule, Test, Verdict};
 
-/// Why packets are dropped: the name of the counter.
+/// Reason for drops: the name of the counter.
 pub(crate) const MALFORMED: &str = "malformed";
 
 /// Bytes of a TCP header at least (RFC 9293 3.1), of a UDP header (RFC 768), and of the shortest ICMP message (RFC
@@ -21,7 +21,7 @@ const TCP_BYTES: u32 = 20;
 const UDP_BYTES: u32 = 8;
 const ICMP_BYTES: u32 = 8;
 
-/// The header above IP is there as a whole, for those that filters look into.
+/// Matches if the header above IP is whole, for protocols that filters look into.
 pub(crate) fn whole(proto: L4Proto) -> Match {
     let bytes = match proto {
         L4Proto::TCP => TCP_BYTES,
@@ -31,7 +31,7 @@ pub(crate) fn whole(proto: L4Proto) -> Match {
     Match::Whole { proto, bytes }
 }
 
-/// A protocol above IP has been found.
+/// Matches if a protocol above IP has been found.
 pub(crate) fn found() -> Match {
     Match::L4Proto(Test::Is(Item::Range(L4Proto(0), L4Proto(u8::MAX))))
 }
@@ -42,9 +42,8 @@ const EXTENSIONS: [u8; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
 /// Bytes of the fragment header (RFC 8200 4.5).
 const FRAGMENT_BYTES: u32 = 8;
 
-/// Decides about IPv6 packets that are cut, but first fragments that have their header. `later` is what becomes of
-/// those behind: no other rule may look at them, because the kernel takes what they carry for a header
-/// (`nft_payload_fast_eval`).
+/// Decides on IPv6 fragments, except first ones that have their header. `later` is the verdict on later ones: no other
+/// rule may look at them, because the kernel takes their payload for a header (`nft_payload_fast_eval`).
 pub(crate) fn fragments6(later: &Verdict, reason: &str) -> Vec<Rule> {
     let ip6 = || Rule::new().with(Match::Protocol(Test::is(EtherType::IP6)));
     let direct = || ip6().with(Match::Ip6Next(Test::is(L4Proto::FRAGMENT)));
@@ -69,7 +68,7 @@ pub(crate) fn plain6(proto: L4Proto) -> Rule {
 /// Protocols above IPv6 that filters look into.
 pub(crate) const SEEN6: [L4Proto; 3] = [L4Proto::TCP, L4Proto::UDP, L4Proto::ICMP6];
 
-/// The end of a guard's chain, behind [`fragments6`]: decides about all IPv6 packets that come there.
+/// The end of a guard's chain, behind [`fragments6`]: decides on all IPv6 packets that come there.
 pub(crate) fn whole_ip6() -> Vec<Rule> {
     let ip6 = || Rule::new().with(Match::Protocol(Test::is(EtherType::IP6)));
     let mut rules: Vec<Rule> = SEEN6.iter().map(|proto| plain6(*proto).with(Verdict::Accept)).collect();

@@ -13,11 +13,11 @@
 use super::drop_as;
 use crate::kernel::nft::{EtherAddr, EtherType, Match, Rule, Test};
 
-/// Why frames are dropped: the names of the counters.
+/// Reasons for drops: the names of the counters.
 pub(crate) const BPDU: &str = "bpdu";
 pub(crate) const TAGGED: &str = "tagged";
 
-/// Groups of protocols by which switches configure each other.
+/// Multicast groups of the protocols by which switches configure each other.
 const SWITCHES: [EtherAddr; 5] = [
     // Spanning trees of customers' bridges and of providers' (IEEE 802.1Q table 8-1).
     EtherAddr([0x01, 0x80, 0xc2, 0, 0, 0x00]),
@@ -29,20 +29,20 @@ const SWITCHES: [EtherAddr; 5] = [
     EtherAddr([0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd]),
 ];
 
-/// Types of tags: IEEE 802.1Q, 802.1ad, and what came before the latter.
+/// EtherTypes of tags: IEEE 802.1Q, 802.1ad, and the predecessor of the latter.
 const TAGS: [EtherType; 3] = [EtherType::VLAN, EtherType::PROVIDER_VLAN, EtherType(0x9100)];
 
-/// Drops what only switches say to each other.
+/// Drops frames that only switches send to each other.
 pub(crate) fn no_bpdu() -> Rule {
     drop_as(Rule::new().with(Match::EtherDaddr(Test::any(SWITCHES))), BPDU)
 }
 
-/// Drops frames with a tag behind the first. The kernel has taken that off before frames come to a chain.
+/// Drops frames with a second tag. The kernel has removed the first before frames come to a chain.
 pub(crate) fn no_second_tag() -> Rule {
     drop_as(Rule::new().with(Match::Protocol(Test::any(TAGS))), TAGGED)
 }
 
-/// Drops frames with any tag, also one of VLAN 0, which only says how urgent a frame is (IEEE 802.1Q 6.9).
+/// Drops frames with any tag, also one of VLAN 0, which only carries a priority (IEEE 802.1Q 6.9).
 pub(crate) fn no_tag() -> Rule {
     drop_as(Rule::new().with(Match::EtherType(Test::any(TAGS))), TAGGED)
 }

@@ -6,9 +6,9 @@
 //! claimed    asked for by duplicate address detection (RFC 4862 5.4.2) when no machine had them; the keeper says which
 //! ```
 //!
-//! A guest sends from these and answers for these, nothing else. What is made of another MAC is never claimed, so a
-//! guest cannot take the address of a VM that is yet to start. A guest that makes no sure of its addresses
-//! (`dad_transmits` 0, `nodad`) has the fixed ones only.
+//! A guest sends from these and answers for these, nothing else. An address made of another MAC is never claimed, so a
+//! guest cannot take that of a VM that is yet to start. A guest that does not probe for its addresses (`dad_transmits`
+//! 0, `nodad`) has the fixed ones only.
 
 use std::net::Ipv6Addr;
 
@@ -41,7 +41,7 @@ pub(crate) struct Owned6 {
 }
 
 impl Owned6 {
-    /// Of a guest on a network of ours.
+    /// The addresses of a guest on a network of ours.
     pub(crate) fn of_member(member: &Member) -> Self {
         let global = member.ipv6.map(|network| network.address_of(member.mac));
         Self {
@@ -55,7 +55,7 @@ impl Owned6 {
         }
     }
 
-    /// Of a guest on a bridge of the host; none if it may have any.
+    /// The addresses of a guest on a bridge of the host; none if it may have any.
     pub(crate) fn of_guard(guard: &Guard) -> Option<Self> {
         let mut fixed = guard.listed6().filter(|_| guard.antispoof == Switch::On)?;
         let link_local = if fixed.iter().any(Ipv6Addr::is_unicast_link_local) { Switch::Off } else { Switch::On };
@@ -69,36 +69,36 @@ impl Owned6 {
         format!("claimed6-{}", self.card)
     }
 
-    /// The set, in which nothing is.
+    /// The set, empty.
     pub(crate) fn set(&self) -> Set {
         Set { name: self.set_name(), elements: Elements::Ip6(Vec::new()) }
     }
 
-    /// Returns whether its solicitations get to machines that minivmm does not know, which may object.
+    /// True if its solicitations reach machines that minivmm does not know, which may object.
     pub(crate) fn asks_others(&self) -> bool {
         self.asks_others == Switch::On
     }
 
-    /// Returns whether it may claim this address if no other machine has it.
+    /// True if it may claim this address when no other machine has it.
     pub(crate) fn may_claim(&self, address: Ipv6Addr) -> bool {
         let [.., a, b, _, _, _] = address.octets();
         let of_a_mac = [a, b] == [0xff, 0xfe];
         let identifier = address.to_bits() & u128::from(u64::MAX);
         let on_link = self.link_local == Switch::On && address.octets()[..8] == link_local_of(self.mac).octets()[..8];
         let in_prefix = self.prefix.is_some_and(|prefix| prefix.octets()[..8] == address.octets()[..8]);
-        // Without an identifier it is that of any router (RFC 4291 2.6.1).
+        // An address without an identifier is that of any router (RFC 4291 2.6.1).
         (on_link || in_prefix) && identifier != 0 && !of_a_mac && !self.gateways.contains(&address)
     }
 
-    /// Drops what is from others.
+    /// Drops packets from the addresses of others.
     pub(crate) fn source(&self) -> Rule {
-        // A guest has no address before it has one, and asks from none whether anybody has it (RFC 4862 5.4.2).
+        // A guest without an address probes for one from the unspecified address (RFC 4862 5.4.2).
         let fixed = self.fixed.iter().copied().chain([Ipv6Addr::UNSPECIFIED]).map(Item::One).collect();
         let from = |test| Match::Ip6(IpFields::Saddr(test));
         drop_as(rule(from(Test::NotIn(fixed))).with(from(Test::NotInSet(self.set_name()))), SPOOFED_IP)
     }
 
-    /// Drops what claims others, and what asks for those that it cannot have.
+    /// Drops claims to the addresses of others, and probes for those that the guest cannot have.
     pub(crate) fn claims(&self) -> Vec<Rule> {
         let fixed = || self.fixed.iter().copied().map(Item::One).collect::<Vec<_>>();
         let others = |rule: Rule| {
@@ -116,7 +116,8 @@ impl Owned6 {
             drop_as(asks().with(Match::NdTarget(Test::NotIn(range))), SPOOFED_ND),
         ];
         if !self.asks_others() {
-            // The keeper has heard it, and knows who has what: a sibling that heard it could object to everything.
+            // The keeper has heard the probe and knows whose the address is: a sibling that heard it could object to
+            // every one.
             rules.push(others(asks()).with(Verdict::Drop));
         }
         rules
