@@ -41,7 +41,7 @@ const PAIRS: [&str; 2] = ["veth", "netkit"];
 /// Value of `IFLA_TUN_TYPE` for a tap (`IFF_TAP`).
 const TUN_TYPE_TAP: u8 = 2;
 
-/// Reads what the plan for these cards depends on.
+/// Reads the facts that the plan for these cards depends on.
 pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<RawFd, OwnedFd>) -> io::Result<Facts> {
     let mut facts = Facts { links: links(rtnl).await?, ..Facts::default() };
     for bridge in bridges_of(specs, &facts) {
@@ -93,7 +93,7 @@ fn spare_macs(specs: &[NetSpec]) -> io::Result<Vec<MacAddr>> {
     (0..count).map(|_| source.read_exact(&mut random).map(|()| MacAddr::local(random))).collect()
 }
 
-/// A random name for every card that needs a link which does not go by itself.
+/// A random name for every card whose link does not go by itself.
 fn spare_names(specs: &[NetSpec]) -> io::Result<Vec<IfName>> {
     let count = specs.iter().filter(|spec| spec.outlives_its_vm()).count();
     if count == 0 {
@@ -136,7 +136,7 @@ pub(crate) async fn links(rtnl: &Rtnl) -> io::Result<Vec<Link>> {
     Ok(rtnl.links().await?.iter().filter_map(link).collect())
 }
 
-/// A link as far as plans care; none if it has no name.
+/// A link as far as plans depend on it; none if it has no name.
 pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
     let mut link = Link {
         index: message.header.index,
@@ -168,7 +168,7 @@ pub(crate) fn link(message: &LinkMessage) -> Option<Link> {
     Some(link)
 }
 
-/// What a link is made on, and the other end of one of a pair, which is said in the same way.
+/// The interface that a link is made on, and the other end of a pair. Both are in the same attribute.
 fn lower_and_peer(message: &LinkMessage) -> (Option<u32>, Option<u32>) {
     let infos = message.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
@@ -224,7 +224,7 @@ fn bridge_fact(attributes: &[InfoBridge]) -> BridgeFact {
             _ => {}
         }
     }
-    // A kernel without VLANs says that it does not filter, and leaves the VLAN of new ports out.
+    // A kernel without VLANs says that it does not filter, and omits the VLAN of new ports.
     fact.vlan_filtering = fact.vlan_filtering.filter(|_| default_pvid.is_some());
     fact.default_pvid = default_pvid.unwrap_or_default();
     fact.stp_delay_s = u8::try_from(delay).ok().filter(|_| stp);

@@ -1,9 +1,9 @@
-//! Looks for the chains in which Docker drops, and leaves a place for others.
+//! Looks for the tables in which Docker drops forwarded traffic, and leaves a chain to others.
 
 use crate::facts::docker::{CHAIN, DockerTables};
 use crate::kernel::nft::{Family, NftError, NftSocket, Policy, TableName};
 
-/// Looks where Docker drops. Nowhere, for a user who may not look.
+/// The tables in which Docker drops; none for a user who may not look.
 pub(crate) fn survey() -> DockerTables {
     let look = || {
         let mut socket = NftSocket::open()?;

@@ -11,12 +11,13 @@ pub(crate) fn duplicates(numbers: &[RawFd]) -> BTreeMap<RawFd, OwnedFd> {
 }
 
 fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_DUPFD_CLOEXEC takes the least number that the new descriptor may have; a number that is not open is refused.
+    // SAFETY: F_DUPFD_CLOEXEC takes the least number that the new descriptor may have; the kernel refuses a number that
+    // is not open.
     let fd = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just put this descriptor into our table and nobody else knows its number.
+    // SAFETY: the kernel has just put this descriptor into our table, and no other code knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

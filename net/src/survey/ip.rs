@@ -1,4 +1,4 @@
-//! IP as far as networks of ours depend on it: addresses, routes, and who forwards.
+//! IP as far as networks of ours depend on it: addresses, routes, and forwarding.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,19 +15,20 @@ use crate::kernel::rtnl::Rtnl;
 use crate::kernel::sysctl::{self, Conf};
 use crate::survey::docker;
 
-/// Where the host's name servers are.
+/// The file that names the host's name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Not there without IPv6.
+/// Settings of IPv6; absent without it.
 const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf/all";
 
-/// Whether frames on bridges pass the rules of iptables; not there without `br_netfilter`.
+/// The setting that sends bridged frames through the rules of iptables; absent without `br_netfilter`.
 const BRIDGE_NF: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
-/// Connections that this host tracks at most; not there without `nf_conntrack`.
+/// The limit on tracked connections; absent without `nf_conntrack`.
 const CONNECTIONS_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
-/// Reads all but [`advertised`]. A host with the routes of the whole internet has a million, and a start there takes a second.
+/// Reads all but [`advertised`]. A host with the routes of the whole Internet has a million, and a start there takes a
+/// second.
 pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     let addresses = rtnl.addresses().await?.iter().filter_map(address).collect();
     let routes: Vec<Route> = rtnl.routes(AddressFamily::Inet).await?.iter().flat_map(routes_of).collect();
@@ -57,13 +58,13 @@ pub(crate) async fn survey(rtnl: &Rtnl, links: &[Link]) -> io::Result<IpFacts> {
     })
 }
 
-/// The settings that a new network meets.
+/// Settings that apply to a new network.
 fn settings() -> Settings {
     let without_ipv6 = sysctl::read(Conf::Ipv6, "default", "disable_ipv6").map_or(true, |value| value == "1");
     Settings { locked: sysctl::are_locked(), forwarding: sysctl::forwards("default"), without_ipv6 }
 }
 
-/// Returns whether frames on bridges pass the rules for routed packets.
+/// True if bridged frames pass the rules for routed packets.
 pub(crate) fn bridged_as_routed() -> bool {
     fs::read_to_string(BRIDGE_NF).is_ok_and(|value| value.trim() == "1")
 }
@@ -102,7 +103,7 @@ fn address(message: &AddressMessage) -> Option<Address> {
     Some(Address { ip, prefix_len: message.header.prefix_len, link: message.header.index })
 }
 
-/// A route for each link that it leads to. Routes that lead nowhere stand in nobody's way.
+/// A route for each link that it leads to. Routes of other types (such as blackhole) conflict with no network.
 fn routes_of(message: &RouteMessage) -> Vec<Route> {
     if !matches!(message.header.kind, RouteType::Unicast | RouteType::Local | RouteType::Anycast) {
         return Vec::new();
@@ -126,7 +127,7 @@ fn routes_of(message: &RouteMessage) -> Vec<Route> {
     routes
 }
 
-/// `base` with what these attributes say.
+/// `base` with the values of these attributes.
 fn read(attributes: &[RouteAttribute], base: Route) -> Route {
     let mut route = base;
     for attribute in attributes {

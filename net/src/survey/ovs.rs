@@ -1,5 +1,5 @@
-//! What there is of Open vSwitch, asked of its own program `ovs-vsctl`: it knows the protocol of every version's database, and where
-//! that is. Nothing passes a shell.
+//! Reads the state of Open vSwitch through its own program `ovs-vsctl`, which knows the protocol and the place of every
+//! version's database. No shell is involved.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,10 +14,10 @@ use crate::facts::claim;
 use crate::facts::ovs::{Datapath, OvsError, OvsFact, PATIENCE_S, PROGRAM};
 use crate::spec::IfName;
 
-/// The key of `external-ids` by which a port is known to be ours.
+/// The key of `external-ids` that marks a port as ours.
 pub(crate) const MARK: &str = "minivmm";
 
-/// Looks at Open vSwitch, and closer at the bridges in `wanted` that it has.
+/// Reads the state of Open vSwitch, with the datapaths of those bridges in `wanted` that it has.
 pub(crate) fn survey(wanted: &BTreeSet<&IfName>) -> OvsFact {
     let look = || {
         let bridges = bridges()?;
@@ -32,7 +32,7 @@ fn bridges() -> Result<Vec<String>, OvsError> {
     Ok(run(&["list-br"])?.lines().map(str::to_owned).collect())
 }
 
-/// How a bridge moves frames. One that stands for a VLAN of another is not in the table of bridges.
+/// The datapath of a bridge. A bridge that stands for a VLAN of another one is not in the table of bridges.
 fn datapath(bridge: &str) -> Result<Datapath, OvsError> {
     let parent = run(&["br-to-parent", bridge])?;
     let offload = ["--if-exists", "get", "Open_vSwitch", ".", "other_config:hw-offload"];
@@ -40,7 +40,7 @@ fn datapath(bridge: &str) -> Result<Datapath, OvsError> {
     Ok(datapath_of(&text))
 }
 
-/// The same, from its type and whether flows go to traffic control, a line each.
+/// The same from two lines: the bridge's type, and if flows go to traffic control.
 fn datapath_of(text: &str) -> Datapath {
     let mut lines = text.lines().map(|line| line.trim_matches('"'));
     let (kind, offload) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
@@ -51,7 +51,7 @@ fn datapath_of(text: &str) -> Datapath {
     }
 }
 
-/// Ports of ours that nobody uses.
+/// Ports of ours that no process uses.
 pub(crate) fn left_behind() -> Result<Vec<IfName>, OvsError> {
     let text = run(&["--format=json", "--columns=name,external_ids", "list", "Interface"])?;
     // Read after the ports: a claim comes before its port.
@@ -87,7 +87,8 @@ pub(crate) fn run(words: &[&str]) -> Result<String, OvsError> {
     })
 }
 
-/// Names and marks of our ports, in a table that the program prints as JSON (RFC 7047 5.1: a map is `["map", [[key, value], ...]]`).
+/// Names and marks of our ports, in a table that the program prints as JSON
+/// (RFC 7047 5.1: a map is `["map", [[key, value], ...]]`).
 fn marked(text: &str) -> Vec<(IfName, String)> {
     let table: Value = serde_json::from_str(text).unwrap_or_default();
     let rows = table["data"].as_array().into_iter().flatten();
@@ -99,7 +100,7 @@ fn marked(text: &str) -> Vec<(IfName, String)> {
     rows.filter_map(mark).collect()
 }
 
-/// Where a port was made: a boot of the host, and a network namespace, by the number of its file.
+/// The place where a port was made: a boot of the host, and a network namespace, by the number of its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     boot: String,
@@ -117,7 +118,7 @@ impl Place {
         format!("{}/{}", self.boot, self.namespace)
     }
 
-    /// Whether nobody can have the port any more. In another namespace that cannot be known.
+    /// True if no process can have the port any more. A port of this boot but another namespace may have one.
     fn is_left_behind(&self, port: &IfName, mark: &str, claimed: &BTreeSet<String>) -> bool {
         let Some((boot, namespace)) = mark.split_once('/') else { return false };
         boot != self.boot || namespace == self.namespace && !claimed.contains(port.as_str())

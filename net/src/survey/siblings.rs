@@ -1,7 +1,7 @@
-//! The VMs of a network of ours by name, as their taps tell: a look at the links, for which no privilege is needed.
+//! The VMs of a network of ours by name, from the aliases of their taps. Reading the links takes no privilege.
 //!
-//! A guest decides how often it asks, and a look takes a lock of the kernel's that everybody needs who changes a link. So a look
-//! serves for all questions of a tenth of a second.
+//! A guest decides how often it asks, and reading the links takes a lock of the kernel that every program needs to
+//! change one. So one reading serves all questions of a tenth of a second.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,20 +12,20 @@ use crate::kernel::rtnl::Rtnl;
 use crate::services::Names;
 use crate::survey;
 
-/// How long a look serves.
+/// The time for which a reading serves.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// Knows the VMs of a network.
+/// Finds the VMs of a network.
 #[derive(Clone, Debug)]
 pub struct Siblings {
     mode: Mode,
     net: String,
-    /// The last look: when, and the cards that were there.
+    /// The last reading: when, and the cards that were there.
     seen: Option<(Instant, Vec<TapAlias>)>,
 }
 
 impl Siblings {
-    /// Of the network that `tap` is on.
+    /// The VMs of the network that `tap` is on.
     pub fn of(tap: &TapAlias) -> Self {
         Self { mode: tap.mode, net: tap.net.clone(), seen: None }
     }
@@ -39,7 +39,7 @@ impl Siblings {
         Ok(taps.filter(|tap| tap.mode == self.mode && tap.net == self.net).collect())
     }
 
-    /// The same as it was at most [`FRESH`] ago, nobody if the kernel does not say.
+    /// The same, at most [`FRESH`] old; empty if the kernel does not answer.
     fn known(&mut self) -> &[TapAlias] {
         let stale = self.seen.as_ref().is_none_or(|(when, _)| when.elapsed() >= FRESH);
         if stale {

@@ -1,5 +1,4 @@
-//! Ports of the host that others lead elsewhere: those of nftables and of its predecessor, as far as either can be
-//! seen.
+//! Ports of the host that other programs translate: by nftables and by its predecessor, as far as either can be seen.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -16,14 +15,15 @@ const LEGACY_TABLES: &str = "/proc/self/net/ip_tables_names";
 /// The program that shows them.
 const LEGACY: &str = "iptables-legacy";
 
-/// Looks for them. There are none for a user who may not look.
+/// Reads the translations; none for a user who may not look.
 pub(crate) fn survey() -> Vec<Translation> {
     let nftables = NftSocket::open().and_then(|mut socket| socket.translations(OURS));
     let nftables = nftables.inspect_err(|error| log::debug!("Cannot look for translated ports: {error}"));
     nftables.unwrap_or_default().into_iter().chain(legacy()).collect()
 }
 
-/// Those of the predecessor, which only its own program reads; it is run where the kernel has such a table.
+/// Translations of the predecessor, which only its own program can read. It runs only where the kernel has such a
+/// table.
 fn legacy() -> Vec<Translation> {
     let in_use = fs::read_to_string(LEGACY_TABLES).is_ok_and(|names| names.lines().any(|name| name == "nat"));
     let output = in_use.then(|| Command::new(LEGACY).args(["-t", "nat", "-S"]).output().ok()).flatten();
@@ -31,7 +31,7 @@ fn legacy() -> Vec<Translation> {
     text.lines().filter_map(rule).collect()
 }
 
-/// A line of `iptables-legacy -t nat -S`, if it translates.
+/// The translation in a line of `iptables-legacy -t nat -S`, if there is one.
 fn rule(line: &str) -> Option<Translation> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     // A word after a flag, unless that is negated.

@@ -6,11 +6,11 @@ use std::path::Path;
 use crate::facts::{Link, UplinkFact};
 use crate::kernel::routes::{Address, Route, RouteSocket};
 
-/// What a link has that can be moved.
+/// The addresses and routes of a link that can be moved.
 pub(crate) struct Holdings {
     pub(crate) addresses: Vec<Address>,
     pub(crate) link_local: Vec<Address>,
-    /// Those that lead to a router last.
+    /// Routes, those through a router last.
     pub(crate) routes: Vec<Route>,
 }
 
@@ -26,7 +26,7 @@ impl Holdings {
     }
 }
 
-/// What a plan has to know of an interface that is to be an uplink.
+/// The facts that a plan needs about an interface that is to be an uplink.
 pub(crate) fn survey(link: &Link) -> io::Result<UplinkFact> {
     let mut socket = RouteSocket::open()?;
     let Holdings { addresses, routes, .. } = Holdings::of(&mut socket, link.index)?;
