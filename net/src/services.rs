@@ -1,17 +1,18 @@
-//! DHCPv4, DNS, and for IPv6 router advertisements and stateless DHCPv6, of a card in `nat` and `host` mode. Knows no rules.
+//! DHCPv4, DNS, and for IPv6 router advertisements and stateless DHCPv6, for a card in `nat` or `host` mode. Knows no
+//! rules.
 //!
-//! They answer over a packet socket on the VM's own tap, in a thread of the VMM that has no privileges: no daemon, no port of the host is
-//! taken, no firewall of the host has to let anything through, and the data path is not touched.
+//! They answer over a packet socket on the VM's own tap, in a thread of the VMM without privileges: no daemon runs, no
+//! port of the host is taken, the host's firewall need not let anything through, and the data path is not touched.
 //!
 //! ```text
 //!   keeper:  ServiceSpec -> open_socket --descriptor--.
 //!   VMM:     ServiceSpec, Names ----------------------+--> run: a thread -- UDP --> the host's resolvers
-//!                                                     |     '-- Responder: frames and time in, frames and questions out
+//!                                                     |     '-- Responder: frames, time in; frames, questions out
 //!   guest ---- tap ---- filter (classic BPF) ---------'
 //! ```
 //!
-//! The guest's kernel asks its gateway; that the host's kernel does not answer as well is the firewall's part, which drops what passes the
-//! filter here. ARP, neighbour discovery and everything else that the gateway does are the host's kernel's.
+//! The guest's kernel asks its gateway. The host's kernel does not answer as well, because the firewall drops the
+//! packets that pass the filter here. ARP, neighbour discovery and all other work of the gateway are the host kernel's.
 //!
 //! # Threats
 //!
@@ -68,21 +69,21 @@ pub const PREFIX_LEN: u8 = 64;
 /// Questions that may wait for a resolver's answer, and sockets that may be open for them.
 pub const UPSTREAM_SLOTS: usize = dns::relay::SLOTS;
 
-/// A source of numbers that nobody can guess.
+/// A source of unpredictable numbers.
 pub type Random = Box<dyn FnMut() -> u16 + Send>;
 
-/// What a card's services say: plain data.
+/// The configuration of a card's services: plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSpec {
     /// The VM's name: the guest's host name.
     pub vm_name: String,
-    /// The guest's address, the only one that is served.
+    /// The guest's MAC address, the only one that is served.
     pub mac: MacAddr,
-    /// The gateway's, from which the guest gets its answers: that of the bridge.
+    /// The gateway's MAC address, that of the bridge, from which the guest gets its answers.
     pub gateway_mac: MacAddr,
     /// The network's MTU, in bytes.
     pub mtu: u16,
-    /// Whether the network has a way out.
+    /// Where the network leads.
     pub reach: Reach,
     /// The guest's IPv4 network.
     pub ipv4: Ipv4Network,
@@ -123,24 +124,24 @@ pub struct Ipv6Network {
     pub link_local: Ipv6Addr,
 }
 
-/// Something that has happened.
+/// An event of a card's services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The guest has its address, or goes on having it.
+    /// The guest has got its address, or keeps it.
     LeaseAcked {
         /// The address.
         ip: Ipv4Addr,
     },
     /// The guest has given its address back. It would get it again.
     LeaseReleased,
-    /// The guest says that somebody else uses its address.
+    /// The guest says that another machine uses its address.
     LeaseDeclined {
         /// The address.
         ip: Ipv4Addr,
     },
 }
 
-/// Who knows the VMs of a network. It is asked from the thread that runs the services, which waits.
+/// Resolves the names of a network's VMs. The thread that runs the services calls it and waits.
 pub trait Names: Send {
     /// The addresses of the VM called `name`, in lower case and without the domain; none if there is no such VM.
     fn lookup(&mut self, name: &str) -> Vec<IpAddr>;
@@ -170,7 +171,8 @@ impl Ipv4Network {
 }
 
 impl Ipv6Network {
-    /// The address that a guest makes from its Ethernet address (RFC 4291 appendix A), which Linux does unless it is told otherwise.
+    /// The address that a guest makes from its MAC address (RFC 4291 appendix A), as Linux does unless it is told
+    /// otherwise.
     pub fn address_of(&self, mac: MacAddr) -> Ipv6Addr {
         let [a, b, c, d, e, f] = mac.octets();
         let identifier = u64::from_be_bytes([a ^ 0x02, b, c, 0xff, 0xfe, d, e, f]);
@@ -183,7 +185,7 @@ impl Ipv6Network {
 }
 
 impl ServiceSpec {
-    /// Whether `address` belongs to this network.
+    /// True if `address` belongs to this network.
     fn is_on_network(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => self.ipv4.contains(address),

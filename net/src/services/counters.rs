@@ -1,8 +1,8 @@
-//! What the services of a card count.
+//! The counters of a card's services.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Things that are counted.
+/// Counted events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Count {
     Frames,
@@ -39,7 +39,7 @@ const NAMES: [&str; 14] = [
     "dhcpv6_replies",
 ];
 
-/// Monotonic counts, written by the services' thread and read by anybody; Relaxed, since each stands for itself.
+/// Monotonic counts, written by the services' thread and read by any other; Relaxed, since each stands for itself.
 #[derive(Debug, Default)]
 pub struct Counters([AtomicU64; NAMES.len()]);
 

@@ -21,23 +21,24 @@ pub(super) use message::{Kind, Message};
 use super::{DOMAIN, ServiceSpec, search};
 use crate::spec::DOMAINS_MAX;
 
-/// How long a lease lasts, in seconds. Short enough that a guest notices within the hour what became of its network, long
-/// enough that its renewals are no load.
+/// Duration of a lease, in seconds. A guest notices within the hour how its network has changed, and its renewals are
+/// no load.
 const LEASE_S: u32 = 3600;
 
-/// When a client asks for more time, and when it asks anybody (RFC 2131 4.4.5: a half and seven eighths).
+/// Times at which a client asks for more time, first its own server, then any (RFC 2131 4.4.5: a half and seven
+/// eighths).
 const RENEWAL_S: u32 = LEASE_S / 2;
 const REBINDING_S: u32 = LEASE_S / 8 * 7;
 
-/// Where a server listens, and a client.
+/// Ports of a server and of a client.
 pub(super) const SERVER_PORT: u16 = 67;
 pub(super) const CLIENT_PORT: u16 = 68;
 
-/// What the server does about a message.
+/// The server's answer to a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) kind: Kind,
-    /// The limited broadcast address if everybody is to hear it.
+    /// The limited broadcast address if all stations are to hear it.
     pub(super) destination: Ipv4Addr,
     pub(super) bytes: Vec<u8>,
 }
@@ -50,7 +51,7 @@ pub(super) fn reply(spec: &ServiceSpec, message: &Message<'_>) -> Option<Reply> 
     let address = spec.ipv4.address;
     let destination = match kind {
         Kind::Nak => Ipv4Addr::BROADCAST,
-        // Who informs has an address.
+        // A client that informs has an address.
         _ if !message.client_address.is_unspecified() => message.client_address,
         _ if message.wants_broadcast() => Ipv4Addr::BROADCAST,
         _ => address,
@@ -76,7 +77,7 @@ pub(super) fn reply(spec: &ServiceSpec, message: &Message<'_>) -> Option<Reply> 
     Some(Reply { kind, destination, bytes: answer.finish() })
 }
 
-/// What RFC 2131 4.3 answers.
+/// The kind of the answer by RFC 2131 4.3, if there is one.
 fn answer_kind(spec: &ServiceSpec, message: &Message<'_>) -> Option<Kind> {
     let for_us = message.server_id.is_none_or(|server| server == spec.ipv4.gateway);
     let used = message.client_address;
@@ -92,7 +93,7 @@ fn answer_kind(spec: &ServiceSpec, message: &Message<'_>) -> Option<Kind> {
     }
 }
 
-/// The options that say what the network is like. All are sent, asked for or not: they fit, and who does not know one skips it.
+/// Adds the options that describe the network. All are sent, asked for or not: they fit, and clients skip unknown ones.
 fn describe_network(spec: &ServiceSpec, answer: &mut Answer) {
     let network = &spec.ipv4;
     answer.option(option::SUBNET_MASK, &network.mask().octets());
@@ -104,7 +105,7 @@ fn describe_network(spec: &ServiceSpec, answer: &mut Answer) {
     answer.option(option::DOMAIN_NAME, DOMAIN.as_bytes());
     answer.option(option::HOST_NAME, spec.vm_name.as_bytes());
     answer.option(option::BROADCAST_ADDRESS, &network.broadcast().octets());
-    // The domains that come first, if there is no room for all; the first alone is in another option already.
+    // The domains that come first, if there is no room for all. The first alone is in another option already.
     let lists = (2..=DOMAINS_MAX + 1).rev().filter_map(|count| search::compressed(spec, count));
     let _ = lists.into_iter().find(|list| answer.long_option(option::DOMAIN_SEARCH, list));
 }

@@ -19,15 +19,15 @@ use super::{DOMAIN, Names, ServiceSpec};
 /// The name of the host on each network, which no VM has there.
 const HOST: &str = "host";
 
-/// Where a resolver is asked.
+/// Port of a resolver.
 pub(super) const PORT: u16 = 53;
 
-/// Who can answer a question.
+/// The party that can answer a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Subject {
-    /// We can: these are addresses or names of this network.
+    /// This server: the answer to a question about addresses or names of this network.
     Ours(Vec<u8>),
-    /// Somebody else.
+    /// Another resolver.
     Theirs,
 }
 
@@ -75,7 +75,8 @@ fn reverse(spec: &ServiceSpec, names: &mut dyn Names, question: &Question<'_>, a
     question.authoritative(Code::NoError, &values)
 }
 
-/// The address that a name under `in-addr.arpa` (RFC 1035 3.5) or `ip6.arpa` (RFC 3596 2.5) stands for, if it is a whole one.
+/// The address that a name under `in-addr.arpa` (RFC 1035 3.5) or `ip6.arpa` (RFC 3596 2.5) stands for, if it is
+/// complete.
 fn reverse_address(labels: &[String]) -> Option<IpAddr> {
     let [digits @ .., zone, arpa] = labels else { return None };
     match (digits.len(), zone.as_str(), arpa.as_str()) {

@@ -1,4 +1,4 @@
-//! One question to a resolver over TCP (RFC 7766), without waiting.
+//! One question to a resolver over TCP (RFC 7766), non-blocking.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +16,7 @@ const MESSAGE_MAX_BYTES: usize = 2 + u16::MAX as usize;
 /// Octets that are read at a time.
 const CHUNK_BYTES: usize = 4096;
 
-/// A connection on which a question is on its way, or its answer.
+/// A connection that carries one question and its answer.
 pub(super) struct Exchange {
     stream: TcpStream,
     unsent: Vec<u8>,
@@ -38,12 +38,12 @@ impl Exchange {
         Ok(Self { stream: socket.into(), unsent, received: Vec::new() })
     }
 
-    /// What it waits for.
+    /// The poll(2) event that it waits for.
     pub(super) fn wants(&self) -> PollFlags {
         if self.unsent.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLOUT }
     }
 
-    /// Goes on as far as it goes. Returns the answer once it is whole.
+    /// Sends and receives as far as possible without blocking. Returns the answer once it is whole.
     pub(super) fn go_on(&mut self) -> io::Result<Option<Vec<u8>>> {
         match self.try_go_on() {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),

@@ -1,7 +1,7 @@
-//! The classic BPF program that decides which of a guest's frames wake the services at all.
+//! The classic BPF program that decides which of a guest's frames wake the services.
 //!
-//! It runs in the kernel for every frame that the guest sends (Documentation/networking/filter.rst), so it says no early: most
-//! frames cost it four or five instructions. What it lets through, in the terms of pcap-filter(7):
+//! It runs in the kernel for every frame that the guest sends (Documentation/networking/filter.rst), so it rejects
+//! early: most frames cost it four or five instructions. It passes, in the terms of pcap-filter(7):
 //!
 //! ```text
 //!   not vlan and (
@@ -22,7 +22,7 @@ use crate::kernel::cbpf::{
     LOAD_X_HEADER_LEN, To, VLAN_TAG_PRESENT,
 };
 
-/// Where fields are in a frame.
+/// Offsets of fields in a frame.
 const ETHERTYPE_AT: u32 = 12;
 const IP_AT: u32 = 14;
 
@@ -83,7 +83,7 @@ fn ipv6(asm: &mut Assembler, [global, link_local]: [Ipv6Addr; 2]) {
     address(asm, link_local, To::Drop);
 }
 
-/// Keeps a packet to `address`; with another one it goes on at `otherwise`.
+/// Passes a packet to `address`; with another one the program goes on at `otherwise`.
 fn address(asm: &mut Assembler, address: Ipv6Addr, otherwise: To) {
     let bits = address.to_bits();
     for (at, shift, then) in [(24, 96, To::Next), (28, 64, To::Next), (32, 32, To::Next), (36, 0, To::Accept)] {
@@ -113,7 +113,7 @@ mod tests {
         kept(program, frame, Beside { tagged, ..Beside::default() }) == ALL
     }
 
-    /// The same datagram as if it were of another protocol.
+    /// The same datagram, as if of another protocol.
     fn as_protocol(mut frame: Vec<u8>, protocol: Protocol) -> Vec<u8> {
         let at = if frame[12] == 8 { 23 } else { 20 };
         frame[at] = protocol as u8;

@@ -1,7 +1,7 @@
 //! Ethernet frames of IPv4 and IPv6 packets: checked views of what the guest sends, complete frames of what it gets.
 //!
-//! Checksums above IP are not looked at: with checksum offload they are filled in by the kernel on the way out, which
-//! comes after this. Fragments and extension headers are nobody's here, and so is what lies about its length.
+//! Checksums above IP are not checked: with checksum offload the kernel fills them in on the way out, which comes after
+//! this. Fragments, packets with extension headers and those with a false length are rejected.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -28,7 +28,7 @@ pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const DONT_FRAGMENT: u16 = 0x4000;
 pub(super) const FRAGMENT_MASK: u16 = 0x3fff;
 
-/// What is above IP, by its number there.
+/// The protocol above IP, by its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Tcp = 6,
@@ -69,7 +69,7 @@ impl Protocol {
         [Self::Tcp, Self::Udp, Self::Icmpv6].into_iter().find(|protocol| *protocol as u8 == number)
     }
 
-    /// Where the checksum is.
+    /// The offset of the checksum.
     fn checksum_at(self) -> usize {
         match self {
             Self::Tcp => 16,
@@ -78,7 +78,7 @@ impl Protocol {
         }
     }
 
-    /// Hops that a packet of ours may take. What is about neighbours proves by this that it took none (RFC 4861 6.1).
+    /// Hops that a packet of ours may take. A full count proves that a neighbour message took none (RFC 4861 6.1).
     fn hops(self) -> u8 {
         match self {
             Self::Tcp | Self::Udp => 64,
@@ -88,7 +88,7 @@ impl Protocol {
 }
 
 impl<'a> Packet<'a> {
-    /// The packet in `frame`, if it is one of these.
+    /// The packet in `frame`, if it is a valid one.
     pub(super) fn parse(frame: &'a [u8]) -> Option<Self> {
         let source_mac = *frame.get(6..)?.first_chunk()?;
         let bytes = frame.get(ETHERNET_BYTES..)?;
@@ -151,7 +151,8 @@ impl<'a> Datagram<'a> {
     }
 }
 
-/// A frame with a UDP datagram and all its checksums; none if the addresses are of two families, or it is too long to be one.
+/// A frame with a UDP datagram and all its checksums; none if the addresses are of two families, or the payload is too
+/// long.
 pub(super) fn udp(link: Link, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Option<Frame> {
     let len = u16::try_from(UDP_BYTES + payload.len()).ok()?;
     let mut datagram = Vec::with_capacity(len.into());

@@ -1,4 +1,4 @@
-//! IPv6 for one card: how its guest finds its prefix, its gateway and its resolver by itself.
+//! IPv6 for one card: the guest finds its prefix, its gateway and its resolver by itself.
 
 pub(super) mod advertiser;
 pub(super) mod dhcpv6;

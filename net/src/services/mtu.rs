@@ -1,4 +1,4 @@
-//! How the services of a card hear that its network's MTU has changed.
+//! The channel by which the services of a card learn that its network's MTU has changed.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,17 +24,17 @@ pub fn mtu_channel() -> io::Result<(MtuSender, MtuReceiver)> {
 }
 
 impl MtuSender {
-    /// Has the services tell this MTU, in bytes, from now on.
+    /// Has the services announce this MTU, in bytes, from now on.
     ///
     /// # Errors
-    /// They have ended, or take nothing any more.
+    /// The services have ended, or their queue is full.
     pub fn send(&self, mtu: u16) -> io::Result<()> {
         self.0.send(&mtu.to_ne_bytes()).map(drop)
     }
 }
 
 impl MtuReceiver {
-    /// The last MTU that has been sent since the last call.
+    /// The last MTU that was sent since the last call.
     pub(super) fn latest(&self) -> Option<u16> {
         let mut latest = None;
         let mut bytes = [0; 2];
@@ -46,7 +46,7 @@ impl MtuReceiver {
         latest
     }
 
-    /// Readable when there is one.
+    /// The descriptor, readable when there is one.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -14,7 +14,7 @@ const SERVERS_MAX: usize = 3;
 /// Octets of the file that are read.
 const FILE_MAX_BYTES: u64 = 64 * 1024;
 
-/// How old what is known of the file may be when a question comes.
+/// Maximal age of the file's state when a question comes.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The file, read again when it has changed.
@@ -24,16 +24,16 @@ pub(super) struct ResolvConf {
     stamp: Option<Stamp>,
 }
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Resolution {
-    /// Whom to ask.
+    /// The resolvers to ask.
     pub(super) servers: Vec<SocketAddr>,
-    /// Where to look for short names.
+    /// The domains in which to look for short names.
     pub(super) search: Vec<DomainName>,
 }
 
-/// What tells one content of a file from another without reading it.
+/// Metadata that changes with the file's contents, so that the file need not be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     modified: Option<SystemTime>,
@@ -47,7 +47,8 @@ impl ResolvConf {
         Self { path, checked: None, stamp: None }
     }
 
-    /// What the file says, if that is not known to be the same as at the last call. What cannot be read changes nothing.
+    /// The file's contents, unless they are known to be those of the last call. A file that cannot be read changes
+    /// nothing.
     pub(super) fn changed(&mut self, now: Instant) -> Option<Resolution> {
         if self.checked.is_some_and(|checked| now.saturating_duration_since(checked) < FRESH) {
             return None;
@@ -76,7 +77,7 @@ impl ResolvConf {
     }
 }
 
-/// The resolvers that the file's `text` names; that of this machine if it names none.
+/// The resolvers that the file's `text` names; this machine if it names none.
 fn servers(text: &str) -> Vec<SocketAddr> {
     let named = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -86,7 +87,7 @@ fn servers(text: &str) -> Vec<SocketAddr> {
     if servers.is_empty() { vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT)] } else { servers }
 }
 
-/// The domains of the last line that names some. Names that are none are left out, as is what is too much.
+/// The domains of the last line with some. Invalid names are left out, as are those beyond the limits.
 fn search(text: &str) -> Vec<DomainName> {
     let mut lists = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();

@@ -1,4 +1,4 @@
-//! What becomes of a frame: the services without sockets, clocks or threads.
+//! The services without sockets, clocks or threads: frames and the time in, frames and orders out.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,21 +17,23 @@ use crate::spec::DomainName;
 /// Octets of DNS that one datagram to the guest may have at most, whatever its MTU.
 pub(super) const DNS_MAX_BYTES: usize = 4096;
 
-/// What is to be done after a call. The one who calls empties it.
+/// Work to do after a call. The caller empties it.
 #[derive(Debug, Default)]
 pub struct Output {
-    /// Frames for the guest: at most one for each frame, answer from upstream or slot that it is about, and a few for each connection.
+    /// Frames for the guest: at most one for each frame, upstream answer or slot that the call is about, and a few for
+    /// each connection.
     pub frames: Vec<Frame>,
-    /// What to do with the sockets upstream, in this order.
+    /// Orders for the upstream sockets, in this order.
     pub upstream: Vec<Upstream>,
-    /// What has happened.
+    /// Events since the last call.
     pub events: Vec<Event>,
 }
 
 /// The services of one card.
 ///
-/// Frames, answers and the time go in, [`Output`] comes out; whoever owns one does the rest, on one thread. It holds the questions that
-/// wait for an answer (at most [`UPSTREAM_SLOTS`](super::UPSTREAM_SLOTS)), a few connections, and nothing else that a guest can make grow.
+/// Frames, answers and the time go in, [`Output`] comes out; its owner does the rest, on one thread. It holds the
+/// questions that wait for an answer (at most [`UPSTREAM_SLOTS`](super::UPSTREAM_SLOTS)), a few connections, and
+/// nothing else that a guest can make grow.
 pub struct Responder {
     spec: ServiceSpec,
     names: Box<dyn Names>,
@@ -43,7 +45,7 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// The services that `spec` describes, from `now` on. `random` gives numbers that nobody can guess.
+    /// The services that `spec` describes, from `now` on. `random` gives unpredictable numbers.
     pub fn new(
         spec: ServiceSpec,
         names: Box<dyn Names>,
@@ -58,13 +60,13 @@ impl Responder {
         Self { spec, names, relay, streams, advertiser, random, counters }
     }
 
-    /// Whom to ask for names of the outside from now on, in this order. Nobody at first.
+    /// Sets the resolvers for outside names, in this order. There are none at first.
     pub fn set_resolvers(&mut self, servers: Vec<SocketAddr>) {
         self.relay.set_servers(servers);
     }
 
-    /// The domains of the host from now on, which the guest is told if its spec does not name others: by an advertisement
-    /// soon, and by DHCP when it asks.
+    /// Sets the host's search domains. If the spec names no others, the guest learns them by an advertisement soon, and
+    /// by DHCP when it asks.
     pub fn set_search(&mut self, names: Vec<DomainName>, now: Instant) {
         if let Search::Host(known) = &mut self.spec.search
             && *known != names
@@ -74,7 +76,7 @@ impl Responder {
         }
     }
 
-    /// Tells the guest this MTU from now on: by an advertisement soon, and by DHCP when it asks.
+    /// Sets the MTU. The guest learns it by an advertisement soon, and by DHCP when it asks.
     pub fn set_mtu(&mut self, mtu: u16, now: Instant) {
         self.spec.mtu = mtu;
         self.advertiser.hurry(now);
@@ -93,7 +95,7 @@ impl Responder {
         }
     }
 
-    /// Takes what came back on the socket of a slot: any bytes.
+    /// Takes bytes from the socket of a slot: any bytes.
     pub fn on_upstream(&mut self, slot: usize, bytes: &[u8], now: Instant, out: &mut Output) {
         let answer = self.relay.on_answer(slot, bytes, now, &mut self.random, &mut out.upstream);
         self.answer_dns(answer, now, out);
@@ -107,7 +109,7 @@ impl Responder {
         self.streams.turn(now, &mut out.frames);
     }
 
-    /// Does what is due.
+    /// Does the work that is due.
     pub fn on_time(&mut self, now: Instant, out: &mut Output) {
         let answers = self.relay.on_time(now, &mut self.random, &mut out.upstream);
         self.answer_dns(answers, now, out);
@@ -123,18 +125,18 @@ impl Responder {
         }
     }
 
-    /// When [`on_time`](Self::on_time) has something to do; never if none.
+    /// The time at which [`on_time`](Self::on_time) is due; never if none.
     pub fn next_deadline(&mut self) -> Option<Instant> {
         let advertisement = self.spec.ipv6.as_ref().map(|_| self.advertiser.deadline());
         self.relay.deadline().into_iter().chain(advertisement).chain(self.streams.deadline()).min()
     }
 
-    /// What it has counted.
+    /// The counters.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// None for what is not for a service.
+    /// None for a datagram to no service.
     fn on_datagram(&mut self, datagram: &Datagram<'_>, now: Instant, out: &mut Output) -> Option<()> {
         match datagram.destination.port() {
             dhcp::SERVER_PORT => self.on_dhcp(datagram, out),
@@ -144,7 +146,7 @@ impl Responder {
         }
     }
 
-    /// None for what is not for the resolver.
+    /// None for a segment that is not for the resolver.
     fn on_segment(&mut self, segment: &Packet<'_>, frame: &[u8], now: Instant, out: &mut Output) -> Option<()> {
         if be16(segment.payload, 2)? != dns::PORT || !self.is_guest(segment.source, segment.destination) {
             return None;
@@ -154,7 +156,7 @@ impl Responder {
         Some(())
     }
 
-    /// Asks and answers what has come over connections.
+    /// Passes on and answers the questions that have come over connections.
     fn serve_streams(&mut self, now: Instant, out: &mut Output) {
         for Asked { stream, client, server, mac, message } in self.streams.questions(now) {
             self.counters.add(Count::DnsTcpQuestions);
@@ -166,7 +168,7 @@ impl Responder {
         self.streams.turn(now, &mut out.frames);
     }
 
-    /// None for what is not a solicitation.
+    /// None for a message that is not a solicitation.
     fn on_neighbour(&mut self, packet: &Packet<'_>, now: Instant, out: &mut Output) -> Option<()> {
         if let Some(frame) = self.advertiser.on_packet(&self.spec, packet, now)? {
             self.advertise(frame, out);
@@ -179,7 +181,7 @@ impl Responder {
         self.counters.add(Count::Advertisements);
     }
 
-    /// None for what is not a request for information.
+    /// None for a message that is not an information request.
     fn on_dhcpv6(&self, datagram: &Datagram<'_>, out: &mut Output) -> Option<()> {
         let network = self.spec.ipv6.as_ref()?;
         let (IpAddr::V6(client), IpAddr::V6(server)) = (datagram.source.ip(), datagram.destination.ip()) else {
@@ -196,7 +198,7 @@ impl Responder {
         Some(())
     }
 
-    /// None for what is not a message of this card's own client.
+    /// None for a message that is not from this card's own client.
     fn on_dhcp(&mut self, datagram: &Datagram<'_>, out: &mut Output) -> Option<()> {
         let message = dhcp::Message::parse(datagram.payload)?;
         if message.mac != self.spec.mac.octets() || !self.takes_dhcp(datagram.destination.ip()) {
@@ -234,7 +236,7 @@ impl Responder {
         [Ipv4Addr::BROADCAST, network.gateway, network.broadcast()].iter().any(|address| destination == *address)
     }
 
-    /// None for what is not to be answered.
+    /// None for a message that must not be answered.
     fn on_dns(&mut self, datagram: &Datagram<'_>, now: Instant, out: &mut Output) -> Option<()> {
         let (source, server) = (datagram.source, datagram.destination);
         // An answer to a port of ours could be answered again.
@@ -246,7 +248,7 @@ impl Responder {
         self.on_question(client, datagram.payload, now, out)
     }
 
-    /// Answers a question or passes it on; none for what is not to be answered.
+    /// Answers a question or passes it on; none for a message that must not be answered.
     fn on_question(&mut self, client: Client, message: &[u8], now: Instant, out: &mut Output) -> Option<()> {
         let message = match Query::parse(message)? {
             Query::Bad { id, flags, code } => dns::bad(id, flags, code),
@@ -266,7 +268,7 @@ impl Responder {
         Some(())
     }
 
-    /// Whether somebody on the network speaks to the gateway.
+    /// True if a machine of the network other than the gateway speaks to the gateway.
     fn is_guest(&self, source: IpAddr, destination: IpAddr) -> bool {
         self.spec.is_gateway(destination) && self.spec.is_on_network(source) && !self.spec.is_gateway(source)
     }

@@ -1,6 +1,6 @@
 //! The thread that runs a card's services: sockets and the clock around a [`Responder`].
 //!
-//! It sleeps until a frame passes the socket's filter, a resolver answers, something is due, or it is told to stop.
+//! It sleeps until a frame passes the socket's filter, a resolver answers, work is due, or it is told to stop.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -20,36 +20,38 @@ use super::resolv::{Resolution, ResolvConf};
 use super::responder::DNS_MAX_BYTES;
 use super::{Event, Names, Output, Responder, ServiceSpec, Transport, UPSTREAM_SLOTS, Upstream};
 
-/// Octets of a frame that are received. Nothing that is answered is longer; a longer one is cut, lies about its length then, and is ignored.
+/// Octets of a frame that are received. No frame that gets an answer is longer. A longer one is cut, so its length is
+/// false, and it is ignored.
 const FRAME_MAX_BYTES: usize = 2048;
 
 /// Frames that are answered before resolvers and the clock get their turn.
 const BURST: usize = 32;
 
-/// What the services run on.
+/// Resources that the services run on.
 pub struct Setup {
     /// The services.
     pub spec: ServiceSpec,
     /// The socket of [`open_socket`](super::open_socket).
     pub socket: OwnedFd,
-    /// Who knows the VMs of the network.
+    /// Resolves the names of the network's VMs.
     pub names: Box<dyn Names>,
     /// The file that names the host's resolvers, `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
-    /// Where to count.
+    /// The counters.
     pub counters: Arc<Counters>,
-    /// Where to hear of another MTU.
+    /// The receiver of MTU changes.
     pub mtu: MtuReceiver,
 }
 
-/// Runs the services until `stop` becomes readable. Takes no privilege. What happens is told to `on_event`, from this thread, after the
-/// frames that go with it have been sent.
+/// Runs the services until `stop` becomes readable. Takes no privilege. `on_event` is told of events, from this thread,
+/// after the frames that go with them have been sent.
 ///
 /// # Errors
-/// The host cannot wait for descriptors any more, or has no random numbers. Trouble with single frames or resolvers is counted.
+/// The host cannot wait for descriptors any more, or has no random numbers. Failures of single frames or resolvers are
+/// counted.
 pub fn run(setup: Setup, stop: BorrowedFd<'_>, on_event: &mut dyn FnMut(Event)) -> io::Result<()> {
     let Setup { spec, socket, names, resolv_conf, counters, mtu } = setup;
-    // Asked once, here: later there is nobody to tell.
+    // Checked once, here: later there is no caller to tell.
     random()?;
     let numbers = Box::new(|| random().unwrap_or(0));
     let responder = Responder::new(spec, names, numbers, Arc::clone(&counters), Instant::now());
@@ -71,7 +73,7 @@ pub fn run(setup: Setup, stop: BorrowedFd<'_>, on_event: &mut dyn FnMut(Event)) 
     }
 }
 
-/// A number that nobody can guess.
+/// An unpredictable number.
 fn random() -> io::Result<u16> {
     let mut bytes = [0; 2];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
@@ -88,13 +90,13 @@ struct Services {
     output: Output,
 }
 
-/// What a question upstream is on.
+/// The socket of an upstream question.
 enum Asking {
     Datagram(UdpSocket),
     Stream(Exchange),
 }
 
-/// What there is to do.
+/// Work that is ready.
 struct Ready {
     frames: bool,
     mtu: bool,
@@ -102,7 +104,7 @@ struct Ready {
 }
 
 impl Services {
-    /// Waits; none if it is over.
+    /// Waits for work; none once the services are to stop.
     fn wait(&mut self, stop: BorrowedFd<'_>) -> io::Result<Option<Ready>> {
         let timeout = self.timeout();
         let asking = self.upstream.iter().enumerate();
@@ -121,7 +123,7 @@ impl Services {
         Ok((!stopped).then_some(Ready { frames: *frames, mtu: *mtu, slots }))
     }
 
-    /// Until something is due, rounded up to what poll(2) can wait for.
+    /// The time until work is due, rounded up for poll(2).
     fn timeout(&mut self) -> PollTimeout {
         let Some(deadline) = self.responder.next_deadline() else { return PollTimeout::NONE };
         let wait = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -150,7 +152,7 @@ impl Services {
         self.perform();
     }
 
-    /// Takes what a resolver said.
+    /// Takes a resolver's bytes.
     fn hear(&mut self, slot: usize) {
         let Some(asking) = self.upstream.get_mut(slot).and_then(Option::as_mut) else { return };
         let heard = asking.hear();
@@ -163,7 +165,7 @@ impl Services {
         self.perform();
     }
 
-    /// Answers what the guest has sent, as far as a turn goes.
+    /// Answers the guest's frames, as many as a turn allows.
     fn serve(&mut self) {
         let mut bytes = [0; FRAME_MAX_BYTES];
         for _ in 0..BURST {
@@ -187,7 +189,7 @@ impl Services {
                 self.counters.add(Count::FramesLost);
             }
         }
-        // A failure to ask leads to another attempt; each takes one of a few from the question.
+        // A failed attempt leads to another; each uses up one of the question's few.
         while !self.output.upstream.is_empty() {
             for order in std::mem::take(&mut self.output.upstream) {
                 self.obey(order);

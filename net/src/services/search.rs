@@ -1,11 +1,11 @@
-//! The domains in which a guest looks for short names, as options carry them: that of the VMs, then others.
+//! The domains in which a guest looks for short names, as options carry them: that of the VMs first, then others.
 
 use serde::{Deserialize, Serialize};
 
 use super::{DOMAIN, ServiceSpec, dns};
 use crate::spec::DomainName;
 
-/// The offset that a pointer has room for, and its mark (RFC 1035 4.1.4).
+/// The largest offset of a pointer, and its mark (RFC 1035 4.1.4).
 const POINTER_MAX: usize = 0x3fff;
 const POINTER: u16 = 0xc000;
 
@@ -32,13 +32,12 @@ fn names(spec: &ServiceSpec) -> impl Iterator<Item = &str> {
     [DOMAIN].into_iter().chain(others.filter(|name| !name.eq_ignore_ascii_case(DOMAIN)))
 }
 
-/// The domains one behind the other, as router advertisements (RFC 8106 5.2) and DHCPv6 (RFC 3646 4) have them.
+/// The domains one after the other, as in router advertisements (RFC 8106 5.2) and DHCPv6 (RFC 3646 4).
 pub(super) fn plain(spec: &ServiceSpec) -> Vec<u8> {
     names(spec).filter_map(dns::name_value).flatten().collect()
 }
 
-/// The first `count` domains with pointers to what is there already, as DHCPv4 has them (RFC 3397 2); none for fewer
-/// domains.
+/// The first `count` domains with pointers to earlier ones, as in DHCPv4 (RFC 3397 2); none if there are fewer.
 pub(super) fn compressed(spec: &ServiceSpec, count: usize) -> Option<Vec<u8>> {
     let names: Vec<&str> = names(spec).take(count).collect();
     (names.len() == count).then(|| compress(&names))
@@ -46,7 +45,7 @@ pub(super) fn compressed(spec: &ServiceSpec, count: usize) -> Option<Vec<u8>> {
 
 fn compress(names: &[&str]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // Ends of names and where they begin.
+    // Ends of names and their offsets.
     let mut known: Vec<(&str, usize)> = Vec::new();
     for name in names {
         let mut rest = Some(*name);
@@ -77,7 +76,7 @@ mod tests {
     use super::*;
     use crate::services::tests::spec;
 
-    /// RFC 3397 2 has this list as its example.
+    /// The example list of RFC 3397 2.
     #[test]
     fn names_share_their_ends() {
         let bytes = compress(&["eng.apple.com", "marketing.apple.com"]);

@@ -1,13 +1,15 @@
-//! TCP to the resolver (RFC 7766): the connections of a guest, each a stream of questions and answers with their lengths before them.
+//! TCP to the resolver (RFC 7766): the connections of a guest, each a stream of questions and answers with their
+//! lengths before them.
 //!
 //! ```text
-//!   SYN --> [connection] --a whole question--> [waiting] --its answer--> ... --> closed by the guest, or after some idle time
+//!   SYN --> [connection] --a whole question--> [waiting] --its answer--> ... --> closed by the guest, or idle too long
 //!              | nonsense, too slow: reset
 //!   SYN beyond CONNECTIONS --> reset
 //! ```
 //!
-//! The protocol itself is smoltcp's, which gets the guest's packets to this port and nothing else. Without connections there is no memory
-//! for them. With them it is bounded: [`CONNECTIONS`] times its two buffers, and [`BACKLOGS_MAX_BYTES`] of answers.
+//! smoltcp implements the protocol itself. It gets the guest's packets to this port and nothing else. Without
+//! connections it takes no memory. With them, memory is bounded: [`CONNECTIONS`] times its two buffers, and
+//! [`BACKLOGS_MAX_BYTES`] of answers.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -28,7 +30,7 @@ const CONNECTIONS: usize = 64;
 /// Questions of a connection that may wait for answers. The next ones wait in the guest.
 const PIPELINE: usize = 8;
 
-/// Octets of the longest question. One that is passed on is shorter still.
+/// Octets of the longest question. Those that are passed on are shorter still.
 const QUESTION_MAX_BYTES: usize = 2046;
 
 /// Octets of the buffers of a connection.
@@ -38,17 +40,17 @@ const SEND_BYTES: usize = 16 * 1024;
 /// Octets of answers beyond which no further question of the connection is read.
 const BACKLOG_BYTES: usize = 64 * 1024;
 
-/// Octets of answers of all connections; the one to which the next is to go ends.
+/// Octets of answers of all connections. Beyond it, the connection of the next answer ends.
 const BACKLOGS_MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// How long a connection may be without a whole question, or without taking what it has been answered (RFC 7766 6.2.3).
+/// Time limit of a connection without a whole question, or without taking its answers (RFC 7766 6.2.3).
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Frames of one turn. What is left goes out in the next, this much later.
+/// Frames of one turn. The rest goes out in the next, this much later.
 const FRAMES_MAX: usize = 32;
 const BREATH: Duration = Duration::from_millis(1);
 
-/// Smallest MTU that a stack can work with (RFC 791 3.2).
+/// The smallest MTU that the stack can work with (RFC 791 3.2).
 const MTU_MIN: usize = 576;
 
 /// Control bits of a segment, and where they are.
@@ -56,7 +58,7 @@ const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const CONTROL_AT: usize = 13;
 
-/// A connection, by a number that no other one ever has.
+/// A connection's number, which no other one ever has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StreamId(u64);
 
@@ -77,9 +79,9 @@ struct Connection {
     mac: Octets,
     /// Questions that wait for their answers.
     waiting: usize,
-    /// What the send buffer has no room for.
+    /// Octets that the send buffer has no room for.
     backlog: VecDeque<u8>,
-    /// When it has been idle for too long.
+    /// The time at which it has been idle for too long.
     deadline: Instant,
 }
 
@@ -91,13 +93,13 @@ pub(super) struct Streams {
     connections: Vec<Connection>,
     next_id: u64,
     birth: Instant,
-    /// The last turn.
+    /// The time of the last turn.
     turned: Instant,
     gateway_mac: Octets,
 }
 
 impl Streams {
-    /// None yet. `seed` is a number that nobody can guess.
+    /// Starts without connections. `seed` is an unpredictable number.
     pub(super) fn new(spec: &ServiceSpec, seed: u64, now: Instant) -> Self {
         let mut wire = Wire { mtu: usize::from(spec.mtu).max(MTU_MIN), incoming: None, outgoing: Vec::new() };
         let mut config = Config::new(HardwareAddress::Ip);
@@ -108,7 +110,7 @@ impl Streams {
         let addresses = [ipv4].into_iter().chain(ipv6.map(|address| IpCidr::new(address.into(), PREFIX_LEN)));
         interface.update_ip_addrs(|own| {
             for address in addresses {
-                // There is room for as many as a network of ours has.
+                // The list has room for all addresses of a network of ours.
                 let _ = own.push(address);
             }
         });
@@ -117,7 +119,8 @@ impl Streams {
         Self { interface, wire, sockets, connections, next_id: 0, birth: now, turned: now, gateway_mac }
     }
 
-    /// Takes a segment from somebody on the network to the resolver, in the frame that it came in. None for what is no segment.
+    /// Takes a segment from a machine of the network to the resolver, in the frame that it came in. None for a segment
+    /// that is cut.
     pub(super) fn on_segment(
         &mut self,
         packet: &Packet<'_>,
@@ -137,7 +140,7 @@ impl Streams {
         Some(())
     }
 
-    /// The whole questions that have come in, as many as may wait. What cannot be one ends its connection.
+    /// The whole questions that have come in, as many as may wait. Bytes that cannot form one end their connection.
     pub(super) fn questions(&mut self, now: Instant) -> Vec<Asked> {
         let mut asked = Vec::new();
         for connection in &mut self.connections {
@@ -167,7 +170,7 @@ impl Streams {
         asked
     }
 
-    /// Answers a question in the next turn. Its connection may be over: then nobody is told.
+    /// Answers a question in the next turn. If its connection is over, the answer is dropped.
     pub(super) fn answer(&mut self, stream: StreamId, message: &[u8], now: Instant) {
         let Ok(len) = u16::try_from(message.len()) else { return };
         if self.connections.iter().map(|it| it.backlog.len()).sum::<usize>() > BACKLOGS_MAX_BYTES {
@@ -181,14 +184,14 @@ impl Streams {
         connection.backlog.extend(message);
     }
 
-    /// Ends a connection on which something was said that has no answer.
+    /// Ends a connection whose message gets no answer.
     pub(super) fn refuse(&mut self, stream: StreamId) {
         if let Some(connection) = self.connections.iter().find(|it| it.id == stream) {
             self.sockets.get_mut::<Socket<'_>>(connection.handle).abort();
         }
     }
 
-    /// Sends what there is to send, and ends what is over.
+    /// Sends pending answers, and ends idle connections.
     pub(super) fn turn(&mut self, now: Instant, out: &mut Vec<Frame>) {
         if !self.connections.is_empty() {
             self.write(now);
@@ -196,7 +199,7 @@ impl Streams {
         }
     }
 
-    /// When there is something to do.
+    /// The time at which the next turn is due.
     pub(super) fn deadline(&mut self) -> Option<Instant> {
         let idle = self.connections.iter().map(|it| it.deadline).min()?;
         let unread = self.connections.iter().filter(|it| it.has_room());
@@ -243,7 +246,7 @@ impl Streams {
         let sockets = &mut self.sockets;
         self.connections.retain(|connection| {
             let state = sockets.get::<Socket<'_>>(connection.handle).state();
-            // A SYN that was none leaves a socket that listens. Nobody waits here for segments that come late.
+            // An invalid SYN leaves a socket that listens. Late segments are not waited for.
             let lives = !matches!(state, State::Listen | State::Closed | State::TimeWait);
             if !lives {
                 sockets.remove(connection.handle);
@@ -252,7 +255,7 @@ impl Streams {
         });
     }
 
-    /// Moves answers to where there is room for them, and closes connections that the guest has closed.
+    /// Moves answers to the send buffers as far as they have room, and closes connections that the guest has closed.
     fn write(&mut self, now: Instant) {
         for connection in &mut self.connections {
             let socket = self.sockets.get_mut::<Socket<'_>>(connection.handle);
@@ -277,16 +280,16 @@ impl Streams {
 }
 
 impl Connection {
-    /// Whether another question may come.
+    /// True if another question may come.
     fn has_room(&self) -> bool {
         self.waiting < PIPELINE && self.backlog.len() < BACKLOG_BYTES
     }
 }
 
-/// What is next on a connection.
+/// The next item on a connection.
 enum Next {
     Question(Vec<u8>),
-    /// Some of a question, or nothing.
+    /// Part of a question, or nothing.
     Part,
     Nonsense,
 }
@@ -304,7 +307,7 @@ fn whole_question(socket: &mut Socket<'_>) -> Next {
     Next::Question(bytes[2..2 + len].to_vec())
 }
 
-/// Whether a packet of ours is for this end of a connection.
+/// True if a packet of ours is for this end of a connection.
 fn is_for(packet: &[u8], client: SocketAddr) -> bool {
     match client.ip() {
         IpAddr::V4(address) => {
@@ -316,7 +319,7 @@ fn is_for(packet: &[u8], client: SocketAddr) -> bool {
     }
 }
 
-/// What the stack takes for its interface: at most one packet in, and those out.
+/// The stack's network interface: at most one packet in, and those out.
 struct Wire {
     mtu: usize,
     incoming: Option<Vec<u8>>,
@@ -344,7 +347,7 @@ impl Device for Wire {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = self.mtu;
-        // With checksum offload what comes from the guest has none.
+        // With checksum offload the guest's packets have none.
         let mut checksum = ChecksumCapabilities::ignored();
         checksum.ipv4 = Checksum::Tx;
         checksum.tcp = Checksum::Tx;

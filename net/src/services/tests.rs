@@ -349,7 +349,7 @@ fn questions_beyond_the_slots_wait_for_their_turn_and_no_longer_than_clients_do(
     for id in 1..UPSTREAM_SLOTS {
         asked(&bench.ask(&question(id.try_into().unwrap(), "example.org", 1)));
     }
-    // The queue is bounded, and what does not fit gets no answer that a client would believe.
+    // The queue is bounded, and questions beyond it get no answer that a client would believe.
     for id in 0..3000 {
         let out = bench.ask(&question(1000 + id, "example.org", 1));
         assert_eq!((out.frames.len(), out.upstream.len()), (0, 0), "{id}");
@@ -361,7 +361,7 @@ fn questions_beyond_the_slots_wait_for_their_turn_and_no_longer_than_clients_do(
     for _ in 0..100 {
         all += bench.wait(Duration::from_secs(1)).frames.len();
     }
-    // Those that were asked and never answered; the others were forgotten, and the time comes to rest.
+    // Those that were asked and never answered. The others were forgotten, and no deadline is left.
     assert!((UPSTREAM_SLOTS..10 * UPSTREAM_SLOTS).contains(&all), "{all}");
     assert_eq!(bench.responder.next_deadline(), None);
 }
@@ -379,7 +379,7 @@ fn server_that_is_dead_costs_one_wait_until_it_is_back() {
     let (slot, second, passed) = server_of(&bench.wait(Duration::from_millis(1500)));
     assert_eq!([first, second], servers[..]);
     bench.hear(slot, &answer_to(&passed, 0, &[]));
-    // From now on the other, and the dead one gets a copy first.
+    // From now on the other is asked, and the dead one gets a copy first.
     let out = bench.ask(&question(2, "example.org", 1));
     assert_eq!(out.upstream.len(), 2);
     let (slot, server, passed) = server_of(&out);

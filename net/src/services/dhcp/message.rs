@@ -75,7 +75,7 @@ impl Kind {
     }
 }
 
-/// What a client on an Ethernet of its own, not behind a relay, says.
+/// A message of a client on its own Ethernet, not behind a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::services) struct Message<'a> {
     pub(in crate::services) kind: Kind,
@@ -87,7 +87,7 @@ pub(in crate::services) struct Message<'a> {
     pub(super) requested: Option<Ipv4Addr>,
     pub(super) server_id: Option<Ipv4Addr>,
     client_id: Option<&'a [u8]>,
-    /// Octets that a message to it may have.
+    /// Octets that an answer may have.
     bytes_max: usize,
 }
 
@@ -115,7 +115,7 @@ impl<'a> Message<'a> {
         })
     }
 
-    /// Whether the client cannot receive a datagram to an address that it does not have yet.
+    /// True if the client cannot receive a datagram to an address that it does not have yet.
     pub(super) fn wants_broadcast(&self) -> bool {
         self.flags & BROADCAST_FLAG != 0
     }
@@ -165,8 +165,8 @@ impl Answer {
         }
     }
 
-    /// Adds an option that may be longer than one has room for: the client puts the parts together (RFC 3396 5). Returns
-    /// false if the client's message has no room for all of it.
+    /// Adds an option that may be longer than one has room for: the client joins the parts (RFC 3396 5). Returns false
+    /// if the client's message has no room for all of it.
     pub(super) fn long_option(&mut self, code: u8, value: &[u8]) -> bool {
         let parts = value.chunks(usize::from(u8::MAX));
         let fits = self.bytes.len() + 2 * parts.len() + value.len() < self.bytes_max;

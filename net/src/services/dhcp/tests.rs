@@ -1,4 +1,4 @@
-//! What clients say, and what they hear.
+//! Clients' messages, and the answers that they get.
 
 use super::*;
 use crate::services::tests::spec;
@@ -64,7 +64,7 @@ fn discover_is_offered_the_address_and_all_about_the_network() {
     assert!(offer.bytes.len() >= 300);
 }
 
-/// What a client is told of domains that has room for so many octets; the parts one behind the other, and how many.
+/// The search domains that a client with room for so many octets is told: the parts one behind the other, and how many.
 fn domains(names: &[&str], room: u16) -> (Vec<u8>, usize) {
     let search = Search::Host(names.iter().map(|name| name.parse().unwrap()).collect());
     let bytes = message(Kind::Discover, "0.0.0.0", &[(57, &room.to_be_bytes())]);

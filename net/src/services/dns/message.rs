@@ -1,6 +1,7 @@
 //! DNS messages (RFC 1035 4): a checked view of a question, of an answer to it, and the writer of our own answers.
 //!
-//! Only what a relay has to know is read: header, the one question, and whether there is an OPT record (RFC 6891).
+//! Only the parts that a relay needs are read: header, the one question, and the OPT record (RFC 6891), if there is
+//! one.
 
 use std::net::IpAddr;
 
@@ -13,13 +14,13 @@ pub(super) const HEADER_BYTES: usize = 12;
 const NAME_MAX_BYTES: usize = 255;
 const LABEL_MAX_BYTES: u8 = 63;
 
-/// What every client takes over UDP (RFC 1035 2.3.4).
+/// The size that every client accepts over UDP (RFC 1035 2.3.4).
 const UDP_MIN_BYTES: usize = 512;
 
-/// What we say that we take: no datagram of this size is ever in fragments (RFC 9715).
+/// The size that we accept: no datagram of this size is ever in fragments (RFC 9715).
 const OUR_UDP_BYTES: u16 = 1232;
 
-/// Seconds for which an answer of ours may be kept: VMs come and go.
+/// Seconds for which our answers may be cached: VMs come and go.
 const TTL_S: u32 = 5;
 
 /// Octets of an OPT record without options.
@@ -57,18 +58,18 @@ pub(in crate::services) enum Code {
     BadVers = 16,
 }
 
-/// A message that asks something and has a header at least, so that it can be answered.
+/// A message that asks something and has at least a header, so it can be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::services) enum Query<'a> {
     /// One question.
     Question(Question<'a>),
-    /// Anything else, and what is to be said of it.
+    /// Anything else, and the answer to it.
     Bad {
         /// The message's identifier.
         id: u16,
         /// Its flags.
         flags: u16,
-        /// What is wrong.
+        /// The error.
         code: Code,
     },
 }
@@ -77,7 +78,7 @@ pub(in crate::services) enum Query<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::services) struct Question<'a> {
     message: &'a [u8],
-    /// Where the question ends and records begin.
+    /// The end of the question, where records begin.
     pub(super) end: usize,
     pub(super) kind: u16,
     pub(super) class: u16,
@@ -85,7 +86,7 @@ pub(in crate::services) struct Question<'a> {
     edns: Option<Edns>,
 }
 
-/// What an OPT record says.
+/// The contents of an OPT record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Edns {
     udp_bytes: u16,
@@ -93,7 +94,7 @@ struct Edns {
 }
 
 impl<'a> Query<'a> {
-    /// The query in `message`; none for what must not be answered: fragments of a header, and answers.
+    /// The query in `message`; none for messages that must not be answered: cut headers, and answers.
     pub(in crate::services) fn parse(message: &'a [u8]) -> Option<Self> {
         let (id, flags) = (be16(message, 0)?, be16(message, 2)?);
         if message.len() < HEADER_BYTES || flags & RESPONSE != 0 {
@@ -131,7 +132,7 @@ impl<'a> Question<'a> {
         be16(self.message, 0).unwrap_or(0)
     }
 
-    /// Header and question, and all else that was said.
+    /// The whole message: header, question, and all else.
     pub(super) fn message(&self) -> &'a [u8] {
         self.message
     }
@@ -147,7 +148,7 @@ impl<'a> Question<'a> {
         })
     }
 
-    /// Octets that the client takes in one datagram.
+    /// Octets that the client accepts in one datagram.
     pub(super) fn udp_max(&self) -> usize {
         self.edns.map_or(0, |edns| usize::from(edns.udp_bytes)).max(UDP_MIN_BYTES)
     }
@@ -187,8 +188,7 @@ impl<'a> Question<'a> {
         bytes
     }
 
-    /// What another server answered to this question, if that is what it is, with the identifier that the client gave, cut to
-    /// `max` octets.
+    /// Another server's answer to this question, if it is one, with the client's identifier and cut to `max` octets.
     pub(super) fn relayed(&self, answer: &[u8], id: u16, max: usize) -> Option<Vec<u8>> {
         let flags = be16(answer, 2)?;
         if be16(answer, 0)? != id || flags & RESPONSE == 0 || flags & OPCODE != 0 || !self.is_echoed_in(answer, flags) {
@@ -207,7 +207,7 @@ impl<'a> Question<'a> {
         Some(bytes)
     }
 
-    /// Whether `answer` repeats the question. A server that did not understand it may leave it out.
+    /// True if `answer` repeats the question. A server that did not understand it may leave it out.
     fn is_echoed_in(&self, answer: &[u8], flags: u16) -> bool {
         match be16(answer, 4) {
             Some(1) => {
@@ -220,13 +220,13 @@ impl<'a> Question<'a> {
     }
 }
 
-/// The response code of a message.
+/// True if the response code of a message says that the server could not or would not answer.
 pub(super) fn is_failure(answer: &[u8]) -> bool {
     let code = be16(answer, 2).unwrap_or(0) & RCODE;
     [Code::ServFail as u16, Code::NotImp as u16, Code::Refused as u16].contains(&code)
 }
 
-/// Returns whether a message was cut because there was no room for all of it.
+/// True if a message was cut because there was no room for all of it.
 pub(super) fn is_cut(answer: &[u8]) -> bool {
     be16(answer, 2).is_some_and(|flags| flags & TRUNCATED != 0)
 }
@@ -256,7 +256,7 @@ fn push_opt(bytes: &mut Vec<u8>, code: u8) {
     bytes[11] = 1;
 }
 
-/// Where the name after the header ends, if it has no pointers, for which there is nothing to point to.
+/// The end of the name after the header, if it has no pointers: there is nothing yet to point to.
 fn plain_name_end(message: &[u8]) -> Option<usize> {
     let mut at = HEADER_BYTES;
     loop {
@@ -270,7 +270,8 @@ fn plain_name_end(message: &[u8]) -> Option<usize> {
     (end - HEADER_BYTES <= NAME_MAX_BYTES).then_some(end)
 }
 
-/// Where the OPT record is, among the records from `at` on; the outer none for a message that is not well-formed or has two.
+/// The place of the OPT record among the records from `at` on; the outer none for a message that is malformed or has
+/// two.
 ///
 /// Every record has eleven octets at least, so a message bounds the loop, whatever its counts say.
 fn opt(message: &[u8], mut at: usize) -> Option<Option<usize>> {
@@ -291,7 +292,7 @@ fn opt(message: &[u8], mut at: usize) -> Option<Option<usize>> {
     (at <= message.len()).then_some(found)
 }
 
-/// Where a name ends that may end with a pointer.
+/// The end of a name, which may end with a pointer.
 fn any_name_end(message: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match *message.get(at)? {
@@ -303,7 +304,7 @@ fn any_name_end(message: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-/// The data of an A, AAAA record.
+/// The data of an A or AAAA record.
 pub(super) fn address_value(address: &IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
@@ -311,7 +312,7 @@ pub(super) fn address_value(address: &IpAddr) -> Vec<u8> {
     }
 }
 
-/// A name as it is sent; none if a part of it is no label.
+/// A name in wire format; none if a part of it is no label.
 pub(in crate::services) fn name_value(name: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(name.len() + 2);
     for label in name.split('.') {

@@ -1,4 +1,4 @@
-//! Questions that others have to answer: as many at a time as there are slots, each asked under an identifier of its own.
+//! Questions for other servers: as many at a time as there are slots, each asked under an identifier of its own.
 //!
 //! ```text
 //!   ask --> [queue] --a free slot, in turn--> [waiting] --> [free]  the client gets it, cut to what it takes
@@ -7,9 +7,9 @@
 //!                                              after the last attempt: SERVFAIL, or what the last server said
 //! ```
 //!
-//! The server that answered last is asked first, so that a dead one costs one wait and not one at each question. Now
-//! and then the first of the list gets a copy of a question, and no client waits for its answer: if it answers, it is
-//! the first to be asked again.
+//! The server that answered last is asked first, so a dead one costs one wait and not one for each question. Now and
+//! then the first of the list gets a copy of a question, and no client waits for its answer. If it answers, it is the
+//! first to be asked again.
 //!
 //! A guest can have [`SLOTS`] questions out at a time and [`Budget`] of them in a second, and [`QUEUE_MAX`] waiting
 //! here.
@@ -30,41 +30,41 @@ pub(in crate::services) const SLOTS: usize = 64;
 /// [`QUESTION_MAX_BYTES`] long.
 const QUEUE_MAX: usize = 1024;
 
-/// How long they wait. A stub resolver has given up by then.
+/// The time for which they wait. A stub resolver has given up by then.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Questions in a second, and as many at once, that a guest can have the host ask.
 const RATE_PER_S: u32 = 2000;
 
-/// How often the first server gets a copy of a question while another one is asked first.
+/// Interval of copies to the first server while another one is asked first.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often a question is asked, and for how long each time. A stub resolver gives up after 5 s.
+/// Attempts for a question, and the timeout of each. A stub resolver gives up after 5 s.
 const ATTEMPTS: usize = 3;
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// Octets of the longest question that is passed on: what fits every path.
+/// Octets of the longest question that is passed on: it fits every path.
 const QUESTION_MAX_BYTES: usize = 1232;
 
-/// Who asked.
+/// The client that asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::services) struct Client {
     pub(in crate::services) mac: Octets,
     pub(in crate::services) address: SocketAddr,
-    /// Which of our addresses it asked.
+    /// The one of our addresses that it asked.
     pub(in crate::services) server: SocketAddr,
-    /// How it asked.
+    /// Its transport.
     pub(in crate::services) via: Via,
 }
 
-/// How a client asks, and is answered.
+/// The transport by which a client asks and gets its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::services) enum Via {
     Datagram,
     Stream(StreamId),
 }
 
-/// How a resolver is asked: as the client asks us, so that long answers come whole.
+/// The transport to a resolver: the client's own, so that long answers come whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// One datagram each way.
@@ -73,24 +73,24 @@ pub enum Transport {
     Tcp,
 }
 
-/// What the owner of the sockets is to do.
+/// Orders to the owner of the sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upstream {
-    /// Send `message` to `server` from a new socket, in place of the slot's old one. What comes back is for
+    /// Send `message` to `server` from a new socket, in place of the slot's old one. Its answer is for
     /// [`Responder::on_upstream`](crate::services::Responder::on_upstream).
     Ask {
-        /// Which of the [`UPSTREAM_SLOTS`](crate::services::UPSTREAM_SLOTS).
+        /// One of the [`UPSTREAM_SLOTS`](crate::services::UPSTREAM_SLOTS).
         slot: usize,
-        /// Whom to ask.
+        /// The resolver.
         server: SocketAddr,
-        /// How.
+        /// The transport.
         transport: Transport,
-        /// What to send.
+        /// The message.
         message: Vec<u8>,
     },
     /// Close the slot's socket.
     Forget {
-        /// Which.
+        /// The slot.
         slot: usize,
     },
 }
@@ -108,9 +108,9 @@ pub(in crate::services) struct Relay {
     queue: VecDeque<Queued>,
     budget: Budget,
     servers: Vec<SocketAddr>,
-    /// Which of them answered last.
+    /// The one of them that answered last.
     preferred: usize,
-    /// When the first one was last asked though another one is preferred.
+    /// The last time when the first one was asked although another one is preferred.
     probed: Option<Instant>,
     /// Octets of DNS that one frame to the client can hold.
     frame_max: usize,
@@ -124,7 +124,7 @@ struct Queued {
 }
 
 struct Waiting {
-    /// None for a copy, whose answer only says that a server is there.
+    /// None for a copy, whose answer only shows that a server is alive.
     client: Option<Client>,
     /// The client's message as it came.
     query: Vec<u8>,
@@ -149,7 +149,7 @@ impl Budget {
         Self { left: RATE_PER_S, counted: now }
     }
 
-    /// Takes a question from it; false if there is none left.
+    /// Takes a question from the budget; false if none is left.
     fn take(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.counted).as_millis();
         let earned = u32::try_from(passed).unwrap_or(u32::MAX).saturating_mul(RATE_PER_S / 1000);
@@ -176,12 +176,12 @@ impl Relay {
         }
     }
 
-    /// Whom to ask from now on, in this order.
+    /// Sets the servers to ask from now on, in this order.
     pub(in crate::services) fn set_servers(&mut self, servers: Vec<SocketAddr>) {
         (self.servers, self.preferred, self.probed) = (servers, 0, None);
     }
 
-    /// Passes a question on; what can be said at once comes back.
+    /// Passes a question on. Returns an answer that can be given at once.
     pub(in crate::services) fn ask(
         &mut self,
         question: &Question<'_>,
@@ -198,7 +198,7 @@ impl Relay {
             return None;
         }
         if self.queue.len() >= QUEUE_MAX {
-            // Whoever asks by datagrams asks again; on a connection nothing gets lost.
+            // A client that asks by datagram asks again; on a connection nothing gets lost.
             let refused = Answer { client, message: question.refuse(Code::ServFail) };
             return (client.via != Via::Datagram).then_some(refused);
         }
@@ -207,7 +207,7 @@ impl Relay {
         None
     }
 
-    /// What came back on the socket of a slot.
+    /// Takes bytes from the socket of a slot.
     pub(in crate::services) fn on_answer(
         &mut self,
         slot: usize,
@@ -223,7 +223,7 @@ impl Relay {
             _ => question.udp_max().min(self.frame_max),
         };
         let Some(message) = question.relayed(bytes, waiting.id, max) else {
-            // Not an answer to this: it may still come.
+            // Not an answer to this question: that may still come.
             self.slots[slot] = Some(waiting);
             return None;
         };
@@ -239,12 +239,12 @@ impl Relay {
         self.fill(now, random, out);
         let client = waiting.client?;
         let cut = matches!(client.via, Via::Stream(_)) && waiting.transport == Transport::Udp;
-        // Whoever asks over a connection does so because it wants the whole answer.
+        // A client asks over a connection to get the whole answer.
         let message = if cut && message::is_cut(bytes) { question.refuse(Code::ServFail) } else { message };
         Some(Answer { client, message })
     }
 
-    /// The socket of a slot failed: nobody is there, or no way leads there.
+    /// Takes note that the socket of a slot failed: there is no server, or no route to it.
     pub(in crate::services) fn on_failure(
         &mut self,
         slot: usize,
@@ -269,7 +269,7 @@ impl Relay {
         answer
     }
 
-    /// Asks again what has waited too long; those that have been asked often enough are answered.
+    /// Asks again after a timeout; questions without attempts left are answered.
     pub(in crate::services) fn on_time(
         &mut self,
         now: Instant,
@@ -293,7 +293,7 @@ impl Relay {
         answers
     }
 
-    /// When [`on_time`](Self::on_time) has something to do.
+    /// The time at which [`on_time`](Self::on_time) is due.
     pub(in crate::services) fn deadline(&self) -> Option<Instant> {
         let waiting = self.slots.iter().flatten().map(|waiting| waiting.deadline).min();
         let queued = self.queue.front().map(|queued| {
@@ -304,14 +304,14 @@ impl Relay {
         waiting.into_iter().chain(queued).min()
     }
 
-    /// Returns whether the client has asked this already.
+    /// True if the client has asked this already.
     fn is_known(&self, client: Client, query: &[u8]) -> bool {
         let mut waiting = self.slots.iter().flatten();
         waiting.any(|waiting| waiting.client == Some(client) && waiting.query == query)
             || self.queue.iter().any(|queued| queued.client == client && queued.query == query)
     }
 
-    /// Has questions asked that wait for a slot, as many as can be.
+    /// Asks queued questions, as many as there are slots and budget for.
     fn fill(&mut self, now: Instant, random: &mut Random, out: &mut Vec<Upstream>) {
         for slot in 0..SLOTS {
             if self.queue.is_empty() || self.servers.is_empty() {
@@ -333,7 +333,7 @@ impl Relay {
         }
     }
 
-    /// Asks the first server as well, in a slot that is not `used`, if it has not been for a while.
+    /// Asks the first server as well, in a slot other than `used`, if that is due.
     fn probe(&mut self, used: usize, query: &[u8], now: Instant, random: &mut Random, out: &mut Vec<Upstream>) {
         let due = self.probed.is_none_or(|probed| now.saturating_duration_since(probed) >= PROBE_INTERVAL);
         let free = (0..SLOTS).rev().find(|slot| *slot != used && self.slots[*slot].is_none());
@@ -344,7 +344,7 @@ impl Relay {
         self.attempt(slot, copy, now, random, out);
     }
 
-    /// After a server has not answered.
+    /// Prefers another server than one that has not answered.
     fn prefer_another_than(&mut self, server: usize) {
         if self.preferred == server {
             self.preferred = (server + 1) % self.servers.len().max(1);
@@ -376,7 +376,7 @@ fn give_up(slot: usize, waiting: &Waiting, out: &mut Vec<Upstream>) -> Option<An
     failure(waiting.client?, &waiting.query)
 }
 
-/// The answer to a question that has waited for a slot for too long: none to a client that may ask again.
+/// The answer to a question that has waited for a slot for too long; none for a client that may ask again.
 fn too_late(queued: &Queued) -> Option<Answer> {
     let client = Some(queued.client).filter(|client| client.via != Via::Datagram)?;
     failure(client, &queued.query)

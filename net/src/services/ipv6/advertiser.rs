@@ -1,7 +1,8 @@
-//! Router advertisements (RFC 4861 6.2): the prefix from which a guest makes its addresses, the MTU, the resolver (RFC 8106), and on a
-//! network with a way out the router.
+//! Router advertisements (RFC 4861 6.2): the prefix from which a guest makes its addresses, the MTU, the resolver (RFC
+//! 8106), and on a network with a way out the router.
 //!
-//! A guest that asks from an address is answered at once and alone; the RFC's random delay keeps several routers apart, and here is one.
+//! A guest that asks from an address is answered at once and alone. The RFC's random delay keeps several routers apart;
+//! here is only one.
 //!
 //! ```text
 //!   start --16 s--> [to all] --16 s--> [to all] --16 s--> [to all] --200 to 600 s--> [to all] ...
@@ -21,7 +22,7 @@ const ADVERTISEMENT: u8 = 134;
 /// Octets of a solicitation before its options.
 const SOLICITATION_BYTES: usize = 8;
 
-/// What proves that nobody forwarded a message.
+/// The hop limit which proves that no router forwarded a message.
 const HOPS: u8 = 255;
 
 /// Option types.
@@ -35,7 +36,7 @@ const DNS_SEARCH_LIST: u8 = 31;
 const OTHER_CONFIGURATION: u8 = 0x40;
 const ON_LINK_AND_AUTONOMOUS: u8 = 0xc0;
 
-/// Hops that the guest's packets are to take.
+/// The hop limit for the guest's packets.
 const GUEST_HOPS: u8 = 64;
 
 /// Times between advertisements to all (RFC 4861 6.2.1 and 10): usually, of the first ones, and at least.
@@ -45,37 +46,38 @@ const INITIAL_INTERVAL: Duration = Duration::from_secs(16);
 const INITIAL_COUNT: u8 = 3;
 const DISTANCE_MIN: Duration = Duration::from_secs(3);
 
-/// Seconds for which the router, the resolver and addresses are good: three intervals, and twice that for addresses in use (RFC 9096 3.2).
+/// Seconds for which the router, the resolver and addresses are valid: three intervals, and twice that for addresses in
+/// use (RFC 9096 3.2).
 const LIFETIME_S: u16 = 1800;
 const VALID_S: u32 = 3600;
 
-/// All nodes and all routers of a link, and how frames to all nodes are addressed (RFC 2464 7).
+/// All nodes and all routers of a link, and the MAC address of frames to all nodes (RFC 2464 7).
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 const ALL_NODES_MAC: Octets = [0x33, 0x33, 0, 0, 0, 1];
 
-/// When advertisements are due.
+/// The schedule of advertisements.
 pub(in crate::services) struct Advertiser {
     next: Instant,
     last: Option<Instant>,
     sent: u8,
 }
 
-/// Who asks.
+/// The sender of a solicitation.
 enum Solicitor {
     /// A guest that has an address.
     At(Octets, Ipv6Addr),
-    /// One that has none.
+    /// A guest that has none.
     Nameless,
 }
 
 impl Advertiser {
-    /// One that begins now.
+    /// A schedule that begins now.
     pub(in crate::services) fn new(now: Instant) -> Self {
         Self { next: now + INITIAL_INTERVAL, last: None, sent: 0 }
     }
 
-    /// When [`on_time`](Self::on_time) has something to do.
+    /// The time at which [`on_time`](Self::on_time) is due.
     pub(in crate::services) fn deadline(&self) -> Instant {
         self.next
     }
@@ -90,14 +92,14 @@ impl Advertiser {
         advertisement(spec, network, ALL_NODES_MAC, ALL_NODES)
     }
 
-    /// Has the next advertisement to all come as soon as may be.
+    /// Has the next advertisement to all come as soon as possible.
     pub(in crate::services) fn hurry(&mut self, now: Instant) {
         let soonest = self.last.map_or(now, |last| (last + DISTANCE_MIN).max(now));
         self.next = self.next.min(soonest);
     }
 
-    /// Answers a solicitation: at once, or by having the next advertisement to all come sooner. None if `packet` is none; the inner none
-    /// if the answer comes later.
+    /// Answers a solicitation: at once, or by advancing the next advertisement to all. None if `packet` is no
+    /// solicitation; the inner none if the answer comes later.
     pub(in crate::services) fn on_packet(
         &mut self,
         spec: &ServiceSpec,
@@ -115,7 +117,7 @@ impl Advertiser {
     }
 }
 
-/// Who asks, if `packet` is a solicitation (RFC 4861 6.1.1).
+/// The sender of `packet`, if that is a solicitation (RFC 4861 6.1.1).
 fn solicitor(network: &Ipv6Network, packet: &Packet<'_>) -> Option<Solicitor> {
     let (IpAddr::V6(source), IpAddr::V6(destination)) = (packet.source, packet.destination) else { return None };
     let ours = [ALL_ROUTERS, ALL_NODES, network.link_local].contains(&destination);
@@ -143,7 +145,7 @@ fn advertisement(spec: &ServiceSpec, network: &Ipv6Network, mac: Octets, destina
     let router_s = if spec.reach == Reach::Outside { LIFETIME_S } else { 0 };
     let mut message = vec![ADVERTISEMENT, 0, 0, 0, GUEST_HOPS, OTHER_CONFIGURATION];
     message.extend(router_s.to_be_bytes());
-    // Reachable time and retransmission timer: whatever the guest uses.
+    // Reachable time and retransmission timer: left to the guest.
     message.extend([0; 8]);
     message.extend([SOURCE_LINK_LAYER_ADDRESS, 1]);
     message.extend(spec.gateway_mac.octets());

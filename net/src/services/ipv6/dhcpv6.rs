@@ -1,11 +1,11 @@
-//! Stateless DHCPv6 (RFC 8415 18.3.6): what a guest asks for beside its addresses, which it makes itself.
+//! Stateless DHCPv6 (RFC 8415 18.3.6): options for a guest that makes its addresses itself.
 
 use std::net::Ipv6Addr;
 
 use crate::services::frame::be16;
 use crate::services::{ServiceSpec, search};
 
-/// Where a server listens, and a client.
+/// Ports of a server and of a client.
 pub(in crate::services) const SERVER_PORT: u16 = 547;
 pub(in crate::services) const CLIENT_PORT: u16 = 546;
 
@@ -28,24 +28,24 @@ const REFRESH_TIME: u16 = 32;
 /// Octets of the longest identifier (RFC 8415 11.1).
 const ID_MAX_BYTES: usize = 130;
 
-/// When to ask again, in seconds. The shortest that a client takes is 600.
+/// Time after which to ask again, in seconds. The shortest that a client accepts is 600.
 const REFRESH_S: u32 = 3600;
 
 /// An identifier made of an Ethernet address: DUID-LL (RFC 8415 11.4).
 const DUID_LINK_LAYER: [u8; 4] = [0, 3, 0, 1];
 
-/// What a client asks.
+/// A client's information request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Request<'a> {
     transaction: [u8; 3],
     client_id: Option<&'a [u8]>,
     server_id: Option<&'a [u8]>,
-    /// Codes of the options that are wanted; all if not said.
+    /// Codes of the wanted options; all if not given.
     wanted: Option<&'a [u8]>,
 }
 
 impl<'a> Request<'a> {
-    /// The information request in `bytes`; none for what asks for addresses, too.
+    /// The information request in `bytes`; none for a message that asks for addresses, too.
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (&[kind, a, b, c], mut options) = bytes.split_first_chunk()?;
         if kind != INFORMATION_REQUEST {

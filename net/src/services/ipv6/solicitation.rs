@@ -1,4 +1,5 @@
-//! The question who has an IPv6 address (RFC 4861 4.3), and the answer that it is taken, as whole frames.
+//! The solicitation for the owner of an IPv6 address (RFC 4861 4.3), and the advertisement that it is taken, as whole
+//! frames.
 
 use std::net::Ipv6Addr;
 
@@ -6,29 +7,30 @@ use crate::identity::mac::MacAddr;
 use crate::services::Ipv6Network;
 use crate::services::frame::{Frame, Link, Protocol, packet};
 
-/// Its ICMPv6 type, and the option with the asker's own Ethernet address in units of 8 octets.
+/// Its ICMPv6 type, and the option with the sender's own MAC address in units of 8 octets.
 const NEIGHBOR_SOLICIT: u8 = 135;
 const SOURCE_LINK_ADDRESS: [u8; 2] = [1, 1];
 
-/// An advertisement, its flag that says that it counts, and its option (RFC 4861 4.4).
+/// An advertisement, its override flag, and its option (RFC 4861 4.4).
 const NEIGHBOR_ADVERT: u8 = 136;
 const OVERRIDE: u8 = 0x20;
 const TARGET_LINK_ADDRESS: [u8; 2] = [2, 1];
 
-/// Everybody on the link (RFC 4291 2.7.1).
+/// All nodes on the link (RFC 4291 2.7.1).
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-/// The prefix of the addresses of a link (RFC 4291 2.5.6).
+/// The prefix of link-local addresses (RFC 4291 2.5.6).
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 
-/// Asks from `mac` who has `target`.
+/// Asks from `mac` for the owner of `target`.
 ///
-/// The asker has the link-local address that goes with `mac`. The unspecified address would say that the asker is about to take `target`
-/// itself (RFC 4862 5.4.3): a guest to which the frame comes while it makes sure of its own address would give it up.
+/// The sender uses the link-local address that goes with `mac`. The unspecified address would say that the sender is
+/// about to take `target` itself (RFC 4862 5.4.3): a guest that gets the frame while it probes for that address would
+/// give it up.
 pub(crate) fn solicitation(mac: MacAddr, target: Ipv6Addr) -> Option<Frame> {
     let source = Ipv6Network { prefix: LINK_LOCAL, gateway: LINK_LOCAL, link_local: LINK_LOCAL }.address_of(mac);
     let [.., a, b, c] = target.octets();
-    // Those who have such an address listen there (RFC 4291 2.7.1, RFC 2464 7).
+    // Owners of such an address listen there (RFC 4291 2.7.1, RFC 2464 7).
     let group = Ipv6Addr::from_bits(0xff02_0000_0000_0000_0000_0001_ff00_0000 | (target.to_bits() & 0xff_ffff));
     let link = Link { source: mac.octets(), destination: [0x33, 0x33, 0xff, a, b, c] };
     let message =
@@ -36,7 +38,7 @@ pub(crate) fn solicitation(mac: MacAddr, target: Ipv6Addr) -> Option<Frame> {
     packet(link, source.into(), group.into(), Protocol::Icmpv6, &message)
 }
 
-/// Says from `mac` that `target` is taken, to whoever is about to take it (RFC 4862 5.4.4).
+/// Says from `mac` that `target` is taken, to any machine that is about to take it (RFC 4862 5.4.4).
 pub(crate) fn advertisement(mac: MacAddr, target: Ipv6Addr) -> Option<Frame> {
     let link = Link { source: mac.octets(), destination: [0x33, 0x33, 0, 0, 0, 1] };
     let option = [TARGET_LINK_ADDRESS.as_slice(), &mac.octets()].concat();

@@ -204,7 +204,7 @@ proptest! {
         for (flags, port, sequence, acknowledged, data) in segments {
             let mut peer = Peer { port: 2000 + port, sequence, acknowledged, heard: Vec::new(), flags: Vec::new() };
             bench.segment(&mut peer, flags, &data);
-            // The same near what the connection expects.
+            // The same near the sequence numbers that the connection expects.
             known.sequence = known.sequence.wrapping_add(sequence % 7);
             known.acknowledged = known.acknowledged.wrapping_sub(acknowledged % 5);
             bench.segment(&mut known, flags, &data);

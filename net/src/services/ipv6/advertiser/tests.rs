@@ -1,4 +1,4 @@
-//! When advertisements are sent, and what is in them.
+//! The times of advertisements, and their contents.
 
 use super::*;
 use crate::services::tests::spec;
