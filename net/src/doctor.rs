@@ -1,8 +1,8 @@
-//! Everything on a host that would keep cards from working, each with the one command that changes it. Changes nothing itself.
+//! Everything on a host that would keep cards from working, each with the one command that fixes it.
 //!
-//! Only looks: at what a plan is made from, and at what may swallow packets afterwards. Whoever may not see something is told so.
-//! Not seen: single rules that drop some packets, eBPF programs, policy routing, and what firewalls of
-//! other machines do.
+//! Changes nothing. Looks at the facts that a plan is made from, and at rules and settings that may drop packets
+//! afterwards. Reports what the user lacks the privilege to see. Not seen: single rules that drop some packets, eBPF
+//! programs, policy routing, and firewalls of other machines.
 
 mod firewall;
 mod forwarding;
@@ -24,7 +24,7 @@ use crate::spec::{NetSpec, Switch};
 use crate::survey::inherited;
 use crate::survey::ip;
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
@@ -36,60 +36,60 @@ pub enum Level {
     Problem,
 }
 
-/// Something that was looked at.
+/// A finding about the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How bad it is.
+    /// Its severity.
     pub level: Level,
-    /// What it is about, in a word.
+    /// The subject, in a word.
     pub about: &'static str,
-    /// What was found.
+    /// The finding.
     pub what: String,
-    /// Why it hurts; empty where it does not.
+    /// The effect; empty if there is none.
     pub why: String,
-    /// The command, or the change, that helps.
+    /// The command, or the change, that fixes it.
     pub fix: Option<String>,
 }
 
 impl Finding {
-    /// Something that is as it should be.
+    /// A finding that needs no action.
     pub fn fine(about: &'static str, what: impl Into<String>) -> Self {
         Self { level: Level::Fine, about, what: what.into(), why: String::new(), fix: None }
     }
 
-    /// Something that keeps cards from working.
+    /// A problem that keeps cards from working.
     pub fn problem(about: &'static str, what: impl Into<String>, why: impl Into<String>, fix: Option<String>) -> Self {
         Self { level: Level::Problem, about, what: what.into(), why: why.into(), fix }
     }
 
-    /// Something that hurts and does not keep cards from working.
+    /// A problem that does not keep cards from working.
     fn warning(about: &'static str, what: impl Into<String>, why: &str, fix: impl Into<String>) -> Self {
         Self { fix: Some(fix.into()), ..Self::trouble(about, what, why) }
     }
 
-    /// The same where no one command helps.
+    /// A problem that no single command fixes.
     pub fn trouble(about: &'static str, what: impl Into<String>, why: &str) -> Self {
         Self { level: Level::Warning, about, what: what.into(), why: why.to_owned(), fix: None }
     }
 }
 
-/// What the cards need of the host.
+/// The cards' needs of the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Needs {
-    /// The device of taps.
+    /// The tap device.
     tap: bool,
     /// A link of our own of any kind.
     link: bool,
     /// A bridge between the guest and others.
     bridge: bool,
-    /// Ways for packets between a network of ours and the rest of the world.
+    /// Forwarding between a network of ours and the rest of the world.
     forwarding: bool,
     /// The kernel's vhost-net.
     vhost: bool,
 }
 
 impl Needs {
-    /// Those of these cards; without any, those of a card on a bridge and of one behind NAT.
+    /// The needs of these cards; without any, those of a card on a bridge and of one behind NAT.
     fn of(cards: &[NetSpec]) -> Self {
         if cards.is_empty() {
             return Self { tap: true, link: true, bridge: true, forwarding: true, vhost: false };
@@ -105,10 +105,10 @@ impl Needs {
     }
 }
 
-/// Looks at this host with the eyes of a start with `request`, whose cards may be none.
+/// Examines this host as a start with `request`, whose cards may be empty, would.
 ///
 /// # Errors
-/// The host does not say what there is.
+/// The kernel does not answer the survey.
 pub fn examine(request: &Request) -> Result<Vec<Finding>, Error> {
     let needs = Needs::of(&request.cards);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
@@ -135,7 +135,7 @@ pub fn examine(request: &Request) -> Result<Vec<Finding>, Error> {
     Ok(findings)
 }
 
-/// What has become of the question to Open vSwitch.
+/// The finding about Open vSwitch's answer.
 fn ovs(fact: &OvsFact) -> Option<Finding> {
     match fact {
         OvsFact::NotAsked => None,

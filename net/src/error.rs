@@ -19,13 +19,13 @@ use crate::spec::{IfName, Protocol};
 /// Why the cards of a VM could not be made, kept or taken away.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The plan says no.
+    /// The plan refuses.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The keeper said so; it has undone what it did.
+    /// The keeper failed, and has undone its steps.
     #[error("{}", .0.message)]
     Keeper(Report),
-    /// A fork copies only the calling thread, and would leave the locks of the others locked for ever.
+    /// A fork copies only the calling thread, and would leave the other threads' locks locked for ever.
     #[error("The network keeper has to be started before any thread, and the process has {threads}")]
     Threads {
         /// Threads of the process.
@@ -34,37 +34,37 @@ pub enum Error {
     /// `/proc/self/task` cannot be read.
     #[error("Count the threads of this process")]
     CountThreads(#[source] io::Error),
-    /// No socket pair.
+    /// The socket pair cannot be made.
     #[error("Open a socket to the network keeper")]
     Socket(#[source] io::Error),
-    /// No process.
+    /// The keeper cannot be forked.
     #[error("Fork the network keeper")]
     Fork(#[source] io::Error),
-    /// The keeper's ability to wait for events.
+    /// The keeper's event loop.
     #[error("Start the network keeper's event loop")]
     Runtime(#[source] io::Error),
-    /// Trouble on the socket between VMM and keeper.
+    /// An error on the socket between VMM and keeper.
     #[error("Talk to the network keeper")]
     Talk(#[source] io::Error),
     /// The keeper does not answer, most likely because the kernel does not answer it.
     #[error("The network keeper has not answered for {seconds} s")]
     Silent {
-        /// How long it was waited for.
+        /// The timeout in seconds.
         seconds: i64,
     },
-    /// The VMM has gone, or does not want its network any more.
+    /// The VMM has gone, or no longer wants its network.
     #[error("The VM ended before its network was made")]
     Unwanted,
     /// The keeper was killed, or died.
     #[error("The network keeper ended without an answer")]
     Gone,
-    /// Something else than the protocol came.
+    /// A message that is not of the protocol.
     #[error("The network keeper sent something else than expected")]
     Protocol,
-    /// The keeper's connection to the kernel.
+    /// The keeper's netlink connection.
     #[error("Open a connection to the kernel's network configuration (rtnetlink)")]
     Connect(#[source] io::Error),
-    /// The kernel did not say what there is.
+    /// The kernel did not answer the survey.
     #[error("Read the interfaces of this host")]
     Survey(#[source] io::Error),
     /// `/dev/net/tun`.
@@ -81,18 +81,18 @@ pub enum Error {
     OpenTap {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The descriptor of a tap refused its preparation.
+    /// The descriptor of a tap cannot be prepared.
     #[error("Prepare the inherited tap {tap}")]
     AdoptTap {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A plan whose steps are out of order: a defect of ours.
+    /// A plan whose steps are out of order: a defect in minivmm.
     #[error("Cannot find the tap of card {card} in this network namespace")]
     NoTap {
         /// The card.
@@ -105,7 +105,7 @@ pub enum Error {
         tap: String,
         /// The bridge.
         bridge: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// `RTM_NEWLINK` of a macvtap, and its settings.
@@ -113,7 +113,7 @@ pub enum Error {
     CreateMacvtap {
         /// The interface.
         lower: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The character device of a macvtap.
@@ -121,23 +121,23 @@ pub enum Error {
     OpenMacvtap {
         /// The macvtap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A port of Open vSwitch.
+    /// Adding a port to Open vSwitch.
     #[error("Add a port to Open vSwitch bridge {bridge}")]
     AddOvsPort {
         /// The bridge.
         bridge: IfName,
-        /// What went wrong.
+        /// The cause.
         source: OvsError,
     },
-    /// The same, taken back.
+    /// Removing a port from Open vSwitch.
     #[error("Remove Open vSwitch port {port}")]
     RemoveOvsPort {
         /// The port.
         port: IfName,
-        /// What went wrong.
+        /// The cause.
         source: OvsError,
     },
     /// `RTM_NEWLINK` of a bridge.
@@ -145,7 +145,7 @@ pub enum Error {
     CreateBridge {
         /// The bridge.
         bridge: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// `RTM_SETLINK` with `IFLA_BR_STP_STATE`.
@@ -153,7 +153,7 @@ pub enum Error {
     StartStp {
         /// The bridge.
         bridge: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// `RTM_SETLINK` with `IFLA_BR_VLAN_FILTERING`.
@@ -161,7 +161,7 @@ pub enum Error {
     FilterVlans {
         /// The bridge.
         bridge: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// `RTM_SETLINK` with the VLANs of an uplink.
@@ -169,25 +169,25 @@ pub enum Error {
     JoinVlans {
         /// The port.
         link: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// An interface that should become the port of a bridge of ours.
+    /// Making an interface the port of a bridge of ours.
     #[error("Take {uplink} as uplink")]
     TakeUplink {
         /// The interface.
         uplink: String,
-        /// What went wrong.
+        /// The cause.
         source: MoveError,
     },
-    /// An interface that should have again what the bridge has from it.
+    /// Giving an interface back the addresses and routes that its bridge took over.
     #[error("Give back to {uplink} what bridge {bridge} has from it; both are left as they are")]
     GiveBack {
         /// The bridge.
         bridge: String,
         /// The interface.
         uplink: String,
-        /// What went wrong.
+        /// The cause.
         source: MoveError,
     },
     /// `RTM_SETLINK` with the bridge's own address.
@@ -195,7 +195,7 @@ pub enum Error {
     PinAddress {
         /// The bridge.
         bridge: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// `RTM_SETLINK` with up or down.
@@ -203,7 +203,7 @@ pub enum Error {
     Raise {
         /// The interface.
         link: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// `RTM_DELLINK`.
@@ -211,7 +211,7 @@ pub enum Error {
     Remove {
         /// The interface.
         link: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The address, alias or settings of a network's bridge.
@@ -219,40 +219,40 @@ pub enum Error {
     GiveGateway {
         /// The bridge.
         bridge: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// `net.ipv4.conf`.
+    /// The sysctls of `net.ipv4.conf`.
     #[error("Let packets pass between bridge {bridge} and the rest of the world")]
     Forwarding {
         /// The bridge.
         bridge: IfName,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A socket on a port of the host.
+    /// The socket that reserves a port of the host.
     #[error("Hold {} port {port} of this host", .protocol.name())]
     HoldPort {
         /// Its protocol.
         protocol: Protocol,
         /// The port.
         port: u16,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The VM's tables.
     #[error("Create the nftables of this VM")]
     Nftables(#[source] NftError),
-    /// No descriptor for the VMM.
+    /// The tables' descriptor cannot be handed to the VMM.
     #[error("Share the connection to the kernel's packet filter (nf_tables)")]
     ShareTables(#[source] io::Error),
-    /// Docker's chain for rules of others.
+    /// The rules in `DOCKER-USER`, Docker's chain for rules of other programs.
     #[error("Change the rules of VMs in Docker's chain DOCKER-USER")]
     Docker(#[source] NftError),
-    /// Rates of a card on vhost-net.
+    /// The rate limit of a card on vhost-net.
     #[error("Hold the rates of a card on its tap")]
     LimitRates(#[source] RateError),
-    /// The VM's table of copies.
+    /// The VM's mirror table.
     #[error("Copy frames to another interface")]
     Mirror(#[source] NftError),
     /// The tables of a policy.
@@ -263,10 +263,10 @@ pub enum Error {
     OpenServices {
         /// The tap.
         tap: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The end of a VM left something behind.
+    /// A teardown that left something behind.
     #[error("{}", list(.0))]
     Teardown(Vec<Report>),
 }
@@ -274,16 +274,16 @@ pub enum Error {
 /// An error as it crosses the socket between keeper and VMM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The whole chain of causes in one line.
+    /// The whole chain of causes on one line.
     pub message: String,
-    /// What the user can do.
+    /// The hint for the user.
     pub hint: Option<String>,
-    /// Whether the command line asked for something that cannot be had.
+    /// True if the command line asked for something that cannot be had.
     pub usage: bool,
 }
 
 impl Error {
-    /// What the user can do about it.
+    /// The hint for the user.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Refused(refusal) => Some(refusal.hint()),
@@ -293,7 +293,7 @@ impl Error {
         }
     }
 
-    /// Whether the user asked for something that cannot be had, rather than the host failing to give it.
+    /// True if the user asked for something that cannot be had, and not if the host failed to provide it.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Refused(_) => true,
@@ -302,7 +302,7 @@ impl Error {
         }
     }
 
-    /// Whether the host changed between survey and step, so that a new plan may well succeed.
+    /// True if the host changed between survey and step, so that a new plan may well succeed.
     pub(crate) fn is_stale_plan(&self) -> bool {
         match self {
             Self::CreateBridge { source, .. } => source.raw_os_error() == Some(libc::EEXIST),
@@ -316,7 +316,7 @@ impl Error {
         }
     }
 
-    /// This error as one line, fit to be sent.
+    /// This error as one line, ready to be sent.
     pub(crate) fn report(&self) -> Report {
         Report { message: error_chain(self), hint: self.hint(), usage: self.is_usage() }
     }
@@ -326,14 +326,14 @@ impl Error {
     }
 }
 
-/// An error and its causes on one line, each said once.
+/// An error and its causes on one line.
 pub fn error_chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 impl Error {
-    /// What it means that a bridge of ours stays, or that something stays as it was changed for it.
+    /// The error of a bridge of ours that was not removed, or whose uplink was not restored.
     pub(crate) fn of_bridge(bridge: &IfName, error: BridgeError) -> Self {
         match error {
             BridgeError::Link(source) => Self::Remove { link: bridge.to_string(), source },

@@ -1,4 +1,4 @@
-//! From a request and the facts of a host to the steps of a start. Knows no kernel and applies nothing.
+//! From a request and the facts of a host to the steps of a start. Reads no kernel state and applies nothing.
 //!
 //! [`plan`] is a pure function: it touches nothing, the same input gives the same steps, and everything that can be
 //! refused before the host is changed is refused here.
@@ -43,23 +43,23 @@ use private::Networks;
 /// The MTU of a new tap and of a new bridge, in bytes (`ETH_DATA_LEN`).
 pub const ETHERNET_MTU: u16 = 1500;
 
-/// The largest MTU of a tap, in bytes: what the kernel takes as a frame, 65535 bytes, less the Ethernet header (drivers/net/tun.c,
-/// `tun_net_initialize`).
+/// The largest MTU of a tap, in bytes: the kernel's largest frame, 65535 bytes, less the Ethernet header
+/// (drivers/net/tun.c, `tun_net_initialize`).
 const TAP_MTU_MAX: u16 = 65535 - 14;
 
 /// The VLAN in which a new bridge puts every port (`br_vlan_init`, net/bridge/br_vlan.c).
 const DEFAULT_PVID: u16 = 1;
 
-/// What the host has to do for the cards of one VM, in this order.
+/// The changes to the host for the cards of one VM, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// What every card will be.
+    /// The cards.
     pub cards: Vec<Card>,
-    /// What makes them so. Teardown undoes the steps from the last to the first.
+    /// The steps that make them. Teardown undoes the steps from the last to the first.
     pub steps: Vec<Step>,
 }
 
-/// What the guest sees of one card.
+/// One card as the guest sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Card {
     /// The guest's address.
@@ -68,14 +68,14 @@ pub struct Card {
     pub mtu: u16,
     /// Queue pairs.
     pub queues: u16,
-    /// What is left to the tap, as far as it can do it.
+    /// Offloads left to the tap, as far as it supports them.
     pub offload: OffloadList,
 }
 
 /// Plans the cards of a VM.
 ///
 /// # Errors
-/// The first thing that speaks against a card.
+/// The first reason to refuse a card.
 pub fn plan(request: &Request, facts: &Facts) -> Result<Plan, Refusal> {
     let default_queues = Queues::for_vcpus(request.vcpus);
     if let Some(policy) = &request.policy {
@@ -130,7 +130,7 @@ impl Plan {
         })
     }
 
-    /// The chains of others that have rules for a card.
+    /// The chains of other programs that hold rules for a card.
     pub(crate) fn foreign_rules_of(&self, card_idx: usize) -> Vec<String> {
         let bridge = self.bridge_of(card_idx);
         let admissions = self.steps.iter().flat_map(|step| match step {
@@ -140,7 +140,7 @@ impl Plan {
         admissions.filter(|admission| Some(&admission.bridge) == bridge).flat_map(Admission::chains).collect()
     }
 
-    /// What is written on a card's tap; nothing if minivmm does not write on it.
+    /// The alias of a card's tap; empty if minivmm sets none.
     pub(crate) fn alias_of(&self, card_idx: usize) -> String {
         let alias = self.steps.iter().find_map(|step| match step {
             Step::AttachTap(AttachTap { card, alias, .. }) if *card == card_idx => Some(alias.to_string()),
@@ -167,7 +167,7 @@ struct Draft<'a> {
     vm: &'a str,
     policy: Option<&'a Policy>,
     facts: &'a Facts,
-    /// Of a card whose spec does not say.
+    /// Queues of a card whose spec sets none.
     default_queues: Queues,
     cards: Vec<Card>,
     steps: Vec<Step>,
@@ -187,7 +187,7 @@ impl Draft<'_> {
             Some(link) => {
                 let mtu = self.join(link, name);
                 if link.is_our_bridge() && has_other_stp(link, spec) && is_unused(link, &self.facts.links) {
-                    // Left behind by a VM that did not ask for it, or did not get there.
+                    // A VM that did not ask for a spanning tree, or did not get that far, left the bridge behind.
                     self.spanning_tree(spec)?;
                 } else {
                     check_stp(link, spec)?;
@@ -237,7 +237,7 @@ impl Draft<'_> {
         link.or(made)
     }
 
-    /// The VLANs of a port, with the step that has the bridge filter if it does not.
+    /// The VLANs of a port, with the step that turns on the bridge's VLAN filter if it is off.
     fn vlans(&mut self, name: &IfName, spec: &VlanSpec) -> Result<Option<PortVlans>, Refusal> {
         let link = self.facts.link(name.as_str());
         if spec.is_empty() {
@@ -266,7 +266,7 @@ impl Draft<'_> {
         Ok(Some(PortVlans { untagged, tagged: spec.trunk.clone(), leave }))
     }
 
-    /// Steps for a bridge that exists, at its first card. Returns the bridge's MTU.
+    /// Adds the steps for an existing bridge, at its first card. Returns the bridge's MTU.
     fn join(&mut self, bridge: &Link, name: &IfName) -> u16 {
         let mtu = u16::try_from(bridge.mtu).unwrap_or(u16::MAX);
         if self.steps.iter().any(|step| step.bridge() == Some(name)) {
@@ -282,8 +282,8 @@ impl Draft<'_> {
 
     /// The address of a bridge that would change when a tap of ours joins.
     ///
-    /// A bridge whose address nobody set takes the lowest among its ports (`br_stp_recalculate_bridge_id`). Our taps
-    /// have nearly the highest, which is enough while there is a port below them. Any other bridge would take the
+    /// A bridge without a configured address takes the lowest among its ports (`br_stp_recalculate_bridge_id`). Our
+    /// taps have nearly the highest, which is enough while there is a port below them. Any other bridge would take the
     /// tap's, and lose it with the tap: all machines that know the old address would lose the host.
     fn address_at_risk(&self, bridge: &Link) -> Option<MacAddr> {
         let below_taps = |port: &Link| port.mac.is_some_and(|mac| mac[0] < HOST_SIDE_PREFIX);
@@ -293,7 +293,7 @@ impl Draft<'_> {
         bridge.mac.and_then(|mac| MacAddr::new(mac).ok())
     }
 
-    /// The step for a bridge that is missing, at its first card. Returns the bridge's MTU.
+    /// Adds the step for a missing bridge, at its first card. Returns the bridge's MTU.
     fn create(&mut self, spec: &BridgeSpec) -> Result<u16, Refusal> {
         let name = &spec.bridge;
         let planned = self.steps.iter().find_map(|step| match step {
@@ -320,7 +320,7 @@ impl Draft<'_> {
         Ok(mtu)
     }
 
-    /// The step for the spanning tree of a new bridge, if a card asks for one and no other card has.
+    /// Adds the step for the spanning tree of a new bridge, if this card is the first to ask for one.
     fn spanning_tree(&mut self, spec: &BridgeSpec) -> Result<(), Refusal> {
         let Some(delay) = spec.stp.delay() else { return Ok(()) };
         let planned = self.steps.iter().find_map(|step| match step {
@@ -397,7 +397,8 @@ impl Draft<'_> {
         Ok((mtu, spec.fd.queues()))
     }
 
-    /// The step that puts the policy on a card, if there is one: before a frame can get to the guest. `tap` is one that is there already.
+    /// Adds the step that puts the policy, if any, on a card before a frame can reach the guest. `tap` is an existing
+    /// tap.
     fn judge(&mut self, card: usize, tap: Option<&IfName>, served: Switch) {
         if let Some(policy) = self.policy {
             let (vm, tap, policy) = (self.vm.to_owned(), tap.cloned(), policy.clone());
@@ -405,13 +406,13 @@ impl Draft<'_> {
         }
     }
 
-    /// Refuses an address that the host knows to be somebody else's.
+    /// Refuses a MAC address that the host knows to be in use.
     fn check_mac(&self, mac: MacAddr, spec: &NetSpec) -> Result<(), Refusal> {
         let used = |by: String| Err(Refusal::MacUsed { mac, by });
         if let Some(card) = self.cards.iter().position(|card| card.mac.host_side() == mac.host_side()) {
             return used(format!("card {card} of this VM"));
         }
-        // Interfaces that have it by right: what a VM left behind, and one that the guest is to have for itself.
+        // Interfaces that may have it: the leftovers of a VM, and an interface that the guest gets for itself.
         let own = |link: &Link| match spec {
             NetSpec::Macvtap(spec) => {
                 self.facts.is_left_behind(link)
@@ -471,7 +472,7 @@ impl Draft<'_> {
     }
 }
 
-/// Refuses a bridge that exists and does not have the spanning tree that a card asks for.
+/// Refuses an existing bridge without the spanning tree that a card asks for.
 fn check_stp(bridge: &Link, spec: &BridgeSpec) -> Result<(), Refusal> {
     match spec.stp.delay().map(ForwardDelay::seconds) {
         Some(wanted_s) if has_other_stp(bridge, spec) => {
@@ -481,13 +482,13 @@ fn check_stp(bridge: &Link, spec: &BridgeSpec) -> Result<(), Refusal> {
     }
 }
 
-/// Whether a card asks for a spanning tree that a bridge does not have.
+/// True if a card asks for a spanning tree that a bridge does not have.
 fn has_other_stp(bridge: &Link, spec: &BridgeSpec) -> bool {
     let wanted = spec.stp.delay().map(ForwardDelay::seconds);
     wanted.is_some() && bridge.bridge.stp_delay_s != wanted
 }
 
-/// The MTU that the guest is told: the one asked for, which the link has to carry, or the link's.
+/// The MTU that the guest is told: the requested one, which the link has to carry, or the link's.
 ///
 /// The tap itself always has the link's: a tap with less would pull an automatic bridge MTU down for every port.
 fn guest_mtu(wanted: Option<Mtu>, link_mtu: u16, link: &str) -> Result<u16, Refusal> {

@@ -1,4 +1,5 @@
-//! The refusals of a plan: each names the thing and the reason, and [`Refusal::hint`] what to do. Knows facts, and no plan.
+//! The refusals of a plan. Each names the object and the reason; [`Refusal::hint`] says what to do. Depends on facts,
+//! not on plans.
 
 mod host_limit;
 
@@ -13,7 +14,7 @@ use crate::spec::{IfName, NetworkName, Protocol, Subnet};
 
 pub use host_limit::{ALIAS_BYTES_MAX, BRIDGE_PORTS_MAX, HostLimit, IPV6_MTU_MIN};
 
-/// Why cards cannot be had on this host. Nothing has been changed.
+/// The reasons why cards cannot be had on this host. Nothing has been changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No interface has the bridge's name.
@@ -29,26 +30,26 @@ pub enum Refusal {
     NotABridge {
         /// The name.
         name: IfName,
-        /// What it is.
+        /// Its kind.
         kind: String,
     },
-    /// A bridge that exists, and is not what `stp=` asks for.
+    /// An existing bridge whose spanning tree is not what `stp=` asks for.
     #[error("Bridge {name} exists, and {}", stp_text(*.delay_s))]
     OtherStp {
         /// The bridge.
         name: IfName,
         /// Its forward delay in seconds, if it takes part in a spanning tree.
         delay_s: Option<u8>,
-        /// What was asked for, in seconds.
+        /// The requested delay, in seconds.
         wanted_s: u8,
     },
-    /// Somebody else's bridge that does not keep VLANs apart.
+    /// A bridge of another program, without VLAN filtering.
     #[error("Bridge {name} does not filter VLANs, and minivmm did not make it")]
     NoVlanFiltering {
         /// The bridge.
         name: IfName,
     },
-    /// A bridge that filters VLANs and puts no port into one by itself.
+    /// A bridge that filters VLANs and has no default VLAN.
     #[error(
         "Bridge {name} filters VLANs and has no default one (vlan_default_pvid=0), so no frame would pass the card"
     )]
@@ -56,10 +57,10 @@ pub enum Refusal {
         /// The bridge.
         name: IfName,
     },
-    /// The kernel has bridges without VLANs (`CONFIG_BRIDGE_VLAN_FILTERING`).
+    /// The kernel's bridges have no VLANs (`CONFIG_BRIDGE_VLAN_FILTERING`).
     #[error("The kernel of this host has no VLAN filtering on bridges")]
     NoVlans,
-    /// A setting that is to be changed where none can be.
+    /// A setting that would have to be changed while `/proc/sys` is read-only.
     #[error("{setting} is to be {value}, and /proc/sys is read-only here")]
     LockedSetting {
         /// The setting.
@@ -78,7 +79,7 @@ pub enum Refusal {
     NotAnUplink {
         /// The name.
         name: IfName,
-        /// What it is.
+        /// Its kind.
         kind: String,
     },
     /// A station of a radio network may send from its own address only.
@@ -92,27 +93,27 @@ pub enum Refusal {
     UplinkOfOther {
         /// The uplink.
         name: IfName,
-        /// What it is a port of.
+        /// Its master.
         master: String,
     },
-    /// Something is made on it, and takes frames before a bridge sees them.
+    /// A device on top of it takes frames before a bridge sees them.
     #[error("{name} cannot be an uplink while {by} is on it, which is {kind} and takes frames before the bridge")]
     UplinkInUse {
         /// The uplink.
         name: IfName,
-        /// What is on it.
+        /// The device on top of it.
         by: String,
-        /// What that is.
+        /// That device's kind.
         kind: String,
     },
-    /// What the host would be cut off from.
+    /// The host would lose its addresses or routes.
     #[error("{name} has {}, and a port of a bridge cannot use them", holdings_text(addresses, *.default_route))]
     UplinkHasAddresses {
         /// The uplink.
         name: IfName,
         /// Its addresses.
         addresses: Vec<String>,
-        /// Whether all that no other route leads to is reached by it.
+        /// True if the default route leads through it.
         default_route: bool,
     },
     /// Routes through objects that belong to the interface.
@@ -121,13 +122,13 @@ pub enum Refusal {
         /// The uplink.
         name: IfName,
     },
-    /// A bridge of somebody else's.
+    /// A bridge that minivmm did not make.
     #[error("Bridge {name} exists, and minivmm did not make it")]
     ForeignBridge {
         /// The bridge.
         name: IfName,
     },
-    /// A bridge of ours that leads out otherwise, or not.
+    /// A bridge of ours with another uplink, or none.
     #[error("Bridge {name} exists, and {}", uplink_text(uplink.as_deref()))]
     OtherUplink {
         /// The bridge.
@@ -146,7 +147,7 @@ pub enum Refusal {
     NotAMirror {
         /// The name.
         name: IfName,
-        /// What it is.
+        /// Its kind.
         kind: String,
     },
     /// A copy would come to the card and be copied again.
@@ -157,13 +158,13 @@ pub enum Refusal {
         /// The card's bridge.
         bridge: String,
     },
-    /// The card's frames go there anyhow.
+    /// The card's frames go there anyway.
     #[error("mirror={name} is the interface that the card is on")]
     MirrorOfItself {
         /// The name.
         name: IfName,
     },
-    /// Nothing goes out through it.
+    /// The interface is down.
     #[error("mirror={name} is down")]
     MirrorDown {
         /// The name.
@@ -172,26 +173,26 @@ pub enum Refusal {
     /// The rules would have to be in another network namespace.
     #[error("mirror= is for taps of this network namespace")]
     MirrorElsewhere,
-    /// A kernel without what holds rates on a tap.
+    /// A kernel that cannot limit rates on a tap.
     #[error("The kernel of this host cannot hold rates on a tap")]
     NoRates,
     /// A kernel older than Linux 5.16, or without `CONFIG_NETFILTER_EGRESS`.
     #[error("The kernel of this host cannot copy what goes out through an interface")]
     NoMirrors,
-    /// The card's address belongs to somebody else.
+    /// The card's MAC address is in use.
     #[error("MAC address {mac} is already used by {by}")]
     MacUsed {
         /// The address.
         mac: MacAddr,
-        /// Who has it.
+        /// Its user.
         by: String,
     },
-    /// A policy with rules for a card that there is not.
+    /// A policy with rules for a card that does not exist.
     #[error("The policy has a rule for card {card}, and the VM has {count}")]
     PolicyCard {
         /// The card.
         card: usize,
-        /// How many there are.
+        /// The number of cards.
         count: usize,
     },
     /// A tap on which no rule can be put.
@@ -200,32 +201,32 @@ pub enum Refusal {
         /// The card.
         card: usize,
     },
-    /// What rules on a tap do, where the bridge does not have them see all frames.
+    /// A feature that needs rules on the tap, which frames of this bridge bypass.
     #[error(
         "{wish} cannot work on Open vSwitch bridge {bridge}: {datapath} moves its frames, around the rules on a tap"
     )]
     AroundRules {
-        /// What is wanted.
+        /// The requested feature.
         wish: &'static str,
         /// The bridge.
         bridge: IfName,
-        /// Who moves its frames.
+        /// The data path that moves its frames.
         datapath: Datapath,
     },
-    /// More than the link carries.
+    /// An MTU above that of the link.
     #[error("mtu={mtu} is more than {link} carries, which is {link_mtu}")]
     MtuAboveLink {
-        /// What was asked for, in bytes.
+        /// The requested MTU, in bytes.
         mtu: u16,
         /// The bridge or tap.
         link: String,
-        /// What it carries, in bytes.
+        /// The link's MTU, in bytes.
         link_mtu: u16,
     },
-    /// The host has not as much.
+    /// A limit of the host.
     #[error(transparent)]
     Limit(#[from] HostLimit),
-    /// Open vSwitch is not there, or does not answer.
+    /// Open vSwitch is missing, or does not answer.
     #[error(transparent)]
     Ovs(#[from] OvsError),
     /// Open vSwitch has no bridge of the name.
@@ -241,15 +242,15 @@ pub enum Refusal {
     NoInterface {
         /// The name.
         name: IfName,
-        /// Those that could be meant.
+        /// The interfaces that could be meant.
         interfaces: Vec<String>,
     },
-    /// It carries no Ethernet frames, or to nowhere.
+    /// It carries no Ethernet frames, or leads nowhere.
     #[error("{name} cannot carry a macvtap, it is {kind}")]
     NotForMacvtap {
         /// The interface.
         name: IfName,
-        /// What it is.
+        /// Its kind.
         kind: String,
     },
     /// A port of a bridge or bond hands its frames to that.
@@ -257,9 +258,9 @@ pub enum Refusal {
     HasMaster {
         /// The interface.
         name: IfName,
-        /// What it is a port of.
+        /// Its master.
         master: String,
-        /// Whether that is a bridge.
+        /// True if the master is a bridge.
         is_bridge: bool,
     },
     /// A radio card.
@@ -274,14 +275,14 @@ pub enum Refusal {
         /// The interface.
         name: IfName,
     },
-    /// Somebody has the interface for itself, or is in the way of that.
+    /// A device or card has the interface for itself, or this card wants it so and is not alone.
     #[error("{name} is used by {by}{}", if *.alone { " alone (mode=passthru)" } else { "" })]
     MacvtapBusy {
         /// The interface.
         name: IfName,
-        /// Who is there.
+        /// The device or card that uses it.
         by: String,
-        /// Whether it has the interface for itself.
+        /// True if it has the interface for itself.
         alone: bool,
     },
     /// No interface has the tap's name.
@@ -295,7 +296,7 @@ pub enum Refusal {
     NotATap {
         /// The name.
         name: IfName,
-        /// What it is.
+        /// Its kind.
         kind: String,
     },
     /// A tap that can have one queue only.
@@ -303,10 +304,10 @@ pub enum Refusal {
     SingleQueueTap {
         /// The tap.
         name: IfName,
-        /// What was asked for.
+        /// The requested number of queues.
         queues: u16,
     },
-    /// Somebody has the tap open.
+    /// Another process or card has the tap open.
     #[error("Tap {name} is held by another process or card")]
     TapBusy {
         /// The tap.
@@ -324,7 +325,7 @@ pub enum Refusal {
         /// The descriptor.
         fd: RawFd,
     },
-    /// A file, a socket, anything.
+    /// A descriptor of something else: a file, a socket.
     #[error("fd={fd} is not a tap")]
     FdNotATap {
         /// The descriptor.
@@ -355,7 +356,7 @@ pub enum Refusal {
     BridgeNameTaken {
         /// The name.
         name: IfName,
-        /// What it is.
+        /// Its kind.
         kind: String,
     },
     /// A network that exists with other addresses.
@@ -363,25 +364,25 @@ pub enum Refusal {
     OtherSubnet {
         /// The network.
         name: NetworkName,
-        /// What it has.
+        /// Its subnet.
         subnet: Subnet,
-        /// What was asked for.
+        /// The requested subnet.
         wanted: Subnet,
     },
-    /// Addresses that are somebody else's.
+    /// The requested subnet is in use.
     #[error("subnet={subnet} overlaps {by}")]
     SubnetTaken {
-        /// What was asked for.
+        /// The requested subnet.
         subnet: Subnet,
-        /// Whose it is.
+        /// Its user.
         by: String,
-        /// One that is free.
+        /// A free subnet.
         free: Option<Subnet>,
     },
     /// Every private address is routed somewhere.
     #[error("There is no private subnet that this host has no route to")]
     NoFreeSubnet,
-    /// No address for another guest.
+    /// The network has no free address.
     #[error("Network {name} has no address left in {subnet}")]
     NetworkFull {
         /// The network.
@@ -389,7 +390,7 @@ pub enum Refusal {
         /// Its addresses.
         subnet: Subnet,
     },
-    /// Somebody has the port.
+    /// The port is in use.
     #[error("{} port {port} of this host is taken", .protocol.name())]
     PortTaken {
         /// Its protocol.
@@ -397,7 +398,7 @@ pub enum Refusal {
         /// The port.
         port: u16,
     },
-    /// Rules of others lead the port elsewhere.
+    /// Rules of other programs redirect the port.
     #[error("{} port {port} of this host is translated by a rule in chain {} of table {} ({})", .protocol.name(),
         .by.chain, .by.table, .by.rule)]
     PortTranslated {
@@ -414,10 +415,10 @@ pub enum Refusal {
         /// The address.
         address: Ipv4Addr,
     },
-    /// The survey brought no name for a new macvtap.
+    /// The survey found no name for a new macvtap.
     #[error("There is no name for a new macvtap")]
     NoSpareName,
-    /// The survey brought no address for a new bridge.
+    /// The survey found no address for a new bridge.
     #[error("There is no address for a new bridge")]
     NoSpareMac,
 }
@@ -436,7 +437,7 @@ pub(crate) fn locked_hint(setting: &str) -> String {
 }
 
 impl Refusal {
-    /// What the user can do.
+    /// The hint for the user.
     pub fn hint(&self) -> String {
         match self {
             Self::NoBridge { name, bridges } if bridges.is_empty() => {
@@ -579,19 +580,19 @@ impl Refusal {
     }
 }
 
-/// What an interface has that would be lost, in words.
+/// An interface's addresses and routes that would be lost, in words.
 fn holdings_text(addresses: &[String], default_route: bool) -> String {
     let route = if default_route { Some("the default route") } else { None };
     let texts: Vec<&str> = addresses.iter().map(String::as_str).chain(route).collect();
     if texts.is_empty() { "routes".to_owned() } else { texts.join(", ") }
 }
 
-/// How a bridge of ours leads out, in words.
+/// The uplink of a bridge of ours, in words.
 fn uplink_text(uplink: Option<&str>) -> String {
     uplink.map_or_else(|| "has no uplink".to_owned(), |uplink| format!("its uplink is {uplink}"))
 }
 
-/// What a bridge does about spanning trees, in words.
+/// A bridge's spanning tree, in words.
 fn stp_text(delay_s: Option<u8>) -> String {
     match delay_s {
         Some(delay_s) => format!("its spanning tree has a forward delay of {delay_s} s"),

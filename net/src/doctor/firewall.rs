@@ -1,8 +1,8 @@
-//! Rules of others that drop what guests send.
+//! Rules of other programs that drop guests' packets.
 //!
-//! A table of ours cannot let pass what another one drops. A chain whose policy or last rule drops is a problem unless somebody has
-//! put a rule for the card's network into it, which is looked for in the text that the command nft prints, or iptables. What helps is what
-//! the program that made the chain has for it: ufw and firewalld forget rules that others put into their chains.
+//! A table of ours cannot accept what another one drops. A chain whose policy or last rule drops is a problem unless it
+//! has a rule for the card's network. That rule is looked for in the output of `nft` or iptables. The fix is a command
+//! of the program that made the chain: ufw and firewalld forget rules that other programs put into their chains.
 
 use std::process::Command;
 
@@ -15,19 +15,19 @@ use crate::identity::alias::{Mode, NetworkAlias};
 use crate::kernel::nft::{BaseChainSeen, Family, NftSocket, TableName};
 use crate::spec::{NetSpec, Switch};
 
-/// What tables of minivmm begin with.
+/// The prefix of minivmm's tables.
 const OURS: &str = "minivmm-";
 
 /// The bridge of a card behind NAT whose network has no name.
 const DEFAULT_NETWORK: &str = "mvn-default";
 
-/// What the kernel says of the tables of the predecessor of nf_tables.
+/// The kernel's lists of ip_tables, the predecessor of nf_tables.
 const LEGACY_TABLES: [(&str, &str); 2] =
     [("iptables-legacy", "/proc/self/net/ip_tables_names"), ("ip6tables-legacy", "/proc/self/net/ip6_tables_names")];
 
 const WHY_ROUTED: &str = "no packet between a guest behind NAT and the world passes it";
 
-/// What has to get through chains for routed packets.
+/// Traffic that has to pass the chains for routed packets.
 struct Wanted {
     /// The bridges of networks of ours.
     bridges: Vec<String>,
@@ -38,7 +38,8 @@ struct Wanted {
 impl Wanted {
     fn of(cards: &[NetSpec], facts: &Facts) -> Self {
         let ip = &facts.ip;
-        // Frames between guests of a network without a way out are seen there as well if the host has it so.
+        // If bridged frames pass these chains (br_netfilter), frames between guests of a network without a way out do,
+        // too.
         let private = cards.iter().filter_map(NetSpec::private);
         let routed = private.filter(|card| card.mode == Mode::Nat || ip.bridged_as_routed);
         let (mut bridges, mut families) = (Vec::new(), vec!["ip", "inet"]);
@@ -50,7 +51,7 @@ impl Wanted {
         }
         bridges.dedup();
         if cards.is_empty() {
-            // What runs counts, too.
+            // Running networks count, too.
             let networks = facts.links.iter().filter(|link| is_way_out(link)).map(|link| link.name.clone());
             bridges.extend(networks.filter(|name| name != DEFAULT_NETWORK));
             bridges.push(DEFAULT_NETWORK.to_owned());
@@ -58,7 +59,7 @@ impl Wanted {
         Self { bridges, families }
     }
 
-    /// Whether the text of a table, or of all rules of an iptables, has a rule for each bridge that does not drop.
+    /// True if the text of a table, or of all iptables rules, has a rule for each bridge that does not drop.
     fn is_admitted_by(&self, text: &str) -> bool {
         let lines: Vec<&str> = text.lines().filter(|line| !line.contains(" drop") && !line.contains("DROP")).collect();
         let named = |bridge: &String| {
@@ -68,7 +69,7 @@ impl Wanted {
         self.bridges.iter().all(named)
     }
 
-    /// A command for each bridge.
+    /// One command for each bridge, joined.
     fn each(&self, command: impl Fn(&str) -> String) -> String {
         self.bridges.iter().map(|bridge| command(bridge)).collect::<Vec<_>>().join(" && ")
     }
@@ -109,13 +110,13 @@ pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Findin
     findings
 }
 
-/// What a command prints; nothing if it is not there or fails.
+/// A command's output; `None` if the command is missing or fails.
 fn output(program: &str, words: &[&str]) -> Option<String> {
     let output = Command::new(program).args(words).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The program that works with the tables of iptables of a family.
+/// The iptables program of an address family.
 fn iptables(family: &str) -> &'static str {
     if family == "ip6" { "ip6tables" } else { "iptables" }
 }
@@ -157,7 +158,7 @@ fn is_way_out(link: &Link) -> bool {
     alias.is_some_and(|alias| alias.mode == Mode::Nat)
 }
 
-/// A VM that runs and whose keeper has no rules in Docker's chain: it has been killed, or is of an older release.
+/// A running VM whose keeper has no rules in Docker's chain: the keeper was killed, or is of an older release.
 fn left_out((vm, bridge): &(String, String)) -> Finding {
     let what = format!("Docker drops what VM {vm} sends by {bridge}: its rules are not in {CHAIN}");
     let rule = |side| format!("iptables -I {CHAIN} {side} {bridge} -j ACCEPT");
@@ -171,7 +172,7 @@ fn admit_by(program: &str, chain: &str, wanted: &Wanted) -> String {
     })
 }
 
-/// Whether ufw made the chain.
+/// True if ufw made the chain.
 fn is_of_ufw(socket: &mut NftSocket, chain: &BaseChainSeen) -> bool {
     let (family, own) =
         if chain.family == "ip6" { (Family::Ip6, "ufw6-user-forward") } else { (Family::Ip, "ufw-user-forward") };
@@ -179,7 +180,7 @@ fn is_of_ufw(socket: &mut NftSocket, chain: &BaseChainSeen) -> bool {
     socket.policy_of(&table, own).is_ok_and(|policy| policy.is_some())
 }
 
-/// The predecessor of nf_tables, where it is in use and its own program can say what it does.
+/// ip_tables, the predecessor of nf_tables, where it is in use and its own program can list its rules.
 fn legacy(wanted: &Wanted) -> Vec<Finding> {
     let finding = |(program, tables): (&str, &str)| {
         std::fs::read_to_string(tables).ok().filter(|names| names.lines().any(|name| name == "filter"))?;
@@ -204,7 +205,7 @@ fn drops_bridged(chain: &BaseChainSeen) -> Finding {
     Finding::problem("firewall", what, "no frame between a guest and other ports of its bridge passes it", Some(fix))
 }
 
-/// With `br_netfilter` what is bridged passes the rules for what is routed.
+/// With `br_netfilter`, bridged frames pass the rules for routed packets.
 fn bridged_as_routed(dropping: &[&BaseChainSeen]) -> Vec<Finding> {
     let families = [("iptables", ["ip", "inet"]), ("ip6tables", ["ip6", "inet"])];
     let finding = |(program, families): (&str, [&str; 2])| {

@@ -1,4 +1,4 @@
-//! Who passes packets on: this host, and networks of ours that have VMs.
+//! Forwarding: by this host, and for networks of ours that have VMs.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ pub(super) fn look(needs: Needs, facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// NAT switches forwarding on for the interfaces that it needs, if it may.
+/// NAT turns on forwarding for the interfaces that it needs, if it may.
 fn host(facts: &Facts) -> Option<Finding> {
     let silent = leading(facts).find(|link| !sysctl::forwards(&link.name));
     if facts.ip.settings.locked && (silent.is_some() || !facts.ip.settings.forwarding) {
@@ -35,9 +35,9 @@ fn host(facts: &Facts) -> Option<Finding> {
             "ip-forward",
             "This host does not forward IPv4; minivmm switches that on where it has to, and back",
         )),
-        // For root to know.
+        // Only root can read it.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => None,
-        // Every interface that is needed forwards by itself.
+        // Every interface needed forwards by itself.
         Err(_) if facts.ip.settings.locked => {
             Some(Finding::fine("ip-forward", "What leads out of this host forwards IPv4"))
         }
@@ -50,7 +50,7 @@ fn host(facts: &Facts) -> Option<Finding> {
     }
 }
 
-/// Findings about settings that networks of ours with a way out need while VMs are on them.
+/// Findings about the settings that running networks of ours with a way out need.
 fn running(facts: &Facts) -> Vec<Finding> {
     let networks: Vec<_> = facts.links.iter().filter_map(network).collect();
     let nat = networks.iter().filter(|(_, alias)| alias.mode == crate::identity::alias::Mode::Nat);
@@ -87,7 +87,7 @@ fn running(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// The interfaces by which IPv4 leads to other machines.
+/// The interfaces with IPv4 routes to other machines.
 fn leading(facts: &Facts) -> impl Iterator<Item = &Link> {
     let routes = facts.ip.routes.iter().filter(|route| route.unicast);
     let leading: BTreeSet<u32> = routes.filter_map(|route| route.link).collect();

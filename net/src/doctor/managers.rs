@@ -8,11 +8,11 @@ use super::Finding;
 const WHY: &str =
     "it takes a tap off its bridge some seconds after the start; minivmm puts it back, and frames are lost meanwhile";
 
-/// Where NetworkManager is told what to leave alone.
+/// NetworkManager's configuration, which tells it what to leave alone.
 const MANAGER_CONF: [&str; 3] =
     ["etc/NetworkManager/conf.d", "run/NetworkManager/conf.d", "usr/lib/NetworkManager/conf.d"];
 
-/// Where systemd-networkd is told what to take (systemd.network(5)).
+/// systemd-networkd's configuration, which tells it what to manage (systemd.network(5)).
 const NETWORKD_CONF: [&str; 3] = ["etc/systemd/network", "run/systemd/network", "usr/lib/systemd/network"];
 
 /// Looks below `root`.
@@ -50,7 +50,7 @@ fn networkd(root: &Path) -> Option<Finding> {
     Some(Finding::warning("managers", "systemd-networkd runs, and has a file that takes every tap", WHY, fix))
 }
 
-/// Whether a file matches a tap, whatever its name.
+/// True if a file matches every tap, whatever its name.
 fn takes_taps(text: &str) -> bool {
     let mut section = "";
     text.lines().map(str::trim).any(|line| {
@@ -62,7 +62,7 @@ fn takes_taps(text: &str) -> bool {
     })
 }
 
-/// The files of a directory whose names end like this.
+/// The files of a directory whose names end in `extension`.
 fn texts(directory: &Path, extension: &str) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let paths = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == extension));

@@ -1,4 +1,4 @@
-//! What the process may do: devices and capabilities.
+//! Privileges of the process: devices and capabilities.
 
 use std::fs::{self, File};
 use std::io;

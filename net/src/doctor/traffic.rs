@@ -1,4 +1,4 @@
-//! What becomes of packets on their way: MTUs, subnets, return paths, and the table of connections.
+//! Obstacles for packets on their way: MTUs, subnets, return paths, and the connection tracking table.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -8,7 +8,7 @@ use crate::facts::{Address, Facts, Link};
 use crate::plan::subnet;
 use crate::spec::{BridgeSpec, MacvtapMode, MacvtapSpec, NetSpec};
 
-/// A table of connections that is fuller than this, in percent, is a warning: a guest that opens some more fills it.
+/// A connection tracking table fuller than this, in percent, is a warning: a guest that opens a few more fills it.
 const CONNTRACK_PERCENT: u64 = 80;
 
 pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Finding> {
@@ -30,7 +30,7 @@ pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Findin
     findings
 }
 
-/// A host and the guests on its interface do not hear each other: what either sends goes out on the wire.
+/// A host and the guests on its interface do not hear each other: frames of either go out on the wire.
 fn apart(spec: &MacvtapSpec) -> Finding {
     let MacvtapSpec { macvtap, mode, .. } = spec;
     let (what, fix) = match mode {
@@ -62,7 +62,8 @@ fn narrow_ports(spec: &BridgeSpec, facts: &Facts) -> Vec<Finding> {
     ports.map(finding).collect()
 }
 
-/// Several ways out, with a filter that takes answers only on the way that a packet would be sent.
+/// Several ways out, with a reverse path filter that accepts a packet only from the interface that leads back to its
+/// sender.
 fn return_path(facts: &Facts) -> Vec<Finding> {
     let defaults = facts.ip.routes.iter().filter(|route| route.prefix_len == 0 && route.unicast);
     let mut uplinks: Vec<u32> = defaults.filter_map(|route| route.link).collect();
@@ -89,7 +90,7 @@ fn return_path(facts: &Facts) -> Vec<Finding> {
     links.map(finding).collect()
 }
 
-/// The table of connections is shared by the host and all guests behind NAT.
+/// The host and all guests behind NAT share the connection tracking table.
 fn connections() -> Option<Finding> {
     let count = setting("net/netfilter/nf_conntrack_count")?;
     let max = setting("net/netfilter/nf_conntrack_max").filter(|max| *max > 0)?;
@@ -106,7 +107,7 @@ fn connections() -> Option<Finding> {
     ))
 }
 
-/// Two interfaces of the host on which the same addresses are.
+/// Two interfaces of the host with overlapping addresses.
 fn overlaps(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (idx, first) in facts.ip.addresses.iter().enumerate() {
@@ -127,7 +128,7 @@ fn overlaps(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// The change that ends an overlap. Which of two LANs may change its addresses only their owner knows; a network of
+/// The change that ends an overlap. Only their owner knows which of two LANs may change its addresses; a network of
 /// ours always may.
 fn overlap_fix(pair: [(&Address, Option<&Link>); 2], facts: &Facts) -> String {
     let ours = pair.iter().find_map(|(_, link)| link.filter(|link| link.is_our_bridge()));
@@ -146,7 +147,7 @@ fn overlap_fix(pair: [(&Address, Option<&Link>); 2], facts: &Facts) -> String {
 
 fn overlap(first: &Address, second: &Address) -> bool {
     let bits = first.prefix_len.min(second.prefix_len);
-    // An address alone, and all of IPv4, are no subnet.
+    // A single address, and all of IPv4, are no subnet.
     bits > 0 && first.prefix_len < 32 && second.prefix_len < 32 && network(first.ip, bits) == network(second.ip, bits)
 }
 

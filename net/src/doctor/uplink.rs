@@ -1,4 +1,4 @@
-//! Uplinks whose addresses move to a bridge: who else believes that they are on the interface.
+//! Uplinks whose addresses move to a bridge: programs that expect the addresses on the interface.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ pub(super) fn look(root: &Path, cards: &[NetSpec], facts: &Facts) -> Vec<Finding
     links.flat_map(|link| [lifetime(link, facts), managed(root, link)].into_iter().flatten()).collect()
 }
 
-/// An address that ends unless somebody asks for more time.
+/// An address that expires unless a program renews it.
 fn lifetime(link: &Link, facts: &Facts) -> Option<Finding> {
     let seconds = facts.uplink(link)?.lifetime_s?;
     Some(Finding::warning(
@@ -31,7 +31,7 @@ fn lifetime(link: &Link, facts: &Facts) -> Option<Finding> {
     ))
 }
 
-/// A program that puts back what it has configured.
+/// A program that restores its own configuration.
 fn managed(root: &Path, link: &Link) -> Option<Finding> {
     let networkd = fs::read_to_string(root.join("run/systemd/netif/links").join(link.index.to_string()));
     let networkd = networkd.is_ok_and(|text| text.lines().any(|line| line.starts_with("NETWORK_FILE=/")));

@@ -1,4 +1,4 @@
-//! Hints on what a user can do when the kernel refuses a step: one for each errno that can still come, naming the
+//! Hints on what a user can do when the kernel refuses a step. Each errno that can still occur has one, which names the
 //! module, the setting or the limit.
 //!
 //! The plan refuses what it can see beforehand. Only an attempt shows the rest: modules that the kernel does not load,
@@ -10,8 +10,8 @@ use super::Error;
 use crate::kernel::nft::NftError;
 use crate::spec::IfName;
 
-/// Expressions of nftables that are modules of their own, by how a rule that has one reads, with the module. The first
-/// that fits is named.
+/// nftables expressions that are modules of their own: how a rule with one reads, and the module. The first match is
+/// named.
 const NFT_EXPRESSIONS: [(&str, &str); 13] = [
     ("fib ", "nft_fib_inet (CONFIG_NFT_FIB_INET)"),
     ("masquerade", "nft_masq (CONFIG_NFT_MASQ)"),
@@ -28,7 +28,7 @@ const NFT_EXPRESSIONS: [(&str, &str); 13] = [
     ("update @", "nf_tables with sets that time out (CONFIG_NF_TABLES)"),
 ];
 
-/// Chains and tables of nftables that are modules of their own, by how they read.
+/// nftables chains and tables that are modules of their own, by how they read.
 const NFT_PLACES: [(&str, &str); 6] = [
     ("chain prerouting of table inet", "nft_chain_nat (CONFIG_NFT_NAT)"),
     ("chain output of table inet", "nft_chain_nat (CONFIG_NFT_NAT)"),
@@ -41,7 +41,7 @@ const NFT_PLACES: [(&str, &str); 6] = [
     ("table inet", "nf_tables with CONFIG_NF_TABLES_INET"),
 ];
 
-/// The hint for an error of a step: what the errno means to the step, or else to any.
+/// The hint for an error of a step: the errno's meaning for the step, or else its general one.
 pub(super) fn of(error: &Error) -> Option<String> {
     of_step(error).or_else(|| of_errno(error.source_errno()?))
 }
@@ -74,7 +74,7 @@ fn of_pair(error: &Error, errno: i32) -> Option<String> {
         (Error::CreateBridge { .. } | Error::AttachTap { .. }, libc::EEXIST | libc::EBUSY | libc::ELOOP) => {
             "something else changes the interfaces at the same moment: try again, and see `ip link`"
         }
-        // EXFULL of a bridge without room.
+        // EXFULL: the bridge has no free port number.
         (Error::AttachTap { .. }, libc::EXFULL) => "the bridge has as many ports as the kernel gives it: use another",
         (Error::AttachTap { .. } | Error::JoinVlans { .. } | Error::FilterVlans { .. }, libc::EOPNOTSUPP) => {
             "the kernel lacks a setting of bridge ports: VLANs take CONFIG_BRIDGE_VLAN_FILTERING, isolate= Linux 4.18"
@@ -135,11 +135,11 @@ fn of_errno(errno: i32) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// The part of the kernel that is missing if it refuses a part of a table.
+/// The missing part of the kernel if it refuses a part of a table.
 fn nftables(source: &NftError) -> Option<String> {
     match source {
         NftError::Refused { object, source } => match source.raw_os_error()? {
-            // An expression or type of chain that it does not know, and does not find a module for.
+            // An expression or chain type that the kernel does not know and has no module for.
             libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT => Some(format!(
                 "the kernel of this host lacks {}: load it with modprobe, or boot a kernel that has it, as those of \
                      distributions do",
@@ -168,7 +168,7 @@ fn nftables(source: &NftError) -> Option<String> {
     }
 }
 
-/// The module that an object of nftables takes.
+/// The module that provides an nftables object.
 fn module_of(object: &str) -> &'static str {
     let rule = object.strip_prefix("rule '").and_then(|rest| rest.rsplit_once("' of chain "));
     let expression = rule.and_then(|(rule, _)| NFT_EXPRESSIONS.iter().find(|(words, _)| rule.contains(words)));

@@ -1,4 +1,4 @@
-//! Limits of the host that a whole plan is held against: ports of a bridge, and descriptors of the keeper.
+//! Limits of the host that apply to a whole plan: ports of a bridge, and descriptors of the keeper.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::refusal::{BRIDGE_PORTS_MAX, HostLimit};
 use crate::spec::{Forward, IfName, Switch};
 use crate::step::{AttachTap, CreateMacvtap, CreateOvsPort, CreateTap, OpenTap, OpenVhost, ReservePorts, Step};
 
-/// Descriptors that a keeper has whatever its cards: sockets to the kernel and to its VMM, event loop, locks.
+/// Descriptors of every keeper, whatever its cards: sockets to the kernel and to its VMM, event loop, locks.
 const OWN_DESCRIPTORS: u64 = 32;
 
 /// Refuses a plan that the host has no room for.
@@ -48,7 +48,7 @@ fn descriptors(step: &Step) -> u64 {
     }
 }
 
-/// Sockets that hold the ports of a forward: one of each family that it is of.
+/// Sockets that reserve the ports of a forward: one for each of its address families.
 fn sockets(forward: &Forward, ipv6: Switch) -> u64 {
     let families = if forward.address.is_none() && ipv6 == Switch::On { 2 } else { 1 };
     u64::from(forward.count) * families

@@ -1,5 +1,5 @@
-//! The address of a guest on a network of ours: it follows from the VM's name and the card, and is the next free one if a
-//! sibling has that. It is the same at every start unless a sibling took it meanwhile.
+//! The address of a guest on a network of ours. It follows from the VM's name and the card; if a sibling has it, the
+//! next free one is used. It is the same at every start unless a sibling has taken it meanwhile.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;

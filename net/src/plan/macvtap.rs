@@ -38,7 +38,7 @@ impl Draft<'_> {
         Ok((mtu, queues))
     }
 
-    /// A name for a link that does not go by itself.
+    /// A name for a link that the kernel does not remove with its descriptor.
     pub(super) fn spare_name(&self) -> Result<IfName, Refusal> {
         let named = |step: &&Step| matches!(step, Step::CreateMacvtap(_) | Step::CreateOvsPort(_));
         let taken = self.steps.iter().filter(named).count();
@@ -63,7 +63,7 @@ impl Draft<'_> {
         if !link.up {
             return Err(Refusal::LowerDown { name });
         }
-        // On a macvlan the kernel takes the interface below it.
+        // On a macvlan the kernel uses the interface below it.
         let carrier = link.macvlan.and(link.lower).unwrap_or(link.index);
         let users = (self.facts.links.iter())
             .filter(|user| user.lower == Some(carrier) && !self.facts.is_left_behind(user))
@@ -88,7 +88,7 @@ impl Draft<'_> {
     }
 }
 
-/// Whether it carries Ethernet frames to somewhere.
+/// True if the interface carries Ethernet frames and leads somewhere.
 fn can_carry(link: &Link) -> bool {
     link.mac.is_some() && link.name != "lo" && link.kind.as_deref() != Some("macvtap")
 }

@@ -9,7 +9,8 @@ use crate::spec::{IfName, NetSpec};
 use crate::step::{Step, TakeUplink};
 
 impl Draft<'_> {
-    /// Notes where the frames of a card are copied to, if they are. A copy must not come back to the card, which would copy it again.
+    /// Records where a card's frames are copied to, if anywhere. A copy must not come back to the card, which would
+    /// copy it again.
     pub(super) fn mirror(&mut self, card: usize, spec: &NetSpec) -> Result<(), Refusal> {
         let Some(to) = &spec.card().mirror else { return Ok(()) };
         let name = || to.clone();
@@ -49,7 +50,8 @@ impl Draft<'_> {
         self.facts.link(tap)?.master.map(|master| self.facts.name_of(master))
     }
 
-    /// Whether what goes out through `link` gets to a bridge: it is the bridge, its port or uplink, or the other end of a port.
+    /// True if frames sent through `link` reach the bridge: it is the bridge, its port or uplink, or a port's veth
+    /// peer.
     fn leads_to(&self, link: &Link, bridge: &str) -> bool {
         let is_port = |link: &Link| link.master.is_some_and(|master| self.facts.name_of(master) == bridge);
         let peer = self.facts.links.iter().find(|other| Some(other.index) == link.peer);
@@ -63,7 +65,7 @@ impl Draft<'_> {
         link.name == bridge || is_port(link) || peer.is_some_and(is_port) || planned
     }
 
-    /// Whether a card's tap is in this network namespace, as far as its name tells.
+    /// True if a card's tap is in this network namespace, as far as its name tells.
     fn is_here(&self, spec: &NetSpec) -> bool {
         !matches!(spec, NetSpec::Fd(_)) || self.tap_of(spec).is_some_and(|tap| self.facts.link(&tap).is_some())
     }

@@ -11,7 +11,7 @@ use crate::refusal::Refusal;
 use crate::spec::{Mtu, OffloadList, OvsSpec, Queues, Switch};
 use crate::step::{CreateOvsPort, RemoveOvsPort, Step};
 
-/// What a policy is called where it is refused.
+/// The name of a policy in refusals.
 const POLICY: &str = "A policy";
 
 impl Draft<'_> {
@@ -33,7 +33,7 @@ impl Draft<'_> {
                 self.steps.push(step);
             }
         }
-        // The bridge's own interface takes the smallest MTU of its ports, unless somebody has set it. Others may carry more.
+        // The bridge's own interface takes the smallest MTU of its ports unless one is set. Other ports may carry more.
         let bridge_mtu = self.facts.link(bridge.as_str()).and_then(|link| u16::try_from(link.mtu).ok());
         let wanted = spec.card.mtu.map(Mtu::get);
         let link_mtu = wanted.or(bridge_mtu).unwrap_or(ETHERNET_MTU).min(TAP_MTU_MAX);
@@ -49,9 +49,9 @@ impl Draft<'_> {
         Ok((mtu, pairs))
     }
 
-    /// Refuses what only rules on the tap can do, where frames pass around them.
+    /// Refuses features that need rules on the tap where frames bypass them.
     fn check_rules(&self, spec: &OvsSpec, datapath: Datapath) -> Result<(), Refusal> {
-        // A process leaves a copy of every frame to the kernel, which makes another one of it.
+        // The process hands a copy of every frame to the kernel, which would mirror it again.
         let mirrored = spec.card.mirror.is_some() && datapath == Datapath::TrafficControl;
         let wish = match (self.policy, mirrored) {
             (Some(_), _) => POLICY,
@@ -62,7 +62,7 @@ impl Draft<'_> {
         if datapath.heeds_rules() { Ok(()) } else { Err(Refusal::AroundRules { wish, bridge, datapath }) }
     }
 
-    /// What a card can leave to its tap, of what its owner wants to.
+    /// The wanted offloads that the card's tap can take.
     pub(super) fn offload(&self, card: usize, wanted: OffloadList) -> OffloadList {
         let completes = port_of(&self.steps, card).is_none_or(|port| port.datapath.completes_frames());
         if completes { wanted } else { OffloadList::NONE }
@@ -70,7 +70,7 @@ impl Draft<'_> {
 }
 
 impl Plan {
-    /// Refuses a policy on a card whose frames pass around it.
+    /// Refuses a policy on a card whose frames bypass the rules.
     pub(crate) fn check_policy(&self, card: usize) -> Result<(), Refusal> {
         match port_of(&self.steps, card) {
             Some(OvsPort { bridge, datapath, .. }) if !datapath.heeds_rules() => {

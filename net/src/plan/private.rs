@@ -37,7 +37,7 @@ pub(super) struct Network {
     leases: BTreeSet<Ipv4Addr>,
 }
 
-/// What the networks of a plan come to.
+/// The networks of a plan, and everything that they need.
 #[derive(Debug, Default)]
 pub(super) struct Networks {
     /// By bridge.
@@ -46,9 +46,9 @@ pub(super) struct Networks {
     members: Vec<Member>,
     /// The cards on bridges of the host.
     guards: Vec<Guard>,
-    /// What serves them.
+    /// The services of the cards.
     services: Vec<(usize, ServiceSpec)>,
-    /// Those that Docker would not let through.
+    /// Networks whose traffic Docker would drop.
     admissions: Vec<Admission>,
 }
 
@@ -71,7 +71,7 @@ impl Draft<'_> {
         self.steps.push(Step::CreateTap(CreateTap { card, queues: queues.get() }));
         self.judge(card, None, Switch::On);
         let (antispoof, isolate) = (spec.guard.antispoof_or(Switch::On), spec.guard.isolate);
-        // A frame that is translated on the bridge goes back to the port that it came from, if the guest asks for itself.
+        // If the guest connects to itself, a frame translated on the bridge returns to the port that it came from.
         let hairpin =
             if self.facts.ip.bridged_as_routed && !spec.forward.is_empty() { Switch::On } else { Switch::Off };
         let (vm, net) = (self.vm.to_owned(), spec.name.to_string());
@@ -83,7 +83,7 @@ impl Draft<'_> {
             mtu: network.mtu,
             alias,
             pinned: (antispoof == Switch::On).then_some(mac),
-            // A bridge sends nothing back to an isolated port. The rules that isolate it as well let that pass.
+            // A bridge never sends a frame back to an isolated port. The isolation rules accept this traffic.
             isolated: if hairpin == Switch::On { Switch::Off } else { isolate },
             hairpin,
             vlans: None,
@@ -129,7 +129,7 @@ impl Draft<'_> {
         Ok((mtu, queues))
     }
 
-    /// Refuses IPv6 where the kernel has none, or packets of its least size do not pass.
+    /// Refuses IPv6 if the kernel has none, or if the MTU is below the IPv6 minimum.
     fn check_ipv6(&self, network: &Network, card_mtu: u16, bridge: &IfName) -> Result<(), HostLimit> {
         if self.facts.ip.lacks_ipv6 {
             return Err(HostLimit::NoIpv6);
@@ -145,7 +145,7 @@ impl Draft<'_> {
         Err(HostLimit::MtuBelowIpv6 { link: uplink.unwrap_or_else(|| bridge.to_string()), mtu })
     }
 
-    /// The step that has packets pass between a network and these interfaces, which are written on its bridge.
+    /// Adds the step that forwards packets between a network and these interfaces, which the bridge's alias lists.
     fn enable_forwarding(
         &mut self,
         bridge: &IfName,
@@ -162,7 +162,7 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Refuses ports of the host that rules of others lead elsewhere: whose rule comes first would have all.
+    /// Refuses host ports that rules of other programs redirect: the rule that comes first would take all packets.
     fn check_ports(&self, forwards: &[Forward]) -> Result<(), Refusal> {
         for by in &self.facts.translations {
             for forward in forwards.iter().filter(|forward| is_of_one_host(forward, by)) {
@@ -176,12 +176,12 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Notes a card on a bridge of the host.
+    /// Records a card on a bridge of the host.
     pub(super) fn guard(&mut self, guard: Guard) {
         self.networks.guards.push(guard);
     }
 
-    /// What all cards need together, after their taps.
+    /// Adds the steps that all cards need together, after their taps.
     pub(super) fn guard_and_serve(&mut self) {
         let Networks { members, guards, services, admissions, .. } = std::mem::take(&mut self.networks);
         if members.is_empty() && guards.is_empty() {
@@ -195,7 +195,7 @@ impl Draft<'_> {
         self.steps.extend(services.into_iter().map(|(card, spec)| Step::OpenServices(OpenServices { card, spec })));
     }
 
-    /// The network that a card is to be on, with steps for it if it is the first, and the card's address.
+    /// The card's network and address, with the steps for the network at its first card.
     fn lease(&mut self, card: usize, bridge: &IfName, spec: &Private<'_>) -> Result<(Network, Ipv4Addr), Refusal> {
         let mut network = match self.networks.networks.get(bridge) {
             Some(network) => network.clone(),
@@ -224,13 +224,13 @@ impl Draft<'_> {
         let mut subnets = addresses.filter_map(|address| Subnet::around(address.ip, address.prefix_len));
         let subnet = subnets.next();
         let known = link.alias.as_deref().and_then(NetworkAlias::parse).is_some();
-        // Whoever made it may have been killed before it was done.
+        // The VM that made it may have been killed before it was done.
         let subnet = match subnet {
             Some(subnet) if known => subnet,
             subnet => self.give_gateway(bridge, spec, subnet)?,
         };
         let settings = self.facts.ip.settings;
-        // It has what a new one would have to be given.
+        // It already has everything that a new one would need.
         self.check_settings(spec, Settings { without_ipv6: true, forwarding: true, ..settings })?;
         if spec.mode == Mode::Nat {
             let uplinks = self.silent_uplinks();
@@ -239,7 +239,7 @@ impl Draft<'_> {
             }
         }
         let siblings = self.facts.ports_of(link).filter_map(|port| TapAlias::parse(port.alias.as_deref()?));
-        // A tap of this VM is that of its predecessor, which is about to go.
+        // A tap of this VM belongs to its predecessor, which is about to end.
         let siblings = siblings.filter(|tap| tap.vm != self.vm);
         let leases = siblings.filter_map(|tap| tap.ip4).collect();
         Ok(Network { subnet, mac, mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX), leases })
@@ -259,8 +259,8 @@ impl Draft<'_> {
         Ok(Network { subnet, mac, mtu, leases: BTreeSet::new() })
     }
 
-    /// Refuses a network for which a setting has to be changed where none can be. Those of a bridge itself, as far as
-    /// they are of IPv4, the kernel also takes otherwise.
+    /// Refuses a network that needs a setting changed where sysctls are read-only. The kernel also takes the IPv4
+    /// settings of the bridge itself by netlink.
     fn check_settings(&self, spec: &Private<'_>, settings: Settings) -> Result<(), Refusal> {
         let locked = |setting: String| Err(Refusal::LockedSetting { setting, value: 1 });
         if !settings.locked {
@@ -278,7 +278,7 @@ impl Draft<'_> {
         }
     }
 
-    /// The step that makes a bridge a network: `subnet` is what it has, if it has one.
+    /// Adds the step that makes a bridge a network. `subnet` is its present one, if any.
     fn give_gateway(&mut self, bridge: &IfName, spec: &Private<'_>, subnet: Option<Subnet>) -> Result<Subnet, Refusal> {
         let mut taken = subnet::taken(self.facts);
         let planned = self.networks.networks.iter();
@@ -300,7 +300,7 @@ impl Draft<'_> {
         Ok(subnet)
     }
 
-    /// The steps that give a network IPv6, for its first card that wants it.
+    /// Adds the steps that give a network IPv6, at its first card with IPv6.
     fn give_gateway6(&mut self, bridge: &IfName, mode: Mode) -> Ipv6Network {
         let prefix = subnet::prefix6(bridge.as_str());
         let gateway = Ipv6Addr::from_bits(prefix.to_bits() | 1);
@@ -319,7 +319,7 @@ impl Draft<'_> {
         network
     }
 
-    /// The MTU of a new network: what every way out carries.
+    /// The MTU of a new network: the smallest of all ways out.
     fn network_mtu(&self, mode: Mode) -> u16 {
         let routes = self.facts.ip.routes.iter().filter(|route| route.unicast && route.prefix_len == 0);
         let uplinks: BTreeSet<u32> = routes.filter_map(|route| route.link).collect();
@@ -328,8 +328,8 @@ impl Draft<'_> {
         least.map_or(ETHERNET_MTU, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
     }
 
-    /// The interfaces that lead to other machines and do not pass their packets on. A bridge of ours that has an uplink
-    /// is one of them.
+    /// The interfaces that lead to other machines and do not forward their packets. A bridge of ours with an uplink is
+    /// one of them.
     fn silent_uplinks(&self) -> Vec<IfName> {
         let routes = self.facts.ip.routes.iter().filter(|route| route.unicast);
         let leading: BTreeSet<u32> = routes.filter_map(|route| route.link).collect();
@@ -339,7 +339,7 @@ impl Draft<'_> {
     }
 }
 
-/// Returns whether a rule of others and a forwarded port can see the same packets, whatever the port.
+/// True if a rule of another program and a forwarded port can match the same packets, whatever the port.
 fn is_of_one_host(forward: &Forward, by: &Translation) -> bool {
     let of_protocol = by.protocol.is_none_or(|number| number == forward.protocol.number());
     let meets = match (forward.address, by.address) {

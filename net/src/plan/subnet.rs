@@ -1,8 +1,8 @@
-//! The choice of addresses for a network of ours: a private /24 that the host can reach nobody in.
+//! The choice of addresses for a network of ours: a private /24 that the host does not know to be in use.
 //!
-//! The search starts at a place that follows from the network's name, so that the same network has the same addresses on
-//! most starts and hosts, and two networks seldom meet. What is beyond a default route cannot be seen: a site behind a
-//! router may use the same addresses, which is what `subnet=` is for.
+//! The search starts at a place that follows from the network's name. The same network therefore has the same addresses
+//! on most starts and hosts, and two networks seldom meet. Addresses beyond a default route cannot be seen: a site
+//! behind a router may use the same ones, which is what `subnet=` is for.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,28 +10,28 @@ use crate::facts::Facts;
 use crate::identity::hash;
 use crate::spec::{Subnet, mask};
 
-/// Where networks are made, as first /24 and number of them (RFC 1918). The largest first: the others are what home
-/// routers, Docker and libvirt use.
+/// The pools for networks: the first /24 and the number of them (RFC 1918). The largest pool comes first: home routers,
+/// Docker and libvirt use the others.
 const POOLS: [(Ipv4Addr, u32); 3] =
     [(Ipv4Addr::new(10, 0, 0, 0), 65536), (Ipv4Addr::new(172, 16, 0, 0), 4096), (Ipv4Addr::new(192, 168, 0, 0), 256)];
 
 /// Bits of a subnet that we choose.
 const PREFIX_LEN: u8 = 24;
 
-/// Routes with fewer bits say where everything else goes (VPNs split the default route in two), not where somebody is.
+/// Routes with shorter prefixes are catch-all routes (VPNs split the default route in two), not addresses in use.
 const CATCH_ALL_BITS: u8 = 8;
 
-/// Addresses that are somebody's.
+/// A range of addresses in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     ip: Ipv4Addr,
     prefix_len: u8,
-    /// Whose, in words.
+    /// The user, in words.
     by: String,
 }
 
 impl Taken {
-    /// Those of a network that is planned.
+    /// The range of a planned network.
     pub(crate) fn by_network(subnet: Subnet, bridge: &str) -> Self {
         Self { ip: subnet.network(), prefix_len: subnet.prefix_len(), by: format!("the subnet of {bridge}") }
     }
@@ -42,7 +42,7 @@ impl Taken {
     }
 }
 
-/// All addresses that the host knows to be somebody's.
+/// All addresses that the host knows to be in use.
 pub(crate) fn taken(facts: &Facts) -> Vec<Taken> {
     let addresses = facts.ip.addresses.iter().map(|address| Taken {
         ip: address.ip,
@@ -66,7 +66,7 @@ pub(crate) fn taken(facts: &Facts) -> Vec<Taken> {
     addresses.chain(routes).chain(gateways).chain(resolvers).collect()
 }
 
-/// A free subnet for the network that a bridge makes; none if all are taken.
+/// A free subnet for a bridge's network; `None` if all are taken.
 pub(crate) fn choose(bridge: &str, taken: &[Taken]) -> Option<Subnet> {
     let start = hash::of_bytes(bridge.as_bytes().iter());
     POOLS.iter().find_map(|(first, count)| {
@@ -80,13 +80,13 @@ pub(crate) fn choose(bridge: &str, taken: &[Taken]) -> Option<Subnet> {
     })
 }
 
-/// The IPv6 prefix of the network that a bridge makes: one for local use (RFC 4193), with 40 bits that follow from the name.
+/// The IPv6 prefix of a bridge's network: a unique local one (RFC 4193), whose 40 bits follow from the name.
 pub(crate) fn prefix6(bridge: &str) -> Ipv6Addr {
     let [a, b, c, d, e, ..] = hash::of_bytes(bridge.as_bytes().iter()).to_be_bytes();
     Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
-/// Whose addresses a subnet overlaps, in words.
+/// The user of the addresses that a subnet overlaps, in words.
 pub(crate) fn overlap(subnet: Subnet, taken: &[Taken]) -> Option<&str> {
     taken.iter().find(|taken| taken.overlaps(subnet)).map(|taken| taken.by.as_str())
 }
@@ -110,7 +110,7 @@ mod tests {
         let first = choose("mvn-default", &[]).unwrap();
         let second = choose("mvn-default", &[taken(first.network().octets(), 24)]).unwrap();
         assert_eq!(second.network().to_bits(), first.network().to_bits() + 256);
-        // A machine in it is enough.
+        // One address in use is enough.
         assert_eq!(choose("mvn-default", &[taken(first.guest(7).unwrap().octets(), 32)]), Some(second));
         let third = choose("mvn-default", &[taken([10, 0, 0, 0], 8)]).unwrap();
         assert_eq!(third.network().octets()[0], 172);

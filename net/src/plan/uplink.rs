@@ -10,7 +10,7 @@ use crate::spec::{BridgeSpec, IfName, Switch, VlanSpec};
 use crate::step::{JoinVlans, Step, TakeUplink};
 
 impl Draft<'_> {
-    /// The address and the MTU that a new bridge has from its uplink, if it is to have one.
+    /// The address and the MTU that a new bridge takes from its uplink, if the card names one.
     pub(super) fn uplink_card(&self, spec: &BridgeSpec) -> Result<Option<(MacAddr, u16)>, Refusal> {
         let Some(name) = &spec.uplink.uplink else { return Ok(None) };
         let link = self.uplink_link(name)?;
@@ -19,7 +19,8 @@ impl Draft<'_> {
         Ok(Some((mac, u16::try_from(link.mtu).unwrap_or(u16::MAX))))
     }
 
-    /// The step that makes the uplink a port, unless it is one that has nothing left to give.
+    /// Adds the step that makes the uplink a port, unless the uplink is a port already and has nothing left to hand
+    /// over.
     pub(super) fn uplink(&mut self, spec: &BridgeSpec) -> Result<(), Refusal> {
         let Some(name) = &spec.uplink.uplink else { return Ok(()) };
         let planned = self.steps.iter().find_map(|step| match step {
@@ -72,7 +73,7 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// The step that has the uplink of a bridge carry the VLANs of a port, with their tags.
+    /// Adds the step that makes the bridge's uplink a tagged member of a port's VLANs.
     pub(super) fn uplink_vlans(&mut self, bridge: &IfName, spec: &VlanSpec) {
         let planned = self.steps.iter().find_map(|step| match step {
             Step::TakeUplink(TakeUplink { bridge: other, uplink, .. }) if other == bridge => Some(uplink.clone()),
@@ -82,7 +83,7 @@ impl Draft<'_> {
         let known = link.and_then(Link::uplink).and_then(|alias| alias.uplink.parse().ok());
         let Some(uplink) = planned.or(known) else { return };
         let default = link.map_or(super::DEFAULT_PVID, |link| link.bridge.default_pvid);
-        // What has no tag on the wire is in the default VLAN already.
+        // Untagged frames are in the default VLAN already.
         let tagged = spec.all_but(default);
         if !tagged.is_empty() {
             let vlans = PortVlans { untagged: None, tagged, leave: None };
@@ -97,8 +98,8 @@ impl Draft<'_> {
     }
 }
 
-/// What is written on a bridge about its uplink, which has to be `link`. A bridge that was made for it and has nothing written on it
-/// has its address.
+/// The uplink recorded in a bridge's alias, which has to be `link`. A bridge that has the uplink's address and no alias
+/// was made for it.
 fn known_uplink(bridge: &Link, link: &Link, name: &IfName) -> Result<Option<UplinkAlias>, Refusal> {
     if !bridge.is_our_bridge() {
         return Err(Refusal::ForeignBridge { name: name.clone() });

@@ -1,4 +1,4 @@
-//! What all cards have, whatever connects them: addresses, queues, limits, copies.
+//! Properties of all cards, however connected: addresses, queues, limits, copies.
 
 use super::*;
 use crate::facts::{FdbEntry, Neighbour};

@@ -4,7 +4,7 @@ use super::*;
 use crate::facts::Route;
 use crate::refusal::HostLimit;
 
-/// A host whose way out carries so many bytes.
+/// A host whose default route's interface has this MTU.
 fn host_with_uplink(mtu: u32) -> Facts {
     let mut facts = host();
     facts.links[1].mtu = mtu;
@@ -61,7 +61,7 @@ fn bridge_without_room_for_another_port_is_refused() {
 fn more_uplinks_than_can_be_written_on_a_bridge_are_refused_with_the_setting() {
     let many = |count: u32| {
         let mut facts = host_with_uplink(1500);
-        // Neighbours are written as a range; these are none.
+        // Adjacent numbers are written as a range; these have gaps.
         let index = |idx: u32| 1000 + 2 * idx;
         let card = |idx: u32| Link { index: index(idx), name: format!("vpn{idx}"), ..link(9, "vpn", None) };
         facts.links.extend((0..count).map(card));

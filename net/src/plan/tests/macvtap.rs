@@ -10,7 +10,7 @@ fn host_with_wire() -> Facts {
     Facts { spare_names: names.to_vec(), ..with(host(), Link { mtu: 9000, ..link(7, "eth1", None) }) }
 }
 
-/// A macvtap of ours on eth1 that nobody uses.
+/// An unused macvtap of ours on eth1.
 fn left_behind(name: &str, mode: MacvlanMode) -> Link {
     let (lower, macvlan) = (Some(7), Some(mode));
     Link { lower, macvlan, group: OUR_GROUP, ..link(8, name, Some("macvtap")) }

@@ -1,4 +1,4 @@
-//! Cards on taps of somebody else, by name or by descriptor.
+//! Cards on taps that another program made, by name or by descriptor.
 
 use super::*;
 
