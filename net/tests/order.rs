@@ -1,9 +1,10 @@
 //! The rooms of `net/src` know each other only downwards, and no files in them import each other in a ring.
 //!
-//! An arrow leads from a file to another whose path (`crate::…`, `super::…`, `self::…`) it names. Code under `#[cfg(test)]` may look
-//! anywhere. Parent and child (`step.rs`, `step/attach_tap.rs`) may know each other: they are one thing in several files.
+//! An arrow leads from a file to each file whose path (`crate::…`, `super::…`, `self::…`) it names. Code under
+//! `#[cfg(test)]` may look anywhere. Parent and child (`step.rs`, `step/attach_tap.rs`) may know each other: they are
+//! one unit in several files.
 //!
-//! Counts of any checkout: `NET_SRC=/path/to/net/src cargo test -p net --test order counts -- --nocapture`.
+//! To count any checkout: `NET_SRC=/path/to/net/src cargo test -p net --test order counts -- --nocapture`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,7 +77,7 @@ impl House {
         Self { files: modules.len(), arrows }
     }
 
-    /// Sets of files each of which is reached from every other, by arrows that are not between parent and child.
+    /// Sets of files that all reach each other, by arrows that are not between parent and child.
     fn rings(&self) -> Vec<BTreeSet<&Module>> {
         let mut next: BTreeMap<&Module, Vec<&Module>> = BTreeMap::new();
         for arrow in self.arrows.iter().filter(|arrow| !arrow.is_between_parent_and_child()) {
@@ -122,7 +123,7 @@ fn room(module: &Module) -> &str {
 }
 
 fn floor(module: &Module) -> Option<usize> {
-    // The crate's root is on none, which is above all of them.
+    // The crate's root is in none of the rooms, and above all of them.
     STAIRS.iter().position(|name| *name == room(module))
 }
 
@@ -151,7 +152,7 @@ fn module(file: &Path) -> Module {
     names.filter(|name| name != "lib").collect()
 }
 
-/// The text without comments, and without what comes after the first `#[cfg(test)]` that begins a line, where tests stand.
+/// The text without comments, up to the first `#[cfg(test)]` at the start of a line, where the tests begin.
 fn code(text: &str) -> String {
     let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
     let lines = text.lines().map(|line| match line.find("//") {
@@ -197,7 +198,7 @@ fn tree<'a>(mut text: &'a str, prefix: &[String], paths: &mut Vec<Vec<String>>) 
             Some(rest) if rest.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '{') => text = rest,
             _ => {
                 paths.push(path);
-                // A new name for it is nobody's path.
+                // A rename is not part of the path.
                 let renamed = rest.strip_prefix(" as ").and_then(|rest| rest.split_once([',', '}', ';']));
                 return renamed.map_or(rest, |(name, _)| &rest[" as ".len() + name.len()..]);
             }

@@ -1,4 +1,4 @@
-//! What is heard of a guest's address on its tap.
+//! The guest's address, as heard on its tap.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -42,7 +42,7 @@ impl Card {
 
     /// The guest sends a frame.
     fn send(&mut self, ether_type: u16, at: usize, bytes: &[u8]) {
-        // A header of virtio-net, then the frame, in which `bytes` start at `at`.
+        // A virtio-net header, then the frame, in which `bytes` start at `at`.
         let mut frame = vec![0; 12 + 64];
         frame[12..18].fill(0xff);
         frame[18..24].copy_from_slice(&self.port.mac.octets());
@@ -57,12 +57,12 @@ impl Card {
         self.send(0x0806, 14, &arp);
     }
 
-    /// What is heard within half a second; a socket that has nothing to say does not become readable.
+    /// The address heard within half a second; `None` if the socket does not become readable.
     fn heard(&self) -> Option<IpAddr> {
         readable(self.address_listener(), 500).then(|| self.address_listener().look()).flatten()
     }
 
-    /// What is heard in the end.
+    /// The next address heard, which must come.
     fn hears(&self) -> Option<IpAddr> {
         assert!(readable(self.address_listener(), 20_000), "nothing is heard");
         self.address_listener().look()
@@ -77,7 +77,7 @@ fn readable(source: &impl AsFd, millis: u16) -> bool {
 fn first_arp() {
     empty_bridge("br0");
     let mut card = Card::start("bridge=br0");
-    // Probes for an address, and what it gives itself.
+    // Address probes, and a self-assigned address.
     card.send_arp([0; 4]);
     card.send_arp([169, 254, 1, 1]);
     card.send(0x88cc, 26, &[10, 0, 0, 1]);
@@ -108,7 +108,7 @@ fn other_direction() {
     sh("ip address add 10.0.0.1/24 dev br0");
     let mut card = Card::start("bridge=br0");
 
-    // The host asks the bridge for the guest.
+    // The host sends ARP for the guest through the bridge.
     UdpSocket::bind("10.0.0.1:0").unwrap().send_to(b"x", "10.0.0.9:9").unwrap();
 
     let mut frame = [0; 2048];

@@ -1,4 +1,4 @@
-//! `bridge=`: what a card's tap looks like, and that the bridge does not notice.
+//! `bridge=`: the settings of a card's tap, and that the bridge keeps its own.
 
 use std::os::fd::AsRawFd;
 
@@ -50,7 +50,7 @@ fn bridge_address_never_changes() {
     bridge_with_uplink("br0");
     empty_bridge("br1");
     empty_bridge("br2");
-    // Two ports of others, one below the addresses that our taps have, one above.
+    // Two ports of other programs, one with an address below those of our taps, one above.
     sh("ip link set up0 address 02:00:00:00:00:01");
     sh("ip link add up2 address fe:ff:ff:ff:ff:fe type veth peer name peer2");
     sh("ip link set up2 master br2");

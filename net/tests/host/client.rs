@@ -1,4 +1,4 @@
-//! A guest's place without a guest: a network namespace at the other end of a veth pair, for real clients.
+//! A stand-in for a guest: a network namespace at the other end of a veth pair, for real clients.
 
 use std::process::{Child, Command, Output, Stdio};
 
@@ -18,8 +18,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A namespace with the card in it, up. Nobody has the gateway's address, so nobody answers for it but the services; the client knows its
-    /// Ethernet address.
+    /// A namespace with the card in it, up. No interface has the gateway's address, so only the services answer for it;
+    /// the client has a neighbour entry for it.
     pub(crate) fn new(gateways: &[&str]) -> Self {
         let holder = Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).spawn().expect("unshare");
         let client = Self { holder };
@@ -36,7 +36,7 @@ impl Client {
         client
     }
 
-    /// A command line of words, to be run in the namespace, for at most a minute.
+    /// A command line of words to run in the namespace, for at most a minute.
     pub(crate) fn command(&self, line: &str) -> Command {
         let target = self.holder.id().to_string();
         let mut command = Command::new("nsenter");
@@ -49,7 +49,7 @@ impl Client {
         self.command(line).output().expect("nsenter")
     }
 
-    /// The same; it has to succeed. Returns what it prints.
+    /// The same, which must succeed. Returns its output.
     pub(crate) fn run(&self, line: &str) -> String {
         let output = self.try_run(line);
         let [text, errors] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());

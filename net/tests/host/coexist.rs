@@ -1,6 +1,8 @@
-//! `nat` beside others who decide about packets: it works, or doctor names the reason and the command after which it works.
+//! `nat` beside other programs' packet filters: it works, or doctor names the reason and the command after which it
+//! works.
 //!
-//! The others are real: ufw, firewalld and iptables do here what they do on a host. Docker's rules are made as Docker makes them.
+//! The programs are real: ufw, firewalld and iptables do here what they do on a host. Docker's rules are copies of
+//! Docker's.
 
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
@@ -32,7 +34,7 @@ pub(crate) const CASES: &[Case] = &[
     ("coexist_with_a_table_that_ends_in_a_reject", table_rejects),
 ];
 
-/// What cases take that not every machine has.
+/// Programs that cases need and that some machines lack.
 pub(crate) const PROGRAMS: &[(&str, &str)] = &[
     ("coexist_with_docker", "iptables"),
     ("end_by_sigkill_at_random", "iptables"),
@@ -48,7 +50,7 @@ pub(crate) const PROGRAMS: &[(&str, &str)] = &[
 
 const SPEC: &str = "nat,forward=tcp:8080:80";
 
-/// What doctor finds wrong.
+/// Doctor's problems and warnings.
 fn troubles(spec: &str) -> Vec<Finding> {
     let cards = vec![spec.parse().unwrap()];
     let findings =
@@ -66,14 +68,14 @@ fn fixed(level: Level, what: &str, fix: &str) {
     assert_eq!(troubles(SPEC), []);
 }
 
-/// The world, where somebody answers.
+/// The world, with an echo server.
 fn answering() -> Namespace {
     let world = world();
     echo(&world, 7);
     world
 }
 
-/// A VM with its guest, and whom it talks to.
+/// A VM with its guest, and the world.
 struct Lab {
     world: Namespace,
     vmm: Vmm,
@@ -90,7 +92,7 @@ impl Lab {
         Self { world, vmm, guest, address }
     }
 
-    /// All that can be said of it works.
+    /// Traffic in every direction works.
     fn works(self) -> Namespace {
         let host = Some("198.51.100.2".parse().unwrap());
         assert_eq!(ask_tcp(&self.guest, "198.51.100.1:7"), host);
@@ -109,20 +111,20 @@ impl Lab {
         self.world
     }
 
-    /// Not out; firewalld lets in what is translated on its way.
+    /// The guest has no way out. firewalld accepts translated traffic on its way in.
     fn reaches_nobody(self) -> Namespace {
         assert!(is_silent(&self.guest, "198.51.100.1:7"));
         self.stop()
     }
 
-    /// Neither way.
+    /// No traffic passes in either direction.
     fn reaches_nobody_and_is_out_of_reach(self) -> Namespace {
         assert!(is_silent(&self.guest, "198.51.100.1:7"));
         assert!(is_silent(&self.world, "198.51.100.2:8080"));
         self.stop()
     }
 
-    /// The keeper has said who drops, if it could see that, and nothing else.
+    /// The keeper's log names the chain that drops, if the keeper could see it, and nothing else.
     fn stop(mut self) -> Namespace {
         assert_eq!(self.vmm.order("stop"), "stopped");
         let log = self.vmm.end();
@@ -137,7 +139,7 @@ fn nobody() {
     Lab::new(world).works();
 }
 
-/// Docker's part of the tables, with a network of containers behind which somebody is.
+/// Docker's part of the tables, with a network of containers and a container on it.
 pub(crate) fn start_docker() -> Namespace {
     let container = Namespace::behind("veth0", "172.17.0.2/16", "172.17.0.1/16");
     sh("ip addr flush dev veth0");
@@ -173,7 +175,7 @@ pub(crate) fn docker_rules() {
     }
 }
 
-/// The rules of both families as iptables has them.
+/// The rules of both families as iptables prints them.
 pub(crate) fn iptables_rules() -> String {
     sh("iptables-save")
         .lines()
@@ -198,7 +200,7 @@ fn docker() {
         "-A DOCKER-USER -j RETURN".to_owned(),
     ];
     assert_eq!(rules.lines().collect::<Vec<_>>(), expected);
-    // A container is for Docker to open.
+    // Only Docker opens ports of a container.
     echo(&container, 7);
     assert!(is_silent(&lab.guest, "172.17.0.2:7"));
     lab.works();
@@ -213,7 +215,7 @@ fn docker_user() {
     let lab = Lab::new(world);
     assert!(ask_tcp(&lab.guest, "198.51.100.1:7").is_some());
     assert_eq!(ask_udp(&lab.guest, "198.51.100.1:7"), None);
-    // Somebody else's rules come and go meanwhile, and with them the place that ours have.
+    // Rules of another program come and go meanwhile, and so change the place of ours.
     sh("iptables -w -D DOCKER-USER -d 198.51.100.1 -p udp -j DROP");
     sh("iptables -w -I DOCKER-USER -i nobody -j DROP");
     lab.works();
@@ -235,7 +237,7 @@ fn docker_killed() {
         assert!(iptables_rules().contains(&format!("minivmm {name} mvn-default")));
     };
     let other = Vmm::start("other", &["nat"]);
-    // The next start of another VM, and of the same.
+    // The next start of another VM, and of the same one.
     for next in ["db", "web"] {
         kill_both("web");
         let vmm = Vmm::start(next, &["nat"]);
@@ -266,7 +268,7 @@ fn docker_ip6() {
     assert_eq!(iptables_rules(), before);
 }
 
-/// Copies of these folders and files in their places, for this case alone.
+/// Gives this case its own copies of these directories and files.
 pub(crate) fn with_own(paths: &[&str]) {
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
     sh("mount --make-rprivate /");
@@ -305,7 +307,7 @@ impl Drop for Running {
     }
 }
 
-/// Starts firewalld, which has to have its own folder in /etc, with its bus, and waits until it works.
+/// Starts firewalld and its bus, and waits until it works. Its directory in /etc must be this case's own.
 pub(crate) fn firewalld_starts() -> [Running; 2] {
     std::fs::create_dir_all("/run/dbus").unwrap();
     std::fs::create_dir_all("/run/firewalld").unwrap();
@@ -345,7 +347,7 @@ fn iptables() {
 
 fn legacy_iptables() {
     let world = answering();
-    // Kernels can be built without it, and more and more are.
+    // More and more kernels are built without it.
     if !Command::new("iptables-legacy").arg("-S").output().is_ok_and(|output| output.status.success()) {
         return;
     }
@@ -360,7 +362,7 @@ fn legacy_iptables() {
     Lab::new(world).works();
 }
 
-/// Has frames on bridges pass the rules for packets; false where the kernel cannot.
+/// Has bridged frames pass the rules for routed packets; false where the kernel cannot.
 fn set_bridge_nf(value: &str) -> bool {
     let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
     std::fs::write(path, value).is_ok()
@@ -379,7 +381,7 @@ fn bridge_nf() {
         echo(&guest, 80);
         let own: IpAddr = gateway(&address).parse().unwrap();
         assert_eq!(ask_tcp(&guest, "198.51.100.2:8088"), Some(own), "bridge-nf-call-iptables={value}");
-        // It does not hear itself, and takes its own addresses for free.
+        // It does not hear its own frames, and finds its addresses free.
         let settled = || !guest.sh("ip -6 addr show dev eth0").contains("tentative");
         until(settled);
         assert!(!guest.sh("ip -6 addr show dev eth0").contains("dadfailed"));
@@ -400,7 +402,7 @@ fn bridge_nf_docker() {
         assert_eq!(troubles(spec), []);
     }
     Lab::new(world).works();
-    // What guests of a network without a way out say to each other is dropped there as well.
+    // The rules also drop frames between guests of a network without a way out.
     let (first, web) = Vmm::start_with_guest("web", "host");
     let (second, db) = Vmm::start_with_guest("db", "host");
     let [address, other] = ["vmtap0", "vmtap1"].map(address);
@@ -421,7 +423,7 @@ fn return_path() {
     }
     assert_eq!(troubles(SPEC), []);
     let world = Lab::new(world).works();
-    // Another way out, by which somebody comes who is answered on the first.
+    // Another way out: packets arrive by it, and replies leave by the first.
     world.sh(&format!("ip link add eth1 type veth peer name up1 netns {}", std::process::id()));
     for line in [
         "ip link set eth1 up",

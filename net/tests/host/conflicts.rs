@@ -1,4 +1,4 @@
-//! Other machines with an address of a guest: told once, with both parties, and counted.
+//! Other machines with a guest's address: logged once, with both parties, and counted.
 
 use std::net::Ipv6Addr;
 
@@ -39,7 +39,7 @@ fn discovery(mac: [u8; 6], kind: u8, source: &str, target: &str) -> Vec<u8> {
         .concat()
 }
 
-/// Waits until somebody hears claims of both IP versions here.
+/// Waits until a process listens for claims of both IP versions here.
 fn until_claims_are_heard() {
     let hears = |protocol: &str| {
         let sockets = std::fs::read_to_string("/proc/net/packet").unwrap();
@@ -48,7 +48,7 @@ fn until_claims_are_heard() {
     until(|| hears("0806") && hears("86dd"));
 }
 
-/// Ends a VM and returns what was logged.
+/// Ends a VM and returns its log.
 fn end(mut vmm: Vmm) -> String {
     assert_eq!(vmm.order("stop"), "stopped");
     vmm.end()
@@ -70,7 +70,7 @@ fn claimed() {
     let (vmm, _guest) = Vmm::start_bridged("web", SPEC);
     until_claims_are_heard();
     let other = mac(&machine).octets();
-    // What is nobody's business, then the same claim twice.
+    // An unrelated claim, then the same claim twice.
     send_frame(&machine, &announcement(&other, [192, 0, 2, 6]));
     send_frame(&machine, &announcement(&other, [192, 0, 2, 5]));
     assert_eq!(vmm.line(), "conflicts of card 0: 0 macs, 1 addresses");
@@ -97,7 +97,8 @@ fn advertised() {
     let other = mac(&machine).octets();
     let mut routed = discovery(other, ADVERTISEMENT, "2001:db8::1", "2001:db8::5");
     routed[21] = 64;
-    // What is nobody's business: about others, from afar, and the question of somebody who has another address.
+    // Irrelevant frames: about other addresses, from beyond the link, and the solicitation of a machine with another
+    // address.
     for frame in [
         discovery(other, ADVERTISEMENT, "2001:db8::1", "2001:db8::7"),
         discovery(other, ADVERTISEMENT, "2001:db8::1", "2001:db8:0:0:1::5"),
@@ -108,7 +109,7 @@ fn advertised() {
     }
     send_frame(&machine, &discovery(other, ADVERTISEMENT, "2001:db8::5", "2001:db8::5"));
     assert_eq!(vmm.line(), "conflicts of card 0: 0 macs, 1 addresses");
-    // He is about to take it.
+    // A probe by a machine that is about to take it.
     send_frame(&machine, &discovery(other, SOLICITATION, "::", "2001:db8::6"));
     assert_eq!(vmm.line(), "conflicts of card 0: 0 macs, 2 addresses");
     let text = end(vmm);

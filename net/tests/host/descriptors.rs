@@ -1,4 +1,4 @@
-//! What comes out of the keeper: descriptors that carry frames, of new, existing and inherited taps.
+//! The descriptors that the keeper hands over: they carry frames, of new, existing and inherited taps.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -35,7 +35,7 @@ fn start(vm_name: &str, cards: &[&str]) -> (Keeper, Vec<Port>) {
     (keeper, ports)
 }
 
-/// A broadcast frame of a local experimental type (0x88b5) with a virtio-net header that asks for nothing.
+/// A broadcast frame of a local experimental type (0x88b5) with a virtio-net header that requests nothing.
 fn frame(from: &Port, payload: &str) -> Vec<u8> {
     let mut frame = vec![0; HEADER];
     frame.extend([0xff; 6]);
@@ -59,7 +59,7 @@ fn expect_frame(port: &Port, wanted: &[u8]) {
         poll(&mut fds, PollTimeout::from(1000u16)).unwrap();
         for fd in &port.fds {
             match file(fd).read(&mut buffer) {
-                // The receiver's header counts buffers (num_buffers); the frame itself is what was sent.
+                // The receiver's header counts buffers (num_buffers); the frame itself is unchanged.
                 Ok(length) if buffer[HEADER..length] == wanted[HEADER..] => return,
                 Ok(_) => {}
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),

@@ -1,4 +1,4 @@
-//! However VMM and keeper end, what is left on the host.
+//! The host after VMM and keeper have ended, in whatever way.
 
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,7 @@ fn both_killed() {
 }
 
 fn refused_half_way() {
-    // That somebody holds a single-queue tap shows only when it is opened: bridge and tap of the first card exist by then.
+    // A single-queue tap is found busy only when it is opened: bridge and tap of the first card exist by then.
     sh("ip tuntap add held mode tap vnet_hdr");
     let holder = Vmm::start("holder", &["tap=held"]);
     until(|| link("held")["operstate"] == "UP");

@@ -1,4 +1,4 @@
-//! State of others that the rules of a VM meet: connections that the host tracks, and ports that rules of others
+//! State of other programs that a VM's rules meet: connections that the host tracks, and ports that foreign rules
 //! translate.
 
 use std::net::{SocketAddr, UdpSocket};
@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     ("forward_of_a_port_that_iptables_translates_is_refused", translated_by_iptables),
 ];
 
-/// How long a client waits before it sends again, so that its entry never ends.
+/// How long a client waits before it sends again, so that its conntrack entry never expires.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A client that sends from one port all the time.
@@ -37,7 +37,7 @@ impl Client {
     /// Sends once; the answer, if one comes.
     fn ask(&self) -> Option<String> {
         let mut bytes = [0; 64];
-        // If no process listens, that comes back as an error of the next call.
+        // If no process listens, the next call returns the error.
         let _ = self.0.send(b"?");
         let len = self.0.recv(&mut bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes[..len]).into_owned())
@@ -77,7 +77,7 @@ fn answer_with(namespace: &Namespace, at: &str, word: &'static str) -> UdpSocket
 fn takes_over() {
     let world = world();
     let client = Client::new(&world, "198.51.100.2:5300");
-    // Whatever tracks connections does so from the first network on.
+    // Connection tracking starts with the first network.
     let (first, _) = Vmm::start_with_guest("db", "nat");
     assert!((0..5).all(|_| client.ask().is_none()));
 

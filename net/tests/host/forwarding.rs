@@ -1,4 +1,4 @@
-//! Forwarding that a way out takes of the host, and that it leaves alone: interfaces come, go and are changed while VMs
+//! Forwarding that a way out needs from the host, and that it leaves alone: interfaces come, go and change while VMs
 //! run.
 
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ pub(crate) const CASES: &[Case] = &[
     ("forwarding_under_a_read_only_proc_sys_needs_what_is_right_already", read_only),
 ];
 
-/// How long a keeper that ought to do nothing is watched.
+/// How long to watch a keeper that should do nothing.
 const STILL: Duration = Duration::from_millis(600);
 
 /// A setting of an interface, `all` or `default`.
@@ -92,7 +92,7 @@ fn second() {
     }
 }
 
-/// Problems that doctor finds without being told of cards.
+/// Problems that doctor finds without cards.
 fn problems() -> Vec<String> {
     let request = net::Request { vm_name: "x".to_owned(), vcpus: 1, cards: Vec::new(), policy: None, steering: None };
     let found = examine(&request).expect("a look").into_iter();
@@ -119,7 +119,7 @@ fn switched_off() {
         let what = format!("{link} does not forward IPv4, which guests of mvn-default need: it has been switched off");
         assert!(problems().contains(&what), "{:?}", problems());
     }
-    // Until an administrator switches it on.
+    // It stays off until an admin turns it on.
     sh("sysctl -q net.ipv4.conf.mvn-default.forwarding=1 net.ipv4.conf.up0.forwarding=1");
     assert!(reaches());
     assert_eq!(vmm.order("stop"), "stopped");
@@ -129,7 +129,7 @@ fn switched_off() {
     assert!(!forwards("up0"));
 }
 
-/// A second network of the host, with a machine on it that knows the way to the first, which knows it back.
+/// A second network of the host, with a machine on it. That machine and the world have routes to each other.
 fn second_network(world: &Namespace) -> Namespace {
     let other = Namespace::behind("up1", "203.0.113.1/24", "203.0.113.2/24");
     world.sh("ip route add 203.0.113.0/24 via 198.51.100.2");
@@ -149,7 +149,7 @@ fn no_router() {
         assert_eq!(ask_tcp(&guest, address), Some(host.parse().unwrap()));
     }
     assert!(is_silent(&world, "203.0.113.1:7") && is_silent(&other, "198.51.100.1:7"));
-    // Nor by the last VM, which has switched on nothing, nor by an interface that comes later.
+    // Neither the end of the last VM, which had turned on nothing, nor a later interface changes that.
     vmm.stop();
     assert!(forwards("up0") && forwards("up1"));
     assert!(is_silent(&world, "203.0.113.1:7"));
@@ -173,7 +173,7 @@ fn owners() {
     assert!(ask_tcp(&other, "198.51.100.1:7").is_some());
     stop(vmm);
     assert!(forwards("up0") && forwards("up1"));
-    // Where everything forwards nothing is kept apart.
+    // On a host that forwards everything, nothing is kept apart.
     let vmm = Vmm::start("web", &["nat"]);
     assert!(ask_tcp(&world, "203.0.113.1:7").is_some());
     assert!(!sh("nft list tables").contains("fence"));
@@ -181,14 +181,14 @@ fn owners() {
     assert!(forwards("up0") && forwards("up1"));
 }
 
-/// The host with IPv6, and its ways out with it.
+/// Turns on IPv6 on the host, and on its ways out.
 fn with_ipv6(world: &Namespace) {
     sh("sysctl -q net.ipv6.conf.default.disable_ipv6=0 net.ipv6.conf.up0.disable_ipv6=0");
     sh("ip -6 addr add 2001:db8:1::2/64 dev up0 nodad");
     world.sh("ip -6 addr add 2001:db8:1::1/64 dev eth0 nodad");
 }
 
-/// Every IPv6 setting of interfaces that have something to do with routers.
+/// All IPv6 settings of interfaces that concern routers.
 fn settings6() -> String {
     sh("sysctl -a --pattern net.ipv6.conf.*.(forwarding|accept_ra)$")
 }
@@ -255,7 +255,7 @@ fn each6() {
     stop(second);
     assert_eq!(settings6(), before);
 
-    // What is changed meanwhile stays, and a host that is to forward goes on.
+    // Settings changed meanwhile stay, and forwarding stays on if an admin turned it on.
     sh("sysctl -q net.ipv6.conf.default.forwarding=0");
     let vmm = Vmm::start("web", &["nat,ipv6=on"]);
     sh("sysctl -q net.ipv6.conf.nic0.forwarding=0 net.ipv6.conf.up0.accept_ra=0");
@@ -285,7 +285,7 @@ fn no_router6() {
     assert!(!world.attempt(asks).0);
     sh("sysctl -q net.ipv6.conf.all.forwarding=1");
     until(|| world.attempt(asks).0);
-    // Off is off once, too.
+    // The first time that it is turned off, the keeper turns it on again.
     sh("sysctl -q net.ipv6.conf.all.forwarding=0");
     until(|| setting("ipv6/conf/all/forwarding") == "1");
     assert!(!world.attempt(asks).0);

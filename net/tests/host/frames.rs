@@ -1,5 +1,5 @@
-//! Hostile frames: whether they arrive. Servers of DHCP on other ports, headers that hide in fragments, what only
-//! switches say, tags, and what is wrapped otherwise.
+//! Delivery of hostile frames: DHCP servers on other ports, headers hidden in fragments, switches' own protocols, tags,
+//! and other encapsulations.
 
 use std::net::{Ipv6Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,7 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     ("frames_wrapped_otherwise_pass_no_guard", wrapped),
 ];
 
-/// Those that take a kernel whose bridges have VLANs.
+/// Cases for kernels whose bridges have VLANs.
 pub(crate) const VLAN_CASES: &[Case] = &[("frames_in_two_tags_do_not_change_their_vlan", vlan_hopping)];
 
 const IP4: [u8; 2] = [8, 0];
@@ -41,7 +41,7 @@ fn frame(to: [u8; 6], from: [u8; 6], kind: [u8; 2], body: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// An IPv4 packet from `192.0.2.5` to `192.0.2.1`. `fragment` is what RFC 791 has for that: flags and offset.
+/// An IPv4 packet from `192.0.2.5` to `192.0.2.1`. `fragment` is the flags and offset of RFC 791.
 fn ip4(protocol: u8, fragment: u16, body: &[u8]) -> Vec<u8> {
     let length = u16::try_from(20 + body.len()).unwrap().to_be_bytes();
     let fragment = fragment.to_be_bytes();
@@ -67,13 +67,13 @@ fn udp(from: u16, to: u16, body: &[u8]) -> Vec<u8> {
     [&from.to_be_bytes()[..], &to.to_be_bytes(), &length.to_be_bytes(), &[0, 0], body].concat()
 }
 
-/// A fragment header (RFC 8200 4.5) for what is at `offset`, of which more follows.
+/// A fragment header (RFC 8200 4.5) at `offset`, with more fragments to follow.
 fn fragment(next: u8, offset: u16) -> [u8; 8] {
     let field = (offset | 1).to_be_bytes();
     [next, 0, field[0], field[1], 0, 0, 0, 9]
 }
 
-/// An extension header of 8 bytes with padding, or a routing header of type 0 that is at its end.
+/// An 8-byte extension header with padding, or a routing header of type 0 with no segments left.
 fn extension(next: u8) -> [u8; 8] {
     [next, 0, 1, 4, 0, 0, 0, 0]
 }
@@ -82,7 +82,7 @@ fn own() -> [u8; 6] {
     MacAddr::for_vm("web", 0).octets()
 }
 
-/// Hears what comes to a namespace's card.
+/// A socket that hears what arrives at a namespace's card.
 struct Listener(OwnedFd);
 
 impl Listener {
@@ -95,7 +95,7 @@ impl Listener {
         }))
     }
 
-    /// Returns whether `sent` comes, which `from` sends. A second frame, which passes every guard, tells when to stop
+    /// Returns true if `sent`, sent by `from`, arrives. A second frame, which passes every guard, tells when to stop
     /// listening.
     fn hears(&self, from: &Namespace, to: [u8; 6], sent: &[u8]) -> bool {
         let fence = frame(to, own(), IP4, &ip4(UDP, 0, &udp(9, 9, b"that was all")));
@@ -116,7 +116,7 @@ impl Listener {
     }
 }
 
-/// Bytes that tell a frame from others: the headers of Ethernet and IPv6, and one more.
+/// Bytes that tell frames apart: the headers of Ethernet, of IPv6, and one more.
 const HEAD_BYTES: usize = 62;
 
 /// A frame without the zeros at its end, which a bridge may take away.
@@ -151,7 +151,7 @@ fn dhcp_servers() {
         (IP4, ip4(UDP, 0, &reply(1067, 68))),
         (IP4, ip4(UDP, 0, &reply(68, 68))),
         (IP4, ip4(UDP, 0x2000, &reply(1067, 68))),
-        // To a relay, as whose answer it would come.
+        // To a relay, which would forward it as its own answer.
         (IP4, ip4(UDP, 0, &reply(1067, 67))),
         (IP6, ip6(UDP, &udp(547, 546, &[2, 0, 0, 0]))),
         (IP6, ip6(UDP, &udp(1547, 546, &[2, 0, 0, 0]))),
@@ -171,26 +171,26 @@ fn dhcp_servers() {
     vmm.stop();
 }
 
-/// First fragments, and whole packets, in which the header above IPv6 is not there or cut off.
+/// First fragments, and whole packets, in which the upper-layer header is missing or truncated.
 fn without_header() -> Vec<Vec<u8>> {
     let options = |next| [&fragment(OPTIONS, 0)[..], &extension(next)].concat();
     vec![
         ip6(FRAGMENT, &options(ICMP6)),
         ip6(FRAGMENT, &options(TCP)),
         ip6(FRAGMENT, &options(UDP)),
-        // An options header that goes on in the next fragment.
+        // An options header that continues in the next fragment.
         ip6(FRAGMENT, &[&fragment(OPTIONS, 0)[..], &[ICMP6, 1, 1, 4, 0, 0, 0, 0]].concat()),
         ip6(0, &[&extension(FRAGMENT)[..], &options(UDP)].concat()),
-        // The ports, and no more of the header of TCP.
+        // The ports, and no more of the TCP header.
         ip6(FRAGMENT, &[&fragment(TCP, 0)[..], &[0, 9, 0, 22, 0, 0, 0, 0]].concat()),
         ip6(FRAGMENT, &fragment(ICMP6, 0)),
         ip6(OPTIONS, &extension(UDP)),
         ip6(ICMP6, &[134, 0, 0, 0]),
-        // Another header behind the end of the packet, in the frame.
+        // A second header in the frame, behind the end of the packet.
         [ip6(FRAGMENT, &options(UDP)), udp(9, 9, &[7; 40])].concat(),
         [ip6(FRAGMENT, &fragment(TCP, 0)), vec![7; 40]].concat(),
         [ip6(0, &[extension(FRAGMENT), fragment(UDP, 0)].concat()), udp(9, 9, &[7; 40])].concat(),
-        // What is proper, but looks the same.
+        // A valid packet that looks the same.
         ip6(FRAGMENT, &[&options(UDP)[..], &udp(9, 9, &[7; 40])].concat()),
     ]
 }
@@ -200,22 +200,22 @@ fn hidden() {
     let (to, listener) = (mac(&machine).octets(), Listener::on(&machine));
     let packets = without_header();
     for (idx, packet) in packets.iter().enumerate() {
-        // The shortest message of a router is told from its type.
+        // The shortest router message is recognised by its type.
         assert!(!listener.hears(&guest, to, &frame(to, own(), IP6, packet)), "packet {idx}");
     }
     let seen = dropped("web", "malformed") + dropped("web", "rogue-router");
     assert_eq!(seen, u64::try_from(packets.len()).unwrap());
-    // Packets that are cut by the book pass, and are put together.
+    // Properly fragmented packets pass, and are reassembled.
     guest.sh("ping -6 -c 1 -W 5 -s 4000 2001:db8::1");
     guest.sh("ping -c 1 -W 5 -s 4000 192.0.2.1");
     for (next, body) in [
         (FRAGMENT, [&fragment(UDP, 0)[..], &udp(9, 9, &[7; 40])].concat()),
         (FRAGMENT, [&fragment(UDP, 8)[..], b"12345678"].concat()),
-        // What later fragments carry is no header, whatever it looks like.
+        // Data of later fragments is no header, whatever it looks like.
         (FRAGMENT, [&fragment(UDP, 1448)[..], &udp(547, 546, b"12345678")].concat()),
         (FRAGMENT, [&fragment(ICMP6, 1448)[..], &[134; 40]].concat()),
         (OPTIONS, [&extension(UDP)[..], &udp(9, 9, b"")].concat()),
-        // Nothing follows; a protocol that no rule looks into.
+        // No next header; a protocol that no rule looks into.
         (59, Vec::new()),
         (132, vec![0; 12]),
     ] {
@@ -235,7 +235,7 @@ fn routers() {
             let mut chain = Vec::new();
             for (idx, _) in headers.iter().enumerate() {
                 let next = headers.get(idx + 1).copied().unwrap_or(ICMP6);
-                // A fragment header of a packet that is whole has no offset, and nothing follows (RFC 6946).
+                // The fragment header of a whole packet has offset 0 and no more fragments (RFC 6946).
                 let whole = [next, 0, 0, 0, 0, 0, 0, 9];
                 chain.extend(if headers[idx] == FRAGMENT { whole } else { extension(next) });
             }
@@ -254,7 +254,7 @@ fn routers() {
         for headers in chains {
             assert!(!listener.hears(&guest, to, &frame(to, own(), IP6, &behind(headers))), "{spec} {headers:?}");
         }
-        // As a fragment, of which the type of the message is in the first.
+        // As a first fragment, which holds the type of the message.
         let first = ip6(FRAGMENT, &[&fragment(ICMP6, 0)[..], &advertisement, &[0; 8]].concat());
         assert!(!listener.hears(&guest, to, &frame(to, own(), IP6, &first)));
         assert_eq!(dropped("web", "rogue-router"), 9);
@@ -271,7 +271,7 @@ fn past_policy() {
     for (idx, packet) in without_header().iter().enumerate() {
         assert!(!listener.hears(&guest, to, &frame(to, own(), IP6, packet)), "packet {idx}");
     }
-    // The flags of TCP, and other ports over those that were judged, come in a second fragment of IPv4.
+    // The flags of TCP, and other ports over those already judged, come in a second fragment of IPv4.
     let second = ip4(TCP, 1, &[0, 0, 0, 0, 0x50, 2, 0, 0]);
     let first = ip4(TCP, 0x2000, &[&[0, 9, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2][..], &[0; 10]].concat());
     let third = ip4(TCP, 3, &[0; 16]);
@@ -292,7 +292,7 @@ fn between_switches() {
         ([0x01, 0x80, 0xc2, 0, 0, 0x21], [0x88, 0xf5], vec![0; 46]),
         ([0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd], [0, 38], snap(1)),
         ([0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcc], [0, 38], snap(0x20)),
-        // Those that the bridge keeps to itself: LACP, 802.1X, LLDP.
+        // Frames that the bridge keeps to itself: LACP, 802.1X, LLDP.
         ([0x01, 0x80, 0xc2, 0, 0, 0x02], [0x88, 0x09], vec![1; 46]),
         ([0x01, 0x80, 0xc2, 0, 0, 0x03], [0x88, 0x8e], vec![1; 46]),
         ([0x01, 0x80, 0xc2, 0, 0, 0x0e], [0x88, 0xcc], vec![1; 46]),
@@ -300,12 +300,12 @@ fn between_switches() {
         assert!(!listener.hears(&guest, to, &frame(group, own(), kind, &body)), "{group:?}");
     }
     assert_eq!(dropped("web", "bpdu"), 5);
-    // Without a guard a guest may be a server and a router, as the documentation says.
+    // Without a guard a guest may be a server and a router, as documented.
     let advertisement = [&[134, 0, 0, 0, 64, 0, 7, 8][..], &[0; 8]].concat();
     for (kind, packet) in [(IP4, ip4(UDP, 0, &udp(67, 68, &[2; 8]))), (IP6, ip6(ICMP6, &advertisement))] {
         assert!(listener.hears(&guest, to, &frame(to, own(), kind, &packet)));
     }
-    // It has not lost its port.
+    // It keeps its port.
     guest.sh("ping -c 1 -W 5 192.0.2.1");
     vmm.stop();
     for spec in ["bridge=br0,antispoof=on", "bridge=br0,isolate=on"] {
@@ -324,7 +324,7 @@ fn tagged_loopback() {
     let open = UdpSocket::bind("0.0.0.0:7778").unwrap();
     host.set_nonblocking(true).unwrap();
     open.set_read_timeout(Some(DEADLINE)).unwrap();
-    // Where every other address of the host is in reach.
+    // With every other address of the host in reach.
     for spec in ["nat,antispoof=off,", "nat,"].map(|spec| format!("{spec}reach=host,forward=udp:8080:80")) {
         let (vmm, guest) = Vmm::start_with_guest("web", &spec);
         let lease = link("vmtap0")["ifalias"].as_str().unwrap().to_owned();
@@ -358,7 +358,7 @@ fn tagged_loopback() {
             let tags: Vec<u8> = tags.iter().flat_map(|tag| tag.iter().copied()).collect();
             let frame = [&bridge.octets()[..], &own(), &tags, &IP4, &packet].concat();
             send_frame(&guest, &frame);
-            // What is sent after it tells that it has been dealt with.
+            // A later datagram shows that the frame has been processed.
             guest.within(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"?", format!("{gateway}:7778")).unwrap());
             open.recv(&mut [0; 8]).unwrap();
             assert!(host.recv(&mut [0; 8]).is_err(), "{spec}: {tags:?}");
@@ -377,7 +377,7 @@ fn wrapped() {
     let arp = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &own(), &[192, 0, 2, 1], &to, &[192, 0, 2, 1]].concat();
     let (ip_in_snap, arp_in_snap) = (snap(IP4, &packet), snap([8, 6], &arp));
     let wrapped = [
-        // LLC with SNAP (RFC 1042), which Linux does not take for IP, others do.
+        // LLC with SNAP (RFC 1042), which Linux does not take for IP, but others do.
         (length(&ip_in_snap), ip_in_snap),
         (length(&arp_in_snap), arp_in_snap),
         // PPPoE, a network service header, MACsec, 802.1ah, RARP, an experiment, and a protocol that was before IPv6.
@@ -394,7 +394,7 @@ fn wrapped() {
         assert!(!listener.hears(&guest, to, &frame(to, own(), *kind, body)), "{kind:?}");
     }
     assert_eq!(dropped("web", "other-protocol"), u64::try_from(wrapped.len()).unwrap());
-    // No machine on a wire has the host's loopback addresses, whatever the kernel would do with them.
+    // No machine on a link uses the host's loopback addresses, whatever the kernel would do with them.
     for protocol in [UDP, TCP] {
         let mut packet = ip4(protocol, 0, &udp(9, 9, b"12345678"));
         packet[16..20].copy_from_slice(&[127, 0, 0, 1]);
@@ -416,7 +416,7 @@ fn vlan_hopping() {
     for outer in [[0x81, 0, 0, 0], [0x81, 0, 0, 10], [0x88, 0xa8, 0, 0]] {
         let tagged = [&to[..], &own(), &outer, &[0x81, 0, 0, 20], &IP4, &packet].concat();
         let inner = [&to[..], &own(), &[0x81, 0, 0, 20], &IP4, &packet].concat();
-        // A tag that has been taken off is not in what a socket hears, so that any of these tells.
+        // A socket gets frames without the tag that the kernel took off, so any of these shows it.
         let bare = frame(to, own(), IP4, &packet);
         assert!(!listener.hears(&guest, to, &tagged), "{outer:?}");
         assert!(!listener.hears(&guest, to, &inner), "{outer:?}");

@@ -1,4 +1,4 @@
-//! `antispoof=`, `addresses=` and `isolate=`: guests that forge on a bridge, and guests that are kept apart.
+//! `antispoof=`, `addresses=` and `isolate=`: guests that spoof on a bridge, and guests that are isolated.
 
 use net::MacAddr;
 use serde_json::Value;
@@ -19,25 +19,25 @@ pub(crate) const CASES: &[Case] = &[
     ("nat_without_antispoof_lets_any_mac_pass", nat_unguarded),
 ];
 
-/// Those that take a kernel whose bridges have VLANs.
+/// Cases for kernels whose bridges have VLANs.
 pub(crate) const VLAN_CASES: &[Case] = &[("guarded_trunk_guest_is_only_what_its_list_says_in_every_vlan", on_trunk)];
 
 const REASONS: [&str; 7] =
     ["spoofed-mac", "spoofed-arp", "spoofed-ip", "spoofed-nd", "rogue-dhcp", "rogue-router", "other-protocol"];
 
-/// Packets under a reason in a table of a VM.
+/// Packets counted for a drop reason in a table of a VM.
 fn counted(family: &str, vm: &str, reason: &str) -> u64 {
     let text = sh(&format!("nft list counter {family} minivmm-{vm} {reason}"));
     text.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
-/// All that the guard of a VM has dropped.
+/// All packets that a VM's guard has dropped, by reason.
 fn all_counted(vm: &str) -> [u64; 7] {
     REASONS.map(|reason| counted("netdev", vm, reason))
 }
 
-/// Forged frames of the machine with the address `own`, and the reason for which each is dropped where `192.0.2.5` and `2001:db8::5` are
-/// listed. The first ones are dropped without a list, too.
+/// Forged frames of the machine with the address `own`, and the reason why each is dropped where `192.0.2.5` and
+/// `2001:db8::5` are listed. The first ones are dropped without a list, too.
 fn forgeries(own: [u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
     let ether = |source: [u8; 6], kind: [u8; 2], body: &[u8]| {
         let mut frame = [&[0xff; 6][..], &source, &kind, body].concat();
@@ -61,7 +61,7 @@ fn forgeries(own: [u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
         [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target].concat()
     };
     let (v4, v6) = ([8, 0], [0x86, 0xdd]);
-    // Its own address on the link, so that this is not what is refused.
+    // Its own link-local address, so that the source is not the reason.
     let [a, b, c, d, e, f] = own.map(u16::from);
     let link = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f);
     let link = &link.to_string();
@@ -73,7 +73,7 @@ fn forgeries(own: [u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
         ("rogue-dhcp", ether(own, v4, &ip4(mine, 17, &[0, 67, 0, 68, 0, 8, 0, 0]))),
         ("rogue-dhcp", ether(own, v6, &ip6(link, 17, &[2, 35, 2, 34, 0, 8, 0, 0]))),
         ("rogue-router", ether(own, v6, &ip6(link, 58, &[&[134][..], &[0; 15]].concat()))),
-        // The same behind a header of options for the way.
+        // The same behind a hop-by-hop options header.
         ("rogue-router", ether(own, v6, &ip6(link, 0, &options))),
         ("rogue-router", ether(own, v6, &ip6(link, 58, &claim(137, "fe80::1")))),
         ("other-protocol", ether(own, [0x81, 0], &[0, 5, 8, 0])),
@@ -93,7 +93,7 @@ fn tagged(frame: &[u8], vlan: u8) -> Vec<u8> {
     [addresses, &[0x81, 0, 0, vlan], rest].concat()
 }
 
-/// How many of the forgeries need no list.
+/// The number of forgeries that need no list.
 const WITHOUT_LIST: usize = 9;
 
 fn listed() {
@@ -108,7 +108,7 @@ fn listed() {
     assert_eq!(ask_udp(&guest, "192.0.2.1:7"), Some("192.0.2.5".parse().unwrap()));
     guest.sh("ping -6 -c 1 -W 5 2001:db8::1");
     machine.sh("ping -c 1 -W 5 192.0.2.5");
-    // A client that asks for an address.
+    // A client that requests an address.
     guest.attempt("busybox udhcpc -f -q -n -t 1 -T 1 -i eth0 -s /bin/true");
     assert_eq!(all_counted("web"), [0; 7]);
 
@@ -151,7 +151,7 @@ fn on_trunk() {
 
     for (idx, (reason, frame)) in forgeries(MacAddr::for_vm("web", 0).octets()).into_iter().enumerate() {
         let so_far = counted("netdev", "web", reason);
-        // In either VLAN, and without a tag.
+        // In either VLAN, and untagged.
         let frame = [tagged(&frame, 100), tagged(&frame, 101), frame][idx % 3].clone();
         send_frame(&guest, &frame);
         until(|| counted("netdev", "web", reason) > so_far);
@@ -185,7 +185,7 @@ fn unlisted() {
     vmm.stop();
 }
 
-/// A setting of a bridge's port.
+/// A setting of a bridge port.
 fn port(tap: &str, setting: &str) -> bool {
     link(tap)["linkinfo"]["info_slave_data"][setting].as_bool().unwrap()
 }
@@ -200,33 +200,33 @@ fn port_flags() {
         sh("bridge fdb show br br0 brport vmtap0").lines().any(|line| line.contains(&mac) && line.contains("static"))
     };
     assert!(entry(), "{}", sh("bridge fdb show br br0"));
-    // Nothing for a machine that nobody knows comes to the guest.
+    // Frames to unknown addresses do not reach the guest.
     let sent = || link_stats("vmtap0");
     let before = sent();
     let burst = |to: [u8; 6]| {
         for _ in 0..50 {
-            // Of a protocol for experiments (IEEE 802), which no firewall on the bridge looks into.
+            // An experimental protocol (IEEE 802), which no firewall on the bridge looks into.
             send_frame(&machine, &[&to[..], &[2, 0, 0, 0, 0, 0x78], &[0x88, 0xb5], &[0; 46]].concat());
         }
     };
     burst([2, 0, 0, 0, 0, 0x77]);
-    // The machine's kernel may say something to all meanwhile.
+    // The machine's kernel may send broadcasts meanwhile.
     assert!(sent() < before + 50);
     burst([0xff; 6]);
     until(|| sent() >= before + 50);
-    // It is put back with all of that.
+    // The keeper puts it back with all of that.
     sh("ip link set vmtap0 nomaster");
     until(|| link("vmtap0")["master"] == "br0" && flags() == [false, false, true] && entry());
     let mut vmm = vmm;
     assert_eq!(vmm.order("stop"), "stopped");
     let (vmm, _guest) = Vmm::start_bridged("web", "bridge=br0");
     assert_eq!(flags(), [true, true, false]);
-    // Nothing is refused to its guest but what only switches say.
+    // Only frames of switches' protocols are dropped.
     assert_eq!(sh("nft list ruleset").matches(" drop").count(), 1);
     vmm.stop();
 }
 
-/// Frames that a tap has handed to its guest.
+/// Frames that a tap has sent to its guest.
 fn link_stats(tap: &str) -> u64 {
     let links: Value = serde_json::from_str(&sh(&format!("ip -j -s link show dev {tap}"))).expect("JSON");
     links[0]["stats64"]["tx"]["packets"].as_u64().expect("a number")
@@ -262,7 +262,7 @@ fn isolated_on_bridge() {
     }
 }
 
-/// The lease that is written on a tap.
+/// The lease in a tap's alias.
 fn lease(tap: &str) -> String {
     let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
     alias.split("ip4=").nth(1).unwrap().split(' ').next().unwrap().to_owned()
@@ -308,7 +308,7 @@ fn isolated_on_nat() {
         assert!(ask_tcp(guest, "198.51.100.1:7").is_some());
     }
     assert!(ask_tcp(&world, "198.51.100.2:8080").is_some());
-    // Neither by the bridge, nor by the host's ports, nor routed.
+    // Neither through the bridge, nor through the host's ports, nor routed.
     assert!(is_silent(&db, &format!("{}:80", leases[0])));
     assert!(is_silent(&web, &format!("{}:80", leases[1])));
     assert!(counted("bridge", "web", "isolated") > 0);
@@ -317,12 +317,12 @@ fn isolated_on_nat() {
     assert!(counted("inet", "web", "isolated") > 0);
     let gateway = format!("{}.1", leases[0].rsplit_once('.').unwrap().0);
     db.sh(&format!("ip route add {}/32 via {gateway}", leases[0]));
-    // The first table that sees it drops it.
+    // The first table that sees the packet drops it.
     let by_route = || counted("inet", "web", "isolated") + counted("inet", "db", "routed-back");
     let before = by_route();
     assert!(is_silent(&db, &format!("{}:80", leases[0])));
     assert!(by_route() > before);
-    // What it has forwarded it can use itself.
+    // The guest can use its own forwarded port.
     assert!(ask_tcp(&web, "198.51.100.2:8080").is_some());
     first.stop();
     second.stop();

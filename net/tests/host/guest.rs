@@ -1,5 +1,5 @@
-//! A guest without a VM: a network namespace whose card `eth0` is the other end of a port's tap, with the services that a VMM
-//! runs for it; and namespaces for others on the network.
+//! A guest without a VM: a network namespace whose card `eth0` is the other end of a port's tap, with the services that
+//! a VMM runs for it; and namespaces for other machines on the network.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,15 +21,15 @@ use nix::sys::socket::{
 use crate::lan::until;
 use crate::vmm::DEADLINE;
 
-/// How long a peer may be silent where it is to be.
+/// How long to wait for a reply that must not come.
 const SILENCE: Duration = Duration::from_millis(400);
 
 /// Largest frame with its header.
 const FRAME_BYTES: usize = 70 * 1024;
 
-/// Puts guests behind the ports that have services, on threads that end with the process; with `all` as `GUESTS` in the
-/// environment behind the others as well, with `none` nowhere. Prints a line with the namespace of each. Returns what
-/// tells services an MTU, by card.
+/// Puts guests behind the ports that have services, on threads that end with the process. With `GUESTS=all` in the
+/// environment, the other ports get guests, too; with `GUESTS=none`, no port does. Prints a line with the namespace of
+/// each. Returns the senders of MTUs to services, by card.
 pub(crate) fn put_behind(ports: &mut [Port]) -> BTreeMap<usize, MtuSender> {
     let wanted = std::env::var("GUESTS").unwrap_or_default();
     let mut senders = BTreeMap::new();
@@ -68,7 +68,7 @@ fn serve(services: Services) -> MtuSender {
     sender
 }
 
-/// A tap called `eth0` with the headers that a card's queue has.
+/// A tap called `eth0` with the virtio-net headers of a card's queue.
 fn open_card() -> OwnedFd {
     #[repr(C)]
     struct IfReq {
@@ -116,12 +116,12 @@ fn ip(words: &str) {
 /// A network namespace.
 pub(crate) struct Namespace {
     path: String,
-    /// What keeps it, if nobody else does.
+    /// The process that keeps it, if it has one of its own.
     holder: Option<Child>,
 }
 
 impl Namespace {
-    /// The one at this path.
+    /// The namespace at this path.
     pub(crate) fn at(path: &str) -> Self {
         Self { path: path.to_owned(), holder: None }
     }
@@ -144,26 +144,26 @@ impl Namespace {
         namespace
     }
 
-    /// Runs a command line of words in it, and returns what it prints.
+    /// Runs a command line of words in it, and returns its output.
     pub(crate) fn sh(&self, line: &str) -> String {
         let (ok, text) = self.attempt(line);
         assert!(ok, "{line}: {text}");
         text
     }
 
-    /// Where it is.
+    /// The path of the namespace.
     pub(crate) fn path(&self) -> &str {
         &self.path
     }
 
-    /// A command line to be run in it.
+    /// A command line to run in it.
     pub(crate) fn command(&self, line: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path)).args(line.split(' '));
         command
     }
 
-    /// Whether a command line succeeds in it, and what it prints.
+    /// True if a command line succeeds in it, and its output.
     pub(crate) fn attempt(&self, line: &str) -> (bool, String) {
         let output = self.command(line).output().expect("nsenter");
         (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
@@ -191,13 +191,13 @@ impl Drop for Namespace {
     }
 }
 
-/// Gives the guest the address of its lease by hand, which DHCP does as well.
+/// Configures the address of a guest's lease, as DHCP would.
 pub(crate) fn configure(guest: &Namespace, address: &str, gateway: &str) {
     guest.sh(&format!("ip addr add {address}/24 dev eth0"));
     guest.sh(&format!("ip route add default via {gateway}"));
 }
 
-/// Answers on TCP and UDP `port` of a namespace with the address of whoever asks, for as long as it lives.
+/// Answers on TCP and UDP `port` of a namespace with the client's address, for as long as it lives.
 pub(crate) fn echo(namespace: &Namespace, port: u16) {
     let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
     let (tcp, udp) =
@@ -215,7 +215,7 @@ pub(crate) fn echo(namespace: &Namespace, port: u16) {
     });
 }
 
-/// Who an echo at that address says we are, over TCP.
+/// The source address that an echo server at that address sees, over TCP.
 pub(crate) fn ask_tcp(namespace: &Namespace, address: &str) -> Option<IpAddr> {
     let address: SocketAddr = address.parse().expect("an address");
     namespace.within(|| {
@@ -236,7 +236,7 @@ pub(crate) fn ask_udp(namespace: &Namespace, address: &str) -> Option<IpAddr> {
         socket.connect(address).ok()?;
         socket.set_read_timeout(Some(SILENCE)).ok()?;
         let mut bytes = [0; 64];
-        // The first one may wait for an answer to ARP.
+        // The first datagram may have to wait for ARP.
         for _ in 0..5 {
             if socket.send(b"?").is_ok()
                 && let Ok(len) = socket.recv(&mut bytes)
@@ -248,18 +248,18 @@ pub(crate) fn ask_udp(namespace: &Namespace, address: &str) -> Option<IpAddr> {
     })
 }
 
-/// Whether nobody answers there.
+/// True if a TCP connection there fails.
 pub(crate) fn is_silent(namespace: &Namespace, address: &str) -> bool {
     let address: SocketAddr = address.parse().expect("an address");
     namespace.within(|| TcpStream::connect_timeout(&address, SILENCE).is_err())
 }
 
-/// Sends a frame as it is out of a namespace's card.
+/// Sends a frame unchanged out of a namespace's card.
 pub(crate) fn send_frame(namespace: &Namespace, frame: &[u8]) {
     namespace.within(|| send_out("eth0", frame));
 }
 
-/// Sends a frame as it is out of an interface of this namespace.
+/// Sends a frame unchanged out of an interface of this namespace.
 pub(crate) fn send_out(interface: &str, frame: &[u8]) {
     let (family, kind) = (AddressFamily::Packet, SockType::Raw);
     let socket = socket(family, kind, SockFlag::empty(), SockProtocol::EthAll).expect("a packet socket");
@@ -268,7 +268,7 @@ pub(crate) fn send_out(interface: &str, frame: &[u8]) {
     sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty()).expect("a frame that goes");
 }
 
-/// An address beside an interface of this namespace.
+/// A link-layer address reached through an interface of this namespace.
 pub(crate) fn link_address(interface: &str, to: [u8; 6]) -> LinkAddr {
     let index = nix::net::if_::if_nametoindex(interface).expect("an interface");
     let mut address = nix::libc::sockaddr_ll {

@@ -1,4 +1,4 @@
-//! Limits of the host that a plan knows, so that a start does not meet them half-way.
+//! Limits of the host that a plan checks, so that a start does not hit them half-way.
 
 use net::nft::{Chain, Family, NftSocket, Rule, Table, TableName, Verdict};
 use net::preview::preview;
@@ -59,12 +59,12 @@ fn looked_at() {
 
     assert!(plan.is_ok(), "{:?}", plan.err().as_ref().map(Error::to_string));
     assert_eq!(sh("nft list ruleset"), "");
-    // While the VM runs as well.
+    // While the VM runs, too.
     let vmm = Vmm::start("web", &[spec]);
     let plan = preview(&Request { vm_name: "db".to_owned(), ..request("nat") });
     assert!(plan.is_ok(), "{:?}", plan.err().as_ref().map(Error::to_string));
     stop(vmm);
-    // What a kernel refuses is refused without a trace, too.
+    // A refusal by the kernel leaves no trace, either.
     let rule = Rule::new().with(Verdict::Jump("missing".to_owned()));
     let chains = vec![Chain { name: "c".to_owned(), base: None, rules: vec![rule] }];
     let name = TableName { family: Family::Inet, name: "web".to_owned() };

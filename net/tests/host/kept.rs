@@ -1,4 +1,5 @@
-//! A plan's promises while the VM runs: others take them back, and the keeper keeps them or says what it cannot keep.
+//! A plan's promises while the VM runs: other programs break them, and the keeper restores them or reports those that
+//! it cannot keep.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -40,7 +41,7 @@ fn take_off() {
     sh("ip link set vmtap0 nomaster");
 }
 
-/// Stops a VMM and returns what it and its keeper have said.
+/// Stops a VMM and returns its and its keeper's log.
 fn log_of(mut vmm: Vmm) -> String {
     assert_eq!(vmm.order("stop"), "stopped");
     vmm.end()
@@ -60,7 +61,7 @@ fn tap_taken_off() {
     }
     let log = log_of(vmm);
     assert!(log.contains("again and again"), "{log}");
-    // One who insists does not fill the log.
+    // Persistent interference does not fill the log.
     assert!(log.lines().count() <= 18, "{log}");
 }
 
@@ -75,12 +76,12 @@ fn new_bridge() {
     sh("ip link del br0");
     empty_bridge("br0");
     until(is_attached);
-    // All is as at first: it is put back as often again.
+    // All is as at first: the keeper puts it back as often again.
     for _ in 0..15 {
         take_off();
         until(is_attached);
     }
-    // And so it is when it has been attached by hand.
+    // Attaching it by hand resets the count, too.
     take_off();
     sh("ip link set vmtap0 master br0");
     take_off();
@@ -117,7 +118,7 @@ fn uplink_taken_off() {
     let world = Namespace::behind("up0", "198.51.100.1/24", "198.51.100.2/24");
     sh("ip route add default via 198.51.100.1");
     let first = Vmm::start("db", &["bridge=lan,create=on,uplink=up0,move-addresses=on"]);
-    // By the second one, which has found the bridge made.
+    // Restored by the second keeper, which found the bridge made.
     let vmm = Vmm::start("web", &["bridge=lan"]);
     first.stop();
     let is_on = || link("up0")["master"] == "lan" && addresses_of("lan").contains(&"198.51.100.2/24".to_owned());
@@ -127,7 +128,7 @@ fn uplink_taken_off() {
         until(is_on);
     }
     world.sh("ping -c 1 -W 5 198.51.100.2");
-    // It goes, and comes back.
+    // The uplink disappears, and comes back.
     drop(world);
     assert!(vmm.not_kept().contains("Uplink up0 of bridge lan is gone"));
     let world = Namespace::behind("up0", "198.51.100.1/24", "198.51.100.2/24");
@@ -138,7 +139,7 @@ fn uplink_taken_off() {
     assert_eq!(addresses_of("up0"), ["198.51.100.2/24"]);
 }
 
-/// Packets and bytes that have been copied.
+/// Counters of the copies.
 fn copied() -> String {
     let table = sh("nft list counters table netdev minivmm-web/mirror");
     table.lines().filter(|line| line.contains("packets")).collect()
@@ -164,7 +165,7 @@ fn mirror_comes_back() {
     log_of(vmm);
 }
 
-/// Bytes that have come to an interface.
+/// Bytes that an interface has received.
 fn link_bytes(name: &str) -> u64 {
     let text = sh(&format!("ip -s -j link show dev {name}"));
     let links: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -193,7 +194,7 @@ fn bridge_down() {
 
 fn addresses_deleted() {
     let _world = world();
-    // Also by the one who has found the network made.
+    // Restored also by the keeper that found the network made.
     let (first, _) = Vmm::start_with_guest("db", "nat,ipv6=on");
     let (vmm, guest) = Vmm::start_with_guest("web", "nat,ipv6=on");
     first.stop();
@@ -211,7 +212,7 @@ fn addresses_deleted() {
     assert!(log.contains("mvn-default had lost"), "{log}");
 }
 
-/// A VM with its guest, and whom it talks to.
+/// A VM with its guest, and the world.
 struct Lab {
     world: Namespace,
     vmm: Vmm,
@@ -238,7 +239,7 @@ impl Lab {
         is_silent(&self.guest, "198.51.100.1:7")
     }
 
-    /// Stops the VM, and returns what it has said.
+    /// Stops the VM, and returns its log.
     fn log(self) -> String {
         drop(self.world);
         log_of(self.vmm)
@@ -250,7 +251,7 @@ fn admitted() -> usize {
     sh("iptables-save").matches("minivmm web mvn-default").count()
 }
 
-/// Docker has been stopped, and its rules have been removed.
+/// Stops Docker and removes its rules.
 fn stop_docker() {
     for program in ["iptables", "ip6tables"] {
         sh(&format!("{program} -w -P FORWARD ACCEPT"));
@@ -272,7 +273,7 @@ fn docker_comes_and_goes() {
     assert!(lab.leads_out());
     let (docker, log) = (sh("iptables-save"), lab.log());
     assert_eq!(count(&log, "DOCKER-USER"), 2, "{log}");
-    // The VM takes its own with it, and nothing else.
+    // The VM removes its own rules, and no others.
     assert_eq!(admitted(), 0);
     let others = |text: &str| text.lines().filter(|line| line.starts_with("-A") && !line.contains("minivmm")).count();
     assert_eq!(others(&docker), others(&sh("iptables-save")));
@@ -287,7 +288,7 @@ fn docker_flushed() {
     sh("iptables -w -A DOCKER-USER -j RETURN");
     until(|| admitted() == 3);
     assert!(lab.leads_out());
-    // Before what leaves the chain.
+    // Placed before the rules that leave the chain.
     until(|| iptables_rules() == before);
     lab.log();
 }
@@ -303,14 +304,14 @@ fn docker_network_later() {
     lab.log();
 }
 
-/// The troubles that doctor finds without being asked about cards.
+/// The problems and warnings that doctor finds without cards.
 fn doctor() -> Vec<String> {
     let request = Request { vm_name: "another".to_owned(), vcpus: 1, cards: Vec::new(), policy: None, steering: None };
     let findings = examine(&request).unwrap().into_iter().filter(|finding| finding.level == Level::Problem);
     findings.map(|finding| finding.what).collect()
 }
 
-/// A word of the keeper's about what it cannot keep.
+/// Waits for a report of the keeper on a promise that it cannot keep.
 fn await_word(vmm: &Vmm, text: &str) {
     while !vmm.not_kept().contains(text) {}
 }
@@ -322,10 +323,10 @@ fn table_drops() {
     let words = "Chain gate of table inet strict drops what network mvn-default forwards";
     await_word(&lab.vmm, words);
     assert!(lab.is_cut_off());
-    // The machine may have frames on bridges pass the rules as well.
+    // Other findings are left out: this machine may have bridged frames pass the rules as well.
     let about_chains: Vec<String> = doctor().into_iter().filter(|what| what.starts_with("Chain")).collect();
     assert_eq!(about_chains, ["Chain gate of table inet strict drops what it does not know"]);
-    // It is said again after it was right in between.
+    // It is reported again after it was right in between.
     sh("nft insert rule inet strict gate iifname mvn-default accept");
     sh("nft insert rule inet strict gate oifname mvn-default accept");
     assert_eq!(lab.vmm.not_kept(), "");
@@ -348,7 +349,7 @@ fn firewalld_reloads() {
     sh("firewall-cmd --zone=trusted --add-interface=mvn-default");
     assert_eq!(lab.vmm.not_kept(), "");
     assert!(lab.leads_out());
-    // Only what is permanent survives that.
+    // Only permanent configuration survives that.
     sh("firewall-cmd --complete-reload");
     await_word(&lab.vmm, words);
     assert!(lab.is_cut_off());
@@ -392,7 +393,7 @@ fn told_by_dhcp(guest: &Namespace) -> String {
     std::fs::read_to_string(told).unwrap().trim().to_owned()
 }
 
-/// The MTU that a guest has for IPv6, from advertisements.
+/// A guest's IPv6 MTU, from router advertisements.
 fn mtu6(guest: &Namespace) -> String {
     guest.sh("cat /proc/sys/net/ipv6/conf/eth0/mtu").trim().to_owned()
 }
@@ -406,7 +407,7 @@ fn mtu_follows() {
     sh("ip link set up0 mtu 1400");
     until(|| mtu6(&guest) == "1400");
     assert_eq!(told_by_dhcp(&guest), "1400");
-    // What the user has asked for stays.
+    // An MTU that the user asked for stays.
     assert_eq!(told_by_dhcp(&other), "1450");
     // A VPN, which takes all traffic with two routes.
     sh("ip link set up0 mtu 1500");
@@ -423,7 +424,7 @@ fn mtu_follows() {
     assert!(count(&log, "its guest is told") >= 3, "{log}");
 }
 
-/// Keepers of n VMs that start at once would look n² times.
+/// A survey for each start of another VM would make n² surveys when n VMs start at once.
 fn others_come_and_go() {
     let _world = world();
     let (vmm, _) = Vmm::start_with_guest("web", "nat");
@@ -433,7 +434,7 @@ fn others_come_and_go() {
         let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
         count.trim().parse::<u32>().unwrap()
     };
-    // With the first of them the keeper has its own start behind it.
+    // The first VM gives the keeper time to finish its own start.
     come_and_go("first");
     let before = woken();
     for idx in 0..16 {
@@ -441,7 +442,7 @@ fn others_come_and_go() {
     }
     let times = woken() - before;
     println!("a keeper was woken {times} times by 16 starts and ends of others");
-    // Each of them used to wake it 14 times.
+    // Each start or end used to wake it 14 times.
     assert!(times < 16 * 6, "{times}");
     vmm.stop();
 }

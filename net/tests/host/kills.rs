@@ -1,6 +1,7 @@
-//! SIGKILL at random moments: of the VMM, of its keeper, of both, in the middle of set-up and after it. Afterwards the host is as it was.
+//! SIGKILL at random moments: of the VMM, of its keeper, of both, during set-up and after it. Afterwards the host is as
+//! it was.
 //!
-//! What a keeper undoes is gone when it has ended; what is left without one is gone after `net::gc`, or with the next VM.
+//! A keeper undoes its steps before it ends; without one, `net::gc` or the next VM removes what is left.
 
 mod program;
 pub(crate) mod state;
@@ -31,7 +32,7 @@ pub(crate) const CASES: &[Case] = &[("end_by_sigkill_at_random_moments_leaves_no
 /// Rounds of the case, unless `KILL_ROUNDS` says otherwise.
 const ROUNDS: u64 = 20;
 
-/// What a VM has.
+/// The cards and policy of a VM.
 #[derive(Clone, Copy, Debug)]
 struct Mode {
     name: &'static str,
@@ -65,7 +66,7 @@ const MODES: &[Mode] = &[
     mode("ovs tagged", &["ovs=b0,vlan=7,iface-id=pod,queues=2", "nat", "ovs=b0"]),
 ];
 
-/// The same where the kernel's bridges know VLANs.
+/// Modes for kernels whose bridges have VLANs.
 const VLAN_MODES: &[Mode] = &[
     mode("vlan", &["bridge=lan,create=on,vlan=100"]),
     mode("vlan trunk", &["bridge=lan,create=on,trunk=10+20+100-110,native=5", "bridge=lan,create=on,vlan=20"]),
@@ -76,10 +77,10 @@ const VLAN_MODES: &[Mode] = &[
     mode("vlan uplink", &["bridge=lan,create=on,uplink=nic0,vlan=100", "bridge=lan,create=on,trunk=100+200"]),
 ];
 
-/// The same with the devices of `rates`, which minivmm itself cannot do with.
+/// A mode with the simulated vhost-net of `rates`, which minivmm itself cannot use.
 const RATES: Mode = mode("rates", &["bridge=br0,vhost=on,rate=4M/4M", "nat"]);
 
-/// What `--policy` says in a mode that has one.
+/// The `--policy` of modes that have one.
 pub(crate) const POLICY: &str = r#"{"ingress": [{"protocol": "tcp", "ports": [22, "8000-8010"], "source": "192.0.2.0/24"}],
                         "egress": [{"protocol": "udp", "ports": 53}, {"protocol": "tcp", "action": "drop"}]}"#;
 
@@ -97,7 +98,7 @@ impl Mode {
     }
 }
 
-/// Who is killed.
+/// The process to kill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Victim {
     Vmm,
@@ -105,7 +106,7 @@ enum Victim {
     Both,
 }
 
-/// What removes what is left without a keeper.
+/// The remover of what is left without a keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Remover {
     /// `net gc`.
@@ -114,16 +115,16 @@ enum Remover {
     Next,
 }
 
-/// When.
+/// The moment of the kill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Moment {
-    /// So long after exec.
+    /// This long after exec.
     SetUp(Duration),
-    /// So long after the cards are there.
+    /// This long after the cards are ready.
     Ready(Duration),
 }
 
-/// Numbers that look random and follow from a seed: SplitMix64.
+/// Pseudorandom numbers from a seed: SplitMix64.
 struct Random(u64);
 
 impl Random {
@@ -151,13 +152,13 @@ impl Random {
 /// Changes of the host's ways out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ways {
-    /// They are as they were.
+    /// They stay as they were.
     Same,
-    /// One more comes while the VM starts or runs, and goes when everything is as it was.
+    /// Another one appears while the VM starts or runs, and goes when the state is as it was.
     Late,
 }
 
-/// What is done in a round.
+/// The choices of a round.
 #[derive(Debug)]
 struct Round {
     ways: Ways,
@@ -211,7 +212,7 @@ impl Round {
         }
     }
 
-    /// Has what is left removed.
+    /// Has the leftovers removed.
     fn remove(&self, tally: &mut Tally, what: &str) {
         match self.remover {
             Remover::Gc => tally.collect(what),
@@ -220,7 +221,7 @@ impl Round {
                 let mut next = Program::Fixture.start(self.mode.cards, self.mode.policy, self.guest);
                 next.taps();
                 assert_eq!(next.order("stop"), "stopped", "{what}");
-                // Where frames of bridges pass the rules of packets, those of Docker drop them.
+                // If bridged frames pass the rules for packets, Docker's rules drop them.
                 let words = next.end();
                 assert!(words.lines().all(|line| line.contains(" drops what bridge ")), "{what}: {words}");
             }
@@ -228,18 +229,18 @@ impl Round {
     }
 }
 
-/// What has been done so far.
+/// The results so far.
 #[derive(Default)]
 struct Tally {
     rounds: BTreeMap<(&'static str, String), u32>,
     left_to_gc: BTreeMap<&'static str, usize>,
     left_to_next: u32,
-    /// How long it has taken lately until the cards were there.
+    /// The recent time until the cards were ready.
     usual: BTreeMap<&'static str, Duration>,
 }
 
 impl Tally {
-    /// The same for a mode; of one that has not been seen, what others take.
+    /// The usual time of a mode; of an unseen mode, the time of the others.
     fn usual_set_up(&self, mode: &Mode) -> Duration {
         let longest = || self.usual.values().max().copied();
         self.usual.get(mode.name).copied().or_else(longest).unwrap_or(Duration::from_millis(8))
@@ -254,7 +255,7 @@ impl Tally {
         *self.rounds.entry((round.mode.name, format!("{:?} {when}", round.victim))).or_default() += 1;
     }
 
-    /// Removes what is left, as `net gc` does.
+    /// Removes the leftovers, as `net gc` does.
     fn collect(&mut self, what: &str) {
         let collected = net::gc::collect().expect("gc");
         assert_eq!(collected.failed, [], "{what}");
@@ -296,7 +297,7 @@ fn at_random() {
     println!("seed {seed}");
     let program = Program::from_env();
     let modes = modes(&program);
-    // What an ended keeper has started is a child of ours then, and can be waited for.
+    // The children of an ended keeper then become ours, and can be waited for.
     set_child_subreaper(true).expect("prctl(2)");
     let switch = modes.iter().any(Mode::takes_ovs).then(Switch::start);
     if let Some(switch) = &switch {
@@ -358,7 +359,7 @@ fn come_late() {
     }
 }
 
-/// Takes it away, and says whether it still forwards, and takes router advertisements as another one would.
+/// Removes it, and returns its settings of forwarding and router advertisements.
 fn leave_late() -> [String; 3] {
     let read = |path: &str| std::fs::read_to_string(format!("/proc/sys/net/{path}")).expect(path).trim().to_owned();
     let settings = ["ipv4/conf/late0/forwarding", "ipv6/conf/late0/forwarding", "ipv6/conf/late0/accept_ra"].map(read);
@@ -366,7 +367,7 @@ fn leave_late() -> [String; 3] {
     settings
 }
 
-/// What is asked for, and possible here.
+/// The requested modes that are possible here.
 fn modes(program: &Program) -> Vec<Mode> {
     let mut modes = MODES.to_vec();
     if matches!(program, Program::Fixture) {
@@ -384,7 +385,7 @@ fn modes(program: &Program) -> Vec<Mode> {
     modes
 }
 
-/// Waits for the end of every child but those that are known, and of theirs: one that ends leaves its own to us.
+/// Reaps all children but the known ones, and theirs: a child that ends leaves its own to us.
 fn reap_all_but(known: &[i32]) {
     let next = || children(std::process::id()).into_iter().find(|pid| !known.contains(pid));
     while let Some(pid) = next() {

@@ -1,4 +1,4 @@
-//! Links that a case starts from, and a look at them.
+//! Links that a case starts from, and their state.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -19,7 +19,7 @@ pub(crate) fn sh(line: &str) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// Gives this process a folder for names of VMs of its own, since cases that run side by side use the same names.
+/// Gives this process its own directory for VM names, since cases that run side by side use the same names.
 pub(crate) fn own_names() {
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("private mounts");
@@ -44,7 +44,7 @@ pub(crate) fn bridge_with_uplink(name: &str) {
     }
 }
 
-/// Looks again and again, at most for [`DEADLINE`].
+/// Polls for at most [`DEADLINE`].
 pub(crate) fn until(condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -66,7 +66,7 @@ pub(crate) fn link(name: &str) -> Value {
     links[0].clone()
 }
 
-/// Whether there is a link of that name.
+/// True if a link of that name exists.
 pub(crate) fn exists(name: &str) -> bool {
     names().iter().any(|link| link == name)
 }
@@ -78,9 +78,9 @@ pub(crate) fn names() -> Vec<String> {
     links.map(|link| link["ifname"].as_str().expect("a name").to_owned()).filter(|name| name != "lo").collect()
 }
 
-/// Everything that `ip` and `bridge` say of links, without the timers that run by themselves.
+/// The full output of `ip` and `bridge` on links, without timers.
 pub(crate) fn snapshot() -> String {
-    // What a bridge learns comes and goes by itself.
+    // Learned entries come and go by themselves.
     let kept = |entry: &&str| ["permanent", "static", "self"].iter().any(|word| entry.contains(word));
     let entries: String = sh("bridge fdb").split_inclusive('\n').filter(kept).collect();
     let text = links_at_rest() + &sh("bridge link") + &entries;
@@ -93,7 +93,7 @@ pub(crate) fn snapshot() -> String {
     words.concat()
 }
 
-/// Links as `ip` describes them, once the kernel, which reports a new carrier from a work queue, has no news of them.
+/// Links as `ip` describes them, once they are at rest: the kernel reports a new carrier from a work queue.
 fn links_at_rest() -> String {
     let start = Instant::now();
     loop {
@@ -123,7 +123,7 @@ impl Monitor {
             }
         });
         let monitor = Self { child, lines };
-        // It listens once it reports a change of ours; changes before that are lost.
+        // It listens once it reports a change of ours; earlier changes are lost.
         for attempt in 0.. {
             assert!(attempt < 1000, "ip monitor reports nothing");
             sh("ip link add probe0 type bridge");

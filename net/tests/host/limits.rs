@@ -1,4 +1,4 @@
-//! `connections=` and `new-connections=`: what one guest gets of the host's connection tracking, to the connection.
+//! `connections=` and `new-connections=`: one guest's share of the host's connection tracking, to the connection.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     ("limit_of_new_connections_leaves_old_ones_alone", rate),
 ];
 
-/// How long frames may take that nobody drops.
+/// Timeout for frames that no rule drops.
 const PATIENCE: Duration = Duration::from_millis(700);
 
 fn world() -> Namespace {
@@ -39,7 +39,7 @@ fn counted(reason: &str) -> u64 {
     text.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Sockets of a guest, which have sent nothing.
+/// Sockets of a guest that have sent nothing.
 fn sockets(guest: &Namespace, count: usize) -> Vec<UdpSocket> {
     guest.within(|| (0..count).map(|_| UdpSocket::bind("0.0.0.0:0").unwrap()).collect())
 }
@@ -63,7 +63,7 @@ fn concurrent() {
     assert!(is_silent(&guest, "198.51.100.1:5000"));
     assert!(is_silent(&guest, "198.51.100.2:9"));
     assert!(counted("too-many-connections") >= 2);
-    // What is open goes on, and what is closed makes room, for one.
+    // Open connections go on, and a closed one makes room for one.
     drop((streams.remove(0), tcp.accept().unwrap()));
     until(|| !is_silent(&guest, "198.51.100.1:5000"));
     vmm.stop();
@@ -91,7 +91,7 @@ fn both_ways() {
     vmm.stop();
 }
 
-/// Datagrams of a round, each a connection of its own: what a tap has room for.
+/// Datagrams in a round, each a connection of its own: as many as a tap has room for.
 const ROUND: u16 = 500;
 
 /// Sends a round from a new socket.
@@ -111,16 +111,16 @@ fn by_default() {
     echo(&world, 7);
     let (vmm, guest) = start("nat");
     let share = number("max") / 8;
-    // Some are lost on the way, so there may be more rounds than it takes.
+    // Some are lost on the way, so there are more rounds than needed.
     let rounds = 2 + 4 * share / u32::from(ROUND);
     let full = (0..rounds).any(|_| {
         flood(&guest);
         counted("too-many-connections") > 0
     });
     assert!(full, "{} of {share}", number("count"));
-    // The host has a few of its own.
+    // The host has a few connections of its own.
     assert!(number("count") <= share + 16, "{} of {share}", number("count"));
-    // Another guest has room, and the first one again when it has ended.
+    // Another guest still has room.
     let (second, other) = Vmm::start_with_guest("db", "nat=other");
     let alias = link("vmtap1")["ifalias"].as_str().unwrap().to_owned();
     let lease = alias.split("ip4=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
@@ -159,11 +159,11 @@ fn rate() {
         socket.send_to(b"1", "198.51.100.1:5000").unwrap();
     }
     let first = arrived(&udp);
-    // What comes at once, and what the rate allows meanwhile.
+    // The burst, and the number that the rate allows meanwhile.
     let most = 20 + usize::try_from((start.elapsed().as_millis() * 20).div_ceil(1000)).unwrap();
     assert!((20..=most).contains(&first), "{first} of {most}");
     assert_eq!(counted("too-many-new-connections"), 200 - u64::try_from(first).unwrap());
-    // The first connection has no answer yet, and is not new any more.
+    // The first connection has no answer yet, but is no longer new.
     for _ in 0..100 {
         sockets[0].send_to(b"2", "198.51.100.1:5000").unwrap();
     }

@@ -1,4 +1,4 @@
-//! What the VMM hears of its cards' links.
+//! The link states of its cards that the VMM is told.
 
 use std::time::Instant;
 
@@ -42,7 +42,7 @@ impl Vm {
         vm
     }
 
-    /// The next word of the keeper: a card, and whether its link is up.
+    /// The keeper's next message: a card, and true if its link is up.
     fn news(&self) -> (usize, bool) {
         let (card, state) = self.full_news();
         (card, state.up)
@@ -69,7 +69,7 @@ impl Vm {
     }
 }
 
-/// Each command turns the link of card 0.
+/// Each command changes the link state of card 0.
 fn turn(vm: &Vm, commands: &[(&str, bool)]) {
     for (command, up) in commands {
         sh(command);

@@ -1,4 +1,4 @@
-//! A machine that is no VM, behind the uplink of a bridge of the host.
+//! A machine, not a VM, behind the uplink of a bridge of the host.
 
 use net::MacAddr;
 use serde_json::Value;
@@ -6,7 +6,8 @@ use serde_json::Value;
 use crate::guest::Namespace;
 use crate::lan::{link, sh, until};
 
-/// `br0` with a machine behind its uplink `up0`, which has `192.0.2.1/24` and `2001:db8::1/64`. The bridge has learned where it is.
+/// `br0` with a machine behind its uplink `up0`, which has `192.0.2.1/24` and `2001:db8::1/64`. The bridge has learned
+/// its port.
 pub(crate) fn machine_on_bridge() -> Namespace {
     let machine = Namespace::behind("up0", "192.0.2.1/24", "198.51.100.1/30");
     for line in [
@@ -19,7 +20,7 @@ pub(crate) fn machine_on_bridge() -> Namespace {
     }
     until(|| link("br0")["operstate"] == "UP");
     give6(&machine, "2001:db8::1");
-    // The bridge learns where it is from what it asks, whenever that is: have it ask first.
+    // The bridge learns the port from the machine's packets, whenever they come: have it send first.
     let mac = mac(&machine).to_string();
     let socket = machine.within(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
     socket.send_to(b"?", "192.0.2.99:9").unwrap();
@@ -27,7 +28,7 @@ pub(crate) fn machine_on_bridge() -> Namespace {
     machine
 }
 
-/// Gives a namespace's card an IPv6 address, which this process keeps from new cards.
+/// Gives a namespace's card an IPv6 address, with IPv6 turned on, which this process turns off for new cards.
 pub(crate) fn give6(namespace: &Namespace, address: &str) {
     namespace.sh("sysctl -q net.ipv6.conf.eth0.disable_ipv6=0");
     namespace.sh(&format!("ip addr add {address}/64 dev eth0 nodad"));

@@ -109,7 +109,7 @@ fn passthru() {
     let (vmm, guest) = vm("web", "macvtap=up0,mode=passthru,mac=02:00:00:00:00:07", 2);
     assert_eq!(link("up0")["address"], "02:00:00:00:00:07");
     reaches(&guest, "192.0.2.1");
-    // What nobody else has, its guest may take.
+    // Its guest may take an unused address.
     guest.sh("ip link set eth0 address 02:00:00:00:00:08");
     reaches(&guest, "192.0.2.1");
     reaches(&outside, "192.0.2.2");
@@ -118,7 +118,7 @@ fn passthru() {
     assert_eq!(link("up0")["address"], mac);
     assert_eq!(snapshot(), before);
 
-    // Nobody is there to do it: the kernel does with the macvtap.
+    // No keeper is left to restore the address: the kernel does, with the macvtap.
     let mut vmm = Vmm::start("web", &["macvtap=up0,mode=passthru"]);
     kill_both(&mut vmm);
     assert_ne!(link("up0")["address"], mac);
@@ -139,7 +139,7 @@ fn address() {
     let outside = lan();
     let (keeper, port) = start("macvtap=up0");
     let address_listener = port.address_listener.as_ref().unwrap();
-    // What comes in is not the guest's: it is asked for, and answered by nobody.
+    // Incoming frames are not the guest's: ARP asks for it, and no machine answers.
     assert!(!outside.attempt("ping -n -c 1 -W 1 192.0.2.77").0);
     assert_eq!(address_listener.look(), None);
 
@@ -164,7 +164,7 @@ fn mirrored() {
     sh("ip link set mon0 up");
     let (vmm, guest) = vm("web", "macvtap=up0,mirror=mon0", 2);
     reaches(&guest, "192.0.2.1");
-    // The request and its answer at least.
+    // At least the request and its answer.
     until(|| {
         let counters = sh("nft list counters table netdev minivmm-web/mirror");
         !counters.contains("packets 0 ") && counters.contains("card0-from-guest") && counters.contains("card0-to-guest")
@@ -331,7 +331,7 @@ fn refusals() {
     assert_eq!(refusal(&["macvtap=up0,mode=passthru", "macvtap=up0"]), used);
     let alone = Vmm::spawn("alone", &["macvtap=up0,mode=passthru"]);
     let taps = alone.taps();
-    // Its carrier is reported a moment after it has come.
+    // Its carrier is reported a moment after it comes up.
     until(|| link(&taps[0])["operstate"] == "UP");
     assert!(refusal(&["macvtap=up0"]).contains(" alone (mode=passthru) | end who has it"));
     alone.stop();

@@ -58,7 +58,7 @@ use std::process::{Command, ExitCode};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sched::{CloneFlags, unshare};
 
-/// A case: its name and what it does in its own namespace.
+/// A case: its name, and a function that runs in its own namespace.
 type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
@@ -99,7 +99,7 @@ fn cases() -> Vec<Case> {
     cases.concat()
 }
 
-/// Those that take a kernel whose bridges have VLANs.
+/// Cases for kernels whose bridges have VLANs.
 fn vlan_cases() -> Vec<Case> {
     [frames::VLAN_CASES, guard::VLAN_CASES, modes::VLAN_CASES, vlans::CASES].concat()
 }
@@ -110,7 +110,7 @@ fn main() -> ExitCode {
         Some("case") => {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
             lan::own_names();
-            // Solicitations and reports of the host's own would teach bridges addresses at any moment.
+            // Solicitations and reports of the host itself would teach bridges addresses at any moment.
             for scope in ["all", "default"] {
                 let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
             }
@@ -150,19 +150,19 @@ fn harness() -> ExitCode {
         Trial::test(name, move || run(name, say)).with_ignored_flag(reason.is_some())
     };
     let mut cases = cases();
-    // Where there are none, the scenario `vlans::cards_in_vlans_have_all_that_cards_have` runs these in the host VM.
+    // On other kernels, the scenario `vlans::cards_in_vlans_have_all_that_cards_have` runs these in the host VM.
     if missing.is_none() && vmm::itself(&["vlans?"]).status().is_ok_and(|status| status.success()) {
         cases.extend(vlan_cases());
     }
     libtest_mimic::run(&arguments, cases.into_iter().map(trial).collect()).exit_code()
 }
 
-/// How many cases run at a time. They wait for most of their time.
+/// The number of cases that run at a time. They spend most of their time waiting.
 fn side_by_side() -> usize {
     std::thread::available_parallelism().map_or(2, |processors| 2 * processors.get())
 }
 
-/// Why the cases cannot run here.
+/// The reason why the cases cannot run here.
 fn what_is_missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("needs root, to make network namespaces".to_owned());
@@ -182,7 +182,7 @@ fn program_is_missing(name: &str) -> Option<String> {
     (!found).then(|| format!("needs the command {program}"))
 }
 
-/// Runs a case. With `--nocapture` what it says is shown also where it succeeds.
+/// Runs a case. With `--nocapture` its output is shown even if it succeeds.
 fn run(name: &str, say: bool) -> Result<(), Failed> {
     let output = vmm::itself(&["case", name]).output()?;
     if output.status.success() {

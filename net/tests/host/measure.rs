@@ -1,4 +1,4 @@
-//! Measurements of a NAT beside a bridge, with guests that are namespaces: no tests, and no part of them.
+//! Measurements of NAT against a bridge, with namespaces for guests. They are no tests, and run in none.
 //!
 //! ```text
 //! host measure trips         one byte there and back over UDP, on a bridge and behind NAT in turns, on one processor
@@ -6,8 +6,8 @@
 //! host measure names         our DNS and dnsmasq: many questions at once, a dead resolver, many connections, no TCP
 //! ```
 //!
-//! A guest's frames pass one thread that copies them between two taps, which stands for the VMM and is the same for both; so a round trip
-//! means something only as a difference. Each prints a line of JSON.
+//! A guest's frames pass one thread that copies them between two taps. It stands for the VMM and is the same for both,
+//! so only the difference of round trips means something. Each prints a line of JSON.
 
 mod names;
 
@@ -26,7 +26,7 @@ use crate::guest::{Namespace, configure};
 use crate::lan::{link, sh, until};
 use crate::vmm::{DEADLINE, Vmm, itself};
 
-/// Blocks of round trips of each, which take turns, and trips in a block. The first one warms up.
+/// Blocks of round trips for each, in turns, and trips in a block. The first block warms up.
 const BLOCKS: usize = 41;
 const TRIPS: usize = 500;
 
@@ -60,7 +60,7 @@ fn behind_nat(world: &str) -> (Namespace, Vmm, Namespace) {
     sh("ip link set lo up");
     let outside = Namespace::behind("up0", &format!("{world}/24"), "198.51.100.2/24");
     sh(&format!("ip route add default via {world}"));
-    // More than a guest has unless told otherwise.
+    // More than the default limit of a guest.
     let (vmm, guest) = Vmm::start_with_guest("nat", &format!("nat,connections={}", 2 * CONNECTIONS));
     let alias = link("vmtap0")["ifalias"].as_str().unwrap().to_owned();
     let lease = alias.split("ip4=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
@@ -86,7 +86,8 @@ fn on_a_bridge() -> (Namespace, Vmm, Namespace) {
 }
 
 fn trips() -> serde_json::Value {
-    // Waking another processor takes several times what is measured, and which one wakes which differs from run to run.
+    // Waking another processor takes several times the measured time, and which processors are involved differs from
+    // run to run.
     let mut processor = CpuSet::new();
     processor.set(sched_getcpu().expect("a processor")).expect("its number");
     sched_setaffinity(Pid::from_raw(0), &processor).expect("a processor for all");
@@ -145,7 +146,7 @@ fn connections() -> serde_json::Value {
     let counts: Vec<[usize; 2]> = holders.iter_mut().map(Holder::counts).collect();
     let opened = begin.elapsed();
     let after = (tracked(), kernel_memory());
-    // Every one of them still carries a byte each way.
+    // Each of them still carries a byte each way.
     let begin = Instant::now();
     holders.iter_mut().for_each(Holder::go_on);
     let carried: Vec<[usize; 2]> = holders.iter_mut().map(Holder::counts).collect();
@@ -178,7 +179,7 @@ impl Holder {
         Self { child, lines }
     }
 
-    /// What it says next: how many did, and how many did not.
+    /// Its next line: the number of connections that succeeded, and of those that failed.
     fn counts(&mut self) -> [usize; 2] {
         let mut line = String::new();
         self.lines.read_line(&mut line).expect("a line");
@@ -209,7 +210,7 @@ fn hold(args: &[String]) {
     std::io::stdin().read_line(&mut line).expect("a word");
 }
 
-/// Opens connections to a port: both ends of each in the same order, and how many could not be had.
+/// Opens connections to a port: both ends in the same order, and the number of failures.
 fn open(world: &Namespace, guest: &Namespace, port: u16, count: usize) -> (Vec<TcpStream>, Vec<TcpStream>, usize) {
     let listener = world.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("a port"));
     let to: SocketAddr = ([198, 51, 100, 1], port).into();
@@ -218,7 +219,7 @@ fn open(world: &Namespace, guest: &Namespace, port: u16, count: usize) -> (Vec<T
         for _ in 0..count {
             match TcpStream::connect_timeout(&to, DEADLINE) {
                 Ok(stream) => {
-                    // One at a time, so the next to be accepted is its other end.
+                    // Connections are opened one at a time, so the next to be accepted is its other end.
                     near.push(stream);
                     far.push(listener.accept().expect("the other end").0);
                 }
@@ -229,7 +230,7 @@ fn open(world: &Namespace, guest: &Namespace, port: u16, count: usize) -> (Vec<T
     (near, far, failed)
 }
 
-/// Whether a byte goes each way.
+/// True if a byte passes each way.
 fn carries(near: &TcpStream, far: &TcpStream) -> bool {
     let pass = |mut from: &TcpStream, mut to: &TcpStream| {
         let mut byte = [0];

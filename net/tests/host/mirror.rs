@@ -1,4 +1,4 @@
-//! `mirror=`: all frames of a card at another interface.
+//! `mirror=`: copies of a card's frames on another interface.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -21,7 +21,7 @@ pub(crate) const CASES: &[Case] = &[
 /// Bytes before every frame: `struct virtio_net_hdr_v1`.
 pub(crate) const HEADER: usize = 12;
 
-/// A bridge `br0` with `peer0` behind it, and a pair `mon0`, `mon1` to look at.
+/// A bridge `br0` with `peer0` behind it, and a pair `mon0`, `mon1` to watch.
 fn links() {
     bridge_with_uplink("br0");
     sh("ip link add mon0 type veth peer name mon1");
@@ -73,9 +73,9 @@ pub(crate) fn frame(to: [u8; 6], from: [u8; 6], text: u8) -> Vec<u8> {
 const GUEST: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 const OUTSIDE: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
 
-/// A TCP segment of 4000 bytes that is to be cut into segments of 1000, with the header that says so.
+/// A TCP segment of 4000 bytes, to be cut into segments of 1000, with the virtio-net header for it.
 pub(crate) fn large() -> ([u8; HEADER], Vec<u8>) {
-    // VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, 54 bytes of headers, checksum of what begins at 34, 16 bytes further on.
+    // VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, 54 bytes of headers, csum_start 34, csum_offset 16.
     let mut header = [0; HEADER];
     header[..10].copy_from_slice(&[1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0]);
     let mut packet = vec![0x45, 0, 0x0f, 0xc8, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
@@ -137,7 +137,7 @@ fn ends() {
     assert!(sh("nft list table netdev minivmm-web/mirror").contains("card1-to-guest"));
     vmm.kill_keeper();
     assert_eq!(vmm.line(), "keeper gone");
-    // The guards of the taps stay with the VMM.
+    // The taps' guards stay with the VMM.
     assert_eq!(sh("nft list tables"), "table netdev minivmm-web\n");
     assert!(exists("vmtap1"));
     vmm.kill();

@@ -1,7 +1,8 @@
-//! Each mode with each thing that a network is for: a table of cases `mode_MODE_PROPERTY`.
+//! Each mode with each use of a network: a table of cases `mode_MODE_PROPERTY`.
 //!
-//! What other files show is not repeated: addresses, ways out and in, siblings and IPv6 of `nat`, and what a `host` network refuses, are
-//! in `nat`; what hears the guest's address is in `addresses`. Bridges with VLANs take a kernel that has them.
+//! Properties that other files test are left out. `nat` covers addresses, ways out and in, siblings and IPv6 of `nat`,
+//! and what a `host` network refuses; `addresses` covers the sources of a guest's address. Bridges with VLANs need a
+//! kernel that has them.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -49,30 +50,31 @@ pub(crate) const CASES: &[Case] = &[
     ("mode_ovs_second_vm_outlives_the_first", || outlives_the_first(Mode::Ovs)),
 ];
 
-/// For kernels whose bridges have VLANs. They run in an emulated machine as well, so what can be seen at once is one case.
+/// Cases for kernels whose bridges have VLANs. They also run in an emulated machine, so each one checks all that it can
+/// at once.
 pub(crate) const VLAN_CASES: &[Case] = &[
     ("mode_vlan_guest_gets_an_address", || gets_an_address(Mode::Vlan)),
     ("mode_vlan_guests_reach_outside_host_and_each_other_over_ipv4_and_ipv6_and_outlive_each_other", in_a_vlan),
     ("mode_vlan_passes_packets_of_9000_bytes", || passes_9000_bytes(Mode::Vlan)),
 ];
 
-/// What a card can be.
+/// The modes of a card.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// On a bridge of the host.
     Bridge,
-    /// On a bridge of the host, in VLAN 100, which the uplink has with a tag.
+    /// On a bridge of the host, in VLAN 100, which is tagged on the uplink.
     Vlan,
-    /// On a tap that exists, on a bridge.
+    /// On an existing tap, on a bridge.
     Tap,
-    /// On a bridge of Open vSwitch, whose own interface is the host's.
+    /// On an Open vSwitch bridge, whose own interface is the host's.
     Ovs,
     Nat,
     Host,
 }
 
 impl Mode {
-    /// Whether guests share a network with the outside.
+    /// True if guests share a network with the outside.
     fn is_flat(self) -> bool {
         matches!(self, Self::Bridge | Self::Vlan | Self::Tap | Self::Ovs)
     }
@@ -96,12 +98,12 @@ struct Scene {
     outside: Namespace,
     host: Namespace,
     vms: Vec<(Vmm, Namespace, String)>,
-    /// Ends after all others.
+    /// Dropped after all others.
     switch: Option<Switch>,
 }
 
 impl Scene {
-    /// A host with an outside, all with links of `mtu`.
+    /// A host with an outside, all links with `mtu`.
     fn new(mode: Mode, mtu: u16) -> Self {
         sh("ip link set lo up");
         let (outside, switch) = if mode.is_flat() {
@@ -116,7 +118,7 @@ impl Scene {
         Self { mode, outside, host: Namespace::at("/proc/self/ns/net"), vms: Vec::new(), switch }
     }
 
-    /// The same with VMs, whose guests have their addresses.
+    /// A host with VMs, whose guests have their addresses.
     fn with_vms(mode: Mode, count: usize) -> Self {
         let mut scene = Self::new(mode, 1500);
         for _ in 0..count {
@@ -126,7 +128,7 @@ impl Scene {
         scene
     }
 
-    /// Starts a VM with more keys.
+    /// Starts a VM with these further keys.
     fn start(&mut self, keys: &str) {
         let idx = self.vms.len();
         let spec = match self.mode {
@@ -134,7 +136,7 @@ impl Scene {
             Mode::Vlan => format!("bridge=br0,vlan=100{keys}"),
             Mode::Tap => format!("tap=tap{idx}{keys}"),
             Mode::Ovs => format!("ovs=b0{keys}"),
-            // Guests ask the host as well.
+            // The guests connect to the host, too.
             Mode::Nat => format!("nat,reach=world+private+host{keys}"),
             Mode::Host => format!("host{keys}"),
         };
@@ -150,7 +152,7 @@ impl Scene {
         self.vms.push((vmm, guest, address));
     }
 
-    /// Gives the last guest its address, as DHCP would.
+    /// Configures the last guest's address, as DHCP would.
     fn configure(&self) {
         let (_, guest, address) = self.vms.last().unwrap();
         if self.mode.is_flat() {
@@ -171,7 +173,7 @@ impl Scene {
         if self.mode.is_flat() { HOST.to_owned() } else { format!("{}.1", address.rsplit_once('.').unwrap().0) }
     }
 
-    /// Somebody beyond the host that guests can reach, or else the host.
+    /// An address beyond the host that guests can reach, or else the host's.
     fn farthest(&self) -> String {
         match self.mode {
             Mode::Nat => WORLD.to_owned(),
@@ -189,7 +191,7 @@ impl Scene {
     }
 }
 
-/// A switch with a machine behind its uplink; with VLANs, all of it is in VLAN 100.
+/// A switch with a machine behind its uplink; in mode `Vlan`, all of it is in VLAN 100.
 fn flat(mode: Mode, mtu: u16) -> (Namespace, Option<Switch>) {
     let outside = Namespace::behind("up0", "203.0.113.1/30", "203.0.113.2/30");
     sh("ip addr flush dev up0");
@@ -245,9 +247,10 @@ fn linux_bridge(mode: Mode, mtu: u16) {
 
 fn open_vswitch(outside: &Namespace, mtu: u16) -> Switch {
     let switch = Switch::start();
-    // A data path in user space gets a copy of frames as they are on the wire: nobody completes checksums that a virtual one leaves out,
+    // A data path in user space gets frames as they are on the wire: it completes no checksums that a virtual card left
+    // out,
     outside.sh("ethtool -K eth0 tx off");
-    // and the host, which gets them as well, is not to answer in the switch's place.
+    // and the host, which also gets the frames, must not answer in the switch's place.
     sh("sysctl -q net.ipv4.conf.all.arp_ignore=1");
     switch.ctl(&format!("add-port b0 up0 -- set Interface b0 mtu_request={mtu}")).expect("an uplink");
     sh("ip link set b0 up");
@@ -255,7 +258,7 @@ fn open_vswitch(outside: &Namespace, mtu: u16) -> Switch {
     switch
 }
 
-/// The lease that is written on a tap.
+/// The lease in a tap's alias.
 fn lease(tap: &str) -> String {
     let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
     alias.split("ip4=").nth(1).unwrap().split(' ').next().unwrap().to_owned()
@@ -294,11 +297,11 @@ impl Drop for DhcpServer {
     }
 }
 
-/// What a guest's DHCP client says. It is told the MTU as well.
+/// The output of a guest's DHCP client. The server sends the MTU as well.
 fn ask_for_an_address(guest: &Namespace) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     let script = folder.path().join("say");
-    // Sets nothing; its environment is what the server has said.
+    // Configures nothing, and prints its environment: the server's options.
     std::fs::write(&script, "#!/bin/sh\nenv\n").expect("a script");
     std::fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("a script that runs");
     guest.sh(&format!("busybox udhcpc -f -q -n -t 10 -T 2 -O mtu -i eth0 -s {}", script.display()))
@@ -359,7 +362,7 @@ fn in_a_vlan() {
     scene.stop();
 }
 
-/// Asks over TCP and UDP, and expects to be seen with that address.
+/// Connects over TCP and UDP, and expects the server to see the source address `seen`.
 fn ask(from: &Namespace, to: &str, seen: &str) {
     let seen = Some(seen.parse().unwrap());
     assert_eq!([ask_tcp(from, to), ask_udp(from, to)], [seen; 2], "{to}");
@@ -377,7 +380,7 @@ fn ask_from_outside(scene: &Scene) {
     ask(&scene.outside, &format!("{address}:8"), OUTSIDE);
 }
 
-/// The guest by the host, and the host by the guest.
+/// The host connects to the guest, and the guest to the host.
 fn ask_by_host(scene: &Scene) {
     let (guest, address) = scene.guest(0);
     echo(guest, 9);
@@ -394,7 +397,7 @@ fn ask_each_other(scene: &Scene) {
     }
 }
 
-/// Two VMs differ, and the one does not take the network of the other away.
+/// Two VMs have different addresses, and the end of one leaves the other's network in place.
 fn end_the_first(scene: &mut Scene) {
     let [first, second] = [0, 1].map(|idx| scene.guest(idx).1.to_owned());
     assert_ne!(first, second);
@@ -420,7 +423,8 @@ fn has_ipv6(mode: Mode) {
     scene.stop();
 }
 
-/// Guests have an address, by hand or by an advertisement, and reach each other, the host and the outside, which reach them.
+/// Guests have an IPv6 address, by hand or by an advertisement. They reach each other, the host and the outside, and
+/// are reached by them.
 fn ask_over_ipv6(scene: &Scene) {
     for (idx, own) in GUESTS6.iter().enumerate() {
         let (guest, _) = scene.guest(idx);
@@ -443,7 +447,7 @@ fn ask_over_ipv6(scene: &Scene) {
     sh(&format!("ping -6 -c 1 -W 5 {other}"));
 }
 
-/// The IPv6 address of a guest that is not of its link alone, once it is sure of it.
+/// A guest's IPv6 address beyond the link, once duplicate address detection has passed.
 fn global(guest: &Namespace) -> Option<String> {
     let text = guest.sh("ip -6 -o addr show dev eth0 scope global -tentative");
     let address = text.split_whitespace().skip_while(|word| *word != "inet6").nth(1)?;
@@ -452,7 +456,7 @@ fn global(guest: &Namespace) -> Option<String> {
 
 fn passes_9000_bytes(mode: Mode) {
     let mut scene = Scene::new(mode, 9000);
-    // A network without a way out has no link whose MTU it could take.
+    // A network without a way out has no link to take its MTU from.
     let keys = match mode {
         Mode::Host => ",mtu=9000,ipv6=on",
         Mode::Nat => ",ipv6=on",
@@ -472,7 +476,7 @@ fn passes_9000_bytes(mode: Mode) {
         scene.configure();
     }
     let (guest, address) = scene.guest(0);
-    // With the headers of IPv4 and ICMP, and never in fragments.
+    // 9000 bytes with the headers of IPv4 and ICMP, never fragmented.
     let ping = |to: &str| format!("ping -c 1 -W 5 -M do -s 8972 {to}");
     for to in [scene.farthest().as_str(), &scene.gateway(), scene.guest(1).1] {
         guest.sh(&ping(to));

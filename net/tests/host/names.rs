@@ -1,4 +1,4 @@
-//! Names of the outside under load and with resolvers that are not as they should be.
+//! Lookups of outside names under load, and with broken resolvers.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     ("names_asked_over_tcp_are_known_to_a_resolver_without_tcp", without_tcp),
 ];
 
-/// How long a lookup may take that waits for nothing.
+/// Timeout for a lookup that waits for nothing.
 const PROMPT: Duration = Duration::from_millis(1000);
 
 /// A guest whose host asks these resolvers, and its gateway.
@@ -77,7 +77,7 @@ fn thousand() {
     let _resolver = Resolver::start("127.0.0.1", "192.0.2.33");
     let (vmm, guest, gateway, _folder) = start(&["127.0.0.1"]);
     guest.sh(&format!("ping -c 1 -W 5 {gateway}"));
-    // The tap that stands for the guest's card has room for 500 frames, and a thread of this test that empties it.
+    // The tap that stands for the guest's card has room for 500 frames; a thread of this test empties it.
     guest.sh("ip link set eth0 txqueuelen 2000");
     let socket = guest.within(|| UdpSocket::bind("0.0.0.0:0").unwrap());
     socket.connect(format!("{gateway}:53")).unwrap();

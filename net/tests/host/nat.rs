@@ -1,4 +1,4 @@
-//! `nat` and `host`: what guests reach, and what is left of it.
+//! `nat` and `host`: what guests reach, and what remains on the host.
 
 use std::time::{Duration, Instant};
 
@@ -36,19 +36,19 @@ pub(crate) fn world() -> Namespace {
     world
 }
 
-/// Everything that a network of ours changes.
+/// All host state that a network of ours changes.
 fn state() -> String {
     let forwarding = sh("sysctl -a --pattern net.ipv[46].conf.*.(forwarding|route_localnet|accept_ra)$");
     [snapshot(), sh("nft list ruleset"), sh("ip route show table all"), sh("ip rule"), forwarding].concat()
 }
 
-/// The lease that is written on a tap.
+/// The lease in a tap's alias.
 pub(crate) fn address(tap: &str) -> String {
     let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
     alias.split(' ').find_map(|word| word.strip_prefix("ip4=")).unwrap().to_owned()
 }
 
-/// The gateway of a network of /24.
+/// The gateway of a /24 network.
 pub(crate) fn gateway(address: &str) -> String {
     format!("{}.1", address.rsplit_once('.').unwrap().0)
 }
@@ -65,7 +65,7 @@ fn out() {
     assert_eq!(ask_tcp(&guest, "198.51.100.1:7"), host);
     assert_eq!(ask_udp(&guest, "198.51.100.1:7"), host);
     guest.sh("ping -c 1 -W 5 198.51.100.1");
-    // The world has a route, and gets no answer all the same.
+    // The world has a route, and still gets no answer.
     world.sh("ip route add 10.0.0.0/8 via 198.51.100.2");
     echo(&guest, 9);
     assert!(is_silent(&world, &format!("{address}:9")));
@@ -92,7 +92,7 @@ fn endings() {
 
     let mut vmm = Vmm::start("web", &["nat"]);
     let guest = vmm.guest();
-    // But for the name of the process that made the tables.
+    // All but the name of the process that made the tables.
     let rules = || sh("nft -s list ruleset").replace(" # progname keeper", "");
     let before_the_kill = rules();
     vmm.kill_keeper();
@@ -161,14 +161,14 @@ fn forwarding() {
     stop(second);
     assert_eq!(state(), before);
 
-    // Somebody who has the host forward meanwhile keeps what he asked for.
+    // Forwarding that an admin turns on meanwhile stays on.
     let vmm = Vmm::start("a", &["nat=a"]);
     sh("sysctl -q net.ipv4.ip_forward=1");
     stop(vmm);
     assert!(is_forwarding("up0"));
 }
 
-/// Stops a VMM whose guests nobody asked for.
+/// Stops a VMM whose guests are not used.
 pub(crate) fn stop(mut vmm: Vmm) {
     vmm.guest();
     assert_eq!(vmm.order("stop"), "stopped");
@@ -225,7 +225,7 @@ fn subnets() {
     stop(vmm);
 }
 
-/// The lease of a tap in two parts.
+/// The lease of a tap, split in two.
 fn super_subnet(tap: &str) -> (String, String) {
     let address = address(tap);
     let (subnet, host) = address.rsplit_once('.').unwrap();
@@ -252,7 +252,8 @@ fn many_at_once() {
 
 fn forward() {
     let world = world();
-    // With it the kernel translates on the bridge, where a frame does not go back to the port that it came from.
+    // With bridge-nf-call-iptables the kernel translates on the bridge, which never returns a frame to the port that it
+    // came from.
     let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0");
     let host = Namespace::at("/proc/self/ns/net");
     let spec = "nat,forward=tcp:8080:80+udp:8080:80+tcp:9000-9002:90-92+udp:9000-9002:90-92";
@@ -295,13 +296,13 @@ fn forward_address() {
     assert_eq!(ask_tcp(&world, "198.51.100.2:8081"), Some("198.51.100.1".parse().unwrap()));
     assert!(is_silent(&world, "198.51.100.2:8080"));
     assert!(is_silent(&host, "127.0.0.1:8081"));
-    // A neighbour that sends to the host's loopback address.
+    // A neighbour sends to the host's loopback address.
     world.sh("sysctl -q net.ipv4.conf.eth0.route_localnet=1");
     world.sh("ip route flush table local 127.0.0.0/8");
     world.sh("ip addr flush dev lo");
     world.sh("ip route add 127.0.0.0/8 via 198.51.100.2 src 198.51.100.1");
     assert!(is_silent(&world, "127.0.0.1:8080"));
-    // Nor is the host's loopback interface there for the guest.
+    // The guest cannot reach the host's loopback interface, either.
     guest.sh("sysctl -q net.ipv4.conf.eth0.route_localnet=1");
     guest.sh("ip addr flush dev lo");
     guest.sh(&format!("ip route add 127.0.0.0/8 via {}", gateway(&address)));
@@ -332,7 +333,7 @@ fn forward_taken() {
     drop(udp);
     assert!(refused("nat,forward=tcp:192.0.2.1:80:80").starts_with("failed 192.0.2.1 is not an address of this host"));
     assert_eq!(state(), before);
-    // Nobody else gets a port that leads to a guest.
+    // No other VM gets a port that leads to a guest.
     let vmm = Vmm::start("first", &["nat,forward=tcp:8080:80+udp:8080:80"]);
     assert_eq!(refused("nat,forward=tcp:8080:80"), wanted);
     assert!(std::net::TcpListener::bind("127.0.0.1:8080").is_err());
@@ -342,7 +343,7 @@ fn forward_taken() {
     assert_eq!(state(), before);
 }
 
-/// Packets that a counter of the VM's guards has.
+/// The packet count of a drop reason in the VM's guards.
 fn counted(vm: &str, reason: &str) -> u64 {
     let text = sh(&format!("nft list counter netdev minivmm-{vm} {reason}"));
     text.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
@@ -357,7 +358,7 @@ fn forged() {
     assert!(ask_tcp(&guest, "198.51.100.1:7").is_some());
     let reasons =
         ["spoofed-mac", "spoofed-arp", "spoofed-ip", "rogue-dhcp", "rogue-router", "loopback", "other-protocol"];
-    // The guest's kernel has an IPv6 address of its link, and nothing else that is odd.
+    // The guest's kernel sends from a link-local IPv6 address, and nothing else unusual.
     assert_eq!(reasons.map(|reason| counted("web", reason)), [0; 7]);
 
     let subnet = address.rsplit_once('.').unwrap().0;
@@ -406,7 +407,7 @@ fn forged() {
 fn ipv6() {
     let world = world();
     sh("sysctl -q net.ipv6.conf.up0.disable_ipv6=0");
-    // The host has its way out from a router advertisement, as far as it can be told from its settings.
+    // The host's IPv6 default route comes from a router advertisement, as far as its settings tell.
     sh("ip -6 addr add 2001:db8:1::2/64 dev up0 nodad");
     sh("ip -6 route add default via 2001:db8:1::1 dev up0");
     world.sh("ip -6 addr add 2001:db8:1::1/64 dev eth0 nodad");
@@ -431,7 +432,7 @@ fn ipv6() {
 
     let (second, db) = Vmm::start_with_guest("db", "nat=other,ipv6=on");
     vmm.stop();
-    // Another network needs it still.
+    // Another network still needs it.
     assert_eq!([setting("all/forwarding"), setting("up0/accept_ra")], ["1", "2"]);
     db.sh("ip -6 addr add fdff::1/64 dev eth0 nodad");
     let guessed = "ping -6 -c 1 -W 1 -I fdff::1 fe80::1%eth0";
@@ -477,7 +478,7 @@ fn forward6() {
     }
     assert_eq!(ask_udp(&world, "[2001:db8:1::2]:8080"), Some("2001:db8:1::1".parse().unwrap()));
     assert!(is_silent(&world, "[2001:db8:1::2]:7000"));
-    // Refused at once, for clients that try it before 127.0.0.1; and nobody else gets it.
+    // Refused at once, for clients that try ::1 before 127.0.0.1, and no other program can bind it.
     let refused = std::net::TcpStream::connect("[::1]:8080").unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     assert!(std::net::TcpListener::bind("[::1]:8080").is_err());
@@ -506,7 +507,7 @@ fn host_only() {
     web.sh(&format!("ping -c 1 -W 5 {}", gateway(&address)));
     web.sh(&format!("ping -c 1 -W 5 {other}"));
     assert!(is_silent(&web, "198.51.100.1:7"));
-    // Not even on a host that forwards everything, and to somebody who knows the way back.
+    // Not even on a host that forwards everything, for a sender that knows the route back.
     sh("sysctl -q net.ipv4.ip_forward=1");
     world.sh("ip route add 10.0.0.0/8 via 198.51.100.2");
     assert!(is_silent(&web, "198.51.100.1:7"));

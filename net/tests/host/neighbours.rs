@@ -1,5 +1,5 @@
-//! Which IPv6 addresses are a guest's: those of its MAC, and those that it has asked for first. Names and forwarded
-//! ports follow.
+//! A guest's IPv6 addresses: those of its MAC, and those that it has probed for first. Names and forwarded ports follow
+//! them.
 
 use std::net::Ipv6Addr;
 
@@ -22,7 +22,7 @@ pub(crate) const CASES: &[Case] = &[
 /// Neighbour discovery of this type about `target`, from `source` behind `mac`.
 fn discovery(mac: [u8; 6], kind: u8, source: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
     let to = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).octets();
-    // The flag that an answer counts.
+    // The flags of an advertisement.
     let body = [&[kind, 0, 0, 0, 0x20, 0, 0, 0][..], &target.octets(), &[2, 1], &mac].concat();
     let pseudo = [&source.octets()[..], &to, &[0, 0, 0, 32, 0, 0, 0, 58], &body].concat();
     let sum: u32 = pseudo.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
@@ -36,7 +36,7 @@ fn discovery(mac: [u8; 6], kind: u8, source: Ipv6Addr, target: Ipv6Addr) -> Vec<
     frame
 }
 
-/// The address that is made of a prefix and a MAC.
+/// The address made of a prefix and a MAC.
 fn of_mac(prefix: Ipv6Addr, mac: MacAddr) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.octets();
     let identifier = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
@@ -45,14 +45,14 @@ fn of_mac(prefix: Ipv6Addr, mac: MacAddr) -> Ipv6Addr {
 
 const LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 
-/// The addresses of a guest that it has made sure of, as `scope` says.
+/// The addresses of a guest that have passed duplicate address detection, of this scope.
 fn addresses(guest: &Namespace, scope: &str) -> Vec<Ipv6Addr> {
     let text = guest.sh(&format!("ip -6 -o addr show dev eth0 scope {scope} -tentative -dadfailed"));
     let words = text.lines().filter_map(|line| line.split_whitespace().nth(3));
     words.map(|word| word.split('/').next().unwrap().parse().unwrap()).collect()
 }
 
-/// The IPv6 address by which a tap's guest is known.
+/// The IPv6 address known for a tap's guest.
 fn known(tap: &str) -> Ipv6Addr {
     let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
     alias.split(' ').find_map(|word| word.strip_prefix("ip6=")).unwrap().parse().unwrap()
@@ -62,7 +62,7 @@ fn dropped(vm: &str, reason: &str) -> u64 {
     net::inventory::dropped(vm).unwrap().get(reason).copied().unwrap_or_default()
 }
 
-/// Where the host's kernel finds an address on the network.
+/// The host's neighbour entry for an address on the network.
 fn found(address: Ipv6Addr) -> String {
     sh(&format!("ip -6 neigh show {address} dev mvn-default"))
 }
@@ -76,7 +76,7 @@ fn make_stable(guest: &Namespace, secret: &str) -> Ipv6Addr {
     addresses(guest, "global")[0]
 }
 
-/// Ends a VM whose log may tell of addresses that its guest did not get.
+/// Ends a VM whose log may report addresses that its guest did not get.
 fn end(mut vmm: Vmm) {
     assert_eq!(vmm.order("stop"), "stopped");
     let text = vmm.end();
@@ -100,7 +100,7 @@ fn advertised() {
         send_frame(&web, &discovery(own.octets(), 136, source, target));
         until(|| dropped("web", "spoofed-nd") == so_far + idx);
     }
-    // Nor does it speak for them, or ask as if it were about to have them.
+    // It does not answer for them or probe for them, either.
     let spoofed = dropped("web", "spoofed-ip");
     send_frame(&web, &discovery(own.octets(), 135, victim, gateway));
     until(|| dropped("web", "spoofed-ip") == spoofed + 1);
@@ -135,7 +135,7 @@ fn stable() {
     assert_eq!((ok, text.trim().to_owned()), (true, own.to_string()));
     assert!(ask_tcp(&db, &format!("[{own}]:80")).is_some());
     assert_eq!(ask_tcp(&world, "[2001:db8:1::2]:8080"), Some("2001:db8:1::1".parse().unwrap()));
-    // With other addresses after a boot, they follow again.
+    // The guest boots with other addresses: name and port follow again.
     let next = make_stable(&web, "2001:db8::2");
     assert_ne!(next, own);
     until(|| known("vmtap0") == next);
@@ -151,12 +151,12 @@ fn first() {
     let own = make_stable(&db, "2001:db8::1");
     until(|| known("vmtap1") == own);
     let gateway = Ipv6Addr::from_bits(own.to_bits() >> 64 << 64 | 1);
-    // A clone, or an attacker who knows the address: it is told that the address is taken.
+    // A clone, or an attacker who knows the address, learns that the address is taken.
     until(|| !addresses(&web, "global").is_empty());
     web.sh(&format!("ip -6 addr add {own}/64 dev eth0"));
     until(|| web.sh("ip -6 addr show dev eth0 dadfailed").contains(&own.to_string()));
     web.sh(&format!("ip -6 addr del {own}/64 dev eth0"));
-    // Without asking it has it as little.
+    // Without a probe it does not get it, either.
     web.sh(&format!("ip -6 addr add {own}/64 dev eth0 nodad"));
     let spoofed = dropped("web", "spoofed-ip");
     assert!(!web.attempt(&format!("ping -6 -c 1 -W 1 -I {own} {gateway}")).0);
@@ -172,7 +172,7 @@ fn first() {
     end(first);
 }
 
-/// The addresses that a tap's guest has claimed, as its second names say.
+/// The number of addresses that a tap's guest has claimed, from the tap's alternative names.
 fn claimed(tap: &str) -> usize {
     link(tap)["altnames"].as_array().map_or(0, |names| {
         names.iter().filter(|name| name.as_str().is_some_and(|name| name.starts_with("mv6-"))).count()
@@ -187,11 +187,11 @@ fn bounded() {
         let address = Ipv6Addr::from_bits(prefix | 0x1234_5678_0000_0000 | u128::from(identifier));
         send_frame(&guest, &discovery(own, 135, Ipv6Addr::UNSPECIFIED, address));
     }
-    // So many at once, and one more every second.
+    // A burst of 16, then one more every second.
     until(|| claimed("vmtap0") >= 16);
     assert!(claimed("vmtap0") <= 20, "{}", claimed("vmtap0"));
     let so_far = claimed("vmtap0");
-    // Those of other machines, of routers and of other networks never.
+    // Addresses of other machines, of routers and of other networks are never claimed.
     for text in ["fe80::5054:ff:fe12:3456", "fe80::1", "fe80::"] {
         send_frame(&guest, &discovery(own, 135, Ipv6Addr::UNSPECIFIED, text.parse().unwrap()));
     }
@@ -214,13 +214,13 @@ fn objection() {
     claim(theirs);
     until(|| claimed("vmtap0") == 1);
     until(|| claimed("vmtap0") == 0);
-    // No machine has this one.
+    // No machine has this address.
     let free: Ipv6Addr = "fe80::1234:5678:9abc:def1".parse().unwrap();
     guest.sh("sysctl -q net.ipv6.conf.eth0.disable_ipv6=0");
     guest.sh(&format!("ip -6 addr add {free}/64 dev eth0"));
     until(|| machine.attempt(&format!("ping -6 -c 1 -W 1 {free}%eth0")).0);
     assert_eq!(claimed("vmtap0"), 1);
-    // The machine's is not to be had without asking, either.
+    // The machine's address cannot be used without a probe, either.
     let spoofed = dropped("web", "spoofed-nd");
     send_frame(&guest, &discovery(MacAddr::for_vm("web", 0).octets(), 136, free, theirs));
     until(|| dropped("web", "spoofed-nd") == spoofed + 1);

@@ -1,4 +1,4 @@
-//! nftables of our own: what is said to the kernel is what `nft` reads back, and belongs to the socket.
+//! Our nftables code: `nft` reads back what we send to the kernel, and tables belong to their socket.
 
 mod lab;
 pub(crate) mod ownership;
@@ -19,7 +19,7 @@ fn inet(name: &str) -> TableName {
     TableName { family: Family::Inet, name: name.to_owned() }
 }
 
-/// A base chain that lets pass what no rule decides about.
+/// A base chain that accepts what no rule decides.
 fn base(name: &str, chain_type: ChainType, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
     let base = Base { chain_type, hook, priority, policy: Policy::Accept };
     Chain { name: name.to_owned(), base: Some(base), rules }

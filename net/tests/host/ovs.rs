@@ -1,4 +1,5 @@
-//! Cards that are ports of Open vSwitch: its database and its switch run in the case's namespace, with the data path in user space.
+//! Cards that are ports of Open vSwitch. Its database and its switch run in the case's namespace, with the data path in
+//! user space.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -39,7 +40,7 @@ impl Switch {
         switch
     }
 
-    /// A database that nobody serves.
+    /// A database without a server.
     fn without_daemons() -> Self {
         let switch =
             Self { directory: tempfile::tempdir().expect("a directory"), daemons: Vec::new(), settled: Cell::new(0) };
@@ -49,27 +50,27 @@ impl Switch {
         switch
     }
 
-    /// A command with this Open vSwitch for the only one.
+    /// Points a command at this Open vSwitch only.
     pub(crate) fn at_home<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("OVS_RUNDIR", self.directory.path()).env("OVS_LOGDIR", self.directory.path());
         command.current_dir(self.directory.path())
     }
 
     fn spawn(&mut self, words: &[&str]) {
-        // Gone with the case, however it ends.
+        // It ends with the case, however the case ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig=KILL", "--"]).args(words).args(["--no-chdir", "--pidfile"]);
         self.at_home(&mut command).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.daemons.push(command.spawn().expect("a daemon"));
     }
 
-    /// What `ovs-vsctl` prints, if it succeeds.
+    /// The output of `ovs-vsctl`, if it succeeds.
     pub(crate) fn ctl(&self, words: &str) -> Option<String> {
         let output = self.at_home(Command::new("ovs-vsctl").args(words.split(' '))).output().expect("ovs-vsctl");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Waits until the switch has done what its database says.
+    /// Waits until the switch has applied its database.
     pub(crate) fn settle(&self) {
         self.settled.update(|count| count + 1);
         let count = self.settled.get();
@@ -202,7 +203,7 @@ fn endings() {
 
     let mut vm = with_ports();
     vm.kill_keeper();
-    // The VM has its ports.
+    // Collection leaves the ports of a running VM.
     assert_eq!(switch.gc(), []);
     vm.kill();
     assert_eq!(vm.end(), "");
@@ -226,7 +227,7 @@ fn left_behind() {
     assert_eq!(switch.ports(), "");
 
     kill();
-    // Ports of others stay: of another namespace in this boot, and of nobody that is known.
+    // Foreign ports stay: of another namespace in this boot, and unmarked ones.
     sh("ip link add other type veth peer name peer");
     switch.ctl("--no-wait add-port b0 other").unwrap();
     let (vm, tap) = switch.vm("web", "ovs=b0");
@@ -235,7 +236,7 @@ fn left_behind() {
     switch.ctl(&format!("set Interface other external_ids:minivmm=\"{boot}/1\"")).unwrap();
     assert_eq!(switch.ports().lines().collect::<Vec<_>>(), ["other", &tap]);
     assert_eq!(switch.gc(), []);
-    // An earlier boot left it.
+    // A port left by an earlier boot is removed.
     switch.ctl("set Interface other external_ids:minivmm=\"earlier/1\"").unwrap();
     assert_eq!(switch.gc().len(), 1);
     vm.stop();
@@ -251,7 +252,7 @@ fn policy() {
     let refused = Vmm::from_command(command).line();
     assert!(refused.starts_with(&format!("failed {reason} | leave it out")), "{refused}");
     assert_eq!(switch.ports(), "");
-    // Nor later.
+    // Refused for a running VM as well.
     let (vm, _) = switch.vm("web", "ovs=b0");
     assert_eq!(ask("web", None).unwrap(), None);
     assert_eq!(ask("web", Some(serde_json::from_str("{}").unwrap())).unwrap_err().to_string(), reason);

@@ -1,4 +1,5 @@
-//! Security groups: what gets through, in both directions and on every kind of network, and how they are replaced.
+//! Security groups: the traffic that passes, in both directions and on every kind of network, and how policies are
+//! replaced.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -52,7 +53,7 @@ fn world() -> Namespace {
     world
 }
 
-/// The lease that is written on a tap, and the gateway.
+/// The lease in a tap's alias, and the gateway.
 fn lease(tap: &str) -> (String, String) {
     let alias = link(tap)["ifalias"].as_str().unwrap().to_owned();
     let lease = alias.split("ip4=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
@@ -83,7 +84,7 @@ fn by_default() {
     let world = world();
     let (vmm, guest, address) = web("nat,forward=tcp:8080:80", "{}");
     echo(&guest, 80);
-    // Its own services first, which no policy is about.
+    // Its own services first, which no policy covers.
     let text = guest.sh("busybox udhcpc -f -q -n -t 5 -T 2 -i eth0 -s /bin/true");
     assert!(text.contains(&format!("lease of {address} obtained")), "{text}");
     let (ok, text) = guest.attempt(&format!("nslookup -type=a web.minivmm {}", lease("vmtap0").1));
@@ -96,7 +97,7 @@ fn by_default() {
     configure(&db, &db_address, &gateway);
     echo(&db, 9);
     assert!(ask_tcp(&guest, &format!("{db_address}:9")).is_some());
-    // From outside, from the host by any of its addresses, from another VM, in whatever protocol.
+    // From outside, from the host by any of its addresses, from another VM, by any protocol.
     assert!(is_silent(&world, "198.51.100.2:8080"));
     for (from, to) in [(host(), "127.0.0.1:8080".to_owned()), (host(), format!("{address}:80"))] {
         assert!(is_silent(&from, &to), "{to}");
@@ -126,7 +127,7 @@ fn opened() {
     }
     assert!(is_silent(&world, "198.51.100.2:8002"));
     assert_eq!(ask_udp(&world, "198.51.100.2:5300"), "198.51.100.1".parse().ok());
-    // Not from the gateway's address, which is what the host has for it.
+    // Not from the gateway's address, which the host uses towards the guest.
     assert!(is_silent(&host(), &format!("{address}:80")));
     assert!(ask_udp(&host(), &format!("{address}:53")).is_some());
     assert!(!host().attempt(&format!("ping -c 1 -W 1 {address}")).0);
@@ -146,7 +147,7 @@ fn kept_in() {
     assert!(ask_tcp(&guest, "198.51.100.1:80").is_some());
     assert!(!guest.attempt("ping -c 1 -W 1 198.51.100.2").0);
     assert!(dropped("web", 0, "egress") > 1);
-    // Nothing but what is listed; who is let in is answered.
+    // Only listed traffic passes, and replies to accepted traffic.
     replace(
         "web",
         r#"{"default": {"egress": "drop"}, "egress": [{"protocol": "tcp", "ports": 443}], "ingress": [{"protocol": "tcp", "ports": 80}]}"#,
@@ -156,13 +157,13 @@ fn kept_in() {
     assert!(ask_udp(&guest, "198.51.100.1:7").is_none());
     assert!(ask_tcp(&world, "198.51.100.2:8080").is_some());
     assert!(!guest.attempt("ping -c 1 -W 1 198.51.100.1").0);
-    // The services are none of its business.
+    // The policy does not cover the services.
     let text = guest.sh("busybox udhcpc -f -q -n -t 5 -T 2 -i eth0 -s /bin/true");
     assert!(text.contains(&format!("lease of {address} obtained")), "{text}");
     vmm.stop();
 }
 
-/// A connection of TCP whose other end sends back what it gets.
+/// A TCP connection whose other end echoes.
 fn mirror(namespace: &Namespace, port: u16) {
     let any: SocketAddr = format!("0.0.0.0:{port}").parse().unwrap();
     let listener = namespace.within(|| TcpListener::bind(any).unwrap());
@@ -229,7 +230,7 @@ fn live() {
     assert!(ask_udp(world, "198.51.100.2:5300").is_some());
     std::thread::scope(|scope| {
         let (done, answered, tried) = (&done, &answered, &tried);
-        // Whatever is lost by a gap is lost for good: each question is asked once.
+        // A packet lost in a gap is lost for good: each question is sent once.
         scope.spawn(move || {
             let socket = world.within(|| UdpSocket::bind("0.0.0.0:0").unwrap());
             socket.connect("198.51.100.2:5300").unwrap();
@@ -263,7 +264,7 @@ fn live() {
     vmm.stop();
 }
 
-/// The keeper of `web`, as whoever does not use our side of it.
+/// A raw connection to the keeper of `web`, without our client.
 fn keeper() -> UnixStream {
     let stream = UnixStream::connect("/run/minivmm/web.keeper").unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -286,7 +287,7 @@ fn refused() {
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("{\"refused\":\"Not an order: "), "{line}: {answer}");
     }
-    // Whoever says nothing is forgotten, and who comes next is heard.
+    // A silent client is dropped, and the next one is served.
     let silent = keeper();
     assert_eq!(ask("web", None).unwrap(), Some(policy(text)));
     drop(silent);
@@ -302,7 +303,7 @@ fn strangers() {
     let no = "Only root and the user who started this VM may ask for its policy, with CAP_NET_ADMIN";
     // Another user, whom the kernel keeps from the socket.
     let other = std::thread::spawn(|| {
-        // The call of the kernel, which is for this thread alone.
+        // The raw system call changes this thread alone.
         #[expect(unsafe_code, reason = "libc sets all threads")]
         // SAFETY: no pointers.
         let result = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, 65534, 65534, 65534) };
@@ -310,7 +311,7 @@ fn strangers() {
         (UnixStream::connect("/run/minivmm/web.keeper").unwrap_err().kind(), ask("web", None).unwrap_err().to_string())
     });
     assert_eq!(other.join().unwrap(), (ErrorKind::PermissionDenied, no.to_owned()));
-    // Root without the privilege, as a VMM is that somebody has taken over.
+    // Root without the capability, like a compromised VMM.
     let asked = |dropped: &str| {
         let own = std::env::current_exe().unwrap();
         let mut command = Command::new("setpriv");
@@ -322,7 +323,7 @@ fn strangers() {
     vmm.stop();
 }
 
-/// The role of a caller: prints whether the keeper of a VM tells its policy.
+/// The role of a client: prints whether a VM's keeper tells its policy.
 pub(crate) fn call(vm: &str) {
     match ask(vm, None) {
         Ok(_) => println!("in force"),
@@ -353,13 +354,13 @@ fn bridged() {
     }
     echo(&guest, 81);
     echo6(&guest, 80);
-    // Out.
+    // Outbound.
     assert!(ask_tcp(&guest, "192.0.2.1:7").is_some());
     assert!(ask_udp(&guest, "192.0.2.1:7").is_some());
     assert!(ask_tcp(&guest, "[2001:db8::1]:8").is_some());
     guest.sh("ping -c 1 -W 5 192.0.2.1");
     guest.sh("ping -c 1 -W 5 2001:db8::1");
-    // In, from the outside.
+    // Inbound, from the outside.
     assert!(ask_tcp(&machine, "192.0.2.5:80").is_some());
     assert!(ask_tcp(&machine, "[2001:db8::5]:80").is_some());
     machine.sh("ping -c 1 -W 5 192.0.2.5");
@@ -404,13 +405,13 @@ fn pieces() {
     let (vmm, guest) = Vmm::start_judged("web", "bridge=br0", &policy("{}"));
     guest.sh("ip addr add 192.0.2.5/24 dev eth0");
     give6(&guest, "2001:db8::5");
-    // In three parts each way.
+    // In three fragments each way.
     guest.sh("ping -c 1 -W 5 -s 4000 192.0.2.1");
     guest.sh("ping -c 1 -W 5 -s 4000 2001:db8::1");
     assert!(!machine.attempt("ping -c 1 -W 1 -s 4000 192.0.2.5").0);
     assert!(!machine.attempt("ping -c 1 -W 1 -s 4000 2001:db8::5").0);
     assert!(dropped("web", 0, "fragment") >= 4);
-    // Nobody listens there, which the other end says.
+    // No server listens there, and the other end's ICMP error says so.
     for (local, to) in [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")] {
         let socket = guest.within(|| UdpSocket::bind(local).unwrap());
         socket.connect(to).unwrap();
@@ -418,7 +419,7 @@ fn pieces() {
         socket.send(b"?").unwrap();
         assert_eq!(socket.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{to}");
     }
-    // The same about what the guest has never sent is nobody's business.
+    // The same error about a packet that the guest never sent is dropped.
     let before = dropped("web", 0, "ingress");
     let mac = |namespace| mac(namespace).octets();
     let ip = |proto: u8, len: u8, from: u8, to: u8| {
@@ -442,7 +443,7 @@ fn not_ip() {
     until(|| dropped("web", 0, "not-ip") == 1);
     send_frame(&machine, &frame);
     until(|| dropped("web", 0, "not-ip") == 2);
-    // What cannot be looked into is no packet of anybody.
+    // A packet whose headers cannot be parsed is malformed.
     frame[12..].fill(0);
     frame[12..14].copy_from_slice(&[0x86, 0xdd]);
     frame[14] = 0x60;
@@ -466,7 +467,7 @@ fn nat6() {
     let address = format!("{}5", gateway.strip_suffix('1').unwrap());
     guest.sh(&format!("ip addr add {address}/64 dev eth0"));
     guest.sh(&format!("ip route add default via {gateway}"));
-    // Its own once it has made sure of it.
+    // Its own once duplicate address detection has passed.
     until(|| guest.sh("ip addr show dev eth0 scope global -tentative").contains(&address));
     until(|| ask_tcp(&guest, "[2001:db8:1::1]:8").is_some());
     echo6(&guest, 80);
@@ -525,7 +526,7 @@ fn endings() {
     vmm.kill();
     assert_eq!(vmm.end(), "");
     assert_eq!(after(), before);
-    // One that had none gets one, and it goes in the same way.
+    // A VM without a policy gets one, and it ends with the VM in the same way.
     let (mut vmm, guest) = Vmm::start_with_guest("web", "nat");
     let (address, gateway) = lease("vmtap0");
     configure(&guest, &address, &gateway);

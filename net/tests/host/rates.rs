@@ -1,5 +1,5 @@
-//! `rate=` with `vhost=on`: held by the kernel on the tap. There is no vhost-net in these cases, of which the keeper knows no more than the
-//! device: they move the frames themselves.
+//! `rate=` with `vhost=on`: the kernel limits the tap. These cases have no vhost-net, of which the keeper knows only
+//! the device: they move the frames themselves.
 
 use std::fs::File;
 use std::io::{ErrorKind, IoSliceMut, Read, Write};
@@ -36,7 +36,7 @@ const OUTSIDE: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
 const BITS_PER_S: f64 = 4e6;
 const FLAG: &str = "bridge=br0,mac=52:54:00:00:00:01,vhost=on,rate=4M/4M";
 
-/// A `/dev` of this case's own, in which vhost-net can be opened.
+/// Gives this case its own `/dev`, in which vhost-net can be opened.
 pub(crate) fn device() {
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
     sh("mount --make-rprivate /");
@@ -66,7 +66,7 @@ impl Card {
     }
 }
 
-/// What passes an interface, with the kernel's times.
+/// A capture of an interface's frames, with the kernel's timestamps.
 fn clock(interface: &str) -> OwnedFd {
     let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::EthAll).unwrap();
     setsockopt(&fd, sockopt::ReceiveTimestampns, &true).unwrap();
@@ -108,7 +108,7 @@ fn held() {
     let card = Card::start(FLAG);
     let within = |rate: f64| (rate / BITS_PER_S - 1.0).abs() < 0.02;
     let mut attempts = Vec::new();
-    // A machine that gives the senders no time for half a second has them fall behind.
+    // A machine that stalls the senders for half a second makes them fall behind.
     while attempts.len() < 5 && !attempts.last().is_some_and(|(to, from)| within(*to) && within(*from)) {
         attempts.push(measure(&card));
     }
@@ -116,7 +116,7 @@ fn held() {
     assert!(within(to_guest) && within(from_guest), "{attempts:?}");
 }
 
-/// Sends as much as goes both ways for a second and a half, and gives the rates to and from the guest.
+/// Sends at full speed both ways for a second and a half, and returns the rates to and from the guest.
 fn measure(card: &Card) -> (f64, f64) {
     let (mut sender, mut receiver) = (card.queue.try_clone().unwrap(), card.queue.try_clone().unwrap());
     let [tap, peer] = ["vmtap0", "peer0"].map(clock);
@@ -147,7 +147,7 @@ fn measure(card: &Card) -> (f64, f64) {
             let frame = [frame(GUEST, OUTSIDE, 1), vec![0; 1300]].concat();
             let outside = clock("peer0");
             while !stop.load(Ordering::Relaxed) {
-                // What the bridge has no room for is lost, as on a wire.
+                // Frames beyond the bridge's queue are lost, as on a wire.
                 let _ = nix::unistd::write(&outside, &frame);
                 std::thread::sleep(Duration::from_micros(200));
             }

@@ -1,4 +1,4 @@
-//! `reach=` and `metadata=`: where a guest gets, and what the host refuses it.
+//! `reach=` and `metadata=`: the destinations that a guest reaches, and those that the host refuses.
 
 use net::MacAddr;
 
@@ -19,7 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     ("reach_of_a_guest_does_not_fill_the_hosts_table_of_neighbours", neighbours),
 ];
 
-/// Where a cloud has its metadata, in the world of these tests.
+/// The metadata addresses of clouds, in the world of these tests.
 const METADATA: [&str; 3] = ["169.254.169.254", "100.100.100.200", "168.63.129.16"];
 
 /// The world, with a private network and a cloud's metadata behind it, and a host with a container's bridge and a
@@ -49,7 +49,7 @@ fn start(spec: &str) -> (Vmm, Namespace, String) {
     (vmm, guest, gateway(&address))
 }
 
-/// Which of these addresses answer on port 7.
+/// The addresses that answer on port 7.
 fn answering(guest: &Namespace, addresses: &[&str]) -> Vec<String> {
     let answers = |address: &&&str| !is_silent(guest, &format!("{address}:7"));
     addresses.iter().filter(answers).map(|address| (*address).to_owned()).collect()
@@ -67,13 +67,13 @@ fn by_default() {
     assert_eq!(answering(&guest, &all), ["198.51.100.1", "192.168.7.1", "10.200.0.1"]);
     assert!(ask_udp(&guest, "198.51.100.1:7").is_some());
     assert!(ask_udp(&guest, "198.51.100.2:7").is_none());
-    // The gateway is there, and what it serves.
+    // The gateway and its services are in reach.
     guest.sh(&format!("ping -c 1 -W 5 {gateway}"));
     assert!(!guest.attempt("ping -c 1 -W 1 172.17.0.1").0);
     let (ok, text) = guest.attempt(&format!("nslookup -type=a web.minivmm {gateway}"));
     assert!(ok && text.contains(&address("vmtap0")), "{text}");
     guest.sh("busybox udhcpc -f -q -n -t 5 -T 2 -i eth0 -s /bin/true");
-    // Refused, and not only lost.
+    // Refused, not silently dropped.
     let refused = guest.within(|| std::net::TcpStream::connect("172.17.0.1:7").unwrap_err());
     assert_eq!(refused.kind(), std::io::ErrorKind::HostUnreachable);
     assert!(counted("out-of-reach") > 0);
@@ -120,8 +120,8 @@ fn begun_elsewhere() {
         configure(guest, &address(tap), &gateway(&address(tap)));
     }
     echo(&guest, 80);
-    // By the forwarded port: from the world, the host, a sibling, itself, and a VM of another network; and the host by
-    // itself.
+    // Through the forwarded port: from the world, the host, a sibling, the guest itself, and a VM of another network;
+    // and from the host directly.
     for from in [&world, &host(), &db, &guest, &other] {
         assert!(ask_tcp(from, "198.51.100.2:8080").is_some(), "{}", from.path());
     }
@@ -132,7 +132,7 @@ fn begun_elsewhere() {
     for vmm in [vmm, second, third] {
         vmm.stop();
     }
-    // A port of the host that leads to a container is one of the host.
+    // A port of the host that is forwarded to a container is one of the host.
     let container = Namespace::behind("c0", "172.17.0.2/16", "192.0.2.9/32");
     sh("ip addr flush dev c0");
     sh("ip link set c0 master docker0");
@@ -165,7 +165,7 @@ fn metadata() {
     let (vmm, guest, _) = start("nat,metadata=on");
     assert_eq!(answering(&guest, &METADATA), METADATA);
     vmm.stop();
-    // A service of the host on such an address, and one that the host leads to another.
+    // A service of the host on such an address, and one that the host redirects elsewhere.
     sh("ip addr add 169.254.169.254/32 dev lo");
     sh("nft add table ip mds");
     sh("nft add chain ip mds pre { type nat hook prerouting priority -100 ; }");
@@ -200,7 +200,7 @@ fn ipv6() {
         let (vmm, guest) = Vmm::start_with_guest("web", &format!("nat,ipv6=on{keys}"));
         until(|| guest.sh("ip -6 addr show dev eth0 scope global -tentative").contains("inet6 fd"));
         guest.sh("ping -6 -c 1 -W 5 fe80::1%eth0");
-        // Without places there is no router.
+        // With `reach=none` no router is advertised.
         if answer.is_empty() {
             guest.sh("ip -6 route add default via fe80::1 dev eth0");
         }
@@ -217,20 +217,20 @@ fn forging() {
         let (mut vmm, guest) = Vmm::start_with_guest("web", &format!("nat,{keys},antispoof=off,connections=20"));
         let (mut second, _db) = Vmm::start_with_guest("db", "nat,reach=world+private+host,metadata=on");
         let (own, other) = (address("vmtap0"), address("vmtap1"));
-        // As itself, and with another VM's addresses.
+        // With its own addresses, and with another VM's.
         configure(&guest, &own, &gateway(&own));
         assert_eq!(answering(&guest, &all), answer, "{keys}");
         guest.sh("ip addr flush dev eth0");
         guest.sh(&format!("ip link set eth0 address {}", MacAddr::for_vm("db", 0)));
         configure(&guest, &other, &gateway(&other));
         assert!(all.iter().filter(|to| !answer.contains(to)).all(|to| is_silent(&guest, &format!("{to}:7"))), "{keys}");
-        // They have told of the conflict by now.
+        // Their logs report the conflict, so they are killed.
         for vmm in [&mut vmm, &mut second] {
             vmm.kill();
             vmm.end();
         }
     }
-    // Connections count for the tap, by whatever name.
+    // Connections count for the tap, whatever their source address.
     let (vmm, guest, gateway) = start("nat,antispoof=off,connections=20");
     for host in 100..150 {
         guest.sh(&format!("ip link set eth0 address 02:00:00:00:01:{host:02x}"));
@@ -246,7 +246,7 @@ fn neighbours() {
     let _world = world();
     let (vmm, guest, gateway) = start("nat");
     let mac = link("mvn-default")["address"].as_str().unwrap().to_owned();
-    // Addresses of the network that no machine has, by way of the gateway.
+    // Unused addresses of the network, through the gateway.
     guest.sh("ip route flush table main");
     guest.sh(&format!("ip route add {gateway} dev eth0"));
     guest.sh(&format!("ip route add default via {gateway}"));

@@ -1,4 +1,4 @@
-//! What is refused, in the words that a user reads, and that nothing is left behind by it.
+//! The text of refusals, and that a refusal leaves nothing behind.
 
 use net::{Error, Keeper, Request};
 
@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     ("address_of_a_vm_that_ended_is_free_again", restarted),
 ];
 
-/// What a VMM called "web" with one card says, without its first word.
+/// The refusal of a VMM called "web" with one card, without its first word.
 fn refusal(spec: &str) -> String {
     let before = snapshot();
     let vmm = Vmm::spawn("web", &[spec]);
@@ -154,7 +154,7 @@ fn without_cap_net_admin() {
 
 fn without_permission() {
     bridge_with_uplink("br0");
-    // Hosts with udev let everyone open the device, so this one is the case's own.
+    // Hosts with udev let every user open the device, so this case has its own.
     let script = "mount -t tmpfs none /dev/net && mknod -m 600 /dev/net/tun c 10 200 && \
                   exec setpriv --reuid=65534 --regid=65534 --clear-groups -- \"$@\"";
     let mut command = std::process::Command::new("unshare");
@@ -173,7 +173,7 @@ fn restarted() {
     bridge_with_uplink("br0");
     let spec = "bridge=br0,mac=52:54:00:00:00:01";
     Vmm::start("web", &[spec]).stop();
-    // What the host remembers of the guest that has just ended.
+    // The host's neighbour entry for the guest that has just ended.
     sh("ip neigh add 10.0.0.5 lladdr 52:54:00:00:00:01 dev br0 nud reachable");
     Vmm::start("web", &[spec]).stop();
 }

@@ -1,4 +1,4 @@
-//! The domains in which a guest looks for short names, told to ISC's dhclient by our services and by dnsmasq.
+//! The DNS search domains of a guest, sent to ISC's dhclient by our services and by dnsmasq.
 
 use std::process::{Child, Command, Stdio};
 
@@ -14,14 +14,14 @@ pub(crate) const CASES: &[Case] = &[("search_domains_of_the_host_are_told_as_dns
 fn told() {
     let mut stage = Stage::new(ServiceSpec { search: Search::Host(Vec::new()), ipv6: None, ..spec(Reach::Outside) });
     let resolv_conf = stage.path("resolv.conf");
-    // As much as a client takes that says nothing of its own buffer.
+    // As much as a client accepts that states no buffer size of its own.
     let long = ["x".repeat(60), "y".repeat(60), "z".repeat(60)].join(".");
     let lines = format!("nameserver 127.0.0.1\nsearch corp.example bad..name lab.corp.example {long}\n");
     std::fs::write(&resolv_conf, lines).unwrap();
     let ours = domains(&stage);
     assert_eq!(ours, format!("minivmm. corp.example. lab.corp.example. {long}."));
 
-    // A lease is renewed with what the file says by then.
+    // A renewed lease has the file's contents of that time.
     std::fs::write(&resolv_conf, "nameserver 127.0.0.1\ndomain new.example\n").unwrap();
     until(|| domains(&stage) == "minivmm. new.example.");
 
@@ -33,7 +33,7 @@ fn told() {
     assert_eq!(ours, theirs);
 }
 
-/// The list that dhclient is told.
+/// The list that dhclient gets.
 fn domains(stage: &Stage) -> String {
     let leases = stage.path("leases");
     std::fs::write(&leases, "").unwrap();
@@ -43,7 +43,7 @@ fn domains(stage: &Stage) -> String {
     line.trim_matches('\'').to_owned()
 }
 
-/// Another server in the place of our services.
+/// Another server in place of our services.
 struct Dnsmasq(Child);
 
 impl Dnsmasq {

@@ -1,4 +1,4 @@
-//! The services of a card, asked by the clients that guests have.
+//! The services of a card, queried by the clients that guests use.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
@@ -76,7 +76,7 @@ impl Names for Neighbours {
     }
 }
 
-/// Services that run.
+/// Running services.
 struct Services {
     counters: Arc<Counters>,
     events: Receiver<Event>,
@@ -132,7 +132,7 @@ impl Drop for Services {
     }
 }
 
-/// Services and a client that can ask them.
+/// Services, and a client to query them.
 pub(crate) struct Stage {
     services: Services,
     pub(crate) client: Client,
@@ -144,7 +144,7 @@ impl Stage {
         Self { services: Services::start(PORT, spec), client }
     }
 
-    /// Waits for an address of the client that has this in it, and is its own.
+    /// Waits until the client has an address with this text in it, past duplicate address detection.
     fn await_address(&self, part: &str) {
         until(|| {
             let text = self.client.run(&format!("ip -o -6 addr show dev {CARD} -tentative"));
@@ -161,7 +161,7 @@ impl Stage {
         self.client.run(&format!("dig @{GATEWAY} +tries=1 +time=8 {words}"))
     }
 
-    /// Has no services any more.
+    /// Stops the services.
     pub(crate) fn end_services(&mut self) {
         self.services.end();
     }
@@ -180,7 +180,7 @@ impl Stage {
     }
 }
 
-/// A resolver on this machine that knows `example.org`, and a name with much to say.
+/// A resolver on this machine that knows `example.org`, and a name with a long answer.
 pub(crate) struct Resolver(Child);
 
 impl Resolver {
@@ -233,7 +233,7 @@ fn script(path: &str, text: &str) {
     file.set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Whether a shell's `set` has this line.
+/// True if a shell's `set` has printed this line.
 fn says(text: &str, line: &str) -> bool {
     text.lines().any(|found| found.replace('\'', "") == line)
 }
@@ -266,7 +266,7 @@ fn udhcpc() {
     assert_eq!((stage.count("dhcp_offers"), stage.count("dhcp_acks")), (1, 1));
 }
 
-/// Runs dhclient, with what it remembers in `leases`, until it has an address, and returns what it was told.
+/// Runs dhclient on the leases file `leases` until it has an address, and returns the options that it got.
 pub(crate) fn run_dhclient(stage: &Stage, leases: &str) -> String {
     let [hook, told, config, pid] = ["hook", "told", "config", "pid"].map(|name| stage.path(name));
     let lines = format!("[ -z \"$new_ip_address\" ] || {{ set > {told}.new; mv {told}.new {told}; }}");
@@ -343,7 +343,7 @@ fn names() {
     assert_eq!(stage.dig("+short db.minivmm").trim(), "10.9.8.8");
     assert_eq!(stage.dig("+short DB.minivmm AAAA").trim(), "fd00::8");
     assert_eq!(stage.dig("+short -x 10.9.8.8").trim(), "db.minivmm.");
-    // The host has a name as well.
+    // The host has a name, too.
     assert_eq!(stage.dig("+short host.minivmm").trim(), GATEWAY);
     assert_eq!(stage.dig("+short host.minivmm AAAA").trim(), GATEWAY6);
     for address in [GATEWAY, GATEWAY6, LINK_LOCAL] {
@@ -370,12 +370,12 @@ fn relay() {
     stage.configure();
 
     assert_eq!(stage.dig("+short example.org").trim(), "192.0.2.33");
-    // The resolver can say it all, and the network's MTU is too small for it.
+    // The resolver's answer fits its buffer, but not the network's MTU.
     let large = stage.dig("+ignore +bufsize=4096 long.example.org TXT");
     assert!(large.contains(" tc ") && large.contains("ANSWER: 0"), "{large}");
     let small = stage.dig("+ignore +noedns long.example.org TXT");
     assert!(small.contains(" tc "), "{small}");
-    // Over TCP there is room for it, and clients go there by themselves when they are told that an answer is cut.
+    // Over TCP there is room for it, and clients switch to TCP when an answer is truncated.
     for question in ["+tcp long.example.org TXT", "+bufsize=4096 long.example.org TXT", "+noedns long.example.org TXT"]
     {
         let whole = stage.dig(question);
@@ -403,7 +403,7 @@ fn follow() {
 fn slaac() {
     let stage = Stage::new(spec(Reach::Outside));
 
-    // The kernel asks by itself.
+    // The kernel solicits by itself.
     stage.await_address("fd00:9:8::ff:fe00:9/64");
 
     let routes = stage.client.run("ip -6 route show");
@@ -485,7 +485,7 @@ fn no_resolver() {
     let stage = Stage::new(spec(Reach::Outside));
     stage.configure();
 
-    // Nobody listens: the kernel says so at once, and so do we.
+    // No server listens: the kernel reports it at once, and so does the relay.
     let start = std::time::Instant::now();
     assert!(stage.dig("example.org").contains("status: SERVFAIL"));
     assert!(stage.dig("+tcp example.org").contains("status: SERVFAIL"));
@@ -497,8 +497,8 @@ fn no_resolver() {
     assert_eq!(stage.dig("+short db.minivmm").trim(), "10.9.8.8");
 }
 
-/// A guest's message to everybody, with the header of virtio-net before it and, as with checksum offload, the sum of the pseudo header in
-/// place of a checksum.
+/// A guest's broadcast DHCP message, after a virtio-net header and, as with checksum offload, with the sum of the
+/// pseudo header in place of a checksum.
 fn dhcp_from_a_card(kind: u8) -> Vec<u8> {
     let mac: MacAddr = MAC.parse().unwrap();
     let mut message = vec![0; 240];
@@ -517,7 +517,7 @@ fn dhcp_from_a_card(kind: u8) -> Vec<u8> {
     let checksum = sum(&ip).map(|octet| !octet);
     ip[10..12].copy_from_slice(&checksum);
     let pseudo = sum(&[&ip[12..20], &[0, 17], &len.to_be_bytes()].concat());
-    // VIRTIO_NET_HDR_F_NEEDS_CSUM, from the UDP header on, at its checksum.
+    // VIRTIO_NET_HDR_F_NEEDS_CSUM, with csum_start at the UDP header and csum_offset at its checksum.
     let header = [1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0];
     let udp = [&[0, 68, 0, 67], &len.to_be_bytes()[..], &pseudo].concat();
     [&header[..], &[0xff; 6], &mac.octets(), &[8, 0], &ip, &udp, &message].concat()

@@ -1,4 +1,5 @@
-//! Every kind of step, cut short at a place where it waits for the kernel, and then whole: its own undo takes back what it has done.
+//! Every kind of step, cancelled where it waits for the kernel, and then whole: its own undo takes back what it has
+//! done.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
@@ -18,11 +19,11 @@ use crate::rates;
 pub(crate) const CASES: &[Case] =
     &[("step_that_is_cut_short_is_taken_back_by_its_own_undo", every_kind_but_those_of_vlans)];
 
-/// Kinds that take a bridge that knows VLANs. What they set goes with the bridge or its port, and `kills` has them where
-/// there are such bridges.
+/// Kinds for bridges with VLANs. Their settings go with the bridge or its port, and `kills` covers them where bridges
+/// have VLANs.
 const OF_VLANS: [&str; 2] = ["FilterVlans", "JoinVlans"];
 
-/// Cards whose plans have the other kinds of steps that need nothing but the host of `kills`.
+/// Cards whose plans have the other kinds of steps that need no more than the host of `kills`.
 const PLAIN: &[&[&str]] = &[
     &["nat,ipv6=on,forward=tcp:127.0.0.1:8080:80"],
     &["host=lab"],
@@ -38,12 +39,12 @@ const PLAIN: &[&[&str]] = &[
     &["tap=mine0"],
 ];
 
-/// A host, and what has been seen on it.
+/// A host, and the steps seen on it.
 struct Stage {
     switch: Switch,
     _neighbours: [Namespace; 2],
     before: State,
-    /// Kinds of steps that have been done, and those of them that have been cut short.
+    /// The kinds of steps that have run, and those of them that have been cancelled.
     seen: BTreeSet<&'static str>,
     cut: BTreeSet<&'static str>,
 }
@@ -54,7 +55,7 @@ impl Stage {
         let switch = Switch::start();
         switch.be_the_only_one();
         let neighbours = prepare();
-        // A bridge and a tap that have been in use, which changes for good what the kernel says of them.
+        // A bridge and a tap that have been used once, which changes for good how the kernel lists them.
         empty_bridge("bare");
         sh("ip link set bare address 02:00:00:00:be:01");
         sh("ip tuntap add mine0 mode tap vnet_hdr");
@@ -64,7 +65,8 @@ impl Stage {
         Self { switch, _neighbours: neighbours, before, seen: BTreeSet::new(), cut: BTreeSet::new() }
     }
 
-    /// Rehearses a plan as a whole, and cut short in the middle of each of its steps. What the plan takes away for good is there before.
+    /// Rehearses a plan as a whole, and cancelled in the middle of each of its steps. Leftovers that the plan removes
+    /// for good are put there before.
     fn rehearse(&mut self, cards: &[&str], policy: Option<&str>, left: Left) {
         let policy = policy.map(|text| serde_json::from_str::<Policy>(text).expect("a policy"));
         let cards: Vec<_> = cards.iter().map(|card| card.parse().expect("a card")).collect();
@@ -72,7 +74,7 @@ impl Stage {
         let whole = self.rehearse_once(&request, None, left);
         for (step, (kind, polls)) in whole.done.iter().enumerate() {
             self.seen.insert(kind);
-            // One that waits for nothing is done at once, and how often one that waits is polled differs.
+            // A step that never waits is done at the first poll. For one that waits, the number of polls varies.
             let mut polls = *polls;
             while polls > 1 && !self.cut.contains(kind) {
                 polls /= 2;
@@ -94,7 +96,7 @@ impl Stage {
     }
 }
 
-/// What a VM that was killed with its keeper has left behind.
+/// The leftovers of a VM that was killed with its keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Nothing,
@@ -114,7 +116,7 @@ impl Left {
         }
     }
 
-    /// Removes it if the plan has not got that far.
+    /// Removes them if the plan has not got that far.
     fn clear(self, switch: &Switch) {
         if exists("vmtap0000left") {
             sh("ip link del vmtap0000left");
@@ -139,7 +141,7 @@ fn every_kind_but_those_of_vlans() {
     println!("{} kinds of steps, {} of them cut short: {:?}", stage.seen.len(), stage.cut.len(), stage.cut);
 }
 
-/// A bridge of ours that another VM is on stays as it is, and so does a tap of another process.
+/// A bridge of ours that another VM uses stays as it is, and so does a tap of another process.
 fn beside_another(stage: &mut Stage) {
     let cards = ["nat", "bridge=br0"].map(|card| card.parse().expect("a card")).to_vec();
     let request = Request { vm_name: "other".to_owned(), vcpus: 1, cards, policy: None, steering: None };

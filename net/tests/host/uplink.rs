@@ -1,4 +1,4 @@
-//! `uplink=`: an interface of the host under a bridge of ours, with its addresses on the bridge meanwhile.
+//! `uplink=`: an interface of the host as a port of a bridge of ours, which has its addresses meanwhile.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -28,10 +28,10 @@ pub(crate) const CASES: &[Case] = &[
 
 const FLAG: &str = "bridge=br0,create=on,uplink=eth1,move-addresses=on";
 
-/// The host's interface `eth1` with all that one can have, and what is behind it.
+/// The host's interface `eth1` with every kind of setting, and a namespace behind it.
 fn outside() -> Namespace {
     let outside = Namespace::behind("eth1", "10.9.0.1/24", "10.9.0.2/24");
-    // Nobody else has its addresses, so there is no need to wait until that is found out.
+    // No other machine has its addresses, so duplicate address detection is not needed.
     for (key, value) in [("accept_dad", "0"), ("disable_ipv6", "0")] {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/eth1/{key}"), value).expect("IPv6");
     }
@@ -66,7 +66,7 @@ fn ip_state() -> String {
     without_times(&[sh("ip addr"), sh("ip route show table all"), sh("ip -6 route show table all")].concat())
 }
 
-/// A text without the seconds that are left of what ends.
+/// A text without remaining lifetimes.
 fn without_times(text: &str) -> String {
     let mut words: Vec<&str> = text.split_inclusive([' ', '\n']).collect();
     for idx in 1..words.len() {
@@ -78,7 +78,7 @@ fn without_times(text: &str) -> String {
     words.concat()
 }
 
-/// The routes through a link, but for those of link-local addresses, which every link has.
+/// The routes through a link, except those of link-local addresses, which every link has.
 fn routes_through(dev: &str) -> Vec<String> {
     let shown = ["-4", "-6"].map(|family| sh(&format!("ip {family} route show table all dev {dev}"))).concat();
     let shown = without_times(&shown);
@@ -122,7 +122,7 @@ fn moved() {
     sh("ping -c 1 -W 5 10.9.0.1");
 }
 
-/// A connection of the host to the outside that never stops talking.
+/// A connection from the host to the outside that sends all the time.
 struct Talk {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
@@ -232,7 +232,7 @@ fn killed_in_set_up() {
     for round in 0..50 {
         let mut vmm = Vmm::spawn("web", &[FLAG]);
         let start = Instant::now();
-        // From before the fork to after the hand-over; the last rounds spread over what a busy machine takes.
+        // From before the fork to after the hand-over. The last rounds are spread wider, for a busy machine.
         let kill_after = Duration::from_micros(if round < 40 { 250 * round } else { 4000 * (round - 37) });
         until(|| start.elapsed() >= kill_after);
         if let Some(keeper) = vmm.try_keeper() {
@@ -240,7 +240,7 @@ fn killed_in_set_up() {
         }
         vmm.kill();
         vmm.end();
-        // Whoever comes next, or the one who tidies up.
+        // Clean up by the next start, or by the collector.
         if round % 2 == 0 {
             let collected = net::gc::collect().unwrap();
             assert_eq!(collected.failed, [], "killed after {kill_after:?}");

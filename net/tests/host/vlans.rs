@@ -1,4 +1,5 @@
-//! Many VLANs on one bridge. These cases take a kernel whose bridges have VLANs; where it has none, a scenario runs them in the host VM.
+//! Many VLANs on one bridge, for kernels whose bridges have VLANs. On other kernels, a scenario runs these cases in the
+//! host VM.
 
 use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
@@ -17,13 +18,13 @@ pub(crate) const CASES: &[Case] = &[("vlans_by_the_hundred_on_one_bridge_are_kep
 /// The VLANs of the trunk.
 const VLANS: std::ops::Range<u16> = 100..200;
 
-/// The one that has guests of its own.
+/// The VLAN with guests of its own.
 const OWN: u16 = 150;
 
-/// The port of what is for all.
+/// The port of broadcasts.
 const TO_ALL: u16 = 9;
 
-/// Whether bridges of this namespace can keep VLANs apart.
+/// True if bridges of this namespace can keep VLANs apart.
 pub(crate) fn are_there() -> bool {
     let mut command = Command::new("ip");
     let output = command.args("link add vlans type bridge vlan_filtering 1".split(' ')).output();
@@ -34,7 +35,7 @@ pub(crate) fn are_there() -> bool {
     are_there
 }
 
-/// The role that says whether this kernel has them: its exit code is 0 then.
+/// The role that reports whether this kernel has them: exit code 0 if it does.
 pub(crate) fn probe() -> bool {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
     are_there()
@@ -66,18 +67,18 @@ fn hundred() {
     let (fourth, pink) = own("pink", OWN, "10.0.150.6");
     let (fifth, blue) = own("blue", OWN + 1, "10.0.150.7");
 
-    // In each of them the two that have it meet.
+    // In each VLAN, its two trunk guests reach each other.
     echo(&two, 7);
     for vlan in VLANS {
         let seen = ask_udp(&one, &format!("10.0.{vlan}.2:7"));
         assert_eq!(seen, Some(format!("10.0.{vlan}.1").parse().unwrap()), "VLAN {vlan}");
     }
-    // Without a tag whoever is in one meets those who are in it.
+    // An untagged guest of a VLAN reaches the guests in it.
     echo(&red, 7);
     for (guest, address) in [(&pink, Some("10.0.150.6")), (&one, Some("10.0.150.1")), (&blue, None)] {
         assert_eq!(ask_udp(guest, "10.0.150.5:7"), address.map(|address| address.parse().unwrap()));
     }
-    // What is for all goes to all in the VLAN, with its tag to those who have it among others.
+    // A broadcast reaches all in its VLAN, tagged on trunks.
     let heard = [&two, &red, &pink, &blue].map(listen);
     for vlan in VLANS {
         tell_all(&one, vlan);
@@ -93,12 +94,12 @@ fn hundred() {
     assert!(names().is_empty());
 }
 
-/// A socket for what is sent to all.
+/// A socket for broadcasts.
 fn listen(guest: &Namespace) -> UdpSocket {
     guest.within(|| UdpSocket::bind(("0.0.0.0", TO_ALL)).expect("a socket"))
 }
 
-/// Says the number of a VLAN to all in it.
+/// Broadcasts a VLAN's number in it.
 fn tell_all(guest: &Namespace, vlan: u16) {
     let socket = guest.within(|| UdpSocket::bind("0.0.0.0:0").expect("a socket"));
     let device = std::ffi::OsString::from(format!("v{vlan}"));
@@ -108,7 +109,7 @@ fn tell_all(guest: &Namespace, vlan: u16) {
     socket.send_to(&vlan.to_be_bytes(), all).expect("a datagram that goes");
 }
 
-/// The numbers that arrive: the first in any time, more until none has come for a while.
+/// The numbers that arrive: the first within the deadline, more until none has come for a while.
 fn collect(socket: &UdpSocket) -> Vec<u16> {
     let mut bytes = [0; 2];
     socket.set_read_timeout(Some(DEADLINE)).expect("a deadline");

@@ -13,10 +13,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::guest::{self, Namespace};
 
-/// How long anything may take before a case fails. Far beyond what it takes on a busy machine.
+/// Timeout for anything in a case: far longer than it takes on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// The beginning of a line that says which promise the keeper cannot keep.
+/// The start of a line that names a promise that the keeper cannot keep.
 const NOT_KEPT: &str = "not kept: ";
 
 /// This binary in another role.
@@ -43,9 +43,9 @@ impl log::Log for Stderr {
     fn flush(&self) {}
 }
 
-/// The role: NAME SPEC... Prints `ready TAP...` or `failed MESSAGE | HINT | usage or host`, for each card on a network of ours
-/// `guest NAMESPACE`, then obeys:
-/// `stop` (prints `stopped`), `drop` (prints `dropped`). Prints `keeper gone` when the keeper dies.
+/// The role: NAME SPEC... Prints `ready TAP...` or `failed MESSAGE | HINT | usage or host`, and `guest NAMESPACE` for
+/// each card on a network of ours. Then obeys `stop` (prints `stopped`) and `drop` (prints `dropped`). Prints `keeper
+/// gone` when the keeper dies.
 pub(crate) fn run(args: &[String]) -> ExitCode {
     log::set_logger(&Stderr).expect("the first logger");
     log::set_max_level(log::LevelFilter::Info);
@@ -114,7 +114,7 @@ fn next_order(keeper: &Keeper, mtus: &BTreeMap<usize, MtuSender>) -> String {
     order
 }
 
-/// The processes that the first thread of a process has started, or taken over, and not waited for. None if it has ended.
+/// The unreaped children of a process's first thread, started or adopted. None if it has ended.
 pub(crate) fn children(pid: u32) -> Vec<i32> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     children.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
@@ -125,24 +125,24 @@ pub(crate) struct Vmm {
     child: Child,
     orders: ChildStdin,
     lines: Receiver<String>,
-    /// Gives all of stderr when both VMM and keeper have ended: the keeper has the same stderr.
+    /// All of stderr, sent when both VMM and keeper have ended: the keeper shares the VMM's stderr.
     errors: Receiver<String>,
 }
 
 impl Vmm {
-    /// Starts a VMM called `name` and does not wait for it.
+    /// Starts a VMM called `name` without waiting for it.
     pub(crate) fn spawn(name: &str, specs: &[&str]) -> Self {
         Self::from_command(itself(&[&["vmm", name], specs].concat()))
     }
 
-    /// Starts a VMM and waits until its ports are there.
+    /// Starts a VMM and waits until its ports are ready.
     pub(crate) fn start(name: &str, specs: &[&str]) -> Self {
         let vmm = Self::spawn(name, specs);
         vmm.taps();
         vmm
     }
 
-    /// Starts a VMM whose only card is on a network of ours, and gives its guest.
+    /// Starts a VMM whose only card is on a network of ours, and returns its guest.
     pub(crate) fn start_with_guest(name: &str, spec: &str) -> (Self, Namespace) {
         let vmm = Self::start(name, &[spec]);
         let guest = vmm.guest();
@@ -169,7 +169,7 @@ impl Vmm {
         (vmm, guest)
     }
 
-    /// The next guest, after the ports are there.
+    /// The next guest, after the ports are ready.
     pub(crate) fn guest(&self) -> Namespace {
         let line = self.line();
         Namespace::at(line.strip_prefix("guest ").unwrap_or_else(|| panic!("{line}")))
@@ -196,7 +196,7 @@ impl Vmm {
         Self { child, orders, lines, errors }
     }
 
-    /// The next line of stdout, but for what is not kept.
+    /// The next line of stdout, skipping promises not kept.
     pub(crate) fn line(&self) -> String {
         loop {
             let line = self.raw_line();
@@ -206,7 +206,7 @@ impl Vmm {
         }
     }
 
-    /// The next word of the keeper's on what it cannot keep: empty if all is well again.
+    /// The keeper's next report on promises that it cannot keep: empty if all is well again.
     pub(crate) fn not_kept(&self) -> String {
         loop {
             if let Some(text) = self.raw_line().strip_prefix(NOT_KEPT) {
@@ -219,7 +219,7 @@ impl Vmm {
         self.try_line().unwrap_or_else(|| panic!("the VMM ended: {}", self.end()))
     }
 
-    /// The same, or none when the VMM has ended.
+    /// The next line; `None` when the VMM has ended.
     pub(crate) fn try_line(&self) -> Option<String> {
         match self.lines.recv_timeout(DEADLINE) {
             Ok(line) => Some(line),
@@ -235,7 +235,7 @@ impl Vmm {
         taps.split(' ').map(str::to_owned).collect()
     }
 
-    /// Gives an order and waits for its answer.
+    /// Sends an order and waits for its answer.
     pub(crate) fn order(&mut self, order: &str) -> String {
         writeln!(self.orders, "{order}").expect("a VMM that reads");
         self.line()
@@ -271,7 +271,7 @@ impl Vmm {
         number
     }
 
-    /// The same, as far as there is one by now.
+    /// The process number of the keeper, if it has started.
     pub(crate) fn try_keeper(&self) -> Option<i32> {
         children(self.child.id()).first().copied()
     }

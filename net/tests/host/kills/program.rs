@@ -1,4 +1,4 @@
-//! What is killed: a VMM without a VM, or minivmm itself with the probe guest of `tests/probe`.
+//! The programs to kill: a VMM without a VM, or minivmm itself with the probe guest of `tests/probe`.
 
 use std::ffi::OsString;
 use std::process::Command;
@@ -8,10 +8,10 @@ use tempfile::NamedTempFile;
 use super::Moment;
 use crate::vmm::{Vmm, itself};
 
-/// The probe guest has started its first card then.
+/// The probe guest has started its first card when it prints this.
 const GUEST_IS_UP: &str = "bench ready ";
 
-/// What the guest does from then on.
+/// The guest's activity from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Guest {
     /// It sleeps.
@@ -28,16 +28,16 @@ pub(super) enum Program {
     Minivmm(Minivmm),
 }
 
-/// A minivmm with what it is given.
+/// A minivmm with its arguments.
 pub(super) struct Minivmm {
     binary: OsString,
     probe: OsString,
-    /// Where a policy is written for it.
+    /// The file for its policy.
     policy: NamedTempFile,
 }
 
 impl Program {
-    /// The one that the environment names: `KILL_BINARY`, a minivmm, with `KILL_PROBE`, the probe guest.
+    /// The minivmm that the environment names: `KILL_BINARY`, with `KILL_PROBE`, the probe guest.
     pub(super) fn from_env() -> Self {
         let Some(binary) = std::env::var_os("KILL_BINARY") else { return Self::Fixture };
         let probe = std::env::var_os("KILL_PROBE").expect("KILL_PROBE beside KILL_BINARY");
@@ -45,12 +45,12 @@ impl Program {
         Self::Minivmm(Minivmm { binary, probe, policy })
     }
 
-    /// Starts a VM and waits for nothing.
+    /// Starts a VM without waiting.
     pub(super) fn start(&self, cards: &[&str], policy: Option<&str>, guest: Guest) -> Vmm {
         match self {
             Self::Fixture => {
                 let mut command = itself(&[&["vmm", "web"], cards].concat());
-                // What puts a guest there has children for moments, which have what is open as well.
+                // Setting up a guest forks short-lived children, which inherit the open descriptors.
                 command.env("GUESTS", "none").envs(policy.map(|policy| ("POLICY", policy)));
                 Vmm::from_command(command)
             }
@@ -58,7 +58,7 @@ impl Program {
         }
     }
 
-    /// Waits until the cards are there, and with minivmm until its guest has taken the first one.
+    /// Waits until the cards are ready, and with minivmm until its guest has started the first one.
     pub(super) fn await_ready(&self, vmm: &Vmm) {
         match self {
             Self::Fixture => drop(vmm.taps()),
@@ -66,7 +66,7 @@ impl Program {
         }
     }
 
-    /// Waits until a VMM knows that its keeper has been killed: it has no cards then, and ends, or keeps them.
+    /// Waits until a VMM has noticed that its keeper was killed: it ends if it has no cards yet, and else keeps them.
     pub(super) fn await_notice(&self, vmm: &Vmm, moment: Moment) {
         match (self, moment) {
             (Self::Fixture, _) => {
@@ -81,7 +81,7 @@ impl Program {
         }
     }
 
-    /// Fails if minivmm or its keeper has complained of anything but that the other one is gone.
+    /// Fails if minivmm or its keeper has complained of anything but the other's end.
     pub(super) fn check_words(&self, words: &str, what: &str) {
         let is_fine = |line: &str| {
             // The ready line: the guest has been heard.

@@ -1,6 +1,6 @@
-//! What a start changes on a host, as the host's own programs say it.
+//! The host state that a start changes, as the host's own programs print it.
 //!
-//! Few programs are run for it: in an emulated host each takes longer than what it says.
+//! Few programs are run for it: in an emulated host, starting one takes longer than its output is worth.
 
 use std::fs;
 use std::io::Write;
@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 use crate::lan::{sh, snapshot};
 use crate::ovs::Switch;
 
-/// What of Open vSwitch's database is no count and no state of a moment.
+/// The columns of Open vSwitch's database that hold neither counters nor momentary state.
 const OVS: &str = "-- --columns=_uuid,name,ports,external_ids,other_config list Bridge \
                    -- --columns=_uuid,name,interfaces,tag,trunks,vlan_mode,external_ids list Port \
                    -- --columns=_uuid,name,type,options,mac,ofport_request,external_ids list Interface";
 
-/// How long another keeper may take to see a change and to do its part.
+/// Timeout for another keeper to notice a change and act on it.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// Everything that a start changes, by who says it.
+/// All state that a start changes, by the program that prints it.
 pub(crate) struct State(Vec<(&'static str, String)>);
 
 impl State {
@@ -40,14 +40,14 @@ impl State {
         Self(looks)
     }
 
-    /// Fails if the host is another than it was.
+    /// Fails if the host's state differs.
     pub(crate) fn assert_still(&self, switch: Option<&Switch>, what: &str) {
         if let Some(difference) = self.difference(switch) {
             panic!("{difference} after {what}");
         }
     }
 
-    /// Waits until the host is as it was: another keeper may be busy with what it has seen.
+    /// Waits until the host is as it was: another keeper may still be acting on a change.
     pub(crate) fn await_again(&self, switch: Option<&Switch>, what: &str) {
         let start = Instant::now();
         while let Some(difference) = self.difference(switch) {
@@ -55,7 +55,7 @@ impl State {
         }
     }
 
-    /// What of the host is another than it was.
+    /// The difference in the host's state, if any.
     fn difference(&self, switch: Option<&Switch>) -> Option<String> {
         let looks = self.0.iter().zip(Self::look(switch).0);
         looks
@@ -68,7 +68,7 @@ impl State {
     }
 }
 
-/// What a program prints that reads its command lines from stdin.
+/// The output of a program that reads its command lines from stdin.
 fn batch(program: &str, lines: &[&str]) -> String {
     let mut command = Command::new(program);
     let pipes = command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -80,14 +80,14 @@ fn batch(program: &str, lines: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// Addresses and routes that were somewhere else meanwhile need not come back in the order that they had.
+/// Addresses and routes that have been moved need not come back in the same order.
 fn sorted(text: &str) -> String {
     let mut lines: Vec<&str> = text.lines().collect();
     lines.sort_unstable();
     lines.join("\n")
 }
 
-/// The settings of all interfaces, of later ones, of bridges and of connection tracking, and whether this is a router.
+/// The settings of all interfaces, of future ones, of bridges and of connection tracking, and whether this is a router.
 fn settings() -> String {
     let mut lines = vec![setting(Path::new("/proc/sys/net/ipv4/ip_forward"))];
     for folder in
@@ -100,7 +100,7 @@ fn settings() -> String {
 }
 
 fn collect_settings(folder: &Path, lines: &mut Vec<String>) {
-    // A kernel without IPv6 or without filters on bridges has none.
+    // A kernel without IPv6 or bridge filters has none.
     for entry in fs::read_dir(folder).into_iter().flatten() {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
@@ -111,12 +111,12 @@ fn collect_settings(folder: &Path, lines: &mut Vec<String>) {
     }
 }
 
-/// A setting with its value; without one that cannot be read, or has never been set.
+/// A setting with its value; without the value if it cannot be read, or has never been set.
 fn setting(path: &Path) -> String {
     format!("{} = {}\n", path.display(), fs::read_to_string(path).unwrap_or_default().trim())
 }
 
-/// The lines of a text that another one does not have.
+/// The lines of a text that are missing from another.
 fn lines_beyond(text: &str, other: &str) -> String {
     let known: std::collections::BTreeSet<&str> = other.lines().collect();
     text.lines().filter(|line| !known.contains(line)).collect::<Vec<_>>().join("\n")

@@ -1,5 +1,4 @@
-//! Our DNS and dnsmasq, asked by one guest in one run, with the same resolvers behind them: lost and slow answers of
-//! both.
+//! Our DNS and dnsmasq, queried by one guest in one run, with the same resolvers: lost and slow answers of both.
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -14,7 +13,7 @@ use crate::lan::{sh, until};
 use crate::names::{question, start_with};
 use crate::services::Resolver;
 
-/// Where dnsmasq is asked: an address of the host that the guest reaches.
+/// The address of dnsmasq: one of the host that the guest reaches.
 const DNSMASQ: &str = "192.0.2.53";
 
 /// The resolvers behind both: one that answers, one that never does, and one that has no TCP.
@@ -22,10 +21,10 @@ const GOOD: &str = "127.0.0.1";
 const DEAD: &str = "127.0.0.9";
 const WITHOUT_TCP: &str = "127.0.0.8";
 
-/// An answer that took longer than this was slow.
+/// An answer is slow if it takes longer.
 const SLOW: Duration = Duration::from_millis(1000);
 
-/// How long answers are waited for.
+/// Timeout for answers.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 /// Questions at once, one after the other, and connections.
@@ -33,7 +32,7 @@ const BURST: u16 = 1000;
 const SERIES: u16 = 8;
 const CONNECTIONS: u16 = 40;
 
-/// A dnsmasq that passes questions on.
+/// A forwarding dnsmasq.
 struct Dnsmasq(Child);
 
 impl Dnsmasq {
@@ -48,7 +47,7 @@ impl Dnsmasq {
             .stderr(Stdio::null())
             .spawn()
             .expect("dnsmasq");
-        // What it knows itself, whatever its resolvers are like. To try its port would take it away.
+        // A question that dnsmasq answers itself, whatever its resolvers do. A trial bind would take its port away.
         let line = format!("@{DNSMASQ} +tries=1 +time=1 chaos txt version.bind");
         until(|| Command::new("dig").args(line.split(' ')).output().is_ok_and(|output| output.status.success()));
         Self(child)
@@ -114,7 +113,7 @@ fn socket(guest: &Namespace, server: &str) -> UdpSocket {
     socket
 }
 
-/// When answers without an error came, from `begin` on; `most` at most.
+/// The arrival times of answers without an error, from `begin` on; `most` at most.
 fn answers(socket: &UdpSocket, begin: Instant, most: u16) -> Vec<Duration> {
     let mut bytes = [0; 1500];
     let heard = std::iter::from_fn(|| socket.recv(&mut bytes).ok().map(|_| (bytes[3] & 15, begin.elapsed())));

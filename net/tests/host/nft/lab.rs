@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! guest a 10.0.0.2 --.
-//!                     br0 10.0.0.1 = router = up0 192.0.2.1 (MTU 1400) -- outside 192.0.2.9, which knows no way to 10.0.0.0/24
+//!                     br0 10.0.0.1 = router = up0 192.0.2.1 (MTU 1400) -- outside 192.0.2.9, no route to 10.0.0.0/24
 //! guest b 10.0.0.3 --'
 //! ```
 //!
@@ -23,7 +23,7 @@ pub(super) const GUEST_B: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 3);
 pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
-/// How long is waited for what must not come.
+/// How long to wait for a packet that must not come.
 pub(super) const QUIET: Duration = Duration::from_millis(300);
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -56,14 +56,14 @@ impl Host {
         host
     }
 
-    /// Does something in this host's namespace.
+    /// Runs a job in this host's namespace.
     pub(super) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (give, take) = channel();
         self.jobs.send(Box::new(move || drop(give.send(job())))).unwrap();
         take.recv().expect("the job to end")
     }
 
-    /// A TCP server that answers each connection with the address that it sees, and how large a segment it may send.
+    /// A TCP server that answers each connection with the address that it sees, and the largest segment it may send.
     pub(super) fn serve_tcp(&self, ports: impl IntoIterator<Item = u16>) {
         for port in ports {
             let listener = self.run(move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
@@ -80,7 +80,7 @@ impl Host {
         }
     }
 
-    /// A UDP server that answers each datagram with the address that it sees, its own port, and how many there have been.
+    /// A UDP server that answers each datagram with the sender's address, its own port, and the datagram's number.
     pub(super) fn serve_udp(&self, ports: impl IntoIterator<Item = u16>) {
         for port in ports {
             let socket = self.run(move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
@@ -100,20 +100,20 @@ impl Host {
         self.run(move || TcpStream::connect_timeout(&to, DEADLINE))
     }
 
-    /// What a TCP server answers.
+    /// A TCP server's answer.
     pub(super) fn ask_tcp(&self, to: impl Into<SocketAddr>) -> String {
         let mut stream = self.connect(to).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         line(&mut stream)
     }
 
-    /// Whether a TCP connection comes about; it is not waited for long, because it should not.
+    /// True if a TCP connection succeeds. The timeout is short, because it should not.
     pub(super) fn reaches_tcp(&self, to: impl Into<SocketAddr>) -> bool {
         let to = to.into();
         self.run(move || TcpStream::connect_timeout(&to, QUIET).is_ok())
     }
 
-    /// What a UDP server answers to one datagram.
+    /// A UDP server's answer to one datagram.
     pub(super) fn ask_udp(&self, to: impl Into<SocketAddr>) -> String {
         let to = to.into();
         self.run(move || {
@@ -154,7 +154,7 @@ fn is_up(link: &str) -> bool {
     crate::lan::link(link)["operstate"] == "UP"
 }
 
-/// Gives every host of a lab an IPv6 address as well, `fd00:N::` with the last number of the other.
+/// Gives every host of a lab an IPv6 address as well: `fd00:N::` with the last number of its IPv4 address.
 pub(super) fn with_ip6(lab: &Lab) {
     const SYSCTL: &str = "/proc/sys/net/ipv6/conf";
     for scope in ["all", "br0", "up0"] {
@@ -179,7 +179,7 @@ pub(super) struct Lab {
 impl Lab {
     pub(super) fn new() -> Self {
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-        // br_netfilter, where it is loaded, forwards a translated frame within the bridge, which never sends one back out of its own port.
+        // br_netfilter forwards a translated frame within the bridge, which never returns one to its own port.
         let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0");
         sh("ip link set lo up");
         sh("ip link add br0 type bridge mcast_snooping 0");

@@ -1,4 +1,4 @@
-//! To whom tables belong, what a refusal says, and what is read back.
+//! The ownership of tables, the text of refusals, and tables read back.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader};
@@ -32,7 +32,7 @@ fn simple(name: &str) -> Table {
     table(inet(name), vec![base("in", ChainType::Filter, Hook::Input, 0, vec![drop])])
 }
 
-/// What a command of `nft` has to say when it fails.
+/// The error of a failing `nft` command.
 fn nft_fails(line: &str) -> String {
     let output = Command::new("nft").args(line.split(' ')).output().unwrap();
     assert!(!output.status.success(), "{line} succeeded");
@@ -49,7 +49,7 @@ fn nobody_elses() {
     ] {
         assert!(nft_fails(line).contains("Operation not permitted"), "{line}");
     }
-    // What flushes all others leaves it alone.
+    // A flush of all other tables leaves it alone.
     sh("nft flush ruleset");
     assert_eq!(NftSocket::open().unwrap().tables("minivmm-").unwrap().len(), 1);
 }
@@ -80,7 +80,7 @@ pub(crate) fn own() {
     }
 }
 
-/// What was refused, and the kernel's word.
+/// The refused object, and the kernel's error.
 fn refusal(error: NftError) -> (String, i32) {
     let NftError::Refused { object, source } = error else { panic!("{error}: {:?}", error.source()) };
     (object, source.raw_os_error().unwrap())

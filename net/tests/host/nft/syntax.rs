@@ -1,4 +1,4 @@
-//! Every condition and every statement: what the kernel has understood is what we print.
+//! Every condition and every statement: `nft` lists what we print.
 
 use std::net::Ipv4Addr;
 
@@ -29,7 +29,7 @@ fn rule(exprs: impl IntoIterator<Item = Expr>) -> Rule {
     Rule { exprs: exprs.into_iter().collect(), comment: None }
 }
 
-/// A text without the differences that mean nothing: white space, the word on the owner's process, and the names of older versions.
+/// A text without insignificant differences: white space, the owner's process, and names in older versions.
 fn normal(text: &str) -> Vec<String> {
     let lines = text.lines().map(|line| line.split(" # progname").next().unwrap_or(line));
     lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).filter(|line| !line.is_empty()).collect()
@@ -188,7 +188,7 @@ fn netdev() {
     read_back(&table(inet("y"), vec![ingress]));
 }
 
-/// What a policy uses.
+/// The keys that a policy uses.
 fn keys() {
     sh("ip link add tap0 type veth peer name peer0");
     let timed = |name: &str, ip, last: &[KeyPart]| {
@@ -244,7 +244,7 @@ fn bridge() {
     read_back(&table(TableName { family: Family::Bridge, name: "x".to_owned() }, chains));
 }
 
-/// Older versions of `nft` have no word for it and print where it is and how long.
+/// Older versions of `nft` have no name for it and print its offset and length.
 fn neighbour_target() {
     let solicitation = Match::Icmp6Type(Test::is(Icmp6Type::NEIGHBOR_SOLICIT));
     let target = Match::NdTarget(Test::is_not("fe80::1".parse().unwrap()));

@@ -1,4 +1,4 @@
-//! Rules on a tap: what a guest sends, before anything of the host sees it.
+//! Rules on a tap: they see the guest's frames before the rest of the host does.
 
 use std::fs::File;
 use std::io::Write;
@@ -60,7 +60,7 @@ impl Vm {
         frame
     }
 
-    /// A UDP datagram to everybody that fills the shortest frame.
+    /// A broadcast UDP datagram that fills the shortest frame.
     fn datagram(&self, dport: u16) -> Vec<u8> {
         let [high, low] = dport.to_be_bytes();
         let mut packet = vec![0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255];
@@ -79,7 +79,7 @@ impl Vm {
     }
 }
 
-/// Everything that comes in, through whatever interface of the namespace.
+/// A capture of everything that comes in, on any interface of the namespace.
 pub(crate) struct Sniffer(OwnedFd);
 
 impl Sniffer {
@@ -94,7 +94,7 @@ impl Sniffer {
         self.until_that(interface, |frame| frame == last)
     }
 
-    /// The frames that came in through `interface` up to one that is wanted, and that one.
+    /// The frames that came in through `interface` up to the wanted one, and that one.
     pub(crate) fn until_that(&self, interface: &str, wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         let index = usize::try_from(nix::net::if_::if_nametoindex(interface).unwrap()).unwrap();
         let mut frames = Vec::new();

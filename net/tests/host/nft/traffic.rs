@@ -1,4 +1,4 @@
-//! What rules do to packets.
+//! The effect of rules on packets.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,7 +45,7 @@ fn masquerading() -> Chain {
     base("post", ChainType::Nat, Hook::Postrouting, 100, rules)
 }
 
-/// A table of the router's that forwards to guest a.
+/// A table of the router that forwards to guest a.
 fn forwarding(forwards: impl IntoIterator<Item = (Match, NatPort)>) -> Table {
     let local = || Match::FibDaddrType(Test::is(AddrType::LOCAL));
     let dnat = |port| Statement::Dnat(NatTarget { addr: GUEST_A.into(), port });
@@ -102,7 +102,7 @@ fn hairpin() {
     let _nft = applied(&forwarding([(Match::TcpDport(Test::is(FORWARDED)), NatPort::Is(80))]));
     assert!(lab.b.ask_tcp((ROUTER, FORWARDED)).starts_with("10.0.0.1 80 "));
     assert!(lab.a.ask_tcp((ROUTER, FORWARDED)).starts_with("10.0.0.1 80 "));
-    // Only what is meant for the router is forwarded.
+    // Only packets to the router are forwarded.
     assert!(lab.b.connect((GUEST_A, FORWARDED)).is_err());
 }
 
@@ -233,7 +233,7 @@ fn elements() {
     assert_eq!((reaches(&lab.a), reaches(&lab.b)), (false, false));
 }
 
-/// Replaces rules again and again while packets come that neither the old nor the new ones let pass.
+/// Replaces rules again and again while packets arrive that neither the old nor the new rules accept.
 fn no_gap() {
     const REPLACEMENTS: u16 = 300;
     let lab = Lab::new();
@@ -281,7 +281,7 @@ fn counters() {
     let _owner = applied(&table);
     lab.a.send_udp((OUTSIDE, 9), 3);
     lab.a.send_udp((OUTSIDE, 10), 4);
-    // Whoever may can read, not only the owner.
+    // Any process with the privilege can read, not only the owner.
     let mut reader = NftSocket::open().unwrap();
     let named = reader.named_counters(&inet("x")).unwrap();
     let named: Vec<_> =
