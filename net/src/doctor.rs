@@ -80,7 +80,7 @@ struct Needs {
     tap: bool,
     /// A link of our own of any kind.
     link: bool,
-    /// A bridge between the guest and others.
+    /// A bridge between the guest and other machines.
     bridge: bool,
     /// Forwarding between a network of ours and the rest of the world.
     forwarding: bool,

@@ -227,7 +227,7 @@ impl Draft<'_> {
         Ok((mtu, queues))
     }
 
-    /// The own address of a bridge that is there, or that a step makes.
+    /// The MAC address of a bridge that exists, or that a step makes.
     fn address_of(&self, bridge: &IfName) -> Option<MacAddr> {
         let link = self.facts.link(bridge.as_str()).and_then(|link| MacAddr::new(link.mac?).ok());
         let made = self.steps.iter().find_map(|step| match step {

@@ -67,7 +67,7 @@ fn found(address: Ipv6Addr) -> String {
     sh(&format!("ip -6 neigh show {address} dev mvn-default"))
 }
 
-/// Has a guest make its addresses as most distributions do, and waits for the global one.
+/// Turns on stable privacy addresses in a guest, the default of most distributions, and waits for the global one.
 fn make_stable(guest: &Namespace, secret: &str) -> Ipv6Addr {
     guest.sh("ip link set eth0 down");
     guest.sh(&format!("sysctl -q net.ipv6.conf.eth0.stable_secret={secret}"));
