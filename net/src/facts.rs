@@ -97,7 +97,7 @@ pub struct UplinkFact {
     pub addresses: Vec<String>,
     /// Seconds until the first of them expires, if one does.
     pub lifetime_s: Option<u32>,
-    /// Number of routes through it, except those that the kernel adds and removes with addresses.
+    /// Number of routes through it, except the kernel's own local and link-local ones.
     pub routes: usize,
     /// True if one of them is a default route.
     pub default_route: bool,

@@ -88,12 +88,12 @@ pub struct Guard {
     pub tagged: Switch,
     /// On if it is in one VLAN only, which its bridge knows from the port.
     pub access: Switch,
-    /// The bridge and its MAC address, if they are known before the bridge exists.
+    /// The bridge and its MAC address, if that is known when the plan is made.
     pub router: Option<(IfName, MacAddr)>,
 }
 
 impl Guard {
-    /// True if the guest is refused only what no guest may send.
+    /// True if the guest is refused only frames that no guest may send.
     pub(crate) fn is_open(&self) -> bool {
         self.antispoof == Switch::Off && self.isolate == Switch::Off
     }

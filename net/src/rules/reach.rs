@@ -152,7 +152,7 @@ fn begun(rule: Rule) -> Rule {
     rule.with(Match::CtStateNot(vec![CtState::Established, CtState::Related]))
 }
 
-/// Rules that come before the host's own rules translate a packet.
+/// Rules that precede the host's own address translation.
 fn early(member: &Member) -> Vec<Rule> {
     let mut rules = Vec::new();
     if member.metadata == Switch::Off {

@@ -1,4 +1,4 @@
-//! Ethernet frames of IPv4 and IPv6 packets: checked views of what the guest sends, complete frames of what it gets.
+//! Ethernet frames of IPv4 and IPv6 packets: checked views of the guest's frames, complete frames for the guest.
 //!
 //! Checksums above IP are not checked: with checksum offload the kernel fills them in on the way out, which comes after
 //! this. Fragments, packets with extension headers and those with a false length are rejected.

@@ -40,7 +40,7 @@ fn datapath(bridge: &str) -> Result<Datapath, OvsError> {
     Ok(datapath_of(&text))
 }
 
-/// The same from two lines: the bridge's type, and if flows go to traffic control.
+/// The same, from two lines: the bridge's type, and `true` if flows go to traffic control.
 fn datapath_of(text: &str) -> Datapath {
     let mut lines = text.lines().map(|line| line.trim_matches('"'));
     let (kind, offload) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());

@@ -10,7 +10,7 @@ use crate::kernel::routes::{Address, Route, RouteSocket};
 pub(crate) struct Holdings {
     pub(crate) addresses: Vec<Address>,
     pub(crate) link_local: Vec<Address>,
-    /// Routes, those through a router last.
+    /// Its routes, those through a router last.
     pub(crate) routes: Vec<Route>,
 }
 

@@ -116,8 +116,8 @@ impl Owned6 {
             drop_as(asks().with(Match::NdTarget(Test::NotIn(range))), SPOOFED_ND),
         ];
         if !self.asks_others() {
-            // The keeper has heard the probe and knows whose the address is: a sibling that heard it could object to
-            // every one.
+            // The keeper has heard the probe and knows whose the address is. A sibling that heard it could object to
+            // all.
             rules.push(others(asks()).with(Verdict::Drop));
         }
         rules

@@ -1,4 +1,4 @@
-//! DHCPv4 messages (RFC 2131 2, RFC 2132): a checked view of what a client sends, and the writer of answers.
+//! DHCPv4 messages (RFC 2131 2, RFC 2132): a checked view of a client's message, and the writer of answers.
 //!
 //! Options in the `file` and `sname` fields (option 52) are not read: no client puts there what a server must know.
 

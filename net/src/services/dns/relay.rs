@@ -73,7 +73,7 @@ pub enum Transport {
     Tcp,
 }
 
-/// Orders to the owner of the sockets.
+/// An order to the owner of the sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upstream {
     /// Send `message` to `server` from a new socket, in place of the slot's old one. Its answer is for
