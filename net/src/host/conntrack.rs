@@ -1,14 +1,14 @@
-//! Connections that the kernel tracks (`ctnetlink`, linux/netfilter/nfnetlink_conntrack.h) and that the rules of a VM
-//! decide otherwise than they were decided: forgotten when a VM starts and when it has ended.
+//! Deletes conntrack entries that contradict the rules of a VM when it starts and after it has ended (`ctnetlink`,
+//! linux/netfilter/nfnetlink_conntrack.h).
 //!
-//! The kernel asks the rules for a translation at the first packet of a connection only. A client that goes on sending
-//! to a port keeps its entry alive, so without this it would never reach a guest that took the port over meanwhile, and
-//! would go on being led to the address of a guest that has gone. Connections of TCP that both sides have spoken on are
+//! The kernel consults the NAT rules at the first packet of a connection only. A client that goes on sending to a port
+//! keeps its entry alive, so without this it would never reach a guest that took the port over meanwhile, and its
+//! packets would still go to the address of a guest that has gone. TCP connections with packets from both sides are
 //! left to their parties, unless the guest itself is one: there the address is that of a guest that begins or has gone.
 //!
 //! Costs: a walk of the kernel takes 5 ms, as it locks each of a quarter of a million buckets, which all namespaces
-//! share. So there is none where the namespace has no connections; of few connections there is one, which lists them
-//! all; of many there is one for each port and address. Not on the way of a start, but beside it.
+//! share. So there is none where the namespace has no connections; with few connections one walk lists them all; with
+//! many there is one for each port and address. It runs after the hand-over, so no start waits for it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -67,7 +67,7 @@ const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 /// More connections than this are not all listed: each costs about 1 µs, here and in the kernel.
 const FEW: usize = 4096;
 
-/// More entries than this are not forgotten of one kind: a table has a quarter of a million on a large host.
+/// Limit of deleted entries of one kind: a table has a quarter of a million on a large host.
 const FORGOTTEN_MAX: usize = 1 << 18;
 /// More ports than this are looked for in one list of all connections of the protocol.
 const PORTS_MAX: usize = 8;
@@ -75,22 +75,22 @@ const PORTS_MAX: usize = 8;
 const REQUESTS: usize = 256;
 /// Room for what the kernel answers at once.
 const RECEIVE_BYTES: usize = 64 * 1024;
-/// Pieces of a list that are read before the kernel is taken to be out of order.
+/// Limit of reads for one list, beyond which the kernel is taken to be broken.
 const PIECES_MAX: usize = 1 << 20;
 
 /// When connections are forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// The rules have come: a connection that they lead to the guest already is as it would be now.
+    /// The rules have come: a connection that already goes to the guest is as it would be now.
     Start,
     /// The rules have gone.
     End,
 }
 
-/// Forgets the connections of the guests of a plan that begin or have gone, and those to ports of the host that lead to
-/// them, or did. A kernel that does not list its connections is left alone.
+/// Deletes the connections of a plan's guests, which begin or have gone, and those to ports of the host that lead, or
+/// led, to them. A kernel that does not list its connections is left alone.
 pub(crate) async fn forget(rtnl: &Rtnl, members: &[&Member], moment: Moment) {
-    // A kernel that does not tell has to be asked for each.
+    // If the kernel does not tell the count, assume many.
     let tracked = fs::read_to_string(COUNT).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(usize::MAX);
     if members.is_empty() || tracked == 0 {
         return;
@@ -111,7 +111,7 @@ async fn local_addresses(rtnl: &Rtnl, members: &[&Member]) -> io::Result<BTreeSe
     if !members.iter().any(everywhere) {
         return Ok(BTreeSet::new());
     }
-    // On a point-to-point link the local one has an attribute of its own; IPv6 has the other one only.
+    // On a point-to-point link the local address is in IFA_LOCAL; IPv6 has IFA_ADDRESS only.
     let address = |message: &AddressMessage| {
         let local = message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Local(ip) => Some(*ip),

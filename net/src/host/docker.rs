@@ -60,7 +60,7 @@ pub(crate) struct Placed {
     handle: u64,
 }
 
-/// The rules that a card on a network of ours needs where Docker drops; none if its packets do not pass there.
+/// The admission that a card on a network of ours needs where Docker drops; none if its packets do not pass there.
 pub(crate) fn admission(member: &Member, docker: DockerTables, bridged_as_routed: bool) -> Option<Admission> {
     let passes = docker.ip4 && (member.mode == Mode::Nat || bridged_as_routed);
     let prefix6 = member.ipv6.filter(|_| docker.ip6).map(|network| network.prefix);
@@ -176,7 +176,7 @@ fn remove(unwanted: impl Fn(Family, &RuleInChain) -> bool) -> Result<usize, NftE
 }
 
 impl Admission {
-    /// The chains that get rules for it.
+    /// The chains that get rules for this card.
     pub(crate) fn chains(&self) -> Vec<String> {
         let families = [Some(Family::Ip), self.prefix6.map(|_| Family::Ip6)];
         families.into_iter().flatten().map(|family| format!("{} {CHAIN}", table(family))).collect()

@@ -46,7 +46,7 @@ pub(crate) async fn enable(rtnl: &Rtnl, links: &[Link], bridge: &IfName, uplinks
         let indexes = links.iter().filter(|link| silent.iter().any(|uplink| uplink.as_str() == link.name));
         alias.settle(sysctl::forwards("all"));
         alias.forward.extend(indexes.map(|link| link.index));
-        // Numbers of links that have gone.
+        // Drop the indexes of links that have gone.
         alias.forward.retain(|index| links.iter().any(|link| link.index == *index));
         write(rtnl, ours, &alias).await?;
     }
@@ -74,7 +74,7 @@ pub(crate) async fn inherit(rtnl: &Rtnl, from: u32, to: u32) -> io::Result<()> {
 }
 
 /// Puts back what was changed in these families for `bridge`, which no VM is on, or has another network of ours that
-/// leads out put it back later. The bridge has it no longer on it then, so that this may be repeated.
+/// leads out put it back later. It is then removed from the bridge's alias, so that this may be repeated.
 pub(crate) async fn release(rtnl: &Rtnl, bridge: &Link, links: &[Link], families: &[Family]) -> io::Result<()> {
     let Some((_, mut kept)) = network(bridge) else { return Ok(()) };
     let mut part = NetworkAlias::new(kept.mode, kept.net.clone());
@@ -110,7 +110,7 @@ fn restore(indexes: &BTreeSet<u32>, links: &[Link]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes on a bridge of ours what is to be put back.
+/// Writes the settings to put back into the alias of a bridge of ours.
 async fn write(rtnl: &Rtnl, bridge: &Link, alias: &NetworkAlias) -> io::Result<()> {
     let text = alias.to_string();
     if text.len() > ALIAS_MAX {
@@ -122,7 +122,7 @@ async fn write(rtnl: &Rtnl, bridge: &Link, alias: &NetworkAlias) -> io::Result<(
     rtnl.set_alias(&bridge.name, &text).await
 }
 
-/// A bridge of ours that makes a network, with what is written on it.
+/// A bridge of ours that makes a network, with its parsed alias.
 pub(crate) fn network(link: &Link) -> Option<(&Link, NetworkAlias)> {
     let alias = link.alias.as_deref().filter(|_| link.is_our_bridge())?;
     NetworkAlias::parse(alias).map(|alias| (link, alias))

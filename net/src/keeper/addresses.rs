@@ -12,7 +12,7 @@
 //! siblings, so none can object to an address, or race for it; machines on a bridge of the host hear it. After the
 //! keeper's end what has been claimed stays, and nothing is added.
 //!
-//! Of frames the keeper reads the target alone, 16 bytes at a place that the filter has made sure of.
+//! The keeper reads only the target of a frame, 16 bytes at an offset that the filter has checked.
 //!
 //! Not told apart: an address that a guest keeps, and one that it gives up after a day (RFC 8981). Either may be the
 //! first after a boot.
@@ -53,7 +53,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const AT_ONCE: u32 = 16;
 const ONE_MORE: Duration = Duration::from_secs(1);
 
-/// How long others may object: a bit less than a guest waits (`RETRANS_TIMER`, RFC 4861 10).
+/// Time in which other machines may object: a bit less than a guest waits (`RETRANS_TIMER`, RFC 4861 10).
 const OBJECTION: Duration = Duration::from_millis(900);
 
 /// Addresses of a card to which others may be objecting.
@@ -103,7 +103,7 @@ struct Card {
     asked: Vec<Asked>,
     left: u32,
     counted: Instant,
-    /// A global address has been heard since the last boot.
+    /// A global address has been claimed since the last boot.
     settled: bool,
     logged: u32,
 }
@@ -142,7 +142,7 @@ impl Addresses {
         Self { vm: vm.to_owned(), members, cards, again: Instant::now() }
     }
 
-    /// Waits until there is something to be heard, or the time for objections is over.
+    /// Waits until a guest claims an address, or a time for objections is over.
     pub(super) async fn heard(&self) {
         if self.cards.is_empty() {
             return std::future::pending().await;
@@ -166,7 +166,7 @@ impl Addresses {
         }
     }
 
-    /// Acts on it.
+    /// Handles the claims, and the addresses whose time for objections is over.
     pub(super) async fn hear(&mut self, made: &mut Applied, watch: &mut Watch<'_>) {
         for idx in 0..self.cards.len() {
             let Some(card) = self.cards.get_mut(idx) else { break };
@@ -186,11 +186,11 @@ impl Addresses {
         self.again = Instant::now() + PAUSE;
     }
 
-    /// Has names and forwarded ports lead to an address that a guest has made sure of.
+    /// Points names and forwarded ports at an address that a guest has been given.
     async fn follow(&mut self, idx: usize, address: Ipv6Addr, made: &mut Applied, watch: &mut Watch<'_>) {
         let Some(card) = self.cards.get_mut(idx) else { return };
         if address.is_unicast_link_local() {
-            // The first of each boot.
+            // A link-local address is the first of each boot.
             card.settled = false;
             return;
         }
@@ -263,13 +263,13 @@ impl Card {
         Some(Ipv6Addr::from(*target))
     }
 
-    /// Gives the guest an address, if no other machine has it; returns it if the guest has it now.
+    /// Claims an address for the guest, if no other machine has it. Returns it if the guest may use it now.
     async fn claim(&mut self, address: Ipv6Addr, made: &Applied) -> Option<Ipv6Addr> {
         if self.owned.fixed.contains(&address) {
             return Some(address);
         }
         if let Some(at) = self.claimed.iter().position(|claimed| *claimed == address) {
-            // The last one to go from now on.
+            // Move it to the end: it is now the last to go.
             self.claimed.remove(at);
             self.claimed.push_back(address);
             return Some(address);
@@ -297,7 +297,7 @@ impl Card {
         Some(address)
     }
 
-    /// Decides about addresses for which the time to object is over; returns those that the guest has now.
+    /// Decides on addresses whose time for objections is over. Returns those that the guest may use now.
     async fn settle(&mut self, made: &Applied) -> Vec<Ipv6Addr> {
         let now = Instant::now();
         let (over, asked) = std::mem::take(&mut self.asked).into_iter().partition(|asked| asked.until <= now);
@@ -332,7 +332,7 @@ impl Card {
         }
     }
 
-    /// Tells the guest that it cannot have an address: it takes another.
+    /// Answers the guest that an address is taken, so that it chooses another.
     fn refuse(&self, address: Ipv6Addr) {
         if self.guarded == Switch::Off {
             return;
@@ -350,7 +350,7 @@ impl Card {
         }
     }
 
-    /// Has the guard know them.
+    /// Writes the claimed addresses into the guard's set.
     fn write(&self, vm: &str, made: &mut Applied) {
         if self.guarded == Switch::Off {
             return;

@@ -29,13 +29,13 @@ use crate::spec::IfName;
 use crate::step::{AdmitInDocker, Applied, AttachTap, Step};
 use crate::survey::{self, ip};
 
-/// How long a chain has to drop before that is said: a reload of ufw's rules takes them away for a moment.
+/// Time for which a chain must drop before that is reported: a reload removes ufw's rules for a moment.
 const SETTLING: Duration = Duration::from_secs(1);
 
-/// The beginning of the names of minivmm's tables.
+/// Prefix of the names of minivmm's tables.
 const OURS: &str = "minivmm-";
 
-/// The forwarding of a VM, as far as rules of others decide about it.
+/// The forwarding of a VM, as far as rules of other programs decide about it.
 pub(super) struct Firewall<'a> {
     vm: &'a str,
     members: Vec<&'a Member>,
@@ -45,12 +45,12 @@ pub(super) struct Firewall<'a> {
     pace: Pace,
     placed: InDocker,
     allowance: Allowance,
-    /// Found by the last look for the first time.
+    /// Troubles that the last look found for the first time.
     suspected: Vec<NotKept>,
     not_kept: Vec<NotKept>,
 }
 
-/// Rules in Docker's chain: for whom, and from where they do not lead.
+/// Rules in Docker's chain: the cards that they admit, and the bridges that they do not lead to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct InDocker {
     admissions: Vec<Admission>,
@@ -58,7 +58,7 @@ struct InDocker {
 }
 
 impl<'a> Firewall<'a> {
-    /// That of a plan for `vm` that has been applied.
+    /// The forwarding of a plan for `vm` that has been applied.
     pub(super) fn new(plan: &'a Plan, vm: &'a str) -> Self {
         let members: Vec<&Member> = members(plan).collect();
         let is_ours = |bridge: &IfName| members.iter().any(|member| member.bridge == *bridge);
@@ -105,7 +105,7 @@ impl<'a> Firewall<'a> {
         self.pace.end(&look);
     }
 
-    /// The networks that others cut off.
+    /// The networks that other programs cut off.
     pub(super) fn not_kept(&self) -> impl Iterator<Item = NotKept> {
         self.not_kept.iter().cloned()
     }
@@ -130,7 +130,7 @@ impl<'a> Firewall<'a> {
         Ok(())
     }
 
-    /// Those of the troubles that have been there at the last look as well. The others take another look.
+    /// The troubles that the previous look found as well. The others wait for another look.
     fn lasting(&mut self, found: Vec<NotKept>) -> Vec<NotKept> {
         let known = |trouble: &NotKept| self.suspected.contains(trouble) || self.not_kept.contains(trouble);
         let (lasting, fresh): (Vec<_>, Vec<_>) = found.into_iter().partition(known);
@@ -141,8 +141,8 @@ impl<'a> Firewall<'a> {
         lasting
     }
 
-    /// Has Docker's rules let the cards through, if they do not yet. Returns false where that is undone again and
-    /// again.
+    /// Adds the rules that let the cards through Docker's chain, if they are missing. Returns false if other programs
+    /// remove them again and again.
     async fn admit(&mut self, admissions: Vec<Admission>, made: &mut Applied) -> Result<bool, Error> {
         let links = survey::links(&made.rtnl).await.map_err(Error::Survey)?;
         let wanted = InDocker { admissions, containers: docker::containers(&links) };
@@ -154,7 +154,7 @@ impl<'a> Firewall<'a> {
             self.pace.mark_for(self.allowance.next());
             return Ok(false);
         }
-        // A start or an end of another VM works on the same chain.
+        // Another VM's start or end may edit the same chain.
         let _lock = NamespaceLock::take().await;
         made.admit(self.vm, &wanted.admissions, &wanted.containers).await?;
         self.placed = wanted;

@@ -1,5 +1,5 @@
 //! Keeps the gateway's addresses on the bridges of our networks: the kernel drops those of IPv6 when a bridge goes
-//! down, and others may delete any of them.
+//! down, and other programs may delete any of them.
 //!
 //! Every keeper with a card on a network does so: the keeper that made the bridge may have gone. A bridge that is down
 //! gets its addresses when it comes up; one that has been removed is not made again.
@@ -37,7 +37,7 @@ struct Gateway {
 }
 
 impl Gateways {
-    /// Those of a plan that has been applied.
+    /// The gateways of a plan that has been applied.
     pub(super) fn new(plan: &Plan) -> Self {
         let mut gateways: Vec<Gateway> = Vec::new();
         for member in members(plan) {
@@ -60,7 +60,7 @@ impl Gateways {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(address)) => {
                     gateway.index == Some(address.header.index)
                 }
-                // The kernel had more news than the socket could hold.
+                // The socket's buffer overflowed.
                 NetlinkPayload::Overrun(_) => true,
                 _ => false,
             };

@@ -128,7 +128,7 @@ impl<'a> Watch<'a> {
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
                 ) => tap.is_concerned(link),
-                // The kernel had more news than the socket could hold.
+                // The socket's buffer overflowed.
                 _ => forgotten,
             };
             if concerned {

@@ -1,5 +1,5 @@
-//! Has frames copied again to an interface that has gone and come back: the kernel's rule is for the interface that was
-//! there, not for a later one of that name.
+//! Restores the copies to an interface that has gone and come back: the kernel's rule names the old interface, not a
+//! later one of that name.
 
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -25,7 +25,7 @@ struct Kept<'a> {
 }
 
 impl<'a> Mirrors<'a> {
-    /// Those of a plan for `vm` that has been applied.
+    /// The mirrors of a plan for `vm` that has been applied.
     pub(super) fn new(plan: &'a Plan, vm: &'a str) -> Self {
         let mirrors = plan.steps.iter().flat_map(|step| match step {
             Step::MirrorFrames(MirrorFrames { mirrors, .. }) => mirrors.as_slice(),
@@ -42,7 +42,7 @@ impl<'a> Mirrors<'a> {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) => {
                 self.mirrors.iter().any(|kept| rtnl::name(link) == Some(kept.mirror.to.as_str()))
             }
-            // The kernel had more news than the socket could hold.
+            // The socket's buffer overflowed.
             NetlinkPayload::Overrun(_) => true,
             _ => false,
         };

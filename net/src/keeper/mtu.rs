@@ -1,10 +1,10 @@
-//! Has the guests on networks of ours told what the way out carries, when that changes: an uplink's MTU shrinks, or a
-//! VPN becomes the way out.
+//! Announces the MTU of the way out to guests on networks of ours when it changes: an uplink's MTU shrinks, or a VPN
+//! becomes the way out.
 //!
 //! The kernel follows by itself with what it forwards: packets that are too large are answered with the size that fits,
 //! and the rules clamp the segment size of TCP to that of the route. The guests' own idea comes from the services, by
-//! an advertisement at once and by DHCP when the lease is renewed. Bridge and taps keep their MTU: what siblings say to
-//! each other has not become smaller. A card with `mtu=` keeps it.
+//! an advertisement at once and by DHCP when the lease is renewed. Bridge and taps keep their MTU: traffic between
+//! siblings has not become smaller. A card with `mtu=` keeps it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -45,7 +45,7 @@ struct Card {
 }
 
 impl Mtus {
-    /// Those of a plan that has been applied.
+    /// The MTUs of a plan that has been applied.
     pub(super) fn new(plan: &Plan, request: &Request) -> Self {
         let follows = |card: &usize| request.cards.get(*card).is_some_and(|spec| spec.card().mtu.is_none());
         let cards = plan.steps.iter().filter_map(|step| match step {
@@ -65,7 +65,7 @@ impl Mtus {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
                 self.links.remove(&link.header.index).is_some()
             }
-            // The kernel had more news than the socket could hold.
+            // The socket's buffer overflowed.
             NetlinkPayload::Overrun(_) => true,
             _ => false,
         };

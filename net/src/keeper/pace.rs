@@ -1,5 +1,5 @@
-//! Limits on how often something is done: looks at a host that changes all the time, and repairs that others undo again
-//! and again.
+//! Rate limits of two things: looks at a host that changes all the time, and repairs that other programs undo again and
+//! again.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// processor at most.
 const PAUSE_FACTOR: u32 = 100;
 
-/// Repairs that may follow each other at once.
+/// Repairs that may follow each other without a pause.
 const BURST: u32 = 16;
 
-/// The time after which there may be one more.
+/// Time after which one more repair is allowed.
 pub(super) const REFILL: Duration = Duration::from_secs(2);
 
-/// When to look again.
+/// Schedule of the looks at the host.
 #[derive(Debug)]
 pub(super) struct Pace {
     due: bool,
@@ -27,7 +27,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// The first look is due after a pause, to be in the way of no start.
+    /// The first look is due after a pause, so that it delays no start.
     pub(super) fn later() -> Self {
         Self { due: true, next: Instant::now() + PAUSE }
     }
@@ -43,17 +43,17 @@ impl Pace {
         self.next = self.next.max(at);
     }
 
-    /// Says if a look has been asked for.
+    /// True if a look has been asked for.
     pub(super) fn is_marked(&self) -> bool {
         self.due
     }
 
-    /// Waits until there may be another look.
+    /// Waits until another look is allowed.
     pub(super) async fn rest(&self) {
         sleep_until(self.next).await;
     }
 
-    /// Waits until there may be the look that has been asked for; for ever if none has been.
+    /// Waits until a look is both requested and allowed; for ever if none is requested.
     pub(super) async fn wait(&self) {
         if !self.due {
             std::future::pending::<()>().await;
@@ -61,37 +61,37 @@ impl Pace {
         self.rest().await;
     }
 
-    /// A look begins. What is asked for from now on takes another.
+    /// Begins a look. Later requests take another one.
     pub(super) fn begin(&mut self) -> Look {
         self.due = false;
         Look::begin()
     }
 
-    /// A look is over.
+    /// Ends a look.
     pub(super) fn end(&mut self, look: &Look) {
         self.next = self.next.max(look.next());
     }
 }
 
-/// A look, by the processor's time that it takes: on a busy host it lasts longer, and is to be no less often for that.
+/// A look, measured in processor time: on a busy host it lasts longer, and must not become rarer for that.
 #[derive(Debug)]
 pub(super) struct Look {
     start: Duration,
 }
 
 impl Look {
-    /// Begins one.
+    /// Begins a look.
     pub(super) fn begin() -> Self {
         Self { start: processor_time() }
     }
 
-    /// When the next may be, if this one ends now.
+    /// The time of the next look, if this one ends now.
     pub(super) fn next(&self) -> Instant {
         Instant::now() + PAUSE.max(processor_time().saturating_sub(self.start) * PAUSE_FACTOR)
     }
 }
 
-/// The processor's time that this thread has taken, in the kernel as well.
+/// Processor time of this thread, including the kernel's.
 fn processor_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
@@ -101,9 +101,9 @@ fn processor_time() -> Duration {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Allowance {
     left: u32,
-    /// The time of the last repair that it has earned.
+    /// Time of the last refill.
     filled: Instant,
-    /// It has been used up, and not been full since.
+    /// True from its exhaustion until a quiet time.
     contested: bool,
 }
 
@@ -112,7 +112,7 @@ pub(super) struct Allowance {
 pub(super) enum Grant {
     /// Now, with a line in the log.
     Granted,
-    /// Now, without: others like it have been told of.
+    /// Now, without one: similar repairs have been logged.
     Quietly,
     /// Not now.
     Later {
@@ -122,17 +122,17 @@ pub(super) enum Grant {
 }
 
 impl Allowance {
-    /// All of it.
+    /// A full allowance.
     pub(super) fn full() -> Self {
         Self { left: BURST, filled: Instant::now(), contested: false }
     }
 
-    /// Gives all of it back.
+    /// Refills it.
     pub(super) fn rearm(&mut self) {
         self.left = BURST;
     }
 
-    /// The time from which there is a repair left.
+    /// The time from which a repair is left.
     pub(super) fn next(&self) -> Instant {
         if self.left > 0 { self.filled } else { self.filled + REFILL }
     }
@@ -149,7 +149,7 @@ impl Allowance {
         if self.contested { Grant::Quietly } else { Grant::Granted }
     }
 
-    /// Adds what the time since has earned.
+    /// Adds the repairs earned since the last refill.
     fn fill(&mut self, now: Instant) {
         let earned = now.saturating_duration_since(self.filled).as_secs() / REFILL.as_secs();
         let earned = u32::try_from(earned).unwrap_or(BURST).min(BURST);

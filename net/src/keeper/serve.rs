@@ -93,7 +93,7 @@ async fn serve(
         watch(socket, &plan, &mut made, &policy_socket, request).await;
     }
     let reports = tear_down(&plan.steps, &mut made).await;
-    // Without the rules now.
+    // The rules have gone now.
     conntrack::forget(&made.rtnl, &members, Moment::End).await;
     for report in &reports {
         log::error!("{}", report.message);
@@ -106,7 +106,7 @@ async fn serve(
     answer
 }
 
-/// Says why there are no cards.
+/// Reports the failure to the VMM.
 fn fail(socket: &OwnedFd, error: &Error) -> Result<(), Error> {
     Reply::Failed(error.report()).send(socket.as_fd(), &[])
 }
@@ -136,7 +136,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
             // Catches up with events from before the subscription.
             watch.look(made).await;
             let mut rest = Rest::new();
-            // Goes on where it was when something else happens.
+            // Created once, so that other events do not restart it.
             let mut calling = Box::pin(policy_socket.next());
             loop {
                 rest.note();

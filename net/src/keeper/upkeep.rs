@@ -62,7 +62,7 @@ pub(super) struct Upkeep {
     switches: Switches,
     /// Links as they were when they were looked at, but for taps: name and alias.
     links: BTreeMap<u32, (String, Option<String>)>,
-    /// The switches that others want to be off, in words.
+    /// The switches that other programs insist on having off, in words.
     not_kept: Option<String>,
     /// Something has happened since the last look.
     due: bool,
@@ -105,7 +105,7 @@ impl Off {
 }
 
 impl Upkeep {
-    /// For a plan that has been applied.
+    /// Begins for a plan that has been applied.
     pub(super) fn new(plan: &Plan) -> Self {
         let (networks, cards, ipv6) = ways_out(plan);
         let subscribe = || {
@@ -133,7 +133,7 @@ impl Upkeep {
                     leading.remove(&index);
                 }
             }
-            // The kernel had more news than the socket could hold.
+            // The socket's buffer overflowed.
             NetlinkPayload::Overrun(_) => self.due = true,
             _ => {}
         }
@@ -156,7 +156,7 @@ impl Upkeep {
         }
     }
 
-    /// Looks, and mends what is not as it was promised. Returns whether there may be another way out.
+    /// Looks, and repairs broken promises. Returns true if there may be another way out.
     pub(super) async fn look(&mut self, made: &mut Applied) -> bool {
         let look = Look::begin();
         let (new, ways_out) = self.listen().unwrap_or_else(|error| {
@@ -178,7 +178,7 @@ impl Upkeep {
         ways_out
     }
 
-    /// The cards that have no way out because others want it so.
+    /// The cards whose way out other programs have switched off, or that cannot be repaired.
     pub(super) fn not_kept(&self) -> impl Iterator<Item = NotKept> {
         self.cards.iter().filter_map(|card| Some(NotKept { card: *card, text: self.not_kept.clone()? }))
     }
@@ -238,7 +238,7 @@ impl Upkeep {
         Ok((new, heard.ways_out))
     }
 
-    /// Says what others want to be off.
+    /// Warns of switches that other programs insist on having off.
     fn warn(&self, insisted: &[Switch]) {
         if let Some(names) = self.named(insisted) {
             let networks: Vec<&str> = self.networks.iter().map(IfName::as_str).collect();

@@ -50,7 +50,7 @@ enum Found {
 }
 
 impl<'a> Uplinks<'a> {
-    /// Those of a plan that has been applied.
+    /// The uplinks of a plan that has been applied.
     pub(super) fn new(plan: &'a Plan) -> Self {
         let vlans = plan.steps.iter().filter_map(|step| match step {
             Step::JoinVlans(JoinVlans { link, vlans }) => Some((link, vlans)),
@@ -75,7 +75,7 @@ impl<'a> Uplinks<'a> {
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
                 ) => rtnl::name(link) == uplink.name.as_deref(),
-                // The kernel had more news than the socket could hold.
+                // The socket's buffer overflowed.
                 NetlinkPayload::Overrun(_) => true,
                 _ => false,
             };
@@ -119,7 +119,7 @@ impl Uplink<'_> {
     async fn find(&mut self, rtnl: &Rtnl) -> io::Result<Found> {
         let bridge = match index_of(self.bridge.as_str()) {
             Ok(index) => rtnl.link(index).await?.as_ref().and_then(survey::link),
-            // Its taps tell of that.
+            // Its taps report that.
             Err(_) => None,
         };
         let Some(bridge) = bridge.filter(|bridge| bridge.is_our_bridge()) else { return Ok(Found::Fine) };
@@ -137,7 +137,7 @@ impl Uplink<'_> {
         })
     }
 
-    /// Makes the uplink a port of its bridge again. Returns why that is not so.
+    /// Makes the uplink a port of its bridge again. Returns the reason if that fails.
     async fn put_back(&mut self, alias: &UplinkAlias, rtnl: &Rtnl) -> Option<String> {
         let (bridge, name) = (self.bridge, &alias.uplink);
         let grant = self.allowance.take();

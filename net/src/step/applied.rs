@@ -200,18 +200,18 @@ impl Applied {
         tap.and_then(|tap| Some((tap.name.parse().ok()?, tap.kind))).ok_or(Refusal::PolicyElsewhere { card })
     }
 
-    /// Drops what has come for a card whose tap could take frames before a policy held for them. More of them than a
-    /// tap holds are not there.
+    /// Drops the frames in a card's tap, which could take some before its policy was enforced. Reads at most as many as
+    /// the tap's queue holds.
     pub(super) fn forget_frames(&self, card: usize) {
         // The header of virtio-net has to fit.
         let mut head = [0; 64];
         for fd in self.taps.get(&card).into_iter().flat_map(|tap| &tap.fds) {
-            // The rest of a frame is gone with its head; an error is that there is none.
+            // A short read discards the rest of a frame; an error means that there is none.
             (0..QUEUED_MAX).take_while(|_| nix::unistd::read(fd, &mut head).is_ok()).for_each(drop);
         }
     }
 
-    /// Has a policy hold for more cards of `vm`, which are all of them if it has none yet.
+    /// Enforces a policy on more cards of `vm`, which are all of them if it has none yet.
     pub(crate) fn enforce(&mut self, vm: &str, policy: &Policy, cards: Vec<EnforcedCard>) -> Result<(), NftError> {
         let mut active_policy = self.active_policy.take().unwrap_or_else(|| ActivePolicy::new(policy.clone()));
         active_policy.extend(self.owner()?, vm, cards)?;

@@ -7,10 +7,10 @@
 //! ```
 //!
 //! Otherwise a host with two networks would be a router between them for as long as a VM runs. Every VM has such a
-//! table, as each may be the last, and they all say the same: what one drops is dropped, and what all let pass is for
-//! others' rules to judge, whatever their priority. Interfaces that forwarded before are in none of them. As soon as
-//! the host's owner has it forward (`net.ipv4.ip_forward=1`, IPv6 by `all` or `default`), there is nothing to keep
-//! apart, and the rules go.
+//! table, as each may be the last, and they all say the same: what one drops is dropped, and rules of other programs
+//! decide about packets that all of them accept, whatever their priority. Interfaces that forwarded before are in none
+//! of them. As soon as the admin has the host forward (`net.ipv4.ip_forward=1`, IPv6 by `all` or `default`), there is
+//! nothing to fence off, and the rules go.
 //!
 //! Frames that a bridge hands to the rules of packets (`br_netfilter`) come in and leave by the same bridge, and pass.
 //! Thus not kept apart: two subnets on one bridge. IPv6 between two bridges of which one has been made in the last
@@ -29,7 +29,7 @@ use crate::kernel::sysctl;
 use crate::rules::guard::drop_as;
 use crate::spec::{IfName, NETWORK_PREFIXES};
 
-/// Why packets are dropped: the name of the counter.
+/// Name of the counter, which gives the reason for the drops.
 const NO_ROUTER: &str = "no-router";
 
 /// The name of the only chain.
@@ -41,16 +41,16 @@ const FILTER: i32 = 0;
 /// Interfaces whose packets leave by networks of ours only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Fence {
-    /// Those by which IPv4 comes in, but for bridges.
+    /// Interfaces by which IPv4 comes in, without bridges.
     links: BTreeSet<IfName>,
     /// The bridges among them.
     bridges: BTreeSet<IfName>,
-    /// All bridges of the host but ours, if it is for IPv6 as well, which is for all interfaces.
+    /// If the fence covers IPv6, which concerns all interfaces: all bridges of the host but our networks.
     ipv6: Option<BTreeSet<IfName>>,
 }
 
 impl Fence {
-    /// The one that is to be now, by what is written on bridges of ours.
+    /// The current fence, from the aliases of bridges of ours.
     pub(crate) fn of(links: &[Link]) -> Self {
         let mut fence = Self::default();
         let all = sysctl::forwards("all");
@@ -64,7 +64,7 @@ impl Fence {
         fence
     }
 
-    /// The same, with interfaces that are about to be switched on.
+    /// Adds interfaces that are about to be switched on.
     pub(crate) fn with(mut self, links: &[Link], uplinks: &[IfName]) -> Self {
         self.add(links, |link| {
             uplinks.iter().any(|uplink| uplink.as_str() == link.name) && !sysctl::forwards(&link.name)
@@ -72,14 +72,14 @@ impl Fence {
         self
     }
 
-    /// The same, for IPv6 as well.
+    /// Extends the fence to IPv6.
     pub(crate) fn with_ipv6(mut self, links: &[Link]) -> Self {
         let bridges = links.iter().filter(|link| link.is_bridge() && !link.is_our_network());
         self.ipv6 = Some(bridges.filter_map(name).collect());
         self
     }
 
-    /// Returns whether it keeps nothing apart.
+    /// True if it fences nothing off.
     pub(crate) fn is_empty(&self) -> bool {
         self.links.is_empty() && self.bridges.is_empty() && self.ipv6.is_none()
     }

@@ -39,7 +39,7 @@ pub(crate) async fn enable(rtnl: &Rtnl, links: &[Link], bridge: &IfName) -> io::
         return Ok(());
     }
     let own = || links.iter().find(|link| link.name == bridge.as_str()).and_then(network);
-    // It may be written already, and switched off by others.
+    // The alias may exist already, and other programs have switched forwarding off.
     let written = links.iter().filter_map(network).find(|(_, alias)| alias.forward6);
     let Some((ours, mut alias)) = written.or_else(own) else { return Err(io::ErrorKind::NotFound.into()) };
     let routers = |link: &&Link| !link.is_our_network() && is(&link.name, FORWARDING, "1");
@@ -59,7 +59,7 @@ pub(crate) async fn enable(rtnl: &Rtnl, links: &[Link], bridge: &IfName) -> io::
     if !alias.default6 {
         sysctl::set(Conf::Ipv6, "default", FORWARDING, "0")?;
     }
-    // Also one that has come meanwhile, with what later interfaces had for a moment.
+    // Includes an interface that appeared meanwhile, and took the setting that `default` had for a moment.
     let now = survey::links(rtnl).await?;
     let came = |link: &Link| !links.iter().any(|known| known.index == link.index);
     let hosts = now.iter().filter(|link| !link.is_our_network() && !routers.contains(&link.index));
@@ -70,8 +70,8 @@ pub(crate) async fn enable(rtnl: &Rtnl, links: &[Link], bridge: &IfName) -> io::
     write(rtnl, ours, &alias).await
 }
 
-/// Notes who takes router advertisements, and returns those that are to be told to go on. Of few interfaces it is who
-/// is told; where later ones are to be told as well, those that did it anyhow are noted, which are few.
+/// Notes the interfaces to put back, and returns those that must go on taking router advertisements. It notes those
+/// themselves, or, where later interfaces must go on as well, the few that take advertisements in any case.
 fn note_advertised<'a>(alias: &mut NetworkAlias, links: &'a [Link], routers: &BTreeSet<u32>) -> Vec<&'a Link> {
     let hosts = || links.iter().filter(|link| may_lead(link) && !routers.contains(&link.index));
     let taking: Vec<&Link> = hosts().filter(|link| is(&link.name, ACCEPT_RA, "1")).collect();
