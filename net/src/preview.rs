@@ -60,8 +60,8 @@ pub(crate) fn check_rules(plan: &Plan) -> Result<(), Error> {
     }
 }
 
-/// A plan as JSON: its cards, and its steps in order, each with what it does (`text`) and what takes it back (`undo`)
-/// in words, and the nftables that it makes (`rules`), in which the tap of card 0 is called `tap0`.
+/// A plan as JSON: its cards, and its steps in order, each with its action (`text`) and its undo (`undo`) in words, and
+/// the nftables that it makes (`rules`), in which the tap of card 0 is called `tap0`.
 pub fn json(plan: &Plan) -> Value {
     let step = |step: &Step| {
         let mut value = json!(step);

@@ -158,7 +158,7 @@ kinds! {
     GiveGateway6,
     /// Let IPv6 packets pass through the host.
     EnableForwarding6,
-    /// Let what comes from the host's loopback address go to guests of a network of ours.
+    /// Let packets of the host's loopback address reach guests of a network of ours.
     RouteLoopback,
     /// Take the host's ports that lead to a guest.
     ReservePorts,

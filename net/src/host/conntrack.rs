@@ -73,7 +73,7 @@ const FORGOTTEN_MAX: usize = 1 << 18;
 const PORTS_MAX: usize = 8;
 /// Requests in one message to the kernel.
 const REQUESTS: usize = 256;
-/// Room for what the kernel answers at once.
+/// Buffer size for one read of answers.
 const RECEIVE_BYTES: usize = 64 * 1024;
 /// Limit of reads for one list, beyond which the kernel is taken to be broken.
 const PIECES_MAX: usize = 1 << 20;

@@ -92,7 +92,7 @@ impl<'a> Firewall<'a> {
         }
     }
 
-    /// Looks, and mends what can be mended.
+    /// Looks, and repairs Docker's chain.
     pub(super) async fn look(&mut self, made: &mut Applied) {
         let due = self.pace.is_marked();
         let look = self.pace.begin();

@@ -76,7 +76,7 @@ impl Gateways {
         }
     }
 
-    /// Looks, and gives back what is missing.
+    /// Looks, and restores missing addresses.
     pub(super) async fn look(&mut self, rtnl: &Rtnl) {
         let now = Instant::now();
         for gateway in self.0.iter_mut().filter(|gateway| gateway.due && gateway.allowance.next() <= now) {

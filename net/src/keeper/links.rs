@@ -148,7 +148,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Does what [`wait`](Self::wait) has waited for.
+    /// Does the work that [`wait`](Self::wait) has waited for.
     pub(super) async fn catch_up(&mut self, made: &Applied) {
         let now = Instant::now();
         for tap in &mut self.taps {

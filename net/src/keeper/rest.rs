@@ -12,7 +12,7 @@ use crate::kernel::own_code;
 /// Idle time before memory is given back. Looks that put each other off are 100 ms apart.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// Least pause between two times: it costs some 0.1 ms, now and when what was given back is needed again.
+/// Least pause between two times: it costs some 0.1 ms, now and when the memory is needed again.
 const PAUSE: Duration = Duration::from_secs(3);
 
 /// When to give memory back.

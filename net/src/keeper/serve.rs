@@ -193,8 +193,8 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
     let _ = std::thread::Builder::new().spawn(move || drop(listeners));
 }
 
-/// Removes the rules of a VM whose taps have gone: it ends, and the kernel takes its time for them while it does for
-/// the taps. Those that keep the host from becoming a router are left for later.
+/// Removes the rules of a VM whose taps have gone, which means that it is ending. So the kernel frees rules and taps at
+/// the same time. Those that keep the host from becoming a router are left for later.
 fn forget_rules(made: &mut Applied) {
     if let Err(error) = made.remove_rules() {
         log::debug!("The rules of this VM are removed at its end: {}", Error::Nftables(error).report().message);

@@ -87,7 +87,7 @@ impl Off {
         links.chain(self.ipv6.then_some(IPV6)).collect()
     }
 
-    /// Without those that are left off, and what is of no use then.
+    /// Removes the switches that are left off, and those that are useless without them.
     fn without(mut self, is_left: impl Fn(Switch) -> bool) -> Self {
         if self.networks.iter().any(|(index, _)| is_left((Conf::Ipv4, Scope::Link(*index)))) {
             // They would lead nowhere.
@@ -139,8 +139,8 @@ impl Upkeep {
         }
     }
 
-    /// Returns whether a link differs from what it was when it was looked at. Taps come and go with every VM; one that
-    /// leads somewhere gets a route.
+    /// Returns whether a link has changed since the last look. Taps come and go with every VM; one that leads somewhere
+    /// gets a route.
     fn is_new(&self, message: &LinkMessage) -> bool {
         let known = self.links.get(&message.header.index);
         let Some(link) = survey::link(message).filter(|link| !is_tap(link)) else { return false };
@@ -178,7 +178,7 @@ impl Upkeep {
         ways_out
     }
 
-    /// The cards whose way out other programs have switched off, or that cannot be repaired.
+    /// The cards whose way out other programs have switched off, or whose way out cannot be repaired.
     pub(super) fn not_kept(&self) -> impl Iterator<Item = NotKept> {
         self.cards.iter().filter_map(|card| Some(NotKept { card: *card, text: self.not_kept.clone()? }))
     }
@@ -215,7 +215,7 @@ impl Upkeep {
         made.fence(Fence::of(&links)).map_err(Error::Nftables)
     }
 
-    /// Takes note of what the kernel has said meanwhile. Returns whether it takes a look, and whether there may be
+    /// Reads the notifications since the last look. Returns whether they call for a look, and whether there may be
     /// another way out.
     fn listen(&mut self) -> io::Result<(bool, bool)> {
         let heard = self.notices.as_ref().map_or_else(|| Ok(Heard::default()), Notices::read)?;
@@ -230,7 +230,7 @@ impl Upkeep {
             leading.extend(heard.leading);
         }
         let now = Instant::now();
-        // Of IPv6 the whole host counts: interfaces have what their owners gave them.
+        // For IPv6 only the host's switch counts: interfaces keep their admins' settings.
         let counts = |set: &&Forwarding| (set.conf == Conf::Ipv4) != (set.scope == Scope::All);
         let set = heard.forwarding.iter().filter(counts);
         let insisted: Vec<Switch> = set.filter_map(|set| self.switches.note(set, now)).collect();
@@ -265,7 +265,7 @@ impl Upkeep {
         (!names.is_empty()).then(|| names.join(", "))
     }
 
-    /// Every link, and what is off and ought to be on.
+    /// Every link, and the switches that are off and should be on.
     async fn off(&mut self, rtnl: &Rtnl) -> Result<(Vec<Link>, Off), Error> {
         let links = survey::links(rtnl).await.map_err(Error::Survey)?;
         let others = links.iter().filter(|link| !is_tap(link));

@@ -91,7 +91,7 @@ impl<'a> Uplinks<'a> {
         }
     }
 
-    /// Looks, and puts back what is free.
+    /// Looks, and puts free uplinks back.
     pub(super) async fn look(&mut self, rtnl: &Rtnl) {
         let now = Instant::now();
         for uplink in self.0.iter_mut().filter(|uplink| uplink.due && uplink.allowance.next() <= now) {

@@ -1,4 +1,4 @@
-//! Lets packets of the host's loopback address go to guests of a network of ours, for as long as its bridge lives.
+//! Lets packets of the host's loopback address reach guests of a network of ours, for as long as its bridge lives.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::kernel::rtnl::Ipv4Setting;
 use crate::spec::{IfName, Switch};
 
-/// Let what comes from the host's loopback address go to guests of a network of ours.
+/// Let packets of the host's loopback address reach guests of a network of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RouteLoopback {
     /// The network's bridge.
