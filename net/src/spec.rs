@@ -38,7 +38,7 @@ pub use card::CardSpec;
 pub use fields::{FdList, FieldError, IfName, MTU_MIN, Mtu, QUEUES_MAX, Queues, RingSize, Switch};
 pub use forward::{FORWARDED_PORTS_MAX, Forward, ForwardList, Protocol};
 pub use guard::{ADDRESSES_MAX, AddressList, GuardSpec};
-pub use impair::{Burst, ImpairSpec, Lateness, Loss, RatePair, Seed};
+pub use impair::{Burst, Delay, ImpairSpec, Loss, RatePair, Seed};
 pub use limits::{Connections, LimitSpec, NewConnections};
 pub use macvtap::{MacvtapMode, MacvtapSpec};
 pub(crate) use network::mask;

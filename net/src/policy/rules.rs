@@ -93,8 +93,8 @@ pub(crate) fn table_prefix(vm: &str) -> String {
 /// The table of a card.
 pub(crate) fn table(generation: Generation<'_>, enforced: &EnforcedCard, policy: &Policy) -> Table {
     let counters = [EGRESS, INGRESS, NOT_IP, MALFORMED, FRAGMENT].map(str::to_owned).to_vec();
-    let way = |direction| Way { direction, enforced, policy, generation: generation.number };
-    let (from, to) = (way(Direction::From), way(Direction::To));
+    let side = |direction| DirectionRules { direction, enforced, policy, generation: generation.number };
+    let (from, to) = (side(Direction::From), side(Direction::To));
     let chains = [[from.base()].to_vec(), [to.base()].to_vec(), from.chains(), to.chains()].concat();
     Table { name: name(generation.vm, enforced.card), counters, sets: sets(generation.number), chains }
 }
@@ -102,8 +102,8 @@ pub(crate) fn table(generation: Generation<'_>, enforced: &EnforcedCard, policy:
 /// The commands that replace the policy in the table of a card.
 pub(crate) fn replacement(generation: Generation<'_>, enforced: &EnforcedCard, policy: &Policy) -> Vec<Command> {
     let table = name(generation.vm, enforced.card);
-    let way = |direction| Way { direction, enforced, policy, generation: generation.number };
-    let chains = [way(Direction::From).chains(), way(Direction::To).chains()].concat();
+    let side = |direction| DirectionRules { direction, enforced, policy, generation: generation.number };
+    let chains = [side(Direction::From).chains(), side(Direction::To).chains()].concat();
     let mut commands: Vec<Command> =
         sets(generation.number).into_iter().map(|set| Command::AddSet(table.clone(), set)).collect();
     commands.extend(chains.into_iter().map(|chain| Command::ReplaceRules(table.clone(), chain.name, chain.rules)));
@@ -188,8 +188,8 @@ enum Direction {
     To,
 }
 
-/// One direction of a card.
-struct Way<'a> {
+/// The rules of one direction of a card.
+struct DirectionRules<'a> {
     direction: Direction,
     enforced: &'a EnforcedCard,
     policy: &'a Policy,
@@ -204,7 +204,7 @@ struct Kind {
     seconds: u32,
 }
 
-impl Way<'_> {
+impl DirectionRules<'_> {
     /// The name of a chain.
     fn name(&self, part: &str) -> String {
         let side = if self.direction == Direction::From { "from" } else { "to" };

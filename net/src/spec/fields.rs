@@ -290,7 +290,7 @@ pub enum FieldError {
     #[error(
         "\"{0}\" is no time for a delay or jitter: give a whole number with us, ms or s, such as 20ms, at most 10s"
     )]
-    Lateness(String),
+    Delay(String),
     /// Not a percentage.
     #[error("loss={0} is not possible: give a percentage with at most four decimals, such as 1% or 0.1%")]
     Loss(String),

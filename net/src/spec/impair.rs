@@ -40,10 +40,10 @@ pub struct ImpairSpec {
     pub burst: Option<Burst>,
     /// The delay of every frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub delay: Option<Lateness>,
+    pub delay: Option<Delay>,
     /// The variation of the delay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub jitter: Option<Lateness>,
+    pub jitter: Option<Delay>,
     /// The share of lost frames.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Loss>,
@@ -171,28 +171,28 @@ impl fmt::Display for Burst {
 
 /// A delay of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lateness(Duration);
+pub struct Delay(Duration);
 
-impl Lateness {
+impl Delay {
     /// The time.
     pub fn get(self) -> Duration {
         self.0
     }
 }
 
-impl FromStr for Lateness {
+impl FromStr for Delay {
     type Err = FieldError;
 
     fn from_str(text: &str) -> Result<Self, FieldError> {
         let micros = scaled(text, &[("us", 1), ("ms", 1_000), ("s", 1_000_000)]);
         match micros.map(Duration::from_micros) {
             Some(time) if time <= TIME_MAX => Ok(Self(time)),
-            _ => Err(FieldError::Lateness(text.to_owned())),
+            _ => Err(FieldError::Delay(text.to_owned())),
         }
     }
 }
 
-impl fmt::Display for Lateness {
+impl fmt::Display for Delay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}us", self.0.as_micros())
     }
@@ -269,9 +269,9 @@ macro_rules! serialize_as_flag_text {
     )+};
 }
 
-serialize_as_flag_text!(RatePair, Burst, Lateness, Loss, Seed);
+serialize_as_flag_text!(RatePair, Burst, Delay, Loss, Seed);
 
-deserialize_as_flag_text!(RatePair, Burst, Lateness, Loss, Seed);
+deserialize_as_flag_text!(RatePair, Burst, Delay, Loss, Seed);
 
 #[cfg(test)]
 mod tests {
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(rates.to_string().parse(), Ok(rates));
         assert_eq!("64K".parse::<Burst>().unwrap().bytes(), 65_536);
         for (text, micros) in [("20ms", 20_000), ("500us", 500), ("10s", 10_000_000)] {
-            let time: Lateness = text.parse().unwrap();
+            let time: Delay = text.parse().unwrap();
             assert_eq!((time.get(), time.to_string().parse()), (Duration::from_micros(micros), Ok(time)));
         }
         for (text, ppm) in [("1%", 10_000), ("0.1%", 1_000), ("100%", 1_000_000), ("0.0001%", 1), ("2.50%", 25_000)] {
@@ -303,7 +303,7 @@ mod tests {
             assert!(text.parse::<Burst>().is_err(), "{text}");
         }
         for text in ["20", "ms", "11s", "20 ms", "1.5ms", "-1ms"] {
-            assert!(text.parse::<Lateness>().is_err(), "{text}");
+            assert!(text.parse::<Delay>().is_err(), "{text}");
         }
         for text in ["1", "%", ".5%", "101%", "100.0001%", "0.00001%", "1.-5%", "-1%", "1e2%"] {
             assert!(text.parse::<Loss>().is_err(), "{text}");

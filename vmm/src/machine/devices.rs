@@ -25,7 +25,7 @@ use devices::virtio::net::{
 };
 use devices::virtio::pci::{VirtioPci, Wiring};
 use devices::virtio::rng::Rng;
-use net::spec::{ImpairSpec, Lateness, Offload, OffloadList};
+use net::spec::{Delay, ImpairSpec, Offload, OffloadList};
 use serde_json::{Map, Value};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -264,8 +264,8 @@ fn impairment(spec: &ImpairSpec) -> Impairment {
     Impairment {
         rate_in: spec.rate.map(|pair| rate(pair.to_guest)),
         rate_out: spec.rate.map(|pair| rate(pair.from_guest)),
-        delay: spec.delay.map_or(Duration::ZERO, Lateness::get),
-        jitter: spec.jitter.map_or(Duration::ZERO, Lateness::get),
+        delay: spec.delay.map_or(Duration::ZERO, Delay::get),
+        jitter: spec.jitter.map_or(Duration::ZERO, Delay::get),
         loss_ppm: spec.loss.map_or(0, |loss| loss.ppm()),
         seed: spec.seed.map_or(0, |seed| seed.get()),
     }

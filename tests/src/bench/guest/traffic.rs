@@ -53,16 +53,16 @@ pub(super) struct Moved {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Test {
     /// TCP in some connections.
-    Tcp(Way, Place, u8),
+    Tcp(Direction, Place, u8),
     /// Small UDP datagrams, counted where they arrive.
-    Udp(Way),
+    Udp(Direction),
     /// One byte there and one back, one at a time.
     Requests,
 }
 
 /// Who sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Direction {
     FromGuest,
     ToGuest,
 }
@@ -77,28 +77,28 @@ pub(super) enum Place {
 impl Test {
     /// All of them.
     pub(super) const ALL: [Self; 9] = [
-        Self::Tcp(Way::ToGuest, Place::Host, 1),
-        Self::Tcp(Way::ToGuest, Place::Host, 4),
-        Self::Tcp(Way::FromGuest, Place::Host, 1),
-        Self::Tcp(Way::FromGuest, Place::Host, 4),
-        Self::Tcp(Way::ToGuest, Place::Outside, 1),
-        Self::Tcp(Way::FromGuest, Place::Outside, 1),
-        Self::Udp(Way::ToGuest),
-        Self::Udp(Way::FromGuest),
+        Self::Tcp(Direction::ToGuest, Place::Host, 1),
+        Self::Tcp(Direction::ToGuest, Place::Host, 4),
+        Self::Tcp(Direction::FromGuest, Place::Host, 1),
+        Self::Tcp(Direction::FromGuest, Place::Host, 4),
+        Self::Tcp(Direction::ToGuest, Place::Outside, 1),
+        Self::Tcp(Direction::FromGuest, Place::Outside, 1),
+        Self::Udp(Direction::ToGuest),
+        Self::Udp(Direction::FromGuest),
         Self::Requests,
     ];
 
     /// Its name.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Tcp(Way::ToGuest, Place::Host, 1) => "tcp to guest",
-            Self::Tcp(Way::ToGuest, Place::Host, _) => "tcp to guest x4",
-            Self::Tcp(Way::FromGuest, Place::Host, 1) => "tcp to host",
-            Self::Tcp(Way::FromGuest, Place::Host, _) => "tcp to host x4",
-            Self::Tcp(Way::ToGuest, Place::Outside, _) => "tcp from outside",
-            Self::Tcp(Way::FromGuest, Place::Outside, _) => "tcp to outside",
-            Self::Udp(Way::ToGuest) => "udp to guest",
-            Self::Udp(Way::FromGuest) => "udp to host",
+            Self::Tcp(Direction::ToGuest, Place::Host, 1) => "tcp to guest",
+            Self::Tcp(Direction::ToGuest, Place::Host, _) => "tcp to guest x4",
+            Self::Tcp(Direction::FromGuest, Place::Host, 1) => "tcp to host",
+            Self::Tcp(Direction::FromGuest, Place::Host, _) => "tcp to host x4",
+            Self::Tcp(Direction::ToGuest, Place::Outside, _) => "tcp from outside",
+            Self::Tcp(Direction::FromGuest, Place::Outside, _) => "tcp to outside",
+            Self::Udp(Direction::ToGuest) => "udp to guest",
+            Self::Udp(Direction::FromGuest) => "udp to host",
             Self::Requests => "requests",
         }
     }
@@ -117,19 +117,22 @@ impl Test {
     /// # Errors
     /// If iperf3 fails or says something unexpected, or the echo does not answer.
     pub(super) fn run(self, peer: &Peer, time: Duration) -> io::Result<Moved> {
-        let (amount, seconds) = match self {
-            Self::Tcp(way, place, connections) => {
-                let sum = iperf(peer, time, way, place, &["-P", &connections.to_string()])?["sum_received"].take();
-                (figure(&sum, "bytes")? / GB, figure(&sum, "seconds")?)
-            }
-            Self::Udp(way) => {
-                let sum =
-                    iperf(peer, time, way, Place::Host, &["-u", "-b", "0", "-l", &SMALL_BYTES.to_string()])?["sum"]
-                        .take();
-                (figure(&sum, "packets")? - figure(&sum, "lost_packets")?, figure(&sum, "seconds")?)
-            }
-            Self::Requests => request(peer, time)?,
-        };
+        let (amount, seconds) =
+            match self {
+                Self::Tcp(direction, place, connections) => {
+                    let sum =
+                        iperf(peer, time, direction, place, &["-P", &connections.to_string()])?["sum_received"].take();
+                    (figure(&sum, "bytes")? / GB, figure(&sum, "seconds")?)
+                }
+                Self::Udp(direction) => {
+                    let sum =
+                        iperf(peer, time, direction, Place::Host, &["-u", "-b", "0", "-l", &SMALL_BYTES.to_string()])?
+                            ["sum"]
+                            .take();
+                    (figure(&sum, "packets")? - figure(&sum, "lost_packets")?, figure(&sum, "seconds")?)
+                }
+                Self::Requests => request(peer, time)?,
+            };
         Ok(Moved { amount, seconds, cpu: 0.0, vmm_cpu: 0.0 })
     }
 }
@@ -154,7 +157,7 @@ impl Peer {
 }
 
 /// The `end` of iperf3's report.
-fn iperf(peer: &Peer, time: Duration, way: Way, place: Place, words: &[&str]) -> io::Result<Value> {
+fn iperf(peer: &Peer, time: Duration, direction: Direction, place: Place, words: &[&str]) -> io::Result<Value> {
     let (mut command, address) = match place {
         Place::Host => (Command::new("timeout"), &peer.address),
         Place::Outside => {
@@ -166,7 +169,7 @@ fn iperf(peer: &Peer, time: Duration, way: Way, place: Place, words: &[&str]) ->
     command.args([&(time + PATIENCE).as_secs().to_string(), "iperf3", "-c", address, "-J"]);
     command.args(["-p", &peer.ports.iperf.to_string()]);
     command.args(["-t", &time.as_secs().to_string()]).args(words);
-    if way == Way::FromGuest {
+    if direction == Direction::FromGuest {
         command.arg("-R");
     }
     let output = command.stdin(Stdio::null()).output()?;
