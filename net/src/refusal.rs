@@ -1,5 +1,4 @@
-//! The refusals of a plan. Each names the object and the reason; [`Refusal::hint`] says what to do. Depends on facts,
-//! not on plans.
+//! A plan's refusals. Each names object and reason; [`Refusal::hint`] says what to do. Depends on facts, not on plans.
 
 mod host_limit;
 

@@ -22,7 +22,7 @@ const LOGIN_PAUSE: Duration = Duration::from_secs(2);
 /// The same for a look at the port, which costs next to nothing.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 const GREETING_PAUSE: Duration = Duration::from_millis(100);
-/// What a server of ssh says first (RFC 4253, 4.2).
+/// The first bytes of an ssh server (RFC 4253, 4.2).
 const GREETING: &[u8; 4] = b"SSH-";
 /// The most that is read of a question to the seed's server.
 const REQUEST_MAX_BYTES: u64 = 8 << 10;
@@ -194,7 +194,7 @@ impl Ssh {
         }
     }
 
-    /// Whether a server of ssh is at the port: a cheap question, where a client that fails costs a guest dear.
+    /// True if an ssh server answers at the port: a cheap look, where a client that fails costs a guest dear.
     fn greets(&self) -> bool {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
         let heard = TcpStream::connect_timeout(&address, GREETING_TIMEOUT).and_then(|mut stream| {
@@ -207,7 +207,7 @@ impl Ssh {
     }
 }
 
-/// What cloud-init gets by HTTP from the URL of `ds=nocloud-net;s=URL`.
+/// The files that cloud-init gets by HTTP from the URL of `ds=nocloud-net;s=URL`.
 #[derive(Debug, Clone)]
 pub struct Seed {
     /// `user-data`.

@@ -50,7 +50,7 @@ pub struct Card {
     pub tap: String,
     /// Queue pairs.
     pub queues: u32,
-    /// What frames may leave undone.
+    /// Offloads of the card.
     pub offload: Offload,
 }
 
@@ -70,11 +70,11 @@ pub struct Disk {
     pub path: PathBuf,
     /// Request queues.
     pub queues: u32,
-    /// What the guest may do.
+    /// The operations open to the guest.
     pub access: Access,
 }
 
-/// What a guest may do with a disk.
+/// The operations on a disk that are open to a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Read.
@@ -88,7 +88,7 @@ pub enum Access {
 pub struct Machine {
     /// `--name`, for minivmm's own words.
     pub name: String,
-    /// What boots.
+    /// The guest that boots.
     pub guest: Guest,
     /// vCPUs.
     pub cpus: u32,

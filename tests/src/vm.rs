@@ -402,7 +402,7 @@ impl Stream {
         self.within(self.patience, found).unwrap_or_else(|why| panic!("{wanted:?} was not said: {why}"))
     }
 
-    /// What `found` finds in all that was said, or why it found nothing.
+    /// The result of `found` in all that was said, or why it found nothing.
     fn within<T>(&self, patience: Duration, found: impl Fn(&str) -> Option<T>) -> Result<T, &'static str> {
         let deadline = Instant::now() + patience;
         let mut state = lock(&self.state);

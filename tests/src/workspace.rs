@@ -134,7 +134,7 @@ impl Parts {
         Ok(Self { minivmm, guests })
     }
 
-    /// What is released, and guests of `series`: the usual ones, and those that users make.
+    /// The release, and guests of `series`: the usual ones, and those that users make.
     ///
     /// # Errors
     /// If cargo fails.

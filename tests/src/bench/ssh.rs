@@ -88,7 +88,7 @@ pub enum Error {
 pub struct Report {
     /// Runs of each.
     pub runs: u32,
-    /// Whether cloud-init made the account.
+    /// True if cloud-init made the account.
     pub cloud_init: bool,
     /// Guest memory in MiB.
     pub mem_mib: u32,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// How long a machine may take, in an emulated processor and on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(420);
 
-/// What each guest is asked. `MemTotal` and CPUs are in the ready line.
+/// The questions for each guest. `MemTotal` and CPUs are in the ready line.
 const QUESTIONS: &str = "echo release=$(uname -r); echo online=$(cat /sys/devices/system/cpu/online)
 echo root=$(awk '$2==\"/\"{print $1,$3}' /proc/mounts); echo modules=$(grep -c ^virtio /proc/modules)
 echo msi=$(grep -c MSI /proc/interrupts); echo clock=$(cat /sys/devices/system/clocksource/*/current_clocksource)

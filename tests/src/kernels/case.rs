@@ -3,7 +3,7 @@
 use super::debian::Debian;
 use images::kernel::{Flavour, Series};
 
-/// What is loaded beside the kernel.
+/// The initrd loaded beside the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Initrd {
     /// The small one with the agent, as the tests' guests have it.
@@ -23,7 +23,7 @@ impl Initrd {
     }
 }
 
-/// What an answer of the guest has to be.
+/// The condition on an answer of the guest.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Check {
     Is(&'static str),
@@ -57,9 +57,9 @@ pub(super) enum End {
     Code(i32),
 }
 
-/// What every guest has to answer.
+/// The answers required of every guest.
 pub(super) const USUAL: &[(&str, Check)] = &[("ping", Check::Is("0"))];
-/// What a guest with Debian's initrd has to answer as well: its root disk and its card were found by modules.
+/// The answers also required of a guest with Debian's initrd: its root disk and its card were found by modules.
 pub(super) const OWN: &[(&str, Check)] = &[("root", Check::Is("/dev/vda ext4")), ("modules", Check::AtLeast(2))];
 
 const V6_12: Debian = Debian(Series::V6_12, Flavour::Cloud);
