@@ -1,7 +1,7 @@
 //! The few non-PCI devices that a stock kernel needs to boot, tell the time, report a panic and power off.
 //!
 //! Each is a [`BusDevice`](crate::bus::BusDevice) for the I/O port bus. None has a thread, and none opens anything.
-//! What the guest asks of the machine as a whole (power off, reset, an exit code) goes to the VMM through
+//! The guest's requests to the machine as a whole (power off, reset, an exit code) go to the VMM through
 //! [`event::Events`].
 
 mod byte_ports;
