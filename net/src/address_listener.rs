@@ -159,7 +159,7 @@ fn program(kind: TapKind) -> io::Result<Vec<Instruction>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::cbpf::interpreter::{Beside, kept};
+    use crate::kernel::cbpf::interpreter::{Beside, each_that_differs_in_one_field, kept};
 
     fn frame(ether_type: u32, rest: &[(u32, &[u8])]) -> Vec<u8> {
         let mut frame = vec![0; HEAD_BYTES as usize];
@@ -238,6 +238,35 @@ mod tests {
             assert_eq!(kept(&program[0], &frame, Beside::default()), expected, "{frame:?}");
             assert_eq!(kept(&program[1], &frame, out), expected, "{frame:?}");
             assert_eq!(kept(&program[1], &frame, Beside::default()), 0, "{frame:?}");
+        }
+    }
+
+    /// The rule of the kernel's part in words: an ARP or IP packet whose sender is neither unspecified nor link-local.
+    fn is_passed(frame: &[u8]) -> bool {
+        let is_ipv4 = |at| field(frame, at).is_some_and(|ip: [u8; 4]| ip != [0; 4] && !ip.starts_with(&[169, 254]));
+        match field(frame, 12) {
+            Some([8, 6]) => field(frame, 14) == Some([0, 1, 8, 0, 6, 4]) && is_ipv4(28),
+            Some([8, 0]) => is_ipv4(26),
+            Some([0x86, 0xdd]) => {
+                field(frame, 22).is_some_and(|ip: [u8; 4]| ip != [0; 4] && !(ip[0] == 0xfe && ip[1] & 0xc0 == 0x80))
+            }
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn every_frame_that_differs_in_one_field_is_passed_if_its_sender_may_have_an_address() {
+        let program = program(TapKind::Tap).unwrap();
+        for frame in
+            [arp([10, 0, 0, 5]), v4([10, 0, 0, 5]), v6("fd00::5"), arp([0; 4]), v4([169, 254, 3, 4]), v6("fe80::5")]
+        {
+            each_that_differs_in_one_field(&frame, &[12, 14, 16, 18], |other| {
+                let is_kept = kept(&program, other, Beside::default()) == HEAD_BYTES;
+                assert_eq!(is_kept, is_passed(other), "{other:?}");
+                // ::/32 has addresses too (RFC 4291 2.5.5), which no network assigns.
+                let is_in_zero = |ip| matches!(ip, IpAddr::V6(ip) if ip.octets().starts_with(&[0; 4]));
+                assert!(is_kept || sender(other).is_none_or(is_in_zero), "{other:?}");
+            });
         }
     }
 

@@ -397,3 +397,28 @@ fn program(mac: MacAddr) -> io::Result<Vec<Instruction>> {
     }
     asm.finish(u32::try_from(SOLICITATION_BYTES).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::cbpf::interpreter::{Beside, each_that_differs_in_one_field, kept};
+
+    #[test]
+    fn every_frame_that_differs_in_one_field_is_passed_if_the_guest_asks_for_an_address_by_it() {
+        let guest = [2, 0, 0, 0, 0, 7];
+        let program = program("02:00:00:00:00:07".parse().unwrap()).unwrap();
+        let mut frame = vec![0; SOLICITATION_BYTES];
+        frame[6..12].copy_from_slice(&guest);
+        frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+        (frame[20], frame[21], frame[54]) = (58, 255, 135);
+        let asks = |frame: &[u8]| {
+            let has = |at: usize, bytes: &[u8]| frame.get(at..at + bytes.len()) == Some(bytes);
+            has(6, &guest) && has(12, &[0x86, 0xdd]) && has(20, &[58, 255]) && has(22, &[0; 16]) && has(54, &[135])
+        };
+        assert!(asks(&frame));
+        each_that_differs_in_one_field(&frame, &[12, 20], |other| {
+            let expected = if asks(other) { u32::try_from(SOLICITATION_BYTES).unwrap() } else { 0 };
+            assert_eq!(kept(&program, other, Beside::default()), expected, "{other:?}");
+        });
+    }
+}

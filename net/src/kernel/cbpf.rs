@@ -141,6 +141,27 @@ pub(crate) mod interpreter {
         pub(crate) packet_type: u32,
     }
 
+    /// Examines a frame, all that differ from it in one field, and all that end before it does. `numbers` are the
+    /// offsets of the fields of 16 bits; the others are tried octet by octet.
+    pub(crate) fn each_that_differs_in_one_field(frame: &[u8], numbers: &[usize], mut examine: impl FnMut(&[u8])) {
+        (0..=frame.len()).for_each(|len| examine(&frame[..len]));
+        let mut other = frame.to_vec();
+        for at in 0..frame.len() {
+            for octet in 0..=u8::MAX {
+                other[at] = octet;
+                examine(&other);
+            }
+            other.copy_from_slice(frame);
+        }
+        for &at in numbers.iter().filter(|at| **at + 2 <= frame.len()) {
+            for number in 0..=u16::MAX {
+                other[at..at + 2].copy_from_slice(&number.to_be_bytes());
+                examine(&other);
+            }
+            other.copy_from_slice(frame);
+        }
+    }
+
     /// The number of bytes that a program keeps of a frame: a load past the frame ends it.
     pub(crate) fn kept(program: &[Instruction], frame: &[u8], beside: Beside) -> u32 {
         let number = |at: u32, len: usize| {

@@ -103,7 +103,7 @@ const _: () = assert!(ETHERNET_BYTES == IP_AT as usize);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::cbpf::interpreter::{Beside, kept};
+    use crate::kernel::cbpf::interpreter::{Beside, each_that_differs_in_one_field, kept};
     use crate::services::frame::{Link, udp};
     use crate::services::tests::spec;
     use proptest::collection::vec;
@@ -204,6 +204,64 @@ mod tests {
         let mut longer = [&plain[..34], &[1; 8], &plain[34..]].concat();
         longer[14] = 0x47;
         assert!(keeps(&program, &longer, false));
+    }
+
+    /// The expression in the head of this file, read on a frame; nothing if the frame ends too early.
+    fn is_wanted(frame: &[u8]) -> Option<bool> {
+        let byte = |at: usize| frame.get(at).copied();
+        let half = |at: usize| Some(u16::from_be_bytes([byte(at)?, byte(at + 1)?]));
+        let is_destination = |at: usize, addresses: &[&[u8]]| {
+            let found = addresses.iter().find(|address| frame.get(at..at + address.len()) == Some(**address));
+            found.is_some()
+        };
+        match half(12)? {
+            0x0800 => {
+                let (protocol, is_fragment) = (byte(23)?, half(20)? & 0x3fff != 0);
+                let port = half(14 + 4 * usize::from(byte(14)? & 15) + 2)?;
+                let is_dns = port == 53 && is_destination(30, &[&[10, 9, 8, 1]]);
+                Some(!is_fragment && matches!(protocol, 6 | 17) && (is_dns || protocol == 17 && port == 67))
+            }
+            0x86dd => {
+                let gateways = ["fd00:9:8::1", "fe80::1"].map(|ip| ip.parse::<Ipv6Addr>().unwrap().octets());
+                let is_dns = || Some(half(56)? == 53 && is_destination(38, &[&gateways[0], &gateways[1]]));
+                match byte(20)? {
+                    58 => Some(byte(54)? == 133),
+                    17 if half(56)? == 547 => Some(true),
+                    6 | 17 => is_dns(),
+                    _ => Some(false),
+                }
+            }
+            _ => Some(false),
+        }
+    }
+
+    #[test]
+    fn every_frame_that_differs_in_one_field_is_heard_if_the_expression_says_so() {
+        let program = program(&spec()).unwrap();
+        let mut with_options = frame("10.9.8.1:53");
+        with_options.splice(34..34, [1; 8]);
+        with_options[14] = 0x47;
+        let mut solicitation = as_protocol(frame("[ff02::2]:1"), Protocol::Icmpv6);
+        solicitation[54] = 133;
+        let frames = [
+            frame("255.255.255.255:67"),
+            frame("10.9.8.1:53"),
+            with_options,
+            as_protocol(frame("10.9.8.1:53"), Protocol::Tcp),
+            frame("[ff02::1:2]:547"),
+            frame("[fe80::1]:53"),
+            as_protocol(frame("[fd00:9:8::1]:53"), Protocol::Tcp),
+            solicitation,
+        ];
+        for frame in frames {
+            assert!(keeps(&program, &frame, false), "{frame:?}");
+            each_that_differs_in_one_field(&frame, &[12, 20, 36, 44, 56], |other| {
+                assert_eq!(keeps(&program, other, false), is_wanted(other) == Some(true), "{other:?}");
+            });
+            each_that_differs_in_one_field(&frame[..16], &[12], |other| {
+                assert!(!keeps(&program, &[other, &frame[16..]].concat(), true), "{other:?}");
+            });
+        }
     }
 
     #[test]

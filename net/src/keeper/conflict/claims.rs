@@ -207,3 +207,91 @@ fn not_from(asm: &mut Assembler, mac: MacAddr, at: u32) {
     asm.end(0);
     asm.place("another");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::cbpf::interpreter::{Beside, each_that_differs_in_one_field, kept};
+
+    const GUEST: [u8; MAC_LEN] = [2, 0, 0, 0, 0, 7];
+    const OTHER: [u8; MAC_LEN] = [2, 0, 0, 0, 0, 8];
+
+    fn guest() -> MacAddr {
+        "02:00:00:00:00:07".parse().unwrap()
+    }
+
+    fn ip6(texts: &[&str]) -> Vec<Ipv6Addr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// An advertisement, or a solicitation from the unspecified address.
+    fn nd(from: [u8; MAC_LEN], kind: u32, target: Ipv6Addr) -> Vec<u8> {
+        let mut frame = vec![0; ND_BYTES as usize];
+        frame[6..12].copy_from_slice(&from);
+        frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+        (frame[20], frame[21]) = (58, 255);
+        frame[54] = u8::try_from(kind).unwrap();
+        frame[62..78].copy_from_slice(&target.octets());
+        frame
+    }
+
+    #[test]
+    fn every_arp_that_differs_in_one_field_is_passed_if_another_machine_sends_it_from_an_address() {
+        let addresses: Vec<Ipv4Addr> = vec![[10, 0, 0, 7].into(), [10, 0, 0, 9].into(), [10, 1, 0, 7].into()];
+        let program = arp_program(guest(), &addresses).unwrap();
+        let is_claim = |frame: &[u8]| {
+            let (mac, ip) = (field(frame, 22), field::<4>(frame, 28));
+            mac.is_some_and(|mac| mac != GUEST) && ip.is_some_and(|ip| addresses.contains(&ip.into()))
+        };
+        for (mac, ip) in [(OTHER, [10, 0, 0, 7]), (OTHER, [10, 0, 0, 8]), (GUEST, [10, 0, 0, 9])] {
+            let mut frame = arp_probe("02:00:00:00:00:08".parse().unwrap(), [10, 0, 0, 1].into());
+            frame[22..28].copy_from_slice(&mac);
+            frame[28..32].copy_from_slice(&ip);
+            each_that_differs_in_one_field(&frame, &[12, 20], |other| {
+                let expected = if is_claim(other) { ARP_BYTES } else { 0 };
+                assert_eq!(kept(&program, other, Beside::default()), expected, "{other:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn every_neighbour_discovery_that_differs_in_one_field_is_passed_if_another_machine_claims_an_address_by_it() {
+        let addresses = ip6(&["fd00::7", "fe80::7", "fd00:1::7"]);
+        let program = nd_program(guest(), &addresses).unwrap();
+        let is_claim = |frame: &[u8]| {
+            let is_from = |mac| field(frame, 6) == Some(mac);
+            let is_free = field(frame, 22) == Some([0; 16]);
+            let target = field::<16>(frame, 62).map(Ipv6Addr::from);
+            let kind = frame.get(54).copied();
+            field(frame, 20) == Some([58, 255])
+                && (kind == Some(136) || kind == Some(135) && is_free)
+                && !is_from(GUEST)
+                && target.is_some_and(|target| addresses.contains(&target))
+        };
+        let [own, foreign] = [addresses[2], "fd00:2::7".parse().unwrap()];
+        for frame in [
+            nd(OTHER, NEIGHBOR_ADVERT, own),
+            nd(OTHER, NEIGHBOR_SOLICIT, own),
+            nd(OTHER, NEIGHBOR_SOLICIT, foreign),
+            nd(GUEST, NEIGHBOR_ADVERT, own),
+        ] {
+            each_that_differs_in_one_field(&frame, &[12, 20], |other| {
+                let expected = if is_claim(other) { ND_BYTES } else { 0 };
+                assert_eq!(kept(&program, other, Beside::default()), expected, "{other:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn as_many_addresses_as_a_card_may_have_are_within_reach_of_the_jumps() {
+        let last = u32::try_from(ADDRESSES_MAX).unwrap();
+        let ip4: Vec<Ipv4Addr> = (1..=last).map(Ipv4Addr::from_bits).collect();
+        let ip6: Vec<Ipv6Addr> = (1..=u128::from(last)).map(Ipv6Addr::from_bits).collect();
+        let mut frame = arp_probe(guest(), [0; 4].into());
+        frame[22..28].copy_from_slice(&OTHER);
+        frame[28..32].copy_from_slice(&last.to_be_bytes());
+        assert_eq!(kept(&arp_program(guest(), &ip4).unwrap(), &frame, Beside::default()), ARP_BYTES);
+        let frame = nd(OTHER, NEIGHBOR_SOLICIT, *ip6.last().unwrap());
+        assert_eq!(kept(&nd_program(guest(), &ip6).unwrap(), &frame, Beside::default()), ND_BYTES);
+    }
+}

@@ -3,7 +3,7 @@
 
 use super::super::dissect::Types;
 use super::super::settings::RssSettings;
-use super::super::tests::{KEY, frames, rss_config};
+use super::super::tests::{KEY, TCP, UDP, frames, rss_config};
 use super::{layout, program};
 use proptest::prelude::*;
 
@@ -130,6 +130,43 @@ fn map_is_named_by_the_instruction_that_loads_it() {
     let program = program();
     assert_eq!(program.instructions[program.map_fd_at] & 0xff, 0x18);
     assert!(program.instructions.len() < 4096);
+}
+
+/// A frame with `head` from its EtherType on, and ports and data behind it.
+fn frame(head: &[&[u8]]) -> Vec<u8> {
+    [&[2; 12], head.concat().as_slice(), &[0x12, 0x34, 0x56, 0x78, 9, 9, 9, 9]].concat()
+}
+
+#[test]
+fn program_agrees_on_every_header_that_differs_in_one_octet() {
+    let [tcp, udp] =
+        [TCP, UDP].map(|protocol| [&[0x45, 0, 0, 28, 0, 0, 0, 0, 64, protocol, 0, 0], &[7; 8][..]].concat());
+    let ipv6 = |next| [&[0x60, 0, 0, 0, 0, 8, next, 64], &[7; 32][..]].concat();
+    let settings = settings(0x3f);
+    let frames = [
+        frame(&[&[8, 0], &tcp]),
+        frame(&[&[0x81, 0, 0, 1, 8, 0], &udp]),
+        frame(&[&[8, 0], &[0x46], &udp[1..], &[1; 4]]),
+        frame(&[&[0x86, 0xdd], &ipv6(TCP)]),
+        // A destination options header and a first fragment.
+        frame(&[&[0x86, 0xdd], &ipv6(60), &[44, 0, 1, 4, 0, 0, 0, 0], &[UDP, 0, 0, 1, 0, 0, 0, 9]]),
+    ];
+    for mut frame in frames {
+        let check = |frame: &[u8]| {
+            let hash = settings.hash.hash(frame).map(|(hash, _)| hash);
+            assert_eq!(queue(&settings, frame), u64::from(settings.indirection.queue(hash)), "{frame:?}");
+        };
+        (14..frame.len()).for_each(|len| check(&frame[..len]));
+        // The addresses of Ethernet are not looked at.
+        for at in 12..frame.len() {
+            let octet = frame[at];
+            for other in 0..=u8::MAX {
+                frame[at] = other;
+                check(&frame);
+            }
+            frame[at] = octet;
+        }
+    }
 }
 
 proptest! {
