@@ -101,7 +101,7 @@ fn cases() -> Vec<Case> {
 
 /// Cases for kernels whose bridges have VLANs.
 fn vlan_cases() -> Vec<Case> {
-    [frames::VLAN_CASES, guard::VLAN_CASES, modes::VLAN_CASES, vlans::CASES].concat()
+    [frames::VLAN_CASES, guard::VLAN_CASES, modes::VLAN_CASES, steps::VLAN_CASES, vlans::CASES].concat()
 }
 
 fn main() -> ExitCode {

@@ -81,7 +81,7 @@ fn cases(stage: &Stage) {
     println!("{}", report.trim());
     let passed = |name: &str| report.lines().any(|line| line.starts_with(name) && line.ends_with("... ok"));
     assert!(report.contains("test result: ok.") && report.contains("; 0 failed;"), "{report}");
-    for name in ["test mode_vlan_", "test vlans_by_the_hundred_", "test guarded_trunk_"] {
+    for name in ["test mode_vlan_", "test vlans_by_the_hundred_", "test guarded_trunk_", "test step_for_vlans_"] {
         assert!(passed(name), "{report}");
     }
 }
