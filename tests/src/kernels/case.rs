@@ -119,7 +119,8 @@ const CASES: &[Case] = &[
         answers: &[("pads", Check::Is("whole 4"))],
         ..PLAIN
     },
-    Case { name: "72m", kernels: CLOUD, initrd: Initrd::Small, mem_mib: 72, cpus: 1, ..PLAIN },
+    // Below this the kernels run out of memory by themselves, on other machines as well: 6.1 needs more than 76 MiB.
+    Case { name: "80m", kernels: CLOUD, initrd: Initrd::Small, mem_mib: 80, cpus: 1, ..PLAIN },
     Case {
         name: "3g",
         mem_mib: 3 << 10,
