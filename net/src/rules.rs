@@ -26,7 +26,7 @@ use crate::kernel::nft::{
     IpFields, Item, L4Proto, Match, Mss, NatPort, NatTarget, NfProto, Policy, Rule, Statement, Table, TableName, Test,
     Verdict,
 };
-use crate::services::{Ipv6Network, PREFIX_LEN};
+use crate::services::{DHCP_SERVER, DHCP6_SERVER, DNS_PORT, Ipv6Network, PREFIX_LEN};
 use crate::spec::{Forward, IfName, Protocol, Switch};
 use guard::{
     Guard, ISOLATED, LOOPBACK, LOOPBACK_ADDRESS, OTHER_PROTOCOL, PROTOCOLS, SPOOFED_ARP, SPOOFED_IP, SPOOFED_MAC,
@@ -41,11 +41,6 @@ const RAW: i32 = -300;
 const DSTNAT: i32 = -100;
 const FILTER: i32 = 0;
 const SRCNAT: i32 = 100;
-
-/// Ports of the services.
-const DHCP_SERVER: u16 = 67;
-const DHCP6_SERVER: u16 = 547;
-const DNS: u16 = 53;
 
 /// Reasons for drops: the names of the counters, beside those of guards.
 const UNASKED: &str = "unasked";
@@ -150,7 +145,7 @@ fn guard(member: &Member, tap: IfName) -> Chain {
         // A tagged frame has the type of its tag.
         drop_as(rule(Match::EtherType(Test::NotIn(PROTOCOLS.map(Item::One).to_vec()))), OTHER_PROTOCOL),
         // Answered by the services.
-        ip4().with(ip4_daddr(Test::is(subnet.gateway()))).with(Match::TcpDport(Test::is(DNS))).with(Verdict::Drop),
+        ip4().with(ip4_daddr(Test::is(subnet.gateway()))).with(Match::TcpDport(Test::is(DNS_PORT))).with(Verdict::Drop),
         // Most frames end here.
         rule(ip4_saddr(Test::is(*address)))
             .with(Match::L4Proto(Test::is(L4Proto::TCP)))
@@ -158,7 +153,7 @@ fn guard(member: &Member, tap: IfName) -> Chain {
             .with(Verdict::Accept),
         guard::later4(rule(ip4_saddr(Test::is(*address)))),
         ip4().with(Match::UdpDport(Test::is(DHCP_SERVER))).with(Verdict::Drop),
-        ip4().with(ip4_daddr(Test::is(subnet.gateway()))).with(Match::UdpDport(Test::is(DNS))).with(Verdict::Drop),
+        ip4().with(ip4_daddr(Test::is(subnet.gateway()))).with(Match::UdpDport(Test::is(DNS_PORT))).with(Verdict::Drop),
     ];
     rules.extend(guard::no_dhcp_server(ip4));
     rules.extend([
@@ -248,8 +243,8 @@ fn gateway6(network: Ipv6Network) -> [Rule; 6] {
     [
         ip6().with(Match::Icmp6Type(Test::is(Icmp6Type::ROUTER_SOLICIT))).with(Verdict::Drop),
         ip6().with(Match::UdpDport(Test::is(DHCP6_SERVER))).with(Verdict::Drop),
-        asked().with(Match::UdpDport(Test::is(DNS))).with(Verdict::Drop),
-        asked().with(Match::TcpDport(Test::is(DNS))).with(Verdict::Drop),
+        asked().with(Match::UdpDport(Test::is(DNS_PORT))).with(Verdict::Drop),
+        asked().with(Match::TcpDport(Test::is(DNS_PORT))).with(Verdict::Drop),
         drop_as(rule(Match::Ip6(IpFields::Saddr(gateways()))), SPOOFED_IP),
         drop_as(claim, SPOOFED_ND),
     ]

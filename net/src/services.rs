@@ -50,8 +50,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::mac::MacAddr;
 pub use counters::Counters;
+pub(crate) use dhcp::{CLIENT_PORT as DHCP_CLIENT, SERVER_PORT as DHCP_SERVER};
+pub(crate) use dns::PORT as DNS_PORT;
 pub use dns::relay::{Transport, Upstream};
 pub use frame::Frame;
+pub(crate) use ipv6::dhcpv6::{CLIENT_PORT as DHCP6_CLIENT, SERVER_PORT as DHCP6_SERVER};
 pub(crate) use ipv6::solicitation::{advertisement, solicitation};
 pub use mtu::{MtuReceiver, MtuSender, mtu_channel};
 pub use responder::{Output, Responder};

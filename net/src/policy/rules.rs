@@ -29,7 +29,7 @@ use crate::kernel::nft::{
 use crate::kernel::tun::TapKind;
 use crate::rules::guard::drop_as;
 use crate::rules::guard::headers::{SEEN6, found, fragments6, plain6, whole};
-use crate::services::SERVICES_MARK;
+use crate::services::{DHCP_CLIENT, DHCP_SERVER, DHCP6_CLIENT, DHCP6_SERVER, SERVICES_MARK};
 use crate::spec::IfName;
 
 use super::{Action, Policy, PolicyProtocol, PolicyRule};
@@ -60,10 +60,6 @@ const KNOWN_MAX: u32 = 1 << 17;
 
 /// Most packets in reassembly at a time.
 const FRAGMENTED_MAX: u32 = 1 << 12;
-
-/// Client and server ports of DHCP.
-const DHCP: [u16; 2] = [68, 67];
-const DHCP6: [u16; 2] = [546, 547];
 
 /// A card on which a policy is enforced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -309,11 +305,11 @@ impl DirectionRules<'_> {
         };
         let mut rules = vec![rule(Match::Icmp6Type(Test::any(types)))];
         if !self.enforced.served {
-            let asks = |version: Version, [client, server]: [u16; 2]| {
+            let asks = |version: Version, client, server| {
                 let (from, to) = if self.direction == Direction::From { (client, server) } else { (server, client) };
                 rule(version.is()).with(Match::UdpSport(Test::is(from))).with(Match::UdpDport(Test::is(to)))
             };
-            rules.extend([asks(Version::V4, DHCP), asks(Version::V6, DHCP6)]);
+            rules.extend([asks(Version::V4, DHCP_CLIENT, DHCP_SERVER), asks(Version::V6, DHCP6_CLIENT, DHCP6_SERVER)]);
         }
         rules
     }

@@ -25,6 +25,7 @@ use crate::kernel::nft::{
     Base, Chain, ChainType, EtherAddr, EtherType, Fragment, Hook, Icmp6Type, IpFields, Item, L4Proto, LinkKind, Match,
     Policy, Rule, Statement, Test, Verdict,
 };
+use crate::services::{DHCP_CLIENT, DHCP_SERVER, DHCP6_CLIENT, DHCP6_SERVER};
 use crate::spec::{IfName, Switch};
 use headers::MALFORMED;
 use link::{BPDU, TAGGED};
@@ -50,12 +51,6 @@ pub(crate) const ALWAYS: [&str; 3] = [LOOPBACK_ADDRESS, BPDU, TAGGED];
 
 /// Protocols that a guest may use. A tagged frame has the type of its tag, unless the guest is on a trunk.
 pub(crate) const PROTOCOLS: [EtherType; 3] = [EtherType::IP4, EtherType::ARP, EtherType::IP6];
-
-/// Ports of DHCP servers, which no guest may be, and of their clients (RFC 2131 4.1, RFC 8415 7.2).
-const DHCP_SERVER: u16 = 67;
-const DHCP_CLIENT: u16 = 68;
-const DHCP6_SERVER: u16 = 547;
-const DHCP6_CLIENT: u16 = 546;
 
 /// First bytes of a server's messages to a relay (RFC 2131 2, RFC 8415 7.3).
 const BOOT_REPLY: u8 = 2;

@@ -30,9 +30,9 @@ const LEASE_S: u32 = 3600;
 const RENEWAL_S: u32 = LEASE_S / 2;
 const REBINDING_S: u32 = LEASE_S / 8 * 7;
 
-/// Ports of a server and of a client.
-pub(super) const SERVER_PORT: u16 = 67;
-pub(super) const CLIENT_PORT: u16 = 68;
+/// Ports of a server and of a client (RFC 2131 4.1).
+pub(crate) const SERVER_PORT: u16 = 67;
+pub(crate) const CLIENT_PORT: u16 = 68;
 
 /// The server's answer to a message.
 #[derive(Clone, Debug, PartialEq, Eq)]

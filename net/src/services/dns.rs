@@ -20,7 +20,7 @@ use super::{DOMAIN, Names, ServiceSpec};
 const HOST: &str = "host";
 
 /// Port of a resolver.
-pub(super) const PORT: u16 = 53;
+pub(crate) const PORT: u16 = 53;
 
 /// The party that can answer a question.
 #[derive(Clone, Debug, PartialEq, Eq)]

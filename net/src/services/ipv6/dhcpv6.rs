@@ -5,9 +5,9 @@ use std::net::Ipv6Addr;
 use crate::services::frame::be16;
 use crate::services::{ServiceSpec, search};
 
-/// Ports of a server and of a client.
-pub(in crate::services) const SERVER_PORT: u16 = 547;
-pub(in crate::services) const CLIENT_PORT: u16 = 546;
+/// Ports of a server and of a client (RFC 8415 7.2).
+pub(crate) const SERVER_PORT: u16 = 547;
+pub(crate) const CLIENT_PORT: u16 = 546;
 
 /// All servers of a link (RFC 8415 7.1).
 pub(in crate::services) const ALL_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
