@@ -6,3 +6,4 @@ pub mod mac;
 pub mod runtime_dir;
 
 pub(crate) mod hash;
+pub(crate) mod unix_sockets;

@@ -7,12 +7,12 @@
 //! from being cleared away.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use crate::identity::unix_sockets::UnixSockets;
 use crate::spec::IfName;
 
 /// Prefix of a claim's name. A VM's is `minivmm/NAME`.
@@ -29,13 +29,12 @@ pub(crate) fn take(link: &IfName) -> io::Result<OwnedFd> {
 
 /// The claimed links of this network namespace. Read the links first: a claim comes before its link.
 pub(crate) fn taken() -> io::Result<BTreeSet<String>> {
-    Ok(names_in(&fs::read_to_string("/proc/self/net/unix")?))
+    UnixSockets::read().map(|sockets| names_in(&sockets))
 }
 
-/// The claimed names in a list of sockets (proc(5)). The address is the last word of a line; an abstract one begins
-/// with `@`.
-fn names_in(sockets: &str) -> BTreeSet<String> {
-    let addresses = sockets.lines().filter_map(|line| line.rsplit(' ').next()?.strip_prefix('@'));
+/// The claimed names among the sockets. An abstract address begins with `@`.
+fn names_in(sockets: &UnixSockets) -> BTreeSet<String> {
+    let addresses = sockets.addresses().filter_map(|address| std::str::from_utf8(address).ok()?.strip_prefix('@'));
     addresses.filter_map(|address| address.strip_prefix(PREFIX)).map(str::to_owned).collect()
 }
 
@@ -50,7 +49,20 @@ mod tests {
                        0000000000000000: 00000002 00000000 00010000 0001 01 21 @minivmm/web\n\
                        0000000000000000: 00000002 00000000 00000000 0002 01 22 /run/minivmm-link/no\n\
                        0000000000000000: 00000002 00000000 00000000 0002 01 23\n";
-        assert_eq!(names_in(sockets), BTreeSet::from(["vmtap0a".to_owned()]));
+        assert_eq!(names_in(&sockets.to_owned().into()), BTreeSet::from(["vmtap0a".to_owned()]));
+    }
+
+    #[test]
+    fn address_that_is_no_text_hides_no_claim() {
+        let link: IfName = format!("u{}", std::process::id()).parse().unwrap();
+        let mut bytes = format!("test-{}", std::process::id()).into_bytes();
+        bytes.push(0xff);
+        let other = SocketAddr::from_abstract_name(bytes).unwrap();
+        let _other = UnixDatagram::bind_addr(&other).unwrap();
+
+        let _claim = take(&link).unwrap();
+
+        assert!(taken().unwrap().contains(link.as_str()));
     }
 
     #[test]

@@ -16,7 +16,7 @@
 
 use std::collections::BTreeSet;
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,6 +25,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::identity::unix_sockets::UnixSockets;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
@@ -305,7 +306,7 @@ fn connect_to(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
 pub fn running() -> io::Result<Vec<String>> {
     let mut folders = candidates();
     folders.push(ROOT_FOLDER.into());
-    let sockets = fs::read("/proc/net/unix")?;
+    let sockets = UnixSockets::read()?;
     let mut names: Vec<String> = folders.iter().flat_map(|folder| names_in(&sockets, folder)).collect();
     names.sort();
     // A caller's connection has the same address.
@@ -313,14 +314,11 @@ pub fn running() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The names of VMs with a control socket in `folder`, from a list of sockets (proc(5)), where a path ends a line.
-fn names_in(sockets: &[u8], folder: &Path) -> Vec<String> {
-    let mut prefix = folder.as_os_str().as_bytes().to_vec();
-    prefix.push(b'/');
-    let names = sockets.split(|byte| *byte == b'\n').filter_map(|line| {
-        let at = line.windows(prefix.len()).position(|window| window == prefix)?;
-        let name = line.get(at + prefix.len()..)?.strip_suffix(VmSocket::Control.suffix().as_bytes())?;
-        let name = std::str::from_utf8(name).ok()?;
+/// The names of VMs with a control socket in `folder`, from the addresses of sockets.
+fn names_in(sockets: &UnixSockets, folder: &Path) -> Vec<String> {
+    let names = sockets.addresses().filter_map(|address| {
+        let name = Path::new(OsStr::from_bytes(address)).strip_prefix(folder).ok()?.to_str()?;
+        let name = name.strip_suffix(VmSocket::Control.suffix())?;
         // A process with its own mount namespace can bind a socket of this path there.
         let exists = folder.join(format!("{name}{}", VmSocket::Control.suffix())).exists();
         (!name.contains('/') && exists).then(|| name.to_owned())
@@ -459,6 +457,6 @@ mod tests {
              0000: 00000002 00000000 00010000 0001 01 11 {path}/db.keeper\n\
              0000: 00000002 00000000 00010000 0001 01 12 {path}/a.b.sock\n"
         );
-        assert_eq!(names_in(sockets.as_bytes(), &folder.path), ["web", "web", "a.b"]);
+        assert_eq!(names_in(&sockets.into(), &folder.path), ["web", "web", "a.b"]);
     }
 }
