@@ -9,12 +9,13 @@ mod translations;
 pub(crate) mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use rtnetlink::packet_core::{DefaultNla, Nla};
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBridge, InfoData, InfoKind, InfoMacVlan, InfoMacVtap, InfoTun, LinkAttribute, LinkInfo,
@@ -26,6 +27,7 @@ use crate::facts::claim;
 use crate::facts::{BridgeFact, Facts, FdFact, FdbEntry, Link, MacvlanMode, Neighbour, TunFact};
 use crate::identity::mac::MacAddr;
 use crate::identity::mac::RawMac;
+use crate::kernel::random;
 use crate::kernel::rtnl::{self, Rtnl, USER_HZ};
 use crate::kernel::tun::{FdKind, inspect};
 use crate::spec::{IfName, NetSpec, Switch};
@@ -66,7 +68,8 @@ pub(crate) async fn survey(rtnl: &Rtnl, specs: &[NetSpec], inherited: &BTreeMap<
     facts.fds = specs.iter().flat_map(|spec| fd_facts(spec, inherited)).collect();
     facts.spare_macs = spare_macs(specs)?;
     // A start raises the soft limit to the hard one.
-    facts.descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let (_, descriptors) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    facts.descriptors = (descriptors != RLIM_INFINITY).then_some(descriptors);
     facts.claimed = claim::taken()?;
     let switches = specs.iter().filter_map(|spec| if let NetSpec::Ovs(spec) = spec { Some(&spec.ovs) } else { None });
     let switches: BTreeSet<&IfName> = switches.collect();
@@ -85,24 +88,14 @@ fn spare_macs(specs: &[NetSpec]) -> io::Result<Vec<MacAddr>> {
         spec => spec.private().is_some(),
     };
     let count = specs.iter().filter(creating).count();
-    if count == 0 {
-        return Ok(Vec::new());
-    }
-    let mut source = File::open("/dev/urandom")?;
-    let mut random = [0; 5];
-    (0..count).map(|_| source.read_exact(&mut random).map(|()| MacAddr::local(random))).collect()
+    (0..count).map(|_| random::bytes().map(MacAddr::local)).collect()
 }
 
 /// A random name for every card whose link does not go by itself.
 fn spare_names(specs: &[NetSpec]) -> io::Result<Vec<IfName>> {
     let count = specs.iter().filter(|spec| spec.outlives_its_vm()).count();
-    if count == 0 {
-        return Ok(Vec::new());
-    }
-    let mut source = File::open("/dev/urandom")?;
-    let mut random = [0; 4];
     let name = |bytes| format!("vmtap{:08x}", u32::from_ne_bytes(bytes)).parse().map_err(io::Error::other);
-    (0..count).map(|_| source.read_exact(&mut random).and_then(|()| name(random))).collect()
+    (0..count).map(|_| random::bytes().and_then(name)).collect()
 }
 
 /// The name of a card's interface if it is a radio card. A mount of sysfs can show another namespace, hence the number.

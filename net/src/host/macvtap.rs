@@ -11,18 +11,21 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{CWD, Dev, FileType, Mode, OFlags, makedev, mknodat, openat, unlinkat};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use libc::dev_t;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, makedev, mknodat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::Serialize;
 
 use crate::facts::claim;
 use crate::identity::alias::TapAlias;
 use crate::identity::mac::MacAddr;
 use crate::kernel::link::index_of;
+use crate::kernel::mount;
 use crate::kernel::rtnl::Rtnl;
 use crate::kernel::tun::{self, QueueMode};
 use crate::spec::{IfName, MacvtapMode};
@@ -83,12 +86,13 @@ pub(crate) fn open_queues(tap: &IfName, index: u32, queues: u16) -> io::Result<V
 }
 
 /// The number of its character device.
-fn device_of(tap: &IfName, index: u32) -> io::Result<Dev> {
+fn device_of(tap: &IfName, index: u32) -> io::Result<dev_t> {
     let path = format!("class/net/{tap}/tap{index}/dev");
     let text = match fs::read_to_string(Path::new("/sys").join(&path)) {
         // This mount shows another namespace, or there is none.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let file = openat(mount("sysfs")?, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            let sysfs = mount::detached(c"sysfs")?;
+            let file = openat(sysfs, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
             let mut text = String::new();
             File::from(file).read_to_string(&mut text)?;
             text
@@ -101,36 +105,26 @@ fn device_of(tap: &IfName, index: u32) -> io::Result<Dev> {
     Ok(makedev(major, minor))
 }
 
-fn open_device(device: Dev, tap: &IfName, index: u32, queues: u16) -> io::Result<Vec<File>> {
+fn open_device(device: dev_t, tap: &IfName, index: u32, queues: u16) -> io::Result<Vec<File>> {
     let known = format!("/dev/tap{index}");
     if fs::metadata(&known).is_ok_and(|file| file.rdev() == device) {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
         return (0..queues).map(|_| options.open(&known)).collect();
     }
-    match mount("tmpfs") {
+    match mount::detached(c"tmpfs") {
         Ok(directory) => open_new_node(directory, "tap", device, queues),
         // Without the right to mount, a container can still have devices in /dev.
-        Err(_) => {
-            let directory = openat(CWD, "/dev", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            open_new_node(directory, &format!(".{tap}"), device, queues)
-        }
+        Err(_) => open_new_node(File::open("/dev")?, &format!(".{tap}"), device, queues),
     }
 }
 
 /// Makes a file for the device, opens it and removes it.
-fn open_new_node(directory: impl AsFd, name: &str, device: Dev, queues: u16) -> io::Result<Vec<File>> {
-    mknodat(&directory, name, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, device)?;
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+fn open_new_node(directory: impl AsFd, name: &str, device: dev_t, queues: u16) -> io::Result<Vec<File>> {
+    mknodat(&directory, name, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, device)?;
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let open = |_| Ok(File::from(openat(&directory, name, flags, Mode::empty())?));
     let queues = (0..queues).map(open).collect();
-    unlinkat(&directory, name, rustix::fs::AtFlags::empty())?;
+    unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir)?;
     queues
-}
-
-/// Mounts a file system at no path, which goes with its descriptor.
-fn mount(kind: &str) -> io::Result<OwnedFd> {
-    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(&context)?;
-    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
 }

@@ -17,29 +17,30 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, socket, sockopt};
+use nix::sys::stat::{Mode, fstat, fstatat};
+use nix::unistd::{Uid, UnlinkatFlags, geteuid, unlinkat};
+
 use crate::identity::unix_sockets::UnixSockets;
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
-use rustix::net::sockopt::{self, Timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::geteuid;
 
 /// The folder of root's VMs.
 const ROOT_FOLDER: &str = "/run/minivmm";
 
 /// Any user may list the names of VMs; only the owner may add some.
-const FOLDER_MODE: Mode = Mode::from_raw_mode(0o755);
+const FOLDER_MODE: u32 = 0o755;
 
 /// Only the owner can open a lock or socket: a process that can open a lock can hold it.
-const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
+const FILE_MODE: u32 = 0o600;
 
 /// Write permission of group and others, in the mode of a folder.
 const WRITE_BY_OTHERS: u32 = 0o022;
@@ -48,7 +49,7 @@ const WRITE_BY_OTHERS: u32 = 0o022;
 #[derive(Debug)]
 pub struct RuntimeDir {
     path: PathBuf,
-    fd: OwnedFd,
+    fd: File,
 }
 
 /// The reason why there is no folder for names.
@@ -109,23 +110,23 @@ impl RuntimeDir {
     }
 
     fn open_at(path: PathBuf) -> Result<Self, FolderError> {
-        let failed = |path: PathBuf, errno: Errno| FolderError::Host { path, source: errno.into() };
-        match rustix::fs::mkdir(&path, FOLDER_MODE) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(failed(path, errno)),
-        }
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-        let fd = match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(errno) => return Err(failed(path, errno)),
-        };
-        match rustix::fs::fstat(&fd) {
-            Ok(stat) if stat.st_uid == geteuid().as_raw() && stat.st_mode & WRITE_BY_OTHERS == 0 => {
+        match Self::make_and_open(&path) {
+            Ok((fd, folder)) if folder.uid() == geteuid().as_raw() && folder.mode() & WRITE_BY_OTHERS == 0 => {
                 Ok(Self { path, fd })
             }
             Ok(_) => Err(FolderError::Foreign(path)),
-            Err(errno) => Err(failed(path, errno)),
+            Err(source) => Err(FolderError::Host { path, source }),
         }
+    }
+
+    fn make_and_open(path: &Path) -> io::Result<(File, Metadata)> {
+        match DirBuilder::new().mode(FOLDER_MODE).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let fd = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path)?;
+        let metadata = fd.metadata()?;
+        Ok((fd, metadata))
     }
 
     /// The path of a VM's socket.
@@ -139,13 +140,14 @@ impl RuntimeDir {
     /// # Errors
     /// The host refuses the file.
     pub fn try_lock(&self, vm: &str) -> io::Result<Option<NameLock>> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(FILE_MODE);
         loop {
-            let file = rustix::fs::openat(&self.fd, lock_name(vm), flags, FILE_MODE)?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            let file = File::from(openat(&self.fd, lock_name(vm).as_str(), flags, mode)?);
+            match file.try_lock() {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                Err(errno) => return Err(errno.into()),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
             }
             let lock = NameLock { folder: self.fd.try_clone()?, vm: vm.to_owned(), file };
             // Otherwise the last holder has removed the file meanwhile, and another process may have made a new one.
@@ -166,7 +168,7 @@ impl RuntimeDir {
         let path = self.socket(vm, socket);
         remove(self.fd.as_fd(), &format!("{vm}{}", socket.suffix()));
         let listener = std::os::unix::net::UnixListener::bind(&path)?;
-        rustix::fs::chmod(&path, FILE_MODE)?;
+        fs::set_permissions(&path, Permissions::from_mode(FILE_MODE))?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     }
@@ -204,9 +206,9 @@ impl RuntimeDir {
 /// open.
 #[derive(Debug)]
 pub struct NameLock {
-    folder: OwnedFd,
+    folder: File,
     vm: String,
-    file: OwnedFd,
+    file: File,
 }
 
 impl NameLock {
@@ -247,11 +249,8 @@ fn clear(folder: BorrowedFd, vm: &str, file: BorrowedFd) {
 }
 
 fn is_current(folder: BorrowedFd, vm: &str, file: BorrowedFd) -> bool {
-    let (Ok(locked), Ok(named)) =
-        (rustix::fs::fstat(file), rustix::fs::statat(folder, lock_name(vm), AtFlags::SYMLINK_NOFOLLOW))
-    else {
-        return false;
-    };
+    let named = fstatat(folder, lock_name(vm).as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+    let (Ok(locked), Ok(named)) = (fstat(file), named) else { return false };
     (locked.st_dev, locked.st_ino) == (named.st_dev, named.st_ino)
 }
 
@@ -261,7 +260,7 @@ fn lock_name(vm: &str) -> String {
 
 fn remove(folder: BorrowedFd, name: &str) {
     // A missing file needs no removal.
-    let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
+    let _ = unlinkat(folder, name, UnlinkatFlags::NoRemoveDir);
 }
 
 /// Connects to a socket of a VM of this user or of root.
@@ -286,17 +285,18 @@ pub fn connect(vm: &str, socket: VmSocket, timeout: Duration) -> io::Result<Unix
 }
 
 fn connect_to(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(path)?;
-    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let address = UnixAddr::new(path)?;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let stream = UnixStream::from(socket);
     // The send timeout also limits the wait of `connect` for room in the listener's queue (unix(7)).
-    sockopt::set_socket_timeout(&fd, Timeout::Send, Some(timeout))?;
-    sockopt::set_socket_timeout(&fd, Timeout::Recv, Some(timeout))?;
-    rustix::net::connect(&fd, &address)?;
-    let server = sockopt::socket_peercred(&fd)?.uid;
+    stream.set_write_timeout(Some(timeout))?;
+    stream.set_read_timeout(Some(timeout))?;
+    nix::sys::socket::connect(stream.as_raw_fd(), &address)?;
+    let server = Uid::from_raw(getsockopt(&stream, sockopt::PeerCredentials)?.uid());
     if !server.is_root() && server != geteuid() {
-        return Err(io::Error::other(format!("user {} answers in place of the VM", server.as_raw())));
+        return Err(io::Error::other(format!("user {server} answers in place of the VM")));
     }
-    Ok(UnixStream::from(fd))
+    Ok(stream)
 }
 
 /// The names of the VMs that run in this network namespace and whose folder this user may use, in alphabetical order.
@@ -347,7 +347,7 @@ fn user_candidates(xdg_runtime_dir: Option<OsString>, uid: u32) -> Vec<PathBuf> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     fn folder() -> (tempfile::TempDir, RuntimeDir) {
         let parent = tempfile::tempdir().unwrap();

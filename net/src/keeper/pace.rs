@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, sleep_until};
 
 /// Least pause between two looks.
@@ -93,7 +93,7 @@ impl Look {
 
 /// Processor time of this thread, including the kernel's.
 fn processor_time() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
 /// An allowance of repairs: [`BURST`] at once, one each [`REFILL`] afterwards, and as many as at first after a time

@@ -19,6 +19,7 @@ use super::mtu::MtuReceiver;
 use super::resolv::{Resolution, ResolvConf};
 use super::responder::DNS_MAX_BYTES;
 use super::{Event, Names, Output, Responder, ServiceSpec, Transport, UPSTREAM_SLOTS, Upstream};
+use crate::kernel::random;
 
 /// Octets of a frame that are received. No frame that gets an answer is longer. A longer one is cut, so its length is
 /// false, and it is ignored.
@@ -75,9 +76,7 @@ pub fn run(setup: Setup, stop: BorrowedFd<'_>, on_event: &mut dyn FnMut(Event)) 
 
 /// An unpredictable number.
 fn random() -> io::Result<u16> {
-    let mut bytes = [0; 2];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(u16::from_ne_bytes(bytes))
+    random::bytes().map(u16::from_ne_bytes)
 }
 
 struct Services {

@@ -5,8 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use serde_json::Value;
 
 use crate::vmm::DEADLINE;
@@ -22,9 +22,10 @@ pub(crate) fn sh(line: &str) -> String {
 /// Gives this process its own directory for VM names, since cases that run side by side use the same names.
 pub(crate) fn own_names() {
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("private mounts");
+    let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
     std::fs::create_dir_all("/run/minivmm").expect("a folder");
-    mount("names", "/run/minivmm", "tmpfs", MountFlags::empty(), c"mode=755").expect("a file system");
+    mount(Some("names"), "/run/minivmm", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).expect("a file system");
 }
 
 /// A bridge that is up, with an uplink that is up: `peer0 --- up0 = NAME`.
