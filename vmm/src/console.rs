@@ -13,12 +13,12 @@ use crate::cli::ConsoleSpec;
 use crate::folder::Folder;
 use crate::logger;
 use input::{Input, Keys};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use output::{Output, WhenFull};
-use rustix::fs::OFlags;
-use rustix::pty::OpenptFlags;
-use rustix::termios::OptionalActions;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -131,7 +131,7 @@ fn to_file(file: Option<File>) -> io::Result<Console> {
 fn stdio() -> io::Result<Console> {
     let output = Output::new(Some(stdout()?), WhenFull::Wait)?;
     let stdin = io::stdin();
-    if !rustix::termios::isatty(&stdin) {
+    if !stdin.is_terminal() {
         let input = match stdin.as_fd().try_clone_to_owned() {
             Ok(fd) => Input::new(File::from(fd), Keys::Plain),
             // stdin is closed: as good as empty.
@@ -156,11 +156,9 @@ fn take_terminal() -> io::Result<(Stdin, Input)> {
 /// it.
 fn stdout() -> io::Result<File> {
     let stdout = io::stdout();
-    if rustix::termios::isatty(&stdout) {
-        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
-        let anew =
-            OpenOptions::new().write(true).custom_flags(i32::try_from(flags).unwrap_or(0)).open("/proc/self/fd/1");
-        if let Ok(file) = anew {
+    if stdout.is_terminal() {
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        if let Ok(file) = OpenOptions::new().write(true).custom_flags(flags).open("/proc/self/fd/1") {
             return Ok(file);
         }
     }
@@ -168,17 +166,16 @@ fn stdout() -> io::Result<File> {
 }
 
 fn pty() -> io::Result<Console> {
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let master = rustix::pty::openpt(flags)?;
-    rustix::pty::grantpt(&master)?;
-    rustix::pty::unlockpt(&master)?;
-    let path = rustix::pty::ptsname(&master, Vec::new())?.to_string_lossy().into_owned();
-    let noctty = i32::try_from(OFlags::NOCTTY.bits()).unwrap_or(0);
-    let other_end = OpenOptions::new().read(true).write(true).custom_flags(noctty).open(&path)?;
-    let mut termios = rustix::termios::tcgetattr(&other_end)?;
-    termios.make_raw();
-    rustix::termios::tcsetattr(&other_end, OptionalActions::Now, &termios)?;
-    rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let path = ptsname_r(&master)?;
+    let other_end = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path)?;
+    let mut termios = tcgetattr(&other_end)?;
+    cfmakeraw(&mut termios);
+    tcsetattr(&other_end, SetArg::TCSANOW, &termios)?;
+    fcntl(&master, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
+    let master = OwnedFd::from(master);
     logger::tell(&format!("minivmm: console on {path}"));
     let input = Input::new(File::from(master.try_clone()?), Keys::Plain);
     let output = Output::new(Some(File::from(master)), WhenFull::Drop)?;

@@ -2,16 +2,15 @@
 //!
 //! The lock is an open file description lock: exclusive for a writable disk, shared for a read-only one. It is advisory
 //! (only programs that ask see it; QEMU does) and ends with the descriptor.
-#![expect(unsafe_code, reason = "fcntl(F_OFD_SETLK) has no safe wrapper in the crates used here")]
 
 mod signature;
 
 use crate::cli::{DiskFormat, DiskSpec};
 use devices::virtio::blk::disk::{Access, BlockSize};
+use nix::fcntl::{FcntlArg, fcntl};
 use signature::Container;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -121,7 +120,7 @@ pub(crate) fn open_all(specs: &[DiskSpec]) -> Result<Vec<File>, Error> {
     let mut files: Vec<File> = Vec::new();
     for spec in specs {
         let file = open(spec)?;
-        lock(&file, spec.access()).map_err(|source| lock_error(spec, source, &file, &files))?;
+        lock(&file, spec.access()).map_err(|errno| lock_error(spec, errno.into(), &file, &files))?;
         files.push(file);
     }
     Ok(files)
@@ -216,7 +215,7 @@ fn open_error(path: &Path, access: Access, source: io::Error) -> Error {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "fcntl's constants 0 and 1 are ints, its structure has shorts")]
-fn lock(file: &File, access: Access) -> io::Result<()> {
+fn lock(file: &File, access: Access) -> nix::Result<()> {
     let kind = match access {
         Access::ReadWrite => libc::F_WRLCK,
         Access::ReadOnly => libc::F_RDLCK,
@@ -228,12 +227,7 @@ fn lock(file: &File, access: Access) -> io::Result<()> {
         l_len: 0,
         l_pid: 0,
     };
-    // SAFETY: the descriptor is open and the kernel only reads the structure, which outlives the call.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
 }
 
 #[cfg(test)]

@@ -5,24 +5,25 @@
 //! put there; links that lead to the folder are the user's own choice. A file that is made can be read by its user
 //! only.
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
-use rustix::io::Errno;
-use rustix::process::geteuid;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, openat, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::geteuid;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The mode of a file that was made: its user alone may read and write it.
-const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
+const FILE_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 /// Write permission of others, in the mode of a folder.
 const WRITE_BY_OTHERS: u32 = 0o022;
 
 /// A folder.
 #[derive(Debug)]
-pub(crate) struct Folder(OwnedFd);
+pub(crate) struct Folder(File);
 
 impl Folder {
     /// The folder of the file at `path`, and the file's name in it.
@@ -32,8 +33,8 @@ impl Folder {
     pub(crate) fn of(path: &Path) -> io::Result<(Self, OsString)> {
         let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok((Self(rustix::fs::openat(CWD, parent, flags, Mode::empty())?), name.to_owned()))
+        let folder = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(parent)?;
+        Ok((Self(folder), name.to_owned()))
     }
 
     /// Makes the file `name`, or empties it. A FIFO waits for its reader.
@@ -41,23 +42,23 @@ impl Folder {
     /// # Errors
     /// If it cannot be written, is a symbolic link, or is another user's in a folder where others may write.
     pub(crate) fn create(&self, name: &OsStr) -> io::Result<File> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.0, name, flags, FILE_MODE).map_err(|errno| match errno {
-            Errno::LOOP => io::Error::other("It is a symbolic link, which another user may have put there"),
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let file = openat(&self.0, name, flags, FILE_MODE).map(File::from).map_err(|errno| match errno {
+            Errno::ELOOP => io::Error::other("It is a symbolic link, which another user may have put there"),
             errno => errno.into(),
         })?;
-        let (stat, folder) = (rustix::fs::fstat(&file)?, rustix::fs::fstat(&self.0)?);
-        let trusted = [geteuid().as_raw(), folder.st_uid].contains(&stat.st_uid);
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-            if !trusted && folder.st_mode & WRITE_BY_OTHERS != 0 {
+        let (metadata, folder) = (file.metadata()?, self.0.metadata()?);
+        let trusted = [geteuid().as_raw(), folder.uid()].contains(&metadata.uid());
+        if metadata.is_file() {
+            if !trusted && folder.mode() & WRITE_BY_OTHERS != 0 {
                 return Err(io::Error::other("It is another user's, in a folder where others may write"));
             }
-            rustix::fs::ftruncate(&file, 0)?;
+            file.set_len(0)?;
         } else {
             // Once it is open, whoever writes to it must not wait.
-            rustix::fs::fcntl_setfl(&file, OFlags::WRONLY | OFlags::NONBLOCK)?;
+            fcntl(&file, FcntlArg::F_SETFL(OFlag::O_WRONLY | OFlag::O_NONBLOCK))?;
         }
-        Ok(File::from(file))
+        Ok(file)
     }
 
     /// Gives the file `name` the name `other`, in place of what has it, and makes an empty one.
@@ -65,9 +66,9 @@ impl Folder {
     /// # Errors
     /// If it cannot be renamed, or a file of that name is made meanwhile.
     pub(crate) fn replace(&self, name: &OsStr, other: &OsStr) -> io::Result<File> {
-        rustix::fs::renameat(&self.0, name, &self.0, other)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(rustix::fs::openat(&self.0, name, flags, FILE_MODE)?))
+        renameat(&self.0, name, &self.0, other)?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(File::from(openat(&self.0, name, flags, FILE_MODE)?))
     }
 }
 
@@ -75,7 +76,7 @@ impl Folder {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn create(path: &Path) -> io::Result<File> {
         let (folder, name) = Folder::of(path)?;

@@ -2,7 +2,7 @@
 
 pub(crate) mod cgroup;
 
-use rustix::process::{Resource, getrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use std::error::Error as StdError;
 use std::io;
 
@@ -13,9 +13,8 @@ use std::io;
 /// # Errors
 /// If the host refuses.
 pub(crate) fn raise_descriptors() -> io::Result<()> {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    Ok(rustix::process::setrlimit(Resource::Nofile, limit)?)
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 /// The limit that an error comes from, and how to raise it; none if it comes from another cause.
@@ -33,10 +32,11 @@ fn errno_of(error: &(dyn StdError + 'static)) -> Option<i32> {
 
 /// The limit that the host answers with this error for.
 pub(crate) fn of_errno(errno: i32) -> Option<String> {
-    let limited = |resource| getrlimit(resource).current;
+    let limited = |resource| getrlimit(resource).ok().map(|(soft, _)| soft).filter(|soft| *soft != RLIM_INFINITY);
     match errno {
         libc::EAGAIN => {
-            let user = limited(Resource::Nproc).map(|limit| format!("this user's processes to {limit} (ulimit -u)"));
+            let user =
+                limited(Resource::RLIMIT_NPROC).map(|limit| format!("this user's processes to {limit} (ulimit -u)"));
             let cgroup =
                 cgroup::pids_max().map(|limit| format!("its cgroup's to {limit} (pids.max; TasksMax= of a unit)"));
             let limits: Vec<String> = user.into_iter().chain(cgroup).collect();
@@ -44,12 +44,12 @@ pub(crate) fn of_errno(errno: i32) -> Option<String> {
             Some(format!("The host has no process or thread for it; it limits {limits}"))
         }
         libc::EMFILE => {
-            let limit = limited(Resource::Nofile).map(|limit| limit.to_string()).unwrap_or_default();
+            let limit = limited(Resource::RLIMIT_NOFILE).map(|limit| limit.to_string()).unwrap_or_default();
             Some(format!("Raise the hard limit of open files (ulimit -Hn, LimitNOFILE= of a unit), which is {limit}"))
         }
         libc::ENFILE => Some("Raise the host's limit of open files: sysctl fs.file-max".to_owned()),
         libc::ENOMEM => {
-            let space = [(Resource::As, "ulimit -v"), (Resource::Data, "ulimit -d")];
+            let space = [(Resource::RLIMIT_AS, "ulimit -v"), (Resource::RLIMIT_DATA, "ulimit -d")];
             let limits = space.into_iter().filter_map(|(resource, command)| Some((limited(resource)?, command)));
             let (bytes, command) = limits.min()?;
             Some(format!("Raise the limit of address space ({command}), which is {} KiB", bytes >> 10))

@@ -8,8 +8,9 @@
 //! steps, so another process that fills the same pipe in between can still make one line wait.
 
 use crate::console::terminal;
+use crate::event;
 use log::{LevelFilter, Log, Metadata, Record};
-use rustix::event::{PollFd, PollFlags, Timespec};
+use nix::poll::{PollFd, PollFlags};
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -84,8 +85,7 @@ pub(crate) fn tell(text: &str) {
 
 /// Writes `line` if its reader makes room within `timeout`.
 fn write(to: &mut (impl Write + AsFd), line: &str, timeout: Duration) -> io::Result<()> {
-    let timeout = Timespec::try_from(timeout).ok();
-    if rustix::event::poll(&mut [PollFd::new(&*to, PollFlags::OUT)], timeout.as_ref())? == 0 {
+    if event::poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], Some(timeout))? == 0 {
         return Err(io::ErrorKind::WouldBlock.into());
     }
     let bytes = line.as_bytes();

@@ -4,17 +4,19 @@
 #![expect(unsafe_code, reason = "a descriptor that is known by its number")]
 
 use crate::console::terminal;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::FdFlags;
+use crate::event;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags};
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 /// Bytes that a writable pipe takes without blocking (POSIX: PIPE_BUF).
 const PIECE_BYTES: usize = 4096;
 
-/// How long the reader may take for each piece, in seconds: the control loop waits.
-const TIMEOUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long the reader may take for each piece: the control loop waits.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The descriptor of `--ready-fd`, closed once the line is written.
 pub(crate) struct ReadyFd(File);
@@ -55,7 +57,7 @@ impl ReadyFd {
         // SAFETY: it is open and was inherited, so that nothing in this process owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(number) };
         // Fails for no open descriptor.
-        let _ = rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC);
+        let _ = fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
         Ok(Self(File::from(fd)))
     }
 }
@@ -83,7 +85,7 @@ impl Channel {
 
 fn write(mut to: impl Write + AsFd, line: &str) -> io::Result<()> {
     for piece in line.as_bytes().chunks(PIECE_BYTES) {
-        if rustix::event::poll(&mut [PollFd::new(&to, PollFlags::OUT)], Some(&TIMEOUT))? == 0 {
+        if event::poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], Some(TIMEOUT))? == 0 {
             return Err(ErrorKind::TimedOut.into());
         }
         to.write_all(piece)?;

@@ -15,17 +15,22 @@
 //! A thread of its own takes signals from the kernel. The main thread hears of them from it, so that a main thread that
 //! the host lets wait (a kernel, disk or capture on a dead network file system) cannot keep the process from ending:
 //! what it does not take within [`TAKE_TIMEOUT`] ends the process without it.
-#![expect(unsafe_code, reason = "signal masks and signalfd have no safe wrapper in the crates used here")]
+#![expect(
+    unsafe_code,
+    reason = "sets with real-time signals, and actions, have no safe wrapper in the crates used here"
+)]
 
 use crate::console::terminal;
 use crate::{event, exit};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -137,16 +142,14 @@ impl Signals {
     /// # Errors
     /// If the host refuses to wait.
     pub(crate) fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Duration) -> io::Result<Woken> {
-        let mut fds = vec![PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN)];
-        fds.extend(other.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        // A timeout beyond the kernel's numbers is for ever.
-        let timeout = Timespec::try_from(timeout).ok();
+        let mut fds = vec![PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        fds.extend(other.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         loop {
-            match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            match event::poll(&mut fds, Some(timeout)) {
                 Ok(0) => return Ok(Woken::Timeout),
                 Ok(_) => {}
                 // The process was suspended for a while, or a signal arrived that is not among these.
-                Err(Errno::INTR) => continue,
+                Err(Errno::EINTR) => continue,
                 Err(err) => return Err(err.into()),
             }
             while let Some(signal) = self.next() {
@@ -156,7 +159,7 @@ impl Signals {
                     Meaning::PowerOff | Meaning::OutOfTime | Meaning::Stop => return Ok(Woken::Signal(signal)),
                 }
             }
-            if fds.get(1).is_some_and(|other| !other.revents().is_empty()) {
+            if fds.get(1).is_some_and(event::is_ready) {
                 return Ok(Woken::Other);
             }
         }
@@ -182,15 +185,12 @@ impl AsFd for Signals {
 
 /// Pauses the process as SIGTSTP does by default: unless there is no shell that could continue it.
 pub(crate) fn suspend() {
-    let mut set = empty_set();
-    // SAFETY: the set is initialized and the number is a signal's.
-    unsafe { libc::sigaddset(&raw mut set, libc::SIGTSTP) };
-    // SAFETY: raises a signal in this thread, which has it blocked, and whose action is the default one.
-    unsafe { libc::raise(libc::SIGTSTP) };
-    // SAFETY: the set is initialized; the old mask is not asked for. The signal is acted upon here.
-    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
-    // SAFETY: as above.
-    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    let set = SigSet::from(Signal::SIGTSTP);
+    // None of the three fails for such a signal. This thread has it blocked, and its action is the default one: so the
+    // process stops where it is unblocked.
+    let _ = raise(Signal::SIGTSTP);
+    let _ = set.thread_unblock();
+    let _ = set.thread_block();
 }
 
 /// The thread: passes signals on, and ends the process if one that is to end it is not taken.
@@ -209,9 +209,8 @@ fn pass_on(fd: &File, arrived: &Arrived, take_timeout: Duration) -> u8 {
         if let (Some((signal, _)), Some(Duration::ZERO)) = (first, left) {
             return signal;
         }
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         // An error is a wake-up for nothing.
-        let _ = rustix::event::poll(&mut [PollFd::new(fd, PollFlags::IN)], timeout.as_ref());
+        let _ = event::poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], left);
         while let Some(signal) = read(fd) {
             arrived.lock().push_back((signal, Instant::now()));
             // A counter that is full is signalled all the same.
@@ -228,16 +227,17 @@ fn read(mut fd: &File) -> Option<u8> {
 }
 
 /// The signals that are heeded: those that mean something and that were not ignored when the process began.
-fn heeded() -> libc::sigset_t {
+fn heeded() -> SigSet {
     let real_time = SIGRTMIN()..=SIGRTMAX();
-    let mut set = empty_set();
+    let mut set = *SigSet::empty().as_ref();
     for signal in ASKING.into_iter().chain(STOPPING).chain(JOB_CONTROL).chain(real_time) {
         if !is_ignored(signal) {
             // SAFETY: the set is initialized and the number is a signal's.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }
     }
-    set
+    // SAFETY: the set began as an empty one.
+    unsafe { SigSet::from_sigset_t_unchecked(set) }
 }
 
 fn is_ignored(signal: i32) -> bool {
@@ -248,39 +248,23 @@ fn is_ignored(signal: i32) -> bool {
     result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-fn empty_set() -> libc::sigset_t {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initializes the set it is given.
-    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: initialized by the line above.
-    unsafe { set.assume_init() }
-}
-
 /// Blocks the signals of `set` and opens a descriptor from which they are read.
-fn signalfd(set: &libc::sigset_t) -> io::Result<File> {
-    // SAFETY: the set is initialized; the old mask is not asked for.
-    let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set, std::ptr::null_mut()) };
-    if error != 0 {
-        return Err(io::Error::from_raw_os_error(error));
-    }
-    // SAFETY: the set is initialized; -1 asks for a new descriptor.
-    let fd = unsafe { libc::signalfd(-1, set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: just opened, and not known elsewhere.
-    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+fn signalfd(set: &SigSet) -> nix::Result<File> {
+    set.thread_block()?;
+    let fd = SignalFd::with_flags(set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    Ok(File::from(OwnedFd::from(fd)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use std::io::Write;
 
     /// The end that `pass_on` reads from, and the end that signals come from.
     fn pipe() -> (File, File) {
         let (reader, writer) = io::pipe().unwrap();
-        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         (File::from(OwnedFd::from(reader)), File::from(OwnedFd::from(writer)))
     }
 

@@ -11,13 +11,18 @@ mod process;
 
 use guest::Guest;
 use libtest_mimic::{Arguments, Failed, Trial};
-use rustix::event::{PollFd, PollFlags};
-use rustix::process::{Pid, PidfdFlags};
-use rustix::pty::OpenptFlags;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::termios::tcgetattr;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Longer than any of these takes on a loaded machine.
@@ -101,11 +106,12 @@ impl Running {
 
     /// Waits for its exit code, not for ever.
     fn code(&mut self) -> i32 {
-        let pid = Pid::from_child(&self.0);
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        let ended = rustix::event::poll(&mut fds, Some(&DEADLINE.try_into().unwrap())).unwrap();
-        assert_eq!(ended, 1, "still running after {DEADLINE:?}");
+        let pid = Pid::from_raw(self.0.id().try_into().unwrap());
+        let (tell, ended) = mpsc::channel();
+        // Leaves its code to be asked for.
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        thread::spawn(move || tell.send(waitid(Id::Pid(pid), flags).is_ok()));
+        assert_eq!(ended.recv_timeout(DEADLINE), Ok(true), "still running after {DEADLINE:?}");
         self.0.wait().unwrap().code().unwrap_or(-1)
     }
 
@@ -298,9 +304,9 @@ fn halted_guest_is_stopped_with_every_signal_blocked() {
 
 fn guest_is_stopped_while_nobody_reads_the_log() {
     let (_reader, writer) = std::io::pipe().unwrap();
-    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     while (&writer).write(&[b'x'; 4096]).is_ok() {}
-    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     let guest = Guest::new(guest::IDLE);
     let mut vm = Running::start(minivmm(&guest, &["--stop-timeout", "0", "--log", "debug"]).stderr(writer));
     vm.expect(b"!");
@@ -425,13 +431,12 @@ fn console_goes_to_a_pty() {
 
 /// A terminal: our end, and the one for a process.
 fn terminal() -> (File, File) {
-    let ours = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    rustix::pty::grantpt(&ours).unwrap();
-    rustix::pty::unlockpt(&ours).unwrap();
-    let path = rustix::pty::ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
-    let noctty = i32::try_from(rustix::fs::OFlags::NOCTTY.bits()).unwrap();
-    let theirs = OpenOptions::new().read(true).write(true).custom_flags(noctty).open(path).unwrap();
-    (File::from(ours), theirs)
+    let ours = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let path = ptsname_r(&ours).unwrap();
+    let theirs = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path).unwrap();
+    (File::from(OwnedFd::from(ours)), theirs)
 }
 
 /// A guest that echoes on `theirs`, seen through `ours`.
@@ -445,7 +450,7 @@ fn started_on(guest: &Guest, theirs: &File, ours: &mut File) -> Running {
 }
 
 fn modes(terminal: &File) -> String {
-    format!("{:?}", rustix::termios::tcgetattr(terminal).unwrap())
+    format!("{:?}", tcgetattr(terminal).unwrap())
 }
 
 fn terminal_is_raw_until_the_quit_key() {

@@ -1,8 +1,8 @@
 //! Console input: what is typed, minus the escape keys, until the guest takes it.
 
-use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io::{ErrorKind, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Bytes that wait for the guest. While so many wait nothing more is read, so the sender waits too.
@@ -56,10 +56,10 @@ impl Input {
 
     /// Reads once. Called when the descriptor is readable or at its end.
     pub(crate) fn read(&mut self) -> Read {
-        let Some(file) = &self.file else { return Read::More };
+        let Some(mut file) = self.file.as_ref() else { return Read::More };
         let mut bytes = [0; CAPACITY];
         let room = CAPACITY.saturating_sub(self.waiting.len());
-        match rustix::io::read(file, &mut bytes[..room]) {
+        match file.read(&mut bytes[..room]) {
             Ok(0) => self.file = None,
             Ok(len) => {
                 for &byte in &bytes[..len] {
@@ -68,7 +68,7 @@ impl Input {
                     }
                 }
             }
-            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(err) if matches!(err.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
             // A terminal that hung up, or a descriptor that cannot be read: no more input.
             Err(_) => self.file = None,
         }

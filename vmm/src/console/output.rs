@@ -1,6 +1,8 @@
 //! Console output: a bounded buffer between the vCPU that writes and the control loop that passes it on.
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use crate::event;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
@@ -113,13 +115,12 @@ impl Output {
 
     /// Passes on what is left, as long as the reader takes something every `timeout`.
     pub(crate) fn finish(&mut self, timeout: Duration) {
-        let Ok(timeout) = Timespec::try_from(timeout) else { return };
         while let Some(fd) = self.wants_to_write() {
-            let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
-            match rustix::event::poll(&mut fds, Some(&timeout)) {
+            let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
+            match event::poll(&mut fds, Some(timeout)) {
                 Ok(0) => break,
                 Ok(_) => self.pass_on(),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::EINTR) => {}
                 Err(_) => break,
             }
         }

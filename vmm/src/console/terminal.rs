@@ -4,7 +4,8 @@
 //! of faults and the logger, which only needs to know. A process that pauses gives it back meanwhile. SIGKILL leaves no
 //! way; `reset` or `stty sane` helps then.
 
-use rustix::termios::{OptionalActions, Termios};
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::{getpgrp, tcgetpgrp};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,15 +26,15 @@ impl RawMode {
     /// # Errors
     /// If it is no terminal, or is gone.
     pub(super) fn enter(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let before = rustix::termios::tcgetattr(fd)?;
+        let before = tcgetattr(fd)?;
         let mut raw = before.clone();
-        raw.make_raw();
+        cfmakeraw(&mut raw);
         let copy = fd.try_clone_to_owned()?;
         // Before it is raw, so that a panic in between restores it.
         *saved() = Some((copy, before));
         // Restores it, which forgets it, if the next line fails.
         let guard = Self(());
-        rustix::termios::tcsetattr(fd, OptionalActions::Now, &raw)?;
+        tcsetattr(fd, SetArg::TCSANOW, &raw)?;
         Ok(guard)
     }
 }
@@ -48,7 +49,7 @@ impl Drop for RawMode {
 pub(crate) fn restore() {
     if let Some((fd, before)) = saved().take() {
         // A terminal that is gone needs no restoring. Not `Drain` or `Flush`: those can wait for a stopped terminal.
-        let _ = rustix::termios::tcsetattr(&fd, OptionalActions::Now, &before);
+        let _ = tcsetattr(&fd, SetArg::TCSANOW, &before);
     }
 }
 
@@ -62,7 +63,7 @@ pub(crate) fn restore_in_handler() {
     if let Ok(saved) = SAVED.try_lock()
         && let Some((fd, before)) = &*saved
     {
-        let _ = rustix::termios::tcsetattr(fd, OptionalActions::Now, before);
+        let _ = tcsetattr(fd, SetArg::TCSANOW, before);
     }
 }
 
@@ -76,7 +77,7 @@ pub(crate) fn line_end() -> &'static str {
 }
 
 /// Returns whether this process may read from and configure the terminal: a background job may not. A terminal that is
-/// not the process's own has no job control and refuses the question.
+/// not the process's own has no job control and refuses the question, and one of another PID namespace answers 0.
 pub(super) fn is_foreground(fd: BorrowedFd<'_>) -> bool {
-    rustix::termios::tcgetpgrp(fd).map_or(true, |group| group == rustix::process::getpgrp())
+    tcgetpgrp(fd).map_or(true, |group| group.as_raw() == 0 || group == getpgrp())
 }

@@ -11,10 +11,12 @@ use kvm_bindings::{
     kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
 use kvm_ioctls::VmFd;
+use nix::poll::{PollFd, PollFlags};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Bits 11 to 5 of an MSI address carry bits 14 to 8 of the destination under `KVM_FEATURE_MSI_EXT_DEST_ID`.
@@ -188,9 +190,8 @@ impl MsiVector for Vector {
     }
 
     fn pending(&self) -> bool {
-        let mut fds = [rustix::event::PollFd::from_borrowed_fd(event::fd(&self.event), rustix::event::PollFlags::IN)];
-        let now = rustix::event::Timespec::default();
-        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+        let mut fds = [PollFd::new(event::fd(&self.event), PollFlags::POLLIN)];
+        event::poll(&mut fds, Some(Duration::ZERO)).is_ok_and(|ready| ready > 0)
     }
 
     fn clear(&self) {

@@ -20,8 +20,8 @@ use crate::logger;
 use crate::signals::{self, Meaning};
 use devices::legacy::power::PowerButton;
 use net::own_code;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
@@ -109,32 +109,31 @@ impl<'a> Control<'a> {
 
     fn wait(&self) -> Result<Vec<Source>, Error> {
         let sources = self.sources();
-        let mut fds: Vec<_> = sources.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
-        let timeout = self.timeout().and_then(|timeout| Timespec::try_from(timeout).ok());
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+        let mut fds: Vec<_> = sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
+        match event::poll(&mut fds, self.timeout()) {
             Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(Errno::EINTR) => return Ok(Vec::new()),
             Err(err) => return Err(Error::Host { operation: "wait for events", source: err.into() }),
         }
-        let ready = fds.iter().zip(&sources).filter(|(fd, _)| !fd.revents().is_empty());
+        let ready = fds.iter().zip(&sources).filter(|(fd, _)| event::is_ready(fd));
         Ok(ready.map(|(_, (source, ..))| *source).collect())
     }
 
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let console = &self.resources.console;
         let mut sources = vec![
-            (Source::Signal, self.resources.signals.as_fd(), PollFlags::IN),
-            (Source::End, event::fd(self.ending.event()), PollFlags::IN),
-            (Source::OutputFilled, event::fd(console.output.filled()), PollFlags::IN),
-            (Source::InputDrained, event::fd(self.drained), PollFlags::IN),
-            (Source::Leases, event::fd(self.resources.leases.event()), PollFlags::IN),
+            (Source::Signal, self.resources.signals.as_fd(), PollFlags::POLLIN),
+            (Source::End, event::fd(self.ending.event()), PollFlags::POLLIN),
+            (Source::OutputFilled, event::fd(console.output.filled()), PollFlags::POLLIN),
+            (Source::InputDrained, event::fd(self.drained), PollFlags::POLLIN),
+            (Source::Leases, event::fd(self.resources.leases.event()), PollFlags::POLLIN),
         ];
-        sources.extend(console.output.wants_to_write().map(|fd| (Source::OutputWritable, fd, PollFlags::OUT)));
-        sources.extend(console.input.wants_to_read().map(|fd| (Source::InputReadable, fd, PollFlags::IN)));
-        sources.extend(self.resources.keeper_socket().map(|fd| (Source::Keeper, fd, PollFlags::IN)));
+        sources.extend(console.output.wants_to_write().map(|fd| (Source::OutputWritable, fd, PollFlags::POLLOUT)));
+        sources.extend(console.input.wants_to_read().map(|fd| (Source::InputReadable, fd, PollFlags::POLLIN)));
+        sources.extend(self.resources.keeper_socket().map(|fd| (Source::Keeper, fd, PollFlags::POLLIN)));
         let (control_socket, flags) = self.resources.control_socket.source();
         sources.push((Source::ControlSocket, control_socket, flags));
-        sources.extend(self.resources.ready.sources().map(|(card, fd)| (Source::Address(card), fd, PollFlags::IN)));
+        sources.extend(self.resources.ready.sources().map(|(card, fd)| (Source::Address(card), fd, PollFlags::POLLIN)));
         sources
     }
 

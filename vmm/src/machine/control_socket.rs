@@ -13,9 +13,9 @@ use crate::client::NOT_ALLOWED;
 use crate::name::LockedName;
 use crate::request::{LONGEST, Reply, Request};
 use net::runtime_dir::NameLock;
-use rustix::event::PollFlags;
-use rustix::net::sockopt::socket_peercred;
-use rustix::process::geteuid;
+use nix::poll::PollFlags;
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::{Uid, geteuid};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -57,9 +57,9 @@ impl ControlSocket {
     /// The descriptor and events to wait for.
     pub(super) fn source(&self) -> (BorrowedFd<'_>, PollFlags) {
         match &self.caller {
-            None => (self.lock.listener().as_fd(), PollFlags::IN),
-            Some(Caller { stream, state: State::Reading(_), .. }) => (stream.as_fd(), PollFlags::IN),
-            Some(Caller { stream, state: State::Answering(_), .. }) => (stream.as_fd(), PollFlags::OUT),
+            None => (self.lock.listener().as_fd(), PollFlags::POLLIN),
+            Some(Caller { stream, state: State::Reading(_), .. }) => (stream.as_fd(), PollFlags::POLLIN),
+            Some(Caller { stream, state: State::Answering(_), .. }) => (stream.as_fd(), PollFlags::POLLOUT),
         }
     }
 
@@ -95,7 +95,7 @@ impl ControlSocket {
             accepted => accepted?,
         };
         stream.set_nonblocking(true)?;
-        let user = socket_peercred(&stream)?.uid;
+        let user = Uid::from_raw(getsockopt(&stream, sockopt::PeerCredentials)?.uid());
         let may_ask = user.is_root() || user == geteuid();
         let state = if may_ask { State::Reading(Vec::new()) } else { reply(&not_allowed()) };
         self.caller = Some(Caller { stream, deadline: Instant::now() + TIMEOUT, state });
@@ -155,9 +155,10 @@ fn not_allowed() -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event;
     use crate::name::VmName;
     use net::runtime_dir::{self, VmSocket};
-    use rustix::event::{PollFd, Timespec, poll};
+    use nix::poll::PollFd;
     use std::io::{BufRead, BufReader};
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -178,8 +179,7 @@ mod tests {
         let mut requests = Vec::new();
         loop {
             let (fd, flags) = control_socket.source();
-            let pause = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-            if poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&pause)).unwrap() == 0 {
+            if event::poll(&mut [PollFd::new(fd, flags)], Some(Duration::from_millis(20))).unwrap() == 0 {
                 return requests;
             }
             control_socket.serve(|request| {
@@ -271,8 +271,7 @@ mod tests {
 
         while control_socket.caller.is_some() || !reader.is_finished() {
             let (fd, flags) = control_socket.source();
-            let pause = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-            if poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&pause)).unwrap() != 0 {
+            if event::poll(&mut [PollFd::new(fd, flags)], Some(Duration::from_millis(20))).unwrap() != 0 {
                 control_socket.serve(|_| Reply::Refused(long.clone()));
             }
         }

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::limits::cgroup;
 use boot::layout;
 use devices::virtio::device::Memory;
+use nix::sys::sysinfo::sysinfo;
 use vm_memory::GuestAddress;
 
 /// Memory that the process takes beside that of its guest, in bytes: its own pages, and the kernel's of KVM and of page
@@ -17,13 +18,12 @@ const OWN_BYTES: u64 = 32 << 20;
 /// # Errors
 /// If they do not.
 pub(crate) fn check_available(mem: MemSize) -> Result<(), Error> {
-    let info = rustix::system::sysinfo();
-    let bytes = |units: u64| units.saturating_mul(info.mem_unit.into());
-    let host_bytes = bytes(info.totalram).saturating_add(bytes(info.totalswap));
+    let info = sysinfo().map_err(Error::host("ask for the host's memory"))?;
+    let host_bytes = info.ram_total().saturating_add(info.swap_total());
     if mem.bytes() > host_bytes {
         return Err(Error::MemoryBeyondHost { mem, host_mib: host_bytes / MIB });
     }
-    let Some(limit) = cgroup::memory_limit(bytes(info.totalswap)) else { return Ok(()) };
+    let Some(limit) = cgroup::memory_limit(info.swap_total()) else { return Ok(()) };
     if mem.bytes() > limit.bytes {
         return Err(Error::MemoryBeyondCgroup { mem, limit_mib: limit.bytes / MIB, cgroup: limit.cgroup });
     }

@@ -2,8 +2,11 @@
 
 use crate::guest::{self, Guest};
 use crate::{DEADLINE, Running, minivmm, modes, started, started_on, terminal, through};
+use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+use nix::unistd::ttyname;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
@@ -91,15 +94,23 @@ fn shared_folder() {
     assert_eq!(fs::metadata(&log).unwrap().mode() & 0o777, 0o600);
 }
 
+/// Bytes that wait to be read.
+#[expect(unsafe_code, reason = "FIONREAD has no safe wrapper in the crates used here")]
+fn queued(file: &fs::File) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: the kernel writes an int, which outlives the call.
+    assert_eq!(unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONREAD, &raw mut bytes) }, 0);
+    bytes
+}
+
 /// A terminal whose other end is not read takes less than it says.
 fn console_that_is_stuck() {
     let (ours, theirs) = terminal();
-    let path = rustix::termios::ttyname(&theirs, Vec::new()).unwrap().into_string().unwrap();
+    let path = ttyname(&theirs).unwrap();
     let guest = Guest::new(guest::FLOOD);
-    let console = format!("file={path}");
+    let console = format!("file={}", path.display());
     let mut vm = Running::start(&mut minivmm(&guest, &["--console", &console, "--stop-timeout", "0"]));
-    let queued = || rustix::io::ioctl_fionread(&ours).unwrap();
-    until("a full terminal", || queued() > 2000);
+    until("a full terminal", || queued(&ours) > 2000);
     vm.signal("TERM");
     assert_eq!(vm.code(), 124);
 }
@@ -117,8 +128,8 @@ fn ignored_signals() {
 }
 
 /// Has `theirs` set up as a shell does for itself.
-fn make_cooked(theirs: &fs::File, before: &rustix::termios::Termios) {
-    rustix::termios::tcsetattr(theirs, rustix::termios::OptionalActions::Now, before).unwrap();
+fn make_cooked(theirs: &fs::File, before: &Termios) {
+    tcsetattr(theirs, SetArg::TCSANOW, before).unwrap();
 }
 
 fn is_stopped(vm: &Running) -> bool {
@@ -128,7 +139,7 @@ fn is_stopped(vm: &Running) -> bool {
 
 fn continued() {
     let (mut ours, theirs) = terminal();
-    let before = rustix::termios::tcgetattr(&theirs).unwrap();
+    let before = tcgetattr(&theirs).unwrap();
     let cooked = modes(&theirs);
     let guest = Guest::new(guest::ECHO);
     let mut vm = started_on(&guest, &theirs, &mut ours);

@@ -3,14 +3,14 @@
 
 use crate::guest::{self, Guest};
 use crate::host::{MINIVMM, sh};
-use rustix::event::{PollFd, PollFlags, Timespec};
+use nix::poll::{PollFd, PollFlags, poll};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
 /// Longer than anything takes on a loaded machine.
-const DEADLINE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+const DEADLINE_MS: u16 = 30_000;
 
 /// A running VM, killed if its case fails.
 pub(crate) struct Vm {
@@ -94,8 +94,8 @@ fn line(from: &mut BufReader<impl Read + AsFd>) -> String {
     let mut line = String::new();
     while !line.ends_with('\n') {
         if from.buffer().is_empty() {
-            let mut fds = [PollFd::new(from.get_ref(), PollFlags::IN)];
-            assert_eq!(rustix::event::poll(&mut fds, Some(&DEADLINE)).unwrap(), 1, "nothing more is said: {line:?}");
+            let mut fds = [PollFd::new(from.get_ref().as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, DEADLINE_MS).unwrap(), 1, "nothing more is said: {line:?}");
         }
         let text = String::from_utf8(from.fill_buf().unwrap().to_vec()).unwrap();
         assert!(!text.is_empty(), "nothing more will be said: {line:?}");

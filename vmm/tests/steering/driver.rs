@@ -7,7 +7,8 @@
 use devices::virtio::device::{Activation, ActiveQueue, Counter, Device, Memory};
 use devices::virtio::interrupt::Interrupts;
 use devices::virtio::net::Net;
-use std::os::fd::OwnedFd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtio_queue::{Queue, QueueT};
@@ -180,7 +181,6 @@ pub(crate) fn count(net: &Net, name: &str) -> u64 {
 
 /// Waits until there is a frame to read.
 pub(crate) fn wait_readable(fd: &OwnedFd) {
-    use rustix::event::{PollFd, PollFlags, poll};
-    let patience = DEADLINE.try_into().unwrap();
-    assert_eq!(poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&patience)).unwrap(), 1, "No frame arrives");
+    let timeout = PollTimeout::try_from(DEADLINE).unwrap();
+    assert_eq!(poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout).unwrap(), 1, "No frame arrives");
 }
