@@ -61,7 +61,7 @@ pub fn isolate() -> Result<(), Error> {
 fn unshare() -> Command {
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "--pid", "--fork", "--kill-child"]);
-    if !rustix::process::geteuid().is_root() {
+    if !nix::unistd::geteuid().is_root() {
         command.arg("--map-root-user");
     }
     command

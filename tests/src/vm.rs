@@ -4,7 +4,8 @@
 //! machine's console is minivmm's standard output; nothing here polls or sleeps. Dropping a [`Vm`] kills it.
 
 use crate::guest;
-use rustix::process::{Pid, Signal, kill_process};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -167,7 +168,7 @@ impl Vm {
         let watched =
             Watched { command: line, console: Stream::watch(stdout, patience), log: Stream::watch(stderr, patience) };
         lock(&STARTED).push(watched.clone());
-        let pid = Pid::from_child(&child);
+        let pid = Pid::from_raw(child.id().cast_signed());
         let end = Arc::new((Mutex::new(None), Condvar::new()));
         let vm = Self { pid, stdin: Arc::new(Mutex::new(stdin)), watched, end: Arc::clone(&end), patience };
         thread::spawn(move || note_end(child, &end));
@@ -270,7 +271,7 @@ impl Vm {
 
     /// The names of minivmm's threads.
     pub fn threads(&self) -> Vec<String> {
-        let tasks = format!("/proc/{}/task", self.pid.as_raw_nonzero());
+        let tasks = format!("/proc/{}/task", self.pid);
         let tasks = std::fs::read_dir(&tasks).unwrap_or_else(|error| panic!("{tasks} cannot be read: {error}"));
         // A thread that ends meanwhile has no name.
         let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
@@ -279,7 +280,7 @@ impl Vm {
 
     /// Sends minivmm a signal.
     pub fn signal(&self, signal: Signal) {
-        kill_process(self.pid, signal).unwrap_or_else(|error| panic!("minivmm cannot be signalled: {error}"));
+        kill(self.pid, signal).unwrap_or_else(|error| panic!("minivmm cannot be signalled: {error}"));
     }
 
     fn wait_status(&self) -> ExitStatus {
@@ -298,7 +299,7 @@ impl Drop for Vm {
     fn drop(&mut self) {
         if lock(&self.end.0).is_none() {
             // It may end this very moment.
-            let _gone = kill_process(self.pid, Signal::KILL);
+            let _gone = kill(self.pid, Signal::SIGKILL);
             self.wait_status();
         }
     }

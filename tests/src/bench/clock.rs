@@ -4,6 +4,7 @@
 //! Unsafe, because the counter has no safe intrinsic.
 #![expect(unsafe_code, reason = "the counter has no safe intrinsic")]
 
+use nix::time::{ClockId, clock_gettime};
 use std::fs;
 use std::io;
 use std::thread;
@@ -68,8 +69,7 @@ pub(super) fn sleeps(pid: u32) -> io::Result<u64> {
 
 /// Processor time of the calling thread.
 pub(super) fn own_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
 fn tasks(pid: u32) -> io::Result<Vec<String>> {

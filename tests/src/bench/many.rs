@@ -188,7 +188,7 @@ fn end(running: &mut [Child]) {
         let _status = child.wait();
     }
     // This is process 1 of its namespace: children of the killed ones are ours now.
-    while rustix::process::wait(rustix::process::WaitOptions::empty()).is_ok() {}
+    while nix::sys::wait::wait().is_ok() {}
 }
 
 impl Network {

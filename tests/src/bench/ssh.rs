@@ -269,5 +269,5 @@ fn end(child: &mut Child) {
     let _gone = child.kill();
     let _status = child.wait();
     // This is process 1 of its namespace: children of the killed one are ours now.
-    while rustix::process::wait(rustix::process::WaitOptions::empty()).is_ok() {}
+    while nix::sys::wait::wait().is_ok() {}
 }

@@ -10,9 +10,12 @@
 use super::Spread;
 use super::usage;
 use crate::lan::sh;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::wait::wait;
 use serde::Serialize;
 use std::fs;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -27,7 +30,7 @@ const LEAN_MICROVM: &str = "microvm,x-option-roms=off,pit=off,pic=off,rtc=off";
 /// How long a VM runs before its memory is looked at: start-up is over, and what it gives back it has given back.
 const SETTLED: Duration = Duration::from_secs(1);
 /// No contestant takes longer to print a byte.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
+const FIRST_BYTE_TIMEOUT_MS: u16 = 30_000;
 /// The goals of the project: QEMU's time over ours, MiB of memory, MB of program.
 const GOALS: Goals = Goals { times_faster: 18.0, pss_mib: 2.5, program_mb: 4.0 };
 
@@ -297,9 +300,7 @@ impl Contestant {
 /// Waits for one byte on the child's standard output.
 fn first_byte(child: &mut Child) -> bool {
     let Some(stdout) = child.stdout.as_mut() else { return false };
-    let mut poll = [rustix::event::PollFd::new(stdout, rustix::event::PollFlags::IN)];
-    let limit = rustix::event::Timespec { tv_sec: FIRST_BYTE_TIMEOUT.as_secs().cast_signed(), tv_nsec: 0 };
-    let ready = rustix::event::poll(&mut poll, Some(&limit));
+    let ready = poll(&mut [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)], FIRST_BYTE_TIMEOUT_MS);
     ready.is_ok_and(|ready| ready > 0) && stdout.read(&mut [0]).is_ok_and(|len| len == 1)
 }
 
@@ -309,7 +310,7 @@ fn end(child: &mut Child) {
     let _gone = child.kill();
     let _status = child.wait();
     // This is process 1 of its namespace: children of the killed one are ours now.
-    while rustix::process::wait(rustix::process::WaitOptions::empty()).is_ok() {}
+    while wait().is_ok() {}
 }
 
 /// The file that a program name means.

@@ -2,10 +2,9 @@
 //!
 //! The VM is everything in this process namespace except the benchmark itself, so that a child which left its parent
 //! counts as well. A process that ends while it is looked at counts as nothing.
-//!
-//! Unsafe, because no safe crate here reads the clock of another process; `/proc` only has ticks of 10 ms.
-#![expect(unsafe_code, reason = "the clock of another process has no safe wrapper here")]
 
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use std::fs;
 use std::io;
 use std::time::Duration;
@@ -80,20 +79,10 @@ fn others() -> io::Result<Vec<u32>> {
     Ok(names.filter(|&pid| pid != own).collect())
 }
 
+/// The time on a process's clock; `/proc` only has ticks of 10 ms.
 fn cpu_of(pid: u32) -> Duration {
-    let Ok(pid) = i32::try_from(pid) else { return Duration::ZERO };
-    let mut clock = 0;
-    // SAFETY: `clock` is alive; the call only writes it.
-    if unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) } != 0 {
-        return Duration::ZERO;
-    }
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is alive; the call only writes it.
-    if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
-        return Duration::ZERO;
-    }
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed()));
+    clock.and_then(clock_gettime).map(Duration::from).unwrap_or_default()
 }
 
 /// Sums smaps (proc_pid_smaps(5)) over all mappings smaller than the guest's memory.

@@ -1,6 +1,6 @@
 //! The user's terminal, raw while the guest's shell has it.
 
-use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcsetattr};
+use nix::sys::termios::{OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use std::io::stdin;
 
 /// The terminal in raw mode, until this is dropped.
@@ -14,9 +14,9 @@ impl Raw {
     pub(super) fn set() -> Option<Self> {
         let before = tcgetattr(stdin()).ok()?;
         let mut raw = before.clone();
-        raw.make_raw();
-        raw.output_modes |= OutputModes::OPOST | OutputModes::ONLCR;
-        tcsetattr(stdin(), OptionalActions::Now, &raw).ok()?;
+        cfmakeraw(&mut raw);
+        raw.output_flags |= OutputFlags::OPOST | OutputFlags::ONLCR;
+        tcsetattr(stdin(), SetArg::TCSANOW, &raw).ok()?;
         Some(Self { before })
     }
 }
@@ -24,6 +24,6 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         // A terminal that has gone needs no restoring.
-        let _gone = tcsetattr(stdin(), OptionalActions::Now, &self.before);
+        let _gone = tcsetattr(stdin(), SetArg::TCSANOW, &self.before);
     }
 }

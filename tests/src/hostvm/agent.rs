@@ -6,7 +6,8 @@
 //! off.
 
 use super::wire::{Command, Frame, Message, READY_ID, Status};
-use rustix::process::{Pid, Signal, kill_process_group};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -104,7 +105,7 @@ fn run(channel: &Channel, inputs: &Inputs, id: u32, command: &Command) -> Status
             return Status::Code(127);
         }
     };
-    let group = Pid::from_child(&child);
+    let group = Pid::from_raw(child.id().cast_signed());
     if let Some(input) = child.stdin.take() {
         lock(inputs).insert(id, input);
     }
@@ -122,7 +123,7 @@ fn run(channel: &Channel, inputs: &Inputs, id: u32, command: &Command) -> Status
         Ok(status) => status.map_or(Status::Code(127), describe),
         Err(_) => {
             // It may have ended this very moment; then there is nothing to kill.
-            let _gone = kill_process_group(group, Signal::KILL);
+            let _gone = killpg(group, Signal::SIGKILL);
             let _status = end.recv();
             Status::TimedOut
         }

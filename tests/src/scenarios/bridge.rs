@@ -3,7 +3,7 @@
 use super::Scenario;
 use crate::lan::{Lan, sh};
 use crate::stage::Stage;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use std::fs::File;
 use std::io;
 use std::net::TcpListener;
@@ -101,7 +101,7 @@ fn eight_cards(stage: &Stage) {
     let mut addresses: Vec<_> = cards.iter().map(|card| card["addresses"][0].as_str().unwrap_or_default()).collect();
     println!("{}", addresses.join(" "));
     assert_eq!(lan.guest_ports(), CARDS, "ports of the guest on the bridge");
-    vm.signal(Signal::TERM);
+    vm.signal(Signal::SIGTERM);
     assert_eq!(vm.wait_exit(), 0, "exit code of minivmm");
     addresses.sort();
     addresses.dedup();

@@ -9,7 +9,7 @@ use crate::debian::{Debian, Seed, Ssh};
 use crate::lan::sh;
 use crate::stage::Stage;
 use crate::vm::Builder;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
@@ -156,7 +156,7 @@ fn power_button(stage: &Stage) {
     let vm = machine(stage, &debian, &disk).parameter(WITHOUT_CLOUD_INIT).flag("--stop-timeout", stop_timeout).start();
     assert_eq!(answer(&ssh(stage, &debian, "root"), "systemctl is-active systemd-logind"), "active");
 
-    vm.signal(Signal::TERM);
+    vm.signal(Signal::SIGTERM);
 
     assert_eq!(vm.wait_exit(), codes::POWERED_OFF);
     expect_clean(&disk);

@@ -4,11 +4,10 @@
 use super::Scenario;
 use crate::lan::sh;
 use crate::stage::Stage;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::thread::{self, sleep};
@@ -63,7 +62,7 @@ impl World {
     fn listen(&self) -> TcpListener {
         let namespace = File::open(format!("/proc/{}/ns/net", self.namespace.id())).expect("the namespace");
         let listen = move || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("the way in");
+            setns(namespace, CloneFlags::CLONE_NEWNET).expect("the way in");
             TcpListener::bind((Self::ADDRESS, 0)).expect("a port")
         };
         thread::spawn(listen).join().expect("a listener")

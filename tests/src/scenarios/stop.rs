@@ -4,11 +4,11 @@ use super::Scenario;
 use crate::codes;
 use crate::stage::Stage;
 use crate::vm::Builder;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "stop::sigterm_presses_the_power_button", run: |stage| power_button(stage, Signal::TERM) },
-    Scenario { name: "stop::sigint_presses_the_power_button", run: |stage| power_button(stage, Signal::INT) },
+    Scenario { name: "stop::sigterm_presses_the_power_button", run: |stage| power_button(stage, Signal::SIGTERM) },
+    Scenario { name: "stop::sigint_presses_the_power_button", run: |stage| power_button(stage, Signal::SIGINT) },
     Scenario { name: "stop::a_guest_that_ignores_the_button_is_stopped_after_the_timeout", run: ignored_button },
     Scenario { name: "stop::a_second_sigterm_stops_at_once", run: second_signal },
     Scenario { name: "stop::every_way_a_stock_kernel_resets_ends_the_machine_and_is_named", run: resets },
@@ -33,7 +33,7 @@ fn ignored_button(stage: &Stage) {
     let vm = stage.vm().flag("--stop-timeout", 2).parameter("rdinit=/bin/sh").start();
     vm.wait_for("/ #");
 
-    vm.signal(Signal::TERM);
+    vm.signal(Signal::SIGTERM);
 
     assert_eq!(vm.wait_exit(), codes::STOP_TIMEOUT);
 }
@@ -42,10 +42,10 @@ fn second_signal(stage: &Stage) {
     let vm = stage.vm().flag("--stop-timeout", 600).flag("--log", "info").parameter("rdinit=/bin/sh").start();
     vm.wait_for("/ #");
 
-    vm.signal(Signal::TERM);
+    vm.signal(Signal::SIGTERM);
     // Two signals sent at once are one to the kernel.
     vm.wait_for_log("Asking the guest to power off");
-    vm.signal(Signal::TERM);
+    vm.signal(Signal::SIGTERM);
 
     assert_eq!(vm.wait_exit(), codes::KILLED_BY_SIGTERM);
 }

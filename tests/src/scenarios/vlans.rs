@@ -4,7 +4,7 @@ use super::Scenario;
 use crate::codes;
 use crate::lan::sh;
 use crate::stage::Stage;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ fn guests_meet(stage: &Stage) {
     println!("tagged frames {tagged}, members {members:?}");
     assert_eq!(members, [vec![100], [(100..=198).collect(), vec![200]].concat(), vec![200]]);
     for vm in [red, blue, trunk] {
-        vm.signal(Signal::TERM);
+        vm.signal(Signal::SIGTERM);
         assert_eq!(vm.wait_exit(), 0, "exit code of a VM that was stopped");
     }
     assert_eq!(sh("ip link; bridge vlan"), links_before, "the host's links after the guests");
@@ -68,7 +68,7 @@ fn somebody_elses_bridge(stage: &Stage) {
     let vm = vm();
     assert_eq!(vm.value("up"), "1");
     assert_eq!(members().into_values().collect::<Vec<_>>(), [[7]]);
-    vm.signal(Signal::TERM);
+    vm.signal(Signal::SIGTERM);
     assert_eq!(vm.wait_exit(), 0, "exit code of a VM that was stopped");
     sh("ip link del lan");
 }

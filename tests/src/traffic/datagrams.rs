@@ -2,8 +2,7 @@
 //! sender waits for the receiver's word, so no queue between them has to hold more than one.
 
 use super::{PATIENCE, Pattern};
-use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
-use rustix::net::sockopt;
+use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -79,7 +78,7 @@ pub fn send(address: SocketAddr, plan: &Plan, cut: Cut) -> io::Result<usize> {
     let together = match cut {
         Cut::Sender => 1,
         Cut::Kernel => {
-            setsockopt(&socket, UdpGsoSegment, &size.into())?;
+            setsockopt(&socket, sockopt::UdpGsoSegment, &size.into())?;
             plan.burst()
         }
     };
@@ -102,7 +101,7 @@ pub fn send(address: SocketAddr, plan: &Plan, cut: Cut) -> io::Result<usize> {
 /// If they stay away.
 pub fn receive(socket: &UdpSocket, plan: &Plan) -> io::Result<Report> {
     // Received frames lie in larger buffers than they need. Without the privilege, small datagrams still fit.
-    let _refused = sockopt::set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER_BYTES);
+    let _refused = setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES);
     // The first may wait for a guest to boot.
     socket.set_read_timeout(Some(PATIENCE * 6))?;
     let pattern = Pattern::new(MAX_BYTES);

@@ -1,8 +1,8 @@
 //! TCP flows that all send and receive at the same time, and how long each of them had to wait.
 
 use super::{PATIENCE, Pattern};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -16,6 +16,8 @@ const READ_BYTES: usize = 32 << 10;
 /// Every flow has a turn in this time. It leaves the processor something to do besides: hundreds of flows that send as
 /// fast as they can wait for each other, and then a flow that is lost looks like one that waits.
 const TURN: Duration = Duration::from_millis(100);
+/// How often flows that wait look whether they have waited for ever.
+const WAIT_MS: u16 = 1000;
 /// The limit of a flow's bytes under way: hundreds of them must not make a queue in which one waits for seconds.
 const SEND_BUFFER_BYTES: usize = 8 << 10;
 
@@ -68,12 +70,12 @@ fn serve(streams: Vec<TcpStream>, key: SocketAddrOf, stop: Option<BorrowedFd<'_>
     let mut stopped = false;
     while flows.iter().any(Flow::is_open) {
         let begin = Instant::now();
-        let mut fds: Vec<_> = flows.iter().map(|flow| PollFd::new(&flow.stream, flow.interest())).collect();
+        let mut fds: Vec<_> = flows.iter().map(|flow| PollFd::new(flow.stream.as_fd(), flow.interest())).collect();
         if let Some(stop) = &stop {
-            fds.push(PollFd::new(stop, PollFlags::IN));
+            fds.push(PollFd::new(stop.as_fd(), PollFlags::POLLIN));
         }
-        poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }))?;
-        let mut ready: Vec<_> = fds.iter().map(PollFd::revents).collect();
+        poll(&mut fds, WAIT_MS)?;
+        let mut ready: Vec<_> = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::all())).collect();
         // A pipe whose writer has gone is at its end for good.
         stopped |= stop.is_some() && ready.pop().is_some_and(|stop| !stop.is_empty());
         for (flow, ready) in flows.iter_mut().zip(ready) {
@@ -112,7 +114,7 @@ impl Flow {
             SocketAddrOf::Peer => stream.peer_addr()?,
         };
         stream.set_nonblocking(true)?;
-        sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES)?;
+        setsockopt(&stream, sockopt::SndBuf, &SEND_BUFFER_BYTES)?;
         Ok(Self {
             stream,
             offset: u64::from(address.port()),
@@ -132,8 +134,8 @@ impl Flow {
 
     fn interest(&self) -> PollFlags {
         let mut flags = PollFlags::empty();
-        flags.set(PollFlags::IN, self.receives);
-        flags.set(PollFlags::OUT, self.sends);
+        flags.set(PollFlags::POLLIN, self.receives);
+        flags.set(PollFlags::POLLOUT, self.sends);
         flags
     }
 
@@ -155,14 +157,14 @@ impl Flow {
                 return Err(io::Error::other(format!("silent after {} bytes", self.received)));
             }
         }
-        if self.receives && ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+        if self.receives && ready.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
             self.receive(pattern)?;
         }
         // Who accepted goes on until the other one ends.
         if self.sends && (stopped || !self.receives) {
             self.sends = false;
             self.stream.shutdown(Shutdown::Write)?;
-        } else if self.sends && ready.contains(PollFlags::OUT) {
+        } else if self.sends && ready.contains(PollFlags::POLLOUT) {
             let piece = pattern.at(self.offset + self.sent, WRITE_BYTES);
             self.sent += self.stream.write(piece)? as u64;
         }

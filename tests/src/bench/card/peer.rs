@@ -4,8 +4,9 @@
 use super::frame::{HEADERS_BYTES, PAYLOAD_AT, PEER_MAC, Shape, headers};
 use super::tap::{HEADER_BYTES, Tap};
 use crate::bench::clock;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -13,7 +14,7 @@ use std::thread::{self, JoinHandle};
 /// Flows of a writer: enough to give every one of 4 queues some.
 const FLOWS: u16 = 64;
 /// How often one that waits looks whether it shall end.
-const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+const WAIT_MS: u16 = 20;
 /// The guest has that many receive buffers of that size and uses them in turns, so the plain reader does too.
 const BUFFER_BYTES: usize = 4096;
 const BUFFERS: usize = 256;
@@ -106,7 +107,7 @@ impl Echo {
                     Ok(len) => send_back(&mut tap, &mut frame[..len]),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
                         // Whatever the reason it returns for, the next read shows what there is.
-                        let _ready = poll(&mut [PollFd::new(&tap.queue, PollFlags::IN)], Some(&WAIT));
+                        let _ready = poll(&mut [PollFd::new(tap.queue.as_fd(), PollFlags::POLLIN)], WAIT_MS);
                     }
                     // The guest then reports frames that do not come back.
                     Err(_) => return,

@@ -132,7 +132,7 @@ impl Drop for Vm {
         let _gone = self.child.kill();
         let _status = self.child.wait();
         // This is process 1 of its namespace: what the VMM has forked is ours now, and undoes its part before it ends.
-        while rustix::process::wait(rustix::process::WaitOptions::empty()).is_ok() {}
+        while nix::sys::wait::wait().is_ok() {}
         if self.vmm == Vmm::Qemu {
             sh(&format!("ip link del {QEMU_TAP}"));
         }
