@@ -26,58 +26,58 @@ pub enum Error {
     #[error("{}", .0.message)]
     Keeper(Report),
     /// A fork copies only the calling thread, and would leave the other threads' locks locked for ever.
-    #[error("The network keeper has to be started before any thread, and the process has {threads}")]
+    #[error("Cannot fork the network keeper: this process has {threads} threads, and may have one")]
     Threads {
         /// Threads of the process.
         threads: u64,
     },
     /// `/proc/self/task` cannot be read.
-    #[error("Count the threads of this process")]
+    #[error("Cannot count the threads of this process")]
     CountThreads(#[source] io::Error),
     /// The socket pair cannot be made.
-    #[error("Open a socket to the network keeper")]
+    #[error("Cannot open a socket to the network keeper")]
     Socket(#[source] io::Error),
     /// The keeper cannot be forked.
-    #[error("Fork the network keeper")]
+    #[error("Cannot fork the network keeper")]
     Fork(#[source] io::Error),
-    /// The keeper's event loop.
-    #[error("Start the network keeper's event loop")]
+    /// The event loop cannot be made.
+    #[error("Cannot start an event loop")]
     Runtime(#[source] io::Error),
     /// An error on the socket between VMM and keeper.
-    #[error("Talk to the network keeper")]
-    Talk(#[source] io::Error),
+    #[error("Cannot exchange messages with the network keeper")]
+    Exchange(#[source] io::Error),
     /// The keeper does not answer, most likely because the kernel does not answer it.
-    #[error("The network keeper has not answered for {seconds} s")]
+    #[error("Cannot reach the network keeper: it has not answered for {seconds} s")]
     Silent {
         /// The timeout in seconds.
         seconds: i64,
     },
     /// The VMM has gone, or no longer wants its network.
-    #[error("The VM ended before its network was made")]
+    #[error("Cannot make the network: the VM has ended")]
     Unwanted,
     /// The keeper was killed, or died.
-    #[error("The network keeper ended without an answer")]
+    #[error("Cannot reach the network keeper: it has ended")]
     Gone,
     /// A message that is not of the protocol.
-    #[error("The network keeper sent something else than expected")]
+    #[error("Cannot read a message of the network keeper: it is malformed or out of order")]
     Protocol,
     /// The keeper's netlink connection.
-    #[error("Open a connection to the kernel's network configuration (rtnetlink)")]
+    #[error("Cannot open an rtnetlink socket")]
     Connect(#[source] io::Error),
     /// The kernel did not answer the survey.
-    #[error("Read the interfaces of this host")]
+    #[error("Cannot read the interfaces of this host")]
     Survey(#[source] io::Error),
     /// `/dev/net/tun`.
-    #[error("Open /dev/net/tun")]
+    #[error("Cannot open /dev/net/tun")]
     OpenTun(#[source] io::Error),
     /// `/dev/vhost-net`.
-    #[error("Open /dev/vhost-net")]
+    #[error("Cannot open /dev/vhost-net")]
     OpenVhost(#[source] io::Error),
     /// `TUNSETIFF` for a new tap.
-    #[error("Create a tap")]
+    #[error("Cannot create a tap")]
     CreateTap(#[source] io::Error),
     /// `TUNSETIFF` for a tap that exists.
-    #[error("Open tap {tap}")]
+    #[error("Cannot open tap {tap}")]
     OpenTap {
         /// The tap.
         tap: String,
@@ -85,7 +85,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The descriptor of a tap cannot be prepared.
-    #[error("Prepare the inherited tap {tap}")]
+    #[error("Cannot prepare the inherited tap {tap}")]
     AdoptTap {
         /// The tap.
         tap: String,
@@ -99,7 +99,7 @@ pub enum Error {
         card: usize,
     },
     /// `RTM_SETLINK` with bridge, address and MTU.
-    #[error("Attach tap {tap} to bridge {bridge}")]
+    #[error("Cannot attach tap {tap} to bridge {bridge}")]
     AttachTap {
         /// The tap.
         tap: String,
@@ -109,7 +109,7 @@ pub enum Error {
         source: io::Error,
     },
     /// `RTM_NEWLINK` of a macvtap, and its settings.
-    #[error("Create a macvtap on {lower}")]
+    #[error("Cannot create a macvtap on {lower}")]
     CreateMacvtap {
         /// The interface.
         lower: IfName,
@@ -117,7 +117,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The character device of a macvtap.
-    #[error("Open the device of macvtap {tap}")]
+    #[error("Cannot open the device of macvtap {tap}")]
     OpenMacvtap {
         /// The macvtap.
         tap: String,
@@ -125,7 +125,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Adding a port to Open vSwitch.
-    #[error("Add a port to Open vSwitch bridge {bridge}")]
+    #[error("Cannot add a port to Open vSwitch bridge {bridge}")]
     AddOvsPort {
         /// The bridge.
         bridge: IfName,
@@ -133,7 +133,7 @@ pub enum Error {
         source: OvsError,
     },
     /// Removing a port from Open vSwitch.
-    #[error("Remove Open vSwitch port {port}")]
+    #[error("Cannot remove Open vSwitch port {port}")]
     RemoveOvsPort {
         /// The port.
         port: IfName,
@@ -141,7 +141,7 @@ pub enum Error {
         source: OvsError,
     },
     /// `RTM_NEWLINK` of a bridge.
-    #[error("Create bridge {bridge}")]
+    #[error("Cannot create bridge {bridge}")]
     CreateBridge {
         /// The bridge.
         bridge: IfName,
@@ -149,7 +149,7 @@ pub enum Error {
         source: io::Error,
     },
     /// `RTM_SETLINK` with `IFLA_BR_STP_STATE`.
-    #[error("Have bridge {bridge} take part in a spanning tree")]
+    #[error("Cannot enable STP on bridge {bridge}")]
     StartStp {
         /// The bridge.
         bridge: IfName,
@@ -157,7 +157,7 @@ pub enum Error {
         source: io::Error,
     },
     /// `RTM_SETLINK` with `IFLA_BR_VLAN_FILTERING`.
-    #[error("Have bridge {bridge} filter VLANs")]
+    #[error("Cannot enable VLAN filtering on bridge {bridge}")]
     FilterVlans {
         /// The bridge.
         bridge: IfName,
@@ -165,7 +165,7 @@ pub enum Error {
         source: io::Error,
     },
     /// `RTM_SETLINK` with the VLANs of an uplink.
-    #[error("Have {link} carry VLANs")]
+    #[error("Cannot add VLANs to {link}")]
     JoinVlans {
         /// The port.
         link: IfName,
@@ -173,7 +173,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Making an interface the port of a bridge of ours.
-    #[error("Take {uplink} as uplink")]
+    #[error("Cannot take {uplink} as uplink")]
     TakeUplink {
         /// The interface.
         uplink: String,
@@ -181,7 +181,7 @@ pub enum Error {
         source: MoveError,
     },
     /// Giving an interface back the addresses and routes that its bridge took over.
-    #[error("Give back to {uplink} what bridge {bridge} has from it; both are left as they are")]
+    #[error("Cannot give {uplink} back the addresses and routes that bridge {bridge} has from it")]
     GiveBack {
         /// The bridge.
         bridge: String,
@@ -191,23 +191,31 @@ pub enum Error {
         source: MoveError,
     },
     /// `RTM_SETLINK` with the bridge's own address.
-    #[error("Keep the address of bridge {bridge} as it is")]
+    #[error("Cannot pin the MAC address of bridge {bridge}")]
     PinAddress {
         /// The bridge.
         bridge: IfName,
         /// The kernel's error.
         source: io::Error,
     },
-    /// `RTM_SETLINK` with up or down.
-    #[error("Raise or lower {link}")]
+    /// `RTM_SETLINK` with up.
+    #[error("Cannot set {link} up")]
     Raise {
         /// The interface.
         link: IfName,
         /// The kernel's error.
         source: io::Error,
     },
+    /// `RTM_SETLINK` with down.
+    #[error("Cannot set {link} down")]
+    Lower {
+        /// The interface.
+        link: IfName,
+        /// The kernel's error.
+        source: io::Error,
+    },
     /// `RTM_DELLINK`.
-    #[error("Remove {link}")]
+    #[error("Cannot remove {link}")]
     Remove {
         /// The interface.
         link: String,
@@ -215,7 +223,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The address, alias or settings of a network's bridge.
-    #[error("Make bridge {bridge} a gateway")]
+    #[error("Cannot set up bridge {bridge} as a gateway")]
     GiveGateway {
         /// The bridge.
         bridge: IfName,
@@ -223,7 +231,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The sysctls of `net.ipv4.conf`.
-    #[error("Let packets pass between bridge {bridge} and the rest of the world")]
+    #[error("Cannot set the forwarding sysctls for bridge {bridge}")]
     Forwarding {
         /// The bridge.
         bridge: IfName,
@@ -231,8 +239,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The socket that reserves a port of the host.
-    #[error("Hold {} port {port} of this host", .protocol.name())]
-    HoldPort {
+    #[error("Cannot reserve {} port {port} of this host", .protocol.name())]
+    ReservePort {
         /// Its protocol.
         protocol: Protocol,
         /// The port.
@@ -241,25 +249,28 @@ pub enum Error {
         source: io::Error,
     },
     /// The VM's tables.
-    #[error("Create the nftables of this VM")]
+    #[error("Cannot change the nftables of this VM")]
     Nftables(#[source] NftError),
+    /// The chains of other programs.
+    #[error("Cannot read the nftables of this host")]
+    ReadNftables(#[source] NftError),
     /// The tables' descriptor cannot be handed to the VMM.
-    #[error("Share the connection to the kernel's packet filter (nf_tables)")]
+    #[error("Cannot hand the nf_tables socket to the VMM")]
     ShareTables(#[source] io::Error),
     /// The rules in `DOCKER-USER`, Docker's chain for rules of other programs.
-    #[error("Change the rules of VMs in Docker's chain DOCKER-USER")]
+    #[error("Cannot change the rules of VMs in Docker's chain DOCKER-USER")]
     Docker(#[source] NftError),
     /// The rate limit of a card on vhost-net.
-    #[error("Hold the rates of a card on its tap")]
+    #[error("Cannot limit the rates of a card on its tap")]
     LimitRates(#[source] RateError),
     /// The VM's mirror table.
-    #[error("Copy frames to another interface")]
+    #[error("Cannot mirror frames to another interface")]
     Mirror(#[source] NftError),
     /// The tables of a policy.
-    #[error("Enforce the policy")]
+    #[error("Cannot enforce the policy")]
     Policy(#[source] NftError),
     /// The packet socket of a card's services.
-    #[error("Open a packet socket on tap {tap}")]
+    #[error("Cannot open a packet socket on tap {tap}")]
     OpenServices {
         /// The tap.
         tap: String,
@@ -358,7 +369,7 @@ impl From<PortError> for Error {
         match error {
             PortError::Taken { protocol, port } => Refusal::PortTaken { protocol, port }.into(),
             PortError::NotOurAddress { address } => Refusal::NotOurAddress { address }.into(),
-            PortError::Socket { protocol, port, source } => Self::HoldPort { protocol, port, source },
+            PortError::Socket { protocol, port, source } => Self::ReservePort { protocol, port, source },
         }
     }
 }

@@ -342,8 +342,8 @@ impl Process {
     fn await_stopped(&self) -> Result<(), Error> {
         let patience = TimeVal::new(STOP_PATIENCE_S, 0);
         socket::setsockopt(&self.socket, socket::sockopt::ReceiveTimeout, &patience)
-            .map_err(|errno| Error::Talk(errno.into()))?;
-        socket::shutdown(self.socket.as_raw_fd(), Shutdown::Write).map_err(|errno| Error::Talk(errno.into()))?;
+            .map_err(|errno| Error::Exchange(errno.into()))?;
+        socket::shutdown(self.socket.as_raw_fd(), Shutdown::Write).map_err(|errno| Error::Exchange(errno.into()))?;
         loop {
             let reply = Reply::receive(self.socket.as_fd()).map_err(|error| match error {
                 Error::Silent { .. } => Error::Silent { seconds: STOP_PATIENCE_S },

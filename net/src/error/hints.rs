@@ -52,17 +52,26 @@ fn of_step(error: &Error) -> Option<String> {
         Error::OpenVhost(source) => open_vhost(source),
         Error::OpenTap { tap, source } => open_tap(tap, source),
         Error::TakeUplink { source, .. } => source.errno().and_then(uplink),
-        Error::GiveBack { .. } => Some("once that is mended, minivmm net gc does it".to_owned()),
+        Error::GiveBack { .. } => {
+            Some("no address is lost: once the cause is gone, minivmm net gc gives them back".to_owned())
+        }
         Error::CreateMacvtap { lower, source } => create_macvtap(lower, source),
         Error::OpenMacvtap { source, .. } => open_macvtap(source),
         Error::Policy(source) => policy(source),
+        Error::Silent { .. } => {
+            Some("see `dmesg`: most likely the kernel hangs while it changes an interface".to_owned())
+        }
+        Error::Gone => Some("see `dmesg`: most likely it was killed, as by the kernel for want of memory".to_owned()),
+        Error::Protocol => Some("this is a bug in minivmm".to_owned()),
         Error::Nftables(source) if source.has_no_owners() => Some(
             "it takes Linux 5.12, whose nftables go with their owner: use --net bridge=NAME without antispoof= and \
              isolate=, \
              or boot a later kernel"
                 .to_owned(),
         ),
-        Error::Nftables(source) | Error::Docker(source) | Error::Mirror(source) => nftables(source),
+        Error::Nftables(source) | Error::ReadNftables(source) | Error::Docker(source) | Error::Mirror(source) => {
+            nftables(source)
+        }
         Error::AddOvsPort { source, .. } | Error::RemoveOvsPort { source, .. } => source.hint(),
         _ => of_pair(error, error.source_errno()?),
     }
@@ -93,11 +102,11 @@ fn of_pair(error: &Error, errno: i32) -> Option<String> {
             "/proc/sys is read-only, as in most containers: run it privileged, or set it on the host (for NAT: \
              sysctl -w net.ipv4.ip_forward=1)"
         }
-        (Error::HoldPort { .. }, libc::EACCES | libc::EPERM) => {
+        (Error::ReservePort { .. }, libc::EACCES | libc::EPERM) => {
             "a port below net.ipv4.ip_unprivileged_port_start takes CAP_NET_BIND_SERVICE: forward a higher port, or \
              run as root"
         }
-        (Error::HoldPort { .. }, libc::EAFNOSUPPORT) => "the host has no IPv6: leave ipv6=on out",
+        (Error::ReservePort { .. }, libc::EAFNOSUPPORT) => "the host has no IPv6: leave ipv6=on out",
         (Error::OpenServices { .. }, libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => {
             "packet sockets take the module af_packet: modprobe af_packet (CONFIG_PACKET)"
         }
@@ -157,7 +166,7 @@ fn nftables(source: &NftError) -> Option<String> {
             }
             errno => privilege(errno),
         },
-        NftError::Talk(source) => match source.raw_os_error()? {
+        NftError::Exchange(source) => match source.raw_os_error()? {
             libc::EINVAL | libc::EOPNOTSUPP => {
                 Some("the kernel of this host has no nftables: modprobe nf_tables (CONFIG_NF_TABLES)".to_owned())
             }
@@ -317,7 +326,7 @@ mod tests {
 
     #[test]
     fn kernel_without_nftables_is_named() {
-        for source in [NftError::Open(errno(libc::EPROTONOSUPPORT)), NftError::Talk(errno(libc::EINVAL))] {
+        for source in [NftError::Open(errno(libc::EPROTONOSUPPORT)), NftError::Exchange(errno(libc::EINVAL))] {
             assert!(Error::Nftables(source).hint().unwrap().contains("modprobe nf_tables"));
         }
     }
@@ -328,7 +337,7 @@ mod tests {
         let errors: [fn(io::Error, IfName) -> Error; 6] = [
             |source, _| Error::Socket(source),
             |source, bridge| Error::GiveGateway { bridge, source },
-            |source, _| Error::HoldPort { protocol: Protocol::Tcp, port: 80, source },
+            |source, _| Error::ReservePort { protocol: Protocol::Tcp, port: 80, source },
             |source, bridge| Error::AttachTap { tap: "vmtap0".to_owned(), bridge, source },
             |source, _| Error::OpenTun(source),
             |source, _| Error::OpenServices { tap: "vmtap0".to_owned(), source },
@@ -356,7 +365,7 @@ mod tests {
             (Error::Forwarding { bridge: bridge(), source: errno(libc::EROFS) }, "/proc/sys is read-only"),
             (Error::GiveGateway { bridge: bridge(), source: errno(libc::ENOENT) }, "1280 for IPv6"),
             (
-                Error::HoldPort { protocol: Protocol::Tcp, port: 80, source: errno(libc::EACCES) },
+                Error::ReservePort { protocol: Protocol::Tcp, port: 80, source: errno(libc::EACCES) },
                 "CAP_NET_BIND_SERVICE",
             ),
             (Error::OpenServices { tap: "vmtap0".to_owned(), source: errno(libc::EAFNOSUPPORT) }, "modprobe af_packet"),

@@ -79,14 +79,14 @@ pub enum OvsError {
     #[error("Open vSwitch is not installed: there is no {PROGRAM} in PATH")]
     Missing,
     /// The database cannot be reached.
-    #[error("The database of Open vSwitch cannot be reached ({0})")]
+    #[error("Cannot reach the database of Open vSwitch: {0}")]
     Unreachable(String),
     /// The database answers, but no switch acts on it.
-    #[error("Open vSwitch has not answered for {PATIENCE_S} s")]
+    #[error("Cannot reach Open vSwitch: it has not answered for {PATIENCE_S} s")]
     Silent,
-    /// Any other error, in the program's words.
-    #[error("Open vSwitch says: {0}")]
-    Said(String),
+    /// Any other error, in the words of the program or the kernel.
+    #[error("Open vSwitch failed: {0}")]
+    Failed(String),
 }
 
 impl OvsError {
@@ -98,11 +98,11 @@ impl OvsError {
                 "start it (systemctl start openvswitch-switch), and run minivmm as a user who may open its socket; OVS_RUNDIR says \
                  where that is if it is not in /var/run/openvswitch"
             }
-            Self::Silent => "see whether ovs-vswitchd runs: systemctl status ovs-vswitchd",
-            Self::Said(text) if text.contains("No such device") => {
+            Self::Silent => "check that ovs-vswitchd runs: systemctl status ovs-vswitchd",
+            Self::Failed(text) if text.contains("No such device") => {
                 "run minivmm in the network namespace in which ovs-vswitchd runs"
             }
-            Self::Said(_) => return None,
+            Self::Failed(_) => return None,
         };
         Some(hint.to_owned())
     }

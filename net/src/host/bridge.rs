@@ -20,7 +20,7 @@ pub(crate) enum BridgeError {
     #[error(transparent)]
     Link(#[from] io::Error),
     /// The bridge could not give its uplink's addresses and routes back.
-    #[error("Cannot give back to {uplink} what the bridge has from it")]
+    #[error("Cannot give {uplink} back the addresses and routes that its bridge has from it")]
     GiveBack {
         /// The interface.
         uplink: String,

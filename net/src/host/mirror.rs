@@ -34,7 +34,7 @@ pub struct Mirror {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MirrorError {
     /// The kernel has no hook on the way out (Linux 5.16, `CONFIG_NETFILTER_EGRESS`).
-    #[error("The kernel has no hook for it")]
+    #[error("The kernel has no egress hook of family netdev")]
     NoHook,
     /// Anything else.
     #[error(transparent)]

@@ -69,7 +69,7 @@ pub(crate) fn remove(port: &IfName) -> Result<(), OvsError> {
 /// Adds the port in one transaction, and checks that the switch has taken it.
 pub(crate) fn add(port: &OvsPort) -> Result<(), OvsError> {
     let OvsPort { tap, bridge, vlan, iface_id, mac, alias, .. } = port;
-    let here = Place::here().map_err(|error| OvsError::Said(error.to_string()))?;
+    let here = Place::here().map_err(|error| OvsError::Failed(error.to_string()))?;
     let mut words = ["--may-exist", "add-port", bridge.as_str(), tap.as_str()].map(str::to_owned).to_vec();
     words.extend(vlan.map(|vlan| format!("tag={vlan}")));
     words.extend(["--", "set", "Interface", tap.as_str()].map(str::to_owned));
@@ -86,7 +86,7 @@ pub(crate) fn add(port: &OvsPort) -> Result<(), OvsError> {
     let (number, error) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     match number.parse::<u32>() {
         Ok(_) => Ok(()),
-        Err(_) => Err(OvsError::Said(error.trim_matches('"').to_owned())),
+        Err(_) => Err(OvsError::Failed(error.trim_matches('"').to_owned())),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::spec::{Forward, Protocol, Switch};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PortError {
     /// Another socket has it.
-    #[error("Another socket has the port")]
+    #[error("Cannot reserve {} port {port}: another socket has it", .protocol.name())]
     Taken {
         /// Its protocol.
         protocol: Protocol,
@@ -25,13 +25,13 @@ pub(crate) enum PortError {
         port: u16,
     },
     /// The host does not have the address.
-    #[error("{address} is no address of this host")]
+    #[error("{address} is not an address of this host")]
     NotOurAddress {
         /// The address.
         address: Ipv4Addr,
     },
     /// Anything else.
-    #[error("Cannot reserve a port")]
+    #[error("Cannot reserve {} port {port}", .protocol.name())]
     Socket {
         /// Its protocol.
         protocol: Protocol,

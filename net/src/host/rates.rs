@@ -107,10 +107,10 @@ impl RateLimit {
 #[derive(Debug, thiserror::Error)]
 pub enum RateError {
     /// A kernel without `tbf`, `ifb` or the `fwd` of nftables.
-    #[error("The kernel cannot do that")]
+    #[error("The kernel lacks tbf, ifb or the fwd statement of nftables")]
     Missing,
     /// A discipline or an interface.
-    #[error("Have frames wait")]
+    #[error("Cannot set up a token bucket filter (tbf) or its ifb")]
     Link(#[from] io::Error),
     /// The detour.
     #[error(transparent)]

@@ -30,7 +30,7 @@ pub(crate) enum TapError {
     #[error("Cannot create a tap")]
     Create(#[source] io::Error),
     /// Another process has its only queue.
-    #[error("Tap {name} is in use")]
+    #[error("Cannot open tap {name}: another process has it open")]
     Busy {
         /// The tap.
         name: IfName,

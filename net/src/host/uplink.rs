@@ -55,19 +55,19 @@ const SETTINGS: &[(Conf, &[&str])] = &[
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
     /// No socket, or no answer.
-    #[error("Talk to the kernel's network configuration (rtnetlink)")]
-    Talk(#[source] io::Error),
+    #[error("Cannot exchange rtnetlink messages with the kernel")]
+    Exchange(#[source] io::Error),
     /// `RTM_SETLINK` with the bridge's alias.
-    #[error("Write on the bridge what is to be given back")]
+    #[error("Cannot write to the bridge's alias what its uplink gets back")]
     Write(#[source] io::Error),
     /// `RTM_SETLINK` with the bridge, or without one.
-    #[error("Change what it is a port of")]
+    #[error("Cannot change the interface's bridge")]
     Attach(#[source] io::Error),
     /// An address or a route.
-    #[error("The kernel refuses to {what}")]
+    #[error("Cannot {change}")]
     Refused {
-        /// The refused change.
-        what: String,
+        /// The refused change, such as "add address 192.0.2.1/24".
+        change: String,
         /// The kernel's error.
         source: io::Error,
     },
@@ -76,7 +76,7 @@ pub enum MoveError {
 impl MoveError {
     /// The kernel's error code.
     pub fn errno(&self) -> Option<i32> {
-        let (Self::Talk(source) | Self::Write(source) | Self::Attach(source) | Self::Refused { source, .. }) = self;
+        let (Self::Exchange(source) | Self::Write(source) | Self::Attach(source) | Self::Refused { source, .. }) = self;
         source.raw_os_error()
     }
 }
@@ -92,11 +92,11 @@ pub(crate) async fn take(rtnl: &Rtnl, bridge: &str, alias: &UplinkAlias) -> Resu
     }
     forwarding::inherit(rtnl, from, to).await.map_err(MoveError::Write)?;
     inherit_settings(&alias.uplink, bridge);
-    let mut socket = RouteSocket::open().map_err(MoveError::Talk)?;
-    let holdings = Holdings::of(&mut socket, from).map_err(MoveError::Talk)?;
+    let mut socket = RouteSocket::open().map_err(MoveError::Exchange)?;
+    let holdings = Holdings::of(&mut socket, from).map_err(MoveError::Exchange)?;
     copy_addresses(&mut socket, &[&holdings.link_local[..], &holdings.addresses].concat(), &alias.uplink, to).await?;
     rtnl.join(from, to).await.map_err(MoveError::Attach)?;
-    carry(rtnl, from, to).await.map_err(MoveError::Talk)?;
+    carry(rtnl, from, to).await.map_err(MoveError::Exchange)?;
     move_routes(&mut socket, &holdings, from, to)?;
     remove_addresses(&mut socket, &holdings)
 }
@@ -106,8 +106,8 @@ pub(crate) async fn give_back(rtnl: &Rtnl, bridge: &Link, alias: &UplinkAlias, u
     let (from, to) = (bridge.index, uplink.index);
     let mut moving = None;
     if alias.moved {
-        let mut socket = RouteSocket::open().map_err(MoveError::Talk)?;
-        let holdings = Holdings::of(&mut socket, from).map_err(MoveError::Talk)?;
+        let mut socket = RouteSocket::open().map_err(MoveError::Exchange)?;
+        let holdings = Holdings::of(&mut socket, from).map_err(MoveError::Exchange)?;
         copy_addresses(&mut socket, &holdings.addresses, &bridge.name, to).await?;
         move_routes(&mut socket, &holdings, from, to)?;
         moving = Some((socket, holdings));
@@ -140,7 +140,7 @@ async fn copy_addresses(
     let six: Vec<IpAddr> = copies.iter().filter_map(Address::ip).filter(IpAddr::is_ipv6).collect();
     let start = Instant::now();
     while !six.is_empty() && start.elapsed() < PATIENCE {
-        let routes = socket.routes(to).map_err(MoveError::Talk)?;
+        let routes = socket.routes(to).map_err(MoveError::Exchange)?;
         if six.iter().all(|ip| routes.iter().any(|route| route.is_local_for(*ip))) {
             break;
         }
@@ -151,7 +151,7 @@ async fn copy_addresses(
 
 /// Has routes lead through `to` instead of `from`, to neighbours that are known there.
 fn move_routes(socket: &mut RouteSocket, holdings: &Holdings, from: u32, to: u32) -> Result<(), MoveError> {
-    let neighbours = socket.neighbours(from).map_err(MoveError::Talk)?.into_iter();
+    let neighbours = socket.neighbours(from).map_err(MoveError::Exchange)?.into_iter();
     let mut neighbours: Vec<_> = neighbours.filter(|other| other.link() == from && other.is_learned()).collect();
     neighbours.sort_by_key(Neighbour::age);
     neighbours.truncate(NEIGHBOURS_MAX);
@@ -170,9 +170,9 @@ fn remove_addresses(socket: &mut RouteSocket, holdings: &Holdings) -> Result<(),
 }
 
 fn apply(socket: &mut RouteSocket, changes: &[Change]) -> Result<(), MoveError> {
-    let refused = socket.apply(changes).map_err(MoveError::Talk)?;
+    let refused = socket.apply(changes).map_err(MoveError::Exchange)?;
     match refused.into_iter().next() {
-        Some((change, source)) => Err(MoveError::Refused { what: change.to_string(), source }),
+        Some((change, source)) => Err(MoveError::Refused { change: change.to_string(), source }),
         None => Ok(()),
     }
 }

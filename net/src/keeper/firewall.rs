@@ -122,7 +122,7 @@ impl<'a> Firewall<'a> {
             let text = format!("Its rules are removed from chain {CHAIN} again and again");
             not_kept.push(NotKept { card, text });
         }
-        not_kept.extend(self.lasting(self.cut_off(tables, bridged).map_err(Error::Nftables)?));
+        not_kept.extend(self.lasting(self.cut_off(tables, bridged).map_err(Error::ReadNftables)?));
         for trouble in not_kept.iter().filter(|trouble| !self.not_kept.contains(trouble)) {
             log::warn!("{}", trouble.text);
         }

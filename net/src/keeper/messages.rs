@@ -124,7 +124,7 @@ impl Reply {
     /// Sends this message without blocking. Returns false if the socket has no room.
     pub(crate) fn try_send(&self, socket: BorrowedFd<'_>) -> Result<bool, Error> {
         match self.send_with(socket, &[], MsgFlags::MSG_DONTWAIT) {
-            Err(Error::Talk(error)) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(Error::Exchange(error)) if error.kind() == ErrorKind::WouldBlock => Ok(false),
             result => result.map(|()| true),
         }
     }
@@ -135,7 +135,7 @@ impl Reply {
         let rights = [ControlMessage::ScmRights(&numbers)];
         let control = if numbers.is_empty() { &[][..] } else { &rights[..] };
         sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&text)], control, flags | MsgFlags::MSG_NOSIGNAL, None)
-            .map_err(|errno| Error::Talk(errno.into()))?;
+            .map_err(|errno| Error::Exchange(errno.into()))?;
         Ok(())
     }
 
@@ -158,7 +158,7 @@ impl Reply {
             match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
                 Err(Errno::EINTR) => slices = [IoSliceMut::new(&mut text)],
                 Err(Errno::EAGAIN) => return Err(Error::Silent { seconds: PATIENCE_S }),
-                result => break result.map_err(|errno| Error::Talk(errno.into()))?,
+                result => break result.map_err(|errno| Error::Exchange(errno.into()))?,
             }
         };
         let mut fds = Vec::new();

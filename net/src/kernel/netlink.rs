@@ -39,7 +39,7 @@ pub(crate) struct Writer {
 
 /// An attribute with more than 65535 bytes.
 #[derive(Debug, thiserror::Error)]
-#[error("It is longer than an attribute of netlink can be")]
+#[error("A netlink attribute has more than 65535 bytes")]
 pub struct TooLong;
 
 impl Writer {

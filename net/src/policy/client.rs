@@ -54,8 +54,8 @@ pub enum AskError {
     #[error("{0}")]
     Refused(String),
     /// An I/O error on the socket.
-    #[error("Talk to the keeper of the VM")]
-    Talk(#[source] io::Error),
+    #[error("Cannot exchange messages with the keeper of the VM")]
+    Exchange(#[source] io::Error),
 }
 
 /// The answer to a client without the permission to ask.
@@ -71,7 +71,7 @@ pub fn ask(vm: &str, replace: Option<Policy>) -> Result<Option<Policy>, AskError
     let stream = runtime_dir::connect(vm, VmSocket::Keeper, TIMEOUT).map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => AskError::NoVm(vm.to_owned()),
         io::ErrorKind::PermissionDenied => AskError::Stranger,
-        _ => AskError::Talk(error),
+        _ => AskError::Exchange(error),
     })?;
     let order = replace.map_or(Order::Show, Order::Replace);
     match exchange(&stream, &order)? {
@@ -81,7 +81,7 @@ pub fn ask(vm: &str, replace: Option<Policy>) -> Result<Option<Policy>, AskError
 }
 
 fn exchange(mut stream: &UnixStream, order: &Order) -> Result<Answer, AskError> {
-    let mut line = serde_json::to_vec(order).map_err(|error| AskError::Talk(error.into()))?;
+    let mut line = serde_json::to_vec(order).map_err(|error| AskError::Exchange(error.into()))?;
     line.push(b'\n');
     if line.len() > LINE_MAX {
         return Err(AskError::TooLong);
@@ -97,5 +97,5 @@ fn exchange(mut stream: &UnixStream, order: &Order) -> Result<Answer, AskError> 
         BufReader::new(stream.take(most)).read_line(&mut reply)?;
         Ok(serde_json::from_str(&reply)?)
     };
-    talk().map_err(AskError::Talk)
+    talk().map_err(AskError::Exchange)
 }

@@ -171,7 +171,7 @@ fn policy_on_a_kernel_before_5_16_is_refused_with_what_it_takes() {
     ] {
         let report = refused(object, errno);
         assert!(
-            report.message.starts_with(&format!("Enforce the policy: The kernel refuses {object}: ")),
+            report.message.starts_with(&format!("Cannot enforce the policy: The kernel refuses {object}: ")),
             "{report:?}"
         );
         let hint = "it takes Linux 5.16 with CONFIG_NETFILTER_EGRESS; a policy is enforced as a whole or not at all";

@@ -26,7 +26,7 @@ impl Kind for Raise {
         let Self { link } = self;
         match made.rtnl.lower(link.as_str()).await {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-            result => result.map_err(|source| Error::Raise { link: link.clone(), source }),
+            result => result.map_err(|source| Error::Lower { link: link.clone(), source }),
         }
     }
 

@@ -55,8 +55,8 @@ fn datapath_of(text: &str) -> Datapath {
 pub(crate) fn left_behind() -> Result<Vec<IfName>, OvsError> {
     let text = run(&["--format=json", "--columns=name,external_ids", "list", "Interface"])?;
     // Read after the ports: a claim comes before its port.
-    let claimed = claim::taken().map_err(|error| OvsError::Said(error.to_string()))?;
-    let here = Place::here().map_err(|error| OvsError::Said(error.to_string()))?;
+    let claimed = claim::taken().map_err(|error| OvsError::Failed(error.to_string()))?;
+    let here = Place::here().map_err(|error| OvsError::Failed(error.to_string()))?;
     Ok(marked(&text)
         .into_iter()
         .filter(|(name, mark)| here.is_left_behind(name, mark, &claimed))
@@ -69,7 +69,7 @@ pub(crate) fn run(words: &[&str]) -> Result<String, OvsError> {
     let output = Command::new(PROGRAM).arg(format!("--timeout={PATIENCE_S}")).args(words).stdin(Stdio::null()).output();
     let output = output.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => OvsError::Missing,
-        _ => OvsError::Said(format!("{PROGRAM} cannot be run: {error}")),
+        _ => OvsError::Failed(format!("cannot run {PROGRAM}: {error}")),
     })?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
@@ -83,7 +83,7 @@ pub(crate) fn run(words: &[&str]) -> Result<String, OvsError> {
     Err(if line.contains("database connection failed") {
         OvsError::Unreachable(line.to_owned())
     } else {
-        OvsError::Said(line.to_owned())
+        OvsError::Failed(line.to_owned())
     })
 }
 

@@ -263,7 +263,7 @@ fn policy() {
 fn trouble() {
     let mut switch = Switch::without_daemons();
     let unreachable = switch.refusal("ovs=b0");
-    assert!(unreachable.starts_with("failed The database of Open vSwitch cannot be reached (unix:"), "{unreachable}");
+    assert!(unreachable.starts_with("failed Cannot reach the database of Open vSwitch: unix:"), "{unreachable}");
     assert!(unreachable.contains(" | start it (systemctl start openvswitch-switch)"), "{unreachable}");
 
     switch.spawn(&["ovsdb-server", "--remote=punix:db.sock", "conf.db"]);

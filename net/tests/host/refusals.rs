@@ -131,7 +131,7 @@ fn threads() {
     let error = Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None })
         .unwrap_err();
     assert!(matches!(error, Error::Threads { threads: 2 }));
-    assert_eq!(error.to_string(), "The network keeper has to be started before any thread, and the process has 2");
+    assert_eq!(error.to_string(), "Cannot fork the network keeper: this process has 2 threads, and may have one");
     drop(sender);
     let _ = thread.join();
 }
@@ -145,7 +145,7 @@ fn without_cap_net_admin() {
     let vmm = Vmm::from_command(command);
     assert_eq!(
         vmm.line(),
-        "failed Keep the address of bridge br0 as it is: Operation not permitted (os error 1) | this needs \
+        "failed Cannot pin the MAC address of bridge br0: Operation not permitted (os error 1) | this needs \
          CAP_NET_ADMIN: run as root, or use --net tap=NAME with a tap that root made for this user | host"
     );
     assert_eq!(vmm.end(), "");
@@ -163,7 +163,7 @@ fn without_permission() {
     let vmm = Vmm::from_command(command);
     let line = vmm.line();
     assert!(
-        line.starts_with("failed Open /dev/net/tun: Permission denied (os error 13) | run as root, or let"),
+        line.starts_with("failed Cannot open /dev/net/tun: Permission denied (os error 13) | run as root, or let"),
         "{line}"
     );
     assert!(line.ends_with(" | host"), "{line}");

@@ -174,7 +174,10 @@ fn gc_unprivileged() {
     let (code, _, errors) = said(&mut unprivileged(&["net", "gc"]));
 
     assert_eq!(code, 71);
-    assert!(errors.starts_with("minivmm: Remove mine0: Operation not permitted (os error 1)\nhint: "), "{errors}");
+    assert!(
+        errors.starts_with("minivmm: Cannot remove mine0: Operation not permitted (os error 1)\nhint: "),
+        "{errors}"
+    );
 }
 
 /// A server that any user can run: a VM's abstract name, as older versions had it, and one in a folder of the user's

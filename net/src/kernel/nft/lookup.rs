@@ -11,10 +11,10 @@ use crate::spec::IfName;
 #[derive(Debug, thiserror::Error)]
 pub enum RuleError {
     /// Chains of an inet table see no ARP, at any hook.
-    #[error("ARP can be tested for in tables of the families netdev and bridge only")]
+    #[error("Cannot match ARP in a table of family inet, whose chains see none")]
     ArpInInet,
     /// The kernel takes an interface's number.
-    #[error("There is no interface {name}")]
+    #[error("Cannot find interface {name}")]
     Device {
         /// The interface.
         name: IfName,

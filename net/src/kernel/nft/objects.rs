@@ -13,7 +13,7 @@ use crate::kernel::netlink::{Head, TooLong, Writer};
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
     /// A rule.
-    #[error("There is no way to write {object}")]
+    #[error("Cannot encode {object}")]
     Rule {
         /// The rule and where it is.
         object: String,

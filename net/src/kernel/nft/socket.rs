@@ -21,14 +21,14 @@ use crate::kernel::netlink::{Attrs, Head, Message, Writer, messages};
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
     /// No socket.
-    #[error("Open a connection to the kernel's packet filter (nf_tables)")]
+    #[error("Cannot open an nf_tables socket")]
     Open(#[source] io::Error),
     /// The batch holds an object that cannot be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
     /// An error of the socket.
-    #[error("Talk to the kernel's packet filter (nf_tables)")]
-    Talk(#[source] io::Error),
+    #[error("Cannot exchange messages with nf_tables")]
+    Exchange(#[source] io::Error),
     /// The kernel refused; nothing has changed.
     #[error("The kernel refuses {object}")]
     Refused {
@@ -38,17 +38,17 @@ pub enum NftError {
         source: io::Error,
     },
     /// The kernel did not answer a request.
-    #[error("The kernel's packet filter (nf_tables) has not answered")]
+    #[error("The kernel has not answered a request to nf_tables")]
     Silent,
-    /// Other programs change the packet filter faster than it can be read.
-    #[error("The packet filter changes while it is being read")]
+    /// Other programs change the ruleset faster than it can be read.
+    #[error("The nftables ruleset changes while it is being read")]
     Changing,
 }
 
 impl NftError {
     /// True if the kernel refused because this user may not change the packet filter.
     pub(crate) fn is_forbidden(&self) -> bool {
-        let (Self::Open(source) | Self::Talk(source) | Self::Refused { source, .. }) = self else { return false };
+        let (Self::Open(source) | Self::Exchange(source) | Self::Refused { source, .. }) = self else { return false };
         matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
     }
 
@@ -178,7 +178,7 @@ impl NftSocket {
     ) -> Result<Option<T>, NftError> {
         match self.ask(kind, libc::NLM_F_ACK, family, body, |_, attrs| read(attrs)) {
             Ok(found) => Ok(found.into_iter().flatten().next()),
-            Err(NftError::Talk(error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(NftError::Exchange(error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -210,7 +210,7 @@ impl NftSocket {
                 match errno_of(&message) {
                     Some(0) => return Ok(consistent.then_some(list)),
                     Some(libc::EINTR) => consistent = false,
-                    Some(errno) => return Err(NftError::Talk(io::Error::from_raw_os_error(errno))),
+                    Some(errno) => return Err(NftError::Exchange(io::Error::from_raw_os_error(errno))),
                     None => list.extend(each(message.family(), message.attrs())),
                 }
             }
@@ -220,7 +220,7 @@ impl NftSocket {
 
     fn send(&self, bytes: &[u8]) -> Result<(), NftError> {
         let sent = sendto(self.fd.as_raw_fd(), bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty());
-        sent.map(drop).map_err(|errno| NftError::Talk(errno.into()))
+        sent.map(drop).map_err(|errno| NftError::Exchange(errno.into()))
     }
 
     /// All pending answers. If the kernel had to drop some, the remaining ones.
@@ -234,7 +234,7 @@ impl NftSocket {
                         .filter_map(|message| Some(Answer { seq: message.seq, errno: errno_of(&message)? })),
                 ),
                 Ok(None) => break,
-                Err(NftError::Talk(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(NftError::Exchange(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -250,7 +250,7 @@ impl NftSocket {
                 Ok((len, _)) => return Ok(Some(buffer.get(..len).unwrap_or_default())),
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(NftError::Talk(errno.into())),
+                Err(errno) => return Err(NftError::Exchange(errno.into())),
             }
         }
     }

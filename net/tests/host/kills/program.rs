@@ -72,7 +72,10 @@ impl Program {
             (Self::Fixture, _) => {
                 let mut lines = std::iter::repeat_with(|| vmm.line());
                 let line = lines.find(|line| !line.starts_with("ready ")).expect("a line");
-                assert!(line == "keeper gone" || line.starts_with("failed The network keeper "), "{line}");
+                assert!(
+                    line == "keeper gone" || line.starts_with("failed Cannot reach the network keeper: "),
+                    "{line}"
+                );
             }
             (Self::Minivmm(_), Moment::SetUp(_)) => {
                 while vmm.try_line().is_some_and(|line| !line.starts_with(GUEST_IS_UP)) {}

@@ -114,8 +114,8 @@ fn refused_device() {
     let chain = base("in", ChainType::Filter, Hook::Ingress("lo".parse().unwrap()), 0, vec![mirror]);
     let name = TableName { family: Family::Netdev, name: "x".to_owned() };
     let error = socket.apply(&Batch::from(table(name, vec![chain]))).unwrap_err();
-    assert_eq!(error.to_string(), "There is no way to write rule 'dup to \"tap7\"' of chain in of table netdev x");
-    assert_eq!(error.source().unwrap().to_string(), "There is no interface tap7");
+    assert_eq!(error.to_string(), "Cannot encode rule 'dup to \"tap7\"' of chain in of table netdev x");
+    assert_eq!(error.source().unwrap().to_string(), "Cannot find interface tap7");
 }
 
 fn large() {
