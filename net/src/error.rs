@@ -1,6 +1,14 @@
-//! The errors of a plan that meets the host. Knows the errors of every object of the host, and no step.
+//! The errors of a plan that meets the host, each with its hint. Knows the errors of every object of the host, and no
+//! step.
+//!
+//! The plan refuses what it can see beforehand. Only an attempt shows the rest: modules that the kernel does not load,
+//! privileges, limits of the process, and hosts that change meanwhile. Each errno that can still occur has a hint that
+//! names the module, the setting or the limit.
 
-mod hints;
+mod errno;
+mod keeper;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
@@ -16,6 +24,8 @@ use crate::kernel::nft::NftError;
 use crate::refusal::Refusal;
 use crate::spec::{IfName, Protocol};
 
+pub use keeper::KeeperError;
+
 /// Why the cards of a VM could not be made, kept or taken away.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -24,43 +34,13 @@ pub enum Error {
     Refused(#[from] Refusal),
     /// The keeper failed, and has undone its steps.
     #[error("{}", .0.message)]
-    Keeper(Report),
-    /// A fork copies only the calling thread, and would leave the other threads' locks locked for ever.
-    #[error("Cannot fork the network keeper: this process has {threads} threads, and may have one")]
-    Threads {
-        /// Threads of the process.
-        threads: u64,
-    },
-    /// `/proc/self/task` cannot be read.
-    #[error("Cannot count the threads of this process")]
-    CountThreads(#[source] io::Error),
-    /// The socket pair cannot be made.
-    #[error("Cannot open a socket to the network keeper")]
-    Socket(#[source] io::Error),
-    /// The keeper cannot be forked.
-    #[error("Cannot fork the network keeper")]
-    Fork(#[source] io::Error),
+    Reported(Report),
+    /// The keeper cannot be started or reached.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     /// The event loop cannot be made.
     #[error("Cannot start an event loop")]
     Runtime(#[source] io::Error),
-    /// An error on the socket between VMM and keeper.
-    #[error("Cannot exchange messages with the network keeper")]
-    Exchange(#[source] io::Error),
-    /// The keeper does not answer, most likely because the kernel does not answer it.
-    #[error("Cannot reach the network keeper: it has not answered for {seconds} s")]
-    Silent {
-        /// The timeout in seconds.
-        seconds: i64,
-    },
-    /// The VMM has gone, or no longer wants its network.
-    #[error("Cannot make the network: the VM has ended")]
-    Unwanted,
-    /// The keeper was killed, or died.
-    #[error("Cannot reach the network keeper: it has ended")]
-    Gone,
-    /// A message that is not of the protocol.
-    #[error("Cannot read a message of the network keeper: it is malformed or out of order")]
-    Protocol,
     /// The keeper's netlink connection.
     #[error("Cannot open an rtnetlink socket")]
     Connect(#[source] io::Error),
@@ -294,21 +274,127 @@ pub struct Report {
 }
 
 impl Error {
-    /// The hint for the user.
+    /// The hint for the user: the meaning that an errno has for the step, or else its general one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Refused(refusal) => Some(refusal.hint()),
-            Self::Keeper(report) => report.hint.clone(),
+            Self::Reported(report) => report.hint.clone(),
             Self::Teardown(reports) => reports.iter().find_map(|report| report.hint.clone()),
-            error => hints::of(error),
+            error => error.own_hint().or_else(|| errno::hint(error.errno()?).map(str::to_owned)),
         }
+    }
+
+    fn own_hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Keeper(error) => return error.hint(),
+            Self::AddOvsPort { source, .. } | Self::RemoveOvsPort { source, .. } => return source.hint(),
+            Self::Policy(source) if lacks_egress_hook(source) => {
+                "it takes Linux 5.16 with CONFIG_NETFILTER_EGRESS; a policy is enforced as a whole or not at all"
+            }
+            Self::Nftables(source) if source.has_no_owners() => {
+                "it takes Linux 5.12, whose nftables go with their owner: use --net bridge=NAME without antispoof= and \
+                 isolate=, or boot a later kernel"
+            }
+            Self::Nftables(source)
+            | Self::ReadNftables(source)
+            | Self::Docker(source)
+            | Self::Mirror(source)
+            | Self::Policy(source) => return source.hint(),
+            Self::GiveBack { .. } => "no address is lost: once the cause is gone, minivmm net gc gives them back",
+            error => return error.hint_of(error.errno()?),
+        };
+        Some(hint.to_owned())
+    }
+
+    /// The hint for a step that the kernel refuses with this errno.
+    fn hint_of(&self, errno: i32) -> Option<String> {
+        let hint = match (self, errno) {
+            (Self::OpenTun(_), libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                "load the driver: modprobe tun (in a container, pass the device /dev/net/tun in)"
+            }
+            (Self::OpenTun(_), libc::EACCES | libc::EPERM) => {
+                "run as root, or let this user open it: setfacl -m u:$USER:rw /dev/net/tun"
+            }
+            (Self::OpenVhost(_), libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                "load the driver: modprobe vhost_net (in a container, pass the device /dev/vhost-net in); or leave \
+                 vhost=on out"
+            }
+            (Self::OpenVhost(_), libc::EACCES | libc::EPERM) => {
+                "run as root, or let this user open it: setfacl -m u:$USER:rw /dev/vhost-net"
+            }
+            (Self::OpenTap { tap, .. }, libc::EPERM) => {
+                return Some(format!(
+                    "run as the tap's owner, or make it anew: ip tuntap add {tap} mode tap user $USER"
+                ));
+            }
+            (Self::CreateMacvtap { lower, .. }, errno) => return hint_of_macvtap(lower, errno),
+            (Self::OpenMacvtap { .. }, libc::EPERM | libc::EACCES) => {
+                "run as root; a container has to be allowed to make and use devices of this kind (--device-cgroup-rule \
+                 'c *:* rmw')"
+            }
+            (Self::TakeUplink { .. }, libc::EBUSY | libc::EOPNOTSUPP) => {
+                "this card cannot be a port of a bridge, or something else takes its frames; use --net nat"
+            }
+            (Self::CreateBridge { .. }, libc::EOPNOTSUPP) => "load the driver: modprobe bridge (CONFIG_BRIDGE)",
+            (Self::CreateBridge { .. } | Self::AttachTap { .. }, libc::EEXIST | libc::EBUSY | libc::ELOOP) => {
+                "something else changes the interfaces at the same moment: try again, and see `ip link`"
+            }
+            // EXFULL: the bridge has no free port number.
+            (Self::AttachTap { .. }, libc::EXFULL) => {
+                "the bridge has as many ports as the kernel gives it: use another"
+            }
+            (Self::AttachTap { .. } | Self::JoinVlans { .. } | Self::FilterVlans { .. }, libc::EOPNOTSUPP) => {
+                "the kernel lacks a setting of bridge ports: VLANs take CONFIG_BRIDGE_VLAN_FILTERING, isolate= takes \
+                 Linux 4.18"
+            }
+            (Self::AttachTap { .. } | Self::CreateBridge { .. }, libc::EINVAL) => {
+                "the interface takes no such MTU or setting: see `dmesg` for the reason, and try without mtu= and \
+                 isolate="
+            }
+            (Self::StartStp { .. }, libc::ERANGE | libc::EINVAL | libc::EOPNOTSUPP) => {
+                "the kernel takes no such spanning tree here: leave stp= and forward-delay= out"
+            }
+            (Self::GiveGateway { .. }, libc::EEXIST) => "another interface or VM has the address: use another subnet=",
+            (Self::GiveGateway { .. }, libc::ENOENT | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT | libc::EINVAL) => {
+                "the bridge has no IP: its MTU may be too small (68 for IPv4, 1280 for IPv6), or IPv6 be switched off"
+            }
+            (Self::GiveGateway { .. } | Self::Forwarding { .. }, libc::EROFS) => {
+                "/proc/sys is read-only, as in most containers: run it privileged, or set it on the host (for NAT: \
+                 sysctl -w net.ipv4.ip_forward=1)"
+            }
+            (Self::ReservePort { .. }, libc::EACCES | libc::EPERM) => {
+                "a port below net.ipv4.ip_unprivileged_port_start takes CAP_NET_BIND_SERVICE: forward a higher port, \
+                 or run as root"
+            }
+            (Self::ReservePort { .. }, libc::EAFNOSUPPORT) => "the host has no IPv6: leave ipv6=on out",
+            (Self::OpenServices { .. }, libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => {
+                "packet sockets take the module af_packet: modprobe af_packet (CONFIG_PACKET)"
+            }
+            (Self::OpenServices { .. }, libc::EPERM | libc::EACCES) => {
+                "answering DHCP on a tap takes CAP_NET_RAW: run as root"
+            }
+            (Self::Connect(_), libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => {
+                "the process may not open netlink sockets: a seccomp filter or RestrictAddressFamilies= must allow \
+                 AF_NETLINK"
+            }
+            (Self::Raise { .. }, libc::ERFKILL) => "the radio is switched off: rfkill unblock all",
+            (Self::Raise { .. }, libc::ENODEV) => "the interface has gone meanwhile: see `ip link`",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// The kernel's errno, if it is behind this error.
+    fn errno(&self) -> Option<i32> {
+        let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
+        causes.filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error()).last()
     }
 
     /// True if the user asked for something that cannot be had, and not if the host failed to provide it.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Refused(_) => true,
-            Self::Keeper(report) => report.usage,
+            Self::Reported(report) => report.usage,
             _ => false,
         }
     }
@@ -330,10 +416,6 @@ impl Error {
     /// This error as one line, ready to be sent.
     pub(crate) fn report(&self) -> Report {
         Report { message: error_chain(self), hint: self.hint(), usage: self.is_usage() }
-    }
-
-    fn source_errno(&self) -> Option<i32> {
-        std::error::Error::source(self)?.downcast_ref::<io::Error>()?.raw_os_error()
     }
 }
 
@@ -377,4 +459,30 @@ impl From<PortError> for Error {
 fn list(reports: &[Report]) -> String {
     let messages: Vec<&str> = reports.iter().map(|report| report.message.as_str()).collect();
     messages.join("; ")
+}
+
+/// True if the kernel has no egress hook of family netdev, on which half of a policy depends.
+fn lacks_egress_hook(source: &NftError) -> bool {
+    let NftError::Refused { object, source } = source else { return false };
+    let refused = matches!(source.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT | libc::EINVAL));
+    refused && !object.starts_with("rule ")
+}
+
+fn hint_of_macvtap(lower: &IfName, errno: i32) -> Option<String> {
+    match errno {
+        libc::EOPNOTSUPP => Some("load the driver: modprobe macvtap".to_owned()),
+        libc::EBUSY => Some(format!(
+            "{lower} already hands its frames to something else, such as an ipvlan or Open vSwitch: use another \
+             interface"
+        )),
+        libc::EINVAL => Some(format!(
+            "a macvlan or macvtap of another network namespace may be on {lower}, in mode passthru or beside one: use \
+             another interface or mode"
+        )),
+        libc::EADDRINUSE => Some(format!(
+            "a macvlan or macvtap of another network namespace has this address on {lower}: give the card another \
+             with mac="
+        )),
+        _ => None,
+    }
 }

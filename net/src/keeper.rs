@@ -39,7 +39,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::address_listener::AddressListener;
-use crate::error::Error;
+use crate::error::{Error, KeeperError};
 use crate::identity::alias::TapAlias;
 use crate::identity::mac::MacAddr;
 use crate::identity::runtime_dir::NameLock;
@@ -185,10 +185,10 @@ impl Keeper {
             return Ok(Self { process: None });
         }
         let (ours, theirs) = socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(|errno| Error::Socket(errno.into()))?;
+            .map_err(|errno| KeeperError::Socket(errno.into()))?;
         let patience = TimeVal::new(PATIENCE_S, 0);
         socket::setsockopt(&ours, socket::sockopt::ReceiveTimeout, &patience)
-            .map_err(|errno| Error::Socket(errno.into()))?;
+            .map_err(|errno| KeeperError::Socket(errno.into()))?;
         // In the child `ours` is closed by number, together with everything else that it does not need.
         let pid = process::spawn(|| match theirs.try_clone() {
             Ok(theirs) => serve::run(theirs, request, lock.map(NameLock::as_fd)),
@@ -213,19 +213,19 @@ impl Keeper {
         let mut ports = Vec::new();
         let Some(process) = &mut self.process else { return Ok((ports, Timing::default())) };
         loop {
-            let (reply, mut fds) = Reply::receive(process.socket.as_fd())?.ok_or(Error::Gone)?;
+            let (reply, mut fds) = Reply::receive(process.socket.as_fd())?.ok_or(KeeperError::Gone)?;
             match reply {
                 Reply::Port(header) => ports.push(port(*header, fds)?),
                 Reply::Ready(timing) => {
                     process.tables = fds.pop();
                     return Ok((ports, timing));
                 }
-                Reply::Failed(report) => return Err(Error::Keeper(report)),
+                Reply::Failed(report) => return Err(Error::Reported(report)),
                 Reply::Link { .. }
                 | Reply::Conflicts { .. }
                 | Reply::Mtu { .. }
                 | Reply::NotKept(_)
-                | Reply::Stopped(_) => return Err(Error::Protocol),
+                | Reply::Stopped(_) => return Err(KeeperError::Protocol.into()),
             }
         }
     }
@@ -246,7 +246,7 @@ impl Keeper {
             }
             Ok(Some((Reply::Mtu { card, mtu }, _))) => Some(News::Mtu { card, mtu }),
             Ok(Some((Reply::NotKept(promises), _))) => Some(News::NotKept(promises)),
-            Err(Error::Silent { .. }) => None,
+            Err(KeeperError::Silent { .. }) => None,
             Ok(_) | Err(_) => Some(News::Ended),
         }
     }
@@ -280,7 +280,7 @@ fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
         service,
     } = header;
     if queues.saturating_add(vhosts).saturating_add(address_listeners).saturating_add(claims) > fds.len() {
-        return Err(Error::Protocol);
+        return Err(KeeperError::Protocol.into());
     }
     let mut vhost = fds.split_off(queues);
     let mut address_listener = vhost.split_off(vhosts);
@@ -289,16 +289,16 @@ fn port(header: PortHeader, mut fds: Vec<OwnedFd>) -> Result<Port, Error> {
     let (claim, address_listener) = (claim.pop(), address_listener.pop().map(AddressListener::from_socket));
     let services = match service {
         Some(ServiceHeader { spec, alias }) if !rest.is_empty() => {
-            let tap = TapAlias::parse(&alias).ok_or(Error::Protocol)?;
+            let tap = TapAlias::parse(&alias).ok_or(KeeperError::Protocol)?;
             Some(Services { spec, tap, socket: rest.remove(0) })
         }
-        Some(_) => return Err(Error::Protocol),
+        Some(_) => return Err(KeeperError::Protocol.into()),
         None => None,
     };
     let steering = match <[OwnedFd; 2]>::try_from(rest) {
         Ok([program, map]) => Some(Steering { program, map }),
         Err(rest) if rest.is_empty() => None,
-        Err(_) => return Err(Error::Protocol),
+        Err(_) => return Err(KeeperError::Protocol.into()),
     };
     Ok(Port {
         tap_name,
@@ -342,11 +342,12 @@ impl Process {
     fn await_stopped(&self) -> Result<(), Error> {
         let patience = TimeVal::new(STOP_PATIENCE_S, 0);
         socket::setsockopt(&self.socket, socket::sockopt::ReceiveTimeout, &patience)
-            .map_err(|errno| Error::Exchange(errno.into()))?;
-        socket::shutdown(self.socket.as_raw_fd(), Shutdown::Write).map_err(|errno| Error::Exchange(errno.into()))?;
+            .map_err(|errno| KeeperError::Exchange(errno.into()))?;
+        socket::shutdown(self.socket.as_raw_fd(), Shutdown::Write)
+            .map_err(|errno| KeeperError::Exchange(errno.into()))?;
         loop {
             let reply = Reply::receive(self.socket.as_fd()).map_err(|error| match error {
-                Error::Silent { .. } => Error::Silent { seconds: STOP_PATIENCE_S },
+                KeeperError::Silent { .. } => KeeperError::Silent { seconds: STOP_PATIENCE_S },
                 error => error,
             })?;
             match reply {

@@ -93,7 +93,7 @@ mod rules;
 mod survey;
 
 pub use address_listener::AddressListener;
-pub use error::{Error, Report, error_chain};
+pub use error::{Error, KeeperError, Report, error_chain};
 pub use facts::ovs::{Datapath, OvsError, OvsFact};
 pub use host::macvtap::Macvtap;
 pub use host::ovs::OvsPort;

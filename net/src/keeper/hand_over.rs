@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::messages::{PortHeader, Reply, ServiceHeader, Timing};
 use crate::address_listener::AddressListener;
-use crate::error::Error;
+use crate::error::{Error, KeeperError};
 use crate::kernel::bpf::{Steering, SteeringProgram};
 use crate::kernel::tun::TapKind;
 use crate::plan::Plan;
@@ -20,7 +20,7 @@ pub(super) fn hand_over(
     timing: Timing,
 ) -> Result<(), Error> {
     for (card_idx, card) in plan.cards.iter().enumerate() {
-        let Some(tap) = made.taps.get_mut(&card_idx) else { return Err(Error::Protocol) };
+        let tap = made.taps.get_mut(&card_idx).ok_or(Error::NoTap { card: card_idx })?;
         let mut vhosts = made.vhosts.remove(&card_idx).unwrap_or_default();
         // A card on vhost-net does not offer steering, and a macvtap takes no program.
         let takes_program = vhosts.is_empty() && tap.fds.len() > 1 && tap.kind == TapKind::Tap;
@@ -28,7 +28,7 @@ pub(super) fn hand_over(
         let service = made.services.remove(&card_idx);
         // Services know the address that they have assigned.
         let address_listener = tap.index.filter(|_| service.is_none()).and_then(|index| listen(index, tap.kind));
-        let claim = made.claims.get(&card_idx).map(OwnedFd::try_clone).transpose().map_err(Error::Socket)?;
+        let claim = made.claims.get(&card_idx).map(OwnedFd::try_clone).transpose().map_err(KeeperError::Socket)?;
         let header = PortHeader {
             tap_name: tap.name.clone(),
             bridge: plan.bridge_of(card_idx).map(ToString::to_string),
@@ -57,7 +57,7 @@ pub(super) fn hand_over(
     made.inherited.clear();
     // Also for tables that are made later, for a policy. A kernel without nf_tables has none of them.
     let tables = made.owner().ok().map(|tables| tables.share()).transpose().map_err(Error::ShareTables)?;
-    Reply::Ready(timing).send(socket.as_fd(), &Vec::from_iter(tables))
+    Ok(Reply::Ready(timing).send(socket.as_fd(), &Vec::from_iter(tables))?)
 }
 
 /// Opens the address listener on the tap with this index; none if that fails.

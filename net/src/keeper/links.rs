@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use super::NotKept;
 use super::messages::Reply;
 use super::pace::{Allowance, Grant, REFILL};
+use crate::error::Error;
 use crate::identity::alias::TapAlias;
 use crate::kernel::ethtool;
 use crate::kernel::link::index_of;
@@ -244,7 +245,7 @@ impl Watched {
             Ok(false) => {}
             Err(error) => {
                 // The VMM has gone, which the socket reports next.
-                log::debug!("{}", error.report().message);
+                log::debug!("{}", Error::from(error).report().message);
                 self.told = Some(state);
             }
         }

@@ -13,7 +13,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, 
 use serde::{Deserialize, Serialize};
 
 use super::NotKept;
-use crate::error::{Error, Report};
+use crate::error::{KeeperError, Report};
 use crate::identity::mac::MacAddr;
 use crate::kernel::link::LinkState;
 use crate::services::ServiceSpec;
@@ -117,39 +117,39 @@ pub struct Timing {
 
 impl Reply {
     /// Sends this message with its descriptors.
-    pub(crate) fn send(&self, socket: BorrowedFd<'_>, fds: &[OwnedFd]) -> Result<(), Error> {
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>, fds: &[OwnedFd]) -> Result<(), KeeperError> {
         self.send_with(socket, fds, MsgFlags::empty())
     }
 
     /// Sends this message without blocking. Returns false if the socket has no room.
-    pub(crate) fn try_send(&self, socket: BorrowedFd<'_>) -> Result<bool, Error> {
+    pub(crate) fn try_send(&self, socket: BorrowedFd<'_>) -> Result<bool, KeeperError> {
         match self.send_with(socket, &[], MsgFlags::MSG_DONTWAIT) {
-            Err(Error::Exchange(error)) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(KeeperError::Exchange(error)) if error.kind() == ErrorKind::WouldBlock => Ok(false),
             result => result.map(|()| true),
         }
     }
 
-    fn send_with(&self, socket: BorrowedFd<'_>, fds: &[OwnedFd], flags: MsgFlags) -> Result<(), Error> {
-        let text = serde_json::to_vec(self).map_err(|_| Error::Protocol)?;
+    fn send_with(&self, socket: BorrowedFd<'_>, fds: &[OwnedFd], flags: MsgFlags) -> Result<(), KeeperError> {
+        let text = serde_json::to_vec(self).map_err(|_| KeeperError::Protocol)?;
         let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&numbers)];
         let control = if numbers.is_empty() { &[][..] } else { &rights[..] };
         sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&text)], control, flags | MsgFlags::MSG_NOSIGNAL, None)
-            .map_err(|errno| Error::Exchange(errno.into()))?;
+            .map_err(|errno| KeeperError::Exchange(errno.into()))?;
         Ok(())
     }
 
     /// Waits for the next message and its descriptors. Returns none if the other end is closed.
-    pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
+    pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, KeeperError> {
         Self::receive_with(socket, MsgFlags::empty())
     }
 
-    /// [`receive`](Self::receive) without waiting. Fails with [`Error::Silent`] if there is no message.
-    pub(crate) fn try_receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
+    /// [`receive`](Self::receive) without waiting. Fails with [`KeeperError::Silent`] if there is no message.
+    pub(crate) fn try_receive(socket: BorrowedFd<'_>) -> Result<Option<(Self, Vec<OwnedFd>)>, KeeperError> {
         Self::receive_with(socket, MsgFlags::MSG_DONTWAIT)
     }
 
-    fn receive_with(socket: BorrowedFd<'_>, flags: MsgFlags) -> Result<Option<(Self, Vec<OwnedFd>)>, Error> {
+    fn receive_with(socket: BorrowedFd<'_>, flags: MsgFlags) -> Result<Option<(Self, Vec<OwnedFd>)>, KeeperError> {
         let mut text = vec![0; MESSAGE_BYTES];
         let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
         let mut slices = [IoSliceMut::new(&mut text)];
@@ -157,12 +157,12 @@ impl Reply {
         let message = loop {
             match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
                 Err(Errno::EINTR) => slices = [IoSliceMut::new(&mut text)],
-                Err(Errno::EAGAIN) => return Err(Error::Silent { seconds: PATIENCE_S }),
-                result => break result.map_err(|errno| Error::Exchange(errno.into()))?,
+                Err(Errno::EAGAIN) => return Err(KeeperError::Silent { seconds: PATIENCE_S }),
+                result => break result.map_err(|errno| KeeperError::Exchange(errno.into()))?,
             }
         };
         let mut fds = Vec::new();
-        for part in message.cmsgs().map_err(|_| Error::Protocol)? {
+        for part in message.cmsgs().map_err(|_| KeeperError::Protocol)? {
             let ControlMessageOwned::ScmRights(numbers) = part else { continue };
             for number in numbers {
                 // SAFETY: the kernel has just put this descriptor into our table and no other code knows its number.
@@ -171,12 +171,12 @@ impl Reply {
         }
         let bytes = message.bytes;
         if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-            return Err(Error::Protocol);
+            return Err(KeeperError::Protocol);
         }
         if bytes == 0 {
             return Ok(None);
         }
-        let reply = serde_json::from_slice(&text[..bytes]).map_err(|_| Error::Protocol)?;
+        let reply = serde_json::from_slice(&text[..bytes]).map_err(|_| KeeperError::Protocol)?;
         Ok(Some((reply, fds)))
     }
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
-use crate::error::Error;
+use crate::error::KeeperError;
 
 /// Process name in `ps` and `top` (prctl(2) PR_SET_NAME).
 const NAME: &std::ffi::CStr = c"keeper";
@@ -33,13 +33,13 @@ const IGNORED: [Signal; 8] = [
 ///
 /// # Errors
 /// The process has more than one thread, or there is no room for another process.
-pub(super) fn spawn(child: impl FnOnce() -> i32) -> Result<Pid, Error> {
-    let threads = thread_count().map_err(Error::CountThreads)?;
+pub(super) fn spawn(child: impl FnOnce() -> i32) -> Result<Pid, KeeperError> {
+    let threads = thread_count().map_err(KeeperError::CountThreads)?;
     if threads != 1 {
-        return Err(Error::Threads { threads });
+        return Err(KeeperError::Threads { threads });
     }
     // SAFETY: the process has one thread, this one, so the child finds every lock free and may do what it likes.
-    match unsafe { fork() }.map_err(|errno| Error::Fork(errno.into()))? {
+    match unsafe { fork() }.map_err(|errno| KeeperError::Fork(errno.into()))? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
             // A panic must not unwind into the VMM's frames, which exist here too.

@@ -29,7 +29,7 @@ use super::rest::Rest;
 use super::set_up::{Clock, set_up, undo_all};
 use super::upkeep::Upkeep;
 use super::uplinks::Uplinks;
-use crate::error::{Error, Report};
+use crate::error::{Error, KeeperError, Report};
 use crate::host::conntrack::{self, Moment};
 use crate::host::docker;
 use crate::host::lock::NamespaceLock;
@@ -78,9 +78,9 @@ async fn serve(
     clock.lap(|timing| &mut timing.connect_us);
     let plan = match set_up(socket, &mut made, request, &mut clock).await {
         Ok(plan) => plan,
-        Err(Error::Unwanted) => {
+        Err(error @ Error::Keeper(KeeperError::Unwanted)) => {
             // A VMM that waits for the end reads it; one that died does not.
-            let _ = fail(socket, &Error::Unwanted);
+            let _ = fail(socket, &error);
             return Ok(());
         }
         Err(error) => return fail(socket, &error),
@@ -108,7 +108,7 @@ async fn serve(
 
 /// Reports the failure to the VMM.
 fn fail(socket: &OwnedFd, error: &Error) -> Result<(), Error> {
-    Reply::Failed(error.report()).send(socket.as_fd(), &[])
+    Ok(Reply::Failed(error.report()).send(socket.as_fd(), &[])?)
 }
 
 /// Looks after the taps until the VMM closes its end, or dies.

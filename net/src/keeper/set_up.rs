@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::messages::Timing;
 use super::pollable::pollable;
-use crate::error::{Error, Report};
+use crate::error::{Error, KeeperError, Report};
 use crate::host::lock::NamespaceLock;
 use crate::plan::Plan;
 use crate::prepare;
@@ -84,10 +84,10 @@ async fn lock_if_shared(cards: &[NetSpec], socket: &OwnedFd) -> Result<Option<Na
     let lock = tokio::select! {
         biased;
         lock = NamespaceLock::take() => lock,
-        _ = end.readable() => return Err(Error::Unwanted),
+        _ = end.readable() => return Err(KeeperError::Unwanted.into()),
     };
     // The writes that follow block until there is room.
-    end.into_std().and_then(|end| end.set_nonblocking(false)).map_err(Error::Socket)?;
+    end.into_std().and_then(|end| end.set_nonblocking(false)).map_err(KeeperError::Socket)?;
     Ok(Some(lock))
 }
 

@@ -21,6 +21,7 @@
 mod batch;
 mod changes;
 mod dump;
+mod error;
 mod expressions;
 mod kernel;
 mod lookup;
@@ -36,10 +37,11 @@ mod value;
 pub use batch::{Batch, Command};
 pub(crate) use changes::Changes;
 pub use dump::{BaseChainSeen, Counts, Ending, NamedCounter, RuleCounter, RuleInChain, TableSeen};
+pub use error::NftError;
 pub use lookup::RuleError;
 pub use matching::{CtState, CtStatus, Field, Fragment, IpFields, Match, TcpFlag};
 pub use objects::EncodeError;
-pub use socket::{NftError, NftSocket};
+pub use socket::NftSocket;
 pub use statement::{Limit, Mss, NatPort, NatTarget, Per, Reject, Statement, Verdict};
 pub use table::{
     Base, COMMENT_MAX, Chain, ChainType, Elements, Expr, Family, Hook, KeyPart, Policy, Rule, Set, Table, TableName,

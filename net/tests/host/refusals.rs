@@ -1,6 +1,6 @@
 //! The text of refusals, and that a refusal leaves nothing behind.
 
-use net::{Error, Keeper, Request};
+use net::{Error, Keeper, KeeperError, Request};
 
 use crate::Case;
 use crate::lan::{bridge_with_uplink, empty_bridge, link, sh, snapshot, until};
@@ -130,7 +130,7 @@ fn threads() {
     let cards = vec!["bridge=br0".parse().unwrap()];
     let error = Keeper::start(&Request { vm_name: "web".to_owned(), vcpus: 1, cards, policy: None, steering: None })
         .unwrap_err();
-    assert!(matches!(error, Error::Threads { threads: 2 }));
+    assert!(matches!(error, Error::Keeper(KeeperError::Threads { threads: 2 })));
     assert_eq!(error.to_string(), "Cannot fork the network keeper: this process has 2 threads, and may have one");
     drop(sender);
     let _ = thread.join();

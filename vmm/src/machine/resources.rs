@@ -189,7 +189,9 @@ impl Resources {
         let timeout = if socket.is_some() { KEEPER_TIMEOUT } else { Duration::ZERO };
         match self.signals.wait(socket, timeout).map_err(Error::host("wait for signals"))? {
             Woken::Signal(signal) => Err(Error::Signal(signal)),
-            Woken::Timeout if socket.is_some() => Err(net::Error::Silent { seconds: PATIENCE_S }.into()),
+            Woken::Timeout if socket.is_some() => {
+                Err(net::Error::from(net::KeeperError::Silent { seconds: PATIENCE_S }).into())
+            }
             Woken::Other | Woken::Timeout => Ok(()),
         }
     }

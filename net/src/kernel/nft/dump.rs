@@ -1,8 +1,9 @@
 //! State read from the kernel: counters of our tables, names of tables, and base chains of other programs.
 
+use super::error::NftError;
 use super::kernel::msg::*;
 use super::kernel::*;
-use super::socket::{NftError, NftSocket};
+use super::socket::NftSocket;
 use super::table::{Policy, TableName};
 use crate::kernel::netlink::{Attrs, Writer};
 

@@ -13,52 +13,10 @@ use nix::sys::socket::{
 };
 
 use super::batch::Batch;
+use super::error::NftError;
 use super::kernel::msg::NFNL_SUBSYS_NFTABLES;
 use super::objects::{EncodeError, Object};
 use crate::kernel::netlink::{Attrs, Head, Message, Writer, messages};
-
-/// The reason why the kernel's packet filter could not be changed or read.
-#[derive(Debug, thiserror::Error)]
-pub enum NftError {
-    /// No socket.
-    #[error("Cannot open an nf_tables socket")]
-    Open(#[source] io::Error),
-    /// The batch holds an object that cannot be encoded.
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-    /// An error of the socket.
-    #[error("Cannot exchange messages with nf_tables")]
-    Exchange(#[source] io::Error),
-    /// The kernel refused; nothing has changed.
-    #[error("The kernel refuses {object}")]
-    Refused {
-        /// The refused object, as text.
-        object: String,
-        /// The kernel's error.
-        source: io::Error,
-    },
-    /// The kernel did not answer a request.
-    #[error("The kernel has not answered a request to nf_tables")]
-    Silent,
-    /// Other programs change the ruleset faster than it can be read.
-    #[error("The nftables ruleset changes while it is being read")]
-    Changing,
-}
-
-impl NftError {
-    /// True if the kernel refused because this user may not change the packet filter.
-    pub(crate) fn is_forbidden(&self) -> bool {
-        let (Self::Open(source) | Self::Exchange(source) | Self::Refused { source, .. }) = self else { return false };
-        matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
-    }
-
-    /// True if the kernel lacks tables with an owner, as before Linux 5.12: it refuses the flag, and with it the whole
-    /// batch.
-    pub(crate) fn has_no_owners(&self) -> bool {
-        let Self::Refused { object, source } = self else { return false };
-        object.starts_with("table ") && matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
-    }
-}
 
 /// A connection to nf_tables of the network namespace that it was opened in. Tables created through it live as long as
 /// it does.

@@ -8,9 +8,10 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
 use super::dump::{comment, exprs, family_name};
+use super::error::NftError;
 use super::kernel::msg::*;
 use super::kernel::*;
-use super::socket::{NftError, NftSocket};
+use super::socket::NftSocket;
 use crate::kernel::netlink::{Attrs, Writer};
 
 /// `enum nft_cmp_ops`.
