@@ -82,7 +82,7 @@ pub enum Refusal {
         kind: String,
     },
     /// A station of a radio network may send from its own address only.
-    #[error("{name} cannot be an uplink, it is a wireless card, whose access point takes frames of nobody else")]
+    #[error("{name} cannot be an uplink, it is a wireless card, and access points take its own address only")]
     WirelessUplink {
         /// The name.
         name: IfName,
@@ -173,10 +173,10 @@ pub enum Refusal {
     #[error("mirror= is for taps of this network namespace")]
     MirrorElsewhere,
     /// A kernel that cannot limit rates on a tap.
-    #[error("The kernel of this host cannot hold rates on a tap")]
+    #[error("The kernel of this host cannot limit rates on a tap")]
     NoRates,
     /// A kernel older than Linux 5.16, or without `CONFIG_NETFILTER_EGRESS`.
-    #[error("The kernel of this host cannot copy what goes out through an interface")]
+    #[error("The kernel of this host cannot mirror the frames that leave by an interface")]
     NoMirrors,
     /// The card's MAC address is in use.
     #[error("MAC address {mac} is already used by {by}")]
@@ -461,12 +461,12 @@ impl Refusal {
                     Some(program) => format!("{program} -t nat -S {}", by.chain),
                     None => format!("nft -a list chain {} {}", by.table, by.chain),
                 };
-                format!("forward another port, or end who made the rule (docker ps shows published ports); {show} \
+                format!("forward another port, or remove the rule (docker ps shows published ports); {show} \
                  shows it")
             }
             Self::Limit(limit) => limit.hint(),
             Self::NoDefaultVlan { name } => {
-                format!("say in which VLAN the guest is, with vlan=ID or trunk=LIST; `bridge vlan show` lists those \
+                format!("put the guest in a VLAN, with vlan=ID or trunk=LIST; `bridge vlan show` lists those \
                  of {name}'s ports")
             }
             Self::NoVlans => {
@@ -522,7 +522,7 @@ impl Refusal {
             Self::MtuAboveLink { mtu, link, link_mtu } => {
                 format!("give mtu={link_mtu} or less, or raise the link first: ip link set {link} mtu {mtu}")
             }
-            Self::Ovs(error) => error.hint().unwrap_or_else(|| "see what ovs-vsctl show says".to_owned()),
+            Self::Ovs(error) => error.hint().unwrap_or_else(|| "see ovs-vsctl show".to_owned()),
             Self::NoOvsBridge { name, bridges } if bridges.is_empty() => format!("make it first: ovs-vsctl add-br {name}"),
             Self::NoOvsBridge { name, bridges } => {
                 format!("use one that exists ({}), or make it first: ovs-vsctl add-br {name}", bridges.join(", "))
@@ -538,8 +538,8 @@ impl Refusal {
             Self::HasMaster { master, .. } => format!("use that: --net macvtap={master}"),
             Self::Wireless { .. } => "use --net nat, or an interface with a wire".to_owned(),
             Self::LowerDown { name } => format!("raise it first: ip link set {name} up"),
-            Self::MacvtapBusy { alone: true, .. } => "end who has it, or use another interface".to_owned(),
-            Self::MacvtapBusy { .. } => "end who has it, or share the interface: mode=bridge".to_owned(),
+            Self::MacvtapBusy { alone: true, .. } => "free the interface, or use another".to_owned(),
+            Self::MacvtapBusy { .. } => "free the interface, or share it: mode=bridge".to_owned(),
             Self::NoTap { name } => format!(
                 "make it first (ip tuntap add {name} mode tap), or use --net bridge=NAME, which needs no tap of yours"
             ),
@@ -570,7 +570,9 @@ impl Refusal {
             }
             Self::PortTaken { protocol, port } => {
                 let flag = if *protocol == Protocol::Tcp { 't' } else { 'u' };
-                format!("forward another port, or end who has it: ss -{flag}lnp 'sport = {port}' shows it")
+                format!(
+                    "forward another port, or stop the process that has it: ss -{flag}lnp 'sport = {port}' shows it"
+                )
             }
             Self::NotOurAddress { .. } => "give one that `ip address` shows, or none for all of them".to_owned(),
             Self::NoSpareName => "this is a bug in minivmm: the survey skipped the name".to_owned(),

@@ -25,7 +25,7 @@ const DEFAULT_NETWORK: &str = "mvn-default";
 const LEGACY_TABLES: [(&str, &str); 2] =
     [("iptables-legacy", "/proc/self/net/ip_tables_names"), ("ip6tables-legacy", "/proc/self/net/ip6_tables_names")];
 
-const WHY_ROUTED: &str = "no packet between a guest behind NAT and the world passes it";
+const WHY_ROUTED: &str = "traffic between guests behind NAT and the outside does not pass it";
 
 /// Traffic that has to pass the chains for routed packets.
 struct Wanted {
@@ -84,10 +84,10 @@ pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Findin
     let (chains, mut socket) = match looked {
         Ok(looked) => looked,
         Err(error) => {
-            let what = "The host's firewall cannot be looked at";
+            let what = "Cannot read the nftables of this host";
             let fix = "sudo minivmm doctor, with the same flags";
             log::debug!("{error}");
-            return vec![Finding::warning("firewall", what, "it may drop what guests send", fix)];
+            return vec![Finding::warning("firewall", what, "they may drop traffic of guests", fix)];
         }
     };
     let dropping: Vec<_> = chains.iter().filter(|chain| chain.hook == "forward" && chain.drops()).collect();
@@ -105,7 +105,7 @@ pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Findin
         findings.extend(bridged_as_routed(&dropping));
     }
     if findings.is_empty() {
-        findings.push(Finding::fine("firewall", "No chain in nf_tables drops what guests send by default"));
+        findings.push(Finding::fine("firewall", "No chain of nf_tables drops traffic of guests by default"));
     }
     findings
 }
@@ -126,7 +126,9 @@ fn drops_routed(chain: &BaseChainSeen, wanted: &Wanted, ip: &IpFacts, socket: &m
     let of_iptables = table == "filter" && name == "FORWARD";
     let docker = if *family == "ip6" { ip.docker.ip6 } else { ip.docker.ip4 };
     if of_iptables && docker {
-        let what = format!("Docker drops what nobody lets through; minivmm lets its guests through in {CHAIN}");
+        let what = format!(
+            "Docker drops forwarded traffic that no rule accepts; minivmm adds rules for its guests to {CHAIN}"
+        );
         return Some(Finding::fine("firewall", what));
     }
     let text = output("nft", &["list", "table", family, table]);
@@ -148,7 +150,7 @@ fn drops_routed(chain: &BaseChainSeen, wanted: &Wanted, ip: &IpFacts, socket: &m
             format!("{} && {}", rule("iifname"), rule("oifname"))
         }),
     };
-    let what = format!("Chain {name} of table {family} {table} drops what it does not know");
+    let what = format!("Chain {name} of table {family} {table} drops traffic that no rule accepts");
     Some(Finding::problem("firewall", what, WHY_ROUTED, Some(fix)))
 }
 
@@ -160,7 +162,7 @@ fn is_way_out(link: &Link) -> bool {
 
 /// A running VM whose keeper has no rules in Docker's chain: the keeper was killed, or is of an older release.
 fn left_out((vm, bridge): &(String, String)) -> Finding {
-    let what = format!("Docker drops what VM {vm} sends by {bridge}: its rules are not in {CHAIN}");
+    let what = format!("Docker drops the traffic of VM {vm} on {bridge}: its rules are not in {CHAIN}");
     let rule = |side| format!("iptables -I {CHAIN} {side} {bridge} -j ACCEPT");
     Finding::problem("firewall", what, WHY_ROUTED, Some(format!("{} && {}", rule("-i"), rule("-o"))))
 }
@@ -190,7 +192,7 @@ fn legacy(wanted: &Wanted) -> Vec<Finding> {
             return None;
         }
         let chain = if has(&format!("-N {CHAIN}")) { CHAIN } else { "FORWARD" };
-        let what = format!("Chain FORWARD of {program} drops what it does not know");
+        let what = format!("Chain FORWARD of {program} drops traffic that no rule accepts");
         Some(Finding::problem("firewall", what, WHY_ROUTED, Some(admit_by(program, chain, wanted))))
     };
     let families = LEGACY_TABLES.into_iter().zip(["ip", "ip6"]);
@@ -199,10 +201,15 @@ fn legacy(wanted: &Wanted) -> Vec<Finding> {
 
 fn drops_bridged(chain: &BaseChainSeen) -> Finding {
     let BaseChainSeen { family, table, chain: name, .. } = chain;
-    let what = format!("Chain {name} of table {family} {table} drops what it does not know");
+    let what = format!("Chain {name} of table {family} {table} drops traffic that no rule accepts");
     let rule = |side| format!("nft insert rule {family} {table} {name} {side} '\"vmtap*\"' accept");
     let fix = format!("{} && {}", rule("iifname"), rule("oifname"));
-    Finding::problem("firewall", what, "no frame between a guest and other ports of its bridge passes it", Some(fix))
+    Finding::problem(
+        "firewall",
+        what,
+        "traffic between a guest and other ports of its bridge does not pass it",
+        Some(fix),
+    )
 }
 
 /// With `br_netfilter`, bridged frames pass the rules for routed packets.
@@ -217,11 +224,11 @@ fn bridged_as_routed(dropping: &[&BaseChainSeen]) -> Vec<Finding> {
         let fix = format!("sysctl -w net.bridge.{key}=0");
         Some(match dropping.iter().find(|chain| families.contains(&chain.family)) {
             Some(chain) => {
-                let why = format!("chain {} of table {} drops what guests on a bridge send", chain.chain, chain.table);
+                let why = format!("chain {} of table {} drops traffic of guests on bridges", chain.chain, chain.table);
                 Finding::problem("bridge-nf", what, why, Some(fix))
             }
             None => {
-                Finding::warning("bridge-nf", what, "rules for routed packets may drop them, and each costs time", fix)
+                Finding::warning("bridge-nf", what, "rules for routed packets may drop them, and slow them down", fix)
             }
         })
     };

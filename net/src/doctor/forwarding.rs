@@ -33,13 +33,13 @@ fn host(facts: &Facts) -> Option<Finding> {
     match may_write {
         Ok(_) => Some(Finding::fine(
             "ip-forward",
-            "This host does not forward IPv4; minivmm switches that on where it has to, and back",
+            "This host does not forward IPv4; minivmm enables it where a VM needs it, and restores it",
         )),
         // Only root can read it.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => None,
         // Every interface needed forwards by itself.
         Err(_) if facts.ip.settings.locked => {
-            Some(Finding::fine("ip-forward", "What leads out of this host forwards IPv4"))
+            Some(Finding::fine("ip-forward", "The interfaces that lead out of this host forward IPv4"))
         }
         Err(error) => Some(Finding::problem(
             "ip-forward",

@@ -34,7 +34,7 @@ fn network_manager(root: &Path) -> Option<Finding> {
     }
     let fix = "printf '[keyfile]\\nunmanaged-devices+=interface-name:vmtap*;interface-name:mvn-*;interface-name:mvh-*\\n' \
                > /etc/NetworkManager/conf.d/minivmm.conf && nmcli general reload";
-    Some(Finding::warning("managers", "NetworkManager runs, and may take vmtap* for its own", WHY, fix))
+    Some(Finding::warning("managers", "NetworkManager runs, and may manage vmtap*", WHY, fix))
 }
 
 fn networkd(root: &Path) -> Option<Finding> {
@@ -43,11 +43,11 @@ fn networkd(root: &Path) -> Option<Finding> {
     }
     let mut texts = NETWORKD_CONF.iter().flat_map(|directory| texts(&root.join(directory), "network"));
     if !texts.any(|text| takes_taps(&text)) {
-        return Some(Finding::fine("managers", "systemd-networkd runs, and has no file that takes vmtap*"));
+        return Some(Finding::fine("managers", "systemd-networkd runs, and no .network file matches vmtap*"));
     }
     let fix = "printf '[Match]\\nName=vmtap* mvn-* mvh-*\\n[Link]\\nUnmanaged=yes\\n' > /etc/systemd/network/05-minivmm.network \
                && networkctl reload";
-    Some(Finding::warning("managers", "systemd-networkd runs, and has a file that takes every tap", WHY, fix))
+    Some(Finding::warning("managers", "systemd-networkd runs, and a .network file matches every tap", WHY, fix))
 }
 
 /// True if a file matches every tap, whatever its name.

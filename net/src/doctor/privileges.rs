@@ -22,18 +22,23 @@ pub(super) fn look(needs: Needs) -> Vec<Finding> {
     }
     let held = capabilities();
     if needs.link && held & 1 << CAP_NET_ADMIN == 0 {
-        let why = "a new tap cannot be put on a bridge, and no macvtap be made";
-        findings.push(Finding::problem("privileges", "There is no CAP_NET_ADMIN", why, Some(AS_ROOT.to_owned())));
+        let why = "taps cannot be attached to bridges, and macvtaps cannot be created";
+        findings.push(Finding::problem(
+            "privileges",
+            "This process lacks CAP_NET_ADMIN",
+            why,
+            Some(AS_ROOT.to_owned()),
+        ));
     }
     if held & 1 << CAP_NET_RAW == 0 {
-        let what = "There is no CAP_NET_RAW";
+        let what = "This process lacks CAP_NET_RAW";
         findings.push(if needs.forwarding {
-            Finding::problem("privileges", what, "DHCP cannot be answered on a tap", Some(AS_ROOT.to_owned()))
+            Finding::problem("privileges", what, "DHCP requests on a tap cannot be answered", Some(AS_ROOT.to_owned()))
         } else {
             Finding::warning(
                 "privileges",
                 what,
-                "a guest's address cannot be heard, and --wait-net is refused",
+                "addresses of guests cannot be learned, and --wait-net is refused",
                 AS_ROOT,
             )
         });
@@ -46,7 +51,7 @@ fn device(about: &'static str, path: &str, error: impl FnOnce(io::Error) -> Erro
         Ok(_) => Finding::fine(about, format!("{path} can be opened")),
         Err(source) => {
             let report = error(source).report();
-            Finding::problem(about, report.message, "a card has no way to the host", report.hint)
+            Finding::problem(about, report.message, "no card can be connected to the host", report.hint)
         }
     }
 }

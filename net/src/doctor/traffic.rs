@@ -34,15 +34,16 @@ pub(super) fn look(needs: Needs, cards: &[NetSpec], facts: &Facts) -> Vec<Findin
 fn apart(spec: &MacvtapSpec) -> Finding {
     let MacvtapSpec { macvtap, mode, .. } = spec;
     let (what, fix) = match mode {
-        MacvtapMode::Passthru => {
-            (format!("{macvtap} is the guest's alone, with the guest's address"), "give the host another interface")
-        }
+        MacvtapMode::Passthru => (
+            format!("{macvtap} is for the guest alone, with the guest's MAC address"),
+            "give the host another interface",
+        ),
         _ => (
-            format!("This host and the guest do not reach each other by {macvtap}"),
+            format!("This host and the guest do not reach each other through {macvtap}"),
             "give the VM a second card: --net host",
         ),
     };
-    Finding::warning("macvtap", what, "what either sends goes out on the wire, and does not come back", fix)
+    Finding::warning("macvtap", what, "frames of either go out on the wire, and do not come back", fix)
 }
 
 /// Ports of a card's bridge that carry less than the card may send.
@@ -55,7 +56,7 @@ fn narrow_ports(spec: &BridgeSpec, facts: &Facts) -> Vec<Finding> {
         Finding::warning(
             "mtu",
             format!("Port {} of bridge {} carries {} bytes, and the card {mtu}", port.name, bridge.name, port.mtu),
-            "the bridge drops larger frames there, and tells nobody",
+            "the bridge silently drops larger frames there",
             format!("ip link set {} mtu {mtu}, or give the card mtu={}", port.name, port.mtu),
         )
     };
@@ -79,11 +80,11 @@ fn return_path(facts: &Facts) -> Vec<Finding> {
         Finding::warning(
             "rp-filter",
             format!(
-                "{} is one of {} ways out, and takes only what would be answered there (rp_filter=1)",
+                "{} is one of {} ways out, and accepts only packets whose answers leave by it (rp_filter=1)",
                 link.name,
                 uplinks.len()
             ),
-            "answers to guests that come in by it are dropped while another way out is preferred",
+            "answers to guests that arrive on it are dropped while another way out is preferred",
             format!("sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{}.rp_filter=2", link.name),
         )
     };
@@ -140,8 +141,8 @@ fn overlap_fix(pair: [(&Address, Option<&Link>); 2], facts: &Facts) -> String {
     }
     let [first, second] = pair.map(|(address, _)| facts.name_of(address.link));
     format!(
-        "give the machines on {first} or {second} addresses of another subnet, or end what made the one that is not \
-         needed"
+        "give the machines on {first} or {second} addresses of another subnet, or remove the \
+         interface that is not needed"
     )
 }
 

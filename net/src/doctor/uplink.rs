@@ -22,7 +22,7 @@ fn lifetime(link: &Link, facts: &Facts) -> Option<Finding> {
     let seconds = facts.uplink(link)?.lifetime_s?;
     Some(Finding::warning(
         "uplink",
-        format!("An address of {} ends in {seconds} s unless it is renewed", link.name),
+        format!("An address of {} expires in {seconds} s unless it is renewed", link.name),
         "a DHCP client does not hear its server on the port of a bridge, and the host loses the address if a VM runs for longer",
         format!(
             "have a bridge with that DHCP client made at boot, and use it with --net bridge=NAME; or give {} an address for good",
@@ -92,7 +92,7 @@ mod tests {
         let texts: Vec<&str> = found.iter().map(|finding| finding.what.as_str()).collect();
         assert_eq!(
             texts,
-            ["An address of eth1 ends in 600 s unless it is renewed", "systemd-networkd has configured eth1"]
+            ["An address of eth1 expires in 600 s unless it is renewed", "systemd-networkd has configured eth1"]
         );
         assert!(found.iter().all(|finding| finding.level == Level::Warning));
         assert_eq!(look(root.path(), &flag("bridge=br0,create=on,uplink=eth1"), &facts(Some(600))), []);

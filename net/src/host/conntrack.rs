@@ -101,7 +101,7 @@ pub(crate) async fn forget(rtnl: &Rtnl, members: &[&Member], moment: Moment) {
     };
     match result {
         Ok(count) => log::debug!("Forgot {count} connections that rules of this VM decide otherwise"),
-        Err(error) => log::debug!("Connections are as they were: {error}"),
+        Err(error) => log::debug!("Cannot forget tracked connections: {error}"),
     }
 }
 

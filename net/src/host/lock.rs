@@ -37,7 +37,7 @@ impl NamespaceLock {
         match Self::wait().await {
             Ok(lock) => Self { _lock: Some(lock) },
             Err(error) => {
-                log::warn!("Go on without the lock of this network namespace: {error}");
+                log::warn!("Going on without the lock of this network namespace: {error}");
                 Self { _lock: None }
             }
         }

@@ -207,6 +207,6 @@ fn inherit_settings(uplink: &str, bridge: &str) {
         }
     }
     for error in written.into_iter().filter_map(Result::err) {
-        log::debug!("A setting of {uplink} cannot be that of {bridge}: {error}");
+        log::debug!("Cannot copy a setting of {uplink} to {bridge}: {error}");
     }
 }

@@ -134,7 +134,7 @@ impl Addresses {
             card.inspect_err(|error| match error.raw_os_error() {
                 // The VMM has already ended, and its tap with it.
                 Some(libc::ENODEV) => {}
-                _ => log::warn!("Cannot hear the IPv6 addresses of the guest of card {}: {error}", owned.card),
+                _ => log::warn!("Cannot learn the IPv6 addresses of the guest of card {}: {error}", owned.card),
             })
             .ok()
         });
@@ -206,7 +206,7 @@ impl Addresses {
         watch.keep_alias(card.owned.card, &card.alias);
         let (name, alias) = (made.taps.get(&card.owned.card).map(|tap| tap.name.clone()), card.alias.to_string());
         if let Err(error) = made.rtnl.set_alias(name.as_deref().unwrap_or_default(), &alias).await {
-            log::warn!("Cannot write {address} on the tap of card {}: {error}", card.owned.card);
+            log::warn!("Cannot write {address} to the alias of the tap of card {}: {error}", card.owned.card);
         }
         let before = self.members.clone();
         let own = card.owned.card;
@@ -328,7 +328,7 @@ impl Card {
 
     async fn give_up(&self, address: Ipv6Addr, made: &Applied) {
         if let Err(error) = made.rtnl.remove_name(self.tap, &self.name_of(address)).await {
-            log::debug!("{address} is not free again: {error}");
+            log::debug!("Cannot release {address}: {error}");
         }
     }
 
@@ -339,14 +339,14 @@ impl Card {
         }
         let answer = advertisement(self.host_side, address);
         if let Some(Err(errno)) = answer.map(|frame| send(self.ear.as_raw_fd(), &frame, MsgFlags::MSG_DONTWAIT)) {
-            log::debug!("A guest is not told that it does not get {address}: {errno}");
+            log::debug!("Cannot tell a guest that it may not use {address}: {errno}");
         }
     }
 
     fn log(&mut self, address: Ipv6Addr, reason: &str) {
         self.logged = self.logged.saturating_add(1);
         if self.logged <= LOGGED_MAX {
-            log::info!("The guest of card {} does not get {address}: {reason}", self.owned.card);
+            log::info!("The guest of card {} may not use {address}: {reason}", self.owned.card);
         }
     }
 
@@ -359,7 +359,7 @@ impl Card {
         let table = rules::name(vm, Family::Netdev);
         let command = Command::ReplaceElements(table, self.owned.set_name(), elements);
         if let Err(error) = made.owner().and_then(|owner| owner.change(vec![command])) {
-            log::warn!("The guard of card {} does not know the guest's addresses: {error}", self.owned.card);
+            log::warn!("Cannot write the guest's addresses to the guard of card {}: {error}", self.owned.card);
         }
     }
 

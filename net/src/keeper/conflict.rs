@@ -71,7 +71,7 @@ impl Conflicts {
             // Without a guard the guest may well have another MAC itself.
             let addresses = if pinned.is_some() { addresses(plan, *card) } else { Vec::new() };
             let ears = listen(bridge.as_str(), mac, &addresses).unwrap_or_else(|error| {
-                log::info!("Claims of addresses on {bridge} cannot be heard: {error}");
+                log::info!("Cannot listen for claims of addresses on {bridge}: {error}");
                 Vec::new()
             });
             Some(Watched { card: *card, mac, tap, ears, logged: BTreeSet::new(), macs: 0, addresses: 0 })
@@ -134,7 +134,7 @@ impl Watched {
 
     fn tell(&mut self, conflict: Conflict, socket: &OwnedFd) {
         if self.logged.len() < LOGGED_MAX && !self.logged.contains(&conflict) {
-            log::warn!("The guest of card {} ({}) is not alone: {conflict}", self.card, self.mac);
+            log::warn!("Address conflict of card {} ({}): {conflict}", self.card, self.mac);
             self.logged.insert(conflict);
         }
         let Self { card, macs, addresses, .. } = *self;

@@ -3,7 +3,7 @@
 //! ```text
 //! Docker drops, and has its chain for others   -> the rules of the plan's AdmitInDocker are there, even after a flush,
 //!                                                 until it goes
-//! another chain drops what is forwarded        -> said once, in the log and to the VMM; no rule can overrule it
+//! another chain drops forwarded traffic         -> said once, in the log and to the VMM; no rule can overrule it
 //! ```
 //!
 //! A notification only triggers a look, and looks have a [`Pace`]: on a host where rules change all the time they take
@@ -74,7 +74,7 @@ impl<'a> Firewall<'a> {
             _ => None,
         });
         let subscribe = || {
-            let failed = |error| log::error!("Changes of the host's rules will not be seen: {error}");
+            let failed = |error| log::error!("Cannot subscribe to changes of the host's nftables: {error}");
             Changes::subscribe(OURS).map_err(failed).ok()
         };
         let changes = if members.is_empty() && bridged.is_empty() { None } else { subscribe() };
@@ -100,7 +100,7 @@ impl<'a> Firewall<'a> {
         if (due || heard)
             && let Err(error) = self.mend(made).await
         {
-            log::warn!("Cannot see what the host's rules do to this VM: {}", error.report().message);
+            log::warn!("Cannot check the host's nftables: {}", error.report().message);
         }
         self.pace.end(&look);
     }
@@ -159,7 +159,7 @@ impl<'a> Firewall<'a> {
         made.admit(self.vm, &wanted.admissions, &wanted.containers).await?;
         self.placed = wanted;
         if grant == Grant::Granted {
-            log::info!("Docker drops what no rule lets through: this VM's rules are in its chain {CHAIN}");
+            log::info!("Docker drops forwarded traffic that no rule accepts: this VM's rules are in its chain {CHAIN}");
         }
         Ok(true)
     }
@@ -198,5 +198,5 @@ impl<'a> Firewall<'a> {
 
 fn text(chain: &BaseChainSeen, what: &str, bridge: &IfName) -> String {
     let BaseChainSeen { family, table, chain, .. } = chain;
-    format!("Chain {chain} of table {family} {table} drops what {what} {bridge} forwards")
+    format!("Chain {chain} of table {family} {table} drops traffic that {what} {bridge} forwards")
 }

@@ -151,7 +151,7 @@ impl Gateway {
         self.trouble = None;
         if grant == Grant::Granted {
             let names: Vec<String> = missing.iter().map(|(ip, len)| format!("{ip}/{len}")).collect();
-            log::info!("Network {} had lost {}: put back", self.bridge, names.join(", "));
+            log::info!("Network {} had lost {}, which has been put back", self.bridge, names.join(", "));
         }
         Ok(())
     }

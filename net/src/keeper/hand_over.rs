@@ -63,12 +63,12 @@ pub(super) fn hand_over(
 /// Opens the address listener on the tap with this index; none if that fails.
 fn listen(index: u32, kind: TapKind) -> Option<AddressListener> {
     let address_listener = AddressListener::open(index, kind);
-    address_listener.inspect_err(|error| log::info!("The address of a guest cannot be heard: {error}")).ok()
+    address_listener.inspect_err(|error| log::info!("Cannot listen for the address of a guest: {error}")).ok()
 }
 
 /// A card's steering program; none if the kernel refuses it, which costs the card speed when its guest asks for
 /// steering.
 fn load(steering: &SteeringProgram) -> Option<Steering> {
     let loaded = steering.load();
-    loaded.inspect_err(|error| log::info!("The kernel does not take a steering program for taps: {error}")).ok()
+    loaded.inspect_err(|error| log::info!("Cannot load a steering program for a tap: {error}")).ok()
 }

@@ -205,7 +205,7 @@ impl Watched {
     async fn check(&mut self, made: &Applied, socket: &OwnedFd) {
         let mut tap = match made.rtnl.link(self.index).await {
             Ok(tap) => tap,
-            Err(error) => return log::warn!("Cannot look at the tap of card {}: {error}", self.card),
+            Err(error) => return log::warn!("Cannot read the state of the tap of card {}: {error}", self.card),
         };
         self.gone = tap.is_none();
         if let (Some(found), Some(attached)) = (&tap, &mut self.attached) {
@@ -286,7 +286,7 @@ impl Attached {
             if first {
                 let seconds = REFILL.as_secs();
                 log::error!(
-                    "Tap {name} is taken off bridge {} again and again: put it back every {seconds} s only",
+                    "Tap {name} is taken off bridge {} again and again, and is put back every {seconds} s only",
                     self.bridge
                 );
             }
@@ -297,7 +297,7 @@ impl Attached {
             Ok(()) => {
                 self.place = Place::OnBridge;
                 if grant == Grant::Granted {
-                    log::warn!("Tap {name} was taken off bridge {}: put it back", self.bridge);
+                    log::warn!("Tap {name} was taken off bridge {} and has been put back", self.bridge);
                 }
             }
             Err(error) => {
@@ -336,7 +336,7 @@ impl Attached {
                 Ok(()) => {
                     self.place = Place::OnBridge;
                     if grant == Grant::Granted {
-                        log::warn!("The {changed} of tap {name} has been changed: restore it");
+                        log::warn!("The {changed} of tap {name} was changed and has been restored");
                     }
                 }
                 Err(error) => {

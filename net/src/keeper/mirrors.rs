@@ -70,8 +70,8 @@ impl<'a> Mirrors<'a> {
         // The table has the same name, and goes with its owner.
         made.mirrors = None;
         match made.mirror(self.vm, &present) {
-            Ok(()) => log::info!("An interface for copies of frames is back: go on with them"),
-            Err(error) => log::error!("Frames are not copied any more: {}", error.report().message),
+            Ok(()) => log::info!("An interface of mirror= is back, and mirroring goes on"),
+            Err(error) => log::error!("Mirroring has stopped: {}", error.report().message),
         }
     }
 
@@ -83,5 +83,5 @@ impl<'a> Mirrors<'a> {
 }
 
 fn gone(mirror: &Mirror) -> String {
-    format!("Interface {} is gone, to which frames were copied", mirror.to)
+    format!("Interface {} of mirror= is gone", mirror.to)
 }

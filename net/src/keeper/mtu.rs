@@ -94,7 +94,7 @@ impl Mtus {
         self.pace.end(&look);
         match carried {
             Ok(carried) => self.tell(carried, socket),
-            Err(error) => log::warn!("Cannot look at the MTU of the way out: {error}"),
+            Err(error) => log::warn!("Cannot read the MTU of the way out: {error}"),
         }
     }
 
@@ -126,7 +126,7 @@ impl Mtus {
             }
             match (Reply::Mtu { card: card.card, mtu }).try_send(socket.as_fd()) {
                 Ok(true) => {
-                    log::info!("The way out of card {} carries {mtu} bytes now, which its guest is told", card.card);
+                    log::info!("The MTU of the way out of card {} is {mtu} now, which its guest is told", card.card);
                     card.told = mtu;
                 }
                 // It has no room, or has gone, which the socket reports next.

@@ -56,7 +56,7 @@ impl PolicySocket {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    log::warn!("Cannot hear who asks for the policy: {error}");
+                    log::warn!("Cannot accept a connection to the policy socket: {error}");
                     tokio::time::sleep(PATIENCE).await;
                     continue;
                 }
@@ -64,7 +64,7 @@ impl PolicySocket {
             match tokio::time::timeout(PATIENCE, listen(&stream)).await {
                 Ok(Ok(order)) => return Caller { stream, order },
                 Ok(Err(sentence)) => Caller::say(&stream, &Answer::Refused(sentence)).await,
-                Err(_) => log::debug!("Whoever asks for the policy says nothing"),
+                Err(_) => log::debug!("A client of the policy socket sent no request in time"),
             }
         }
     }
@@ -86,13 +86,13 @@ impl Caller {
 
 /// Reads a caller's order, or gives the reason for a refusal.
 async fn listen(stream: &UnixStream) -> Result<Order, String> {
-    let peer = stream.peer_cred().map_err(|error| format!("The kernel does not say who asks: {error}"))?;
+    let peer = stream.peer_cred().map_err(|error| format!("Cannot read the credentials of the client: {error}"))?;
     let user = peer.uid() == 0 || peer.uid() == geteuid().as_raw();
     if !user || !peer.pid().is_some_and(has_privilege) {
         return Err(STRANGER.to_owned());
     }
-    let line = read_line(stream).await.map_err(|error| format!("Not an order: {error}"))?;
-    serde_json::from_slice(&line).map_err(|error| format!("Not an order: {error}"))
+    let line = read_line(stream).await.map_err(|error| format!("Cannot read the request: {error}"))?;
+    serde_json::from_slice(&line).map_err(|error| format!("Cannot read the request: {error}"))
 }
 
 /// True if a process has CAP_NET_ADMIN, so that it could change rules of its own.

@@ -67,7 +67,7 @@ pub(super) fn detach(keep: &OwnedFd, numbers: &[RawFd]) -> BTreeMap<RawFd, Owned
         }
     }
     if let Err(error) = release_standard_streams() {
-        log::warn!("The network keeper holds the VMM's input and output: {error}");
+        log::warn!("The network keeper cannot release the VMM's stdin and stdout: {error}");
     }
     let mut inherited = BTreeMap::new();
     for &number in numbers {

@@ -149,7 +149,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
                     _ = closed.as_mut() => break,
                     message = events.next() => {
                         let Some(message) = message else {
-                            log::error!("The kernel's link notifications ended: a detached tap will stay detached");
+                            log::error!("The kernel's link notifications have ended, so a detached tap stays detached");
                             break;
                         };
                         watch.note(&message, made).await;
@@ -185,7 +185,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
                 }
             }
         }
-        Err(error) => log::error!("No link notifications, a detached tap will stay detached: {error}"),
+        Err(error) => log::error!("Cannot subscribe to link notifications, so a detached tap stays detached: {error}"),
     }
     let _ = end.readable().await;
     // The kernel takes 10 ms and more to close a packet socket. Without room for a thread it is done here.
@@ -197,7 +197,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
 /// the same time. Those that keep the host from becoming a router are left for later.
 fn forget_rules(made: &mut Applied) {
     if let Err(error) = made.remove_rules() {
-        log::debug!("The rules of this VM are removed at its end: {}", Error::Nftables(error).report().message);
+        log::debug!("Cannot remove the rules of this VM before its end: {}", Error::Nftables(error).report().message);
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) async fn set_up(
     loop {
         match try_set_up(socket, made, request, clock).await {
             Err(error) if error.is_stale_plan() && attempt < ATTEMPTS => {
-                log::info!("Plan again, the host changed meanwhile: {}", error.report().message);
+                log::info!("Planning again, as the host has changed meanwhile: {}", error.report().message);
                 attempt += 1;
             }
             result => return result,

@@ -109,7 +109,8 @@ impl Upkeep {
     pub(super) fn new(plan: &Plan) -> Self {
         let (networks, cards, ipv6) = ways_out(plan);
         let subscribe = || {
-            let failed = |error| log::error!("No notifications of routes: a new way out will not be seen: {error}");
+            let failed =
+                |error| log::error!("Cannot subscribe to route notifications, so new ways out go unnoticed: {error}");
             Notices::subscribe().map_err(failed).ok()
         };
         let notices = if networks.is_empty() { None } else { subscribe() };
@@ -160,7 +161,7 @@ impl Upkeep {
     pub(super) async fn look(&mut self, made: &mut Applied) -> bool {
         let look = Look::begin();
         let (new, ways_out) = self.listen().unwrap_or_else(|error| {
-            log::warn!("Notifications of routes cannot be read: {error}");
+            log::warn!("Cannot read route notifications: {error}");
             (true, true)
         });
         if !std::mem::take(&mut self.due) && !new {
@@ -168,7 +169,7 @@ impl Upkeep {
             return ways_out;
         }
         if let Err(error) = self.mend(made).await {
-            let text = format!("The way out cannot be kept up: {}", error.report().message);
+            let text = format!("Cannot keep the way out open: {}", error.report().message);
             if self.not_kept.as_ref() != Some(&text) {
                 log::warn!("{text}");
             }
@@ -203,7 +204,7 @@ impl Upkeep {
             networks => networks,
         };
         for network in networks {
-            log::debug!("Let packets pass between {network} and {} interfaces that lead out", uplinks.len());
+            log::debug!("Enabling forwarding between {network} and {} interfaces that lead out", uplinks.len());
             made.forward(network, &uplinks).await?;
         }
         if let Some(network) = self.ipv6.as_ref().filter(|_| off.ipv6) {
@@ -243,7 +244,8 @@ impl Upkeep {
         if let Some(names) = self.named(insisted) {
             let networks: Vec<&str> = self.networks.iter().map(IfName::as_str).collect();
             log::warn!(
-                "Forwarding has been switched off twice ({names}): left so, and guests of {} have no way out by it",
+                "Forwarding has been switched off twice ({names}): it stays off, and guests of {} have no \
+                 way out there",
                 networks.join(", ")
             );
         }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::NotKept;
 use super::pace::{Allowance, Grant};
+use crate::error::error_chain;
 use crate::host::lock::NamespaceLock;
 use crate::host::uplink;
 use crate::identity::alias::UplinkAlias;
@@ -100,7 +101,7 @@ impl<'a> Uplinks<'a> {
                 Ok(Found::Fine) => None,
                 Ok(Found::Lost(text)) => Some(text),
                 Ok(Found::Free(alias)) => uplink.put_back(&alias, rtnl).await,
-                Err(error) => Some(format!("Cannot look at the uplink of bridge {}: {error}", uplink.bridge)),
+                Err(error) => Some(format!("Cannot read the state of the uplink of bridge {}: {error}", uplink.bridge)),
             };
             if let Some(text) = trouble.as_ref().filter(|text| uplink.trouble.as_ref() != Some(text)) {
                 log::warn!("{text}");
@@ -146,8 +147,9 @@ impl Uplink<'_> {
             return Some(format!("Uplink {name} is taken off bridge {bridge} again and again"));
         }
         let _lock = NamespaceLock::take().await;
-        let taken = uplink::take(rtnl, bridge.as_str(), alias).await.map_err(|error| error.to_string());
+        let taken = uplink::take(rtnl, bridge.as_str(), alias).await;
         if let Err(error) = taken {
+            let error = error_chain(&error);
             return Some(format!("Cannot put uplink {name} back on bridge {bridge}: {error}"));
         }
         for (_, vlans) in self.vlans.iter().filter(|(link, _)| link.as_str() == name) {
@@ -157,7 +159,7 @@ impl Uplink<'_> {
             }
         }
         if grant == Grant::Granted {
-            log::warn!("Uplink {name} was taken off bridge {bridge}: put it back");
+            log::warn!("Uplink {name} was taken off bridge {bridge} and has been put back");
         }
         None
     }

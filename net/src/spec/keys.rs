@@ -96,7 +96,7 @@ pub const KEYS: &[Key] = &[
         default: "off",
         needs: "create=on",
         example: "on",
-        help: "Have the new bridge take part in a spanning tree",
+        help: "Spanning tree protocol on the new bridge",
         doc: "The guest's link is down until its port forwards.",
     },
     Key {
@@ -118,7 +118,7 @@ pub const KEYS: &[Key] = &[
         example: "100",
         help: "VLAN that the card is an untagged member of",
         doc: "1 to 4094. The guest sees no tags, and only this VLAN. A bridge of the host has to filter VLANs already; \
-              one that minivmm made begins to.",
+              minivmm enables that on one of its own.",
     },
     Key {
         name: "trunk",
@@ -394,7 +394,7 @@ pub const KEYS: &[Key] = &[
         needs: "loss=1%",
         example: "7",
         help: "Number that losses and jitter follow from",
-        doc: "The same number, the same frames of each queue.",
+        doc: "The same seed loses and delays the same frames of each queue.",
     },
     Key {
         name: "capture",
@@ -404,7 +404,7 @@ pub const KEYS: &[Key] = &[
         needs: "",
         example: "web.pcapng",
         help: "Copy of all frames in a pcapng file, for Wireshark and tshark",
-        doc: "Frames never wait for the disk; what was left out is counted in the file.",
+        doc: "Frames never wait for the disk; the file counts those that were left out.",
     },
     Key {
         name: "snaplen",

@@ -40,7 +40,7 @@ impl Kind for CreateMacvtap {
         // Frames that no queue takes go to the host's own stack. There the link has no address, and must not generate
         // one from the guest's.
         if let Err(error) = sysctl::set_if_there(Conf::Ipv6, tap.as_str(), "disable_ipv6", "1") {
-            log::warn!("The host may use IPv6 on {tap}, with the guest's address: {error}");
+            log::warn!("Cannot disable the host's IPv6 on {tap}, which has the guest's MAC: {error}");
         }
         let queues = macvtap::open_queues(tap, index, wanted.queues);
         let queues = queues.map_err(|source| Error::OpenMacvtap { tap: name, source })?;

@@ -30,7 +30,7 @@ impl Kind for CreateOvsPort {
         made.taps.insert(*card, new);
         made.claims.insert(*card, claim);
         if let Err(error) = made.rtnl.bypass_queueing(index).await {
-            log::debug!("The tap of card {card} keeps its queueing discipline: {error}");
+            log::debug!("Cannot replace the queueing discipline of the tap of card {card}: {error}");
         }
         let raised = made.rtnl.raise_tap(index, mac.host_side(), *mtu, alias).await;
         raised.map_err(|source| Error::Raise { link: tap.clone(), source })?;

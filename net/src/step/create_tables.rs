@@ -32,7 +32,7 @@ impl Kind for CreateTables {
             // These cards also work without tables: on kernels without nftables, or without owners of tables.
             Err(error) if members.is_empty() && guards.iter().all(Guard::is_open) => {
                 let error = Error::Nftables(error).report().message;
-                log::warn!("BPDUs of the guests on bridges are not dropped: {error}");
+                log::warn!("BPDUs of guests on bridges are not dropped: {error}");
                 Ok(())
             }
             result => result.map_err(Error::Nftables),

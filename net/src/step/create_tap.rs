@@ -26,7 +26,7 @@ impl Kind for CreateTap {
         made.taps.insert(*card, tap);
         if let Err(error) = made.rtnl.bypass_queueing(index).await {
             // A kernel without traffic control; the tap works, and costs more.
-            log::debug!("The tap of card {card} keeps its queueing discipline: {error}");
+            log::debug!("Cannot replace the queueing discipline of the tap of card {card}: {error}");
         }
         Ok(())
     }

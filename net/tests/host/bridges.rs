@@ -223,7 +223,7 @@ fn detached_tap() {
     assert_eq!(tap["linkinfo"]["info_slave_data"]["state"], "forwarding");
     let mut vmm = vmm;
     assert_eq!(vmm.order("stop"), "stopped");
-    assert_eq!(vmm.end(), "warn: Tap vmtap0 was taken off bridge br0: put it back\n".repeat(3));
+    assert_eq!(vmm.end(), "warn: Tap vmtap0 was taken off bridge br0 and has been put back\n".repeat(3));
 }
 
 fn bridge_made_anew() {

@@ -128,7 +128,7 @@ impl Lab {
     fn stop(mut self) -> Namespace {
         assert_eq!(self.vmm.order("stop"), "stopped");
         let log = self.vmm.end();
-        assert!(log.lines().all(|line| line.ends_with("drops what network mvn-default forwards")), "{log}");
+        assert!(log.lines().all(|line| line.ends_with("drops traffic that network mvn-default forwards")), "{log}");
         self.world
     }
 }
@@ -286,7 +286,7 @@ fn ufw() {
     sh("ufw --force enable");
     sh("ufw default deny routed");
     let world = Lab::new(world).reaches_nobody_and_is_out_of_reach();
-    let what = "Chain FORWARD of table ip filter drops what it does not know";
+    let what = "Chain FORWARD of table ip filter drops traffic that no rule accepts";
     fixed(Level::Problem, what, "ufw route allow in on mvn-default && ufw route allow out on mvn-default");
     Lab::new(world).works();
 }
@@ -327,7 +327,7 @@ fn firewalld() {
     let world = answering();
     let _firewalld = firewalld_starts();
     let world = Lab::new(world).reaches_nobody();
-    let what = "Chain filter_FORWARD of table inet firewalld drops what it does not know";
+    let what = "Chain filter_FORWARD of table inet firewalld drops traffic that no rule accepts";
     let fix = "firewall-cmd --zone=trusted --add-interface=mvn-default && \
                firewall-cmd --permanent --zone=trusted --add-interface=mvn-default";
     fixed(Level::Problem, what, fix);
@@ -339,7 +339,7 @@ fn iptables() {
     sh("iptables -w -P FORWARD DROP");
     sh("iptables -w -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
     let world = Lab::new(world).reaches_nobody_and_is_out_of_reach();
-    let what = "Chain FORWARD of table ip filter drops what it does not know";
+    let what = "Chain FORWARD of table ip filter drops traffic that no rule accepts";
     let fix = "iptables -I FORWARD -i mvn-default -j ACCEPT && iptables -I FORWARD -o mvn-default -j ACCEPT";
     fixed(Level::Problem, what, fix);
     Lab::new(world).works();
@@ -355,7 +355,7 @@ fn legacy_iptables() {
     sh("iptables-legacy -w -N DOCKER-USER");
     sh("iptables-legacy -w -A FORWARD -j DOCKER-USER");
     let world = Lab::new(world).reaches_nobody_and_is_out_of_reach();
-    let what = "Chain FORWARD of iptables-legacy drops what it does not know";
+    let what = "Chain FORWARD of iptables-legacy drops traffic that no rule accepts";
     let fix = "iptables-legacy -I DOCKER-USER -i mvn-default -j ACCEPT && \
                iptables-legacy -I DOCKER-USER -o mvn-default -j ACCEPT";
     fixed(Level::Problem, what, fix);
@@ -441,7 +441,8 @@ fn return_path() {
     assert!(is_silent(&lab.world, "203.0.113.2:8080"));
     let found = troubles(SPEC);
     let expected = ["up0", "up1"].map(|uplink| {
-        let what = format!("{uplink} is one of 2 ways out, and takes only what would be answered there (rp_filter=1)");
+        let what =
+            format!("{uplink} is one of 2 ways out, and accepts only packets whose answers leave by it (rp_filter=1)");
         let fix = format!("sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{uplink}.rp_filter=2");
         (Level::Warning, what, Some(fix))
     });
@@ -460,7 +461,7 @@ fn table_drops() {
     sh("nft add chain inet strict gate { type filter hook forward priority 10 ; policy drop ; }");
     sh("nft add rule inet strict gate ct state established,related accept");
     let world = Lab::new(world).reaches_nobody_and_is_out_of_reach();
-    let what = "Chain gate of table inet strict drops what it does not know";
+    let what = "Chain gate of table inet strict drops traffic that no rule accepts";
     let fix = "nft insert rule inet strict gate iifname mvn-default accept && \
                nft insert rule inet strict gate oifname mvn-default accept";
     fixed(Level::Problem, what, fix);
@@ -473,7 +474,7 @@ fn table_rejects() {
     sh("nft add chain ip strict gate { type filter hook forward priority -10 ; }");
     sh("nft add rule ip strict gate counter reject");
     let world = Lab::new(world).reaches_nobody_and_is_out_of_reach();
-    let what = "Chain gate of table ip strict drops what it does not know";
+    let what = "Chain gate of table ip strict drops traffic that no rule accepts";
     let fix = "nft insert rule ip strict gate iifname mvn-default accept && \
                nft insert rule ip strict gate oifname mvn-default accept";
     fixed(Level::Problem, what, fix);

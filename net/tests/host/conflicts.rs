@@ -61,7 +61,7 @@ fn probed() {
     assert_eq!(vmm.line(), "conflicts of card 0: 0 macs, 1 addresses");
     let other = mac(&machine);
     let expected =
-        format!("warn: The guest of card 0 (52:54:00:00:00:05) is not alone: 192.0.2.5 is used by {other} as well\n");
+        format!("warn: Address conflict of card 0 (52:54:00:00:00:05): 192.0.2.5 is used by {other} as well\n");
     assert_eq!(end(vmm), expected);
 }
 
@@ -76,7 +76,7 @@ fn claimed() {
     assert_eq!(vmm.line(), "conflicts of card 0: 0 macs, 1 addresses");
     send_frame(&machine, &announcement(&other, [192, 0, 2, 5]));
     assert_eq!(vmm.line(), "conflicts of card 0: 0 macs, 2 addresses");
-    assert_eq!(end(vmm).matches("is not alone").count(), 1);
+    assert_eq!(end(vmm).matches("Address conflict").count(), 1);
 }
 
 fn solicited() {
@@ -86,7 +86,7 @@ fn solicited() {
     assert_eq!(vmm.line(), "conflicts of card 0: 0 macs, 1 addresses");
     let other = mac(&machine);
     let expected =
-        format!("warn: The guest of card 0 (52:54:00:00:00:05) is not alone: 2001:db8::5 is used by {other} as well\n");
+        format!("warn: Address conflict of card 0 (52:54:00:00:00:05): 2001:db8::5 is used by {other} as well\n");
     assert_eq!(end(vmm), expected);
 }
 
@@ -113,7 +113,7 @@ fn advertised() {
     send_frame(&machine, &discovery(other, SOLICITATION, "::", "2001:db8::6"));
     assert_eq!(vmm.line(), "conflicts of card 0: 0 macs, 2 addresses");
     let text = end(vmm);
-    assert_eq!(text.matches("is not alone").count(), 2, "{text}");
+    assert_eq!(text.matches("Address conflict").count(), 2, "{text}");
 }
 
 fn derived() {
@@ -136,7 +136,7 @@ fn learned() {
     send_frame(&machine, &announcement(&[0x52, 0x54, 0, 0, 0, 5], [192, 0, 2, 9]));
     assert_eq!(vmm.line(), "conflicts of card 0: 1 macs, 0 addresses");
     let expected =
-        "warn: The guest of card 0 (52:54:00:00:00:05) is not alone: its MAC address is used behind port up0 as well\n";
+        "warn: Address conflict of card 0 (52:54:00:00:00:05): its MAC address is used behind port up0 as well\n";
     assert_eq!(end(vmm), expected);
 }
 

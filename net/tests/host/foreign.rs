@@ -141,7 +141,7 @@ fn translated_by_nftables() {
         refused,
         "tcp port 8080 of this host is translated by a rule in chain published of table ip web (handle 4, \"container \
          web\") \
-         | forward another port, or end who made the rule (docker ps shows published ports); nft -a list chain ip web \
+         | forward another port, or remove the rule (docker ps shows published ports); nft -a list chain ip web \
          published \
          shows it | usage"
     );

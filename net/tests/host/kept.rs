@@ -135,7 +135,7 @@ fn uplink_taken_off() {
     until(is_on);
     world.sh("ping -c 1 -W 5 198.51.100.2");
     let log = log_of(vmm);
-    assert!(count(&log, "put it back") >= 2, "{log}");
+    assert!(count(&log, "has been put back") >= 2, "{log}");
     assert_eq!(addresses_of("up0"), ["198.51.100.2/24"]);
 }
 
@@ -152,7 +152,7 @@ fn mirror_comes_back() {
     mon();
     let vmm = Vmm::start("web", &["bridge=br0,mirror=mon0"]);
     sh("ip link del mon0");
-    assert_eq!(vmm.not_kept(), "Interface mon0 is gone, to which frames were copied");
+    assert_eq!(vmm.not_kept(), "Interface mon0 of mirror= is gone");
     mon();
     assert_eq!(vmm.not_kept(), "");
     let counted = || link_bytes("mon1");
@@ -320,12 +320,12 @@ fn table_drops() {
     let lab = Lab::new();
     sh("nft add table inet strict");
     sh("nft add chain inet strict gate { type filter hook forward priority 10 ; policy drop ; }");
-    let words = "Chain gate of table inet strict drops what network mvn-default forwards";
+    let words = "Chain gate of table inet strict drops traffic that network mvn-default forwards";
     await_word(&lab.vmm, words);
     assert!(lab.is_cut_off());
     // Other findings are left out: this machine may have bridged frames pass the rules as well.
     let about_chains: Vec<String> = doctor().into_iter().filter(|what| what.starts_with("Chain")).collect();
-    assert_eq!(about_chains, ["Chain gate of table inet strict drops what it does not know"]);
+    assert_eq!(about_chains, ["Chain gate of table inet strict drops traffic that no rule accepts"]);
     // It is reported again after it was right in between.
     sh("nft insert rule inet strict gate iifname mvn-default accept");
     sh("nft insert rule inet strict gate oifname mvn-default accept");
@@ -343,7 +343,7 @@ fn table_drops() {
 fn firewalld_reloads() {
     with_own(&["/etc/firewalld"]);
     let lab = Lab::new();
-    let words = "Chain filter_FORWARD of table inet firewalld drops what network mvn-default forwards";
+    let words = "Chain filter_FORWARD of table inet firewalld drops traffic that network mvn-default forwards";
     let _firewalld = firewalld_starts();
     await_word(&lab.vmm, words);
     sh("firewall-cmd --zone=trusted --add-interface=mvn-default");
@@ -361,7 +361,7 @@ fn ufw_enabled() {
     let lab = Lab::new();
     sh("ufw --force enable");
     sh("ufw default deny routed");
-    await_word(&lab.vmm, "Chain FORWARD of table ip filter drops what network mvn-default forwards");
+    await_word(&lab.vmm, "Chain FORWARD of table ip filter drops traffic that network mvn-default forwards");
     assert!(lab.is_cut_off());
     sh("ufw route allow in on mvn-default");
     sh("ufw route allow out on mvn-default");
@@ -369,7 +369,7 @@ fn ufw_enabled() {
     assert!(lab.leads_out());
     sh("ufw reload");
     let log = lab.log();
-    assert!(count(&log, "drops what network") <= 2, "{log}");
+    assert!(count(&log, "drops traffic that network") <= 2, "{log}");
 }
 
 fn bridged() {
@@ -377,7 +377,7 @@ fn bridged() {
     let vmm = Vmm::start("web", &["bridge=br0"]);
     sh("nft add table bridge strict");
     sh("nft add chain bridge strict gate { type filter hook forward priority 0 ; policy drop ; }");
-    await_word(&vmm, "Chain gate of table bridge strict drops what bridge br0 forwards");
+    await_word(&vmm, "Chain gate of table bridge strict drops traffic that bridge br0 forwards");
     sh("nft delete table bridge strict");
     assert_eq!(vmm.not_kept(), "");
     log_of(vmm);

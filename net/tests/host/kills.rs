@@ -223,7 +223,7 @@ impl Round {
                 assert_eq!(next.order("stop"), "stopped", "{what}");
                 // If bridged frames pass the rules for packets, Docker's rules drop them.
                 let words = next.end();
-                assert!(words.lines().all(|line| line.contains(" drops what bridge ")), "{what}: {words}");
+                assert!(words.lines().all(|line| line.contains(" drops traffic that bridge ")), "{what}: {words}");
             }
         }
     }

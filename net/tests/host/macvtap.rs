@@ -314,10 +314,7 @@ fn refusals() {
             "port0 is a port of br0, which takes all its frames | put the card on the bridge: --net bridge=br0 | usage",
         ),
         ("macvtap=down0", "down0 is down | raise it first: ip link set down0 up | usage"),
-        (
-            "macvtap=up0,mode=passthru",
-            "up0 is used by own0 | end who has it, or share the interface: mode=bridge | usage",
-        ),
+        ("macvtap=up0,mode=passthru", "up0 is used by own0 | free the interface, or share it: mode=bridge | usage"),
         (
             "macvtap=up0,mtu=9000",
             "mtu=9000 is more than up0 carries, which is 1500 | give mtu=1500 or less, or raise the link first: ip link set \
@@ -327,13 +324,13 @@ fn refusals() {
         assert_eq!(refusal(&[spec]), message);
     }
     sh("ip link del own0");
-    let used = "up0 is used by another card alone (mode=passthru) | end who has it, or use another interface | usage";
+    let used = "up0 is used by another card alone (mode=passthru) | free the interface, or use another | usage";
     assert_eq!(refusal(&["macvtap=up0,mode=passthru", "macvtap=up0"]), used);
     let alone = Vmm::spawn("alone", &["macvtap=up0,mode=passthru"]);
     let taps = alone.taps();
     // Its carrier is reported a moment after it comes up.
     until(|| link(&taps[0])["operstate"] == "UP");
-    assert!(refusal(&["macvtap=up0"]).contains(" alone (mode=passthru) | end who has it"));
+    assert!(refusal(&["macvtap=up0"]).contains(" alone (mode=passthru) | free the interface"));
     alone.stop();
     let mirror = refusal(&["macvtap=up0,mirror=up0"]);
     assert!(mirror.starts_with("mirror=up0 is the interface that the card is on"), "{mirror}");

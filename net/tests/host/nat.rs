@@ -321,7 +321,7 @@ fn forward_taken() {
         assert_eq!(vmm.end(), "");
         line
     };
-    let hint = "forward another port, or end who has it: ss -tlnp 'sport = 8080' shows it";
+    let hint = "forward another port, or stop the process that has it: ss -tlnp 'sport = 8080' shows it";
     let wanted = format!("failed tcp port 8080 of this host is taken | {hint} | usage");
     assert_eq!(refused("nat,forward=tcp:8080:80"), wanted);
     assert_eq!(refused("nat,forward=tcp:8079-8081:79-81"), wanted);

@@ -80,7 +80,7 @@ fn make_stable(guest: &Namespace, secret: &str) -> Ipv6Addr {
 fn end(mut vmm: Vmm) {
     assert_eq!(vmm.order("stop"), "stopped");
     let text = vmm.end();
-    assert!(text.lines().all(|line| line.contains("does not get")), "{text}");
+    assert!(text.lines().all(|line| line.contains("may not use")), "{text}");
 }
 
 fn advertised() {

@@ -285,7 +285,7 @@ fn refused() {
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("{\"refused\":\"Not an order: "), "{line}: {answer}");
+        assert!(answer.starts_with("{\"refused\":\"Cannot read the request: "), "{line}: {answer}");
     }
     // A silent client is dropped, and the next one is served.
     let silent = keeper();

@@ -89,7 +89,7 @@ fn shared(vm: &Value, card: &Value) -> Option<String> {
         [times("mac", "its MAC address"), times("address", "an IP address of it")].into_iter().flatten().collect();
     let card = format!("{} {}", cell(&vm["name"]), cell(&card["card"]));
     (!shared.is_empty())
-        .then(|| format!("{card} is not alone: another host has been seen with {}\n", shared.join(" and ")))
+        .then(|| format!("{card} has an address conflict: another host has been seen with {}\n", shared.join(" and ")))
 }
 
 fn cell(value: &Value) -> String {
@@ -205,9 +205,9 @@ mod tests {
         assert_eq!(
             below,
             [
-                "web net0 is not alone: another host has been seen with its MAC address (2x) and an IP address \
-                 of it (3x)",
-                "web net1 is not alone: another host has been seen with an IP address of it (1x)",
+                "web net0 has an address conflict: another host has been seen with its MAC address (2x) and an IP \
+                 address of it (3x)",
+                "web net1 has an address conflict: another host has been seen with an IP address of it (1x)",
             ]
         );
     }

@@ -60,7 +60,7 @@ fn dropping_chain() {
     // With br_netfilter, what guests of a network without a way out say to each other passes it as well.
     let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0");
     assert_eq!(trouble("host", "firewall"), None);
-    fixed("nat", "firewall", "problem", "Chain gate of table inet strict drops what it does not know");
+    fixed("nat", "firewall", "problem", "Chain gate of table inet strict drops traffic that no rule accepts");
 }
 
 fn dropping_bridge_chain() {
@@ -72,7 +72,7 @@ fn dropping_bridge_chain() {
 
     assert_eq!(
         (level.as_str(), what.as_str()),
-        ("problem", "Chain gate of table bridge strict drops what it does not know")
+        ("problem", "Chain gate of table bridge strict drops traffic that no rule accepts")
     );
     assert!(fix.starts_with("nft insert rule bridge strict gate iifname"), "{fix}");
 }
@@ -84,7 +84,7 @@ fn dropping_rule() {
 
     sh("nft add rule ip strict gate counter reject");
 
-    fixed("nat", "firewall", "problem", "Chain gate of table ip strict drops what it does not know");
+    fixed("nat", "firewall", "problem", "Chain gate of table ip strict drops traffic that no rule accepts");
 }
 
 fn bridge_nf() {
@@ -148,7 +148,7 @@ fn return_path() {
 
     sh("sysctl -q -w net.ipv4.conf.up1.rp_filter=1");
 
-    let what = "up1 is one of 2 ways out, and takes only what would be answered there (rp_filter=1)";
+    let what = "up1 is one of 2 ways out, and accepts only packets whose answers leave by it (rp_filter=1)";
     fixed("nat", "rp-filter", "warning", what);
 }
 
@@ -158,8 +158,8 @@ fn not_allowed() {
     let (code, text, errors) = said(&mut unprivileged(&["doctor", "--net", "bridge=br0"]));
 
     assert_eq!((code, errors.as_str()), (71, ""));
-    assert!(text.contains("\nPROBLEM  privileges: There is no CAP_NET_ADMIN\n"), "{text}");
-    assert!(text.contains("\nwarning  firewall: The host's firewall cannot be looked at\n"), "{text}");
+    assert!(text.contains("\nPROBLEM  privileges: This process lacks CAP_NET_ADMIN\n"), "{text}");
+    assert!(text.contains("\nwarning  firewall: Cannot read the nftables of this host\n"), "{text}");
 }
 
 fn touches_nothing() {

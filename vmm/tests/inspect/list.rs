@@ -119,7 +119,10 @@ fn shared() {
     assert_eq!(conflicts["address"], 0);
     let (_, table, _) = said(&mut minivmm(&["net", "list"]));
     let below = table.lines().last().unwrap();
-    assert!(below.starts_with("web net0 is not alone: another host has been seen with its MAC address ("), "{table}");
+    assert!(
+        below.starts_with("web net0 has an address conflict: another host has been seen with its MAC address ("),
+        "{table}"
+    );
 }
 
 fn empty() {

@@ -131,7 +131,7 @@ fn listen(index: u32, protocol: libc::c_int, program: &[Instruction]) -> io::Res
 
 fn ask(socket: &OwnedFd, question: &[u8], ip: IpAddr) {
     if let Err(errno) = send(socket.as_raw_fd(), question, MsgFlags::MSG_DONTWAIT) {
-        log::debug!("Nobody is asked for {ip}: {errno}");
+        log::debug!("Cannot send a probe for {ip}: {errno}");
     }
 }
 

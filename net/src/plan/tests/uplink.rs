@@ -49,7 +49,7 @@ fn an_uplink_that_no_bridge_can_have_is_refused() {
     nexthops.uplinks[0].nexthop_objects = true;
     let vlan = with(host_with_uplink(), Link { lower: Some(5), ..link(6, "eth1.7", Some("vlan")) });
     for (facts, message) in [
-        (wireless, "eth1 cannot be an uplink, it is a wireless card, whose access point takes frames of nobody else"),
+        (wireless, "eth1 cannot be an uplink, it is a wireless card, and access points take its own address only"),
         (nexthops, "Routes through eth1 use nexthop objects, which cannot be moved"),
         (
             vlan,

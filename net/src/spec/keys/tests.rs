@@ -11,7 +11,7 @@ const UPDATE: &str = "UPDATE_DOCS";
 fn page() -> String {
     let mut text = "# Keys of `--net`\n\n\
         <!-- Generated from net/src/spec/keys.rs by: UPDATE_DOCS=1 cargo test -p net --lib reference_page -->\n\n\
-        `minivmm --help-net` prints this list, `minivmm --help-net KEY` what is said of one key.\n\
+        `minivmm --help-net` prints this list, `minivmm --help-net KEY` one entry of it.\n\
         [networking.md](networking.md) explains the modes.\n\n\
         | mode | |\n|---|---|\n"
         .to_owned();
