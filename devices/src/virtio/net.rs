@@ -60,7 +60,7 @@ use lane::Lane;
 use limiter::Limiter;
 use link::Driver;
 use offload::bit;
-use pair::Pair;
+use pair::{Pair, Watch};
 use rss::{Hasher, Shared};
 use rx::{Frames, Gate, Rx};
 use std::collections::VecDeque;
@@ -270,6 +270,7 @@ impl Net {
                 drain: Arc::default(),
                 alarm: alarm()?,
                 ctrl: None,
+                watch: Watch::Edge(0),
             });
         }
         let ctrl = take(&mut queues, ctrl_idx).filter(|_| features & bit(VIRTIO_NET_F_CTRL_VQ) != 0);

@@ -69,7 +69,7 @@ impl<A: Answer> RequestService<A> {
 
 impl<A: Answer> Service for RequestService<A> {
     fn sources(&self) -> Vec<Source> {
-        vec![Source::readable(&self.queue.doorbell, DOORBELL)]
+        vec![Source::signalled(&self.queue.doorbell, DOORBELL)]
     }
 
     fn begin(&mut self, events: &mut EventOps) -> Result<(), Fault> {
@@ -105,8 +105,6 @@ impl RequestQueue {
     /// # Errors
     /// If the ring or a chain is broken, if `answer` fails, or if the doorbell cannot be rung.
     pub fn serve(&mut self, mut answer: impl FnMut(&mut Chain) -> Result<u32, Fault>) -> Result<(), Fault> {
-        // Nothing to read means that this is the first look at the queue, before any doorbell.
-        let _ = self.doorbell.read();
         let begun = Instant::now();
         let is_over = |served| served >= BUDGET || (served > 0 && begun.elapsed() >= TURN);
         let mut served = 0;

@@ -70,6 +70,11 @@ impl Source {
     pub fn readable(fd: &impl AsRawFd, token: u32) -> Self {
         Self { fd: fd.as_raw_fd(), token, events: EventSet::IN }
     }
+
+    /// Waits for each signal of the eventfd `fd`, which need not be read: its count would overflow after centuries.
+    pub fn signalled(fd: &EventFd, token: u32) -> Self {
+        Self { fd: fd.as_raw_fd(), token, events: EventSet::IN | EventSet::EDGE_TRIGGERED }
+    }
 }
 
 /// The work of a worker thread. All methods are called on that thread.

@@ -32,7 +32,7 @@ pub(super) struct Counters {
     pub(super) rx_frames: Count,
     /// Their bytes, without the virtio header.
     pub(super) rx_bytes: Count,
-    /// Notifications of the driver that buffers are there.
+    /// Wake-ups because the driver notified that buffers are there.
     pub(super) rx_doorbells: Count,
     /// Times a burst was cut so that others get their turn.
     pub(super) rx_budget_exhausted: Count,
@@ -58,7 +58,7 @@ pub(super) struct Counters {
     pub(super) tx_bytes: Count,
     /// Frames among them that left in one frame with others of their flow.
     pub(super) tx_joined: Count,
-    /// Notifications of the driver that frames are there.
+    /// Wake-ups because the driver notified that frames are there.
     pub(super) tx_doorbells: Count,
     /// Times a burst was cut so that others get their turn.
     pub(super) tx_budget_exhausted: Count,
@@ -78,7 +78,7 @@ pub(super) struct Counters {
     pub(super) tx_no_memory: Count,
     /// Frames that the host refused for another reason.
     pub(super) tx_host_errors: Count,
-    /// Notifications of the driver that commands are there.
+    /// Wake-ups because the driver notified that commands are there.
     pub(super) ctrl_doorbells: Count,
     /// Control commands that were obeyed.
     pub(super) ctrl_ok: Count,

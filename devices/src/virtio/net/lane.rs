@@ -28,15 +28,15 @@ pub(super) struct Lane<S> {
     idx: u16,
     side: S,
     doorbell: EventFd,
-    /// How often we have rung it ourselves since it was answered.
-    own_rings: u64,
+    /// True if we have rung it ourselves since it was answered.
+    own_ring: bool,
     state: State,
 }
 
 impl<S: Side> Lane<S> {
     /// Queue `idx` of the device, which the driver has enabled.
     pub(super) fn new(idx: u16, side: S, doorbell: EventFd) -> Self {
-        Self { idx, side, doorbell, own_rings: 0, state: State::Serving }
+        Self { idx, side, doorbell, own_ring: false, state: State::Serving }
     }
 
     /// The device's index of the queue.
@@ -52,15 +52,14 @@ impl<S: Side> Lane<S> {
         }
     }
 
-    /// The driver's doorbell.
+    /// The driver's doorbell, for [`Source::signalled`](crate::virtio::worker::Source::signalled).
     pub(super) fn doorbell(&self) -> &EventFd {
         &self.doorbell
     }
 
-    /// Takes note of the doorbell. Returns how often the driver has rung it; 0 too when another wake-up took it along.
+    /// Takes note of the doorbell. Returns 1 if it was the driver's ring, and 0 if it was our own.
     pub(super) fn answer_doorbell(&mut self) -> u64 {
-        let rings = self.doorbell.read().unwrap_or(0);
-        rings.saturating_sub(std::mem::take(&mut self.own_rings))
+        u64::from(!std::mem::take(&mut self.own_ring))
     }
 
     /// After a burst that was cut short, rings the doorbell so that the queue comes again after the other sources.
@@ -68,7 +67,7 @@ impl<S: Side> Lane<S> {
         match turn {
             Turn::Done => Ok(()),
             Turn::More => {
-                self.own_rings += 1;
+                self.own_ring = true;
                 self.doorbell.write(1).map_err(|source| Fault::Host { operation: "ring a doorbell of our own", source })
             }
         }

@@ -70,6 +70,10 @@ impl FramePort for ObservedPort {
         self.inner.fd()
     }
 
+    fn stays_readable(&self) -> bool {
+        self.inner.stays_readable()
+    }
+
     fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize> {
         let mut start = vec![0; self.header_len() + self.snap];
         let (len, known) = receive_with_start(&*self.inner, &mut self.passing(), into, spill, &mut start)?;

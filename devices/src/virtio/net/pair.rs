@@ -4,6 +4,9 @@
 //! nothing has to be switched off and on again. After every edge the port is read until it is empty. The kernel's taps
 //! tell that there is room again only to those who asked after they had met a full queue, so after such a write the
 //! port is asked.
+//!
+//! Where frames come one at a time, to read until the port is empty is a system call for each in vain. After some of
+//! these, a port that stays readable is watched level-triggered and read once, until anything else happens.
 
 use crate::virtio::device::Activation;
 use crate::virtio::net::Turn;
@@ -50,6 +53,24 @@ pub(super) struct Pair {
     pub(super) inbox: Option<Arc<EventFd>>,
     /// The control queue, if this pair serves it.
     pub(super) ctrl: Option<Lane<CtrlQueue>>,
+    /// How the port is watched.
+    pub(super) watch: Watch,
+}
+
+/// How the port is watched for frames to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// Edge-triggered; the number of edges in a row that came with one frame.
+    Edge(u8),
+    /// Level-triggered; the number of frames since the port was last read until it was empty.
+    Level(u8),
+}
+
+impl Watch {
+    /// Single frames in a row after which one is expected.
+    const SINGLES: u8 = 4;
+    /// Frames after which the port is read until it is empty, to see whether they still come one at a time.
+    const LOOK_EVERY: u8 = 16;
 }
 
 impl Pair {
@@ -101,15 +122,49 @@ impl Pair {
         let Some(tx) = self.tx.serving() else { return Ok(()) };
         let turn = tx.transmit()?;
         if tx.waits() {
+            self.watch = Watch::Edge(0);
             events.modify(self.port_events()).map_err(unwatched)?;
         }
         self.tx.come_again(turn)
     }
 
+    /// Receives what made the port readable.
+    fn receive_announced(&mut self, events: &EventOps) -> Result<(), Fault> {
+        let Some(rx) = self.rx.serving() else { return self.watch_edges(events) };
+        let one = matches!(self.watch, Watch::Level(frames) if frames < Watch::LOOK_EVERY);
+        let turn = if one { rx.receive_one()? } else { rx.receive()? };
+        let (taken, waits) = (rx.taken(), rx.is_starved());
+        self.rx.come_again(turn)?;
+        let alone = taken == 1 && !waits;
+        let may_leave_some = self.port.stays_readable() && !self.tx_waits();
+        match self.watch {
+            Watch::Level(frames) if alone => self.watch = Watch::Level(if one { frames + 1 } else { 0 }),
+            Watch::Level(_) => self.watch_edges(events)?,
+            Watch::Edge(singles) if alone && singles < Watch::SINGLES => self.watch = Watch::Edge(singles + 1),
+            Watch::Edge(_) if alone && may_leave_some => {
+                self.watch = Watch::Level(0);
+                events.modify(self.port_events()).map_err(unwatched)?;
+            }
+            Watch::Edge(_) => self.watch = Watch::Edge(0),
+        }
+        Ok(())
+    }
+
+    /// Goes back to edges: for a port that announces what cannot be received now, or more than one frame at a time.
+    fn watch_edges(&mut self, events: &EventOps) -> Result<(), Fault> {
+        if let Watch::Level(_) = std::mem::replace(&mut self.watch, Watch::Edge(0)) {
+            events.modify(self.port_events()).map_err(unwatched)?;
+        }
+        Ok(())
+    }
+
+    fn tx_waits(&mut self) -> bool {
+        self.tx.serving().is_some_and(|tx| tx.waits())
+    }
+
     /// Goes on with a frame that found no room in the port.
     fn transmit_waiting(&mut self, events: &EventOps) -> Result<(), Fault> {
-        let waits = self.tx.serving().is_some_and(|tx| tx.waits());
-        if waits { self.transmit(events) } else { Ok(()) }
+        if self.tx_waits() { self.transmit(events) } else { Ok(()) }
     }
 
     /// Receives into `buffers` and sends `frames` that were not announced. Returns whether there was something to do.
@@ -147,7 +202,7 @@ impl Pair {
                 self.transmit(events)
             }
             PORT => {
-                self.receive()?;
+                self.receive_announced(events)?;
                 self.transmit_waiting(events)
             }
             CHANGED => {
@@ -195,7 +250,10 @@ impl Pair {
     }
 
     fn port_events(&self) -> Events {
-        let wanted = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        let wanted = match self.watch {
+            Watch::Edge(_) => EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED,
+            Watch::Level(_) => EventSet::IN,
+        };
         Events::with_data_raw(self.port.fd(), PORT, wanted)
     }
 
@@ -204,6 +262,7 @@ impl Pair {
     fn watch_port(&mut self, events: &mut EventOps) -> Result<(), Fault> {
         // Not watched yet: nothing to remove.
         let _ = events.remove(Events::empty_raw(self.port.fd()));
+        self.watch = Watch::Edge(0);
         events.add(self.port_events()).map_err(unwatched)
     }
 }
@@ -211,13 +270,13 @@ impl Pair {
 impl Service for Pair {
     fn sources(&self) -> Vec<Source> {
         let mut sources = vec![
-            Source::readable(self.rx.doorbell(), RX_DOORBELL),
-            Source::readable(self.tx.doorbell(), TX_DOORBELL),
+            Source::signalled(self.rx.doorbell(), RX_DOORBELL),
+            Source::signalled(self.tx.doorbell(), TX_DOORBELL),
             Source::readable(&self.changed, CHANGED),
             Source::readable(&self.alarm, ALARM),
         ];
         sources.extend(self.inbox.as_ref().map(|filled| Source::readable(filled.as_ref(), INBOX)));
-        sources.extend(self.ctrl.as_ref().map(|ctrl| Source::readable(ctrl.doorbell(), CTRL_DOORBELL)));
+        sources.extend(self.ctrl.as_ref().map(|ctrl| Source::signalled(ctrl.doorbell(), CTRL_DOORBELL)));
         sources
     }
 

@@ -12,6 +12,11 @@ pub trait FramePort: Send + Sync {
     /// The descriptor to wait on. It is in non-blocking mode.
     fn fd(&self) -> RawFd;
 
+    /// True if the descriptor is readable as long as a frame waits, so that a reader may leave some and is woken again.
+    fn stays_readable(&self) -> bool {
+        false
+    }
+
     /// Receives one frame into `into`, and what does not fit into `spill`. Returns its length with the header; one that
     /// is longer than both together is cut.
     ///

@@ -95,6 +95,8 @@ pub(super) struct Rx {
     waiting: Option<Waiting>,
     /// True if there is nothing to do before the driver posts more buffers.
     starved: bool,
+    /// Frames that the last call took from the port.
+    taken: u32,
     filter: Arc<filter::Shared>,
     /// The filter of version `seen`.
     wanted: Filter,
@@ -130,6 +132,7 @@ impl Rx {
             spill: vec![0; MAX_HEADER_LEN + MAX_FRAME],
             waiting: None,
             starved: true,
+            taken: 0,
             filter,
             wanted,
             seen,
@@ -155,9 +158,33 @@ impl Rx {
         if std::mem::take(&mut self.starved) {
             self.ring.disable_doorbell();
         }
-        let turn = self.burst()?;
+        self.taken = 0;
+        let turn = self.burst(BUDGET)?;
         self.coalescer.notify(&mut self.ring);
         Ok(turn)
+    }
+
+    /// Receives one frame from a port that is readable as long as there are more.
+    ///
+    /// # Errors
+    /// If the guest broke the ring.
+    pub(super) fn receive_one(&mut self) -> Result<Turn, Fault> {
+        self.taken = 0;
+        self.burst(1)?;
+        // A frame that is in the spill is not announced again.
+        let turn = if self.waiting.is_some() { self.burst(BUDGET)? } else { Turn::Done };
+        self.coalescer.notify(&mut self.ring);
+        Ok(turn)
+    }
+
+    /// True if there is nothing to do before the driver posts more buffers.
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// Frames that the last call took from the port.
+    pub(super) fn taken(&self) -> u32 {
+        self.taken
     }
 
     /// Empties the port because this queue goes out of use: into the ring as far as it has buffers, and into the first
@@ -233,8 +260,8 @@ impl Rx {
         self.coalescer.notify(&mut self.ring);
     }
 
-    fn burst(&mut self) -> Result<Turn, Fault> {
-        for frames in 1..=BUDGET {
+    fn burst(&mut self, most: u32) -> Result<Turn, Fault> {
+        for frames in 1..=most {
             let received = match self.waiting.take() {
                 Some(waiting) => self.complete(waiting)?,
                 None => self.next_frame()?,
@@ -255,7 +282,9 @@ impl Rx {
                 self.ring.publish();
             }
         }
-        self.counters.rx_budget_exhausted.add(1);
+        if most == BUDGET {
+            self.counters.rx_budget_exhausted.add(1);
+        }
         Ok(Turn::More)
     }
 
@@ -303,7 +332,9 @@ impl Rx {
             return Ok(self.wait_for_buffers());
         }
         let direct = self.pieces.spill_offset();
-        match self.port.receive(&mut self.pieces, &mut self.spill) {
+        let received = self.port.receive(&mut self.pieces, &mut self.spill);
+        self.taken += u32::from(received.is_ok());
+        match received {
             Ok(len) if len > direct => {
                 self.recent.saw(len);
                 self.waiting = Some(Waiting { len, in_buffers: direct, origin: Origin::Port });

@@ -50,6 +50,10 @@ impl FramePort for Tap {
         self.fd.as_raw_fd()
     }
 
+    fn stays_readable(&self) -> bool {
+        true
+    }
+
     fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize> {
         into.readv_spilling(self.fd.as_fd(), spill)
     }

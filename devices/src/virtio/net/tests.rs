@@ -33,13 +33,26 @@ struct SocketPort {
     socket: UnixDatagram,
     attached: AtomicBool,
     header_len: AtomicUsize,
+    /// Attempts to receive.
+    reads: AtomicUsize,
+}
+
+impl SocketPort {
+    fn new(socket: UnixDatagram) -> Self {
+        let (attached, header_len, reads) = (AtomicBool::new(true), AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { socket, attached, header_len, reads }
+    }
 }
 
 impl FramePort for SocketPort {
     fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+    fn stays_readable(&self) -> bool {
+        true
+    }
     fn receive(&self, into: &mut IoVecs, spill: &mut [u8]) -> io::Result<usize> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         into.readv_spilling(self.socket.as_fd(), spill)
     }
     fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
@@ -69,7 +82,7 @@ fn port() -> (Arc<SocketPort>, UnixDatagram) {
     let (socket, wire) = UnixDatagram::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
     wire.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    (Arc::new(SocketPort { socket, attached: AtomicBool::new(true), header_len: AtomicUsize::new(0) }), wire)
+    (Arc::new(SocketPort::new(socket)), wire)
 }
 
 fn config() -> NetConfig {

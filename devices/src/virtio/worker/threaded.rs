@@ -65,22 +65,64 @@ impl<S: Service> Worker<S> {
 
 /// Serves until the worker is stopped.
 fn run<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId) {
-    let mut polling = Polling::new();
+    match thread::available_parallelism() {
+        Ok(processors) if processors.get() == 1 => run_in_turns(manager, id),
+        _ => run_beside_others(manager, id),
+    }
+}
+
+/// Serves with a processor to spare: polls before a sleep for as long as sleeps have turned out short.
+fn run_beside_others<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId) {
+    let mut window = Window::default();
     loop {
         let asleep = Instant::now();
         serve(manager, -1);
-        polling.woken_after(asleep.elapsed());
-        let mut idle = Idle::begin();
+        window.learn(asleep.elapsed());
+        let mut idle = Instant::now();
         loop {
-            let patient = polling.is_patient(&idle);
+            let patient = !window.0.is_zero() && idle.elapsed() < window.0;
             match poll_once(manager, id, if patient { S::poll } else { S::before_sleep }) {
-                Poll::Found => idle = Idle::begin(),
-                Poll::Nothing if patient => polling.pause(&mut idle),
+                Poll::Found => idle = Instant::now(),
+                // Not by giving way: whoever gets the processor then may keep it for milliseconds, and a sleeper is
+                // woken sooner.
+                Poll::Nothing if patient => std::hint::spin_loop(),
                 Poll::Nothing => break,
                 Poll::Stopped => return,
             }
             if serve(manager, 0) {
-                idle = Idle::begin();
+                idle = Instant::now();
+            }
+        }
+    }
+}
+
+/// Serves on the only processor: gives way before a sleep where the guest has made use of that lately.
+fn run_in_turns<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId) {
+    // The guest answers what it is woken for, and goes on after what it has sent, independently of each other.
+    let [mut after_waking, mut after_work] = [Payoff::default(), Payoff::default()];
+    loop {
+        serve(manager, -1);
+        let mut payoff = &mut after_waking;
+        let mut unannounced = 0;
+        loop {
+            let mut found = poll_once(manager, id, S::poll);
+            if found == Poll::Nothing {
+                let gives_way = payoff.is_expected();
+                if gives_way {
+                    thread::yield_now();
+                }
+                found = poll_once(manager, id, S::before_sleep);
+                payoff.learn(gives_way, found == Poll::Found);
+            }
+            match found {
+                Poll::Found => unannounced += 1,
+                Poll::Nothing => break,
+                Poll::Stopped => return,
+            }
+            payoff = &mut after_work;
+            // Not after the first: a sleep looks at everything else as well.
+            if unannounced > 1 {
+                serve(manager, 0);
             }
         }
     }
@@ -94,65 +136,56 @@ fn serve<S: Service>(manager: &mut EventManager<Loop<S>>, milliseconds: i32) -> 
     })
 }
 
-/// Time without work.
-struct Idle {
-    since: Instant,
-    pauses: u32,
-}
+/// How long to poll before a sleep: longer when sleeps have turned out short, not at all when they are long.
+#[derive(Debug, Default)]
+struct Window(Duration);
 
-impl Idle {
-    fn begin() -> Self {
-        Self { since: Instant::now(), pauses: 0 }
-    }
-}
-
-/// How long to poll before a sleep.
-#[derive(Debug)]
-enum Polling {
-    /// With a processor to spare: for this long. Longer when sleeps have turned out short, not at all when they are
-    /// long.
-    For(Duration),
-    /// On the only processor: as long as there is something after the others had their turn.
-    InTurns,
-}
-
-impl Polling {
+impl Window {
     const SHORTEST: Duration = Duration::from_micros(4);
     const LONGEST: Duration = Duration::from_micros(64);
 
-    fn new() -> Self {
-        match thread::available_parallelism() {
-            Ok(processors) if processors.get() == 1 => Self::InTurns,
-            _ => Self::For(Duration::ZERO),
-        }
-    }
-
-    fn is_patient(&self, idle: &Idle) -> bool {
-        match self {
-            Self::For(window) => !window.is_zero() && idle.since.elapsed() < *window,
-            Self::InTurns => idle.pauses == 0,
-        }
-    }
-
-    fn pause(&self, idle: &mut Idle) {
-        idle.pauses += 1;
-        match self {
-            // Not by giving way: whoever gets the processor then may keep it for milliseconds, and a sleeper is woken
-            // sooner.
-            Self::For(_) => std::hint::spin_loop(),
-            Self::InTurns => thread::yield_now(),
-        }
-    }
-
     /// Learns from a sleep.
-    fn woken_after(&mut self, sleep: Duration) {
-        if let Self::For(window) = self {
-            *window = if sleep <= Self::LONGEST {
-                (*window * 2).clamp(Self::SHORTEST, Self::LONGEST)
-            } else {
-                Some(*window / 2).filter(|window| *window >= Self::SHORTEST).unwrap_or_default()
-            };
+    fn learn(&mut self, sleep: Duration) {
+        self.0 = if sleep <= Self::LONGEST {
+            (self.0 * 2).clamp(Self::SHORTEST, Self::LONGEST)
+        } else {
+            Some(self.0 / 2).filter(|window| *window >= Self::SHORTEST).unwrap_or_default()
+        };
+    }
+}
+
+/// Whether there is work once the others had their turn: expected by what came of the last attempts.
+#[derive(Debug)]
+struct Payoff {
+    /// Above this, nothing is expected.
+    failures: u8,
+    /// Chances that were left out since.
+    left_out: u8,
+}
+
+impl Payoff {
+    const FAILURES_MAX: u8 = 2;
+    /// Chances after which one is taken all the same.
+    const TRY_EVERY: u8 = 32;
+
+    fn is_expected(&self) -> bool {
+        self.failures < Self::FAILURES_MAX || self.left_out >= Self::TRY_EVERY
+    }
+
+    /// Learns from a chance that was `taken` or not, after which there was work or not.
+    fn learn(&mut self, taken: bool, found: bool) {
+        self.left_out = if taken { 0 } else { self.left_out + 1 };
+        if found {
+            self.failures = 0;
+        } else if taken {
+            self.failures = (self.failures + 1).min(Self::FAILURES_MAX);
         }
+    }
+}
+
+impl Default for Payoff {
+    fn default() -> Self {
+        Self { failures: 0, left_out: 0 }
     }
 }
 
@@ -161,23 +194,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn polling_follows_the_length_of_sleeps() {
-        let mut polling = Polling::For(Duration::ZERO);
+    fn window_follows_the_length_of_sleeps() {
+        let mut window = Window::default();
         let mut windows = Vec::new();
         for sleep in [10, 64, 10, 10, 10, 10, 1000, 65, 65, 65, 65, 10] {
-            polling.woken_after(Duration::from_micros(sleep));
-            let Polling::For(window) = polling else { unreachable!() };
-            windows.push(window.as_micros());
+            window.learn(Duration::from_micros(sleep));
+            windows.push(window.0.as_micros());
         }
         assert_eq!(windows, [4, 8, 16, 32, 64, 64, 32, 16, 8, 4, 0, 4]);
     }
 
     #[test]
-    fn on_the_only_processor_others_have_one_turn() {
-        let mut idle = Idle::begin();
-        let polling = Polling::InTurns;
-        assert!(polling.is_patient(&idle));
-        polling.pause(&mut idle);
-        assert!(!polling.is_patient(&idle));
+    fn way_is_given_while_that_pays_and_now_and_then_to_see_whether_it_does() {
+        let mut payoff = Payoff::default();
+        let mut taken = 0;
+        for _ in 0..2 * usize::from(Payoff::TRY_EVERY) {
+            taken += usize::from(payoff.is_expected());
+            payoff.learn(payoff.is_expected(), false);
+        }
+        assert_eq!(taken, usize::from(Payoff::FAILURES_MAX) + 1);
+        assert!(!payoff.is_expected());
+        payoff.learn(false, true);
+        assert!(payoff.is_expected());
     }
 }

@@ -89,11 +89,7 @@ fn frame_that_waits_for_room_is_not_sent_after_the_reset_of_its_queue() {
     let (driver, (socket, wire)) = (Driver::new(), port());
     let port = FullOncePort {
         fd: EventFd::new(EFD_NONBLOCK).unwrap(),
-        wire: SocketPort {
-            socket: socket.socket.try_clone().unwrap(),
-            attached: AtomicBool::new(true),
-            header_len: AtomicUsize::new(0),
-        },
+        wire: SocketPort::new(socket.socket.try_clone().unwrap()),
         refused: AtomicBool::new(false),
     };
     let mock = MockSplitQueue::new(&driver.mem, 16);
@@ -183,7 +179,7 @@ fn interrupt_that_is_held_back_comes_in_time() {
 }
 
 #[test]
-fn doorbells_are_counted_without_our_own_rings() {
+fn doorbells_that_wake_are_counted_without_our_own_rings() {
     let driver = Driver::new();
     let (port, wire) = port();
     let mut net = Net::new(config(), vec![port]).unwrap();
@@ -191,14 +187,47 @@ fn doorbells_are_counted_without_our_own_rings() {
     let interrupts = driver.interrupts.clone();
     let features = net.features() & !bit(VIRTIO_NET_F_CTRL_VQ);
     rx_doorbell.write(1).unwrap();
-    tx_doorbell.write(3).unwrap();
+    tx_doorbell.write(1).unwrap();
     net.start(Activation { mem: driver.mem.clone(), features, queues: vec![rx, tx], interrupts }).unwrap();
     wire.recv(&mut [0; 100]).unwrap();
 
-    wait_until(|| count(&net, "tx.0.doorbells") == 3);
+    wait_until(|| count(&net, "tx.0.doorbells") == 1);
     wait_until(|| count(&net, "rx.0.doorbells") == 1);
     net.stop();
     assert_eq!((count(&net, "tx.0.frames"), count(&net, "tx.0.interrupts")), (1, 1));
+}
+
+#[test]
+fn frames_that_come_alone_take_one_read_each_and_bursts_come_whole() {
+    let (driver, (port, wire)) = (Driver::new(), port());
+    let mut net = Net::new(config(), vec![port.clone()]).unwrap();
+    let mock = MockSplitQueue::create(&driver.mem, GuestAddress(0), 128);
+    mock.add_desc_chains(&chains(80, 64, VRING_DESC_F_WRITE), 0).unwrap();
+    let [(mut rx, rx_doorbell), (tx, _tx_doorbell)] = active_pair(&driver.mem, 1);
+    (rx.idx, rx.queue) = (0, mock.create_queue().unwrap());
+    let features = net.features() & !(bit(VIRTIO_NET_F_CTRL_VQ) | bit(VIRTIO_NET_F_HASH_REPORT));
+    net.start(activation(&driver, features, vec![rx, ActiveQueue { idx: 1, ..tx }])).unwrap();
+    let reads = || port.reads.load(Ordering::Relaxed);
+    let alone = |expected| {
+        wire.send(FRAME).unwrap();
+        wait_until(|| count(&net, "rx.0.frames") == expected);
+    };
+    // Enough to find out that they come alone.
+    (1..=10).for_each(alone);
+    let before = reads();
+    (11..=20).for_each(alone);
+    assert!((10..=11).contains(&(reads() - before)), "{} reads of 10 frames", reads() - before);
+
+    // More than there are buffers: 60 of them are received, and the others once there are more.
+    (0..70).for_each(|_| drop(wire.send(FRAME).unwrap()));
+    wait_until(|| count(&net, "rx.0.frames") == 80);
+    (0..1000).for_each(|_| std::thread::yield_now());
+    mock.add_desc_chains(&chains(100, 64, VRING_DESC_F_WRITE)[80..], 80).unwrap();
+    rx_doorbell.write(1).unwrap();
+    wait_until(|| count(&net, "rx.0.frames") == 90);
+    (91..=95).for_each(alone);
+    net.stop();
+    assert!(reads() < 150, "{} reads of 95 frames", reads());
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn frame_that_found_no_room_is_sent_when_there_is_room() {
     wire.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let port = FullOncePort {
         fd: EventFd::new(EFD_NONBLOCK).unwrap(),
-        wire: SocketPort { socket, attached: AtomicBool::new(true), header_len: AtomicUsize::new(0) },
+        wire: SocketPort::new(socket),
         // The first time the port is full is after the descriptor has told that there is room.
         refused: AtomicBool::new(true),
     };
@@ -94,11 +94,7 @@ fn datagrams_of_one_flow_leave_together_and_in_order_even_if_they_had_to_wait() 
     let (driver, (socket, wire)) = (Driver::new(), port());
     let port = FullOncePort {
         fd: EventFd::new(EFD_NONBLOCK).unwrap(),
-        wire: SocketPort {
-            socket: socket.socket.try_clone().unwrap(),
-            attached: AtomicBool::new(true),
-            header_len: AtomicUsize::new(0),
-        },
+        wire: SocketPort::new(socket.socket.try_clone().unwrap()),
         refused: AtomicBool::new(false),
     };
     let datagram = |port, payload| frame(Shape { port, payload, ..PLAIN });

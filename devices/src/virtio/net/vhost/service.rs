@@ -119,7 +119,7 @@ impl VhostService {
 impl Service for VhostService {
     fn sources(&self) -> Vec<Source> {
         let mut sources = vec![Source::readable(&self.changed, CHANGED), Source::readable(&self.alarm, ALARM)];
-        sources.extend(self.ctrl.as_ref().map(|ctrl| Source::readable(ctrl.doorbell(), CTRL_DOORBELL)));
+        sources.extend(self.ctrl.as_ref().map(|ctrl| Source::signalled(ctrl.doorbell(), CTRL_DOORBELL)));
         let broken = self.pairs.iter().flat_map(|pair| &pair.broken);
         sources.extend((FIRST_QUEUE..).zip(broken).map(|(token, broken)| Source::readable(broken, token)));
         let called = self.pairs.iter().flat_map(|pair| &pair.called);
