@@ -1,7 +1,7 @@
 //! Confinement: once the process holds every descriptor, it gives up its capabilities and the way to get new ones.
 //!
-//! Called on the main thread before any other thread exists, since both are properties of a thread that its children
-//! inherit. It does not change the user: a process of root's can still open what belongs to root. Filters for system
+//! Both are properties of a thread that its children inherit. The main thread gives them up before it starts any other,
+//! except the one that takes signals, which is there from the start and does so by itself. It does not change the user: a process of root's can still open what belongs to root. Filters for system
 //! calls (seccomp) and paths (Landlock), and a user of its own, belong here and are not there yet; every file is open
 //! by now.
 
@@ -29,7 +29,7 @@ struct CapData {
     inheritable: u32,
 }
 
-/// Gives up all capabilities, and forbids gaining any through an executed file.
+/// Gives up all capabilities of the calling thread, and forbids gaining any through an executed file.
 ///
 /// # Errors
 /// If the kernel refuses, which it does for no ordinary process.

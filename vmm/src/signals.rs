@@ -21,7 +21,7 @@
 )]
 
 use crate::console::terminal;
-use crate::{event, exit};
+use crate::{confine, event, exit};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, Signal, raise};
@@ -133,7 +133,14 @@ impl Signals {
         let signals = arrived.clone();
         // Not joined: it ends with the process.
         let thread = thread::Builder::new().name("signals".to_owned()).stack_size(STACK_BYTES);
-        thread.spawn(move || take(&fd, &signals))?;
+        thread.spawn(move || {
+            // It needs none from the start, and would keep what the main thread gives up.
+            if let Err(err) = confine::confine() {
+                log::error!("The thread for signals cannot give up its privileges: {err}");
+                exit::at_once(exit::HOST);
+            }
+            take(&fd, &signals);
+        })?;
         Ok(Self(arrived))
     }
 

@@ -4,6 +4,7 @@ use crate::Case;
 use crate::host::{bridge, minivmm, said, sh, snapshot, unprivileged};
 use crate::vm::{Vm, guest_says_arp, tap};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ pub(crate) const CASES: &[Case] = &[
     ("list_for_a_stranger_has_what_taps_say", stranger),
     ("list_says_of_which_card_others_have_an_address", shared),
     ("list_without_vms_is_empty", empty),
+    ("every_thread_of_a_running_vm_has_given_up_its_privileges", confined),
     ("name_is_not_blocked_or_answered_for_by_another_user", impostor),
     ("name_of_a_killed_vm_is_waited_for_until_its_network_has_gone", killed),
     ("gc_removes_bridges_of_ours_without_ports_and_nothing_else", gc),
@@ -31,6 +33,23 @@ fn started(args: &[&str]) -> Vm {
     let mut vm = Vm::start(&[args, &["--log", "debug"]].concat());
     while !vm.error_line().contains("vCPUs are running") {}
     vm
+}
+
+fn confined() {
+    let web = started(&["--name", "web", "--net", "nat", "--cpus", "2"]);
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", web.pid())).unwrap();
+    let mut threads = BTreeMap::new();
+    for task in tasks.map(|task| task.unwrap().path()) {
+        let status = std::fs::read_to_string(task.join("status")).unwrap();
+        let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        threads.insert(field("Name:"), ["CapPrm:", "CapEff:", "CapInh:", "NoNewPrivs:"].map(field));
+    }
+    for name in ["signals", "vcpu0", "vcpu1"] {
+        assert!(threads.contains_key(name), "{threads:?}");
+    }
+    let none = "0".repeat(16);
+    let expected = [&none, &none, &none, "1"].map(ToString::to_string);
+    assert!(threads.values().all(|privileges| *privileges == expected), "{threads:?}");
 }
 
 fn every_vm() {

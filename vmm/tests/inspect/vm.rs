@@ -43,6 +43,11 @@ impl Vm {
         Self { child, stderr, _guest: guest, _directory: directory, ready }
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Reads the FIFO up to the end of the line.
     pub(crate) fn ready_line(&mut self) -> String {
         line(&mut self.ready)
