@@ -4,6 +4,7 @@ pub mod card;
 mod clock;
 pub mod guest;
 pub mod instructions;
+pub mod latency;
 pub mod many;
 pub mod nat;
 pub mod readme;

@@ -60,6 +60,9 @@ enum Action {
     /// Measure Linux guests right here, in namespaces of its own
     #[command(hide = true)]
     BenchGuest(BenchGuestHereArgs),
+    /// Measure round trips right here, in namespaces of its own
+    #[command(hide = true)]
+    BenchLatency(bench::latency::Here),
     /// Measure Debian guests right here, in namespaces of its own
     #[command(hide = true)]
     BenchSsh(bench::ssh::Here),
@@ -81,6 +84,8 @@ enum Bench {
     Card(BenchCardArgs),
     /// A Linux guest's TCP, UDP and requests, against QEMU without and with vhost-net
     Guest(BenchGuestArgs),
+    /// Round trips to a sleeping Linux guest: their length, system calls, exits and a timeline, against QEMU
+    Latency(bench::latency::Arguments),
     /// Instructions that the card's own code takes for a frame, against the recorded figures; more than 10 % above them
     /// is a failure
     Instructions(BenchInstructionsArgs),
@@ -108,6 +113,8 @@ enum Traffic {
         #[arg(long)]
         uncut: bool,
     },
+    /// Send every datagram back
+    Echo { address: SocketAddr },
     /// Receive them
     Receive {
         address: SocketAddr,
@@ -210,6 +217,9 @@ struct BenchGuestTerms {
     /// Seconds of each test
     #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
+    /// Another minivmm, to be measured beside
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
     /// Only NAT beside a bridge, without QEMU and vhost-net
     #[arg(long)]
     only_nat: bool,
@@ -376,6 +386,8 @@ fn main() -> ExitCode {
         }
         Action::Bench(Bench::Ssh(args)) => bench::ssh::measure(&args),
         Action::BenchGuest(args) => bench_guest_here(&args),
+        Action::Bench(Bench::Latency(args)) => bench::latency::run(&args),
+        Action::BenchLatency(args) => bench::latency::run_here(&args),
         Action::BenchSsh(args) => args.run_alone(),
         Action::Place => {
             println!("{}", Place::ask());
@@ -423,6 +435,7 @@ fn traffic(word: Traffic) -> Result<ExitCode, Box<dyn Error>> {
             let cut = if uncut { Cut::Kernel } else { Cut::Sender };
             datagrams::send(address, &plan.into(), cut)?.to_string()
         }
+        Traffic::Echo { address } => match datagrams::echo(address)? {},
         Traffic::Receive { address, plan } => {
             serde_json::to_string(&datagrams::receive(&UdpSocket::bind(address)?, &plan.into())?)?
         }
@@ -508,7 +521,8 @@ fn bench_guest(args: &BenchGuestArgs) -> Result<ExitCode, Box<dyn Error>> {
     {
         words.extend([flag.into(), path.into()]);
     }
-    let BenchGuestTerms { runs, seconds, only_nat, filter } = &args.terms;
+    let BenchGuestTerms { runs, seconds, before, only_nat, filter } = &args.terms;
+    words.extend(before.iter().flat_map(|path| ["--before".into(), path.into()]));
     words.extend(["--runs".into(), runs.to_string().into(), "--seconds".into(), seconds.to_string().into()]);
     words.extend(only_nat.then(|| "--only-nat".into()));
     words.push(filter.into());
@@ -518,9 +532,10 @@ fn bench_guest(args: &BenchGuestArgs) -> Result<ExitCode, Box<dyn Error>> {
 
 fn bench_guest_here(args: &BenchGuestHereArgs) -> Result<ExitCode, Box<dyn Error>> {
     namespace::isolate()?;
-    let BenchGuestTerms { runs, seconds, only_nat, filter } = &args.terms;
+    let BenchGuestTerms { runs, seconds, before, only_nat, filter } = &args.terms;
     let plan = bench::guest::Plan {
         minivmm: args.minivmm.clone(),
+        before: before.clone(),
         kernel: args.kernel.clone(),
         initramfs: args.initramfs.clone(),
         runs: *runs,

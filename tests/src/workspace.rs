@@ -259,7 +259,10 @@ pub fn provide_bench_guest() -> Result<(PathBuf, guest::Guest), Error> {
     let folder = target_folder();
     let minivmm = probe::build_minivmm(&folder)?;
     let programs = build_agent()?;
-    let extras = Extras { programs: vec!["iperf3".to_owned()], ..Extras::default() };
+    // This program is in the guest as well, which sends datagrams back.
+    let own = own_path().map(|path| path.to_string_lossy().into_owned());
+    let programs_of_tests = std::iter::once("iperf3".to_owned()).chain(own).collect();
+    let extras = Extras { programs: programs_of_tests, ..Extras::default() };
     let guest = guest::provide(&options(SERIES[0], folder.join("bench-guest"), extras, &programs))?;
     Ok((minivmm, guest))
 }

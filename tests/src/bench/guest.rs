@@ -18,12 +18,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use report::{Goals, Report, Row};
+pub(super) use traffic::{DATAGRAM_PORT, ECHO_PORT, Peer};
+pub(super) use vm::{Contestant, Vm};
 
 use super::Spread;
 use crate::bench::clock;
 use crate::lan::sh;
 use traffic::{Moved, OUTSIDE, Test};
-use vm::{Contestant, Vm};
 
 /// The bridge, and the first three numbers of its network.
 const BRIDGE: &str = "br0";
@@ -36,6 +37,8 @@ const ROUTED: &str = "10.78.0";
 pub struct Plan {
     /// The program under test.
     pub minivmm: PathBuf,
+    /// Another minivmm, to be measured beside.
+    pub before: Option<PathBuf>,
     /// The guest's kernel.
     pub kernel: PathBuf,
     /// Its initramfs, with iperf3.
@@ -64,16 +67,7 @@ pub struct Error {
 /// # Errors
 /// If a machine does not come up or a test fails.
 pub fn run(plan: &Plan) -> Result<Report, Error> {
-    sh(&format!(
-        "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do ! test -e $f || echo 1 >$f; done;
-         ip link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0 &&
-         ip addr add {NETWORK}.1/24 dev {BRIDGE} && ip link set {BRIDGE} up &&
-         mkdir -p /run/netns && mount -t tmpfs names /run/netns && ip netns add {OUTSIDE} && ip link add out0 type veth peer bridged netns {OUTSIDE} &&
-         ip link add out1 type veth peer routed netns {OUTSIDE} && ip link set out0 master {BRIDGE} up &&
-         ip addr add {ROUTED}.1/24 dev out1 && ip link set out1 up &&
-         ip -n {OUTSIDE} addr add {NETWORK}.2/24 dev bridged && ip -n {OUTSIDE} link set bridged up &&
-         ip -n {OUTSIDE} addr add {ROUTED}.2/24 dev routed && ip -n {OUTSIDE} link set routed up"
-    ));
+    make_networks();
     let mut vms = Vec::new();
     for contestant in Contestant::all(plan) {
         eprintln!("starting {}", contestant.name());
@@ -107,6 +101,20 @@ pub fn run(plan: &Plan) -> Result<Report, Error> {
         })
     });
     Ok(Report { runs: plan.runs, seconds: plan.seconds, rows: rows.collect(), goals: report::GOALS })
+}
+
+/// Makes the bridge, and a machine beyond the host.
+pub(super) fn make_networks() {
+    sh(&format!(
+        "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do ! test -e $f || echo 1 >$f; done;
+         ip link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0 &&
+         ip addr add {NETWORK}.1/24 dev {BRIDGE} && ip link set {BRIDGE} up &&
+         mkdir -p /run/netns && mount -t tmpfs names /run/netns && ip netns add {OUTSIDE} && ip link add out0 type veth peer bridged netns {OUTSIDE} &&
+         ip link add out1 type veth peer routed netns {OUTSIDE} && ip link set out0 master {BRIDGE} up &&
+         ip addr add {ROUTED}.1/24 dev out1 && ip link set out1 up &&
+         ip -n {OUTSIDE} addr add {NETWORK}.2/24 dev bridged && ip -n {OUTSIDE} link set bridged up &&
+         ip -n {OUTSIDE} addr add {ROUTED}.2/24 dev routed && ip -n {OUTSIDE} link set routed up"
+    ));
 }
 
 fn once(test: Test, vm: &Vm, seconds: u32) -> io::Result<Moved> {

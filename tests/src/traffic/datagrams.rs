@@ -4,6 +4,7 @@
 use super::{PATIENCE, Pattern};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
@@ -33,6 +34,19 @@ pub enum Cut {
     /// The kernel, or the card (UDP_SEGMENT): a system call for as many of one size as fit. The sizes have to be all
     /// the same.
     Kernel,
+}
+
+/// Sends every datagram that arrives at `address` back to its sender.
+///
+/// # Errors
+/// If a socket cannot be had, or one receives or sends no more.
+pub fn echo(address: SocketAddr) -> io::Result<Infallible> {
+    let socket = UdpSocket::bind(address)?;
+    let mut bytes = vec![0; MAX_BYTES];
+    loop {
+        let (len, sender) = socket.recv_from(&mut bytes)?;
+        socket.send_to(&bytes[..len], sender)?;
+    }
 }
 
 /// The datagrams that arrived.

@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Where the guest echoes.
-pub(super) const ECHO_PORT: u16 = 7;
+pub(in crate::bench) const ECHO_PORT: u16 = 7;
+/// Where it sends datagrams back.
+pub(in crate::bench) const DATAGRAM_PORT: u16 = 9;
 /// Where its iperf3 listens.
 pub(super) const IPERF_PORT: u16 = 5201;
 /// The network namespace of a machine beyond the host.
@@ -28,7 +30,7 @@ pub(super) struct Ports {
 
 /// Where a guest's servers are.
 #[derive(Debug, Clone)]
-pub(super) struct Peer {
+pub(in crate::bench) struct Peer {
     /// For the host.
     pub(super) address: String,
     /// For the namespace [`OUTSIDE`].
@@ -138,11 +140,16 @@ impl Test {
 }
 
 impl Peer {
+    /// Its address for the host.
+    pub(in crate::bench) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Connects to a port of the guest, once it is there.
     ///
     /// # Errors
     /// If it is not there in time.
-    pub(super) fn connect(&self, port: u16) -> io::Result<TcpStream> {
+    pub(in crate::bench) fn connect(&self, port: u16) -> io::Result<TcpStream> {
         let address: SocketAddr = format!("{}:{port}", self.address).parse().map_err(io::Error::other)?;
         let begin = Instant::now();
         loop {

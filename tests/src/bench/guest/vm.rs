@@ -1,6 +1,6 @@
 //! A machine of the benchmark: the same guest, memory and address on each VMM.
 
-use super::traffic::{ECHO_PORT, IPERF_PORT, Peer, Ports};
+use super::traffic::{DATAGRAM_PORT, ECHO_PORT, IPERF_PORT, Peer, Ports};
 use super::{BRIDGE, NETWORK, Plan, ROUTED};
 use crate::guest::{READY, script_parameter};
 use crate::lan::sh;
@@ -33,8 +33,10 @@ fn forwarded(number: u8) -> Ports {
 
 /// Whose machine, with which data path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Contestant {
+pub(in crate::bench) enum Contestant {
     Minivmm,
+    /// The other one, on a bridge too.
+    Before,
     /// Behind NAT, reached by forwarded ports of the host.
     MinivmmNat,
     MinivmmVhost,
@@ -44,17 +46,18 @@ pub(super) enum Contestant {
 
 impl Contestant {
     /// Those that there are here, in the order in which they start.
-    pub(super) fn all(plan: &Plan) -> Vec<Self> {
+    pub(in crate::bench) fn all(plan: &Plan) -> Vec<Self> {
         if plan.only_nat {
             return vec![Self::Minivmm, Self::MinivmmNat, Self::MinivmmNat, Self::Minivmm];
         }
         let help = Command::new(&plan.minivmm).arg("--help").stdin(Stdio::null()).output();
         let knows_vhost = help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("vhost="));
         let has_vhost = std::path::Path::new("/dev/vhost-net").exists();
-        [Self::Minivmm, Self::MinivmmNat, Self::Qemu, Self::QemuVhost, Self::MinivmmVhost]
+        [Self::Minivmm, Self::Before, Self::MinivmmNat, Self::Qemu, Self::QemuVhost, Self::MinivmmVhost]
             .into_iter()
             .filter(|contestant| match contestant {
                 Self::Minivmm | Self::MinivmmNat | Self::Qemu => true,
+                Self::Before => plan.before.is_some(),
                 Self::QemuVhost => has_vhost,
                 Self::MinivmmVhost => has_vhost && knows_vhost,
             })
@@ -62,9 +65,10 @@ impl Contestant {
     }
 
     /// Its name.
-    pub(super) const fn name(self) -> &'static str {
+    pub(in crate::bench) const fn name(self) -> &'static str {
         match self {
             Self::Minivmm => "minivmm",
+            Self::Before => "before",
             Self::MinivmmNat => "minivmm nat",
             Self::MinivmmVhost => "minivmm vhost",
             Self::Qemu => "QEMU",
@@ -76,7 +80,7 @@ impl Contestant {
         let mac = format!("02:00:00:00:00:{:02x}", FIRST_ADDRESS + number);
         let (kernel, initramfs) = (plan.kernel.as_os_str(), plan.initramfs.as_os_str());
         match self {
-            Self::Minivmm | Self::MinivmmNat | Self::MinivmmVhost => {
+            Self::Minivmm | Self::Before | Self::MinivmmNat | Self::MinivmmVhost => {
                 let net = match self {
                     Self::MinivmmNat => {
                         let Ports { iperf, echo } = forwarded(number);
@@ -85,7 +89,8 @@ impl Contestant {
                     Self::MinivmmVhost => format!("bridge={BRIDGE},mac={mac},vhost=on"),
                     _ => format!("bridge={BRIDGE},mac={mac}"),
                 };
-                let mut command = Command::new(&plan.minivmm);
+                let other = plan.before.as_ref().filter(|_| self == Self::Before);
+                let mut command = Command::new(other.unwrap_or(&plan.minivmm));
                 command.args(["--mem", &format!("{MEM_MIB}M"), "--cmdline", appended]);
                 command.args(["--net", &net]);
                 command.arg("--kernel").arg(kernel).arg("--initrd").arg(initramfs);
@@ -111,7 +116,7 @@ impl Contestant {
 }
 
 /// A machine that is up; it is killed when this is dropped.
-pub(super) struct Vm {
+pub(in crate::bench) struct Vm {
     child: Child,
     peer: Peer,
     // Kept so that the guest's later lines have somewhere to go.
@@ -123,9 +128,9 @@ impl Vm {
     ///
     /// # Errors
     /// If it does not come up.
-    pub(super) fn start(contestant: Contestant, plan: &Plan, number: u8) -> io::Result<Self> {
+    pub(in crate::bench) fn start(contestant: Contestant, plan: &Plan, number: u8) -> io::Result<Self> {
         let script = format!(
-            "sysctl -q -w net.ipv4.tcp_no_metrics_save=1; nc -ll -p {ECHO_PORT} -e cat & iperf3 -s -p {IPERF_PORT} >/dev/null"
+            "sysctl -q -w net.ipv4.tcp_no_metrics_save=1; nc -ll -p {ECHO_PORT} -e cat & tests traffic echo 0.0.0.0:{DATAGRAM_PORT} & iperf3 -s -p {IPERF_PORT} >/dev/null"
         );
         let address = format!("{NETWORK}.{}", FIRST_ADDRESS + number);
         // Behind NAT it asks for its address.
@@ -171,7 +176,7 @@ impl Vm {
     }
 
     /// Where the guest's servers are.
-    pub(super) fn peer(&self) -> &Peer {
+    pub(in crate::bench) fn peer(&self) -> &Peer {
         &self.peer
     }
 
