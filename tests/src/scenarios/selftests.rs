@@ -1,5 +1,4 @@
-//! The kernel's own tests of cards, from `tools/testing/selftests`, in a guest with two cards that are
-//! connected to each
+//! The kernel's own tests of cards, from `tools/testing/selftests`, in a guest with two cards that are connected to each
 //! other on the host; beside QEMU's cards.
 //!
 //! ```text
@@ -21,7 +20,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// No test of the kernel's takes longer in an emulated processor.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(2400);
 const TAPS: [&str; 2] = ["st0", "st1"];
 const QUEUES: u32 = 2;
 
