@@ -8,7 +8,8 @@ use crate::guest::{Guest, script_parameter};
 use crate::lan::sh;
 use crate::vm::{Builder, PATIENCE, Vm};
 use std::fmt;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -167,7 +168,12 @@ impl Machine {
 /// Takes the cable of QEMU's first card out or puts it back in.
 pub fn set_qemu_link(folder: &Path, state: &str) {
     let path = monitor(folder);
-    let said = UnixStream::connect(&path).and_then(|mut socket| writeln!(socket, "set_link card0 {state}"));
+    // QEMU reads to the end of what is said, unless the other end has gone by then.
+    let said = UnixStream::connect(&path).and_then(|mut socket| {
+        writeln!(socket, "set_link card0 {state}")?;
+        socket.shutdown(Shutdown::Write)?;
+        socket.read_to_end(&mut Vec::new())
+    });
     said.unwrap_or_else(|error| panic!("QEMU's monitor {} takes no command: {error}", path.display()));
 }
 

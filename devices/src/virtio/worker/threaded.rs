@@ -154,8 +154,8 @@ impl Window {
     }
 }
 
-/// Whether there is work once the others had their turn: expected by what came of the last attempts.
-#[derive(Debug)]
+/// The expectation of work once the others had their turn, by what came of the last attempts.
+#[derive(Debug, Default)]
 struct Payoff {
     /// Above this, nothing is expected.
     failures: u8,
@@ -180,12 +180,6 @@ impl Payoff {
         } else if taken {
             self.failures = (self.failures + 1).min(Self::FAILURES_MAX);
         }
-    }
-}
-
-impl Default for Payoff {
-    fn default() -> Self {
-        Self { failures: 0, left_out: 0 }
     }
 }
 

@@ -219,7 +219,7 @@ fn frames_that_come_alone_take_one_read_each_and_bursts_come_whole() {
     assert!((10..=11).contains(&(reads() - before)), "{} reads of 10 frames", reads() - before);
 
     // More than there are buffers: 60 of them are received, and the others once there are more.
-    (0..70).for_each(|_| drop(wire.send(FRAME).unwrap()));
+    (0..70).for_each(|_| assert_eq!(wire.send(FRAME).unwrap(), FRAME.len()));
     wait_until(|| count(&net, "rx.0.frames") == 80);
     (0..1000).for_each(|_| std::thread::yield_now());
     mock.add_desc_chains(&chains(100, 64, VRING_DESC_F_WRITE)[80..], 80).unwrap();
