@@ -37,19 +37,29 @@ fn started(args: &[&str]) -> Vm {
 
 fn confined() {
     let web = started(&["--name", "web", "--net", "nat", "--cpus", "2"]);
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", web.pid())).unwrap();
-    let mut threads = BTreeMap::new();
-    for task in tasks.map(|task| task.unwrap().path()) {
-        let status = std::fs::read_to_string(task.join("status")).unwrap();
-        let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
-        threads.insert(field("Name:"), ["CapPrm:", "CapEff:", "CapInh:", "NoNewPrivs:"].map(field));
-    }
-    for name in ["signals", "vcpu0", "vcpu1"] {
-        assert!(threads.contains_key(name), "{threads:?}");
-    }
+    let begun = Instant::now();
+    // A thread that has just begun has its parent's name.
+    let threads = loop {
+        let threads = privileges(web.pid());
+        if ["signals", "vcpu0", "vcpu1"].iter().all(|name| threads.contains_key(*name)) {
+            break threads;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{threads:?}");
+    };
     let none = "0".repeat(16);
     let expected = [&none, &none, &none, "1"].map(ToString::to_string);
     assert!(threads.values().all(|privileges| *privileges == expected), "{threads:?}");
+}
+
+/// Permitted, effective and inheritable capabilities of a process's threads, and whether they may gain others.
+fn privileges(pid: u32) -> BTreeMap<String, [String; 4]> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of = |task: std::path::PathBuf| {
+        let status = std::fs::read_to_string(task.join("status")).ok()?;
+        let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        Some((field("Name:"), ["CapPrm:", "CapEff:", "CapInh:", "NoNewPrivs:"].map(field)))
+    };
+    tasks.filter_map(|task| of(task.unwrap().path())).collect()
 }
 
 fn every_vm() {
