@@ -202,7 +202,7 @@ impl Draft<'_> {
         let mtu = guest_mtu(spec.card.mtu, bridge_mtu, name.as_str())?;
         let queues = spec.card.queues.unwrap_or(self.default_queues);
         self.steps.push(Step::CreateTap(CreateTap { card, queues: queues.get() }));
-        self.judge(card, None, Switch::Off);
+        self.apply_policy(card, None, Switch::Off);
         let (vm, net) = (self.vm.to_owned(), name.to_string());
         let addresses = spec.addresses.as_slice().to_vec();
         let ip4 = addresses.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None });
@@ -356,7 +356,7 @@ impl Draft<'_> {
         }
         let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
         let mtu = guest_mtu(spec.card.mtu, mtu, name.as_str())?;
-        self.judge(card, Some(name), Switch::Off);
+        self.apply_policy(card, Some(name), Switch::Off);
         self.steps.push(Step::OpenTap(OpenTap {
             card,
             tap: name.clone(),
@@ -393,13 +393,13 @@ impl Draft<'_> {
         let mtu = self.facts.link(&name).and_then(|link| u16::try_from(link.mtu).ok()).unwrap_or(ETHERNET_MTU);
         let mtu = guest_mtu(spec.card.mtu, mtu, &name)?;
         self.steps.push(Step::AdoptTap(AdoptTap { card, tap: name, fds: spec.fd.as_slice().to_vec() }));
-        self.judge(card, None, Switch::Off);
+        self.apply_policy(card, None, Switch::Off);
         Ok((mtu, spec.fd.queues()))
     }
 
     /// Adds the step that puts the policy, if any, on a card before a frame can reach the guest. `tap` is an existing
     /// tap.
-    fn judge(&mut self, card: usize, tap: Option<&IfName>, served: Switch) {
+    fn apply_policy(&mut self, card: usize, tap: Option<&IfName>, served: Switch) {
         if let Some(policy) = self.policy {
             let (vm, tap, policy) = (self.vm.to_owned(), tap.cloned(), policy.clone());
             self.steps.push(Step::ApplyPolicy(ApplyPolicy { vm, card, tap, served, policy }));

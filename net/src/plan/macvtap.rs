@@ -34,7 +34,7 @@ impl Draft<'_> {
         let alias = TapAlias { vm, card, mode: Mode::Macvtap, net, ip4: None, ip6: None };
         let macvtap = Macvtap { tap, lower: lower.clone(), mode, mac, queues: queues.get(), alias };
         self.steps.push(Step::CreateMacvtap(CreateMacvtap { card, macvtap }));
-        self.judge(card, None, Switch::Off);
+        self.apply_policy(card, None, Switch::Off);
         Ok((mtu, queues))
     }
 

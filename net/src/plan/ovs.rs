@@ -45,7 +45,7 @@ impl Draft<'_> {
         let (bridge, vlan, iface_id, queues) = (bridge.clone(), spec.vlan, spec.iface_id.clone(), pairs.get());
         let port = OvsPort { tap, bridge, datapath, vlan, iface_id, mac, mtu: link_mtu, queues, alias };
         self.steps.push(Step::CreateOvsPort(CreateOvsPort { card, port }));
-        self.judge(card, None, Switch::Off);
+        self.apply_policy(card, None, Switch::Off);
         Ok((mtu, pairs))
     }
 

@@ -69,7 +69,7 @@ impl Draft<'_> {
             self.steps.push(Step::RouteLoopback(RouteLoopback { bridge: bridge.clone() }));
         }
         self.steps.push(Step::CreateTap(CreateTap { card, queues: queues.get() }));
-        self.judge(card, None, Switch::On);
+        self.apply_policy(card, None, Switch::On);
         let (antispoof, isolate) = (spec.guard.antispoof_or(Switch::On), spec.guard.isolate);
         // If the guest connects to itself, a frame translated on the bridge returns to the port that it came from.
         let hairpin =

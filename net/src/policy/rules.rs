@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! table netdev minivmm-VM/policyN
-//!   from-guest  at the tap's ingress   IP? -> judge-from -> known-from? -> the rules of egress  -> begin-from -> pass
-//!   to-guest    at the tap's egress    IP? -> judge-to   -> known-to?   -> the rules of ingress -> begin-to   -> pass
+//!   from-guest  tap's ingress  IP? -> filter-from -> established-from? -> rules of egress  -> new-from -> accept-from
+//!   to-guest    tap's egress   IP? -> filter-to   -> established-to?   -> rules of ingress -> new-to   -> accept-to
 //! ```
 //!
 //! On a macvtap the hooks are swapped: the guest's frames leave through it (egress).
@@ -19,7 +19,8 @@
 //! above IP, and no later one may begin within the TCP header (RFC 7112 5, RFC 1858 3.1, RFC 3128 2). Frames that are
 //! neither IP nor ARP are dropped.
 //!
-//! A new policy comes with new sets, in one transaction: packets of an old connection are judged as if they opened one.
+//! A new policy comes with new sets, in one transaction: packets of an old connection are filtered as if they opened
+//! one.
 
 use crate::kernel::nft::{
     Base, Chain, ChainType, Command, Elements, EtherType, Expr, Family, Field, Fragment, Hook, Icmp6Type, IcmpType,
@@ -54,9 +55,9 @@ const ECHO_S: u32 = 30;
 const OTHER_S: u32 = 600;
 const FRAGMENT_S: u32 = 30;
 
-/// Most known connections of one card and IP version: more than the 100,000 of a busy server. An entry takes some 100
+/// Most connections of one card and IP version: more than the 100,000 of a busy server. An entry takes some 100
 /// bytes.
-const KNOWN_MAX: u32 = 1 << 17;
+const CONNECTIONS_MAX: u32 = 1 << 17;
 
 /// Most packets in reassembly at a time.
 const FRAGMENTED_MAX: u32 = 1 << 12;
@@ -113,7 +114,7 @@ pub(crate) fn name(vm: &str, card: usize) -> TableName {
     TableName { family: Family::Netdev, name: format!("{}{card}", table_prefix(vm)) }
 }
 
-/// The sets of known connections and of packets whose first fragment has passed.
+/// The sets of accepted connections and of packets whose first fragment has passed.
 fn sets(generation: u32) -> Vec<Set> {
     let set = |version: Version, kind, key: &[KeyPart], most| Set {
         name: version.set(kind, generation),
@@ -122,9 +123,12 @@ fn sets(generation: u32) -> Vec<Set> {
     [(Version::V4, KeyPart::Ip4, KeyPart::Port), (Version::V6, KeyPart::Ip6, KeyPart::Number)]
         .into_iter()
         .flat_map(|(version, ip, id)| {
-            let known = [KeyPart::L4Proto, ip, ip, KeyPart::Port, KeyPart::Port];
+            let connection = [KeyPart::L4Proto, ip, ip, KeyPart::Port, KeyPart::Port];
             let fragmented = [KeyPart::L4Proto, ip, ip, id];
-            [set(version, Kept::Known, &known, KNOWN_MAX), set(version, Kept::Fragmented, &fragmented, FRAGMENTED_MAX)]
+            [
+                set(version, Kept::Connections, &connection, CONNECTIONS_MAX),
+                set(version, Kept::Fragments, &fragmented, FRAGMENTED_MAX),
+            ]
         })
         .collect()
 }
@@ -132,8 +136,8 @@ fn sets(generation: u32) -> Vec<Set> {
 /// The elements of a set.
 #[derive(Clone, Copy)]
 enum Kept {
-    Known,
-    Fragmented,
+    Connections,
+    Fragments,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -147,8 +151,8 @@ impl Version {
 
     fn set(self, kept: Kept, generation: u32) -> String {
         let kind = match kept {
-            Kept::Known => "known",
-            Kept::Fragmented => "fragmented",
+            Kept::Connections => "connections",
+            Kept::Fragments => "fragments",
         };
         let version = if self == Self::V4 { 4 } else { 6 };
         format!("{kind}{version}-{generation}")
@@ -220,7 +224,7 @@ impl DirectionRules<'_> {
             rules.push(rule(Match::Mark { mask: u32::MAX, value: SERVICES_MARK }).with(Verdict::Accept));
         }
         let ip = [EtherType::IP4, EtherType::IP6].map(Item::One).to_vec();
-        let judge = || Verdict::Goto(self.name("judge"));
+        let filter = || Verdict::Goto(self.name("filter"));
         let seen = [L4Proto::TCP, L4Proto::UDP, L4Proto::ICMP];
         let ip4 = || rule(Version::V4.is());
         rules.extend([
@@ -229,16 +233,16 @@ impl DirectionRules<'_> {
         ]);
         let second = ip4().with(Match::L4Proto(Test::is(L4Proto::TCP))).with(Match::Fragment4(Fragment::Second));
         rules.push(drop_as(second, FRAGMENT));
-        rules.push(ip4().with(Match::Fragment4(Fragment::Later)).with(judge()));
-        rules.extend(seen.map(|proto| ip4().with(whole(proto)).with(judge())));
+        rules.push(ip4().with(Match::Fragment4(Fragment::Later)).with(filter()));
+        rules.extend(seen.map(|proto| ip4().with(whole(proto)).with(filter())));
         rules.push(drop_as(ip4().with(Match::L4Proto(Test::any(seen))), MALFORMED));
-        rules.extend(SEEN6.map(|proto| plain6(proto).with(judge())));
-        rules.extend(fragments6(&judge(), MALFORMED));
-        rules.extend(SEEN6.map(|proto| rule(Version::V6.is()).with(whole(proto)).with(judge())));
+        rules.extend(SEEN6.map(|proto| plain6(proto).with(filter())));
+        rules.extend(fragments6(&filter(), MALFORMED));
+        rules.extend(SEEN6.map(|proto| rule(Version::V6.is()).with(whole(proto)).with(filter())));
         rules.extend([
             drop_as(rule(Version::V6.is()).with(Match::L4Proto(Test::any(SEEN6))), MALFORMED),
             // False where the header above IP cannot be found.
-            rule(found()).with(judge()),
+            rule(found()).with(filter()),
             drop_as(Rule::new(), MALFORMED),
         ]);
         let base = Base { chain_type: ChainType::Filter, hook, priority: POLICY, policy: Verdicts::Accept };
@@ -249,10 +253,10 @@ impl DirectionRules<'_> {
     fn chains(&self) -> Vec<Chain> {
         let chain = |part, rules| Chain { name: self.name(part), base: None, rules };
         vec![
-            chain("judge", self.judge()),
-            chain("known", self.known()),
-            chain("begin", self.begin()),
-            chain("pass", self.pass()),
+            chain("filter", self.filter()),
+            chain("established", self.established()),
+            chain("new", self.new_connections()),
+            chain("accept", self.accept()),
         ]
     }
 
@@ -266,8 +270,9 @@ impl DirectionRules<'_> {
         if self.direction == Direction::From { defaults.egress } else { defaults.ingress }
     }
 
-    fn judge(&self) -> Vec<Rule> {
-        let accept = || Verdict::Goto(self.name("begin"));
+    /// Decides on a packet: by its connection, by the rules of the policy, or by their default.
+    fn filter(&self) -> Vec<Rule> {
+        let accept = || Verdict::Goto(self.name("new"));
         let counter = if self.direction == Direction::From { EGRESS } else { INGRESS };
         let decide = |rule: Rule, action| match action {
             Action::Accept => rule.with(accept()),
@@ -276,7 +281,7 @@ impl DirectionRules<'_> {
         if self.default() == Action::Accept && self.rules().all(|rule| rule.action == Action::Accept) {
             return vec![Rule::new().with(accept())];
         }
-        let mut rules = vec![Rule::new().with(Verdict::Jump(self.name("known")))];
+        let mut rules = vec![Rule::new().with(Verdict::Jump(self.name("established")))];
         rules.extend(self.link().into_iter().map(|rule| rule.with(Verdict::Accept)));
         for rule in self.rules() {
             rules.extend(fitting(rule).into_iter().map(|conditions| decide(conditions, rule.action)));
@@ -314,52 +319,52 @@ impl DirectionRules<'_> {
         rules
     }
 
-    /// Passes packets of known connections.
-    fn known(&self) -> Vec<Rule> {
-        let pass = || Verdict::Goto(self.name("pass"));
+    /// Accepts packets of established connections.
+    fn established(&self) -> Vec<Rule> {
+        let accept = || Verdict::Goto(self.name("accept"));
         let mut rules = Vec::new();
         for version in Version::BOTH {
             let (later, key) = version.fragment(Fragment::Later);
-            let set = version.set(Kept::Fragmented, self.generation);
+            let set = version.set(Kept::Fragments, self.generation);
             rules.push(later.clone().with(Statement::InSet { key, set }).with(Verdict::Accept));
             rules.push(drop_as(later, FRAGMENT));
         }
         for version in Version::BOTH {
-            let set = || version.set(Kept::Known, self.generation);
+            let set = || version.set(Kept::Connections, self.generation);
             for Kind { belongs, key, seconds, .. } in self.kinds(version) {
-                let known = Statement::InSet { key: key.clone(), set: set() };
+                let in_set = Statement::InSet { key: key.clone(), set: set() };
                 rules.push(
-                    belongs.with(known).with(Statement::Update { set: set(), key, timeout_s: seconds }).with(pass()),
+                    belongs.with(in_set).with(Statement::Update { set: set(), key, timeout_s: seconds }).with(accept()),
                 );
             }
             for key in self.quoted(version) {
-                rules.push(error(version).with(Statement::InSet { key, set: set() }).with(pass()));
+                rules.push(error(version).with(Statement::InSet { key, set: set() }).with(accept()));
             }
         }
         rules
     }
 
-    /// Records a new connection. If its set is full the packet passes all the same, and later packets are judged one by
-    /// one.
-    fn begin(&self) -> Vec<Rule> {
-        let pass = || Verdict::Goto(self.name("pass"));
+    /// Records a new connection. If its set is full the packet passes all the same, and later packets are filtered one
+    /// by one.
+    fn new_connections(&self) -> Vec<Rule> {
+        let accept = || Verdict::Goto(self.name("accept"));
         let mut rules = Vec::new();
         for version in Version::BOTH {
             for Kind { begins, key, seconds, .. } in self.kinds(version) {
-                let set = version.set(Kept::Known, self.generation);
-                rules.push(begins.with(Statement::Update { set, key, timeout_s: seconds }).with(pass()));
+                let set = version.set(Kept::Connections, self.generation);
+                rules.push(begins.with(Statement::Update { set, key, timeout_s: seconds }).with(accept()));
             }
         }
-        rules.push(Rule::new().with(pass()));
+        rules.push(Rule::new().with(accept()));
         rules
     }
 
-    /// Passes a packet and its later fragments.
-    fn pass(&self) -> Vec<Rule> {
+    /// Accepts a packet and its later fragments.
+    fn accept(&self) -> Vec<Rule> {
         let mut rules: Vec<Rule> = Vec::new();
         for version in Version::BOTH {
             let (first, key) = version.fragment(Fragment::First);
-            let set = version.set(Kept::Fragmented, self.generation);
+            let set = version.set(Kept::Fragments, self.generation);
             rules.push(first.with(Statement::Update { set, key, timeout_s: FRAGMENT_S }));
         }
         rules.push(Rule::new().with(Verdict::Accept));

@@ -101,33 +101,33 @@ fn rules_are_tried_after_what_is_known_and_before_the_default() {
         {"protocol": "tcp", "cards": [1]}
     ]}"#;
     assert_eq!(
-        chain(text, "judge-to"),
+        chain(text, "filter-to"),
         [
-            "jump known-to",
+            "jump established-to",
             "icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-query } accept",
-            "meta protocol ip ip saddr 192.0.2.0/24 tcp dport { 22, 80-89 } goto begin-to",
-            "meta protocol ip6 ip6 saddr 2001:db8::/32 tcp dport { 22, 80-89 } goto begin-to",
+            "meta protocol ip ip saddr 192.0.2.0/24 tcp dport { 22, 80-89 } goto new-to",
+            "meta protocol ip6 ip6 saddr 2001:db8::/32 tcp dport { 22, 80-89 } goto new-to",
             "meta protocol ip meta l4proto icmp counter name \"policy-ingress\" drop",
             "meta protocol ip6 meta l4proto ipv6-icmp counter name \"policy-ingress\" drop",
-            "meta l4proto udp goto begin-to",
-            "meta protocol ip ip daddr 192.0.2.9/32 goto begin-to",
+            "meta l4proto udp goto new-to",
+            "meta protocol ip ip daddr 192.0.2.9/32 goto new-to",
             "counter name \"policy-ingress\" drop",
         ]
     );
     // Nothing there can be dropped, so no set is looked up.
-    assert_eq!(chain(text, "judge-from"), ["goto begin-from"]);
+    assert_eq!(chain(text, "filter-from"), ["goto new-from"]);
 }
 
 #[test]
 fn connection_has_the_same_key_in_both_directions() {
     let first = |name| chain("{}", name).into_iter().find(|rule| rule.contains("tcp flags")).unwrap();
     assert_eq!(
-        first("begin-from"),
-        "meta protocol ip meta l4proto tcp tcp flags ! fin,syn,rst update @known4-0 { meta l4proto . ip saddr . ip daddr . \
-         tcp sport . tcp dport timeout 2h11m } goto pass-from"
+        first("new-from"),
+        "meta protocol ip meta l4proto tcp tcp flags ! fin,syn,rst update @connections4-0 { meta l4proto . ip saddr . ip daddr . \
+         tcp sport . tcp dport timeout 2h11m } goto accept-from"
     );
-    assert!(first("known-to").contains(
-        "meta l4proto . ip daddr . ip saddr . tcp dport . tcp sport @known4-0 update @known4-0 { meta l4proto . ip daddr"
+    assert!(first("established-to").contains(
+        "meta l4proto . ip daddr . ip saddr . tcp dport . tcp sport @connections4-0 update @connections4-0 { meta l4proto . ip daddr"
     ));
 }
 
@@ -145,17 +145,17 @@ fn services_pass_and_who_has_none_may_ask_for_an_address() {
 fn another_policy_comes_with_sets_of_its_own_and_leaves_base_chains_alone() {
     let commands = replacement(Generation { vm: "web", number: 7 }, &enforced(), &Policy::default());
     let text: Vec<String> = commands.iter().map(ToString::to_string).collect();
-    assert!(text[0].starts_with("table netdev minivmm-web/policy0 {\n\tset known4-7 {"), "{}", text[0]);
-    assert_eq!(text.last().unwrap(), "delete set netdev minivmm-web/policy0 fragmented6-6");
+    assert!(text[0].starts_with("table netdev minivmm-web/policy0 {\n\tset connections4-7 {"), "{}", text[0]);
+    assert_eq!(text.last().unwrap(), "delete set netdev minivmm-web/policy0 fragments6-6");
     let replaced: Vec<&str> = commands
         .iter()
         .filter_map(
             |command| if let Command::ReplaceRules(_, chain, _) = command { Some(chain.as_str()) } else { None },
         )
         .collect();
-    let parts = |side: &str| ["judge", "known", "begin", "pass"].map(|part| format!("{part}-{side}"));
+    let parts = |side: &str| ["filter", "established", "new", "accept"].map(|part| format!("{part}-{side}"));
     assert_eq!(replaced, [parts("from"), parts("to")].concat());
-    assert!(!text.concat().contains("known4-6 {"));
+    assert!(!text.concat().contains("connections4-6 {"));
 }
 
 #[test]

@@ -266,12 +266,12 @@ fn past_policy() {
     let machine = machine_on_bridge();
     let text = r#"{"default": {"egress": "accept"}, "egress": [{"protocol": "tcp", "ports": [22], "action": "drop"}]}"#;
     let policy: Policy = serde_json::from_str(text).unwrap();
-    let (vmm, guest) = Vmm::start_judged("web", "bridge=br0", &policy);
+    let (vmm, guest) = Vmm::start_with_policy("web", "bridge=br0", &policy);
     let (to, listener) = (mac(&machine).octets(), Listener::on(&machine));
     for (idx, packet) in without_header().iter().enumerate() {
         assert!(!listener.hears(&guest, to, &frame(to, own(), IP6, packet)), "packet {idx}");
     }
-    // The flags of TCP, and other ports over those already judged, come in a second fragment of IPv4.
+    // The flags of TCP, and other ports over those already accepted, come in a second fragment of IPv4.
     let second = ip4(TCP, 1, &[0, 0, 0, 0, 0x50, 2, 0, 0]);
     let first = ip4(TCP, 0x2000, &[&[0, 9, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2][..], &[0; 10]].concat());
     let third = ip4(TCP, 3, &[0; 16]);

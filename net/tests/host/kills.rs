@@ -60,8 +60,8 @@ const MODES: &[Mode] = &[
         "mixed",
         &["bridge=br0,queues=2", "nat,ipv6=on,forward=tcp:127.0.0.1:8080:80", "host=lab", "bridge=lan,create=on"],
     ),
-    judged("policy", &["nat,ipv6=on,forward=tcp:8080:80", "bridge=br0"]),
-    judged("policy macvtap", &["macvtap=nic0"]),
+    with_policy("policy", &["nat,ipv6=on,forward=tcp:8080:80", "bridge=br0"]),
+    with_policy("policy macvtap", &["macvtap=nic0"]),
     mode("ovs", &["ovs=b0"]),
     mode("ovs tagged", &["ovs=b0,vlan=7,iface-id=pod,queues=2", "nat", "ovs=b0"]),
 ];
@@ -88,7 +88,7 @@ const fn mode(name: &'static str, cards: &'static [&'static str]) -> Mode {
     Mode { name, cards, policy: None }
 }
 
-const fn judged(name: &'static str, cards: &'static [&'static str]) -> Mode {
+const fn with_policy(name: &'static str, cards: &'static [&'static str]) -> Mode {
     Mode { name, cards, policy: Some(POLICY) }
 }
 

@@ -63,7 +63,7 @@ fn lease(tap: &str) -> (String, String) {
 
 /// A guest on NAT called `web` with a policy, and its address.
 fn web(spec: &str, text: &str) -> (Vmm, Namespace, String) {
-    let (vmm, guest) = Vmm::start_judged("web", spec, &policy(text));
+    let (vmm, guest) = Vmm::start_with_policy("web", spec, &policy(text));
     let (address, gateway) = lease("vmtap0");
     configure(&guest, &address, &gateway);
     (vmm, guest, address)
@@ -346,7 +346,7 @@ fn bridged() {
     echo(&machine, 7);
     echo6(&machine, 8);
     let text = r#"{"ingress": [{"protocol": "tcp", "ports": 80, "source": ["192.0.2.1", "2001:db8::1"]}, {"protocol": "icmp", "source": "192.0.2.1"}]}"#;
-    let (vmm, guest) = Vmm::start_judged("web", "bridge=br0", &policy(text));
+    let (vmm, guest) = Vmm::start_with_policy("web", "bridge=br0", &policy(text));
     let (sibling, other) = Vmm::start_bridged("db", "bridge=br0");
     for (namespace, host) in [(&guest, 5), (&other, 6)] {
         namespace.sh(&format!("ip addr add 192.0.2.{host}/24 dev eth0"));
@@ -402,7 +402,7 @@ fn cards() {
 fn pieces() {
     let machine = machine_on_bridge();
     echo(&machine, 7);
-    let (vmm, guest) = Vmm::start_judged("web", "bridge=br0", &policy("{}"));
+    let (vmm, guest) = Vmm::start_with_policy("web", "bridge=br0", &policy("{}"));
     guest.sh("ip addr add 192.0.2.5/24 dev eth0");
     give6(&guest, "2001:db8::5");
     // In three fragments each way.
@@ -435,7 +435,7 @@ fn pieces() {
 
 fn not_ip() {
     let machine = machine_on_bridge();
-    let (vmm, guest) = Vmm::start_judged("web", "bridge=br0", &policy(r#"{"default": {"ingress": "accept"}}"#));
+    let (vmm, guest) = Vmm::start_with_policy("web", "bridge=br0", &policy(r#"{"default": {"ingress": "accept"}}"#));
     let mut frame = vec![0xff; 6];
     frame.extend([2, 0, 0, 0, 0, 9, 0x88, 0xb5]);
     frame.resize(60, 0);
@@ -460,7 +460,7 @@ fn nat6() {
     sh("ip addr add 2001:db8:1::2/64 dev up0 nodad");
     sh("ip route add default via 2001:db8:1::1");
     echo6(&world, 8);
-    let (vmm, guest) = Vmm::start_judged("web", "nat,ipv6=on", &policy("{}"));
+    let (vmm, guest) = Vmm::start_with_policy("web", "nat,ipv6=on", &policy("{}"));
     let text = sh("ip -6 -j addr show dev mvn-default");
     let gateway =
         text.split("\"local\":\"").skip(1).find(|rest| rest.starts_with("fd")).unwrap().split('"').next().unwrap();
@@ -487,7 +487,7 @@ fn macvtap() {
     echo(&outside, 7);
     echo6(&outside, 8);
     let text = r#"{"ingress": [{"protocol": "tcp", "ports": 80}], "egress": [{"protocol": "tcp", "ports": 7, "action": "drop"}]}"#;
-    let (vmm, guest) = Vmm::start_judged("web", "macvtap=up0", &policy(text));
+    let (vmm, guest) = Vmm::start_with_policy("web", "macvtap=up0", &policy(text));
     guest.sh("ip addr add 192.0.2.5/24 dev eth0");
     give6(&guest, "2001:db8::5");
     [80, 81].into_iter().for_each(|port| echo6(&guest, port));
@@ -507,7 +507,7 @@ fn foreign_tap() {
     sh("ip tuntap add tap9 mode tap vnet_hdr");
     sh("ip addr add 192.0.2.1/24 dev tap9");
     sh("ip link set tap9 up");
-    let (vmm, guest) = Vmm::start_judged("web", "tap=tap9", &policy("{}"));
+    let (vmm, guest) = Vmm::start_with_policy("web", "tap=tap9", &policy("{}"));
     guest.sh("ip addr add 192.0.2.5/24 dev eth0");
     echo(&guest, 80);
     guest.sh("ping -c 1 -W 5 192.0.2.1");

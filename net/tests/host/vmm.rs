@@ -160,7 +160,7 @@ impl Vmm {
     }
 
     /// The same with a policy, for any card.
-    pub(crate) fn start_judged(name: &str, spec: &str, policy: &Policy) -> (Self, Namespace) {
+    pub(crate) fn start_with_policy(name: &str, spec: &str, policy: &Policy) -> (Self, Namespace) {
         let mut command = itself(&["vmm", name, spec]);
         command.env("GUESTS", "all").env("POLICY", serde_json::to_string(policy).expect("JSON"));
         let vmm = Self::from_command(command);

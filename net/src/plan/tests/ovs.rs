@@ -52,8 +52,8 @@ fn what_only_rules_can_do_is_refused_where_frames_pass_around_them() {
         facts.links.push(link(9, "mon0", Some("veth")));
         super::super::plan(&request, &facts).map_err(|refusal| (refusal.to_string(), refusal.hint()))
     };
-    let judged = outcome("ovs=b0", true, Datapath::Kernel).unwrap();
-    assert!(matches!(judged.steps[..], [Step::CreateOvsPort(_), Step::ApplyPolicy(_)]));
+    let filtered = outcome("ovs=b0", true, Datapath::Kernel).unwrap();
+    assert!(matches!(filtered.steps[..], [Step::CreateOvsPort(_), Step::ApplyPolicy(_)]));
     let (user, offloaded) = (Datapath::User, Datapath::TrafficControl);
     let (text, hint) = outcome("ovs=b0", true, user).unwrap_err();
     assert_eq!(
