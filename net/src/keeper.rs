@@ -48,15 +48,15 @@ use crate::kernel::link::LinkState;
 use crate::request::Request;
 use crate::services::ServiceSpec;
 use crate::spec::OffloadList;
-pub use messages::{PATIENCE_S, Timing};
 use messages::{PortHeader, Reply, ServiceHeader};
+pub use messages::{REPLY_TIMEOUT_S, Timing};
 
 /// Timeout for the keeper's undo, in seconds. Eight cards take 0.2 s; waiting for the lock of other keepers adds up to
 /// twenty seconds. A keeper that is left behind goes on undoing.
-const STOP_PATIENCE_S: i64 = 25;
+const STOP_TIMEOUT_S: i64 = 25;
 
 /// Timeout for the exit of a keeper that has nothing left to do.
-const EXIT_PATIENCE: Duration = Duration::from_secs(3);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Pauses between two polls for the exit. The keeper usually exits within the first.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
@@ -186,8 +186,8 @@ impl Keeper {
         }
         let (ours, theirs) = socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|errno| KeeperError::Socket(errno.into()))?;
-        let patience = TimeVal::new(PATIENCE_S, 0);
-        socket::setsockopt(&ours, socket::sockopt::ReceiveTimeout, &patience)
+        let timeout = TimeVal::new(REPLY_TIMEOUT_S, 0);
+        socket::setsockopt(&ours, socket::sockopt::ReceiveTimeout, &timeout)
             .map_err(|errno| KeeperError::Socket(errno.into()))?;
         // In the child `ours` is closed by number, together with everything else that it does not need.
         let pid = process::spawn(|| match theirs.try_clone() {
@@ -330,7 +330,7 @@ impl Process {
     fn stop(self) -> Result<(), Error> {
         let result = self.await_stopped();
         drop(self.socket);
-        if !reaped(self.pid, EXIT_PATIENCE) {
+        if !reaped(self.pid, EXIT_TIMEOUT) {
             log::warn!(
                 "The network keeper (process {}) does not end and is left behind: it is stuck in the kernel",
                 self.pid
@@ -340,14 +340,14 @@ impl Process {
     }
 
     fn await_stopped(&self) -> Result<(), Error> {
-        let patience = TimeVal::new(STOP_PATIENCE_S, 0);
-        socket::setsockopt(&self.socket, socket::sockopt::ReceiveTimeout, &patience)
+        let timeout = TimeVal::new(STOP_TIMEOUT_S, 0);
+        socket::setsockopt(&self.socket, socket::sockopt::ReceiveTimeout, &timeout)
             .map_err(|errno| KeeperError::Exchange(errno.into()))?;
         socket::shutdown(self.socket.as_raw_fd(), Shutdown::Write)
             .map_err(|errno| KeeperError::Exchange(errno.into()))?;
         loop {
             let reply = Reply::receive(self.socket.as_fd()).map_err(|error| match error {
-                KeeperError::Silent { .. } => KeeperError::Silent { seconds: STOP_PATIENCE_S },
+                KeeperError::Silent { .. } => KeeperError::Silent { seconds: STOP_TIMEOUT_S },
                 error => error,
             })?;
             match reply {
@@ -363,9 +363,9 @@ impl Process {
     }
 }
 
-/// Waits at most `patience` for the child `pid` to exit, and reaps it. Returns false on timeout.
-fn reaped(pid: Pid, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
+/// Waits at most `timeout` for the child `pid` to exit, and reaps it. Returns false on timeout.
+fn reaped(pid: Pid, timeout: Duration) -> bool {
+    let deadline = Instant::now() + timeout;
     let mut pause = FIRST_PAUSE;
     // An error means that other code has reaped it.
     while waitpid(pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {

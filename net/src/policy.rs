@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 use crate::refusal::Refusal;
 
 pub(crate) use active::ActivePolicy;
-pub(crate) use client::{Answer, LINE_MAX, Order, STRANGER};
 pub use client::{AskError, ask};
+pub(crate) use client::{LINE_MAX, NOT_PERMITTED, PolicyReply, PolicyRequest};
 pub use fields::{Cidr, CidrList, PortList, PortRange};
 
 /// Most rules of both directions together. Each packet that opens a connection passes through them one by one.

@@ -184,7 +184,7 @@ impl Error {
             | Self::Console(console::Error::OpenFile { .. })
             | Self::Disk(_)
             | Self::ReadyFd(_)
-            | Self::Policy(AskError::NoVm(_) | AskError::Refused(_) | AskError::Stranger)
+            | Self::Policy(AskError::NoVm(_) | AskError::Refused(_) | AskError::NotPermitted)
             | Self::Name(name::LockError::Taken(_)) => exit::USAGE,
             _ => exit::HOST,
         }

@@ -12,7 +12,7 @@ pub(crate) const PROGRAM: &str = "ovs-vsctl";
 
 /// Timeout for the database and for the switch itself, in seconds. The database answers in milliseconds, a busy switch
 /// in a second. The VMM waits longer for its keeper.
-pub(crate) const PATIENCE_S: u32 = 8;
+pub(crate) const TIMEOUT_S: u32 = 8;
 
 /// The state of Open vSwitch on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub enum OvsError {
     #[error("Cannot reach the database of Open vSwitch: {0}")]
     Unreachable(String),
     /// The database answers, but no switch acts on it.
-    #[error("Cannot reach Open vSwitch: it has not answered for {PATIENCE_S} s")]
+    #[error("Cannot reach Open vSwitch: it has not answered for {TIMEOUT_S} s")]
     Silent,
     /// Any other error, in the words of the program or the kernel.
     #[error("Open vSwitch failed: {0}")]
@@ -95,8 +95,8 @@ impl OvsError {
         let hint = match self {
             Self::Missing => "install it (apt install openvswitch-switch), or use --net bridge=NAME",
             Self::Unreachable(_) => {
-                "start it (systemctl start openvswitch-switch), and run minivmm as a user who may open its socket; OVS_RUNDIR says \
-                 where that is if it is not in /var/run/openvswitch"
+                "start it (systemctl start openvswitch-switch), and run minivmm as a user who may open its socket; set \
+                 OVS_RUNDIR if that is not in /var/run/openvswitch"
             }
             Self::Silent => "check that ovs-vswitchd runs: systemctl status ovs-vswitchd",
             Self::Failed(text) if text.contains("No such device") => {

@@ -19,7 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Timeout while a process of root's or of this user's holds it. The VMM waits a little longer for its keeper.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TRUSTED_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Pause between two attempts; `flock` cannot wait with a deadline without a signal.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -31,8 +31,8 @@ pub(crate) struct NamespaceLock {
 }
 
 impl NamespaceLock {
-    /// Waits for the lock, at most [`DEADLINE`], or [`PATIENCE`] if a process of root's or of this user's holds it
-    /// then.
+    /// Waits for the lock, at most [`DEADLINE`], or [`TRUSTED_TIMEOUT`] if a process of root's or of this user's holds
+    /// it then.
     pub(crate) async fn take() -> Self {
         match Self::wait().await {
             Ok(lock) => Self { _lock: Some(lock) },
@@ -50,7 +50,8 @@ impl NamespaceLock {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(lock),
                 Err((back, Errno::EWOULDBLOCK))
-                    if start.elapsed() >= PATIENCE || start.elapsed() >= DEADLINE && !is_held_by_our_own(&back) =>
+                    if start.elapsed() >= TRUSTED_TIMEOUT
+                        || start.elapsed() >= DEADLINE && !is_held_by_our_own(&back) =>
                 {
                     return Err(io::ErrorKind::TimedOut.into());
                 }

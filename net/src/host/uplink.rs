@@ -36,7 +36,7 @@ use crate::survey::uplink::Holdings;
 
 /// Timeout for the kernel's deferred work, which takes a millisecond or two; without the wait packets are lost for as
 /// long.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Pause between two polls.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -139,7 +139,7 @@ async fn copy_addresses(
     // The kernel adds the route by which an IPv6 address is the host's own from a work queue.
     let six: Vec<IpAddr> = copies.iter().filter_map(Address::ip).filter(IpAddr::is_ipv6).collect();
     let start = Instant::now();
-    while !six.is_empty() && start.elapsed() < PATIENCE {
+    while !six.is_empty() && start.elapsed() < TIMEOUT {
         let routes = socket.routes(to).map_err(MoveError::Exchange)?;
         if six.iter().all(|ip| routes.iter().any(|route| route.is_local_for(*ip))) {
             break;
@@ -181,7 +181,7 @@ fn apply(socket: &mut RouteSocket, changes: &[Change]) -> Result<(), MoveError> 
 async fn carry(rtnl: &Rtnl, port: u32, bridge: u32) -> io::Result<()> {
     let carries = rtnl.link(port).await?.is_some_and(|link| link.header.flags.contains(LinkFlags::LowerUp));
     let start = Instant::now();
-    while carries && start.elapsed() < PATIENCE {
+    while carries && start.elapsed() < TIMEOUT {
         let link = rtnl.link(bridge).await?;
         let up = |attribute: &LinkAttribute| *attribute == LinkAttribute::OperState(State::Up);
         if link.is_some_and(|link| link.attributes.iter().any(up)) {

@@ -30,7 +30,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep_until};
 
 use super::conflict::{self, claims::ConflictListener};
-use super::links::Watch;
+use super::links::Taps;
 use super::pollable::pollable;
 use crate::identity::alias::TapAlias;
 use crate::identity::mac::MacAddr;
@@ -97,7 +97,7 @@ struct Card {
     alias: TapAlias,
     host_side: MacAddr,
     /// A packet socket in the type of a Unix socket, which tokio can wait for.
-    ear: UnixStream,
+    socket: UnixStream,
     /// Oldest first.
     claimed: VecDeque<Ipv6Addr>,
     asked: Vec<Asked>,
@@ -111,7 +111,7 @@ struct Card {
 /// An address that the guest gets if no other machine objects.
 struct Asked {
     address: Ipv6Addr,
-    ears: Vec<ConflictListener>,
+    listeners: Vec<ConflictListener>,
     until: Instant,
 }
 
@@ -143,7 +143,7 @@ impl Addresses {
     }
 
     /// Waits until a guest claims an address, or a time for objections is over.
-    pub(super) async fn heard(&self) {
+    pub(super) async fn claimed(&self) {
         if self.cards.is_empty() {
             return std::future::pending().await;
         }
@@ -157,7 +157,7 @@ impl Addresses {
         };
         let frames = std::future::poll_fn(|context| {
             // Poll all, so that each can wake this task.
-            let ready = self.cards.iter().filter(|card| card.ear.poll_read_ready(context).is_ready()).count();
+            let ready = self.cards.iter().filter(|card| card.socket.poll_read_ready(context).is_ready()).count();
             if ready > 0 { Poll::Ready(()) } else { Poll::Pending }
         });
         tokio::select! {
@@ -167,27 +167,27 @@ impl Addresses {
     }
 
     /// Handles the claims, and the addresses whose time for objections is over.
-    pub(super) async fn hear(&mut self, made: &mut Applied, watch: &mut Watch<'_>) {
+    pub(super) async fn read(&mut self, made: &mut Applied, taps: &mut Taps<'_>) {
         for idx in 0..self.cards.len() {
             let Some(card) = self.cards.get_mut(idx) else { break };
             let before = card.claimed.clone();
-            let mut heard = card.settle(made).await;
+            let mut accepted = card.settle(made).await;
             for _ in 0..FRAMES_MAX {
                 let Some(address) = card.next() else { break };
-                heard.extend(card.claim(address, made).await);
+                accepted.extend(card.claim(address, made).await);
             }
             if card.claimed != before {
                 card.write(&self.vm, made);
             }
-            for address in heard {
-                self.follow(idx, address, made, watch).await;
+            for address in accepted {
+                self.follow(idx, address, made, taps).await;
             }
         }
         self.again = Instant::now() + PAUSE;
     }
 
     /// Points names and forwarded ports at an address that a guest has been given.
-    async fn follow(&mut self, idx: usize, address: Ipv6Addr, made: &mut Applied, watch: &mut Watch<'_>) {
+    async fn follow(&mut self, idx: usize, address: Ipv6Addr, made: &mut Applied, taps: &mut Taps<'_>) {
         let Some(card) = self.cards.get_mut(idx) else { return };
         if address.is_unicast_link_local() {
             // A link-local address is the first of each boot.
@@ -203,7 +203,7 @@ impl Addresses {
             return;
         }
         card.alias.ip6 = Some(address);
-        watch.keep_alias(card.owned.card, &card.alias);
+        taps.keep_alias(card.owned.card, &card.alias);
         let (name, alias) = (made.taps.get(&card.owned.card).map(|tap| tap.name.clone()), card.alias.to_string());
         if let Err(error) = made.rtnl.set_alias(name.as_deref().unwrap_or_default(), &alias).await {
             log::warn!("Cannot write {address} to the alias of the tap of card {}: {error}", card.owned.card);
@@ -230,8 +230,8 @@ impl Card {
         })?;
         let vlan = vlans.and_then(|vlans| vlans.untagged).map_or(0, |vlan| vlan.get());
         let place = format!("mv6-{bridge}.{vlan}-");
-        let ear = match listen(tap, owned.mac) {
-            Ok(ear) => ear,
+        let socket = match listen(tap, owned.mac) {
+            Ok(socket) => socket,
             Err(error) => return Some(Err(error)),
         };
         let (claimed, asked, counted) = (VecDeque::new(), Vec::new(), Instant::now());
@@ -244,7 +244,7 @@ impl Card {
             tap,
             alias,
             host_side: mac,
-            ear,
+            socket,
             claimed,
             asked,
             left,
@@ -257,8 +257,8 @@ impl Card {
     /// The next address that the guest asks for. Does not wait.
     fn next(&self) -> Option<Ipv6Addr> {
         let mut frame = [0; SOLICITATION_BYTES];
-        let receive = || Ok(recv(self.ear.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT)?);
-        let bytes = self.ear.try_io(Interest::READABLE, receive).ok()?;
+        let receive = || Ok(recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT)?);
+        let bytes = self.socket.try_io(Interest::READABLE, receive).ok()?;
         let target = frame.get(..bytes)?.get(TARGET_AT..)?.first_chunk::<16>()?;
         Some(Ipv6Addr::from(*target))
     }
@@ -288,9 +288,9 @@ impl Card {
             return None;
         }
         if self.owned.asks_others() && self.asked.len() < ASKED_MAX {
-            let ears = conflict::listen(self.bridge.as_str(), self.owned.mac, &[address.into()]);
-            let ears = ears.unwrap_or_default();
-            self.asked.push(Asked { address, ears, until: Instant::now() + OBJECTION });
+            let listeners = conflict::listen(self.bridge.as_str(), self.owned.mac, &[address.into()]);
+            let listeners = listeners.unwrap_or_default();
+            self.asked.push(Asked { address, listeners, until: Instant::now() + OBJECTION });
             return None;
         }
         self.accept(address, made).await;
@@ -304,8 +304,8 @@ impl Card {
         self.asked = asked;
         let over: Vec<Asked> = over;
         let mut had = Vec::new();
-        for Asked { address, ears, .. } in over {
-            if ears.iter().any(|ear| ear.next().is_some()) {
+        for Asked { address, listeners, .. } in over {
+            if listeners.iter().any(|listener| listener.next().is_some()) {
                 self.give_up(address, made).await;
                 self.log(address, "another machine has it");
                 self.refuse(address);
@@ -338,7 +338,7 @@ impl Card {
             return;
         }
         let answer = advertisement(self.host_side, address);
-        if let Some(Err(errno)) = answer.map(|frame| send(self.ear.as_raw_fd(), &frame, MsgFlags::MSG_DONTWAIT)) {
+        if let Some(Err(errno)) = answer.map(|frame| send(self.socket.as_raw_fd(), &frame, MsgFlags::MSG_DONTWAIT)) {
             log::debug!("Cannot tell a guest that it may not use {address}: {errno}");
         }
     }

@@ -46,17 +46,17 @@ const FRAMES_MAX: usize = 64;
 
 /// The cards of a VM that are on bridges.
 pub(super) struct Conflicts {
-    cards: Vec<Watched>,
+    cards: Vec<Card>,
     /// When claims are listened to again.
     again: Instant,
 }
 
-struct Watched {
+struct Card {
     card: usize,
     mac: MacAddr,
     tap: u32,
     /// Listeners for claims of its addresses, if it has some.
-    ears: Vec<ConflictListener>,
+    listeners: Vec<ConflictListener>,
     logged: BTreeSet<Conflict>,
     macs: u64,
     addresses: u64,
@@ -70,11 +70,11 @@ impl Conflicts {
             let (tap, mac) = (made.taps.get(card)?.index?, plan.cards.get(*card)?.mac);
             // Without a guard the guest may well have another MAC itself.
             let addresses = if pinned.is_some() { addresses(plan, *card) } else { Vec::new() };
-            let ears = listen(bridge.as_str(), mac, &addresses).unwrap_or_else(|error| {
+            let listeners = listen(bridge.as_str(), mac, &addresses).unwrap_or_else(|error| {
                 log::info!("Cannot listen for claims of addresses on {bridge}: {error}");
                 Vec::new()
             });
-            Some(Watched { card: *card, mac, tap, ears, logged: BTreeSet::new(), macs: 0, addresses: 0 })
+            Some(Card { card: *card, mac, tap, listeners, logged: BTreeSet::new(), macs: 0, addresses: 0 })
         });
         Self { cards: cards.collect(), again: Instant::now() }
     }
@@ -86,8 +86,8 @@ impl Conflicts {
             // Poll all, so that each can wake this task.
             let mut ready = None;
             for (idx, card) in self.cards.iter().enumerate() {
-                for ear in &card.ears {
-                    ready = ear.poll(context).then_some(idx).or(ready);
+                for listener in &card.listeners {
+                    ready = listener.poll(context).then_some(idx).or(ready);
                 }
             }
             ready.map_or(Poll::Pending, Poll::Ready)
@@ -96,7 +96,7 @@ impl Conflicts {
     }
 
     /// Reads the claims, and reports them to the VMM behind `socket`.
-    pub(super) fn hear(&mut self, idx: usize, socket: &OwnedFd) {
+    pub(super) fn read(&mut self, idx: usize, socket: &OwnedFd) {
         if let Some(card) = self.cards.get_mut(idx) {
             card.read(socket);
         }
@@ -121,11 +121,11 @@ impl Conflicts {
     }
 }
 
-impl Watched {
+impl Card {
     fn read(&mut self, socket: &OwnedFd) {
-        for idx in 0..self.ears.len() {
+        for idx in 0..self.listeners.len() {
             for _ in 0..FRAMES_MAX {
-                let Some(Claim { ip, mac }) = self.ears.get(idx).and_then(ConflictListener::next) else { break };
+                let Some(Claim { ip, mac }) = self.listeners.get(idx).and_then(ConflictListener::next) else { break };
                 self.addresses += 1;
                 self.tell(Conflict::Address { ip, mac }, socket);
             }

@@ -36,15 +36,15 @@ use crate::survey;
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 /// The taps of a VM.
-pub(super) struct Watch<'a> {
+pub(super) struct Taps<'a> {
     socket: &'a OwnedFd,
-    taps: Vec<Watched>,
+    taps: Vec<KeptTap>,
     /// None of the VM's taps is in another namespace.
     all_here: bool,
 }
 
 /// A tap of this network namespace.
-struct Watched {
+struct KeptTap {
     card: usize,
     index: u32,
     /// Its attachment to its bridge, if minivmm put it there.
@@ -87,14 +87,14 @@ enum Place {
     Changed(&'static str),
 }
 
-impl<'a> Watch<'a> {
-    /// Watches the taps of a plan that has been applied to the host, and reports to the VMM behind `socket`.
+impl<'a> Taps<'a> {
+    /// Looks after the taps of a plan that has been applied to the host, and reports to the VMM behind `socket`.
     pub(super) fn new(plan: &Plan, made: &Applied, socket: &'a OwnedFd) -> Self {
         let taps = made.taps.iter().filter_map(|(&card, tap)| {
             let attached = plan.steps.iter().find_map(|step| Attached::by(step, card));
-            Some(Watched { card, index: tap.index?, attached, master: None, gone: false, told: None, state: None })
+            Some(KeptTap { card, index: tap.index?, attached, master: None, gone: false, told: None, state: None })
         });
-        let taps: Vec<Watched> = taps.collect();
+        let taps: Vec<KeptTap> = taps.collect();
         let all_here = taps.len() == made.taps.len();
         Self { socket, taps, all_here }
     }
@@ -142,7 +142,7 @@ impl<'a> Watch<'a> {
     /// state, or a tap that was taken off too often may be put back.
     pub(super) async fn wait(&self) {
         let behind = self.taps.iter().any(|tap| tap.told != tap.state).then(|| Instant::now() + TELL_AGAIN);
-        let resting = self.taps.iter().filter_map(Watched::next_repair).min();
+        let resting = self.taps.iter().filter_map(KeptTap::next_repair).min();
         match behind.into_iter().chain(resting).min() {
             Some(due) => sleep_until(due).await,
             None => std::future::pending().await,
@@ -171,7 +171,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-impl Watched {
+impl KeptTap {
     fn not_kept(&self) -> Option<String> {
         if self.gone {
             return Some("Its interface has been removed".to_owned());

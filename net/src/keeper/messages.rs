@@ -21,7 +21,7 @@ use crate::spec::{OffloadList, QUEUES_MAX};
 
 /// Timeout for the keeper's next message, in seconds. Set-up takes a millisecond; this covers a host that is starting
 /// hundreds of VMs, and bounds the wait for a kernel that hangs.
-pub const PATIENCE_S: i64 = 30;
+pub const REPLY_TIMEOUT_S: i64 = 30;
 
 /// Size limit of a message. The longest is a teardown report: a line for each step that failed.
 const MESSAGE_BYTES: usize = 64 * 1024;
@@ -157,7 +157,7 @@ impl Reply {
         let message = loop {
             match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
                 Err(Errno::EINTR) => slices = [IoSliceMut::new(&mut text)],
-                Err(Errno::EAGAIN) => return Err(KeeperError::Silent { seconds: PATIENCE_S }),
+                Err(Errno::EAGAIN) => return Err(KeeperError::Silent { seconds: REPLY_TIMEOUT_S }),
                 result => break result.map_err(|errno| KeeperError::Exchange(errno.into()))?,
             }
         };

@@ -14,13 +14,12 @@ use crate::error::Error;
 use crate::identity::runtime_dir::{RuntimeDir, VmSocket};
 use crate::plan::Plan;
 use crate::policy::rules::EnforcedCard;
-use crate::policy::{Answer, LINE_MAX, Order, Policy, STRANGER};
+use crate::policy::{LINE_MAX, NOT_PERMITTED, Policy, PolicyReply, PolicyRequest};
 use crate::refusal::Refusal;
-use crate::request::Request;
 use crate::step::{Applied, OpenServices, Step};
 
-/// Timeout for a caller's order, and again for its answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Timeout for a caller's request, and again for the reply.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Bit of this capability in a set (linux/capability.h).
 const CAP_NET_ADMIN: u64 = 1 << 12;
@@ -28,10 +27,10 @@ const CAP_NET_ADMIN: u64 = 1 << 12;
 /// The keeper's end of the socket.
 pub(super) struct PolicySocket(Option<UnixListener>);
 
-/// A caller and its order.
+/// A caller and its request.
 pub(super) struct Caller {
     stream: UnixStream,
-    pub(super) order: Order,
+    pub(super) request: PolicyRequest,
 }
 
 impl PolicySocket {
@@ -49,7 +48,7 @@ impl PolicySocket {
         )
     }
 
-    /// Waits for the next authorised caller and its order.
+    /// Waits for the next authorised caller and its request.
     pub(super) async fn next(&self) -> Caller {
         let Some(listener) = &self.0 else { return std::future::pending().await };
         loop {
@@ -57,13 +56,13 @@ impl PolicySocket {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     log::warn!("Cannot accept a connection to the policy socket: {error}");
-                    tokio::time::sleep(PATIENCE).await;
+                    tokio::time::sleep(TIMEOUT).await;
                     continue;
                 }
             };
-            match tokio::time::timeout(PATIENCE, listen(&stream)).await {
-                Ok(Ok(order)) => return Caller { stream, order },
-                Ok(Err(sentence)) => Caller::say(&stream, &Answer::Refused(sentence)).await,
+            match tokio::time::timeout(TIMEOUT, receive(&stream)).await {
+                Ok(Ok(request)) => return Caller { stream, request },
+                Ok(Err(sentence)) => send(&stream, &PolicyReply::Refused(sentence)).await,
                 Err(_) => log::debug!("A client of the policy socket sent no request in time"),
             }
         }
@@ -71,25 +70,25 @@ impl PolicySocket {
 }
 
 impl Caller {
-    /// Sends the answer.
-    pub(super) async fn answer(self, answer: &Answer) {
-        Self::say(&self.stream, answer).await;
-    }
-
-    async fn say(stream: &UnixStream, answer: &Answer) {
-        let Ok(mut line) = serde_json::to_vec(answer) else { return };
-        line.push(b'\n');
-        // A caller that does not wait for the answer goes without it.
-        let _ = tokio::time::timeout(PATIENCE, write(stream, &line)).await;
+    /// Sends the reply.
+    pub(super) async fn reply(self, reply: &PolicyReply) {
+        send(&self.stream, reply).await;
     }
 }
 
-/// Reads a caller's order, or gives the reason for a refusal.
-async fn listen(stream: &UnixStream) -> Result<Order, String> {
+async fn send(stream: &UnixStream, reply: &PolicyReply) {
+    let Ok(mut line) = serde_json::to_vec(reply) else { return };
+    line.push(b'\n');
+    // A caller that does not wait for the reply goes without it.
+    let _ = tokio::time::timeout(TIMEOUT, write(stream, &line)).await;
+}
+
+/// Reads a caller's request, or gives the reason for a refusal.
+async fn receive(stream: &UnixStream) -> Result<PolicyRequest, String> {
     let peer = stream.peer_cred().map_err(|error| format!("Cannot read the credentials of the client: {error}"))?;
     let user = peer.uid() == 0 || peer.uid() == geteuid().as_raw();
     if !user || !peer.pid().is_some_and(has_privilege) {
-        return Err(STRANGER.to_owned());
+        return Err(NOT_PERMITTED.to_owned());
     }
     let line = read_line(stream).await.map_err(|error| format!("Cannot read the request: {error}"))?;
     serde_json::from_slice(&line).map_err(|error| format!("Cannot read the request: {error}"))
@@ -135,21 +134,21 @@ async fn write(stream: &UnixStream, mut line: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Carries out a caller's order and answers with the active policy.
-pub(super) fn obey(plan: &Plan, made: &mut Applied, request: &Request, order: &Order) -> Answer {
-    if let Order::Replace(policy) = order {
-        if let Err(error) = replace(plan, made, request, policy) {
-            return Answer::Refused(error.report().message);
+/// Carries out a caller's request and replies with the active policy.
+pub(super) fn execute(plan: &Plan, made: &mut Applied, vm: &str, request: &PolicyRequest) -> PolicyReply {
+    if let PolicyRequest::Replace(policy) = request {
+        if let Err(error) = replace(plan, made, vm, policy) {
+            return PolicyReply::Refused(error.report().message);
         }
         log::debug!("The policy of this VM has {} rules now", policy.ingress.len() + policy.egress.len());
     }
-    Answer::Active(made.active_policy.as_ref().map(|active| active.policy().clone()))
+    PolicyReply::Active(made.active_policy.as_ref().map(|active| active.policy().clone()))
 }
 
-fn replace(plan: &Plan, made: &mut Applied, request: &Request, policy: &Policy) -> Result<(), Error> {
+fn replace(plan: &Plan, made: &mut Applied, vm: &str, policy: &Policy) -> Result<(), Error> {
     policy.check_cards(plan.cards.len())?;
     if made.active_policy.is_some() {
-        return made.replace_policy(&request.vm_name, policy.clone()).map_err(Error::Policy);
+        return made.replace_policy(vm, policy.clone()).map_err(Error::Policy);
     }
     let served = |card| {
         plan.steps.iter().any(|step| matches!(step, Step::OpenServices(OpenServices { card: of, .. }) if *of == card))
@@ -160,5 +159,5 @@ fn replace(plan: &Plan, made: &mut Applied, request: &Request, policy: &Policy) 
         Ok(EnforcedCard { card, tap, kind, served: served(card) })
     };
     let cards = (0..plan.cards.len()).map(enforced).collect::<Result<Vec<_>, Refusal>>()?;
-    made.enforce(&request.vm_name, policy, cards).map_err(Error::Policy)
+    made.enforce(vm, policy, cards).map_err(Error::Policy)
 }

@@ -18,11 +18,11 @@ use super::conflict::Conflicts;
 use super::firewall::Firewall;
 use super::gateways::{Gateways, members};
 use super::hand_over::hand_over;
-use super::links::Watch;
+use super::links::Taps;
 use super::messages::Reply;
 use super::mirrors::Mirrors;
 use super::mtu::Mtus;
-use super::policy_socket::{PolicySocket, obey};
+use super::policy_socket::{PolicySocket, execute};
 use super::pollable::pollable;
 use super::process;
 use super::rest::Rest;
@@ -123,7 +123,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
     };
     // The VMM never sends anything, so readable means closed.
     let mut closed = pin!(end.readable());
-    let mut watch = Watch::new(plan, made, socket);
+    let mut taps = Taps::new(plan, made, socket);
     let mut conflicts = Conflicts::new(plan, made);
     let mut addresses = Addresses::new(plan, made, &request.vm_name);
     let mut upkeep = Upkeep::new(plan);
@@ -134,13 +134,13 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
     match Events::subscribe(&concern(plan, made)) {
         Ok(mut events) => {
             // Catches up with events from before the subscription.
-            watch.look(made).await;
+            taps.look(made).await;
             let mut rest = Rest::new();
             // Created once, so that other events do not restart it.
             let mut calling = Box::pin(policy_socket.next());
             loop {
                 rest.note();
-                let not_kept = watch.not_kept().chain(gateways.not_kept()).chain(firewall.not_kept());
+                let not_kept = taps.not_kept().chain(gateways.not_kept()).chain(firewall.not_kept());
                 let not_kept =
                     not_kept.chain(uplinks.not_kept()).chain(mirrors.not_kept()).chain(upkeep.not_kept()).collect();
                 tell(socket, not_kept, &mut told);
@@ -152,8 +152,8 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
                             log::error!("The kernel's link notifications have ended, so a detached tap stays detached");
                             break;
                         };
-                        watch.note(&message, made).await;
-                        if watch.are_gone() {
+                        taps.note(&message, made).await;
+                        if taps.are_gone() {
                             forget_rules(made);
                         }
                         upkeep.note(&message);
@@ -164,21 +164,21 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
                         mtus.note(&message);
                         conflicts.note(&message, &made.rtnl, socket).await;
                     }
-                    () = watch.wait() => watch.catch_up(made).await,
+                    () = taps.wait() => taps.catch_up(made).await,
                     () = gateways.wait() => gateways.look(&made.rtnl).await,
                     () = uplinks.wait() => uplinks.look(&made.rtnl).await,
                     () = firewall.wait() => firewall.look(made).await,
                     () = mtus.wait() => mtus.look(&made.rtnl, socket).await,
-                    () = addresses.heard() => addresses.hear(made, &mut watch).await,
-                    idx = conflicts.claimed() => conflicts.hear(idx, socket),
+                    () = addresses.claimed() => addresses.read(made, &mut taps).await,
+                    idx = conflicts.claimed() => conflicts.read(idx, socket),
                     () = upkeep.due() => {
                         if upkeep.look(made).await {
                             mtus.note_routes();
                         }
                     }
                     caller = calling.as_mut() => {
-                        let answer = obey(plan, made, request, &caller.order);
-                        caller.answer(&answer).await;
+                        let reply = execute(plan, made, &request.vm_name, &caller.request);
+                        caller.reply(&reply).await;
                         calling = Box::pin(policy_socket.next());
                     }
                     () = rest.due() => rest.take(),

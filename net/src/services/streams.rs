@@ -44,7 +44,7 @@ const BACKLOG_BYTES: usize = 64 * 1024;
 const BACKLOGS_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// Time limit of a connection without a whole question, or without taking its answers (RFC 7766 6.2.3).
-const PATIENCE: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Frames of one turn. The rest goes out in the next, this much later.
 const FRAMES_MAX: usize = 32;
@@ -149,7 +149,7 @@ impl Streams {
                 match whole_question(socket) {
                     Next::Question(message) => {
                         connection.waiting += 1;
-                        connection.deadline = now + PATIENCE;
+                        connection.deadline = now + IDLE_TIMEOUT;
                         let (stream, mac) = (connection.id, connection.mac);
                         asked.push(Asked {
                             stream,
@@ -179,7 +179,7 @@ impl Streams {
         }
         let Some(connection) = self.connections.iter_mut().find(|it| it.id == stream) else { return };
         connection.waiting = connection.waiting.saturating_sub(1);
-        connection.deadline = now + PATIENCE;
+        connection.deadline = now + IDLE_TIMEOUT;
         connection.backlog.extend(len.to_be_bytes());
         connection.backlog.extend(message);
     }
@@ -216,15 +216,15 @@ impl Streams {
         let buffer = |len| SocketBuffer::new(vec![0; len]);
         let mut socket = Socket::new(buffer(RECEIVE_BYTES), buffer(SEND_BYTES));
         socket.set_nagle_enabled(false);
-        let patience = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
-        socket.set_timeout(Some(StackDuration::from_millis(patience)));
+        let idle_ms = u64::try_from(IDLE_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+        socket.set_timeout(Some(StackDuration::from_millis(idle_ms)));
         // Only a port of zero is refused.
         if socket.listen((server.ip(), server.port())).is_err() {
             return;
         }
         let (id, handle) = (StreamId(self.next_id), self.sockets.add(socket));
         self.next_id += 1;
-        let (backlog, deadline) = (VecDeque::new(), now + PATIENCE);
+        let (backlog, deadline) = (VecDeque::new(), now + IDLE_TIMEOUT);
         self.connections.push(Connection { id, handle, client, server, mac, waiting: 0, backlog, deadline });
     }
 
@@ -265,7 +265,7 @@ impl Streams {
                     break;
                 }
                 connection.backlog.drain(..sent);
-                connection.deadline = now + PATIENCE;
+                connection.deadline = now + IDLE_TIMEOUT;
             }
             if socket.state() == State::CloseWait && connection.waiting == 0 && connection.backlog.is_empty() {
                 socket.close();

@@ -284,16 +284,16 @@ fn repeated_question_is_asked_once() {
 fn silent_servers_are_asked_in_turns_and_then_the_question_fails() {
     let mut bench = Bench::new(quiet());
     let (slot, first, _) = asked(&bench.ask(&question(7, "example.org", 1)));
-    let patience = bench.responder.next_deadline().unwrap() - bench.now;
+    let timeout = bench.responder.next_deadline().unwrap() - bench.now;
 
-    let (_, second, passed) = asked(&bench.wait(patience));
-    let (_, third, _) = asked(&bench.wait(patience));
+    let (_, second, passed) = asked(&bench.wait(timeout));
+    let (_, third, _) = asked(&bench.wait(timeout));
     assert_eq!(
         [first, second, third].map(|server| server.to_string()),
         ["192.0.2.1:53", "192.0.2.2:53", "192.0.2.1:53"]
     );
     assert_eq!(passed[..2], [0x10, 0x02]);
-    let out = bench.wait(patience);
+    let out = bench.wait(timeout);
 
     assert_eq!(code(&answered(&out)), 2);
     assert_eq!(out.upstream, [Upstream::Forget { slot }]);

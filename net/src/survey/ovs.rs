@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::facts::claim;
-use crate::facts::ovs::{Datapath, OvsError, OvsFact, PATIENCE_S, PROGRAM};
+use crate::facts::ovs::{Datapath, OvsError, OvsFact, PROGRAM, TIMEOUT_S};
 use crate::spec::IfName;
 
 /// The key of `external-ids` that marks a port as ours.
@@ -66,7 +66,7 @@ pub(crate) fn left_behind() -> Result<Vec<IfName>, OvsError> {
 
 /// Runs the program and returns what it prints.
 pub(crate) fn run(words: &[&str]) -> Result<String, OvsError> {
-    let output = Command::new(PROGRAM).arg(format!("--timeout={PATIENCE_S}")).args(words).stdin(Stdio::null()).output();
+    let output = Command::new(PROGRAM).arg(format!("--timeout={TIMEOUT_S}")).args(words).stdin(Stdio::null()).output();
     let output = output.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => OvsError::Missing,
         _ => OvsError::Failed(format!("cannot run {PROGRAM}: {error}")),

@@ -15,7 +15,7 @@ use crate::signals::{Signals, Woken};
 use crate::{confine, console, disk, kvm};
 use boot::BootSpec;
 use devices::virtio::net::{Budget, Carrier, Duplex, Link, LinkState};
-use net::keeper::PATIENCE_S;
+use net::keeper::REPLY_TIMEOUT_S;
 use net::{Keeper, NetSpec, News, NotKept, Port};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 const ENTROPY: &str = "/dev/urandom";
 
 /// How long the keeper may take to say something.
-const KEEPER_TIMEOUT: Duration = Duration::from_secs(PATIENCE_S.unsigned_abs());
+const KEEPER_TIMEOUT: Duration = Duration::from_secs(REPLY_TIMEOUT_S.unsigned_abs());
 
 /// A disk, open and locked.
 pub(super) struct Disk {
@@ -190,7 +190,7 @@ impl Resources {
         match self.signals.wait(socket, timeout).map_err(Error::host("wait for signals"))? {
             Woken::Signal(signal) => Err(Error::Signal(signal)),
             Woken::Timeout if socket.is_some() => {
-                Err(net::Error::from(net::KeeperError::Silent { seconds: PATIENCE_S }).into())
+                Err(net::Error::from(net::KeeperError::Silent { seconds: REPLY_TIMEOUT_S }).into())
             }
             Woken::Other | Woken::Timeout => Ok(()),
         }

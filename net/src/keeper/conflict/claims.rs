@@ -76,19 +76,19 @@ impl ConflictListener {
                 IpAddr::V6(address) => ip6.push(*address),
             }
         }
-        let mut ears = Vec::new();
+        let mut listeners = Vec::new();
         if !ip4.is_empty() {
             let socket = listen(index, libc::ETH_P_ARP, &arp_program(mac, &ip4)?)?;
-            ip4.iter().for_each(|ip| ask(&socket, &arp_probe(own, *ip), (*ip).into()));
-            ears.push(Self { socket: pollable(&socket)?, version: Version::V4 });
+            ip4.iter().for_each(|ip| send_probe(&socket, &arp_probe(own, *ip), (*ip).into()));
+            listeners.push(Self { socket: pollable(&socket)?, version: Version::V4 });
         }
         if !ip6.is_empty() {
             let socket = listen(index, libc::ETH_P_IPV6, &nd_program(mac, &ip6)?)?;
-            let questions = ip6.iter().filter_map(|ip| Some((*ip, solicitation(own, *ip)?)));
-            questions.for_each(|(ip, question)| ask(&socket, &question, ip.into()));
-            ears.push(Self { socket: pollable(&socket)?, version: Version::V6 });
+            let probes = ip6.iter().filter_map(|ip| Some((*ip, solicitation(own, *ip)?)));
+            probes.for_each(|(ip, probe)| send_probe(&socket, &probe, ip.into()));
+            listeners.push(Self { socket: pollable(&socket)?, version: Version::V6 });
         }
-        Ok(ears)
+        Ok(listeners)
     }
 
     /// True if there is a claim; otherwise registers the task to be woken.
@@ -129,8 +129,8 @@ fn listen(index: u32, protocol: libc::c_int, program: &[Instruction]) -> io::Res
     Ok(socket)
 }
 
-fn ask(socket: &OwnedFd, question: &[u8], ip: IpAddr) {
-    if let Err(errno) = send(socket.as_raw_fd(), question, MsgFlags::MSG_DONTWAIT) {
+fn send_probe(socket: &OwnedFd, probe: &[u8], ip: IpAddr) {
+    if let Err(errno) = send(socket.as_raw_fd(), probe, MsgFlags::MSG_DONTWAIT) {
         log::debug!("Cannot send a probe for {ip}: {errno}");
     }
 }

@@ -1,7 +1,7 @@
 //! Forwarding that other programs switch off: put right once, and left off if they insist.
 //!
 //! ```text
-//! [on] --off--> [off] --within PATIENCE of the time before--> [left off], a warning
+//! [on] --off--> [off] --within REPEAT_WINDOW of the time before--> [left off], a warning
 //!   ^             '---else: switched on--> [on]                  |
 //!   '--------------------------------others switch it on--------'
 //! ```
@@ -18,7 +18,7 @@ use crate::kernel::sysctl::Conf;
 
 /// A program that switches something off for the second time within this time means it. Network managers do it once,
 /// when they set up an interface or start.
-const PATIENCE: Duration = Duration::from_secs(600);
+const REPEAT_WINDOW: Duration = Duration::from_secs(600);
 
 /// A switch: a protocol, and for whom.
 pub(super) type Switch = (Conf, Scope);
@@ -67,7 +67,7 @@ impl Switches {
             return None;
         }
         let before = self.off.insert(switch, now);
-        let insists = before.is_some_and(|before| now - before < PATIENCE);
+        let insists = before.is_some_and(|before| now - before < REPEAT_WINDOW);
         (insists && self.left.insert(switch)).then_some(switch)
     }
 }
@@ -99,7 +99,7 @@ mod tests {
         let (mut switches, start) = (Switches::default(), Instant::now());
         for round in 0..5 {
             switches.is_on(SWITCH);
-            assert_eq!(switches.found_off(&[SWITCH], start + PATIENCE * round), []);
+            assert_eq!(switches.found_off(&[SWITCH], start + REPEAT_WINDOW * round), []);
         }
     }
 
@@ -110,7 +110,7 @@ mod tests {
             switches.note(&set(on), start);
         }
         assert!(!switches.is_left(SWITCH));
-        switches.note(&set(false), start + PATIENCE);
+        switches.note(&set(false), start + REPEAT_WINDOW);
         assert!(!switches.is_left(SWITCH));
     }
 

@@ -31,7 +31,7 @@ pub(in crate::services) const SLOTS: usize = 64;
 const QUEUE_MAX: usize = 1024;
 
 /// The time for which they wait. A stub resolver has given up by then.
-const QUEUE_PATIENCE: Duration = Duration::from_secs(5);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Questions in a second, and as many at once, that a guest can have the host ask.
 const RATE_PER_S: u32 = 2000;
@@ -41,7 +41,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Attempts for a question, and the timeout of each. A stub resolver gives up after 5 s.
 const ATTEMPTS: usize = 3;
-const PATIENCE: Duration = Duration::from_millis(1500);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Octets of the longest question that is passed on: it fits every path.
 const QUESTION_MAX_BYTES: usize = 1232;
@@ -202,7 +202,7 @@ impl Relay {
             let refused = Answer { client, message: question.refuse(Code::ServFail) };
             return (client.via != Via::Datagram).then_some(refused);
         }
-        self.queue.push_back(Queued { client, query: query.to_vec(), deadline: now + QUEUE_PATIENCE });
+        self.queue.push_back(Queued { client, query: query.to_vec(), deadline: now + QUEUE_TIMEOUT });
         self.fill(now, random, out);
         None
     }
@@ -363,7 +363,7 @@ impl Relay {
         let Some(server) = self.servers.get(waiting.server) else { return };
         waiting.id = random();
         waiting.attempts += 1;
-        waiting.deadline = now + PATIENCE;
+        waiting.deadline = now + ANSWER_TIMEOUT;
         let mut message = waiting.query.clone();
         message[..2].copy_from_slice(&waiting.id.to_be_bytes());
         out.push(Upstream::Ask { slot, server: *server, transport: waiting.transport, message });

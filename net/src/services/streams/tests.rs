@@ -163,11 +163,11 @@ fn who_says_nothing_whole_in_time_is_cut_off() {
     let mut bench = Bench::new();
     let mut peer = bench.connect(1053);
     for _ in 0..3 {
-        bench.wait(&mut peer, PATIENCE / 4);
+        bench.wait(&mut peer, IDLE_TIMEOUT / 4);
         bench.segment(&mut peer, ACK, b"\x01");
     }
     assert!(!peer.was_reset());
-    bench.wait(&mut peer, PATIENCE / 4);
+    bench.wait(&mut peer, IDLE_TIMEOUT / 4);
     assert!(peer.was_reset());
     assert_eq!(bench.streams.deadline(), None);
 }
@@ -179,7 +179,7 @@ fn who_does_not_take_his_answer_is_cut_off() {
     let stream = bench.streams.connections[0].id;
     bench.streams.answer(stream, &[7; 60_000], bench.now);
     for _ in 0..40 {
-        bench.wait(&mut peer, PATIENCE / 20);
+        bench.wait(&mut peer, IDLE_TIMEOUT / 20);
     }
     assert!(peer.was_reset());
     assert!(bench.streams.connections.is_empty());
@@ -191,7 +191,7 @@ fn half_a_handshake_is_forgotten() {
     let mut peer = Peer { port: 1053, sequence: 0, acknowledged: 0, heard: Vec::new(), flags: Vec::new() };
     bench.segment(&mut peer, SYN, &[]);
     for _ in 0..22 {
-        bench.wait(&mut peer, PATIENCE / 20);
+        bench.wait(&mut peer, IDLE_TIMEOUT / 20);
     }
     assert!(bench.streams.connections.is_empty());
 }
