@@ -102,6 +102,7 @@ pub use identity::{alias, mac, runtime_dir};
 pub use keeper::{Keeper, News, NotKept, Port, Services, Timing};
 pub use kernel::bpf::{Steering, SteeringProgram};
 pub use kernel::link::LinkState;
+pub use kernel::tun::QueueMode;
 pub use kernel::vlan::PortVlans;
 pub use kernel::{link, nft, own_code};
 pub use plan::{Plan, plan};

@@ -25,7 +25,7 @@ use crate::host::mirror::Mirror;
 use crate::identity::alias::{Mode, TapAlias};
 use crate::identity::mac::RawMac;
 use crate::identity::mac::{HOST_SIDE_PREFIX, MacAddr};
-use crate::kernel::tun::FdKind;
+use crate::kernel::tun::{FdKind, QueueMode};
 use crate::kernel::vlan::PortVlans;
 use crate::policy::Policy;
 use crate::refusal::Refusal;
@@ -361,7 +361,7 @@ impl Draft<'_> {
             card,
             tap: name.clone(),
             queues: queues.get(),
-            multi_queue: tun.multi_queue,
+            mode: if tun.multi_queue { QueueMode::Multi } else { QueueMode::Single },
         }));
         if !link.up {
             self.steps.push(Step::Raise(Raise { link: name.clone() }));

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
+use serde::Serialize;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref};
 
 /// Name pattern of new taps: the kernel fills in the lowest free number.
@@ -56,9 +57,12 @@ pub(crate) enum TapKind {
 
 /// The device type that `TUNSETIFF` asks for: single-queue or multi-queue. It is fixed at creation, and every later
 /// queue has to ask for the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum QueueMode {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueueMode {
+    /// One queue.
     Single,
+    /// Up to 256 queues (`IFF_MULTI_QUEUE`).
     Multi,
 }
 

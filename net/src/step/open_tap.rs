@@ -20,14 +20,13 @@ pub struct OpenTap {
     pub tap: IfName,
     /// Queue pairs.
     pub queues: u16,
-    /// True if it was made for several queues, which every open has to state.
-    pub multi_queue: bool,
+    /// Its device type, which every open has to state.
+    pub mode: QueueMode,
 }
 
 impl Kind for OpenTap {
     async fn apply(&self, made: &mut Applied) -> Result<(), Error> {
-        let mode = if self.multi_queue { QueueMode::Multi } else { QueueMode::Single };
-        made.taps.insert(self.card, tap::open(&self.tap, self.queues, mode)?);
+        made.taps.insert(self.card, tap::open(&self.tap, self.queues, self.mode)?);
         Ok(())
     }
 
