@@ -50,6 +50,7 @@ use crate::services::ServiceSpec;
 use crate::spec::OffloadList;
 use messages::{PortHeader, Reply, ServiceHeader};
 pub use messages::{REPLY_TIMEOUT_S, Timing};
+use serve::Assignment;
 
 /// Timeout for the keeper's undo, in seconds. Eight cards take 0.2 s; waiting for the lock of other keepers adds up to
 /// twenty seconds. A keeper that is left behind goes on undoing.
@@ -171,16 +172,23 @@ impl Keeper {
     /// # Errors
     /// The process has more than one thread, or no room for a socket or a process.
     pub fn start(request: &Request) -> Result<Self, Error> {
-        Self::start_holding(request, None)
+        Self::launch(request, None, || {})
     }
 
     /// [`Keeper::start`], with a descriptor of the lock of the VM's name ([`NameLock`]). The keeper holds it until it
     /// has undone everything, so that the name stays taken while anything of its network is left, however the VMM
     /// ended.
     ///
+    /// The keeper calls `release_memory` when it has been idle for a while. It is to release memory of the process that
+    /// an idle process does without, such as pages of code.
+    ///
     /// # Errors
     /// As [`Keeper::start`].
-    pub fn start_holding(request: &Request, lock: Option<&NameLock>) -> Result<Self, Error> {
+    pub fn start_holding(request: &Request, lock: &NameLock, release_memory: fn()) -> Result<Self, Error> {
+        Self::launch(request, Some(lock), release_memory)
+    }
+
+    fn launch(request: &Request, lock: Option<&NameLock>, release_memory: fn()) -> Result<Self, Error> {
         if request.cards.is_empty() {
             return Ok(Self { process: None });
         }
@@ -191,7 +199,10 @@ impl Keeper {
             .map_err(|errno| KeeperError::Socket(errno.into()))?;
         // In the child `ours` is closed by number, together with everything else that it does not need.
         let pid = process::spawn(|| match theirs.try_clone() {
-            Ok(theirs) => serve::run(theirs, request, lock.map(NameLock::as_fd)),
+            Ok(theirs) => {
+                let lock = lock.map(NameLock::as_fd);
+                serve::run(theirs, lock, &Assignment { request, release_memory })
+            }
             Err(_) => 1,
         })?;
         Ok(Self { process: Some(Process { pid, socket: ours, tables: None }) })

@@ -2,7 +2,6 @@
 
 pub mod link;
 pub mod nft;
-pub mod own_code;
 
 pub(crate) mod bpf;
 pub(crate) mod cbpf;

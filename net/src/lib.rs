@@ -104,7 +104,7 @@ pub use kernel::bpf::{Steering, SteeringProgram};
 pub use kernel::link::LinkState;
 pub use kernel::tun::QueueMode;
 pub use kernel::vlan::PortVlans;
-pub use kernel::{link, nft, own_code};
+pub use kernel::{link, nft};
 pub use plan::{Plan, plan};
 pub use policy::Policy;
 pub use request::Request;

@@ -53,6 +53,7 @@ mod limits;
 mod logger;
 mod machine;
 mod name;
+mod own_code;
 mod policy;
 mod ready_channel;
 mod request;
@@ -126,7 +127,7 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
         policy: cli.policy.as_ref().map(|file| file.0.clone()),
         steering: Some(steering()),
     };
-    let keeper = Keeper::start_holding(&request, Some(control_socket.lock()))?;
+    let keeper = Keeper::start_holding(&request, control_socket.lock(), own_code::release)?;
     log::debug!("{name}: files are open, the network keeper is at work");
     let timeout = cli.wait_net.map(|seconds| Duration::from_secs(seconds.into()));
     let mut resources = Resources::open(cli, files, keeper, control_socket, ReadyOptions { name, start, fd, timeout })?;

@@ -1,32 +1,32 @@
-//! Memory that the keeper gives back once nothing has happened for a while.
+//! Memory that the keeper releases once nothing has happened for a while.
 //!
 //! A look at the host leaves a heap of freed lists behind, and brings in code that is not needed until the next one.
-//! The keepers of a host all look when one VM comes or goes, so they all give it back afterwards.
+//! The keepers of a host all look when one VM comes or goes, so they all release it afterwards.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::kernel::own_code;
-
-/// Idle time before memory is given back. Looks that put each other off are 100 ms apart.
+/// Idle time before memory is released. Looks that put each other off are 100 ms apart.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// Least pause between two times: it costs some 0.1 ms, now and when the memory is needed again.
 const PAUSE: Duration = Duration::from_secs(3);
 
-/// When to give memory back.
+/// When to release memory.
 #[derive(Debug)]
 pub(super) struct Rest {
     due: Option<Instant>,
     not_before: Instant,
-    /// The next event is only that memory was given back.
+    /// The next event is only that memory was released.
     taken: bool,
+    release_memory: fn(),
 }
 
 impl Rest {
-    pub(super) fn new() -> Self {
-        Self { due: None, not_before: Instant::now(), taken: false }
+    /// With the VMM's way to release memory.
+    pub(super) fn new(release_memory: fn()) -> Self {
+        Self { due: None, not_before: Instant::now(), taken: false, release_memory }
     }
 
     /// Notes that something has happened, whatever it was. To be called after [`take`](Self::take), too.
@@ -36,7 +36,7 @@ impl Rest {
         }
     }
 
-    /// Waits until nothing has happened for a while; for ever if nothing has since memory was given back.
+    /// Waits until nothing has happened for a while; for ever if nothing has since memory was released.
     pub(super) async fn due(&self) {
         match self.due {
             Some(due) => sleep_until(due).await,
@@ -44,10 +44,10 @@ impl Rest {
         }
     }
 
-    /// Gives memory back.
+    /// Releases memory.
     pub(super) fn take(&mut self) {
-        own_code::release();
-        *self = Self { due: None, not_before: Instant::now() + PAUSE, taken: true };
+        (self.release_memory)();
+        *self = Self { due: None, not_before: Instant::now() + PAUSE, taken: true, ..*self };
     }
 }
 
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn rest_is_due_after_an_event_and_not_after_itself() {
-        let mut rest = Rest::new();
+        let mut rest = Rest::new(|| {});
         rest.note();
         assert!(rest.due.is_some());
         rest.take();

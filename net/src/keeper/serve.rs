@@ -41,15 +41,23 @@ use crate::request::Request;
 use crate::rules::Member;
 use crate::step::{Applied, MirrorFrames, Step};
 
+/// A keeper's work: the request of its VMM, and code of the VMM that it calls.
+pub(super) struct Assignment<'a> {
+    pub(super) request: &'a Request,
+    /// Releases memory of this process that it does without while it is idle.
+    pub(super) release_memory: fn(),
+}
+
 /// Runs the keeper to its end. Returns the exit code of its process, which holds `lock` until then.
-pub(super) fn run(socket: OwnedFd, request: &Request, lock: Option<BorrowedFd>) -> i32 {
+pub(super) fn run(socket: OwnedFd, lock: Option<BorrowedFd>, assignment: &Assignment<'_>) -> i32 {
     let birth = Instant::now();
     let lock = lock.map(|lock| lock.as_raw_fd());
-    let mut inherited = process::detach(&socket, &Vec::from_iter(request.inherited_fds().into_iter().chain(lock)));
+    let mut inherited =
+        process::detach(&socket, &Vec::from_iter(assignment.request.inherited_fds().into_iter().chain(lock)));
     let lock = lock.and_then(|number| inherited.remove(&number));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(serve(&socket, request, inherited, birth, lock.as_ref())),
+        Ok(runtime) => runtime.block_on(serve(&socket, assignment, inherited, birth, lock.as_ref())),
         Err(source) => fail(&socket, &Error::Runtime(source)),
     };
     match result {
@@ -64,11 +72,12 @@ pub(super) fn run(socket: OwnedFd, request: &Request, lock: Option<BorrowedFd>) 
 
 async fn serve(
     socket: &OwnedFd,
-    request: &Request,
+    assignment: &Assignment<'_>,
     inherited: BTreeMap<RawFd, OwnedFd>,
     birth: Instant,
     lock: Option<&OwnedFd>,
 ) -> Result<(), Error> {
+    let request = assignment.request;
     let rtnl = match Rtnl::connect() {
         Ok(rtnl) => rtnl,
         Err(source) => return fail(socket, &Error::Connect(source)),
@@ -90,7 +99,7 @@ async fn serve(
     let answer = hand_over(socket, &plan, &mut made, request.steering.as_ref(), clock.timing);
     if answer.is_ok() {
         conntrack::forget(&made.rtnl, &members, Moment::Start).await;
-        watch(socket, &plan, &mut made, &policy_socket, request).await;
+        watch(socket, &plan, &mut made, &policy_socket, assignment).await;
     }
     let reports = tear_down(&plan.steps, &mut made).await;
     // The rules have gone now.
@@ -112,7 +121,14 @@ fn fail(socket: &OwnedFd, error: &Error) -> Result<(), Error> {
 }
 
 /// Looks after the taps until the VMM closes its end, or dies.
-async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket: &PolicySocket, request: &Request) {
+async fn watch(
+    socket: &OwnedFd,
+    plan: &Plan,
+    made: &mut Applied,
+    policy_socket: &PolicySocket,
+    assignment: &Assignment<'_>,
+) {
+    let request = assignment.request;
     let end = match pollable(socket) {
         Ok(end) => end,
         Err(error) => {
@@ -135,7 +151,7 @@ async fn watch(socket: &OwnedFd, plan: &Plan, made: &mut Applied, policy_socket:
         Ok(mut events) => {
             // Catches up with events from before the subscription.
             taps.look(made).await;
-            let mut rest = Rest::new();
+            let mut rest = Rest::new(assignment.release_memory);
             // Created once, so that other events do not restart it.
             let mut calling = Box::pin(policy_socket.next());
             loop {

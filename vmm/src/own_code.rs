@@ -2,7 +2,7 @@
 //!
 //! Most of the program runs once: command line, set-up, tables for the guest, the network plan. Its pages stay mapped,
 //! and count, for as long as the VM lives, unless released. Pages needed again come back from the page cache with a
-//! minor fault. The code is not in the VMM because the keeper, which knows nothing of the VMM, uses it too.
+//! minor fault. The VMM does it once its guest runs, and the network keeper, its child, whenever it is idle.
 #![expect(unsafe_code, reason = "madvise on the program's own code, and malloc_trim")]
 
 use libc::{PF_W, PT_LOAD, c_int, c_void, dl_phdr_info, size_t};
@@ -12,7 +12,7 @@ const PAGE_BYTES: usize = 4096;
 
 /// Unmaps the pages of all read-only segments, and the empty pages of the heap: a survey of a host with 64 VMs leaves
 /// more than 1 MiB of them behind.
-pub fn release() {
+pub(crate) fn release() {
     // SAFETY: it takes no pointer and locks the allocator itself. The result tells if memory was released.
     let _ = unsafe { libc::malloc_trim(0) };
     // SAFETY: the callback gets valid descriptions of loaded objects while this call lasts, and takes no data.
