@@ -37,7 +37,7 @@ fn replaced() {
     let rule = json!({ "protocol": "tcp", "ports": [22, "80-89"], "action": "accept" });
     let first = json!({ "default": { "ingress": "drop", "egress": "accept" }, "ingress": [rule], "egress": [] });
     assert_eq!(in_force(), first);
-    assert!(sh("nft list table netdev minivmm-web/policy0").contains("tcp dport { 22, 80-89 } goto begin-to"));
+    assert!(sh("nft list table netdev minivmm-web/policy0").contains("tcp dport { 22, 80-89 } goto new-to"));
 
     assert_eq!(said(&mut minivmm(&["net", "policy", "web", &json])), (0, String::new(), String::new()));
     assert_eq!(in_force(), open);
