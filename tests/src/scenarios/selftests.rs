@@ -17,6 +17,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "selftests::drivers_of_queues_stats_checksums_and_hashes", run: drivers },
     Scenario { name: "selftests::min_max_mtu", run: min_max_mtu },
     Scenario { name: "selftests::local_termination", run: local_termination },
+    Scenario { name: "selftests::local_termination_vlans", run: local_termination_vlans },
 ];
 
 /// No test of the kernel's takes longer in an emulated processor.
@@ -37,6 +38,10 @@ fn min_max_mtu(stage: &Stage) {
 
 fn local_termination(stage: &Stage) {
     beside_qemu(stage, &["local_termination"]);
+}
+
+fn local_termination_vlans(stage: &Stage) {
+    beside_qemu(stage, &["local_termination_vlans"]);
 }
 
 /// Runs tests on both and prints the verdicts beside each other. Panics where a case fails on minivmm, or has a verdict
