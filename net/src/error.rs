@@ -21,7 +21,7 @@ use crate::host::rates::RateError;
 use crate::host::tap::TapError;
 use crate::host::uplink::MoveError;
 use crate::kernel::nft::NftError;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, TapRefusal};
 use crate::spec::{IfName, Protocol};
 
 pub use keeper::KeeperError;
@@ -440,7 +440,7 @@ impl From<TapError> for Error {
         match error {
             TapError::Device(source) => Self::OpenTun(source),
             TapError::Create(source) => Self::CreateTap(source),
-            TapError::Busy { name } => Refusal::TapBusy { name }.into(),
+            TapError::Busy { name } => Refusal::from(TapRefusal::Busy { name }).into(),
             TapError::Open { tap, source } => Self::OpenTap { tap, source },
         }
     }

@@ -28,7 +28,7 @@ use crate::identity::mac::{HOST_SIDE_PREFIX, MacAddr};
 use crate::kernel::tun::{FdKind, QueueMode};
 use crate::kernel::vlan::PortVlans;
 use crate::policy::Policy;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, TapRefusal};
 use crate::request::Request;
 use crate::rules::guard::Guard;
 use crate::spec::{
@@ -340,19 +340,19 @@ impl Draft<'_> {
 
     fn tap(&mut self, card: usize, spec: &TapSpec) -> Result<(u16, Queues), Refusal> {
         let name = &spec.tap;
-        let link = self.facts.link(name.as_str()).ok_or_else(|| Refusal::NoTap { name: name.clone() })?;
+        let link = self.facts.link(name.as_str()).ok_or_else(|| TapRefusal::Missing { name: name.clone() })?;
         let Some(tun) = link.tun.filter(|tun| tun.tap) else {
-            return Err(Refusal::NotATap { name: name.clone(), kind: link.kind_text() });
+            return Err(TapRefusal::NotATap { name: name.clone(), kind: link.kind_text() }.into());
         };
         let most = if tun.multi_queue { self.default_queues } else { Queues::ONE };
         let queues = spec.card.queues.unwrap_or(most);
         if queues > Queues::ONE && !tun.multi_queue {
-            return Err(Refusal::SingleQueueTap { name: name.clone(), queues: queues.get() });
+            return Err(TapRefusal::SingleQueue { name: name.clone(), queues: queues.get() }.into());
         }
         let taken_here =
             self.steps.iter().any(|step| matches!(step, Step::OpenTap(OpenTap { tap, .. }) if tap == name));
         if taken_here || tun.queues_open > 0 {
-            return Err(Refusal::TapBusy { name: name.clone() });
+            return Err(TapRefusal::Busy { name: name.clone() }.into());
         }
         let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
         let mtu = guest_mtu(spec.card.mtu, mtu, name.as_str())?;
@@ -373,18 +373,18 @@ impl Draft<'_> {
         let mut tap: Option<&str> = None;
         for &fd in spec.fd.as_slice() {
             if self.steps.iter().any(|step| matches!(step, Step::AdoptTap(AdoptTap { fds, .. }) if fds.contains(&fd))) {
-                return Err(Refusal::FdTaken { fd });
+                return Err(TapRefusal::FdTaken { fd }.into());
             }
             let fact = self.facts.fds.iter().find(|fact| fact.fd == fd);
             let name = match fact.map_or(&FdKind::Closed, |fact| &fact.kind) {
-                FdKind::Closed => return Err(Refusal::FdClosed { fd }),
-                FdKind::Other => return Err(Refusal::FdNotATap { fd }),
-                FdKind::Tun { frames: false, .. } => return Err(Refusal::FdNotFrames { fd }),
-                FdKind::Tun { vnet_header: false, .. } => return Err(Refusal::FdWithoutHeader { fd }),
+                FdKind::Closed => return Err(TapRefusal::FdClosed { fd }.into()),
+                FdKind::Other => return Err(TapRefusal::FdNotATap { fd }.into()),
+                FdKind::Tun { frames: false, .. } => return Err(TapRefusal::FdNotFrames { fd }.into()),
+                FdKind::Tun { vnet_header: false, .. } => return Err(TapRefusal::FdWithoutHeader { fd }.into()),
                 FdKind::Tun { name, .. } => name.as_str(),
             };
             if let Some(first) = tap.filter(|first| *first != name) {
-                return Err(Refusal::FdsOfTwoTaps { first: first.to_owned(), second: name.to_owned() });
+                return Err(TapRefusal::FdsOfTwoTaps { first: first.to_owned(), second: name.to_owned() }.into());
             }
             tap = Some(name);
         }

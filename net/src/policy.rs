@@ -114,7 +114,8 @@ pub struct PolicyRule {
 pub enum PolicyError {
     /// Ports with a protocol that has none.
     #[error(
-        "Rule {number} of {direction} has ports, which are those of tcp or udp: give protocol = \"tcp\" or \"udp\" with them"
+        "Rule {number} of {direction} has ports, which are those of tcp or udp: give protocol = \"tcp\" or \
+         \"udp\" with them"
     )]
     PortsWithoutProtocol {
         /// The list of rules.
@@ -124,7 +125,8 @@ pub enum PolicyError {
     },
     /// Addresses that no packet has together.
     #[error(
-        "Rule {number} of {direction} has IPv4 on one side and IPv6 on the other, and no packet has both: give addresses of the same family"
+        "Rule {number} of {direction} has IPv4 on one side and IPv6 on the other, and no packet has both: \
+         give addresses of the same family"
     )]
     TwoFamilies {
         /// The list of rules.

@@ -223,12 +223,14 @@ pub enum SpecError {
     },
     /// A spanning tree on the bridge that takes over the host's addresses.
     #[error(
-        "stp=on and move-addresses=on contradict each other, the host would be cut off while the port waits: leave one of them out"
+        "stp=on and move-addresses=on contradict each other, the host would be cut off while the port waits: leave \
+         one of them out"
     )]
     CutOff,
     /// A key that only works without vhost-net.
     #[error(
-        "{0}= and vhost=on contradict each other, the kernel's vhost-net moves frames as they come: leave one of them out"
+        "{0}= and vhost=on contradict each other, the kernel's vhost-net moves frames as they come: leave one of \
+         them out"
     )]
     Vhost(&'static str),
     /// A place outside in `reach=` of a network without a way out.

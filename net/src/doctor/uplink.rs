@@ -23,9 +23,11 @@ fn lifetime(link: &Link, facts: &Facts) -> Option<Finding> {
     Some(Finding::warning(
         "uplink",
         format!("An address of {} expires in {seconds} s unless it is renewed", link.name),
-        "a DHCP client does not hear its server on the port of a bridge, and the host loses the address if a VM runs for longer",
+        "a DHCP client does not receive its server's answers on the port of a bridge, and the host loses the address if \
+         a VM runs for longer",
         format!(
-            "have a bridge with that DHCP client made at boot, and use it with --net bridge=NAME; or give {} an address for good",
+            "have a bridge with that DHCP client made at boot, and use it with --net bridge=NAME; or give {} a permanent \
+             address",
             link.name
         ),
     ))

@@ -5,7 +5,7 @@ use crate::facts::{Link, MacvlanMode};
 use crate::host::macvtap::Macvtap;
 use crate::identity::alias::{Mode, TapAlias};
 use crate::identity::mac::MacAddr;
-use crate::refusal::Refusal;
+use crate::refusal::{MacvtapRefusal, Refusal};
 use crate::spec::{IfName, MacvtapMode, MacvtapSpec, Queues, Switch};
 use crate::step::{CreateMacvtap, RemoveLeftBehind, Step};
 
@@ -13,7 +13,7 @@ impl Draft<'_> {
     pub(super) fn macvtap(&mut self, card: usize, mac: MacAddr, spec: &MacvtapSpec) -> Result<(u16, Queues), Refusal> {
         let (lower, mode) = (&spec.macvtap, spec.mode);
         let facts = self.facts;
-        let link = facts.link(lower.as_str()).ok_or_else(|| Refusal::NoInterface {
+        let link = facts.link(lower.as_str()).ok_or_else(|| MacvtapRefusal::Missing {
             name: lower.clone(),
             interfaces: facts.links.iter().filter(|link| can_carry(link)).map(|link| link.name.clone()).collect(),
         })?;
@@ -42,26 +42,26 @@ impl Draft<'_> {
     pub(super) fn spare_name(&self) -> Result<IfName, Refusal> {
         let named = |step: &&Step| matches!(step, Step::CreateMacvtap(_) | Step::CreateOvsPort(_));
         let taken = self.steps.iter().filter(named).count();
-        self.facts.spare_names.get(taken).cloned().ok_or(Refusal::NoSpareName)
+        self.facts.spare_names.get(taken).cloned().ok_or(MacvtapRefusal::NoSpareName.into())
     }
 
     /// Refuses an interface that cannot carry a macvtap of this mode.
     fn check_lower(&self, link: &Link, spec: &MacvtapSpec) -> Result<(), Refusal> {
         let name = spec.macvtap.clone();
         if !can_carry(link) {
-            return Err(Refusal::NotForMacvtap { name, kind: link.kind_text() });
+            return Err(MacvtapRefusal::NotForMacvtap { name, kind: link.kind_text() }.into());
         }
         if let Some(master) = link.master {
             let master = self.facts.link_at(master);
             let is_bridge = master.is_some_and(Link::is_bridge);
             let master = master.map_or_else(|| "another interface".to_owned(), |master| master.name.clone());
-            return Err(Refusal::HasMaster { name, master, is_bridge });
+            return Err(MacvtapRefusal::HasMaster { name, master, is_bridge }.into());
         }
         if self.facts.wireless.contains(&link.name) {
-            return Err(Refusal::Wireless { name });
+            return Err(MacvtapRefusal::Wireless { name }.into());
         }
         if !link.up {
-            return Err(Refusal::LowerDown { name });
+            return Err(MacvtapRefusal::Down { name }.into());
         }
         // On a macvlan the kernel uses the interface below it.
         let carrier = link.macvlan.and(link.lower).unwrap_or(link.index);
@@ -81,7 +81,7 @@ impl Draft<'_> {
         let alone = spec.mode == MacvtapMode::Passthru;
         match users.chain(planned).find(|(_, mode)| alone || *mode == MacvlanMode::Passthru) {
             Some((by, mode)) => {
-                Err(Refusal::MacvtapBusy { name, by: by.to_owned(), alone: mode == MacvlanMode::Passthru })
+                Err(MacvtapRefusal::Busy { name, by: by.to_owned(), alone: mode == MacvlanMode::Passthru }.into())
             }
             None => Ok(()),
         }

@@ -4,7 +4,7 @@ use super::Draft;
 use crate::facts::Link;
 use crate::host::mirror::Mirror;
 use crate::kernel::tun::FdKind;
-use crate::refusal::Refusal;
+use crate::refusal::{MirrorRefusal, Refusal};
 use crate::spec::{IfName, NetSpec};
 use crate::step::{Step, TakeUplink};
 
@@ -14,23 +14,23 @@ impl Draft<'_> {
     pub(super) fn mirror(&mut self, card: usize, spec: &NetSpec) -> Result<(), Refusal> {
         let Some(to) = &spec.card().mirror else { return Ok(()) };
         let name = || to.clone();
-        let link = self.facts.link(to.as_str()).ok_or_else(|| Refusal::NoMirror { name: name() })?;
+        let link = self.facts.link(to.as_str()).ok_or_else(|| MirrorRefusal::Missing { name: name() })?;
         if link.mac.is_none() || link.name == "lo" || link.tun.is_some() {
-            return Err(Refusal::NotAMirror { name: name(), kind: link.kind_text() });
+            return Err(MirrorRefusal::NotAMirror { name: name(), kind: link.kind_text() }.into());
         }
         if spec.shared_interface() == Some(to) {
-            return Err(Refusal::MirrorOfItself { name: name() });
+            return Err(MirrorRefusal::OfItself { name: name() }.into());
         }
         if let Some(bridge) = self.bridge_of(spec)
             && self.leads_to(link, &bridge)
         {
-            return Err(Refusal::MirrorLoop { name: name(), bridge });
+            return Err(MirrorRefusal::Loop { name: name(), bridge }.into());
         }
         if !link.up {
-            return Err(Refusal::MirrorDown { name: name() });
+            return Err(MirrorRefusal::Down { name: name() }.into());
         }
         if !self.is_here(spec) {
-            return Err(Refusal::MirrorElsewhere);
+            return Err(MirrorRefusal::Elsewhere.into());
         }
         self.mirrors.push(Mirror { card, to: name() });
         Ok(())

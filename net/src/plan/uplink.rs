@@ -5,7 +5,7 @@ use crate::facts::Link;
 use crate::identity::alias::{NetworkAlias, UplinkAlias};
 use crate::identity::mac::MacAddr;
 use crate::kernel::vlan::PortVlans;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, UplinkRefusal};
 use crate::spec::{BridgeSpec, IfName, Switch, VlanSpec};
 use crate::step::{JoinVlans, Step, TakeUplink};
 
@@ -14,7 +14,7 @@ impl Draft<'_> {
     pub(super) fn uplink_card(&self, spec: &BridgeSpec) -> Result<Option<(MacAddr, u16)>, Refusal> {
         let Some(name) = &spec.uplink.uplink else { return Ok(None) };
         let link = self.uplink_link(name)?;
-        let kind = || Refusal::NotAnUplink { name: name.clone(), kind: link.kind_text() };
+        let kind = || UplinkRefusal::NotAnUplink { name: name.clone(), kind: link.kind_text() };
         let mac = link.mac.and_then(|mac| MacAddr::new(mac).ok()).ok_or_else(kind)?;
         Ok(Some((mac, u16::try_from(link.mtu).unwrap_or(u16::MAX))))
     }
@@ -32,10 +32,12 @@ impl Draft<'_> {
         match planned {
             Some((bridge, uplink)) if *bridge == spec.bridge && uplink == name => return Ok(()),
             Some((bridge, uplink)) if uplink == name => {
-                return Err(Refusal::UplinkOfOther { name: name.clone(), master: bridge.to_string() });
+                return Err(UplinkRefusal::PortOfOther { name: name.clone(), master: bridge.to_string() }.into());
             }
             Some((bridge, uplink)) => {
-                return Err(Refusal::OtherUplink { name: bridge.clone(), uplink: Some(uplink.to_string()) });
+                return Err(
+                    UplinkRefusal::OtherUplink { name: bridge.clone(), uplink: Some(uplink.to_string()) }.into()
+                );
             }
             None => {}
         }
@@ -44,23 +46,25 @@ impl Draft<'_> {
         let known = bridge.map(|bridge| known_uplink(bridge, link, &spec.bridge)).transpose()?.flatten();
         let is_port = bridge.is_some_and(|bridge| link.master == Some(bridge.index));
         if let Some(master) = link.master.filter(|_| !is_port) {
-            return Err(Refusal::UplinkOfOther { name: name.clone(), master: self.facts.name_of(master) });
+            return Err(UplinkRefusal::PortOfOther { name: name.clone(), master: self.facts.name_of(master) }.into());
         }
         let fact = self.facts.uplink(link).cloned().unwrap_or_default();
         if fact.wireless {
-            return Err(Refusal::WirelessUplink { name: name.clone() });
+            return Err(UplinkRefusal::Wireless { name: name.clone() }.into());
         }
         if let Some(user) = self.facts.links.iter().find(|other| other.lower == Some(link.index)) {
-            return Err(Refusal::UplinkInUse { name: name.clone(), by: user.name.clone(), kind: user.kind_text() });
+            return Err(
+                UplinkRefusal::InUse { name: name.clone(), by: user.name.clone(), kind: user.kind_text() }.into()
+            );
         }
         let moves = spec.uplink.move_addresses == Switch::On || known.as_ref().is_some_and(|known| known.moved);
         let has_some = !fact.addresses.is_empty() || fact.routes > 0;
         if has_some && !moves {
             let (addresses, default_route) = (fact.addresses, fact.default_route);
-            return Err(Refusal::UplinkHasAddresses { name: name.clone(), addresses, default_route });
+            return Err(UplinkRefusal::HasAddresses { name: name.clone(), addresses, default_route }.into());
         }
         if has_some && fact.nexthop_objects {
-            return Err(Refusal::NexthopObjects { name: name.clone() });
+            return Err(UplinkRefusal::NexthopObjects { name: name.clone() }.into());
         }
         if is_port && !has_some && known.is_some() {
             return Ok(());
@@ -92,9 +96,13 @@ impl Draft<'_> {
     }
 
     fn uplink_link(&self, name: &IfName) -> Result<&Link, Refusal> {
-        let link = self.facts.link(name.as_str()).ok_or_else(|| Refusal::NoUplink { name: name.clone() })?;
+        let link = self.facts.link(name.as_str()).ok_or_else(|| UplinkRefusal::Missing { name: name.clone() })?;
         let is_card = link.mac.is_some() && link.name != "lo" && !link.is_bridge();
-        if is_card { Ok(link) } else { Err(Refusal::NotAnUplink { name: name.clone(), kind: link.kind_text() }) }
+        if is_card {
+            Ok(link)
+        } else {
+            Err(UplinkRefusal::NotAnUplink { name: name.clone(), kind: link.kind_text() }.into())
+        }
     }
 }
 
@@ -102,9 +110,9 @@ impl Draft<'_> {
 /// was made for it.
 fn known_uplink(bridge: &Link, link: &Link, name: &IfName) -> Result<Option<UplinkAlias>, Refusal> {
     if !bridge.is_our_bridge() {
-        return Err(Refusal::ForeignBridge { name: name.clone() });
+        return Err(UplinkRefusal::ForeignBridge { name: name.clone() }.into());
     }
-    let other = |uplink: Option<String>| Err(Refusal::OtherUplink { name: name.clone(), uplink });
+    let other = |uplink: Option<String>| Err(UplinkRefusal::OtherUplink { name: name.clone(), uplink }.into());
     match bridge.uplink() {
         Some(known) if known.uplink == link.name => Ok(Some(known)),
         Some(known) => other(Some(known.uplink)),

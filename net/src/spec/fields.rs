@@ -287,9 +287,7 @@ pub enum FieldError {
     #[error("burst={0} is not possible: give bytes, such as 64K or 1M, at most 1G")]
     Burst(String),
     /// Not a delay.
-    #[error(
-        "\"{0}\" is no time for a delay or jitter: give a whole number with us, ms or s, such as 20ms, at most 10s"
-    )]
+    #[error("delay or jitter \"{0}\" is not possible: give a whole number with us, ms or s, such as 20ms, at most 10s")]
     Delay(String),
     /// Not a percentage.
     #[error("loss={0} is not possible: give a percentage with at most four decimals, such as 1% or 0.1%")]

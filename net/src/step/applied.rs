@@ -18,7 +18,7 @@ use crate::kernel::sysctl;
 use crate::kernel::tun::TapKind;
 use crate::policy::rules::EnforcedCard;
 use crate::policy::{ActivePolicy, Policy};
-use crate::refusal::Refusal;
+use crate::refusal::{MirrorRefusal, Refusal};
 use crate::rules::tables::Tables;
 use crate::services::ServiceSpec;
 use crate::spec::IfName;
@@ -264,7 +264,7 @@ impl Applied {
             Some((tap.name.parse().ok()?, tap.kind))
         });
         let socket = mirror::open(table).map_err(|error| match error {
-            MirrorError::NoHook => Refusal::NoMirrors.into(),
+            MirrorError::NoHook => Refusal::from(MirrorRefusal::NoEgressHook).into(),
             MirrorError::Nft(source) => Error::Mirror(source),
         })?;
         self.mirrors = Some(socket);
