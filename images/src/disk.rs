@@ -55,7 +55,7 @@ pub enum Contents {
 /// Makes the disk image, replacing `out` at once.
 ///
 /// # Errors
-/// What files and `mkfs.ext4` give.
+/// A file cannot be made, or `mkfs.ext4` fails.
 pub fn make(size: DiskSize, contents: &Contents, out: &Path) -> Result<(), Error> {
     let parent = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let work = tempfile::Builder::new().prefix(".disk").tempdir_in(parent);

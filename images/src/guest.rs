@@ -49,7 +49,7 @@ pub struct Guest {
 /// Makes the guest, or finds it made.
 ///
 /// # Errors
-/// What fails on the way: tools, downloads, files, names of programs and modules.
+/// A tool or a download fails, a file cannot be made, or a program or module is not found.
 pub fn provide(options: &GuestOptions) -> Result<Guest, Error> {
     let kernel = kernel::provide(options.series, Flavour::Cloud, options.freshness, &options.cache)?;
     let (tree, loaded) = initramfs_tree(options, &kernel)?;

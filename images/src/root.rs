@@ -58,7 +58,7 @@ pub fn tree(agent: &Path) -> Result<Tree, Error> {
 /// The version of busybox, as it prints it.
 ///
 /// # Errors
-/// What running it gives.
+/// It cannot be run.
 pub fn busybox_version() -> Result<String, Error> {
     let banner = tools::output(&mut tools::tool("busybox")?)?;
     let banner = String::from_utf8_lossy(&banner);

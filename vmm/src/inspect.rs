@@ -13,7 +13,7 @@ use std::io;
 /// Answers. Returns what is to be printed, and the exit code.
 ///
 /// # Errors
-/// What a start would be refused for, or the host does not tell.
+/// A start would be refused, or the host does not tell what is needed.
 pub(crate) fn answer(question: &Question) -> Result<(String, u8), Error> {
     let text = match question {
         Question::Doctor(inspection) => return doctor::report(inspection),

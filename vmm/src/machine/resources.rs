@@ -168,7 +168,7 @@ impl Resources {
     /// The cards and their ports, in the order of the flags. The first call waits for the keeper.
     ///
     /// # Errors
-    /// What the keeper refuses or fails at, or a signal that has arrived before the guest runs.
+    /// The keeper refuses or fails, or a signal arrives before the guest runs.
     pub(super) fn cards(&mut self) -> Result<Vec<(&Card, &Port)>, Error> {
         if matches!(self.network, Network::Pending) {
             self.await_keeper()?;
@@ -296,7 +296,7 @@ impl Resources {
     /// Closes everything and has the network undone.
     ///
     /// # Errors
-    /// What could not be undone.
+    /// A part of the network could not be undone.
     pub(crate) fn close(self) -> Result<(), Error> {
         // The kernel closes a packet socket only after a grace period, as it removes a tap: the two go side by side.
         // Without a thread for it they follow each other.

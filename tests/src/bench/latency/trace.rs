@@ -14,7 +14,7 @@ const EVENTS: [&str; 3] = ["sched/sched_switch", CALLS, EXITS];
 /// Less often than this in a trip is not part of it.
 const RARE: f64 = 0.05;
 
-/// What happens in a trip, on average.
+/// The calls and exits of a trip, on average.
 pub(super) struct Counted {
     /// System calls of the VMM by name.
     pub(super) calls: Vec<(String, f64)>,
