@@ -293,7 +293,7 @@ fn note() -> String {
         git(&["rev-parse", "--short", "HEAD"]),
         first_line("/proc/cpuinfo", "model name"),
         std::thread::available_parallelism().map_or(1, usize::from),
-        first_line("/proc/sys/kernel/osrelease", "")
+        first_line("/proc/sys/kernel/osrelease", "").split('.').take(2).collect::<Vec<_>>().join(".")
     )
 }
 
