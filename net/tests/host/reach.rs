@@ -205,7 +205,8 @@ fn ipv6() {
             guest.sh("ip -6 route add default via fe80::1 dev eth0");
         }
         until(|| guest.sh("ip -6 route").contains("default via fe80::1 "));
-        // Each start switches forwarding, after which the host looks for its neighbour anew, longer than an answer may take.
+        // Each start switches forwarding. Then the host looks for its neighbour anew, which may take longer than an
+        // answer may.
         sh("ping -6 -q -c 1 -W 10 2001:db8:1::1");
         assert_eq!(answering(&guest, &all), answer, "{keys}");
         vmm.stop();
