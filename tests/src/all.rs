@@ -245,9 +245,7 @@ impl Runner {
             }
         }
     }
-}
 
-impl Runner {
     /// Runs a scenario in a host VM, twice at most: the second time only if a guest's kernel died as [`DIED_AT_BOOT`]
     /// describes, which the report then tells.
     fn emulated(
