@@ -2,8 +2,8 @@
 //!
 //! Both are properties of a thread that its children inherit. The main thread gives them up before it starts any other,
 //! except the one that takes signals, which is there from the start and does so by itself. It does not change the user:
-//! a process of root's can still open what belongs to root. Filters for system calls (seccomp) and paths (Landlock), and
-//! a user of its own, belong here and are not there yet; every file is open by now.
+//! a process of root's can still open what belongs to root. Filters for system calls (seccomp) and paths (Landlock),
+//! and a user of its own, belong here and are not there yet; every file is open by now.
 
 use nix::errno::Errno;
 use nix::sys::prctl;

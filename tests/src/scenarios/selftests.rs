@@ -1,5 +1,5 @@
-//! The kernel's own tests of cards, from `tools/testing/selftests`, in a guest with two cards that are connected to each
-//! other on the host; beside QEMU's cards.
+//! The kernel's own tests of cards, from `tools/testing/selftests`, in a guest with two cards that are connected to
+//! each other on the host; beside QEMU's cards.
 //!
 //! ```text
 //!   guest: eth0 -- tap st0 -- redirected by tc -- tap st1 -- eth1, which is the remote end
