@@ -164,7 +164,8 @@ struct Payoff {
 }
 
 impl Payoff {
-    const FAILURES_MAX: u8 = 2;
+    /// A success spares an exit of the guest and a wake-up, a failure costs a system call: one in many pays.
+    const FAILURES_MAX: u8 = 8;
     /// Chances after which one is taken all the same.
     const TRY_EVERY: u8 = 32;
 
