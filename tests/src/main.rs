@@ -142,6 +142,9 @@ struct BenchStartArgs {
     /// Counted runs of each
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Another minivmm, to be measured beside
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
     /// Where the result goes [default: bench/start.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -155,6 +158,9 @@ struct BenchCardArgs {
     /// Counted seconds of a run
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     seconds: f64,
+    /// Another minivmm, to be measured beside
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
     /// Only cases with this in their names: tx-64-1, rx-1500-2, tx-64K-gso-4, .., pong, idle
     #[arg(default_value = "")]
     filter: String,
@@ -447,8 +453,12 @@ fn traffic(word: Traffic) -> Result<ExitCode, Box<dyn Error>> {
 fn bench_start(args: &BenchStartArgs) -> Result<ExitCode, Box<dyn Error>> {
     let target = workspace::target_folder();
     // Before the namespaces, where cargo may still need the network; inside, everything is up to date.
-    let plan =
-        bench::start::Plan { minivmm: probe::build_minivmm(&target)?, probe: probe::build(&target)?, runs: args.runs };
+    let plan = bench::start::Plan {
+        minivmm: probe::build_minivmm(&target)?,
+        before: args.before.clone(),
+        probe: probe::build(&target)?,
+        runs: args.runs,
+    };
     namespace::isolate()?;
     let report = bench::start::run(&plan)?;
     print!("{}", report.table());
@@ -463,6 +473,7 @@ fn bench_card(args: &BenchCardArgs) -> Result<ExitCode, Box<dyn Error>> {
     // Before the namespaces, where cargo may still need the network; inside, everything is up to date.
     let plan = bench::card::Plan {
         minivmm: probe::build_minivmm(&target)?,
+        before: args.before.clone(),
         probe: probe::build(&target)?,
         runs: args.runs,
         seconds: args.seconds,

@@ -56,6 +56,8 @@ const SAME_CLOCK: f64 = 0.5;
 pub struct Plan {
     /// The program under test.
     pub minivmm: PathBuf,
+    /// Another minivmm, to be measured beside.
+    pub before: Option<PathBuf>,
     /// The guest.
     pub probe: PathBuf,
     /// Runs of each case and contestant.
@@ -90,7 +92,7 @@ pub fn run(plan: &Plan) -> Result<Report, Error> {
     let rows: Vec<(Case, Contestant)> = cases()
         .into_iter()
         .filter(|case| case.name().contains(&plan.filter))
-        .flat_map(|case| case.contestants().into_iter().map(move |contestant| (case, contestant)))
+        .flat_map(|case| case.contestants(plan.before.is_some()).into_iter().map(move |contestant| (case, contestant)))
         .collect();
     let mut samples: Vec<Vec<Sample>> = rows.iter().map(|_| Vec::new()).collect();
     for round in 0..plan.runs {
@@ -153,7 +155,9 @@ impl Bench<'_> {
     fn start(&self, vmm: Vmm, pairs: u16, words: &str) -> io::Result<Vm> {
         let (warm, ticks) = (self.ticks(WARM), self.ticks(self.plan.seconds));
         let words = format!("{words} warm={warm} ticks={ticks}");
-        Vm::start(vmm, &self.plan.minivmm, &self.plan.probe, pairs, &words)
+        let Plan { minivmm, before, probe, .. } = self.plan;
+        let program = before.as_ref().filter(|_| vmm == Vmm::Before).unwrap_or(minivmm);
+        Vm::start(vmm, program, probe, pairs, &words)
     }
 
     fn send(&self, shape: Shape, pairs: u16, vmm: Vmm) -> io::Result<Sample> {

@@ -39,6 +39,8 @@ const GOALS: Goals = Goals { times_faster: 18.0, pss_mib: 2.5, program_mb: 4.0 }
 pub struct Plan {
     /// The program under test.
     pub minivmm: PathBuf,
+    /// Another minivmm, to be measured beside.
+    pub before: Option<PathBuf>,
     /// The guest.
     pub probe: PathBuf,
     /// Runs of each contestant. The first one of each warms the caches and is not counted.
@@ -125,6 +127,7 @@ pub struct Figures {
 enum Contestant {
     OneByte,
     Minivmm,
+    Before,
     QemuMicrovm,
     QemuLeanMicrovm,
 }
@@ -144,8 +147,10 @@ pub fn run(plan: &Plan) -> Result<Report, Error> {
         "ip link add {BRIDGE} type bridge stp_state 0 forward_delay 0 && ip link set {BRIDGE} up &&
         ip tuntap add {TAP} mode tap && ip link set {TAP} master {BRIDGE} up"
     ));
-    let contestants = [Contestant::OneByte, Contestant::Minivmm, Contestant::QemuMicrovm, Contestant::QemuLeanMicrovm];
-    let mut samples: [Vec<Sample>; 4] = Default::default();
+    let mut contestants =
+        vec![Contestant::OneByte, Contestant::Minivmm, Contestant::QemuMicrovm, Contestant::QemuLeanMicrovm];
+    contestants.extend(plan.before.as_ref().map(|_| Contestant::Before));
+    let mut samples: Vec<Vec<Sample>> = contestants.iter().map(|_| Vec::new()).collect();
     for round in 0..=plan.runs {
         for (contestant, samples) in contestants.iter().zip(&mut samples) {
             let sample = contestant.start_once(plan)?;
@@ -214,6 +219,7 @@ impl Contestant {
         match self {
             Self::OneByte => "print a byte",
             Self::Minivmm => "minivmm",
+            Self::Before => "minivmm, before",
             Self::QemuMicrovm => "QEMU microvm",
             Self::QemuLeanMicrovm => "QEMU microvm -",
         }
@@ -223,6 +229,7 @@ impl Contestant {
         match self {
             Self::OneByte => in_path("printf"),
             Self::Minivmm => plan.minivmm.clone(),
+            Self::Before => plan.before.clone().unwrap_or_default(),
             Self::QemuMicrovm | Self::QemuLeanMicrovm => in_path(QEMU),
         }
     }
@@ -231,7 +238,7 @@ impl Contestant {
         let mut command = Command::new(self.program(plan));
         match self {
             Self::OneByte => command.arg("x"),
-            Self::Minivmm => command
+            Self::Minivmm | Self::Before => command
                 .arg("--kernel")
                 .arg(&plan.probe)
                 .args(["--cmdline-replace", "probe=idle", "--console", "stdio", "--cpus", "1"])

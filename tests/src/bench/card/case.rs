@@ -96,10 +96,12 @@ impl Case {
         }
     }
 
-    pub(super) fn contestants(self) -> Vec<Contestant> {
-        let vms = [Contestant::Vm(Vmm::Minivmm), Contestant::Vm(Vmm::Qemu)];
+    /// Who is measured; another minivmm too if there is one.
+    pub(super) fn contestants(self, before: bool) -> Vec<Contestant> {
+        let vms = [Some(Vmm::Minivmm), before.then_some(Vmm::Before), Some(Vmm::Qemu)];
+        let vms = vms.into_iter().flatten().map(Contestant::Vm);
         let plain = matches!(self, Self::Stream(_, _, 1)).then_some(Contestant::Plain);
-        vms.into_iter().chain(plain).collect()
+        vms.chain(plain).collect()
     }
 
     pub(super) fn add_to(self, report: &mut Report, contestant: &'static str, samples: &[Sample]) {

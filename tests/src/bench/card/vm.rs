@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Vmm {
     Minivmm,
+    /// Another minivmm, to be measured beside.
+    Before,
     Qemu,
 }
 
@@ -30,6 +32,7 @@ impl Vmm {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Minivmm => "minivmm",
+            Self::Before => "before",
             Self::Qemu => "QEMU",
         }
     }
@@ -64,22 +67,26 @@ impl Line {
 }
 
 impl Vm {
-    /// Starts the guest with a card of `pairs` queue pairs; `words` follow on its command line.
+    /// Starts the guest with a card of `pairs` queue pairs; `words` follow on its command line. `program` is that
+    /// of a minivmm.
     ///
     /// # Errors
     /// If the VMM cannot be started.
-    pub(super) fn start(vmm: Vmm, minivmm: &Path, probe: &Path, pairs: u16, words: &str) -> io::Result<Self> {
+    pub(super) fn start(vmm: Vmm, program: &Path, probe: &Path, pairs: u16, words: &str) -> io::Result<Self> {
         let cmdline = format!("probe=bench pairs={pairs} {words}");
         let mac = CARD_MAC.map(|byte| format!("{byte:02x}")).join(":");
         let mut command = match vmm {
-            Vmm::Minivmm => minivmm_command(minivmm, &format!("bridge={BRIDGE},mac={mac},queues={pairs}")),
+            Vmm::Minivmm | Vmm::Before => {
+                minivmm_command(program, &format!("bridge={BRIDGE},mac={mac},queues={pairs}"))
+            }
             Vmm::Qemu => {
                 make_qemu_tap(pairs);
                 qemu_command(pairs, &mac)
             }
         };
-        command.args([if vmm == Vmm::Minivmm { "--cmdline-replace" } else { "-append" }, &cmdline]);
-        command.args([if vmm == Vmm::Minivmm { "--kernel".as_ref() } else { "-kernel".as_ref() }, probe.as_os_str()]);
+        let (append, kernel) =
+            if vmm == Vmm::Qemu { ("-append", "-kernel") } else { ("--cmdline-replace", "--kernel") };
+        command.args([append, &cmdline]).arg(kernel).arg(probe);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(io::Error::other("no pipes"));
