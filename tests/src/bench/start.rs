@@ -10,6 +10,7 @@
 use super::Spread;
 use super::usage;
 use crate::lan::sh;
+use crate::probe::QEMU_CPU;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::wait::wait;
 use serde::Serialize;
@@ -250,7 +251,7 @@ impl Contestant {
                     "-accel",
                     "kvm",
                     "-cpu",
-                    "host",
+                    QEMU_CPU,
                     "-smp",
                     "1",
                     "-m",

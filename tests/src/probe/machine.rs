@@ -114,7 +114,11 @@ impl Vmm {
             }
             Self::Qemu { kvm } => {
                 push(&["qemu-system-x86_64", "-M", "q35", "-nodefaults", "-no-user-config", "-no-reboot"]);
-                push(if *kvm { &["-accel", "kvm", "-cpu", "host"] } else { &["-accel", "tcg", "-cpu", "max"] });
+                push(if *kvm {
+                    &["-accel", "kvm", "-cpu", super::QEMU_CPU]
+                } else {
+                    &["-accel", "tcg", "-cpu", "max"]
+                });
                 push(&["-display", "none", "-serial", "stdio", "-m", &MEM_MIB.to_string(), "-smp", "1"]);
                 push(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-device", "pvpanic"]);
                 push(&["-kernel", &probe, "-append", config.cmdline]);

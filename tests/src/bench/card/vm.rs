@@ -3,6 +3,7 @@
 use super::frame::CARD_MAC;
 use crate::bench::clock;
 use crate::lan::sh;
+use crate::probe::QEMU_CPU;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -172,7 +173,7 @@ fn qemu_command(pairs: u16, mac: &str) -> Command {
         _ => (format!(",queues={pairs}"), format!(",mq=on,vectors={}", 2 * pairs + 2)),
     };
     command
-        .args(["-M", "q35", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &MEM_MIB.to_string()])
+        .args(["-M", "q35", "-accel", "kvm", "-cpu", QEMU_CPU, "-smp", "1", "-m", &MEM_MIB.to_string()])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])
         .args(["-name", "bench,debug-threads=on", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .args(["-netdev", &format!("tap,id=n,ifname={QEMU_TAP},script=no,downscript=no,vhost=off{queues}")])
