@@ -9,6 +9,7 @@ mod host_map;
 pub mod interrupt;
 pub mod iovec;
 pub mod net;
+mod payoff;
 pub mod pci;
 pub mod request_queue;
 pub mod ring;

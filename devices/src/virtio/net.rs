@@ -258,7 +258,8 @@ impl Net {
             let rx = Rx::new(rx, port.clone(), counters.clone(), gate, frames);
             let tx = Tx::new(tx, port.clone(), counters.clone(), self.link.clone());
             let rx = rx.coalesced_by(Coalescer::new(coalescing.clone(), idx)).with_hasher(hasher);
-            let tx = tx.coalesced_by(Coalescer::new(coalescing.clone(), idx + 1)).joining(self.joins_datagrams());
+            let tx =
+                tx.coalesced_by(Coalescer::new(coalescing.clone(), idx + 1).sparing()).joining(self.joins_datagrams());
             let tx = tx.with_header(header_len).with_first_port(&self.ports[0]);
             pairs.push(Pair {
                 inbox,

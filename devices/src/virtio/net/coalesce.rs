@@ -4,9 +4,14 @@
 //! Used buffers are published as ever; only the interrupt waits. What the driver has suppressed is not held back at
 //! all, so a driver that polls costs no timer. Nothing waits for what is held back when the driver may be unable
 //! to go on without: half a ring of buffers of which it does not know is enough.
+//!
+//! The interrupt for a single frame that was sent is held back unasked, for a moment, where that has paid lately: a
+//! frame that answers it comes with an interrupt of its own, and drivers look at both rings then. Linux does, as long as
+//! it transmits by NAPI.
 
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::virtio::payoff::Payoff;
 use crate::virtio::ring::Ring;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,6 +26,13 @@ const LONGEST_USECS: u32 = 1_000_000;
 
 /// Interrupts are not held back for less: setting a timer and waking up for it costs more than the interrupt.
 const SHORTEST_USECS: u32 = 10;
+
+/// How long the interrupt for a single frame is held back unasked. A driver needs it to free the frame, which makes room
+/// in its sender's buffer: nothing that cannot wait while there is one.
+const UNASKED: Duration = Duration::from_millis(2);
+
+/// So often in a row that may have been in vain before it is left.
+const UNASKED_FAILURES_MAX: u8 = 2;
 
 /// `struct virtio_net_ctrl_coal`: how many frames may come together, and how long the first of them may wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -230,13 +242,20 @@ pub(super) struct Coalescer {
     frames: u32,
     /// Since when an interrupt is held back.
     held_since: Option<Instant>,
+    /// The chance that the driver sees a frame's buffer without the interrupt; `None` where none is held back unasked.
+    unasked: Option<Payoff>,
 }
 
 impl Coalescer {
     /// For `queue`, which the driver has enabled.
     pub(super) fn new(settings: Arc<Settings>, queue: u16) -> Self {
         settings.enable(queue);
-        Self { settings, queue, frames: 0, held_since: None }
+        Self { settings, queue, ..Self::default() }
+    }
+
+    /// The same, with interrupts for single frames held back unasked.
+    pub(super) fn sparing(self) -> Self {
+        Self { unasked: Some(Payoff::new(UNASKED_FAILURES_MAX)), ..self }
     }
 
     /// A frame was received or sent.
@@ -248,7 +267,16 @@ impl Coalescer {
     pub(super) fn notify(&mut self, ring: &mut Ring) {
         match self.settings.get(self.queue) {
             Some(params) if params.hold_back() => self.notify_in_time(ring, params),
+            _ if self.unasked.is_some() => self.notify_unless_seen(ring),
             _ => self.notify_now(ring),
+        }
+    }
+
+    /// Before more frames are counted: forgets an interrupt that is held back and not wanted any more.
+    pub(super) fn reconsider(&mut self, ring: &mut Ring) {
+        if self.held_since.is_some() && !ring.interrupt_is_wanted() {
+            self.learn(true, true);
+            self.begin_anew();
         }
     }
 
@@ -261,7 +289,8 @@ impl Coalescer {
     /// When [`notify`](Self::notify) has to be called at the latest; `None` if nothing is held back.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let since = self.held_since?;
-        Some(since + Duration::from_micros(self.settings.get(self.queue).unwrap_or_default().max_usecs.into()))
+        let params = self.settings.get(self.queue).filter(|params| params.hold_back());
+        Some(since + params.map_or(UNASKED, |params| Duration::from_micros(params.max_usecs.into())))
     }
 
     /// The queue was reset; what was held back is not sent any more.
@@ -290,6 +319,37 @@ impl Coalescer {
         }
     }
 
+    fn notify_unless_seen(&mut self, ring: &mut Ring) {
+        ring.publish();
+        let held_since = self.held_since;
+        if !ring.interrupt_is_wanted() {
+            if held_since.is_some() {
+                self.learn(true, true);
+            }
+            self.begin_anew();
+            return;
+        }
+        let alone = ring.unannounced() == 1;
+        match held_since {
+            Some(since) if alone && since.elapsed() < UNASKED => return,
+            Some(_) => self.learn(true, false),
+            None if alone && self.unasked.as_ref().is_some_and(Payoff::is_expected) => {
+                self.held_since = Some(Instant::now());
+                return;
+            }
+            None if alone => self.learn(false, false),
+            None => {}
+        }
+        self.begin_anew();
+        ring.interrupt();
+    }
+
+    fn learn(&mut self, taken: bool, succeeded: bool) {
+        if let Some(payoff) = &mut self.unasked {
+            payoff.learn(taken, succeeded);
+        }
+    }
+
     fn begin_anew(&mut self) {
         self.frames = 0;
         self.held_since = None;
@@ -314,16 +374,47 @@ mod tests {
 
     impl Fixture {
         fn new(frames: u16, max_packets: u32, max_usecs: u32) -> Self {
+            Self::with(frames, false, both(max_packets, max_usecs))
+        }
+
+        /// The same with EVENT_IDX: [`Self::used_event`] is 0.
+        fn with_event_idx(frames: u16, params: Params) -> Self {
+            Self::with(frames, true, params)
+        }
+
+        fn with(frames: u16, event_idx: bool, params: Params) -> Self {
             let mut driver = TestDriver::new();
             for _ in 0..frames {
                 driver.add(&[Desc::writable(0x8000, 64)]);
             }
-            let (active, mem, interrupts) = driver.activate();
+            let (mut active, mem, interrupts) = driver.activate();
+            virtio_queue::QueueT::set_event_idx(&mut active.queue, event_idx);
             let ring = Ring::new(active, mem, interrupts).unwrap().0;
             let settings = Arc::new(Settings::new(2));
             let coalescer = Coalescer::new(settings.clone(), 0);
-            assert!(settings.obey(Request::Set(0, Params { max_packets, max_usecs })));
+            assert!(settings.obey(Request::Set(0, params)));
             Self { driver, ring, settings, coalescer }
+        }
+
+        /// One that holds interrupts for single frames back unasked.
+        fn sparing(frames: u16) -> Self {
+            let fixture = Self::with_event_idx(frames, both(0, 0));
+            Self { coalescer: fixture.coalescer.sparing(), ..fixture }
+        }
+
+        /// The driver has seen `used` frames, and waits for the next.
+        fn used_event(&mut self, used: u8) {
+            self.driver.write(0x2004 + 2 * u64::from(QUEUE_SIZE), &[used, 0]);
+            self.coalescer.reconsider(&mut self.ring);
+        }
+
+        /// Waits until what is held back is due.
+        fn wait(&mut self) {
+            let deadline = self.coalescer.deadline().unwrap();
+            while Instant::now() < deadline {
+                std::hint::spin_loop();
+            }
+            self.coalescer.notify(&mut self.ring);
         }
 
         /// One frame and the end of its burst. Returns the interrupts so far.
@@ -364,11 +455,7 @@ mod tests {
     fn frame_that_has_waited_long_enough_is_announced() {
         let mut fixture = Fixture::new(1, 64, 2000);
         assert_eq!(fixture.frame(), 0);
-        let deadline = fixture.coalescer.deadline().unwrap();
-        while Instant::now() < deadline {
-            std::hint::spin_loop();
-        }
-        fixture.coalescer.notify(&mut fixture.ring);
+        fixture.wait();
         assert_eq!((fixture.driver.interrupts_seen(), fixture.coalescer.deadline()), (1, None));
     }
 
@@ -384,17 +471,7 @@ mod tests {
 
     #[test]
     fn driver_that_has_seen_the_frames_meanwhile_is_not_interrupted() {
-        let mut driver = TestDriver::new();
-        for _ in 0..3 {
-            driver.add(&[Desc::writable(0x8000, 64)]);
-        }
-        let (mut active, mem, interrupts) = driver.activate();
-        virtio_queue::QueueT::set_event_idx(&mut active.queue, true);
-        let ring = Ring::new(active, mem, interrupts).unwrap().0;
-        let settings = Arc::new(Settings::new(2));
-        let coalescer = Coalescer::new(settings.clone(), 0);
-        settings.obey(Request::Set(0, both(2, SECOND)));
-        let mut fixture = Fixture { driver, ring, settings, coalescer };
+        let mut fixture = Fixture::with_event_idx(3, both(2, SECOND));
         assert_eq!(fixture.frame(), 0);
         // used_event: the driver waits for the frame after the next.
         fixture.driver.write(0x2004 + 2 * u64::from(QUEUE_SIZE), &[2, 0]);
@@ -402,6 +479,45 @@ mod tests {
         assert_eq!(fixture.coalescer.deadline(), None);
         assert_eq!(fixture.frame(), 0);
         assert!(fixture.coalescer.deadline().is_some());
+    }
+
+    #[test]
+    fn single_frames_that_the_driver_sees_in_time_cost_no_interrupts() {
+        let mut fixture = Fixture::sparing(10);
+        for seen in 1..=10 {
+            assert_eq!(fixture.frame(), 0);
+            assert_eq!(fixture.driver.used().len(), usize::from(seen));
+            assert!(fixture.coalescer.deadline().is_some());
+            fixture.used_event(seen);
+            assert_eq!(fixture.coalescer.deadline(), None);
+        }
+    }
+
+    #[test]
+    fn single_frame_that_the_driver_does_not_see_is_announced_after_a_moment() {
+        let mut fixture = Fixture::sparing(1);
+        assert_eq!(fixture.frame(), 0);
+        fixture.wait();
+        assert_eq!((fixture.driver.interrupts_seen(), fixture.coalescer.deadline()), (1, None));
+    }
+
+    #[test]
+    fn second_frame_that_the_driver_does_not_see_announces_both() {
+        let mut fixture = Fixture::sparing(2);
+        assert_eq!((fixture.frame(), fixture.frame()), (0, 1));
+        assert_eq!(fixture.coalescer.deadline(), None);
+    }
+
+    #[test]
+    fn single_frames_are_announced_at_once_where_to_wait_was_in_vain() {
+        let mut fixture = Fixture::sparing(8);
+        for seen in [2, 4] {
+            fixture.frame();
+            fixture.frame();
+            fixture.used_event(seen);
+        }
+        assert_eq!(fixture.driver.interrupts_seen(), 2);
+        assert_eq!((fixture.frame(), fixture.coalescer.deadline()), (3, None));
     }
 
     #[test]

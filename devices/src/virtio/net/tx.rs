@@ -97,6 +97,7 @@ impl Tx {
     /// If the guest broke the ring.
     pub(super) fn transmit(&mut self) -> Result<Turn, Fault> {
         self.ring.disable_doorbell();
+        self.coalescer.reconsider(&mut self.ring);
         let turn = self.burst()?;
         self.coalescer.notify(&mut self.ring);
         Ok(turn)

@@ -3,6 +3,7 @@
 use super::{Caller, Fault, Loop, Poll, Service, poll_once};
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
+use crate::virtio::payoff::Payoff;
 use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
 use std::io;
 use std::sync::Arc;
@@ -96,10 +97,14 @@ fn run_beside_others<S: Service>(manager: &mut EventManager<Loop<S>>, id: Subscr
     }
 }
 
+/// A processor given away in vain costs a system call, one that was of use spares an exit of the guest and a wake-up: one
+/// in many pays.
+const FAILURES_MAX: u8 = 8;
+
 /// Serves on the only processor: gives way before a sleep where the guest has made use of that lately.
 fn run_in_turns<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId) {
     // The guest answers what it is woken for, and goes on after what it has sent, independently of each other.
-    let [mut after_waking, mut after_work] = [Payoff::default(), Payoff::default()];
+    let [mut after_waking, mut after_work] = [Payoff::new(FAILURES_MAX), Payoff::new(FAILURES_MAX)];
     loop {
         serve(manager, -1);
         let mut payoff = &mut after_waking;
@@ -154,36 +159,6 @@ impl Window {
     }
 }
 
-/// The expectation of work once the others had their turn, by what came of the last attempts.
-#[derive(Debug, Default)]
-struct Payoff {
-    /// Above this, nothing is expected.
-    failures: u8,
-    /// Chances that were left out since.
-    left_out: u8,
-}
-
-impl Payoff {
-    /// A success spares an exit of the guest and a wake-up, a failure costs a system call: one in many pays.
-    const FAILURES_MAX: u8 = 8;
-    /// Chances after which one is taken all the same.
-    const TRY_EVERY: u8 = 32;
-
-    fn is_expected(&self) -> bool {
-        self.failures < Self::FAILURES_MAX || self.left_out >= Self::TRY_EVERY
-    }
-
-    /// Learns from a chance that was `taken` or not, after which there was work or not.
-    fn learn(&mut self, taken: bool, found: bool) {
-        self.left_out = if taken { 0 } else { self.left_out + 1 };
-        if found {
-            self.failures = 0;
-        } else if taken {
-            self.failures = (self.failures + 1).min(Self::FAILURES_MAX);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,19 +172,5 @@ mod tests {
             windows.push(window.0.as_micros());
         }
         assert_eq!(windows, [4, 8, 16, 32, 64, 64, 32, 16, 8, 4, 0, 4]);
-    }
-
-    #[test]
-    fn way_is_given_while_that_pays_and_now_and_then_to_see_whether_it_does() {
-        let mut payoff = Payoff::default();
-        let mut taken = 0;
-        for _ in 0..2 * usize::from(Payoff::TRY_EVERY) {
-            taken += usize::from(payoff.is_expected());
-            payoff.learn(payoff.is_expected(), false);
-        }
-        assert_eq!(taken, usize::from(Payoff::FAILURES_MAX) + 1);
-        assert!(!payoff.is_expected());
-        payoff.learn(false, true);
-        assert!(payoff.is_expected());
     }
 }

@@ -193,8 +193,10 @@ fn doorbells_that_wake_are_counted_without_our_own_rings() {
 
     wait_until(|| count(&net, "tx.0.doorbells") == 1);
     wait_until(|| count(&net, "rx.0.doorbells") == 1);
+    // Held back for a moment, in vain.
+    wait_until(|| count(&net, "tx.0.interrupts") == 1);
     net.stop();
-    assert_eq!((count(&net, "tx.0.frames"), count(&net, "tx.0.interrupts")), (1, 1));
+    assert_eq!(count(&net, "tx.0.frames"), 1);
 }
 
 #[test]
