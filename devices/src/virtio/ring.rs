@@ -169,6 +169,16 @@ impl Ring {
         }
     }
 
+    /// Asks the driver not to notify, for a while in which the ring is looked at: with EVENT_IDX by an index that the
+    /// driver has passed.
+    pub fn silence_doorbell(&mut self) {
+        if self.event_idx {
+            self.queue.set_avail_event((self.next_avail - Wrapping(1)).0);
+        } else {
+            self.disable_doorbell();
+        }
+    }
+
     /// Asks the driver to notify from now on. Returns whether something became available before it could see that.
     ///
     /// # Errors

@@ -23,7 +23,8 @@ use std::process::ExitCode;
 use trace::Counted;
 use trip::Trip;
 
-/// Trips of which calls and exits are counted.
+/// The kinds of trips of which calls and exits are counted, and how many of each.
+const COUNTED: [Trip; 2] = [Trip::Ping, Trip::Udp];
 const COUNTED_TRIPS: u32 = 100;
 /// The goals of the project, as parts of QEMU's figures.
 const GOAL_PING: f64 = 0.70;
@@ -81,7 +82,7 @@ struct Report {
     trips: u32,
     /// One for each kind of trip and machine.
     rows: Vec<Row>,
-    /// One for each machine.
+    /// One for each machine and counted kind of trip.
     costs: Vec<Costs>,
 }
 
@@ -98,9 +99,10 @@ struct Row {
     per_second: Spread,
 }
 
-/// The costs of a ping on one machine.
+/// The costs of one kind of trip on one machine.
 #[derive(Debug, Serialize)]
 struct Costs {
+    trip: Trip,
     contestant: &'static str,
     /// System calls by the VMM's threads in a trip, by name.
     calls: Vec<(String, f64)>,
@@ -182,10 +184,12 @@ fn measure(terms: &Terms, vms: &[(Contestant, Vm)]) -> io::Result<Report> {
     });
     let rows = rows.collect();
     let mut costs = Vec::new();
-    for (contestant, vm) in vms {
-        let Counted { calls, exits } = trace::count(COUNTED_TRIPS, || Trip::Ping.run(vm.peer(), COUNTED_TRIPS))?;
-        let timeline = trace::timeline(|| Trip::Ping.run(vm.peer(), 1))?;
-        costs.push(Costs { contestant: contestant.name(), calls, exits, timeline });
+    for trip in COUNTED {
+        for (contestant, vm) in vms {
+            let Counted { calls, exits } = trace::count(COUNTED_TRIPS, || trip.run(vm.peer(), COUNTED_TRIPS))?;
+            let timeline = trace::timeline(|| trip.run(vm.peer(), 1))?;
+            costs.push(Costs { trip, contestant: contestant.name(), calls, exits, timeline });
+        }
     }
     Ok(Report { runs, trips, rows, costs })
 }
@@ -211,13 +215,14 @@ impl Report {
                 of_qemu(|row| row.per_second.median)
             ));
         }
-        text.push_str("\nOf one ping:\n");
-        for Costs { contestant, calls, exits, .. } in &self.costs {
-            text.push_str(&format!("{contestant:14} {}\n", listed("system calls", calls)));
-            text.push_str(&format!("{:14} {}\n", "", listed("exits", exits)));
+        text.push_str("\nOf one trip:\n");
+        for Costs { trip, contestant, calls, exits, .. } in &self.costs {
+            text.push_str(&format!("{:6} {contestant:14} {}\n", trip.name(), listed("system calls", calls)));
+            text.push_str(&format!("{:21} {}\n", "", listed("exits", exits)));
         }
-        for Costs { contestant, timeline, .. } in &self.costs {
-            text.push_str(&format!("\nA ping to {contestant}, us and threads:\n{}\n", timeline.join("\n")));
+        for Costs { trip, contestant, timeline, .. } in &self.costs {
+            let name = trip.name();
+            text.push_str(&format!("\nOne {name} trip to {contestant}, us and threads:\n{}\n", timeline.join("\n")));
         }
         text.push_str(&format!("(goals: ping <= {GOAL_PING} and UDP trips/s >= {GOAL_UDP} of QEMU's)\n"));
         text

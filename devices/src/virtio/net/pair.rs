@@ -70,7 +70,7 @@ impl Watch {
     /// Single frames in a row after which one is expected.
     const SINGLES: u8 = 4;
     /// Frames after which the port is read until it is empty, to see whether they still come one at a time.
-    const LOOK_EVERY: u8 = 16;
+    const LOOK_EVERY: u8 = 4;
 }
 
 impl Pair {
@@ -202,6 +202,10 @@ impl Pair {
                 self.transmit(events)
             }
             PORT => {
+                // Its answer will be looked for before the worker sleeps.
+                if let Some(tx) = self.tx.serving() {
+                    tx.expect_answer();
+                }
                 self.receive_announced(events)?;
                 self.transmit_waiting(events)
             }

@@ -121,6 +121,11 @@ impl Tx {
         Ok(!self.waits && self.ring.has_available()?)
     }
 
+    /// Asks the driver not to notify until it is asked to again: whatever it answers is looked for.
+    pub(super) fn expect_answer(&mut self) {
+        self.ring.silence_doorbell();
+    }
+
     /// Asks the driver to notify. Returns whether there is a frame that it did not announce.
     ///
     /// # Errors

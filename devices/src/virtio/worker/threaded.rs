@@ -97,36 +97,35 @@ fn run_beside_others<S: Service>(manager: &mut EventManager<Loop<S>>, id: Subscr
     }
 }
 
-/// A processor given away in vain costs a system call, one that was of use spares an exit of the guest and a wake-up: one
-/// in many pays.
+/// So often in a row the processor may be given away in vain before that is done rarely.
 const FAILURES_MAX: u8 = 8;
 
-/// Serves on the only processor: gives way before a sleep where the guest has made use of that lately.
+/// Serves on the only processor: gives way to the guest, which answers what it is woken for, or goes on to fill the ring,
+/// and spares an exit and a wake-up for each frame.
 fn run_in_turns<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId) {
-    // The guest answers what it is woken for, and goes on after what it has sent, independently of each other.
-    let [mut after_waking, mut after_work] = [Payoff::new(FAILURES_MAX), Payoff::new(FAILURES_MAX)];
+    let mut more_after_work = Payoff::new(FAILURES_MAX);
     loop {
         serve(manager, -1);
-        let mut payoff = &mut after_waking;
-        let mut unannounced = 0;
+        let mut worked = 0;
         loop {
             let mut found = poll_once(manager, id, S::poll);
             if found == Poll::Nothing {
-                let gives_way = payoff.is_expected();
+                let gives_way = worked == 0 || more_after_work.is_expected();
                 if gives_way {
                     thread::yield_now();
                 }
                 found = poll_once(manager, id, S::before_sleep);
-                payoff.learn(gives_way, found == Poll::Found);
+                if worked > 0 {
+                    more_after_work.learn(gives_way, found == Poll::Found);
+                }
             }
             match found {
-                Poll::Found => unannounced += 1,
+                Poll::Found => worked += 1,
                 Poll::Nothing => break,
                 Poll::Stopped => return,
             }
-            payoff = &mut after_work;
             // Not after the first: a sleep looks at everything else as well.
-            if unannounced > 1 {
+            if worked > 1 {
                 serve(manager, 0);
             }
         }

@@ -218,7 +218,8 @@ fn frames_that_come_alone_take_one_read_each_and_bursts_come_whole() {
     (1..=10).for_each(alone);
     let before = reads();
     (11..=20).for_each(alone);
-    assert!((10..=11).contains(&(reads() - before)), "{} reads of 10 frames", reads() - before);
+    // One in five looks for more.
+    assert!((12..=13).contains(&(reads() - before)), "{} reads of 10 frames", reads() - before);
 
     // More than there are buffers: 60 of them are received, and the others once there are more.
     (0..70).for_each(|_| assert_eq!(wire.send(FRAME).unwrap(), FRAME.len()));
