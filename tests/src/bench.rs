@@ -1,5 +1,6 @@
 //! Benchmarks: interleaved runs of minivmm and a peer, medians, a JSON result and a table.
 
+pub mod boot;
 pub mod card;
 mod clock;
 pub mod guest;
@@ -10,6 +11,7 @@ pub mod nat;
 pub mod readme;
 pub mod ssh;
 pub mod start;
+mod trace;
 pub mod usage;
 
 use crate::demo;
@@ -78,6 +80,13 @@ pub fn run_where_linux_boots(words: &[OsString], fresh: &Path, json: &Path) -> R
     fs::copy(fresh, json)?;
     println!("{}", json.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Counts by name, with their sum first.
+fn listed(what: &str, figures: &[(String, f64)]) -> String {
+    let sum: f64 = figures.iter().map(|(_, count)| count).sum();
+    let each: Vec<_> = figures.iter().map(|(name, count)| format!("{name} {count:.2}")).collect();
+    format!("{sum:5.2} {what}: {}", each.join(", "))
 }
 
 /// Writes a report as JSON.

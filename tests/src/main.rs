@@ -60,6 +60,9 @@ enum Action {
     /// Measure Linux guests right here, in namespaces of its own
     #[command(hide = true)]
     BenchGuest(BenchGuestHereArgs),
+    /// Measure boots right here, in namespaces of its own
+    #[command(hide = true)]
+    BenchBoot(bench::boot::Here),
     /// Measure round trips right here, in namespaces of its own
     #[command(hide = true)]
     BenchLatency(bench::latency::Here),
@@ -80,6 +83,8 @@ enum Action {
 enum Bench {
     /// From exec to the guest's first byte, against QEMU microvm
     Start(BenchStartArgs),
+    /// From exec to a Linux guest's first program, its exits and the silences of its console, against QEMU
+    Boot(bench::boot::Arguments),
     /// The card with a polling guest, against QEMU and a loop without a VM
     Card(BenchCardArgs),
     /// A Linux guest's TCP, UDP and requests, against QEMU without and with vhost-net
@@ -392,6 +397,8 @@ fn main() -> ExitCode {
         }
         Action::Bench(Bench::Ssh(args)) => bench::ssh::measure(&args),
         Action::BenchGuest(args) => bench_guest_here(&args),
+        Action::Bench(Bench::Boot(args)) => bench::boot::run(&args),
+        Action::BenchBoot(args) => args.run(),
         Action::Bench(Bench::Latency(args)) => bench::latency::run(&args),
         Action::BenchLatency(args) => bench::latency::run_here(&args),
         Action::BenchSsh(args) => args.run_alone(),

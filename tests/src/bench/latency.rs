@@ -6,11 +6,11 @@
 //! count what happens during more trips, and write one of them down as a timeline; those are not timed, as tracing
 //! takes time. Run it inside `namespace::isolate`.
 
-mod trace;
 mod trip;
 
-use super::Spread;
 use super::guest::{self, Contestant, Vm};
+use super::trace::{self, Counted};
+use super::{Spread, listed};
 use crate::{namespace, workspace};
 use clap::Args;
 use serde::Serialize;
@@ -20,7 +20,6 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use trace::Counted;
 use trip::Trip;
 
 /// The kinds of trips of which calls and exits are counted, and how many of each.
@@ -230,9 +229,3 @@ impl Report {
 }
 
 const QEMU: &str = Contestant::Qemu.name();
-
-fn listed(what: &str, figures: &[(String, f64)]) -> String {
-    let sum: f64 = figures.iter().map(|(_, count)| count).sum();
-    let each: Vec<_> = figures.iter().map(|(name, count)| format!("{name} {count:.2}")).collect();
-    format!("{sum:5.2} {what}: {}", each.join(", "))
-}

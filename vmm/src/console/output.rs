@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Bytes that wait for the host: a boot's worth of kernel messages.
@@ -16,6 +16,10 @@ const CAPACITY: usize = 64 << 10;
 
 /// Bytes per write. A pipe that polls as writable takes this many without blocking (POSIX: PIPE_BUF).
 const CHUNK: usize = 4096;
+
+/// The shortest time between two writes. The first byte after a silence goes on at once. Those behind it come with an exit of
+/// the guest each, and would cost a wake-up each; nobody sees them ten milliseconds later.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The effect of a guest's write while the buffer is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +54,8 @@ impl Shared {
 pub(crate) struct Output {
     shared: Arc<Shared>,
     file: Option<File>,
+    /// When to write again.
+    not_before: Instant,
 }
 
 impl Output {
@@ -61,7 +67,7 @@ impl Output {
             filled: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             when_full,
         };
-        Ok(Self { shared: Arc::new(shared), file })
+        Ok(Self { shared: Arc::new(shared), file, not_before: Instant::now() })
     }
 
     /// The serial port's side. One at a time: a new one takes over what [`close`](Self::close) closed.
@@ -75,8 +81,18 @@ impl Output {
         &self.shared.filled
     }
 
-    /// The descriptor to wait for, while there is something to pass on and a reader to take it.
-    pub(crate) fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
+    /// The descriptor to wait for, while there is something to pass on at this time and a reader to take it.
+    pub(crate) fn wants_to_write(&self, now: Instant) -> Option<BorrowedFd<'_>> {
+        self.unwritten().filter(|_| now >= self.not_before)
+    }
+
+    /// When there will be something to pass on, if it only has to wait.
+    pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
+        self.unwritten().map(|_| self.not_before).filter(|time| *time > now)
+    }
+
+    /// The reader of what has not been passed on.
+    fn unwritten(&self) -> Option<BorrowedFd<'_>> {
         let file = self.file.as_ref()?;
         (!self.shared.lock().bytes.is_empty()).then(|| file.as_fd())
     }
@@ -94,7 +110,12 @@ impl Output {
         };
         match file.write(&chunk[..len]) {
             Ok(written) => {
-                self.shared.lock().bytes.drain(..written.min(len));
+                let mut buffer = self.shared.lock();
+                buffer.bytes.drain(..written.min(len));
+                if buffer.bytes.is_empty() {
+                    self.not_before = Instant::now() + PAUSE;
+                }
+                drop(buffer);
                 self.shared.room.notify_all();
             }
             Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
@@ -115,7 +136,7 @@ impl Output {
 
     /// Passes on what is left, as long as the reader takes something every `timeout`.
     pub(crate) fn finish(&mut self, timeout: Duration) {
-        while let Some(fd) = self.wants_to_write() {
+        while let Some(fd) = self.unwritten() {
             let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
             match event::poll(&mut fds, Some(timeout)) {
                 Ok(0) => break,
@@ -193,6 +214,27 @@ mod tests {
     }
 
     #[test]
+    fn first_byte_goes_on_at_once_and_those_behind_it_together() {
+        let (mut output, mut reader) = pipe(WhenFull::Wait);
+        let mut writer = output.writer();
+
+        writer.write_all(b"a").unwrap();
+        assert!(output.wants_to_write(Instant::now()).is_some());
+        output.pass_on();
+        writer.write_all(b"b").unwrap();
+        let due = output.deadline(output.not_before - PAUSE).unwrap();
+        assert!(output.wants_to_write(due - PAUSE).is_none());
+        writer.write_all(b"c").unwrap();
+        assert!(output.wants_to_write(due).is_some());
+        assert_eq!(output.deadline(due), None);
+        output.pass_on();
+
+        let mut text = [0; 4];
+        assert_eq!(reader.read(&mut text).unwrap(), 3);
+        assert_eq!(&text[..3], b"abc");
+    }
+
+    #[test]
     fn full_buffer_drops_where_nobody_listens() {
         let (output, _reader) = pipe(WhenFull::Drop);
         let mut writer = output.writer();
@@ -224,6 +266,6 @@ mod tests {
         output.finish(Duration::from_secs(5));
         writer.write_all(&[0; 2 * CAPACITY]).unwrap();
 
-        assert!(output.wants_to_write().is_none());
+        assert!(output.unwritten().is_none());
     }
 }

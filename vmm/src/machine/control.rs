@@ -108,9 +108,11 @@ impl<'a> Control<'a> {
     }
 
     fn wait(&self) -> Result<Vec<Source>, Error> {
-        let sources = self.sources();
+        // One for both: what is not due yet by the one is waited for by the other.
+        let now = Instant::now();
+        let sources = self.sources(now);
         let mut fds: Vec<_> = sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
-        match event::poll(&mut fds, self.timeout()) {
+        match event::poll(&mut fds, self.timeout(now)) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Vec::new()),
             Err(err) => return Err(Error::Host { operation: "wait for events", source: err.into() }),
@@ -119,7 +121,7 @@ impl<'a> Control<'a> {
         Ok(ready.map(|(_, (source, ..))| *source).collect())
     }
 
-    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+    fn sources(&self, now: Instant) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let console = &self.resources.console;
         let mut sources = vec![
             (Source::Signal, self.resources.signals.as_fd(), PollFlags::POLLIN),
@@ -128,7 +130,7 @@ impl<'a> Control<'a> {
             (Source::InputDrained, event::fd(self.drained), PollFlags::POLLIN),
             (Source::Leases, event::fd(self.resources.leases.event()), PollFlags::POLLIN),
         ];
-        sources.extend(console.output.wants_to_write().map(|fd| (Source::OutputWritable, fd, PollFlags::POLLOUT)));
+        sources.extend(console.output.wants_to_write(now).map(|fd| (Source::OutputWritable, fd, PollFlags::POLLOUT)));
         sources.extend(console.input.wants_to_read().map(|fd| (Source::InputReadable, fd, PollFlags::POLLIN)));
         sources.extend(self.resources.keeper_socket().map(|fd| (Source::Keeper, fd, PollFlags::POLLIN)));
         let (control_socket, flags) = self.resources.control_socket.source();
@@ -137,8 +139,9 @@ impl<'a> Control<'a> {
         sources
     }
 
-    fn timeout(&self) -> Option<Duration> {
-        let left = |until: Instant| until.saturating_duration_since(Instant::now());
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        let left = |until: Instant| until.saturating_duration_since(now);
+        let output = self.resources.console.output.deadline(now).map(left);
         let busy = self.port_was_busy.then_some(BUSY_PORT_DELAY);
         let stop = self.resources.stop.next().map(left);
         let trim = match self.trim {
@@ -149,7 +152,7 @@ impl<'a> Control<'a> {
         let caller = self.resources.control_socket.deadline().map(left);
         let addresses = self.resources.ready.deadline().map(left);
         let terminal = self.resources.console.waits_for_terminal().then_some(TERMINAL_DELAY);
-        [busy, stop, trim, announcement, caller, addresses, terminal].into_iter().flatten().min()
+        [output, busy, stop, trim, announcement, caller, addresses, terminal].into_iter().flatten().min()
     }
 
     fn act(&mut self, source: Source) {
