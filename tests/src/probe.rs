@@ -7,8 +7,8 @@ use crate::workspace::root;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// QEMU's processor for the probe, on KVM. A KVM without hardware support may list an MSR of speculation controls that it
-/// does not let QEMU set; the probe has no use for it.
+/// QEMU's processor for the probe, on KVM. A KVM without hardware support may list an MSR of speculation controls that
+/// it does not let QEMU set; the probe has no use for it.
 pub const QEMU_CPU: &str = "host,arch-capabilities=off";
 
 /// Why there is no probe, or no VMM to run it on.

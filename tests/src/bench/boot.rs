@@ -1,8 +1,8 @@
 //! From exec to the guest's first program: a stock Linux kernel with its messages on the serial port, on minivmm and on
 //! QEMU (q35), in turns, with the same kernel, initramfs, memory and kind of card.
 //!
-//! After the counted runs, the kernel's tracepoints count the guest's exits in one more boot of each, which is not timed,
-//! and the longest silences of its console are listed: there the time goes.
+//! After the counted runs, the kernel's tracepoints count the guest's exits in one more boot of each, which is not
+//! timed, and the longest silences of its console are listed: there the time goes.
 //!
 //! Figures mean something only against each other, in the same run. Run it inside `namespace::isolate`.
 

@@ -20,8 +20,8 @@ const USED: u32 = 2;
 const CHANGES: u32 = 100;
 /// Seconds of the flows without a change.
 const SECONDS: u32 = 10;
-/// A flow that receives nothing for so long has stalled. On an emulated processor, whose host is busy with other things,
-/// flows of which none is lost wait for ten seconds.
+/// A flow that receives nothing for so long has stalled. On an emulated processor, whose host is busy with other
+/// things, flows of which none is lost wait for ten seconds.
 const STALL_MS: u128 = 20_000;
 
 fn two_hundred(stage: &Stage) {

@@ -17,8 +17,8 @@ const CAPACITY: usize = 64 << 10;
 /// Bytes per write. A pipe that polls as writable takes this many without blocking (POSIX: PIPE_BUF).
 const CHUNK: usize = 4096;
 
-/// The shortest time between two writes. The first byte after a silence goes on at once. Those behind it come with an exit of
-/// the guest each, and would cost a wake-up each; nobody sees them ten milliseconds later.
+/// The shortest time between two writes. The first byte after a silence goes on at once. Those behind it come with an
+/// exit of the guest each, and would cost a wake-up each; nobody sees them ten milliseconds later.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The effect of a guest's write while the buffer is full.

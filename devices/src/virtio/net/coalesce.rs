@@ -6,8 +6,8 @@
 //! to go on without: half a ring of buffers of which it does not know is enough.
 //!
 //! The interrupt for a single frame that was sent is held back unasked, for a moment, where that has paid lately: a
-//! frame that answers it comes with an interrupt of its own, and drivers look at both rings then. Linux does, as long as
-//! it transmits by NAPI.
+//! frame that answers it comes with an interrupt of its own, and drivers look at both rings then. Linux does, as long
+//! as it transmits by NAPI.
 
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,8 +27,8 @@ const LONGEST_USECS: u32 = 1_000_000;
 /// Interrupts are not held back for less: setting a timer and waking up for it costs more than the interrupt.
 const SHORTEST_USECS: u32 = 10;
 
-/// How long the interrupt for a single frame is held back unasked. A driver needs it to free the frame, which makes room
-/// in its sender's buffer: nothing that cannot wait while there is one.
+/// How long the interrupt for a single frame is held back unasked. A driver needs it to free the frame, which makes
+/// room in its sender's buffer: nothing that cannot wait while there is one.
 const UNASKED: Duration = Duration::from_millis(10);
 
 /// So often in a row that may have been in vain before it is done rarely: it is long for a sender that waits for each

@@ -100,8 +100,8 @@ fn run_beside_others<S: Service>(manager: &mut EventManager<Loop<S>>, id: Subscr
 /// So often in a row the processor may be given away in vain before that is done rarely.
 const FAILURES_MAX: u8 = 8;
 
-/// Serves on the only processor: gives way to the guest, which answers what it is woken for, or goes on to fill the ring,
-/// and spares an exit and a wake-up for each frame.
+/// Serves on the only processor: gives way to the guest, which answers what it is woken for, or goes on to fill the
+/// ring, and spares an exit and a wake-up for each frame.
 fn run_in_turns<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId) {
     let mut more_after_work = Payoff::new(FAILURES_MAX);
     loop {
