@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod card;
 mod clock;
+pub mod files;
 pub mod guest;
 pub mod instructions;
 pub mod latency;

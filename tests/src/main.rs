@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use tests::all::{self, Selection};
+use tests::bench::files::{self, Files};
 use tests::bench::readme::Section;
 use tests::hostvm::qemu::{Accel, Machine};
 use tests::hostvm::wire::Command;
@@ -243,18 +244,8 @@ struct BenchGuestTerms {
 struct BenchGuestHereArgs {
     #[command(flatten)]
     terms: BenchGuestTerms,
-    /// The program under test
-    #[arg(long)]
-    minivmm: PathBuf,
-    /// The guest's kernel
-    #[arg(long)]
-    kernel: PathBuf,
-    /// Its initramfs
-    #[arg(long)]
-    initramfs: PathBuf,
-    /// Where the result goes
-    #[arg(long)]
-    json: PathBuf,
+    #[command(flatten)]
+    files: Files,
 }
 
 #[derive(Args)]
@@ -530,32 +521,22 @@ fn bench_nat(args: &BenchNatArgs) -> Result<ExitCode, Box<dyn Error>> {
 
 /// Builds everything and measures where Linux guests run.
 fn bench_guest(args: &BenchGuestArgs) -> Result<ExitCode, Box<dyn Error>> {
-    let target = workspace::target_folder();
-    let (minivmm, guest) = workspace::provide_bench_guest()?;
-    let fresh = target.join("hostvm/guest.json");
-    let mut words: Vec<std::ffi::OsString> = vec!["bench-guest".into()];
-    for (flag, path) in
-        [("--minivmm", &minivmm), ("--kernel", &guest.kernel), ("--initramfs", &guest.initramfs), ("--json", &fresh)]
-    {
-        words.extend([flag.into(), path.into()]);
-    }
     let BenchGuestTerms { runs, seconds, before, only_nat, filter } = &args.terms;
-    words.extend(before.iter().flat_map(|path| ["--before".into(), path.into()]));
+    let mut words = files::flag("--before", before.as_ref());
     words.extend(["--runs".into(), runs.to_string().into(), "--seconds".into(), seconds.to_string().into()]);
     words.extend(only_nat.then(|| "--only-nat".into()));
     words.push(filter.into());
-    let json = args.json.clone().unwrap_or_else(|| target.join("bench/guest.json"));
-    bench::run_where_linux_boots(&words, &fresh, &json)
+    files::measure("guest", words, args.json.as_ref())
 }
 
 fn bench_guest_here(args: &BenchGuestHereArgs) -> Result<ExitCode, Box<dyn Error>> {
     namespace::isolate()?;
     let BenchGuestTerms { runs, seconds, before, only_nat, filter } = &args.terms;
     let plan = bench::guest::Plan {
-        minivmm: args.minivmm.clone(),
+        minivmm: args.files.minivmm.clone(),
         before: before.clone(),
-        kernel: args.kernel.clone(),
-        initramfs: args.initramfs.clone(),
+        kernel: args.files.kernel.clone(),
+        initramfs: args.files.initramfs.clone(),
         runs: *runs,
         seconds: *seconds,
         only_nat: *only_nat,
@@ -563,7 +544,7 @@ fn bench_guest_here(args: &BenchGuestHereArgs) -> Result<ExitCode, Box<dyn Error
     };
     let report = bench::guest::run(&plan)?;
     print!("{}", report.table());
-    bench::write_json(&report, &args.json)?;
+    bench::write_json(&report, &args.files.json)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,4 +1,4 @@
-//! Whether something that pays only at times is worth another attempt.
+//! The worth of another attempt at what pays only at times.
 
 /// The expectation of success, by what came of the last chances. Where it fails to come, attempts become rare.
 #[derive(Debug)]

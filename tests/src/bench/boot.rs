@@ -6,14 +6,14 @@
 //!
 //! Figures mean something only against each other, in the same run. Run it inside `namespace::isolate`.
 
+use super::files::{self, Files};
 use super::trace::{self, Counted};
 use super::{Spread, listed};
 use crate::lan::sh;
-use crate::{namespace, workspace};
+use crate::namespace;
 use clap::Args;
 use serde::Serialize;
 use std::error::Error;
-use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -57,18 +57,8 @@ pub struct Arguments {
 pub struct Here {
     #[command(flatten)]
     terms: Terms,
-    /// The program under test
-    #[arg(long)]
-    minivmm: PathBuf,
-    /// The guest's kernel
-    #[arg(long)]
-    kernel: PathBuf,
-    /// Its initramfs
-    #[arg(long)]
-    initramfs: PathBuf,
-    /// Where the result goes
-    #[arg(long)]
-    json: PathBuf,
+    #[command(flatten)]
+    files: Files,
 }
 
 /// The result, as it is written to JSON.
@@ -106,18 +96,10 @@ type Console = Vec<(f64, String)>;
 /// # Errors
 /// If something does not build, or the host VM does not come up.
 pub fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
-    let target = workspace::target_folder();
-    let (minivmm, guest) = workspace::provide_bench_guest()?;
-    let fresh = target.join("hostvm/boot.json");
-    let mut words: Vec<OsString> = vec!["bench-boot".into(), "--runs".into(), arguments.terms.runs.to_string().into()];
-    let before = arguments.terms.before.as_ref().map(|path| ("--before", path));
-    let files =
-        [("--minivmm", &minivmm), ("--kernel", &guest.kernel), ("--initramfs", &guest.initramfs), ("--json", &fresh)];
-    for (flag, path) in files.into_iter().chain(before) {
-        words.extend([flag.into(), path.into()]);
-    }
-    let json = arguments.json.clone().unwrap_or_else(|| target.join("bench/boot.json"));
-    super::run_where_linux_boots(&words, &fresh, &json)
+    let Terms { runs, before } = &arguments.terms;
+    let mut words = files::flag("--before", before.as_ref());
+    words.extend(["--runs".into(), runs.to_string().into()]);
+    files::measure("boot", words, arguments.json.as_ref())
 }
 
 impl Here {
@@ -152,7 +134,7 @@ impl Here {
         });
         let report = Report { runs: self.terms.runs, rows: rows.collect::<io::Result<_>>()? };
         print!("{}", report.table());
-        super::write_json(&report, &self.json)?;
+        super::write_json(&report, &self.files.json)?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -183,7 +165,7 @@ impl Here {
         match contestant {
             Contestant::Minivmm | Contestant::Before => {
                 let other = self.terms.before.as_ref().filter(|_| contestant == Contestant::Before);
-                let mut command = Command::new(other.unwrap_or(&self.minivmm));
+                let mut command = Command::new(other.unwrap_or(&self.files.minivmm));
                 command.args(["--mem", &format!("{mem}M"), "--net", &format!("bridge={BRIDGE}"), "--console", "stdio"]);
                 self.boots(command, "--kernel", "--initrd")
             }
@@ -201,7 +183,7 @@ impl Here {
     }
 
     fn boots(&self, mut command: Command, kernel: &str, initrd: &str) -> Command {
-        let files: [(&str, &Path); 2] = [(kernel, &self.kernel), (initrd, &self.initramfs)];
+        let files: [(&str, &Path); 2] = [(kernel, &self.files.kernel), (initrd, &self.files.initramfs)];
         files.iter().for_each(|(flag, path)| {
             command.arg(flag).arg(path);
         });

@@ -8,15 +8,15 @@
 
 mod trip;
 
+use super::files::{self, Files};
 use super::guest::{self, Contestant, Vm};
 use super::trace::{self, Counted};
 use super::{Spread, listed};
-use crate::{namespace, workspace};
+use crate::namespace;
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,18 +58,8 @@ pub struct Arguments {
 pub struct Here {
     #[command(flatten)]
     terms: Terms,
-    /// The program under test
-    #[arg(long)]
-    minivmm: PathBuf,
-    /// The guest's kernel
-    #[arg(long)]
-    kernel: PathBuf,
-    /// Its initramfs
-    #[arg(long)]
-    initramfs: PathBuf,
-    /// Where the result goes
-    #[arg(long)]
-    json: PathBuf,
+    #[command(flatten)]
+    files: Files,
 }
 
 /// The result, as it is written to JSON.
@@ -116,20 +106,10 @@ struct Costs {
 /// # Errors
 /// If something does not build, or the host VM does not come up.
 pub fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
-    let target = workspace::target_folder();
-    let (minivmm, guest) = workspace::provide_bench_guest()?;
-    let fresh = target.join("hostvm/latency.json");
     let Terms { runs, trips, before } = &arguments.terms;
-    let mut words: Vec<OsString> = vec!["bench-latency".into()];
+    let mut words = files::flag("--before", before.as_ref());
     words.extend(["--runs".into(), runs.to_string().into(), "--trips".into(), trips.to_string().into()]);
-    let before = before.as_ref().map(|path| ("--before", path));
-    let files =
-        [("--minivmm", &minivmm), ("--kernel", &guest.kernel), ("--initramfs", &guest.initramfs), ("--json", &fresh)];
-    for (flag, path) in files.into_iter().chain(before) {
-        words.extend([flag.into(), path.into()]);
-    }
-    let json = arguments.json.clone().unwrap_or_else(|| target.join("bench/latency.json"));
-    super::run_where_linux_boots(&words, &fresh, &json)
+    files::measure("latency", words, arguments.json.as_ref())
 }
 
 /// Measures right here.
@@ -139,10 +119,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 pub fn run_here(here: &Here) -> Result<ExitCode, Box<dyn Error>> {
     namespace::isolate()?;
     let plan = guest::Plan {
-        minivmm: here.minivmm.clone(),
+        minivmm: here.files.minivmm.clone(),
         before: here.terms.before.clone(),
-        kernel: here.kernel.clone(),
-        initramfs: here.initramfs.clone(),
+        kernel: here.files.kernel.clone(),
+        initramfs: here.files.initramfs.clone(),
         runs: here.terms.runs,
         seconds: 0,
         only_nat: false,
@@ -156,7 +136,7 @@ pub fn run_here(here: &Here) -> Result<ExitCode, Box<dyn Error>> {
     }
     let report = measure(&here.terms, &vms)?;
     print!("{}", report.table());
-    super::write_json(&report, &here.json)?;
+    super::write_json(&report, &here.files.json)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -18,7 +18,7 @@ const CAPACITY: usize = 64 << 10;
 const CHUNK: usize = 4096;
 
 /// The shortest time between two writes. The first byte after a silence goes on at once. Those behind it come with an
-/// exit of the guest each, and would cost a wake-up each; nobody sees them ten milliseconds later.
+/// exit of the guest each, and would cost a wake-up each; to a reader ten milliseconds are no time.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The effect of a guest's write while the buffer is full.
