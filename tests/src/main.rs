@@ -167,7 +167,7 @@ struct BenchCardArgs {
     /// Another minivmm, to be measured beside
     #[arg(long, value_name = "FILE")]
     before: Option<PathBuf>,
-    /// Only cases with this in their names: tx-64-1, rx-1500-2, tx-64K-gso-4, .., pong, idle
+    /// Only cases with this in their names: tx-64-1, rx-1500-2, tx-64K-gso-4, .., pong, pong-halting, idle
     #[arg(default_value = "")]
     filter: String,
     /// Where the result goes [default: bench/card.json in cargo's target folder]

@@ -3,10 +3,11 @@
 //! Words of the command line: `dir=tx|rx|pong|idle`; `size=BYTES` of a frame without its check sequence; `mss=BYTES`,
 //! which makes every sent frame a TCP super-frame of such segments; `partial=1`, which leaves the checksum of datagrams
 //! to the device; `pairs=N`; `buffer=BYTES` of a receive buffer; `warm=TICKS` before and `ticks=TICKS` during which is
-//! counted; `depth=FRAMES` and `drains=N` for receiving.
+//! counted; `depth=FRAMES` and `drains=N` for receiving; `halt=1`, with which `pong` halts until the answer.
 //!
-//! Interrupts are off and the one processor serves all pairs in turns. Every ring is kept full; a doorbell is rung only
-//! where the device asks for it. Sending is counted by time, between the lines `bench begin` and `bench tx`.
+//! Otherwise interrupts are off, and the one processor serves all pairs in turns. Every ring is kept full; a doorbell
+//! is rung only where the device asks for it. Sending is counted by time, between the lines `bench begin` and
+//! `bench tx`.
 //!
 //! Receiving is counted by drains, so that whoever sends takes no processor meanwhile: after `bench fill` the card gets
 //! no buffer back, and the host queues `depth` frames before it and then sends a byte through the serial port. From
@@ -84,7 +85,13 @@ fn measure(start: &StartInfo) -> Check {
     match start.value("dir") {
         Some("tx") => send(&mut card, &terms),
         Some("rx") => (0..terms.drains).for_each(|_| drain(&mut card, &terms)),
-        Some("pong") => latency::run(&mut card, terms.warm, terms.ticks)?,
+        Some("pong") => {
+            let halts = number("halt", 0) == 1;
+            if halts {
+                latency::prepare_to_halt(&device)?;
+            }
+            latency::run(&mut card, halts, terms.warm, terms.ticks)?
+        }
         Some("idle") => {}
         other => fail!("dir={other:?}"),
     }

@@ -140,6 +140,18 @@ halt_stub:
     hlt
     iretq
 
+    /* Exception of a ring 3 that waits for another message than the %eax that have come: it returns behind it. */
+    .balign 32
+    .globl wait_stub
+wait_stub:
+    cmpl %eax, interrupt_counts
+    jne 1f
+    sti
+    hlt
+1:
+    addq $2, (%rsp)
+    iretq
+
     .section .tables, "aw", @progbits
     .balign 4096
     .globl pml4

@@ -34,6 +34,7 @@ unsafe extern "C" {
     static interrupt_stubs: u8;
     static spurious_stub: u8;
     static halt_stub: u8;
+    static wait_stub: u8;
     static interrupt_counts: u8;
 }
 
@@ -104,6 +105,17 @@ pub(crate) fn sleep() -> ! {
     // The handler halts and returns to the same instruction.
     gate(INVALID_OPCODE, (&raw const halt_stub).addr() as u64);
     invalid_opcode()
+}
+
+/// Lets [`halt`] be called.
+pub(crate) fn prepare_to_halt() {
+    gate(INVALID_OPCODE, (&raw const wait_stub).addr() as u64);
+}
+
+/// Halts until a message with vector `FIRST_VECTOR` has come besides the `seen` ones.
+pub(crate) fn halt(seen: u32) {
+    // SAFETY: The handler of `prepare_to_halt` returns behind the instruction and changes no register.
+    unsafe { core::arch::asm!("ud2", in("eax") seen, options(nostack)) }
 }
 
 /// Removes every handler and causes an exception: the processor shuts down.

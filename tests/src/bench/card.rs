@@ -2,7 +2,7 @@
 //!
 //! The guest is the probe (`probe=bench`): ring 3 on one virtual processor, which runs natively also where KVM emulates
 //! ring 0. It keeps its rings full, has interrupts off and rings a doorbell only where the device asks for it. Its card
-//! is on a bridge.
+//! is on a bridge. Round trips are also made by a guest that halts until the answer's interrupt.
 //!
 //! Frames that it sends go to a tap without a reader, whose full queue drops everything at once: counted, and the same
 //! for all. What it receives is queued before its tap while it holds its buffers back, and timed from there to the last
@@ -31,7 +31,7 @@ pub use report::{Goals, Idle, Report, Stream, Trip};
 
 use crate::bench::clock;
 use crate::lan::sh;
-use case::{Case, Contestant, Direction, Moved, Sample, Times, cases};
+use case::{Case, Contestant, Direction, Guest, Moved, Sample, Times, cases};
 use frame::{CARD_MAC, PEER_MAC, SINK_MAC, Shape};
 use peer::{Echo, Writer, drain};
 use tap::Tap;
@@ -135,9 +135,9 @@ impl Bench<'_> {
             (Case::Stream(Direction::Rx, shape, _), Contestant::Plain) => self.plain_reads(shape),
             (Case::Stream(Direction::Tx, shape, pairs), Contestant::Vm(vmm)) => self.send(shape, pairs, vmm),
             (Case::Stream(Direction::Rx, shape, pairs), Contestant::Vm(vmm)) => self.receive(shape, pairs, vmm),
-            (Case::Pong, Contestant::Vm(vmm)) => self.pong(vmm),
+            (Case::Pong(guest), Contestant::Vm(vmm)) => self.pong(guest, vmm),
             (Case::Idle, Contestant::Vm(vmm)) => self.idle(vmm),
-            (Case::Pong | Case::Idle, Contestant::Plain) => Err(io::Error::other("needs a VM")),
+            (Case::Pong(_) | Case::Idle, Contestant::Plain) => Err(io::Error::other("needs a VM")),
         }
     }
 
@@ -245,10 +245,10 @@ impl Bench<'_> {
         middle(moved)
     }
 
-    fn pong(&self, vmm: Vmm) -> io::Result<Sample> {
+    fn pong(&self, guest: Guest, vmm: Vmm) -> io::Result<Sample> {
         let _sink = self.sink()?;
         let _echo = Echo::start(Tap::new("peer0", BRIDGE)?)?;
-        let mut vm = self.start(vmm, 1, "dir=pong size=60")?;
+        let mut vm = self.start(vmm, 1, &format!("dir=pong size=60 halt={}", u8::from(guest == Guest::Halts)))?;
         let ready = vm.line("ready")?;
         let counts = vm.line("pong")?;
         let seconds = |key| Ok::<_, io::Error>(number(&counts, key)? / self.ticks_per_s);

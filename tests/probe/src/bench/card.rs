@@ -6,7 +6,7 @@ use super::queue::PolledQueue;
 use crate::report::Check;
 use crate::virtio::Device;
 use crate::virtio::ring::{Desc, flag};
-use crate::{arena, cpu, fail, require};
+use crate::{arena, cpu, fail, interrupts, require};
 
 const F_CSUM: u64 = 1 << 0;
 const F_GUEST_CSUM: u64 = 1 << 1;
@@ -157,6 +157,14 @@ impl Card {
 }
 
 impl Pair {
+    /// Halts until a frame has come, if none is there. The receive ring's interrupts are those of `interrupts::halt`.
+    pub(super) fn halt(&self) {
+        let seen = interrupts::count(0);
+        if !self.rx.ask_for_interrupt() {
+            interrupts::halt(seen);
+        }
+    }
+
     fn fill(&mut self, size: u32) {
         let frame_bytes = size + u32::try_from(HEADER).unwrap_or(0);
         for idx in 0..self.rx.ring().size {

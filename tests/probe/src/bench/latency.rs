@@ -1,4 +1,5 @@
-//! Ping-pong: one frame at a time to a peer that sends it back.
+//! Ping-pong: one frame at a time to a peer that sends it back. The processor looks for the answer all the time, or
+//! halts until its interrupt.
 //!
 //! The peer writes the time stamp counter of the host into the frame. Where guest and host share one counter, that
 //! splits the way into out and back; elsewhere these two are of no use, which the host knows from the stamp of the
@@ -7,7 +8,9 @@
 use super::card::Card;
 use super::frame::{HEADER, PAYLOAD, PEER_MAC};
 use crate::report::Check;
-use crate::{arena, cpu, line, require};
+use crate::virtio::Device;
+use crate::virtio::msix::Control;
+use crate::{arena, cpu, interrupts, line, require, skip};
 
 /// Samples kept; a run that has more keeps the last ones.
 const SAMPLES: u64 = 1 << 16;
@@ -16,8 +19,19 @@ const LOST_TICKS: u64 = cpu::SECOND_TICKS / 2;
 const LOST_MAX: u64 = 10;
 const STAMP: u64 = PAYLOAD + 8;
 
-/// Sends frames for `warm` and then for `ticks` ticks, and prints the times of the latter.
-pub(super) fn run(card: &mut Card, warm: u64, ticks: u64) -> Check {
+/// Has the card interrupt the processor that halts for a frame.
+pub(super) fn prepare_to_halt(device: &Device) -> Check {
+    let Some(msix) = device.msix else { skip!("no MSI-X") };
+    msix.control(Control::On);
+    msix.route(0, 0);
+    require!(device.set_queue_vector(0, 0) == 0, "the receive queue gets no vector");
+    interrupts::prepare_to_halt();
+    Ok(())
+}
+
+/// Sends frames for `warm` and then for `ticks` ticks, and prints the times of the latter. With `halts`, a frame that
+/// is lost is waited for for ever.
+pub(super) fn run(card: &mut Card, halts: bool, warm: u64, ticks: u64) -> Check {
     let pair = card.first()?;
     let frame = pair.frame + HEADER;
     for (at, byte) in (frame..).zip(PEER_MAC) {
@@ -41,6 +55,9 @@ pub(super) fn run(card: &mut Card, warm: u64, ticks: u64) -> Check {
         pair.tx.show();
         let mut stamp = None;
         cpu::wait(LOST_TICKS, || {
+            if halts {
+                pair.halt();
+            }
             pair.receive(|buffer| {
                 let answer = buffer + HEADER;
                 if cpu::read64(answer + PAYLOAD) == number {

@@ -1,5 +1,5 @@
-//! A ring that is polled: offers go out in batches, interrupts are off, and a doorbell is rung only if the device asks
-//! for it (virtio 1.3 2.7.7.2, 2.7.10).
+//! A ring that is polled: offers go out in batches, interrupts are off unless they are asked for, and a doorbell is
+//! rung only if the device asks for it (virtio 1.3 2.7.7.2, 2.7.10).
 
 use crate::cpu;
 use crate::virtio::ring::{Ring, Used};
@@ -74,6 +74,17 @@ impl PolledQueue {
             each(self, Used { id: cpu::read32(at), len: cpu::read32(at + 4) });
         }
         self.refuse_interrupts();
+    }
+
+    /// Asks for an interrupt with the next element. Returns whether there is one already.
+    pub(super) fn ask_for_interrupt(&self) -> bool {
+        if self.event_idx {
+            cpu::write16(self.ring.avail + 4 + 2 * u64::from(self.ring.size), self.taken);
+        } else {
+            cpu::write16(self.ring.avail, 0);
+        }
+        cpu::fence();
+        cpu::read16(self.ring.used + 2) != self.taken
     }
 
     /// Asks for an interrupt at an index that has gone by: the device gets there after 65536 more elements.

@@ -14,8 +14,15 @@ pub(super) enum Direction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Case {
     Stream(Direction, Shape, u16),
-    Pong,
+    Pong(Guest),
     Idle,
+}
+
+/// What the guest does while it waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Guest {
+    Polls,
+    Halts,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +72,7 @@ pub(super) fn cases() -> Vec<Case> {
             cases.extend([1, 2, 4].map(|pairs| Case::Stream(direction, shape, pairs)));
         }
     }
-    cases.extend([Case::Pong, Case::Idle]);
+    cases.extend([Case::Pong(Guest::Polls), Case::Pong(Guest::Halts), Case::Idle]);
     cases
 }
 
@@ -91,7 +98,8 @@ impl Case {
     pub(super) fn name(self) -> String {
         match self {
             Self::Stream(direction, shape, pairs) => format!("{}-{}-{pairs}", direction.name(), shape.name),
-            Self::Pong => "pong".to_owned(),
+            Self::Pong(Guest::Polls) => "pong".to_owned(),
+            Self::Pong(Guest::Halts) => "pong-halting".to_owned(),
             Self::Idle => "idle".to_owned(),
         }
     }
@@ -120,8 +128,9 @@ impl Case {
                 doorbells_per_1000: maybe(&|s| s.moved().and_then(|m| Some(m.doorbells? * 1e3 / m.frames))),
                 arrived_percent: spread(&|s| s.moved().map(|m| m.arrived * 100.0)),
             }),
-            Self::Pong => report.trips.push(Trip {
+            Self::Pong(guest) => report.trips.push(Trip {
                 contestant,
+                guest_halts: guest == Guest::Halts,
                 trip_us: spread(&|s| s.trip().map(|t| t.there_and_back * 1e6)),
                 trip_p99_us: spread(&|s| s.trip().map(|t| t.p99 * 1e6)),
                 out_us: maybe(&|s| s.trip()?.one_way.map(|[out, _]| out * 1e6)),

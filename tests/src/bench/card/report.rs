@@ -64,6 +64,8 @@ pub struct Stream {
 pub struct Trip {
     /// Whose card.
     pub contestant: &'static str,
+    /// True if the guest halts until the answer; otherwise it polls.
+    pub guest_halts: bool,
     /// Median of a run, in us.
     pub trip_us: Spread,
     /// 99th percentile of a run, in us.
@@ -128,7 +130,8 @@ impl Report {
             let maybe =
                 |spread: &Option<Spread>| spread.map_or("-".to_owned(), |spread| format!("{:.1}", spread.median));
             text.push_str(&format!(
-                "ping-pong 64 {:8} {:>8.1} us (p99 {:.1}), out {}, back {}\n",
+                "ping-pong 64, guest {:5} {:8} {:>8.1} us (p99 {:.1}), out {}, back {}\n",
+                if trip.guest_halts { "halts" } else { "polls" },
                 trip.contestant,
                 trip.trip_us.median,
                 trip.trip_p99_us.median,
