@@ -37,6 +37,7 @@ mod acpi;
 mod cmdline;
 mod entry;
 mod error;
+mod huge_pages;
 mod initrd;
 mod kernel;
 pub mod layout;

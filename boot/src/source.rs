@@ -4,7 +4,7 @@
 //! shrinks meanwhile is reported as truncated. Content goes from the file straight into guest memory; the
 //! only heap buffers are for headers.
 
-use crate::Error;
+use crate::{Error, huge_pages};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -85,6 +85,7 @@ impl<'a> Source<'a> {
         // is legal on a network file system, for the end of the file.
         for slice in GuestMemoryBackend::get_slices(ram, GuestAddress(destination), count) {
             let mut slice = slice.map_err(|source| Error::GuestMemory { what: "a file", source })?;
+            huge_pages::ask(&slice);
             file.read_exact_volatile(&mut slice).map_err(|error| match GuestMemoryError::from(error) {
                 GuestMemoryError::IOError(source) => self.read_error(source, needed),
                 source => Error::GuestMemory { what: "a file", source },
