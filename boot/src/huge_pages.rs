@@ -1,7 +1,7 @@
 //! Huge pages of the host under what is copied into guest memory.
 //!
-//! A host clears and maps a huge page at once, and 512 small ones one after the other, which takes longer than the copy.
-//! Everything there is written, so they cost no memory.
+//! A host clears and maps a huge page at once, and 512 small ones one after the other, which takes longer than the
+//! copy. Everything there is written, so they cost no memory.
 
 use nix::sys::mman::{MmapAdvise, madvise};
 use std::ptr::NonNull;

@@ -8,7 +8,7 @@
 
 use super::files::{self, Files};
 use super::trace::{self, Counted};
-use super::{Spread, listed};
+use super::{Spread, end, listed};
 use crate::lan::sh;
 use crate::namespace;
 use clap::Args;
@@ -16,7 +16,7 @@ use serde::Serialize;
 use std::error::Error;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 const MEM_MIB: u32 = 512;
@@ -227,15 +227,6 @@ fn silences(console: &Console) -> Vec<(f64, String)> {
     silences.sort_by(|a, b| b.0.total_cmp(&a.0));
     silences.truncate(SILENCES);
     silences
-}
-
-/// Kills the contestant and waits until none of its processes is left.
-fn end(child: &mut Child) {
-    // It may have ended by itself.
-    let _gone = child.kill();
-    let _status = child.wait();
-    // This is process 1 of its namespace: children of the killed one are ours now.
-    while nix::sys::wait::wait().is_ok() {}
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What is measured, and where the result goes.
+/// The program and the guest to measure, and the result's place.
 #[derive(Debug, Clone, Args)]
 pub struct Files {
     /// The program under test

@@ -8,7 +8,7 @@
 //!
 //! Figures mean something only against each other, in the same run. Run it inside `namespace::isolate`.
 
-use super::Spread;
+use super::{Spread, end};
 use crate::debian::{self, Debian, Seed};
 use crate::{namespace, workspace};
 use clap::Args;
@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 const MEM_MIB: u32 = 1024;
@@ -261,13 +261,4 @@ impl Report {
         text.push_str(&format!("minivmm is {:.2} times as fast\n", self.times_faster));
         text
     }
-}
-
-/// Kills the contestant and waits until none of its processes is left.
-fn end(child: &mut Child) {
-    // It may have ended by itself.
-    let _gone = child.kill();
-    let _status = child.wait();
-    // This is process 1 of its namespace: children of the killed one are ours now.
-    while nix::sys::wait::wait().is_ok() {}
 }

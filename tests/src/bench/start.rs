@@ -7,12 +7,11 @@
 //!
 //! Figures mean something only against each other, in the same run. Run it inside `namespace::isolate`.
 
-use super::Spread;
 use super::usage;
+use super::{Spread, end};
 use crate::lan::sh;
 use crate::probe::QEMU_CPU;
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::wait::wait;
 use serde::Serialize;
 use std::fs;
 use std::io::{self, Read};
@@ -310,15 +309,6 @@ fn first_byte(child: &mut Child) -> bool {
     let Some(stdout) = child.stdout.as_mut() else { return false };
     let ready = poll(&mut [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)], FIRST_BYTE_TIMEOUT_MS);
     ready.is_ok_and(|ready| ready > 0) && stdout.read(&mut [0]).is_ok_and(|len| len == 1)
-}
-
-/// Kills the contestant and waits until none of its processes is left, so that none tidies up in the next one's time.
-fn end(child: &mut Child) {
-    // It may have ended by itself.
-    let _gone = child.kill();
-    let _status = child.wait();
-    // This is process 1 of its namespace: children of the killed one are ours now.
-    while wait().is_ok() {}
 }
 
 /// The file that a program name means.

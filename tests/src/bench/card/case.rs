@@ -18,7 +18,7 @@ pub(super) enum Case {
     Idle,
 }
 
-/// What the guest does while it waits for an answer.
+/// The guest's way of waiting for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Guest {
     Polls,
