@@ -19,5 +19,6 @@ mod small_scope;
 mod split;
 #[cfg(test)]
 pub(crate) mod test_driver;
+pub mod threads;
 pub mod transport;
 pub mod worker;

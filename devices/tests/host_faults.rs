@@ -9,6 +9,7 @@ use devices::virtio::device::{Activation, ActiveQueue, Device, Memory};
 use devices::virtio::interrupt::Interrupts;
 use devices::virtio::iovec::IoVecs;
 use devices::virtio::net::{FramePort, Link, Net, NetConfig, Offloads, Tap};
+use devices::virtio::threads::OwnThreads;
 use libtest_mimic::{Arguments, Trial};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -178,7 +179,8 @@ impl Rig {
         let without = without | 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_HASH_REPORT;
         let features = self.net.features() & !without;
         let (mem, interrupts) = (self.mem.clone(), self.interrupts.clone());
-        self.net.start(Activation { mem, features, queues, interrupts }).unwrap();
+        let threads = Arc::new(OwnThreads);
+        self.net.start(Activation { mem, features, queues, interrupts, threads }).unwrap();
     }
 
     /// Makes one buffer available.

@@ -2,9 +2,11 @@
 
 pub(crate) mod cgroup;
 
+use cgroup::Cgroups;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use std::error::Error as StdError;
 use std::io;
+use std::sync::OnceLock;
 
 /// Raises the soft limit of open descriptors to the hard one. The soft one, 1024 almost everywhere, protects programs
 /// that use `select`; a machine with many vCPUs and cards with many queues needs more: each queue has a tap, doorbell
@@ -15,6 +17,14 @@ use std::io;
 pub(crate) fn raise_descriptors() -> io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
+
+/// The limit of processes of the cgroup, as it was at the start: later there is no file that could be read.
+static PIDS_MAX: OnceLock<Option<u64>> = OnceLock::new();
+
+/// Takes note of the limits of `cgroups`, for hints.
+pub(crate) fn remember(cgroups: &Cgroups) {
+    PIDS_MAX.get_or_init(|| cgroups.pids_max());
 }
 
 /// The limit that an error comes from, and how to raise it; none if it comes from another cause.
@@ -37,8 +47,8 @@ pub(crate) fn of_errno(errno: i32) -> Option<String> {
         libc::EAGAIN => {
             let user =
                 limited(Resource::RLIMIT_NPROC).map(|limit| format!("this user's processes to {limit} (ulimit -u)"));
-            let cgroup =
-                cgroup::pids_max().map(|limit| format!("its cgroup's to {limit} (pids.max; TasksMax= of a unit)"));
+            let pids_max = PIDS_MAX.get().copied().flatten();
+            let cgroup = pids_max.map(|limit| format!("its cgroup's to {limit} (pids.max; TasksMax= of a unit)"));
             let limits: Vec<String> = user.into_iter().chain(cgroup).collect();
             let limits = if limits.is_empty() { "them (kernel.threads-max)".to_owned() } else { limits.join(", ") };
             Some(format!("The host has no process or thread for it; it limits {limits}"))

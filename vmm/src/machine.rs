@@ -21,6 +21,7 @@ mod resources;
 mod restart;
 mod serial;
 mod services;
+mod spawner;
 mod stop;
 mod vcpus;
 mod watchdog;

@@ -64,6 +64,7 @@ use console::terminal;
 use devices::virtio::net::{Program, steering_program};
 use error::Error;
 use exit::Outcome;
+use limits::cgroup::Cgroups;
 use machine::{ControlSocket, Files, Machine, ReadyOptions, Resources, Restarts};
 use name::VmName;
 use net::{Keeper, error_chain};
@@ -116,7 +117,9 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     if let Err(err) = limits::raise_descriptors() {
         log::warn!("The limit of open descriptors stays as it is: {err}");
     }
-    machine::check_available(cli.mem)?;
+    let cgroups = Cgroups::of_this_process();
+    machine::check_available(cli.mem, &cgroups)?;
+    limits::remember(&cgroups);
     let name = cli.name.clone().unwrap_or_else(|| VmName::of_process(std::process::id()));
     let files = Files::open(cli, guest::open(cli, &name)?)?;
     let control_socket = ControlSocket::new(name.lock()?);

@@ -9,6 +9,7 @@ use devices::virtio::device::{Activation, ActiveQueue, Device, Memory};
 use devices::virtio::interrupt::Interrupts;
 use devices::virtio::iovec::IoVecs;
 use devices::virtio::net::{FramePort, Link, Net, NetConfig, Offloads};
+use devices::virtio::threads::OwnThreads;
 use devices::virtio::worker::inline::turn;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -152,7 +153,8 @@ impl Rig {
             }
         });
         let interrupts = Arc::new(Interrupts::new(Vec::new(), 2));
-        let activation = Activation { mem: rig.mem.clone(), features: FEATURES, queues: queues.into(), interrupts };
+        let (mem, queues, threads) = (rig.mem.clone(), queues.into(), Arc::new(OwnThreads));
+        let activation = Activation { mem, features: FEATURES, queues, interrupts, threads };
         rig.net.start(activation).expect("a start");
         while turn() > 0 {}
         rig

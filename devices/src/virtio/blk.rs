@@ -22,6 +22,7 @@ use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, Memo
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::request_queue::RequestService;
+use crate::virtio::threads::Threads;
 use crate::virtio::worker::Worker;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -168,6 +169,7 @@ impl Blk {
         active: ActiveQueue,
         mem: &Memory,
         interrupts: &Arc<Interrupts>,
+        threads: &dyn Threads,
     ) -> Result<Worker<RequestService<Engine>>, StartError> {
         let idx = active.idx;
         let name = if self.queue_sizes.len() == 1 { self.name.clone() } else { format!("{}-{idx}", self.name) };
@@ -180,7 +182,8 @@ impl Blk {
             mem: mem.clone(),
             counts: self.counts.clone(),
         };
-        RequestService::spawn(&name, active, mem.clone(), interrupts.clone(), engine)
+        let service = RequestService::new(active, mem.clone(), interrupts.clone(), engine)?;
+        Worker::spawn(&name, service, interrupts.clone(), threads)
     }
 }
 
@@ -226,14 +229,15 @@ impl Device for Blk {
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
-        let Activation { mem, features, queues, interrupts } = activation;
+        let Activation { mem, features, queues, interrupts, threads } = activation;
         let most = if features & bit(VIRTIO_BLK_F_MQ) != 0 { self.queue_sizes.len() } else { 1 };
         let queues: Vec<_> = queues.into_iter().filter(|queue| usize::from(queue.idx) < most).collect();
         if queues.first().is_none_or(|queue| queue.idx != FIRST_QUEUE) {
             return Err(StartError::MissingQueue(FIRST_QUEUE));
         }
         for active in queues {
-            let worker = self.spawn(active, &mem, &interrupts).inspect_err(|_| self.workers.drain(..).for_each(end))?;
+            let worker = self.spawn(active, &mem, &interrupts, &*threads);
+            let worker = worker.inspect_err(|_| self.workers.drain(..).for_each(end))?;
             self.workers.push(worker);
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The role *device*: what one kind of virtio device does, independent of the transport that carries it.
 
 use crate::virtio::interrupt::Interrupts;
+use crate::virtio::threads::Threads;
 use std::borrow::Cow;
 use std::sync::Arc;
 use virtio_queue::Queue;
@@ -42,6 +43,8 @@ pub struct Activation {
     pub queues: Vec<ActiveQueue>,
     /// Where to report used buffers, configuration changes and failure.
     pub interrupts: Arc<Interrupts>,
+    /// Where its threads come from.
+    pub threads: Arc<dyn Threads>,
 }
 
 /// Why a device cannot start. The transport answers with DEVICE_NEEDS_RESET.

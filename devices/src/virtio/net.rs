@@ -235,7 +235,7 @@ impl Net {
 
     /// Builds the workers' services: the pairs whose both queues are enabled, up to the first that is not.
     fn pairs(&self, activation: Activation) -> Result<Vec<Pair>, StartError> {
-        let Activation { mem, features, queues, interrupts } = activation;
+        let Activation { mem, features, queues, interrupts, .. } = activation;
         let mut queues = VecDeque::from(queues);
         let multi_queue = features & (bit(VIRTIO_NET_F_MQ) | bit(VIRTIO_NET_F_RSS)) != 0;
         let most = if multi_queue { self.ports.len() } else { 1 };
@@ -347,6 +347,7 @@ impl Device for Net {
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
         let (features, interrupts) = (activation.features, activation.interrupts.clone());
+        let threads = activation.threads.clone();
         let pairs = self.pairs(activation)?;
         let offloads = Offloads::for_guest(features);
         // A start sets offloads or the header, and the reset takes them back.
@@ -367,7 +368,7 @@ impl Device for Net {
         self.link.start(Driver { interrupts: interrupts.clone(), features, workers });
         for (idx, pair) in pairs.into_iter().enumerate() {
             let name = format!("{}-{idx}", self.name);
-            match Worker::spawn(&name, pair, interrupts.clone()) {
+            match Worker::spawn(&name, pair, interrupts.clone(), &*threads) {
                 Ok(worker) => self.workers.push(worker),
                 Err(err) => {
                     self.stop();

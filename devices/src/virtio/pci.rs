@@ -19,6 +19,7 @@ use crate::pci::function::PciFunction;
 use crate::pci::msix::{self, Msix};
 use crate::virtio::device::{Counter, Device, Kind, Memory};
 use crate::virtio::interrupt::Interrupts;
+use crate::virtio::threads::Threads;
 use crate::virtio::transport::Transport;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -93,6 +94,8 @@ pub struct Wiring {
     pub pin: Arc<dyn IntxPin>,
     /// How the driver wakes it.
     pub doorbells: Arc<dyn Doorbells>,
+    /// Where its workers run.
+    pub threads: Arc<dyn Threads>,
 }
 
 /// A virtio device in a PCI slot.
@@ -108,7 +111,7 @@ impl VirtioPci {
     /// # Errors
     /// If the host has no eventfd left, or the device has more than 255 queues.
     pub fn new(device: Box<dyn Device>, mem: Memory, wiring: Wiring) -> io::Result<Arc<Self>> {
-        let Wiring { vectors, pin, doorbells } = wiring;
+        let Wiring { vectors, pin, doorbells, threads } = wiring;
         let queues = device.queue_max_sizes().len();
         if queues > MAX_QUEUES || vectors.len() > MAX_QUEUES + 1 {
             return Err(io::Error::other(format!("a virtio device has at most {MAX_QUEUES} queues")));
@@ -124,7 +127,7 @@ impl VirtioPci {
         let window_at = add_window(&mut config);
         let msix = Msix::new(&vectors);
         let interrupts = Arc::new(Interrupts::new(vectors, queues).with_pin(pin));
-        let transport = Transport::new(device, mem, interrupts.clone())?;
+        let transport = Transport::new(device, mem, interrupts.clone(), threads)?;
         let state = State { config, msix_at, window_at, msix, transport, mapped_at: None, doorbells_at: None };
         Ok(Arc::new(Self { state: Mutex::new(state), interrupts, doorbells }))
     }

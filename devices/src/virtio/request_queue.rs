@@ -13,7 +13,8 @@ use crate::virtio::chain::Chain;
 use crate::virtio::device::{ActiveQueue, Memory, StartError};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::ring::Ring;
-use crate::virtio::worker::{Fault, Service, Source, Worker};
+use crate::virtio::threads::Job;
+use crate::virtio::worker::{Fault, Service, Source};
 use event_manager::EventOps;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +35,9 @@ const DOORBELL: u32 = 0;
 
 /// The part of a device that answers the requests of one queue. Called on the queue's worker.
 pub trait Answer: Send + 'static {
+    /// What the queue's thread does.
+    const JOB: Job;
+
     /// Answers the request in `chain`, which it may change, of queue `queue`. Returns the number of bytes that it wrote
     /// to the start of the writable part.
     ///
@@ -50,24 +54,19 @@ pub struct RequestService<A> {
 }
 
 impl<A: Answer> RequestService<A> {
-    /// Starts a worker called `name` that has `answerer` answer the requests of `active`.
+    /// Has `answerer` answer the requests of `active`.
     ///
     /// # Errors
-    /// If the rings are not in guest memory, or the host refuses a thread.
-    pub fn spawn(
-        name: &str,
-        active: ActiveQueue,
-        mem: Memory,
-        interrupts: Arc<Interrupts>,
-        answerer: A,
-    ) -> Result<Worker<Self>, StartError> {
+    /// If the rings are not in guest memory.
+    pub fn new(active: ActiveQueue, mem: Memory, interrupts: Arc<Interrupts>, answerer: A) -> Result<Self, StartError> {
         let idx = active.idx;
-        let queue = RequestQueue::new(active, mem, interrupts.clone())?;
-        Worker::spawn(name, Self { idx, queue, answerer }, interrupts)
+        Ok(Self { idx, queue: RequestQueue::new(active, mem, interrupts)?, answerer })
     }
 }
 
 impl<A: Answer> Service for RequestService<A> {
+    const JOB: Job = A::JOB;
+
     fn sources(&self) -> Vec<Source> {
         vec![Source::signalled(&self.queue.doorbell, DOORBELL)]
     }

@@ -8,6 +8,7 @@ use crate::virtio::chain::{Buffer, Chain};
 use crate::virtio::device::{Activation, Counter, Device, Kind, StartError};
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::request_queue::{Answer, RequestService};
+use crate::virtio::threads::Job;
 use crate::virtio::worker::{Fault, Worker};
 use std::fs::File;
 use std::io;
@@ -68,11 +69,12 @@ impl Device for Rng {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
-        let Activation { mem, queues, interrupts, .. } = activation;
+        let Activation { mem, queues, interrupts, threads, .. } = activation;
         let active = queues.into_iter().find(|queue| queue.idx == QUEUE).ok_or(StartError::MissingQueue(QUEUE))?;
         let filler =
             Filler { vecs: IoVecs::new(mem.clone()), source: self.source.clone(), counts: self.counts.clone() };
-        self.state = State::Running(RequestService::spawn(&self.name, active, mem, interrupts, filler)?);
+        let service = RequestService::new(active, mem, interrupts.clone(), filler)?;
+        self.state = State::Running(Worker::spawn(&self.name, service, interrupts, &*threads)?);
         Ok(())
     }
 
@@ -96,6 +98,8 @@ struct Filler {
 }
 
 impl Answer for Filler {
+    const JOB: Job = Job::Entropy;
+
     /// Fills the writable part of `chain`. A chain without one is refused.
     fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<u32, Fault> {
         self.vecs.clear();

@@ -8,6 +8,7 @@ use crate::irq::fake::FakeVector;
 use crate::irq::{MsiMessage, MsiVector};
 use crate::virtio::device::{Activation, ActiveQueue, Memory};
 use crate::virtio::interrupt::Interrupts;
+use crate::virtio::threads::OwnThreads;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtio_queue::{Queue, QueueT};
@@ -132,7 +133,7 @@ impl TestDriver {
     /// The same as a whole activation.
     pub(crate) fn activation(&self, features: u64) -> Activation {
         let (active, mem, interrupts) = self.activate();
-        Activation { mem, features, queues: vec![active], interrupts }
+        Activation { mem, features, queues: vec![active], interrupts, threads: Arc::new(OwnThreads) }
     }
 
     /// Forgets what was in the rings, as a driver does after a reset.

@@ -23,6 +23,7 @@
 
 use crate::virtio::device::{Activation, ActiveQueue, Device, Memory, StartError};
 use crate::virtio::interrupt::{Interrupts, NO_VECTOR};
+use crate::virtio::threads::Threads;
 use std::io;
 use std::sync::Arc;
 use virtio_bindings::virtio_config::{
@@ -119,6 +120,7 @@ pub struct Transport {
     device: Box<dyn Device>,
     mem: Memory,
     interrupts: Arc<Interrupts>,
+    threads: Arc<dyn Threads>,
     doorbells: Vec<EventFd>,
     offered: u64,
     accepted: u64,
@@ -130,11 +132,16 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// A device in its state after reset.
+    /// A device in its state after reset, whose workers run on `threads`.
     ///
     /// # Errors
     /// If the host has no eventfd left.
-    pub fn new(device: Box<dyn Device>, mem: Memory, interrupts: Arc<Interrupts>) -> io::Result<Self> {
+    pub fn new(
+        device: Box<dyn Device>,
+        mem: Memory,
+        interrupts: Arc<Interrupts>,
+        threads: Arc<dyn Threads>,
+    ) -> io::Result<Self> {
         let sizes = device.queue_max_sizes();
         let doorbells = sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<_>>()?;
         let queues = sizes.iter().copied().map(QueueSetup::new).collect();
@@ -143,6 +150,7 @@ impl Transport {
             device,
             mem,
             interrupts,
+            threads,
             doorbells,
             offered,
             accepted: 0,
@@ -451,7 +459,8 @@ impl Transport {
     }
 
     fn activation_of(&self, queues: Vec<ActiveQueue>) -> Activation {
-        Activation { mem: self.mem.clone(), features: self.accepted, queues, interrupts: self.interrupts.clone() }
+        let (mem, interrupts, threads) = (self.mem.clone(), self.interrupts.clone(), self.threads.clone());
+        Activation { mem, features: self.accepted, queues, interrupts, threads }
     }
 
     /// The doorbell of queue `idx`, for the device.

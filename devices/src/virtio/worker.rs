@@ -26,6 +26,7 @@ pub use threaded::Worker;
 
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
+use crate::virtio::threads::Job;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -79,6 +80,9 @@ impl Source {
 
 /// The work of a worker thread. All methods are called on that thread.
 pub trait Service: Send + 'static {
+    /// What its thread does.
+    const JOB: Job;
+
     /// The descriptors to wait for.
     fn sources(&self) -> Vec<Source>;
 
@@ -301,6 +305,7 @@ impl<S: Service> MutEventSubscriber for Loop<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::threads::OwnThreads;
     use std::thread;
     use std::time::{Duration, Instant};
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
@@ -312,6 +317,8 @@ mod tests {
     }
 
     impl Service for Fragile {
+        const JOB: Job = Job::Entropy;
+
         fn sources(&self) -> Vec<Source> {
             vec![Source::readable(&self.event, 0)]
         }
@@ -329,7 +336,7 @@ mod tests {
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let interrupts = Arc::new(Interrupts::new(Vec::new(), 1));
         let service = Fragile { event: event.try_clone().unwrap(), calls: 0 };
-        (Worker::spawn("test", service, interrupts.clone()).unwrap(), event, interrupts)
+        (Worker::spawn("test", service, interrupts.clone(), &OwnThreads).unwrap(), event, interrupts)
     }
 
     fn wait_for_fault(interrupts: &Interrupts) {

@@ -14,6 +14,7 @@ use devices::irq::MsiVector;
 use devices::virtio::device::{Activation, ActiveQueue, Device, Memory};
 use devices::virtio::interrupt::Interrupts;
 use devices::virtio::net::Link;
+use devices::virtio::threads::OwnThreads;
 use devices::virtio::worker::inline;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
@@ -106,7 +107,9 @@ fn start(net: &mut impl Device, mem: Memory, features: u64, pairs: usize) -> Ctr
         doorbell: doorbell_of(idx == ctrl_idx, &doorbell),
     };
     let queues = (0..all).chain([ctrl_idx]).map(active).collect();
-    net.start(Activation { mem: mem.clone(), features, queues, interrupts: interrupts.clone() }).expect("it starts");
+    let threads = Arc::new(OwnThreads);
+    let activation = Activation { mem: mem.clone(), features, queues, interrupts: interrupts.clone(), threads };
+    net.start(activation).expect("it starts");
     Ctrl { mem, base: base(ctrl_idx), interrupts, doorbell, given: 0 }
 }
 

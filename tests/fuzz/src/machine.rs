@@ -13,6 +13,7 @@ use devices::virtio::device::{Device, Memory};
 use devices::virtio::net::{FramePort, Link, Net, NetConfig, Offloads};
 use devices::virtio::pci::{VirtioPci, Wiring};
 use devices::virtio::rng::Rng;
+use devices::virtio::threads::OwnThreads;
 use devices::virtio::worker::inline;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -149,7 +150,8 @@ pub fn card(ports: &[Arc<Port>], link: Link) -> Net {
 
 fn slot(device: Box<dyn Device>, mem: &Memory, doorbells: &Arc<Bells>) -> Arc<VirtioPci> {
     let vectors = (0..=device.queue_max_sizes().len()).map(|_| Arc::new(Vector::default()) as _).collect();
-    let wiring = Wiring { vectors, pin: Arc::new(Pin::default()), doorbells: doorbells.clone() };
+    let (pin, threads) = (Arc::new(Pin::default()), Arc::new(OwnThreads));
+    let wiring = Wiring { vectors, pin, doorbells: doorbells.clone(), threads };
     VirtioPci::new(device, mem.clone(), wiring).expect("there are descriptors left")
 }
 

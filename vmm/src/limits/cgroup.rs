@@ -21,21 +21,25 @@ pub(crate) struct MemoryLimit {
     pub(crate) bytes: u64,
 }
 
-/// The strictest limit of memory, with the swap that may be used besides, of which the host has `host_swap` bytes.
-pub(crate) fn memory_limit(host_swap: u64) -> Option<MemoryLimit> {
-    limit_in(Path::new(MOUNT), &own(), host_swap)
-}
+/// The cgroups of this process as the kernel lists them; none on a kernel without.
+pub(crate) struct Cgroups(String);
 
-/// The strictest limit of processes.
-pub(crate) fn pids_max() -> Option<u64> {
-    let (mount, own) = (Path::new(MOUNT), own());
-    let (folder, levels) = hierarchy(mount, &own, "pids")?;
-    levels.iter().filter_map(|level| number(&folder.join(level).join("pids.max"))).min()
-}
+impl Cgroups {
+    /// Asks the kernel.
+    pub(crate) fn of_this_process() -> Self {
+        Self(fs::read_to_string("/proc/self/cgroup").unwrap_or_default())
+    }
 
-/// The cgroups of this process as the kernel lists them; nothing on a kernel without.
-fn own() -> String {
-    fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+    /// The strictest limit of memory, with the swap that may be used besides, of which the host has `host_swap` bytes.
+    pub(crate) fn memory_limit(&self, host_swap: u64) -> Option<MemoryLimit> {
+        limit_in(Path::new(MOUNT), &self.0, host_swap)
+    }
+
+    /// The strictest limit of processes.
+    pub(crate) fn pids_max(&self) -> Option<u64> {
+        let (folder, levels) = hierarchy(Path::new(MOUNT), &self.0, "pids")?;
+        levels.iter().filter_map(|level| number(&folder.join(level).join("pids.max"))).min()
+    }
 }
 
 fn limit_in(mount: &Path, own: &str, host_swap: u64) -> Option<MemoryLimit> {

@@ -25,6 +25,7 @@ use devices::virtio::net::{
 };
 use devices::virtio::pci::{VirtioPci, Wiring};
 use devices::virtio::rng::Rng;
+use devices::virtio::threads::Threads;
 use net::spec::{Delay, ImpairSpec, Offload, OffloadList};
 use serde_json::{Map, Value};
 use std::io;
@@ -69,8 +70,8 @@ impl Devices {
         let events: Arc<dyn Events> = ending;
         add_legacy(&mut buses.ports, serial.clone(), &events)?;
         let button_line = vm.irq_line(layout::POWER_BUTTON_GSI).map_err(Error::host("create an eventfd"))?;
-        let mut slots =
-            Slots { vm, mem, virtio: Vec::new(), root: PciRoot::new(windows(mmio64)).map_err(added("the PCI bus"))? };
+        let root = PciRoot::new(windows(mmio64)).map_err(added("the PCI bus"))?;
+        let mut slots = Slots { vm, mem, threads: resources.spawner.clone(), virtio: Vec::new(), root };
         slots.fill(resources)?;
         let Slots { virtio, root, .. } = slots;
         add_pci(&mut buses, Arc::new(root), mmio64, events)?;
@@ -183,6 +184,7 @@ fn add_pci(
 struct Slots<'a> {
     vm: &'a Vm,
     mem: &'a Memory,
+    threads: Arc<dyn Threads>,
     virtio: Vec<(String, Arc<VirtioPci>)>,
     root: PciRoot,
 }
@@ -218,6 +220,7 @@ impl Slots<'_> {
             vectors: self.vm.msi_vectors(vectors).map_err(added(name))?,
             pin: self.vm.intx_pin(slot.device()),
             doorbells: self.vm.doorbells(),
+            threads: self.threads.clone(),
         };
         let device = VirtioPci::new(device, self.mem.clone(), wiring).map_err(added(name))?;
         let bdf = self.root.add(device.clone()).map_err(added(name))?;

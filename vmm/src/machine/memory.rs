@@ -2,7 +2,7 @@
 
 use crate::cli::{MIB, MemSize};
 use crate::error::Error;
-use crate::limits::cgroup;
+use crate::limits::cgroup::Cgroups;
 use boot::layout;
 use devices::virtio::device::Memory;
 use nix::sys::sysinfo::sysinfo;
@@ -12,18 +12,18 @@ use vm_memory::GuestAddress;
 /// tables.
 const OWN_BYTES: u64 = 32 << 20;
 
-/// Checks that the host, and the cgroup that minivmm is in, have `mem` for a guest. One with more would run well until
+/// Checks that the host and `cgroups`, which minivmm is in, have `mem` for a guest. One with more would run well until
 /// it uses it, and be killed then; saying so before anything is made is kinder.
 ///
 /// # Errors
 /// If they do not.
-pub(crate) fn check_available(mem: MemSize) -> Result<(), Error> {
+pub(crate) fn check_available(mem: MemSize, cgroups: &Cgroups) -> Result<(), Error> {
     let info = sysinfo().map_err(Error::host("ask for the host's memory"))?;
     let host_bytes = info.ram_total().saturating_add(info.swap_total());
     if mem.bytes() > host_bytes {
         return Err(Error::MemoryBeyondHost { mem, host_mib: host_bytes / MIB });
     }
-    let Some(limit) = cgroup::memory_limit(info.swap_total()) else { return Ok(()) };
+    let Some(limit) = cgroups.memory_limit(info.swap_total()) else { return Ok(()) };
     if mem.bytes() > limit.bytes {
         return Err(Error::MemoryBeyondCgroup { mem, limit_mib: limit.bytes / MIB, cgroup: limit.cgroup });
     }

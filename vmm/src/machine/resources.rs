@@ -4,6 +4,7 @@ use super::control_socket::ControlSocket;
 use super::leases::Leases;
 use super::ready::{Ready, ReadyOptions};
 use super::services::ServiceThreads;
+use super::spawner::Spawner;
 use super::stop::Stop;
 use crate::capture::Capture;
 use crate::cli::{DiskSpec, MemSize, OnReboot, Settings};
@@ -120,6 +121,8 @@ pub(crate) struct Resources {
     /// The promises of the network that are not kept at present.
     not_kept: Vec<NotKept>,
     confinement: Confinement,
+    /// Where the devices' workers come from.
+    pub(super) spawner: Arc<Spawner>,
 }
 
 impl Resources {
@@ -162,6 +165,7 @@ impl Resources {
             not_kept: Vec::new(),
             keeper,
             confinement: Confinement::Open,
+            spawner: Arc::new(Spawner::start().map_err(Error::host("start a thread"))?),
         })
     }
 

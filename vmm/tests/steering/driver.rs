@@ -7,6 +7,7 @@
 use devices::virtio::device::{Activation, ActiveQueue, Counter, Device, Memory};
 use devices::virtio::interrupt::Interrupts;
 use devices::virtio::net::Net;
+use devices::virtio::threads::OwnThreads;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -73,7 +74,8 @@ impl Driver {
         };
         let interrupts = Arc::new(Interrupts::new(Vec::new(), queues.into()));
         let queues = (0..queues).map(active).collect();
-        net.start(Activation { mem: driver.mem.clone(), features, queues, interrupts }).unwrap();
+        let (mem, threads) = (driver.mem.clone(), Arc::new(OwnThreads));
+        net.start(Activation { mem, features, queues, interrupts, threads }).unwrap();
         driver
     }
 

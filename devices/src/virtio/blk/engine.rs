@@ -19,6 +19,7 @@ use crate::virtio::chain::{BadChain, Buffer, Chain};
 use crate::virtio::device::{Counter, Memory};
 use crate::virtio::iovec::IoVecs;
 use crate::virtio::request_queue::Answer;
+use crate::virtio::threads::Job;
 use crate::virtio::worker::Fault;
 use std::io;
 use std::sync::Arc;
@@ -108,6 +109,8 @@ pub(super) struct Engine {
 }
 
 impl Answer for Engine {
+    const JOB: Job = Job::Disk;
+
     fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<u32, Fault> {
         self.respond(chain).map_err(|reason| Fault::Guest { queue, reason })
     }

@@ -18,6 +18,7 @@ use crate::virtio::net::lane::Lane;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::rx::Rx;
 use crate::virtio::net::tx::Tx;
+use crate::virtio::threads::Job;
 use crate::virtio::worker::{Fault, Service, Source};
 use event_manager::{EventOps, EventSet, Events};
 use std::os::fd::RawFd;
@@ -272,6 +273,8 @@ impl Pair {
 }
 
 impl Service for Pair {
+    const JOB: Job = Job::QueuePair;
+
     fn sources(&self) -> Vec<Source> {
         let mut sources = vec![
             Source::signalled(self.rx.doorbell(), RX_DOORBELL),

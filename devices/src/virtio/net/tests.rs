@@ -15,6 +15,7 @@ use crate::irq::fake::FakeVector;
 use crate::virtio::device::Memory;
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::iovec::IoVecs;
+use crate::virtio::threads::OwnThreads;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -265,7 +266,8 @@ fn running(driver: &Driver, port: Arc<SocketPort>) -> (Net, [EventFd; 2]) {
 }
 
 fn activation(driver: &Driver, features: u64, queues: Vec<ActiveQueue>) -> Activation {
-    Activation { mem: driver.mem.clone(), features, queues, interrupts: driver.interrupts.clone() }
+    let (mem, interrupts) = (driver.mem.clone(), driver.interrupts.clone());
+    Activation { mem, features, queues, interrupts, threads: Arc::new(OwnThreads) }
 }
 
 fn wait_until(condition: impl Fn() -> bool) {

@@ -128,7 +128,7 @@ impl Vhost {
     /// Prepares everything for the thread; nothing moves yet. The pairs are those whose both queues are enabled, up to
     /// the first that is not.
     fn service(&self, activation: Activation) -> Result<VhostService, StartError> {
-        let Activation { mem, features, queues, interrupts } = activation;
+        let Activation { mem, features, queues, interrupts, .. } = activation;
         let mut queues = VecDeque::from(queues);
         let most = if features & bit(VIRTIO_NET_F_MQ) != 0 { self.ports.len() } else { 1 };
         let ctrl_idx = u16::try_from(most * 2).unwrap_or(u16::MAX);
@@ -185,6 +185,7 @@ impl Vhost {
 
     fn try_start(&mut self, activation: Activation) -> Result<Running, StartError> {
         let (features, interrupts, mem) = (activation.features, activation.interrupts.clone(), activation.mem.clone());
+        let threads = activation.threads.clone();
         // A start sets offloads and makes threads of the kernel, and the reset takes them back.
         limiter::wait_for(2, &self.limiter);
         let service = self.service(activation)?;
@@ -193,7 +194,7 @@ impl Vhost {
         let called = service.pairs.iter().flat_map(|pair| &pair.called).map(clone).collect::<Result<_, _>>()?;
         let workers = vec![clone(&service.changed)?];
         self.link.start(Driver { interrupts: interrupts.clone(), features, workers });
-        let service = Worker::spawn(&format!("{}-vhost", self.name), service, interrupts.clone())?;
+        let service = Worker::spawn(&format!("{}-vhost", self.name), service, interrupts.clone(), &*threads)?;
         Ok(Running { service, interrupts, called, _mem: mem })
     }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::irq::Level;
 use crate::irq::fake::{FakePin, FakeVector};
 use crate::virtio::device::{Activation, StartError};
+use crate::virtio::threads::OwnThreads;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use virtio_queue::QueueT;
 use vm_memory::GuestAddress;
@@ -98,7 +99,12 @@ impl Slot {
         let dyn_vectors = vectors.iter().map(|v| v.clone() as _).collect();
         let doorbells = Arc::new(FakeDoorbells::default());
         let pin = Arc::new(FakePin::default());
-        let wiring = Wiring { vectors: dyn_vectors, pin: pin.clone(), doorbells: doorbells.clone() };
+        let wiring = Wiring {
+            vectors: dyn_vectors,
+            pin: pin.clone(),
+            doorbells: doorbells.clone(),
+            threads: Arc::new(OwnThreads),
+        };
         let pci = VirtioPci::new(Box::new(device), mem, wiring).unwrap();
         pci.remapped(Some(BAR));
         Self { pci, log, vectors, pin, doorbells }

@@ -3,6 +3,7 @@
 use super::{Caller, Fault, Loop, Poll, Service, poll_once};
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
+use crate::virtio::threads::Threads;
 use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
 use std::cell::RefCell;
 use std::io;
@@ -55,7 +56,12 @@ impl<S: Service> Worker<S> {
     ///
     /// # Errors
     /// If the host has no epoll or event left.
-    pub fn spawn(name: &str, service: S, interrupts: Arc<Interrupts>) -> Result<Self, StartError> {
+    pub fn spawn(
+        name: &str,
+        service: S,
+        interrupts: Arc<Interrupts>,
+        _threads: &dyn Threads,
+    ) -> Result<Self, StartError> {
         let host = |operation| move |source| StartError::Host { operation, source };
         let (event_loop, caller) = Loop::new(name, service, interrupts)?;
         let manager = EventManager::new_with_capacity(EVENTS);

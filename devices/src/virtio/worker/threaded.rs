@@ -4,41 +4,49 @@ use super::{Caller, Fault, Loop, Poll, Service, poll_once};
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::payoff::Payoff;
+use crate::virtio::threads::{Processors, Threads};
 use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// A running worker.
 pub struct Worker<S> {
-    thread: JoinHandle<S>,
+    thread: JoinHandle<()>,
+    /// The service, once the thread has ended.
+    ended: Receiver<S>,
     caller: Caller<S>,
 }
 
 impl<S: Service> Worker<S> {
-    /// Starts a thread called `name` (at most 15 bytes are visible) that serves `service` until [`stop`](Self::stop).
+    /// Has `threads` start one called `name` (at most 15 bytes are visible) that serves `service` until
+    /// [`stop`](Self::stop).
     ///
     /// # Errors
     /// If the host has no thread, epoll or event left.
-    pub fn spawn(name: &str, service: S, interrupts: Arc<Interrupts>) -> Result<Self, StartError> {
+    pub fn spawn(
+        name: &str,
+        service: S,
+        interrupts: Arc<Interrupts>,
+        threads: &dyn Threads,
+    ) -> Result<Self, StartError> {
         let host = |operation| move |source| StartError::Host { operation, source };
         let (event_loop, caller) = Loop::new(name, service, interrupts)?;
         let mut manager = EventManager::new().map_err(io::Error::other).map_err(host("create an epoll"))?;
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                let id = manager.add_subscriber(event_loop);
-                run(&mut manager, id);
-                match manager.remove_subscriber(id) {
-                    Ok(ended) => ended.service,
-                    Err(err) => {
-                        unreachable!("the subscriber was added above and never removed: {err}")
-                    }
-                }
-            })
-            .map_err(host("start a worker thread"))?;
-        Ok(Self { thread, caller })
+        let (give_back, ended) = mpsc::sync_channel(1);
+        let work = move |processors| {
+            let id = manager.add_subscriber(event_loop);
+            run(&mut manager, id, processors);
+            match manager.remove_subscriber(id) {
+                // Whoever has dropped the worker does not want it.
+                Ok(ended) => drop(give_back.send(ended.service)),
+                Err(err) => unreachable!("the subscriber was added above and never removed: {err}"),
+            }
+        };
+        let thread = threads.spawn(name, S::JOB, Box::new(work)).map_err(host("start a worker thread"))?;
+        Ok(Self { thread, ended, caller })
     }
 
     /// Runs `action` on the worker's thread, between two events, and waits for its result as long as the current event
@@ -60,15 +68,16 @@ impl<S: Service> Worker<S> {
         if let Err(err) = wake.write(1) {
             log::error!("Cannot stop a worker: {err}");
         }
-        self.thread.join().ok()
+        self.thread.join().ok()?;
+        self.ended.try_recv().ok()
     }
 }
 
 /// Serves until the worker is stopped.
-fn run<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId) {
-    match thread::available_parallelism() {
-        Ok(processors) if processors.get() == 1 => run_in_turns(manager, id),
-        _ => run_beside_others(manager, id),
+fn run<S: Service>(manager: &mut EventManager<Loop<S>>, id: SubscriberId, processors: Processors) {
+    match processors {
+        Processors::One => run_in_turns(manager, id),
+        Processors::Several => run_beside_others(manager, id),
     }
 }
 

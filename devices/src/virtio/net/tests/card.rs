@@ -30,9 +30,8 @@ fn card_sends_what_was_there_before_driver_ok_and_survives_resets() {
 
     for _ in 0..3 {
         let queues = active_pair(&driver.mem, 0).map(|(queue, _)| queue).into();
-        let interrupts = driver.interrupts.clone();
         let features = net.features() & !(bit(VIRTIO_NET_F_CTRL_VQ) | bit(VIRTIO_NET_F_HASH_REPORT));
-        net.start(Activation { mem: driver.mem.clone(), features, queues, interrupts }).unwrap();
+        net.start(activation(&driver, features, queues)).unwrap();
         let mut frame = [0; 100];
         let len = wire.recv(&mut frame).unwrap();
         net.stop();
@@ -184,11 +183,10 @@ fn doorbells_that_wake_are_counted_without_our_own_rings() {
     let (port, wire) = port();
     let mut net = Net::new(config(), vec![port]).unwrap();
     let [(rx, rx_doorbell), (tx, tx_doorbell)] = active_pair(&driver.mem, 0);
-    let interrupts = driver.interrupts.clone();
     let features = net.features() & !bit(VIRTIO_NET_F_CTRL_VQ);
     rx_doorbell.write(1).unwrap();
     tx_doorbell.write(1).unwrap();
-    net.start(Activation { mem: driver.mem.clone(), features, queues: vec![rx, tx], interrupts }).unwrap();
+    net.start(activation(&driver, features, vec![rx, tx])).unwrap();
     wire.recv(&mut [0; 100]).unwrap();
 
     wait_until(|| count(&net, "tx.0.doorbells") == 1);

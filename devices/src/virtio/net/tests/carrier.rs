@@ -51,7 +51,7 @@ fn running_driver_reads_link_speed_and_the_wish_for_an_announcement() {
     let mut net = Net::new(NetConfig { link: link.clone(), ..config() }, vec![port]).unwrap();
     let queues = active_pair(&driver.mem, 0).map(|(queue, _)| queue).into();
     let features = net.features();
-    net.start(Activation { mem: driver.mem.clone(), features, queues, interrupts: driver.interrupts.clone() }).unwrap();
+    net.start(activation(&driver, features, queues)).unwrap();
     let read = |net: &Net| {
         let mut fields = [0; 17];
         net.read_config(0, &mut fields);

@@ -125,8 +125,7 @@ fn header_is_long_while_hashes_are_negotiated_and_short_after_reset() {
     let mut net = Net::new(config(), vec![port.clone()]).unwrap();
     for (features, header_len) in [(bit(VIRTIO_NET_F_HASH_REPORT), 20), (0, 12)] {
         let queues = active_pair(&driver.mem, 0).map(|(queue, _)| queue).into();
-        let interrupts = driver.interrupts.clone();
-        net.start(Activation { mem: driver.mem.clone(), features, queues, interrupts }).unwrap();
+        net.start(activation(&driver, features, queues)).unwrap();
         assert_eq!(port.header_len.load(Ordering::Relaxed), header_len);
         net.stop();
         assert_eq!(port.header_len.load(Ordering::Relaxed), 12);

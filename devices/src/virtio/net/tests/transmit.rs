@@ -72,9 +72,8 @@ fn frame_that_found_no_room_is_sent_when_there_is_room() {
     let port = Arc::new(port);
     let mut net = Net::new(config(), vec![port.clone()]).unwrap();
     let [(rx, _), (tx, tx_doorbell)] = active_pair(&driver.mem, 0);
-    let interrupts = driver.interrupts.clone();
     let features = net.features() & !(bit(VIRTIO_NET_F_CTRL_VQ) | bit(VIRTIO_NET_F_HASH_REPORT));
-    net.start(Activation { mem: driver.mem.clone(), features, queues: vec![rx, tx], interrupts }).unwrap();
+    net.start(activation(&driver, features, vec![rx, tx])).unwrap();
     let mut frame = [0; 100];
     assert_eq!(wire.recv(&mut frame).unwrap(), FRAME.len());
 

@@ -11,6 +11,7 @@ use crate::virtio::net::lane::Lane;
 use crate::virtio::net::link::Link;
 use crate::virtio::net::port::FramePort;
 use crate::virtio::net::vhost::instance::Instance;
+use crate::virtio::threads::Job;
 use crate::virtio::worker::{Fault, Service, Source};
 use event_manager::EventOps;
 use std::io;
@@ -117,6 +118,8 @@ impl VhostService {
 }
 
 impl Service for VhostService {
+    const JOB: Job = Job::Vhost;
+
     fn sources(&self) -> Vec<Source> {
         let mut sources = vec![Source::readable(&self.changed, CHANGED), Source::readable(&self.alarm, ALARM)];
         sources.extend(self.ctrl.as_ref().map(|ctrl| Source::signalled(ctrl.doorbell(), CTRL_DOORBELL)));

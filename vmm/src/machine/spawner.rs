@@ -1,0 +1,92 @@
+//! The thread that starts the devices' workers.
+//!
+//! ```text
+//!   vCPU --order--> spawner --clone--> worker
+//!    ^                 |
+//!    '---- its handle -'
+//! ```
+//!
+//! The driver starts a device with a register access, so it is a vCPU's thread that wants workers. A vCPU runs the
+//! guest, and its thread is to be able to do little else: so another starts threads for it. It costs an activation two
+//! wake-ups for each worker. Workers that wait from the start would spare them, and cost a VM a thread for each queue
+//! that its guest never uses.
+//!
+//! The spawner lives as long as the process: it outlives a reboot of the guest.
+
+use crate::confine;
+use crate::exit;
+use devices::virtio::threads::{Job, Processors, Threads, Work};
+use std::io;
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread::{self, JoinHandle};
+
+/// Stack of the thread in bytes: it formats a log line.
+const STACK_BYTES: usize = 128 << 10;
+
+/// A worker that is wanted.
+struct Order {
+    name: String,
+    work: Work,
+    /// Where its handle goes.
+    started: SyncSender<io::Result<JoinHandle<()>>>,
+}
+
+/// The other threads' end of the spawner, which ends when this is dropped.
+pub(super) struct Spawner {
+    orders: Sender<Order>,
+}
+
+impl Spawner {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the host has no thread left.
+    pub(super) fn start() -> io::Result<Self> {
+        let (orders, received) = mpsc::channel();
+        // Not joined: it ends as soon as the other end is dropped, or with the process.
+        let thread = thread::Builder::new().name("spawner".to_owned()).stack_size(STACK_BYTES);
+        thread.spawn(move || serve(&received))?;
+        Ok(Self { orders })
+    }
+}
+
+impl Threads for Spawner {
+    fn spawn(&self, name: &str, _job: Job, work: Work) -> io::Result<JoinHandle<()>> {
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let (started, handle) = mpsc::sync_channel(1);
+        self.orders.send(Order { name: name.to_owned(), work, started }).map_err(|_| gone())?;
+        handle.recv().map_err(|_| gone())?
+    }
+}
+
+fn serve(orders: &Receiver<Order>) {
+    // Once, and here, because this reads files of the cgroup.
+    let processors = Processors::ask();
+    // Main gives up its own later.
+    if let Err(err) = confine::confine() {
+        log::error!("The thread that starts workers cannot give up its privileges: {err}");
+        exit::at_once(exit::HOST);
+    }
+    while let Ok(Order { name, work, started }) = orders.recv() {
+        let thread = thread::Builder::new().name(name).spawn(move || work(processors));
+        // Whoever ordered it waits for the answer.
+        let _ = started.send(thread);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worker_runs_under_its_name_until_it_is_joined() {
+        let spawner = Spawner::start().unwrap();
+        let (sender, received) = mpsc::channel();
+
+        let work = Box::new(move |_| sender.send(thread::current().name().map(str::to_owned)).unwrap());
+        let worker = spawner.spawn("net0-0", Job::QueuePair, work).unwrap();
+
+        worker.join().unwrap();
+        assert_eq!(received.recv().unwrap().as_deref(), Some("net0-0"));
+    }
+}
