@@ -15,6 +15,7 @@
 //! | guest driver | have interrupts held back for ever | a second at most, half a ring at most |
 //! | guest driver | lie in the headers of datagrams that are joined | they are copied first, and only right ones are joined |
 //! | guest driver of a card on vhost-net | all of that to the host's kernel, which serves its rings | the user has chosen it; what the kernel finds broken stops the card until its reset |
+//! | guest driver | have a worker panic, which takes a bug of ours | the device waits for a reset, the VM lives on |
 //! | the LAN | send any frame | only addresses, tags and ports are looked at, by parsers that are total and bounded, and only if the guest asks for filters or hashes |
 //! | the host | full disk, a tap that goes down | counted and reported to the guest, the VM keeps running |
 //!

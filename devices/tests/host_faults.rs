@@ -25,11 +25,12 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-const CASES: [(&str, fn()); 8] = [
+const CASES: [(&str, fn()); 9] = [
     ("tap_that_is_down_loses_frames_and_passes_them_when_it_is_up_again", down),
     ("tap_that_goes_down_and_up_under_load_stops_nothing", down_under_load),
     ("deleted_tap_costs_frames_but_neither_the_card_nor_a_processor", deleted),
     ("host_without_memory_loses_the_frame_and_not_the_card", no_memory),
+    ("worker_that_panics_costs_the_card_until_its_reset", panics),
     ("larger_mtu_lets_larger_frames_in", larger_mtu),
     ("frame_larger_than_the_buffers_after_an_mtu_change_is_dropped_alone", larger_mtu_without_merging),
     ("smaller_mtu_and_back_stops_nothing", smaller_mtu),
@@ -183,6 +184,13 @@ impl Rig {
         self.net.start(Activation { mem, features, queues, interrupts, threads }).unwrap();
     }
 
+    /// The driver resets the card and starts it again.
+    fn reset(&mut self) {
+        self.net.stop();
+        self.interrupts = Arc::new(Interrupts::new(Vec::new(), 3));
+        self.start(0);
+    }
+
     /// Makes one buffer available.
     fn offer(&mut self, queue: u64, len: u32) {
         let (base, nth) = (queue * STRIDE, &mut self.offered[usize::try_from(queue).unwrap()]);
@@ -327,13 +335,21 @@ fn deleted() {
     rig.net.stop();
 }
 
-/// A tap whose host has no memory for the first frames.
-struct Poor {
+/// A tap that refuses the first frames, each in a way of its own.
+struct Bad {
     tap: Tap,
-    failures: AtomicU32,
+    frames: AtomicU32,
+    /// The answer for the frame after which there are so many left.
+    refuse: fn(left: u32) -> io::Error,
 }
 
-impl FramePort for Poor {
+impl Bad {
+    fn new(frames: u32, refuse: fn(u32) -> io::Error) -> Arc<Self> {
+        Arc::new(Self { tap: routed(), frames: AtomicU32::new(frames), refuse })
+    }
+}
+
+impl FramePort for Bad {
     fn fd(&self) -> RawFd {
         self.tap.fd()
     }
@@ -341,12 +357,12 @@ impl FramePort for Poor {
         self.tap.receive(into, spill)
     }
     fn transmit(&self, frame: &IoVecs) -> io::Result<usize> {
-        let left = self.failures.load(Ordering::Relaxed);
+        let left = self.frames.load(Ordering::Relaxed);
         if left == 0 {
             return self.tap.transmit(frame);
         }
-        self.failures.store(left - 1, Ordering::Relaxed);
-        Err(io::Error::from_raw_os_error(if left.is_multiple_of(2) { libc::ENOBUFS } else { libc::ENOMEM }))
+        self.frames.store(left - 1, Ordering::Relaxed);
+        Err((self.refuse)(left))
     }
     fn probe_offloads(&self) -> Offloads {
         self.tap.probe_offloads()
@@ -366,10 +382,25 @@ impl FramePort for Poor {
 }
 
 fn no_memory() {
-    let port = Poor { tap: routed(), failures: AtomicU32::new(100) };
-    let mut rig = Rig::new(Arc::new(port), 0);
+    let refuse =
+        |left: u32| io::Error::from_raw_os_error(if left.is_multiple_of(2) { libc::ENOBUFS } else { libc::ENOMEM });
+    let mut rig = Rig::new(Bad::new(100, refuse), 0);
     rig.send(120);
     assert_eq!((rig.count("tx.0.no_memory"), rig.count("tx.0.frames")), (100, 20));
+    rig.works();
+}
+
+fn panics() {
+    let mut rig = Rig::new(Bad::new(2, |left| panic!("bug {left} of a test")), 0);
+
+    for _ in 0..2 {
+        rig.offer(TX, FRAME);
+        rig.ring(TX);
+        until("the card waits for a reset", || rig.interrupts.needs_reset());
+        assert_eq!(rig.used(TX), 0);
+        rig.reset();
+    }
+
     rig.works();
 }
 

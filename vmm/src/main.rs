@@ -54,13 +54,13 @@ mod logger;
 mod machine;
 mod name;
 mod own_code;
+mod panics;
 mod policy;
 mod ready_channel;
 mod request;
 mod signals;
 
 use cli::{Parsed, Settings};
-use console::terminal;
 use devices::virtio::net::{Program, steering_program};
 use error::Error;
 use exit::Outcome;
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     let start = Instant::now();
     signals::ignore_file_size();
     fault::install_handlers();
-    install_panic_hook();
+    panics::install_hook();
     let result = match cli::parse() {
         Parsed::Run(cli) => run(&cli, start).map(ExitCode::from),
         Parsed::Request(name, request) => client::ask(&name, &request).map(|text| say(&text)),
@@ -164,17 +164,4 @@ fn run_machines(resources: &mut Resources) -> Result<Outcome, Error> {
         }
         log::info!("The guest reboots (by {way})");
     }
-}
-
-/// A panic is a bug of ours: one sentence and a code of its own, with the terminal as it was. Exiting here, whatever
-/// the thread, keeps a machine from running on without a part of it; the kernel and the keeper clean up.
-fn install_panic_hook() {
-    std::panic::set_hook(Box::new(|info| {
-        terminal::restore();
-        let place = info.location().map(ToString::to_string).unwrap_or_default();
-        let text = info.payload_as_str().unwrap_or("no message");
-        logger::tell(&format!("minivmm: Internal error: {text} ({place})"));
-        logger::tell("hint: This is a bug in minivmm; please report this line and the command");
-        std::process::exit(exit::INTERNAL.into());
-    }));
 }

@@ -11,14 +11,19 @@
 //! A worker that fails raises DEVICE_NEEDS_RESET, logs one line and then waits to be stopped. It never takes the VM
 //! down and never dies silently. Whoever spawned it joins it and gets the service back.
 //!
+//! A worker that panics, which is a bug of ours, does the same, but its service is lost and its thread ends
+//! ([`guarded`]).
+//!
 //! The feature `inline-workers` is for fuzz targets: there workers have no threads and run when they are told to, so
 //! that the same input always does the same.
 
+mod guarded;
 #[cfg(feature = "inline-workers")]
 pub mod inline;
 #[cfg(not(feature = "inline-workers"))]
 mod threaded;
 
+pub use guarded::catches_panic;
 #[cfg(feature = "inline-workers")]
 pub use inline::Worker;
 #[cfg(not(feature = "inline-workers"))]
@@ -314,6 +319,8 @@ mod tests {
     struct Fragile {
         event: EventFd,
         calls: u32,
+        /// Shared with whoever looks whether the service is gone.
+        alive: Arc<()>,
     }
 
     impl Service for Fragile {
@@ -335,7 +342,7 @@ mod tests {
     fn spawn() -> (Worker<Fragile>, EventFd, Arc<Interrupts>) {
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let interrupts = Arc::new(Interrupts::new(Vec::new(), 1));
-        let service = Fragile { event: event.try_clone().unwrap(), calls: 0 };
+        let service = Fragile { event: event.try_clone().unwrap(), calls: 0, alive: Arc::default() };
         (Worker::spawn("test", service, interrupts.clone(), &OwnThreads).unwrap(), event, interrupts)
     }
 
@@ -366,6 +373,30 @@ mod tests {
         wait_for_fault(&interrupts);
         assert_eq!(worker.call(count), None);
         assert_eq!(worker.stop().unwrap().calls, 0);
+    }
+
+    #[cfg(not(feature = "inline-workers"))]
+    #[test]
+    fn panic_costs_the_device_and_neither_its_callers_nor_the_process() {
+        let (worker, _event, interrupts) = spawn();
+        let alive = worker.call(|fragile, _| Ok(Arc::downgrade(&fragile.alive))).unwrap();
+
+        assert_eq!(worker.call(|_, _| -> Result<(), Fault> { panic!("a test") }), None);
+        wait_for_fault(&interrupts);
+
+        assert_eq!(alive.strong_count(), 0);
+        assert_eq!(worker.call(count), None);
+        assert!(worker.stop().is_none());
+    }
+
+    #[cfg(not(feature = "inline-workers"))]
+    #[test]
+    fn hook_is_told_once_that_a_panic_is_caught() {
+        let (worker, ..) = spawn();
+
+        let told = worker.call(|_, _| Ok([catches_panic(), catches_panic()]));
+
+        assert_eq!((told, catches_panic()), (Some([true, false]), false));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A worker on a thread of its own.
 
+use super::guarded::guarded;
 use super::{Caller, Fault, Loop, Poll, Service, poll_once};
 use crate::virtio::device::StartError;
 use crate::virtio::interrupt::Interrupts;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 /// A running worker.
 pub struct Worker<S> {
     thread: JoinHandle<()>,
-    /// The service, once the thread has ended.
+    /// The service, once the thread has ended; not after a panic.
     ended: Receiver<S>,
     caller: Caller<S>,
 }
@@ -33,16 +34,15 @@ impl<S: Service> Worker<S> {
         threads: &dyn Threads,
     ) -> Result<Self, StartError> {
         let host = |operation| move |source| StartError::Host { operation, source };
-        let (event_loop, caller) = Loop::new(name, service, interrupts)?;
-        let mut manager = EventManager::new().map_err(io::Error::other).map_err(host("create an epoll"))?;
+        let (event_loop, caller) = Loop::new(name, service, interrupts.clone())?;
+        let manager = EventManager::new().map_err(io::Error::other).map_err(host("create an epoll"))?;
         let (give_back, ended) = mpsc::sync_channel(1);
         let work = move |processors| {
-            let id = manager.add_subscriber(event_loop);
-            run(&mut manager, id, processors);
-            match manager.remove_subscriber(id) {
+            if let Some(service) = guarded(move || serve_until_stopped(manager, event_loop, processors)) {
                 // Whoever has dropped the worker does not want it.
-                Ok(ended) => drop(give_back.send(ended.service)),
-                Err(err) => unreachable!("the subscriber was added above and never removed: {err}"),
+                drop(give_back.send(service));
+            } else {
+                interrupts.set_needs_reset();
             }
         };
         let thread = threads.spawn(name, S::JOB, Box::new(work)).map_err(host("start a worker thread"))?;
@@ -51,13 +51,20 @@ impl<S: Service> Worker<S> {
 
     /// Runs `action` on the worker's thread, between two events, and waits for its result as long as the current event
     /// is being served. `None` if the worker has met a fault, or `action` gives one: then the service rests until it is
-    /// stopped.
+    /// stopped. `None`, too, if the worker has panicked, or `action` does.
     pub fn call<R: Send + 'static>(
         &self,
         action: impl FnOnce(&mut S, &mut EventOps) -> Result<R, Fault> + Send + 'static,
     ) -> Option<R> {
-        let result = self.caller.call(action).inspect_err(|err| log::error!("Cannot wake a worker: {err}"));
-        result.ok()?.recv().ok()
+        match self.caller.call(action) {
+            Ok(result) => result.recv().ok(),
+            // It has panicked, and that was reported.
+            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => None,
+            Err(err) => {
+                log::error!("Cannot wake a worker: {err}");
+                None
+            }
+        }
     }
 
     /// Stops the worker, waits for its thread and returns the service; `None` if the thread panicked, which is a bug
@@ -70,6 +77,20 @@ impl<S: Service> Worker<S> {
         }
         self.thread.join().ok()?;
         self.ended.try_recv().ok()
+    }
+}
+
+/// Runs a worker's loop to its end. Returns the service.
+fn serve_until_stopped<S: Service>(
+    mut manager: EventManager<Loop<S>>,
+    event_loop: Loop<S>,
+    processors: Processors,
+) -> S {
+    let id = manager.add_subscriber(event_loop);
+    run(&mut manager, id, processors);
+    match manager.remove_subscriber(id) {
+        Ok(ended) => ended.service,
+        Err(err) => unreachable!("the subscriber was added above and never removed: {err}"),
     }
 }
 
