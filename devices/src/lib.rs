@@ -17,7 +17,7 @@
 //! | guest driver of a card on vhost-net | all of that to the host's kernel, which serves its rings | the user has chosen it; what the kernel finds broken stops the card until its reset |
 //! | guest driver | have a worker panic, which takes a bug of ours | the device waits for a reset, the VM lives on |
 //! | the LAN | send any frame | only addresses, tags and ports are looked at, by parsers that are total and bounded, and only if the guest asks for filters or hashes |
-//! | the host | full disk, a tap that goes down | counted and reported to the guest, the VM keeps running |
+//! | the host | full disk, a tap that goes down | counted and reported to the guest, the VM keeps running; the guest of a disk can wait instead |
 //!
 //! # Not supported
 //! Legacy and transitional virtio, virtio-mmio, packed rings, other devices than those listed in [`virtio`] and

@@ -2,6 +2,7 @@
 //! knows how a driver negotiates with it, the *backend* (`Disk` for a block device, `FramePort` for a card) knows where
 //! bytes come from.
 
+mod alarm;
 pub mod blk;
 pub mod chain;
 pub mod device;

@@ -108,8 +108,40 @@ fn on_minivmm(place: &Place, programs: Programs, probe: &Path, lan: &PeerLan, di
         Ok(run) => trials.extend(reported("minivmm", run)),
         Err(error) => trials.push(failed("minivmm", error.to_string())),
     }
+    trials.extend(on_disk_error(&program, probe, disks));
     trials.push(killed(programs.host_cases, program, probe.to_path_buf()));
     trials
+}
+
+/// A disk whose host takes no write behind its first page (RLIMIT_FSIZE): the machine ends, or waits until it is ended.
+fn on_disk_error(program: &Path, probe: &Path, disks: &[(PathBuf, bool)]) -> Vec<Trial> {
+    let Some((disk, _)) = disks.iter().find(|(_, readonly)| !readonly) else { return Vec::new() };
+    let run = |wish: &str, seconds: &str| {
+        let mut command = Command::new("timeout");
+        command
+            .args(["--preserve-status", "--kill-after=10", seconds, "prlimit", "--fsize=4096"])
+            .arg(program)
+            .arg("--kernel")
+            .arg(probe);
+        command.args(["--cmdline-replace", "probe=device", "--stop-timeout", "0", "--on-disk-error", wish]);
+        command.arg("--disk").arg(format!("path={}", disk.display())).stdin(Stdio::null()).output()
+    };
+    let path = disk.display();
+    let expected = [
+        ("stop", "120", 71, format!("minivmm: Disk {path} failed: File too large (os error 27)\n")),
+        // By SIGTERM, and at once.
+        ("pause", "5", 124, "The disk failed: File too large (os error 27); the guest waits".to_owned()),
+    ];
+    let trial = |(wish, seconds, code, words): (&'static str, &str, i32, String)| {
+        let output = run(wish, seconds);
+        Trial::test(format!("minivmm: a disk that fails, with --on-disk-error {wish}"), move || {
+            let output = output?;
+            let log = String::from_utf8_lossy(&output.stderr);
+            let as_wished = output.status.code() == Some(code) && log.contains(&words);
+            if as_wished { Ok(()) } else { Err(format!("{}: {log}", output.status).into()) }
+        })
+    };
+    expected.into_iter().map(trial).collect()
 }
 
 /// The register suites on a machine with one card, and whether they are quick.

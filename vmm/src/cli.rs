@@ -66,6 +66,18 @@ pub(crate) enum OnReboot {
     Restart,
 }
 
+/// The effect of a failure of a disk's file or device on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OnDiskError {
+    /// The guest gets an I/O error.
+    Report,
+    /// The guest's request waits and is tried again every second.
+    Pause,
+    /// The process ends with code 71.
+    Stop,
+}
+
 /// The least severe messages that are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -294,6 +306,7 @@ mod tests {
             (&["--net", "brige=x"], "bridge=NAME"),
             (&["--disk", "path=a,path=b"], "path"),
             (&["--on-reboot", "halt"], "--on-reboot"),
+            (&["--on-disk-error", "ignore"], "--on-disk-error"),
             (&["--frobnicate"], "--frobnicate"),
             (&["frobnicate"], "frobnicate"),
             (&["counters"], "required"),

@@ -9,6 +9,7 @@ use crate::{console, disk, limits, name};
 use net::policy::AskError;
 use std::error::Error as StdError;
 use std::io;
+use std::path::PathBuf;
 
 /// Why there is no machine, or none any more.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +113,14 @@ pub(crate) enum Error {
         /// Why.
         source: Failure,
     },
+    /// A disk failed, and the user wants that to be the end.
+    #[error("Disk {} failed", path.display())]
+    DiskFailed {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 /// Operations that wait for the answer of another process.
@@ -157,6 +166,12 @@ impl Error {
             Self::Vcpu { source: Failure::Internal { .. }, .. } => {
                 "The guest did what this host's KVM cannot do; a KVM without hardware virtualization cannot run Linux"
             }
+            Self::DiskFailed { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    "Make room on the host; with --on-disk-error pause the guest waits for it"
+                }
+                _ => "See the host's kernel log; with --on-disk-error report the guest is told and runs on",
+            },
             Self::MemoryBeyondCgroup { .. } => {
                 "Use a smaller --mem, or raise memory.max of the cgroup (MemoryMax= of a unit)"
             }

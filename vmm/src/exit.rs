@@ -85,7 +85,8 @@ Exit codes:
          cannot be used
   70     Internal error: a bug in minivmm
   71     The host failed: no KVM, no permission for a device, out of resources,
-         a vCPU that cannot go on; of minivmm doctor: a start would not work
+         a vCPU that cannot go on, a disk with --on-disk-error stop; of minivmm
+         doctor: a start would not work
   96     The guest reset itself, with --on-reboot exit: a reboot, a watchdog, an
          initramfs that found no root
   97     A card had no address within --wait-net

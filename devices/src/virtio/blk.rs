@@ -9,15 +9,19 @@ mod cache;
 mod config;
 pub mod disk;
 mod engine;
+mod failures;
 mod request;
 #[cfg(test)]
 mod tests;
 mod topology;
 
+pub use failures::{OnError, StopMachine};
+
 use crate::virtio::blk::cache::{Cache, WriteMode};
 use crate::virtio::blk::config::{Config, WRITEBACK};
 use crate::virtio::blk::disk::{Access, Disk};
 use crate::virtio::blk::engine::{Counts, Engine};
+use crate::virtio::blk::failures::{Failures, QueueFailures};
 use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, Memory, StartError};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::iovec::IoVecs;
@@ -117,6 +121,7 @@ pub struct Blk {
     accepted: u64,
     cache: Arc<Cache>,
     counts: Arc<Counts>,
+    failures: Arc<Failures>,
     /// One for each queue that the driver has enabled; none while it does not run.
     workers: Vec<Worker<RequestService<Engine>>>,
 }
@@ -133,6 +138,7 @@ impl Blk {
             accepted: 0,
             cache: Arc::new(Cache::new(WriteMode::Through)),
             counts: Arc::default(),
+            failures: Arc::new(Failures::new(name, OnError::Report)),
             workers: Vec::new(),
         }
     }
@@ -141,6 +147,12 @@ impl Blk {
     #[must_use]
     pub fn with_queues(self, QueueCount(count): QueueCount) -> Self {
         Self { config: Config::new(&self.disk, count), queue_sizes: vec![QUEUE_SIZE; count.into()], ..self }
+    }
+
+    /// The same, with failures of the host that do what `on_error` says; without, the guest is told of them.
+    #[must_use]
+    pub fn with_on_error(self, on_error: OnError) -> Self {
+        Self { failures: Arc::new(Failures::new(&self.name, on_error)), ..self }
     }
 
     fn has(&self, feature: u32) -> bool {
@@ -156,7 +168,8 @@ impl Blk {
                 if let Err(err) = self.disk.flush() {
                     // The driver reads back that its cache is what it was.
                     self.cache.set(WriteMode::Back);
-                    self.counts.host_failed(&self.name, &err);
+                    // That is the answer, whatever is done with a request.
+                    self.failures.flush_failed(err);
                 }
             }
             1 => self.cache.set(WriteMode::Back),
@@ -174,13 +187,13 @@ impl Blk {
         let idx = active.idx;
         let name = if self.queue_sizes.len() == 1 { self.name.clone() } else { format!("{}-{idx}", self.name) };
         let engine = Engine {
-            name: self.name.clone(),
             disk: self.disk.clone(),
             serial: self.serial,
             cache: self.cache.clone(),
             vecs: IoVecs::new(mem.clone()),
             mem: mem.clone(),
             counts: self.counts.clone(),
+            failures: QueueFailures::new(self.failures.clone()),
         };
         let service = RequestService::new(active, mem.clone(), interrupts.clone(), engine)?;
         Worker::spawn(&name, service, interrupts.clone(), threads)
@@ -248,7 +261,7 @@ impl Device for Blk {
     }
 
     fn counters(&self) -> Vec<Counter> {
-        self.counts.report()
+        self.counts.report(&self.failures)
     }
 }
 

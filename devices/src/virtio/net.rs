@@ -11,7 +11,6 @@
 //! Each queue can be reset and enabled again by itself (virtio 1.3 2.6.1); whoever does that visits the worker that
 //! holds it, so no queue is shared and nothing on the data path is locked.
 
-mod alarm;
 mod budget;
 mod coalesce;
 mod config;
@@ -46,11 +45,11 @@ pub use rss::{Program, Steering, Toeplitz, program as steering_program};
 pub use tap::Tap;
 pub use vhost::{Instance, Vhost};
 
+use crate::virtio::alarm::Alarm;
 use crate::virtio::device::{Activation, ActiveQueue, Counter, Device, Kind, StartError};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
-use alarm::Alarm;
 use coalesce::{Coalescer, Settings};
 use config::{Config, MacRegister};
 use counters::Counters;

@@ -8,7 +8,12 @@
 //! After [`BUDGET`] requests or [`TURN`] the queue rings its own doorbell and returns to the worker's loop, so that a
 //! driver that never stops asking, or asks for much, keeps the worker from being stopped for no longer than one request
 //! takes.
+//!
+//! A request that cannot be answered yet stays in the available ring, and those behind it, too. It is read and tried
+//! anew after a while, and until then the doorbell means nothing. The worker sleeps meanwhile, so that a reset finds it
+//! at once.
 
+use crate::virtio::alarm::Alarm;
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{ActiveQueue, Memory, StartError};
 use crate::virtio::interrupt::Interrupts;
@@ -30,20 +35,43 @@ pub const TURN: Duration = Duration::from_millis(10);
 /// Requests per interrupt while a burst lasts. The driver can go on with the first while the last are being served.
 const NOTIFY_EVERY: u32 = 16;
 
-/// The token of the doorbell, a service's only source.
+/// The tokens of a service's sources.
 const DOORBELL: u32 = 0;
+const ALARM: u32 = 1;
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// It is answered, with so many bytes written to the start of the writable part.
+    Used(u32),
+    /// It is to be tried again later; nothing of it has been answered.
+    Later,
+}
+
+/// How a queue was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// What was available is answered, or the doorbell has been rung for the rest.
+    Done,
+    /// The next request is to be tried again.
+    Waits,
+}
 
 /// The part of a device that answers the requests of one queue. Called on the queue's worker.
 pub trait Answer: Send + 'static {
     /// What the queue's thread does.
     const JOB: Job;
 
-    /// Answers the request in `chain`, which it may change, of queue `queue`. Returns the number of bytes that it wrote
-    /// to the start of the writable part.
+    /// Answers the request in `chain`, which it may change, of queue `queue`, or has it wait.
     ///
     /// # Errors
     /// If the request cannot be answered at all.
-    fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<u32, Fault>;
+    fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<Reply, Fault>;
+
+    /// How long after [`Reply::Later`] the request is tried again; `None` if it then waits for a reset.
+    fn try_again_after(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// One request queue of a device, as its worker's service. It holds nothing that the next activation would miss.
@@ -51,16 +79,22 @@ pub struct RequestService<A> {
     idx: u16,
     queue: RequestQueue,
     answerer: A,
+    /// `None` if no request is ever tried again.
+    alarm: Option<Alarm>,
+    left: Served,
 }
 
 impl<A: Answer> RequestService<A> {
     /// Has `answerer` answer the requests of `active`.
     ///
     /// # Errors
-    /// If the rings are not in guest memory.
+    /// If the rings are not in guest memory, or the host has no timer left.
     pub fn new(active: ActiveQueue, mem: Memory, interrupts: Arc<Interrupts>, answerer: A) -> Result<Self, StartError> {
         let idx = active.idx;
-        Ok(Self { idx, queue: RequestQueue::new(active, mem, interrupts)?, answerer })
+        let queue = RequestQueue::new(active, mem, interrupts)?;
+        let alarm = answerer.try_again_after().map(|_| Alarm::new()).transpose();
+        let alarm = alarm.map_err(|source| StartError::Host { operation: "create a timer", source })?;
+        Ok(Self { idx, queue, answerer, alarm, left: Served::Done })
     }
 }
 
@@ -68,16 +102,27 @@ impl<A: Answer> Service for RequestService<A> {
     const JOB: Job = A::JOB;
 
     fn sources(&self) -> Vec<Source> {
-        vec![Source::signalled(&self.queue.doorbell, DOORBELL)]
+        let alarm = self.alarm.as_ref().map(|alarm| Source::readable(alarm, ALARM));
+        [Source::signalled(&self.queue.doorbell, DOORBELL)].into_iter().chain(alarm).collect()
     }
 
     fn begin(&mut self, events: &mut EventOps) -> Result<(), Fault> {
         self.serve(DOORBELL, events)
     }
 
-    fn serve(&mut self, _token: u32, _events: &mut EventOps) -> Result<(), Fault> {
-        let Self { idx, queue, answerer } = self;
-        queue.serve(|chain| answerer.answer(*idx, chain))
+    fn serve(&mut self, token: u32, _events: &mut EventOps) -> Result<(), Fault> {
+        let Self { idx, queue, answerer, alarm, left } = self;
+        let no_timer = |source| Fault::Host { operation: "set a timer", source };
+        match (token, alarm.as_mut()) {
+            (ALARM, Some(alarm)) => alarm.acknowledge().map_err(no_timer)?,
+            _ if *left == Served::Waits => return Ok(()),
+            _ => {}
+        }
+        *left = queue.serve(|chain| answerer.answer(*idx, chain))?;
+        match (&left, alarm, answerer.try_again_after()) {
+            (Served::Waits, Some(alarm), Some(delay)) => alarm.set(Some(Instant::now() + delay)).map_err(no_timer),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -98,12 +143,11 @@ impl RequestQueue {
         Ok(Self { ring, doorbell, chain: Chain::default() })
     }
 
-    /// Answers what is available. `answer` is given each chain, may change it, and returns the bytes that it wrote to
-    /// the start of the writable part.
+    /// Answers what is available, up to a request that waits. `answer` is given each chain and may change it.
     ///
     /// # Errors
     /// If the ring or a chain is broken, if `answer` fails, or if the doorbell cannot be rung.
-    pub fn serve(&mut self, mut answer: impl FnMut(&mut Chain) -> Result<u32, Fault>) -> Result<(), Fault> {
+    pub fn serve(&mut self, mut answer: impl FnMut(&mut Chain) -> Result<Reply, Fault>) -> Result<Served, Fault> {
         let begun = Instant::now();
         let is_over = |served| served >= BUDGET || (served > 0 && begun.elapsed() >= TURN);
         let mut served = 0;
@@ -112,7 +156,11 @@ impl RequestQueue {
             while !is_over(served)
                 && let Some(head) = self.ring.pop(&mut self.chain)?
             {
-                let len = answer(&mut self.chain)?;
+                let Reply::Used(len) = answer(&mut self.chain)? else {
+                    self.ring.put_back();
+                    self.ring.notify();
+                    return Ok(Served::Waits);
+                };
                 self.ring.push_used(head, len);
                 served += 1;
                 if served.is_multiple_of(NOTIFY_EVERY) {
@@ -122,10 +170,10 @@ impl RequestQueue {
             self.ring.notify();
             if is_over(served) {
                 let ring_again = |source| Fault::Host { operation: "ring a doorbell", source };
-                return self.doorbell.write(1).map_err(ring_again);
+                return self.doorbell.write(1).map(|()| Served::Done).map_err(ring_again);
             }
             if !self.ring.enable_doorbell()? {
-                return Ok(());
+                return Ok(Served::Done);
             }
         }
     }
@@ -143,7 +191,7 @@ mod tests {
         let (active, mem, interrupts) = driver.activate();
         let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
 
-        queue.serve(|chain| Ok(chain.writable[0].len)).unwrap();
+        queue.serve(|chain| Ok(Reply::Used(chain.writable[0].len))).unwrap();
 
         assert_eq!(driver.used(), [(heads[0], 1), (heads[1], 2)]);
         assert_eq!(driver.interrupts_seen(), 1);
@@ -159,10 +207,10 @@ mod tests {
         let doorbell = active.doorbell.try_clone().unwrap();
         let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
 
-        queue.serve(|_| Ok(0)).unwrap();
+        queue.serve(|_| Ok(Reply::Used(0))).unwrap();
         let after_first = driver.used().len();
         assert_eq!(doorbell.read().unwrap(), 1);
-        queue.serve(|_| Ok(0)).unwrap();
+        queue.serve(|_| Ok(Reply::Used(0))).unwrap();
 
         assert_eq!((after_first, driver.used().len()), (64, 65));
     }
@@ -181,7 +229,7 @@ mod tests {
             while begun.elapsed() < TURN {
                 std::hint::spin_loop();
             }
-            Ok(0)
+            Ok(Reply::Used(0))
         };
 
         queue.serve(slowly).unwrap();
@@ -190,6 +238,27 @@ mod tests {
         queue.serve(slowly).unwrap();
 
         assert_eq!((after_first, driver.used().len()), (1, 2));
+    }
+
+    #[test]
+    fn request_that_waits_is_read_again_and_those_behind_it_wait_too() {
+        let mut driver = TestDriver::new();
+        let heads: Vec<_> = (1..=3).map(|len| driver.add(&[Desc::writable(0x8000, len)])).collect();
+        let (active, mem, interrupts) = driver.activate();
+        let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
+        let up_to = |most| {
+            move |chain: &mut Chain| {
+                let len = chain.writable.pop().map_or(0, |buffer| buffer.len);
+                Ok(if len <= most { Reply::Used(len) } else { Reply::Later })
+            }
+        };
+
+        let left = [queue.serve(up_to(1)).unwrap(), queue.serve(up_to(1)).unwrap()];
+        assert_eq!((left, driver.used()), ([Served::Waits; 2], vec![(heads[0], 1)]));
+        assert_eq!(driver.interrupts_seen(), 1);
+
+        assert_eq!(queue.serve(up_to(9)).unwrap(), Served::Done);
+        assert_eq!(driver.used(), [(heads[0], 1), (heads[1], 2), (heads[2], 3)]);
     }
 
     #[test]

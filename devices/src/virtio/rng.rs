@@ -7,7 +7,7 @@
 use crate::virtio::chain::{Buffer, Chain};
 use crate::virtio::device::{Activation, Counter, Device, Kind, StartError};
 use crate::virtio::iovec::IoVecs;
-use crate::virtio::request_queue::{Answer, RequestService};
+use crate::virtio::request_queue::{Answer, Reply, RequestService};
 use crate::virtio::threads::Job;
 use crate::virtio::worker::{Fault, Worker};
 use std::fs::File;
@@ -101,7 +101,7 @@ impl Answer for Filler {
     const JOB: Job = Job::Entropy;
 
     /// Fills the writable part of `chain`. A chain without one is refused.
-    fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<u32, Fault> {
+    fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<Reply, Fault> {
         self.vecs.clear();
         let mut room = MAX_REQUEST_BYTES;
         for buffer in &chain.writable {
@@ -115,14 +115,14 @@ impl Answer for Filler {
         }
         if self.vecs.is_empty() {
             self.counts.refused.fetch_add(1, Ordering::Relaxed);
-            return Ok(0);
+            return Ok(Reply::Used(0));
         }
         let failed = |source| Fault::Host { operation: "read random bytes", source };
         let filled = self.vecs.readv(self.source.as_fd()).map_err(failed)?;
         match u32::try_from(filled) {
             Ok(len) if len > 0 => {
                 self.counts.bytes.fetch_add(u64::from(len), Ordering::Relaxed);
-                Ok(len)
+                Ok(Reply::Used(len))
             }
             // A driver must get at least one byte (virtio 1.3 5.4.6.2), so a source that has ended is a failure.
             _ => Err(failed(io::ErrorKind::UnexpectedEof.into())),
@@ -133,7 +133,7 @@ impl Answer for Filler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::request_queue::RequestQueue;
+    use crate::virtio::request_queue::{RequestQueue, Served};
     use crate::virtio::test_driver::{Desc, TestDriver};
     use std::io::Write;
 
@@ -146,7 +146,7 @@ mod tests {
     }
 
     /// Serves what `driver` has made available, without a thread.
-    fn serve(driver: &TestDriver, source: File) -> (Result<(), Fault>, Arc<Counts>) {
+    fn serve(driver: &TestDriver, source: File) -> (Result<Served, Fault>, Arc<Counts>) {
         let (active, mem, interrupts) = driver.activate();
         let counts = Arc::<Counts>::default();
         let mut filler = Filler { vecs: IoVecs::new(mem.clone()), source: Arc::new(source), counts: counts.clone() };

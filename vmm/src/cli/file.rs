@@ -86,6 +86,7 @@ mod tests {
             policy = "/dev/null"
             console = "file=web.log"
             on-reboot = "restart"
+            on-disk-error = "pause"
             stop-timeout = 3
             ready-fd = 7
             wait-net = 30

@@ -1,6 +1,6 @@
 //! The flags of a VM, which are also the keys of a configuration file: one struct, read by clap and by serde.
 
-use super::{ConsoleSpec, DiskSpec, LogLevel, MemSize, OnReboot, SmbiosSpec};
+use super::{ConsoleSpec, DiskSpec, LogLevel, MemSize, OnDiskError, OnReboot, SmbiosSpec};
 use crate::name::VmName;
 use crate::policy::PolicyFile;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
@@ -61,6 +61,10 @@ pub(crate) struct Settings {
     /// Disks, by ascending slot.
     #[arg(long, help_heading = MACHINE, value_name = "SPEC", help = DISK_HELP)]
     pub(crate) disk: Vec<DiskSpec>,
+
+    /// Effect of a failure of a disk on the host, such as a full file system
+    #[arg(long, help_heading = MACHINE, value_name = "WHAT", default_value = "report")]
+    pub(crate) on_disk_error: OnDiskError,
 
     /// Network cards, by ascending slot.
     #[arg(long, help_heading = NETWORK, value_name = "SPEC", help = NET_SUMMARY)]

@@ -1,8 +1,9 @@
 //! The devices of the machine, and the two address spaces in which the guest finds them.
 
-use super::ending::Ending;
-use super::resources::{Card, Resources};
+use super::ending::{End, Ending};
+use super::resources::{Card, Disk, Resources};
 use super::serial::Port;
+use crate::cli::OnDiskError;
 use crate::error::Error;
 use crate::kvm::Vm;
 use boot::layout::{self, Ports};
@@ -18,7 +19,7 @@ use devices::legacy::reset_control::ResetControl;
 use devices::legacy::rtc::Rtc;
 use devices::legacy::serial::Serial;
 use devices::pci::root::{PciRoot, Windows};
-use devices::virtio::blk::{Blk, QueueCount, disk};
+use devices::virtio::blk::{Blk, OnError, QueueCount, StopMachine, disk};
 use devices::virtio::device::{Device, Memory};
 use devices::virtio::net::{
     Budget, FramePort, Impairment, Instance, Net, NetConfig, ObservedPort, Offloads, Rate, Steering, Tap, Vhost,
@@ -30,6 +31,7 @@ use net::spec::{Delay, ImpairSpec, Offload, OffloadList};
 use serde_json::{Map, Value};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -67,12 +69,12 @@ impl Devices {
         let mut buses = Buses { ports: Bus::new(), mmio: Bus::new() };
         let serial_drained = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::host("create an eventfd"))?;
         let serial = serial(vm, resources, &serial_drained)?;
-        let events: Arc<dyn Events> = ending;
+        let events: Arc<dyn Events> = ending.clone();
         add_legacy(&mut buses.ports, serial.clone(), &events)?;
         let button_line = vm.irq_line(layout::POWER_BUTTON_GSI).map_err(Error::host("create an eventfd"))?;
         let root = PciRoot::new(windows(mmio64)).map_err(added("the PCI bus"))?;
         let mut slots = Slots { vm, mem, threads: resources.spawner.clone(), virtio: Vec::new(), root };
-        slots.fill(resources)?;
+        slots.fill(resources, &ending)?;
         let Slots { virtio, root, .. } = slots;
         add_pci(&mut buses, Arc::new(root), mmio64, events)?;
         Ok(Self { buses: Arc::new(buses), virtio, serial, serial_drained, power_button: PowerButton::new(button_line) })
@@ -190,7 +192,7 @@ struct Slots<'a> {
 }
 
 impl Slots<'_> {
-    fn fill(&mut self, resources: &mut Resources) -> Result<(), Error> {
+    fn fill(&mut self, resources: &mut Resources, ending: &Arc<Ending>) -> Result<(), Error> {
         let budget = resources.budget.clone();
         for (index, (wanted, port)) in resources.cards()?.into_iter().enumerate() {
             let name = format!("net{index}");
@@ -207,7 +209,8 @@ impl Slots<'_> {
             };
             let backend = backend.map_err(added(&name))?;
             let queues = disk.spec.queues.unwrap_or(QueueCount::for_cpus(resources.cpus));
-            self.add(&name, Box::new(Blk::new(&name, backend, disk.spec.serial).with_queues(queues)))?;
+            let blk = Blk::new(&name, backend, disk.spec.serial).with_queues(queues);
+            self.add(&name, Box::new(blk.with_on_error(on_error(resources.on_disk_error, disk, ending))))?;
         }
         let entropy = resources.entropy.try_clone().map_err(Error::host("duplicate a descriptor"))?;
         self.add("rng0", Box::new(Rng::new("rng0", entropy)))
@@ -227,6 +230,27 @@ impl Slots<'_> {
         log::debug!("{name} is at {bdf:?}");
         self.virtio.push((name.to_owned(), device));
         Ok(())
+    }
+}
+
+/// Ends the machine when its disk fails.
+struct DiskStop {
+    path: PathBuf,
+    ending: Arc<Ending>,
+}
+
+impl StopMachine for DiskStop {
+    fn stop(&self, failure: io::Error) {
+        self.ending.report(End::DiskFailed { path: self.path.clone(), source: failure });
+    }
+}
+
+/// Converts the user's wish into the disk's terms.
+fn on_error(wish: OnDiskError, disk: &Disk, ending: &Arc<Ending>) -> OnError {
+    match wish {
+        OnDiskError::Report => OnError::Report,
+        OnDiskError::Pause => OnError::Pause,
+        OnDiskError::Stop => OnError::Stop(Arc::new(DiskStop { path: disk.spec.path.clone(), ending: ending.clone() })),
     }
 }
 

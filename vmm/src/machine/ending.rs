@@ -6,6 +6,7 @@ use crate::kvm::exit::Failure;
 use devices::legacy::event::{Events, MachineEvent, ResetLine};
 use std::cell::Cell;
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -23,6 +24,13 @@ pub(super) enum End {
         id: u32,
         /// Why.
         failure: Failure,
+    },
+    /// A disk has failed, and the user wants that to be the end.
+    DiskFailed {
+        /// The disk.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
 }
 

@@ -61,11 +61,12 @@ fn outcome(reset: &Reset, mem: &Memory, io_apic: IoApic) -> Outcome {
 /// say than that.
 ///
 /// # Errors
-/// If a vCPU failed.
+/// If a vCPU or a disk failed.
 pub(super) fn outcome_of(end: End, mem: &Memory, io_apic: IoApic) -> Result<Outcome, crate::error::Error> {
     match end {
         End::Outcome(outcome) => Ok(outcome),
         End::Failed { id, failure } => Err(crate::error::Error::Vcpu { id, source: failure }),
+        End::DiskFailed { path, source } => Err(crate::error::Error::DiskFailed { path, source }),
         End::Reset(reset) => {
             let outcome = outcome(&reset, mem, io_apic);
             if outcome == Outcome::Crashed {

@@ -7,7 +7,7 @@ use super::services::ServiceThreads;
 use super::spawner::Spawner;
 use super::stop::Stop;
 use crate::capture::Capture;
-use crate::cli::{DiskSpec, MemSize, OnReboot, Settings};
+use crate::cli::{DiskSpec, MemSize, OnDiskError, OnReboot, Settings};
 use crate::console::Console;
 use crate::error::Error;
 use crate::exit::Outcome;
@@ -100,6 +100,7 @@ pub(crate) struct Resources {
     pub(super) mem: MemSize,
     pub(super) boot: BootSpec,
     pub(super) disks: Vec<Disk>,
+    pub(super) on_disk_error: OnDiskError,
     pub(super) entropy: File,
     /// The memory that waiting frames may take.
     pub(super) budget: Budget,
@@ -147,6 +148,7 @@ impl Resources {
             mem: cli.mem,
             boot: files.boot,
             disks: files.disks,
+            on_disk_error: cli.on_disk_error,
             entropy: files.entropy,
             budget: files.budget,
             signals: Signals::new().map_err(Error::host("open a signalfd"))?,

@@ -12,6 +12,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 /// Bytes in a sector.
@@ -135,6 +136,8 @@ pub struct Disk {
     sizes: Sizes,
     access: Access,
     can_discard: bool,
+    /// The error of the flush that has failed. Held by whoever flushes.
+    flush_failed: Mutex<Option<i32>>,
 }
 
 impl Disk {
@@ -163,7 +166,9 @@ impl Disk {
         let can_discard = access == Access::ReadWrite
             && (kind.is_block_device()
                 || fallocate(&file, FallocateMode::PunchHole, true, bytes, SECTOR_BYTES).is_ok());
-        let disk = Self { file, sectors: bytes / SECTOR_BYTES, block_size, sizes, access, can_discard };
+        let sectors = bytes / SECTOR_BYTES;
+        let flush_failed = Mutex::new(None);
+        let disk = Self { file, sectors, block_size, sizes, access, can_discard, flush_failed };
         check_size(bytes, block_size).map(|()| disk)
     }
 
@@ -228,10 +233,19 @@ impl Disk {
 
     /// Makes everything written so far survive a crash of the host.
     ///
+    /// The kernel tells of a write that has failed once, to whoever flushes next, and takes its pages for clean: the
+    /// same call would succeed the next time, without the data (fsync(2), and QEMU's `page_cache_inconsistent`). So a
+    /// disk of which one flush has failed fails them all. Flushes take turns, or one that runs beside the failing one
+    /// would succeed for writes that are lost.
+    ///
     /// # Errors
-    /// If the host fails to.
+    /// If the host fails to, or did before.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        let mut failed = self.flush_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(errno) = *failed {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        self.file.sync_data().inspect_err(|err| *failed = Some(err.raw_os_error().unwrap_or(libc::EIO)))
     }
 
     /// Gives the extent's space back to the host. What it reads as afterwards is up to the host.

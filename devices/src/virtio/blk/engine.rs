@@ -6,24 +6,26 @@
 //! | leaves the disk, or asks for parts of sectors, or sends too little or too much | IOERR |
 //! | writes to a read-only disk | IOERR (virtio 1.3 5.2.6.2) |
 //! | asks for something unknown, or sets unknown flags | UNSUPP |
-//! | meets a host that fails | IOERR, counted, and the first one logged |
+//! | meets a host that fails | what the user wants ([`failures`](super::failures)): IOERR, a pause, or the end |
 
 use crate::virtio::blk::DiskSerial;
 use crate::virtio::blk::cache::{Cache, WriteMode};
 use crate::virtio::blk::config::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, MAX_WRITE_ZEROES_SEGMENTS};
 use crate::virtio::blk::disk::{Access, Disk, Extent, SECTOR_BYTES};
+use crate::virtio::blk::failures::{Failures, QueueFailures, Verdict};
 use crate::virtio::blk::request::{
     Flags, MAX_SEGMENTS, Malformed, Operation, Segment, take_header, take_segments, take_status,
 };
 use crate::virtio::chain::{BadChain, Buffer, Chain};
 use crate::virtio::device::{Counter, Memory};
 use crate::virtio::iovec::IoVecs;
-use crate::virtio::request_queue::Answer;
+use crate::virtio::request_queue::{Answer, Reply};
 use crate::virtio::threads::Job;
 use crate::virtio::worker::Fault;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use vm_memory::Bytes;
 
@@ -39,19 +41,11 @@ pub(super) struct Counts {
     write_zeroes: AtomicU64,
     refused: AtomicU64,
     unsupported: AtomicU64,
-    host_errors: AtomicU64,
 }
 
 impl Counts {
-    /// Counts a failure of the host.
-    pub(super) fn host_failed(&self, name: &str, err: &io::Error) {
-        // The guest can cause any number of these, on a full host for example.
-        if count(&self.host_errors, 1) == 0 {
-            log::warn!("{name}: The disk failed: {err}; further failures are only counted");
-        }
-    }
-
-    pub(super) fn report(&self) -> Vec<Counter> {
+    /// These counts and those of `failures`.
+    pub(super) fn report(&self, failures: &Failures) -> Vec<Counter> {
         [
             ("reads", &self.reads),
             ("read_bytes", &self.read_bytes),
@@ -62,10 +56,11 @@ impl Counts {
             ("write_zeroes", &self.write_zeroes),
             ("refused_requests", &self.refused),
             ("unsupported_requests", &self.unsupported),
-            ("host_errors", &self.host_errors),
         ]
+        .into_iter()
+        .chain(failures.counts())
         .map(|(name, count)| Counter { name: name.into(), value: count.load(Ordering::Relaxed) })
-        .into()
+        .collect()
     }
 }
 
@@ -77,6 +72,8 @@ enum Failure {
     Unsupported,
     /// The host failed.
     Host(io::Error),
+    /// The host failed to make something durable.
+    Flush(io::Error),
 }
 
 impl From<Malformed> for Failure {
@@ -99,41 +96,49 @@ impl From<io::Error> for Failure {
 
 /// A disk, and all it takes to answer requests for it.
 pub(super) struct Engine {
-    pub(super) name: String,
     pub(super) disk: Arc<Disk>,
     pub(super) serial: DiskSerial,
     pub(super) cache: Arc<Cache>,
     pub(super) mem: Memory,
     pub(super) vecs: IoVecs,
     pub(super) counts: Arc<Counts>,
+    pub(super) failures: QueueFailures,
 }
 
 impl Answer for Engine {
     const JOB: Job = Job::Disk;
 
-    fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<u32, Fault> {
+    fn answer(&mut self, queue: u16, chain: &mut Chain) -> Result<Reply, Fault> {
         self.respond(chain).map_err(|reason| Fault::Guest { queue, reason })
+    }
+
+    fn try_again_after(&self) -> Option<Duration> {
+        self.failures.disk().retry()
     }
 }
 
 impl Engine {
-    /// Serves the request in `chain` and writes its status. Returns the length for the used ring.
+    /// Serves the request in `chain` and writes its status, unless it is to wait.
     ///
     /// # Errors
     /// The reason, if there is no status byte to write.
-    pub(super) fn respond(&mut self, chain: &mut Chain) -> Result<u32, &'static str> {
+    fn respond(&mut self, chain: &mut Chain) -> Result<Reply, &'static str> {
         let status_at = take_status(chain).ok_or("a request has no room for its status")?;
         let room = chain.writable_len();
         let (status, written) = match self.serve(chain) {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
-            Err(failure) => (self.note(&failure), 0),
+            Err(failure) => match self.note(failure) {
+                Some(status) => (status, 0),
+                None => return Ok(Reply::Later),
+            },
         };
+        self.failures.answered();
         let [status, ..] = status.to_le_bytes();
         self.mem.write_obj(status, status_at).map_err(|_| "the status of a request is outside of guest memory")?;
         // Used length counts what was written from the start without a gap, so the status counts only behind full data.
         let len = if written == room { written + 1 } else { written };
         // A chain is at most 4 GiB - 1 long; virtio-queue ends a longer one.
-        Ok(u32::try_from(len).unwrap_or(u32::MAX))
+        Ok(Reply::Used(u32::try_from(len).unwrap_or(u32::MAX)))
     }
 
     /// Serves a request whose status byte has been taken off. Returns the bytes of data written for the driver.
@@ -172,7 +177,7 @@ impl Engine {
     }
 
     fn flush(&self) -> Result<u64, Failure> {
-        self.disk.flush()?;
+        self.disk.flush().map_err(Failure::Flush)?;
         count(&self.counts.flushes, 1);
         Ok(0)
     }
@@ -245,21 +250,23 @@ impl Engine {
         }
     }
 
-    /// Counts a failure and turns it into a status.
-    fn note(&self, failure: &Failure) -> u32 {
-        match failure {
+    /// Counts a failure and turns it into a status; `None` if the request is to wait.
+    fn note(&mut self, failure: Failure) -> Option<u32> {
+        let verdict = match failure {
             Failure::Refused => {
                 count(&self.counts.refused, 1);
-                VIRTIO_BLK_S_IOERR
+                Verdict::Fail
             }
             Failure::Unsupported => {
                 count(&self.counts.unsupported, 1);
-                VIRTIO_BLK_S_UNSUPP
+                return Some(VIRTIO_BLK_S_UNSUPP);
             }
-            Failure::Host(err) => {
-                self.counts.host_failed(&self.name, err);
-                VIRTIO_BLK_S_IOERR
-            }
+            Failure::Host(err) => self.failures.failed(err),
+            Failure::Flush(err) => self.failures.disk().flush_failed(err),
+        };
+        match verdict {
+            Verdict::Fail => Some(VIRTIO_BLK_S_IOERR),
+            Verdict::Wait => None,
         }
     }
 }
@@ -270,7 +277,7 @@ fn gather(vecs: &mut IoVecs, buffers: &[Buffer]) -> Result<(), BadChain> {
     buffers.iter().try_for_each(|buffer| vecs.push(*buffer))
 }
 
-/// Adds to a counter. Returns what it was before.
-fn count(counter: &AtomicU64, more: u64) -> u64 {
-    counter.fetch_add(more, Ordering::Relaxed)
+/// Adds to a counter.
+fn count(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Ordering::Relaxed);
 }

@@ -57,6 +57,7 @@ struct Bench {
     file: File,
     disk: Arc<Disk>,
     counts: Arc<Counts>,
+    failures: Arc<Failures>,
     mode: WriteMode,
 }
 
@@ -64,23 +65,24 @@ impl Bench {
     fn new(access: Access) -> Self {
         let file = image();
         let disk = Arc::new(Disk::new(file.try_clone().unwrap(), access).unwrap());
-        Self { driver: TestDriver::new(), file, disk, counts: Arc::default(), mode: WriteMode::Back }
+        let failures = Arc::new(Failures::new("blk0", OnError::Report));
+        Self { driver: TestDriver::new(), file, disk, counts: Arc::default(), failures, mode: WriteMode::Back }
     }
 
     /// Serves what is available.
     fn run(&self) -> Result<(), Fault> {
         let (active, mem, interrupts) = self.driver.activate();
         let mut engine = Engine {
-            name: "blk0".to_owned(),
             disk: self.disk.clone(),
             serial: DiskSerial::try_from("disk-7").unwrap(),
             cache: Arc::new(Cache::new(self.mode)),
             vecs: IoVecs::new(mem.clone()),
             mem: mem.clone(),
             counts: self.counts.clone(),
+            failures: QueueFailures::new(self.failures.clone()),
         };
         let mut queue = RequestQueue::new(active, mem, interrupts).unwrap();
-        queue.serve(|chain| engine.answer(FIRST_QUEUE, chain))
+        queue.serve(|chain| engine.answer(FIRST_QUEUE, chain)).map(|_| ())
     }
 
     /// Serves one chain. Returns the used length.
@@ -114,7 +116,7 @@ impl Bench {
     }
 
     fn count(&self, name: &str) -> u64 {
-        self.counts.report().into_iter().find(|counter| counter.name == name).unwrap().value
+        self.counts.report(&self.failures).into_iter().find(|counter| counter.name == name).unwrap().value
     }
 }
 

@@ -8,9 +8,9 @@
 //! Where frames come one at a time, to read until the port is empty is a system call for each in vain. After some of
 //! these, a port that stays readable is watched level-triggered and read once, until anything else happens.
 
+use crate::virtio::alarm::Alarm;
 use crate::virtio::device::Activation;
 use crate::virtio::net::Turn;
-use crate::virtio::net::alarm::Alarm;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::ctrl::CtrlQueue;
 use crate::virtio::net::drain::Drain;

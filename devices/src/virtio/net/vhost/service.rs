@@ -3,8 +3,8 @@
 //!
 //! One thread for the whole card, which sleeps unless something of that happens.
 
+use crate::virtio::alarm::Alarm;
 use crate::virtio::interrupt::Interrupts;
-use crate::virtio::net::alarm::Alarm;
 use crate::virtio::net::counters::Counters;
 use crate::virtio::net::ctrl::CtrlQueue;
 use crate::virtio::net::lane::Lane;

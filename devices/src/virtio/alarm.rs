@@ -7,7 +7,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 /// A timer that is set only when there is something to wait for. An alarm whose reason has gone is not taken back: it
 /// goes off once in vain, which is cheaper than a system call for each.
-pub(super) struct Alarm {
+pub(crate) struct Alarm {
     timer: TimerFd,
     set_for: Option<Instant>,
 }
@@ -17,7 +17,7 @@ impl Alarm {
     ///
     /// # Errors
     /// If the host has no timer left.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { timer: TimerFd::new()?, set_for: None })
     }
 
@@ -25,7 +25,7 @@ impl Alarm {
     ///
     /// # Errors
     /// As `timerfd_settime(2)`.
-    pub(super) fn set(&mut self, time: Option<Instant>) -> io::Result<()> {
+    pub(crate) fn set(&mut self, time: Option<Instant>) -> io::Result<()> {
         let Some(time) = time.filter(|time| self.set_for.is_none_or(|earlier| *time < earlier)) else { return Ok(()) };
         // Zero would switch the timer off.
         let delay = time.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
@@ -35,7 +35,7 @@ impl Alarm {
     }
 
     /// Returns whether it has gone off by `now`, or is about to.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.set_for.is_some_and(|time| time <= now)
     }
 
@@ -43,7 +43,7 @@ impl Alarm {
     ///
     /// # Errors
     /// As `timerfd_settime(2)`.
-    pub(super) fn acknowledge(&mut self) -> io::Result<()> {
+    pub(crate) fn acknowledge(&mut self) -> io::Result<()> {
         self.set_for = None;
         self.timer.clear()?;
         Ok(())
