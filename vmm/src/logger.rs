@@ -1,4 +1,4 @@
-//! The `log` backend: lines on stderr, with a limit on those that a guest can cause.
+//! The `log` backend: lines on stderr, with a [budget](budget) for those that a guest can cause.
 //!
 //! Levels: error = the user's wish failed; warn = odd but served; info = rare change; debug = for developers, with the
 //! time since the start.
@@ -7,22 +7,21 @@
 //! vCPUs, workers and the control loop. What does not fit is dropped and counted. The check and the write are two
 //! steps, so another process that fills the same pipe in between can still make one line wait.
 
+mod budget;
+
 use crate::console::terminal;
 use crate::event;
+use budget::{Budget, Place};
 use log::{LevelFilter, Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags};
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A crate whose lines any guest can cause at any rate; what matters of them is counted by the devices.
 const GUEST_DRIVEN: &str = "virtio_queue";
-
-/// Warnings and worse per second before the rest is only counted. A start or stop logs fewer; a guest that provokes one
-/// line per access could otherwise fill the host's disk.
-const LINES_PER_SECOND: u32 = 50;
 
 /// Bytes of a line at most: a pipe that polls as writable takes this many without blocking (POSIX: PIPE_BUF).
 const LINE_BYTES: usize = 4096;
@@ -38,20 +37,13 @@ const DIRECTIONS: [char; 13] = [
 
 struct Stderr {
     start: Instant,
-    /// The second that `lines` counts. Relaxed, as all of it: a few lines more or less do not matter.
-    second: AtomicU64,
-    lines: AtomicU32,
-    dropped: AtomicU64,
+    /// Held for a moment, and never while a line is written.
+    budget: Mutex<Budget>,
 }
 
 /// Starts logging at `level`. Called once, first thing.
 pub(crate) fn init(level: LevelFilter) {
-    let logger = Stderr {
-        start: Instant::now(),
-        second: AtomicU64::new(0),
-        lines: AtomicU32::new(0),
-        dropped: AtomicU64::new(0),
-    };
+    let logger = Stderr { start: Instant::now(), budget: Mutex::default() };
     // Fails only if there is a logger already, and then that one goes on.
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(level);
@@ -93,17 +85,14 @@ fn write(to: &mut (impl Write + AsFd), line: &str, timeout: Duration) -> io::Res
 }
 
 impl Stderr {
-    /// Returns whether this second has room for a line; and how many were dropped before it.
-    fn admit(&self, second: u64) -> Option<u64> {
-        if self.second.swap(second, Ordering::Relaxed) != second {
-            self.lines.store(0, Ordering::Relaxed);
-        }
-        if self.lines.fetch_add(1, Ordering::Relaxed) >= LINES_PER_SECOND {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        Some(self.dropped.swap(0, Ordering::Relaxed))
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where `record` was logged. A macro names both; what does not has a place with others.
+fn place(record: &Record<'_>) -> Place {
+    (record.file_static().unwrap_or_default(), record.line().unwrap_or_default())
 }
 
 impl Log for Stderr {
@@ -116,7 +105,7 @@ impl Log for Stderr {
             return;
         }
         let since = self.start.elapsed();
-        let Some(dropped) = self.admit(since.as_secs()) else { return };
+        let Some(dropped) = self.budget().admit(place(record), since) else { return };
         let end = terminal::line_end();
         let level = record.level().as_str().to_ascii_lowercase();
         let mut line = format!("minivmm: {level}: ");
@@ -130,7 +119,7 @@ impl Log for Stderr {
         }
         // The lock keeps two threads from both finding room for one line.
         if write(&mut std::io::stderr().lock(), &line, Duration::ZERO).is_err() {
-            self.dropped.fetch_add(dropped.saturating_add(1), Ordering::Relaxed);
+            self.budget().lost(dropped.saturating_add(1));
         }
     }
 
@@ -142,23 +131,7 @@ mod tests {
     use super::*;
 
     fn logger() -> Stderr {
-        Stderr {
-            start: Instant::now(),
-            second: AtomicU64::new(0),
-            lines: AtomicU32::new(0),
-            dropped: AtomicU64::new(0),
-        }
-    }
-
-    #[test]
-    fn lines_past_the_limit_are_dropped_and_counted() {
-        let logger = logger();
-
-        let admitted = (0..LINES_PER_SECOND + 7).filter(|_| logger.admit(3).is_some()).count();
-
-        assert_eq!(admitted, LINES_PER_SECOND as usize);
-        assert_eq!(logger.admit(4), Some(7));
-        assert_eq!(logger.admit(4), Some(0));
+        Stderr { start: Instant::now(), budget: Mutex::default() }
     }
 
     #[test]
