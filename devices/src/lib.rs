@@ -7,7 +7,7 @@
 //! | from | what it can do | what holds it |
 //! |---|---|---|
 //! | guest, any vCPU | read and write any register with any width at any time | registers are data with write masks; a miss reads all ones |
-//! | guest driver | put anything in rings and buffers, change it while it is read | every address is looked up in the guest's memory regions, chains are bounded by the ring, a value is read once |
+//! | guest driver | put anything in rings and buffers, change it while it is read | every address is looked up in the guest's memory regions, chains are bounded by the ring and in bytes, a value is read once |
 //! | guest driver | reset a device in the middle of a burst | queues move into a worker at activation and come back when it is joined |
 //! | guest driver | reset a single queue in the middle of a burst | its worker lets go of it between two events, before the write ends |
 //! | guest driver | have the host take locks in a loop, by commands | what changes nothing makes no call, the rest is limited per second |

@@ -3,8 +3,22 @@
 //! Serving half of a chain would be worse than refusing it, so a chain is read whole first: it must have at least one
 //! descriptor, end with one that has no successor, put what the device reads before what it writes (virtio 1.3
 //! 2.7.4.2), and lie in guest memory.
+//!
+//! Every chain is bounded: by the size of its queue in descriptors, those of an indirect table included, and by
+//! [`MAX_BYTES`]. What a device takes of it is bounded by the device:
+//!
+//! | | |
+//! |---|---|
+//! | disk, data | 256 MiB, else an I/O error; segments of a discard 32, of write-zeroes 1 |
+//! | entropy | 64 KiB, the rest is left as it is |
+//! | card, sent | one frame of 64 KiB with its headers, else dropped and counted |
+//! | card, received | what the longest frame needs |
+//! | card, command | the longest command, 6 KiB, else refused |
 
 use vm_memory::GuestAddress;
+
+/// Bytes of a chain's buffers, at most (virtio 1.3 2.7.5.2). The same memory may be in it many times.
+pub(super) const MAX_BYTES: u64 = 1 << 32;
 
 /// One buffer of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +47,8 @@ pub enum BadChain {
     ReadableAfterWritable,
     /// A buffer is not, or not wholly, in guest memory.
     OutsideMemory,
+    /// Its buffers are more than [`MAX_BYTES`].
+    TooLong,
 }
 
 impl BadChain {
@@ -42,6 +58,7 @@ impl BadChain {
             Self::Broken => "a descriptor chain is broken",
             Self::ReadableAfterWritable => "a readable descriptor follows a writable one",
             Self::OutsideMemory => "a buffer is outside of guest memory",
+            Self::TooLong => "a descriptor chain is longer than 4 GiB",
         }
     }
 }

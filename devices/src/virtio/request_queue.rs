@@ -28,8 +28,8 @@ use vmm_sys_util::eventfd::EventFd;
 /// Requests that are answered before the worker looks whether it is to stop.
 pub const BUDGET: u32 = 64;
 
-/// Time after which it looks even if the budget is not used up: a single request can move 4 GiB, and a reset waits in a
-/// vCPU.
+/// Time after which it looks even if the budget is not used up: a single request can move 256 MiB, and a reset waits in
+/// a vCPU.
 pub const TURN: Duration = Duration::from_millis(10);
 
 /// Requests per interrupt while a burst lasts. The driver can go on with the first while the last are being served.

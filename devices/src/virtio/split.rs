@@ -12,7 +12,7 @@
 // The reason for `unsafe` here: atomic access to rings in guest memory, several times for each frame.
 #![expect(unsafe_code, reason = "rings are accessed by host address")]
 
-use crate::virtio::chain::{BadChain, Buffer, Chain};
+use crate::virtio::chain::{BadChain, Buffer, Chain, MAX_BYTES};
 use crate::virtio::host_map::HostMap;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -157,7 +157,7 @@ impl SplitQueue {
     pub(super) fn read_chain(&self, head: u16, chain: &mut Chain) -> Result<(), BadChain> {
         chain.clear();
         let mut table = Table { host: self.descriptors, len: self.size, indirect: false };
-        let mut idx = head;
+        let (mut idx, mut room) = (head, MAX_BYTES);
         // virtio 1.3 2.7.5.3.1: an indirect table is no way around the longest chain.
         for _ in 0..self.size {
             let mut desc = table.read(idx).ok_or(BadChain::Broken)?;
@@ -169,6 +169,7 @@ impl SplitQueue {
                 desc = table.read(0).filter(|first| !first.has(VRING_DESC_F_INDIRECT)).ok_or(BadChain::Broken)?;
             }
             self.push(chain, desc)?;
+            room = room.checked_sub(desc.len.into()).ok_or(BadChain::TooLong)?;
             if !desc.has(VRING_DESC_F_NEXT) {
                 return Ok(());
             }
@@ -318,6 +319,28 @@ mod tests {
         let (queue, mem) = queue();
         describe(&mem, TABLE, 0x7ff8, 16, INDIRECT, 0);
         assert_eq!(lengths(&queue), Err(BadChain::OutsideMemory));
+    }
+
+    #[test]
+    fn chain_of_more_than_4_gib_is_refused_and_one_of_4_gib_is_not() {
+        // Of the same memory, of which nothing is touched.
+        const GIB: u32 = 1 << 30;
+        let mem = Memory::from_ranges(&[(GuestAddress(0), GIB as usize + 0x1000)]).unwrap();
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_desc_table_address(Some(0x1000), None);
+        queue.set_avail_ring_address(Some(0x2000), None);
+        queue.set_used_ring_address(Some(0x3000), None);
+        let queue = SplitQueue::new(&queue, HostMap::new(mem.clone())).unwrap();
+        for (last, expected) in [(GIB, Ok((vec![GIB; 2], vec![GIB; 2]))), (GIB + 1, Err(BadChain::TooLong))] {
+            for table in [TABLE, 0x4000] {
+                describe(&mem, TABLE, 0x4000, 4 * 16, INDIRECT, 0);
+                for (i, flags) in (0..).zip([NEXT, NEXT, NEXT | WRITE, WRITE]) {
+                    let len = if i == 3 { last } else { GIB };
+                    describe(&mem, table + u64::from(i) * 16, 0, len, flags, i + 1);
+                }
+                assert_eq!(lengths(&queue), expected, "{table:#x}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | leaves no room for the status byte | a fault: there is no way to answer |
 //! | leaves the disk, or asks for parts of sectors, or sends too little or too much | IOERR |
+//! | asks for more than 256 MiB | IOERR |
 //! | writes to a read-only disk | IOERR (virtio 1.3 5.2.6.2) |
 //! | asks for something unknown, or sets unknown flags | UNSUPP |
 //! | meets a host that fails | what the user wants ([`failures`](super::failures)): IOERR, a pause, or the end |
@@ -28,6 +29,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use vm_memory::Bytes;
+
+/// Bytes of data of a request, at most: each of the segments that a driver may use has 1 MiB. Linux sends a few MiB at
+/// once, and a worker that moves more does not look whether it is to stop.
+const MAX_DATA_BYTES: u64 = 256 << 20;
 
 /// Counts of served requests. Written by the workers, read for reports, hence relaxed.
 #[derive(Default)]
@@ -137,7 +142,7 @@ impl Engine {
         self.mem.write_obj(status, status_at).map_err(|_| "the status of a request is outside of guest memory")?;
         // Used length counts what was written from the start without a gap, so the status counts only behind full data.
         let len = if written == room { written + 1 } else { written };
-        // A chain is at most 4 GiB - 1 long; virtio-queue ends a longer one.
+        // At most the data of a request and the status.
         Ok(Reply::Used(u32::try_from(len).unwrap_or(u32::MAX)))
     }
 
@@ -156,7 +161,7 @@ impl Engine {
 
     fn read(&mut self, sector: u64, chain: &Chain) -> Result<u64, Failure> {
         let bytes = chain.writable_len();
-        let extent = self.disk.extent(sector, bytes).ok_or(Failure::Refused)?;
+        let extent = self.extent(sector, bytes)?;
         gather(&mut self.vecs, &chain.writable)?;
         self.disk.read(extent, &mut self.vecs)?;
         count(&self.counts.reads, 1);
@@ -167,7 +172,7 @@ impl Engine {
     fn write(&mut self, sector: u64, chain: &Chain) -> Result<u64, Failure> {
         self.check_writable()?;
         let bytes = chain.readable_len();
-        let extent = self.disk.extent(sector, bytes).ok_or(Failure::Refused)?;
+        let extent = self.extent(sector, bytes)?;
         gather(&mut self.vecs, &chain.readable)?;
         self.disk.write(extent, &mut self.vecs)?;
         self.write_through()?;
@@ -227,6 +232,14 @@ impl Engine {
         self.write_through()?;
         count(&self.counts.write_zeroes, 1);
         Ok(0)
+    }
+
+    /// Where the data of a read or a write is.
+    fn extent(&self, sector: u64, bytes: u64) -> Result<Extent, Failure> {
+        Some(bytes)
+            .filter(|bytes| *bytes <= MAX_DATA_BYTES)
+            .and_then(|bytes| self.disk.extent(sector, bytes))
+            .ok_or(Failure::Refused)
     }
 
     fn segment(&self, segment: Segment, max_sectors: u32) -> Result<Extent, Failure> {

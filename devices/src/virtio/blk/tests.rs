@@ -245,6 +245,24 @@ fn sectors_behind_the_end_are_an_io_error() {
 }
 
 #[test]
+fn request_of_more_than_256_mib_is_an_io_error() {
+    let mut bench = Bench::new(Access::ReadOnly);
+    let sparse = tempfile::tempfile().unwrap();
+    sparse.set_len(1 << 30).unwrap();
+    bench.disk = Arc::new(Disk::new(sparse, Access::ReadOnly).unwrap());
+    bench.driver.write(HEADER, &header(VIRTIO_BLK_T_IN, 0));
+    // The same 1.5 MiB of memory again and again.
+    let whole = |count| vec![Desc::writable(0x20_0000, 3 << 19); count];
+    let request = |data: Vec<Desc>| [vec![Desc::readable(HEADER, 16)], data, vec![Desc::writable(STATUS, 1)]].concat();
+
+    let most = bench.serve(&request([whole(170), vec![Desc::writable(0x20_0000, 1 << 20)]].concat())).unwrap();
+    assert_eq!((most, bench.status()), ((256 << 20) + 1, OK));
+    let more = bench.serve(&request(whole(171))).unwrap();
+
+    assert_eq!((more, bench.status(), bench.count("refused_requests")), (0, IOERR, 1));
+}
+
+#[test]
 fn part_of_a_sector_is_an_io_error() {
     let mut bench = Bench::new(Access::ReadWrite);
 
