@@ -11,6 +11,9 @@
 
 mod file;
 
+use crate::confine;
+use crate::confine::landlock::Folder;
+use crate::confine::seccomp::{Filters, Thread};
 use devices::virtio::net::{Budget, Direction, FrameObserver, Share};
 use file::CaptureFile;
 use net::spec::CaptureSpec;
@@ -104,15 +107,20 @@ impl Capture {
         self.snap
     }
 
-    /// Starts writing. Once.
+    /// Starts writing, in a thread with a filter of `filters`. Once.
     ///
     /// # Errors
     /// If the host has no thread left.
-    pub(crate) fn start(&self) -> io::Result<()> {
+    pub(crate) fn start(&self, filters: &Arc<Filters>) -> io::Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Writer::Ready(file, frames) = std::mem::replace(&mut *writer, Writer::Ended) {
             let thread = thread::Builder::new().name("capture".to_owned()).stack_size(256 << 10);
-            *writer = Writer::Writing(thread.spawn(move || write(*file, &frames))?);
+            let filters = filters.clone();
+            *writer = Writer::Writing(thread.spawn(move || {
+                // It makes files in one folder, which no other thread may do.
+                confine::enter(&filters, Thread::Capture, &[Folder::Captures(file.folder())]);
+                write(*file, &frames);
+            })?);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Everything that can keep a machine from running, with what to do about it and the exit code it gives.
 
 use crate::cli::MemSize;
+use crate::confine::seccomp;
 use crate::exit;
 use crate::guest;
 use crate::kvm::{self, exit::Failure};
@@ -49,6 +50,9 @@ pub(crate) enum Error {
     /// The keeper of a VM does not do what was asked.
     #[error(transparent)]
     Policy(#[from] AskError),
+    /// System calls cannot be filtered.
+    #[error(transparent)]
+    Seccomp(#[from] seccomp::Error),
     /// KVM refuses.
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
@@ -159,6 +163,7 @@ impl Error {
             Self::ReadyFd(err) => return Some(err.hint()),
             Self::Net(err) => return err.hint(),
             Self::Kvm(err) => return err.hint(),
+            Self::Seccomp(_) => "--seccomp off starts it without; a guest that takes minivmm over can then do more",
             Self::Policy(AskError::NoVm(_)) => {
                 "Give the name that the VM was started with: --name; minivmm net list has them"
             }

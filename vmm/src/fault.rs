@@ -2,8 +2,9 @@
 //! host's.
 //!
 //! SIGBUS comes when the host has no memory behind an address (a page that went bad, a file that was cut), SIGSYS when
-//! a filter of system calls around minivmm forbids one: both end the process with the code of a failing host. The
-//! others are bugs; they end the process as they would anyway, with a core dump where the host makes one.
+//! a filter of system calls around minivmm forbids one: both end the process with the code of a failing host. minivmm's
+//! own filters kill the process and call no handler (see [`crate::confine::seccomp`]). The others are bugs; they end
+//! the process as they would anyway.
 #![expect(unsafe_code, reason = "signal handlers have no safe wrapper in the crates used here")]
 
 use crate::console::terminal;

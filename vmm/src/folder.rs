@@ -12,6 +12,7 @@ use nix::unistd::geteuid;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -26,6 +27,11 @@ const WRITE_BY_OTHERS: u32 = 0o022;
 pub(crate) struct Folder(File);
 
 impl Folder {
+    /// Its descriptor.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// The folder of the file at `path`, and the file's name in it.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ pub(crate) use ready::ReadyOptions;
 pub(crate) use resources::{Files, Resources};
 pub(crate) use restart::Restarts;
 
+use crate::confine::seccomp::Filters;
 use crate::console::terminal;
 use crate::error::Error;
 use crate::exit::{self, Outcome};
@@ -94,7 +95,8 @@ impl Machine {
         log::debug!("Devices are built");
         resources.confine()?;
         let mut vcpus = VcpuThreads::new(&ending);
-        let started = vcpus.start(self.vcpus, devices.buses()).map_err(Error::host("start a vCPU thread"));
+        let started =
+            vcpus.start(self.vcpus, devices.buses(), &resources.filters).map_err(Error::host("start a vCPU thread"));
         let end = started.and_then(|()| {
             log::debug!("vCPUs are running");
             Control::new(resources, &devices, &ending).run()
@@ -105,11 +107,12 @@ impl Machine {
             .map(|outcome| resources.settle(outcome));
         // Also after a failed start: a vCPU that waits for room on the console is joined only once it is closed.
         resources.console.output.close();
-        let watchdog = match &result {
-            Ok(Outcome::Reset(_)) if resources.restarts_after_reset() => watch_stop(RESTART_TIMEOUT, exit::HOST),
-            Ok(outcome) => watch_stop(STOP_TIMEOUT, outcome.code()),
-            Err(err) => watch_stop(STOP_TIMEOUT, err.code()),
+        let (timeout, code) = match &result {
+            Ok(Outcome::Reset(_)) if resources.restarts_after_reset() => (RESTART_TIMEOUT, exit::HOST),
+            Ok(outcome) => (STOP_TIMEOUT, outcome.code()),
+            Err(err) => (STOP_TIMEOUT, err.code()),
         };
+        let watchdog = watch_stop(timeout, code, resources.filters.clone());
         vcpus.stop();
         devices.shutdown();
         drop(watchdog);
@@ -120,8 +123,8 @@ impl Machine {
 
 /// Ends the process with `code` if the machine's threads are not back in time. Without a thread for it the stop has no
 /// deadline.
-fn watch_stop(timeout: Duration, code: u8) -> Option<Watchdog> {
-    let watchdog = Watchdog::start(timeout, move || {
+fn watch_stop(timeout: Duration, code: u8, filters: Arc<Filters>) -> Option<Watchdog> {
+    let watchdog = Watchdog::start(timeout, filters, move || {
         log::error!("The host did not finish the guest's last requests within {} s: ending without", timeout.as_secs());
         terminal::restore();
         exit::at_once(code);

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | guest | any exit with any address, width and value, at any rate | exits are data; the bus answers a miss with all ones; log lines are limited |
 //! | guest | end the machine in any way | one place keeps the first reason; the exit code is the only thing it chooses |
-//! | guest that took over the process | use its privileges | capabilities are given up for good before the first vCPU runs, and the keeper is another process; what the user may do is left, and for root that is to open every file that root owns: see "Not supported" |
+//! | guest that took over the process | use its privileges | capabilities, files, ports and other processes are given up for good before the first vCPU runs, and each thread has only the system calls that it needs ([`confine`]); the keeper is another process |
 //! | guest | never power off, or reset instead | `--stop-timeout`, a second signal, the quit key; no restart once it was asked |
 //! | guest | reset at once, for ever | pauses between short runs, in which signals work |
 //! | guest | write to the console for ever | `--console file=` grows with it: it needs a disk quota, or a reader that cuts it (`stdio` into a pipe) |
@@ -31,9 +31,8 @@
 //! a destination whatever the guest knows, so the lines of the serial port and the power button reach vCPUs 0 to 254
 //! only, and a guest that moves them to a higher one loses them.
 //!
-//! Confinement beyond capabilities: filters for system calls (seccomp) and paths (Landlock), and a user of its own.
-//! Whoever does not trust the guest should not start minivmm as root where the network (`tap=` or `fd=`) and `/dev/kvm`
-//! allow it.
+//! A user and namespaces of its own. Whoever does not trust the guest should not start minivmm as root where the network
+//! (`tap=` or `fd=`) and `/dev/kvm` allow it. The threads that answer DHCP and DNS have no filter for system calls.
 
 mod capture;
 mod cli;
@@ -61,6 +60,8 @@ mod request;
 mod signals;
 
 use cli::{Parsed, Settings};
+use confine::fences;
+use confine::seccomp::Mode;
 use devices::virtio::net::{Program, steering_program};
 use error::Error;
 use exit::Outcome;
@@ -114,6 +115,11 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     let fd = cli.ready_fd.map(ReadyFd::inherit).transpose()?;
     logger::init(cli.log.into());
     log::debug!("Command line is parsed");
+    check_confinement(cli)?;
+    fences::share_one_heap();
+    if let Err(err) = fences::make_no_core() {
+        log::warn!("A fault would leave a core dump: {err}");
+    }
     if let Err(err) = limits::raise_descriptors() {
         log::warn!("The limit of open descriptors stays as it is: {err}");
     }
@@ -139,6 +145,22 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     let outcome = outcome?;
     closed?;
     Ok(outcome)
+}
+
+/// Refuses a VM that promises what it could not keep without confinement, and warns of one that does without.
+fn check_confinement(cli: &Settings) -> Result<(), Error> {
+    match cli.seccomp {
+        Mode::Kill => return Ok(()),
+        Mode::Off if cli.policy.is_some() => {
+            return Err(Error::Usage {
+                sentence: "--seccomp off cannot be had together with --policy".to_owned(),
+                hint: "Leave --seccomp out: a guest that took minivmm over could evade its policy".to_owned(),
+            });
+        }
+        Mode::Log => log::warn!("System calls that minivmm does not need are logged and not refused (--seccomp log)"),
+        Mode::Off => log::warn!("System calls that minivmm does not need are not refused (--seccomp off)"),
+    }
+    Ok(())
 }
 
 /// The card's program for the kernel, as the keeper loads it.

@@ -20,6 +20,7 @@
     reason = "sets with real-time signals, and actions, have no safe wrapper in the crates used here"
 )]
 
+use crate::confine::seccomp::{Filters, Thread};
 use crate::console::terminal;
 use crate::{confine, event, exit};
 use nix::errno::Errno;
@@ -122,11 +123,11 @@ impl Arrived {
 pub(crate) struct Signals(Arc<Arrived>);
 
 impl Signals {
-    /// Blocks the signals and begins to take them.
+    /// Blocks the signals and begins to take them, in a thread with a filter of `filters`.
     ///
     /// # Errors
     /// If the host has no descriptor or thread left.
-    pub(crate) fn new() -> io::Result<Self> {
+    pub(crate) fn new(filters: Arc<Filters>) -> io::Result<Self> {
         let fd = signalfd(&heeded())?;
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let arrived = Arc::new(Arrived { signals: Mutex::default(), event });
@@ -134,11 +135,7 @@ impl Signals {
         // Not joined: it ends with the process.
         let thread = thread::Builder::new().name("signals".to_owned()).stack_size(STACK_BYTES);
         thread.spawn(move || {
-            // It needs none from the start, and would keep what the main thread gives up.
-            if let Err(err) = confine::confine() {
-                log::error!("The thread for signals cannot give up its privileges: {err}");
-                exit::at_once(exit::HOST);
-            }
+            confine::enter(&filters, Thread::Signals, &[]);
             take(&fd, &signals);
         })?;
         Ok(Self(arrived))

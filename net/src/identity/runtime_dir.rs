@@ -212,6 +212,12 @@ pub struct NameLock {
 }
 
 impl NameLock {
+    /// The folder that its files are in.
+    #[must_use]
+    pub fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
     /// The lock as a descriptor, for another process that is to hold it as well.
     #[must_use]
     pub fn as_fd(&self) -> BorrowedFd<'_> {

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 /// Times are in nanoseconds: 10 to the power of minus this (`if_tsresol`).
@@ -59,6 +60,11 @@ impl CaptureFile {
         let (folder, name) = Folder::of(path)?;
         let writer = begin(folder.create(&name)?, card, snap)?;
         Ok(Self { path: path.to_owned(), folder, name, card: card.to_owned(), snap, size, writer })
+    }
+
+    /// The folder that it is in.
+    pub(super) fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
     }
 
     /// Where it is.
@@ -140,8 +146,10 @@ fn io_error(err: PcapError) -> io::Error {
 mod tests {
     use super::super::Capture;
     use super::*;
+    use crate::confine::seccomp::{Filters, Mode, Vhost};
     use devices::virtio::net::Budget;
     use pcap_file::pcapng::{Block, PcapNgReader};
+    use std::sync::Arc;
 
     /// The packets of a file: direction, missed before it, length, first byte.
     fn packets(path: &Path) -> Vec<(u32, u64, u32, u8)> {
@@ -164,6 +172,11 @@ mod tests {
         packets
     }
 
+    /// Without filters, which would stay with the process of the tests.
+    fn unfiltered() -> Arc<Filters> {
+        Arc::new(Filters::new(Mode::Off, Vhost::None).unwrap())
+    }
+
     fn capture(path: &Path, text: &str) -> Capture {
         let spec: net::NetSpec = format!("tap=t0,capture={}{text}", path.display()).parse().unwrap();
         Capture::open("net0", &spec.card().capture, &Budget::default()).unwrap().unwrap()
@@ -175,7 +188,7 @@ mod tests {
         let path = folder.path().join("a.pcapng");
         let capture = capture(&path, ",snaplen=64");
         assert_eq!(capture.snap(), 64);
-        capture.start().unwrap();
+        capture.start(&unfiltered()).unwrap();
         let observer = capture.observer();
         observer.observe(Direction::FromGuest, vec![1; 64], 65_000);
         observer.observe(Direction::ToGuest, vec![2; 42], 42);
@@ -194,7 +207,7 @@ mod tests {
         for _ in 0..1030 {
             observer.observe(Direction::ToGuest, vec![1; 60], 60);
         }
-        capture.start().unwrap();
+        capture.start(&unfiltered()).unwrap();
         while packets(&path).len() < 1024 {
             std::thread::yield_now();
         }
@@ -209,7 +222,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.pcapng");
         let capture = capture(&path, ",capture-size=64K");
-        capture.start().unwrap();
+        capture.start(&unfiltered()).unwrap();
         let observer = capture.observer();
         for number in 0..100 {
             observer.observe(Direction::ToGuest, vec![number; 1500], 1500);

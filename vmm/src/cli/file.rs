@@ -90,6 +90,7 @@ mod tests {
             stop-timeout = 3
             ready-fd = 7
             wait-net = 30
+            seccomp = "log"
             log = "debug"
 
             [[disk]]

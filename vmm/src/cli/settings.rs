@@ -1,6 +1,7 @@
 //! The flags of a VM, which are also the keys of a configuration file: one struct, read by clap and by serde.
 
 use super::{ConsoleSpec, DiskSpec, LogLevel, MemSize, OnDiskError, OnReboot, SmbiosSpec};
+use crate::confine::seccomp;
 use crate::name::VmName;
 use crate::policy::PolicyFile;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
@@ -27,6 +28,7 @@ const BOOT: &str = "Kernel";
 const MACHINE: &str = "Machine";
 const NETWORK: &str = "Network";
 const RUN: &str = "Console, ready line and ends";
+const CONFINEMENT: &str = "Confinement";
 
 /// The settings of a VM.
 #[derive(Debug, Args, Deserialize)]
@@ -111,6 +113,11 @@ pub(crate) struct Settings {
     #[arg(long, help_heading = RUN, value_name = "SECONDS", value_parser = seconds)]
     #[serde(deserialize_with = "wait_net")]
     pub(crate) wait_net: Option<u32>,
+
+    /// Effect of a system call that minivmm does not need: a bug, or a guest that has taken it over. "log" and "off" are
+    /// for development
+    #[arg(long, help_heading = CONFINEMENT, value_name = "WHAT", default_value = "kill")]
+    pub(crate) seccomp: seccomp::Mode,
 
     /// Log level on stderr
     #[arg(long, help_heading = RUN, value_name = "LEVEL", default_value = "warn")]

@@ -1,6 +1,7 @@
 //! The guest's RAM: anonymous memory that costs the host nothing until the guest touches it.
 
 use crate::cli::{MIB, MemSize};
+use crate::confine::fences;
 use crate::error::Error;
 use crate::limits::cgroup::Cgroups;
 use boot::layout;
@@ -37,7 +38,7 @@ pub(crate) fn check_available(mem: MemSize, cgroups: &Cgroups) -> Result<(), Err
     Ok(())
 }
 
-/// Maps `mem` in the regions that the guest will see.
+/// Maps `mem` in the regions that the guest will see, in no dump of this process.
 ///
 /// # Errors
 /// If the host gives no address space for it.
@@ -47,7 +48,9 @@ pub(super) fn map(mem: MemSize) -> Result<Memory, Error> {
         .map(|(base, len)| usize::try_from(len).map(|len| (base, len)))
         .collect::<Result<_, _>>()
         .map_err(|source| Error::MapMemory { mem, source: source.into() })?;
-    Memory::from_ranges(&regions).map_err(|source| Error::MapMemory { mem, source: source.into() })
+    let memory = Memory::from_ranges(&regions).map_err(|source| Error::MapMemory { mem, source: source.into() })?;
+    fences::leave_out_of_dumps(&memory).map_err(Error::host("leave the guest's memory out of dumps"))?;
+    Ok(memory)
 }
 
 /// Checks that the guest's processor, which sees `phys_bits` physical address bits, can address `mem`.

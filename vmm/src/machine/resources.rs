@@ -8,19 +8,24 @@ use super::spawner::Spawner;
 use super::stop::Stop;
 use crate::capture::Capture;
 use crate::cli::{DiskSpec, MemSize, OnDiskError, OnReboot, Settings};
+use crate::confine::landlock::{self, Folder};
+use crate::confine::seccomp::{Filters, Thread, Vhost};
+use crate::confine::{self, fences};
 use crate::console::Console;
 use crate::error::Error;
 use crate::exit::Outcome;
 use crate::request::{Reply, Request, WantedLink};
 use crate::signals::{Signals, Woken};
-use crate::{confine, console, disk, kvm};
+use crate::{console, disk, kvm};
 use boot::BootSpec;
 use devices::virtio::net::{Budget, Carrier, Duplex, Link, LinkState};
 use net::keeper::REPLY_TIMEOUT_S;
+use net::spec::Switch;
 use net::{Keeper, NetSpec, News, NotKept, Port};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -124,6 +129,8 @@ pub(crate) struct Resources {
     confinement: Confinement,
     /// Where the devices' workers come from.
     pub(super) spawner: Arc<Spawner>,
+    /// The filters of threads.
+    pub(super) filters: Arc<Filters>,
 }
 
 impl Resources {
@@ -141,6 +148,7 @@ impl Resources {
         let kvm = kvm::KvmSystem::open()?;
         log::debug!("KVM is open");
         kvm.check_cpus(cli.cpus)?;
+        let filters = Arc::new(Filters::new(cli.seccomp, vhost(cli))?);
         kvm::kick::install_handler().map_err(Error::host("install a signal handler"))?;
         Ok(Self {
             kvm,
@@ -151,7 +159,7 @@ impl Resources {
             on_disk_error: cli.on_disk_error,
             entropy: files.entropy,
             budget: files.budget,
-            signals: Signals::new().map_err(Error::host("open a signalfd"))?,
+            signals: Signals::new(filters.clone()).map_err(Error::host("open a signalfd"))?,
             console: Console::open(&cli.console, files.console)?,
             stop_timeout: Duration::from_secs(cli.stop_timeout.into()),
             stop: Stop::NotAsked,
@@ -167,7 +175,8 @@ impl Resources {
             not_kept: Vec::new(),
             keeper,
             confinement: Confinement::Open,
-            spawner: Arc::new(Spawner::start().map_err(Error::host("start a thread"))?),
+            spawner: Arc::new(Spawner::start(filters.clone()).map_err(Error::host("start a thread"))?),
+            filters,
         })
     }
 
@@ -209,14 +218,19 @@ impl Resources {
     /// If the kernel refuses.
     pub(super) fn confine(&mut self) -> Result<(), Error> {
         if matches!(self.confinement, Confinement::Open) {
-            confine::confine().map_err(Error::host("give up privileges"))?;
+            confine::drop_capabilities().map_err(Error::host("give up privileges"))?;
+            fences::hide().map_err(Error::host("hide its memory"))?;
             self.confinement = Confinement::Confined;
-            log::debug!("Privileges are given up");
             if let Network::Ready(ports) = &mut self.network {
                 self.services.start(ports, &self.leases).map_err(Error::host("start the services of a card"))?;
             }
             let mut captures = self.cards.iter().filter_map(|card| card.capture.as_ref());
-            captures.try_for_each(Capture::start).map_err(Error::host("start a capture"))?;
+            captures.try_for_each(|capture| capture.start(&self.filters)).map_err(Error::host("start a capture"))?;
+            let names = Folder::Names(self.control_socket.lock().folder());
+            let restricted = landlock::restrict(&[names]).map_err(io::Error::other);
+            let status = restricted.map_err(Error::host("restrict itself with Landlock"))?;
+            self.filters.install(Thread::Control)?;
+            log::debug!("Privileges are given up: {status}, seccomp {}", self.filters.mode());
         }
         Ok(())
     }
@@ -354,6 +368,11 @@ fn with_not_kept(mut cards: Value, promises: &[NotKept]) -> Value {
 fn cards(cli: &Settings, captures: Vec<Option<Capture>>) -> Vec<Card> {
     let card = |(spec, capture): (&NetSpec, _)| Card { spec: spec.clone(), link: Link::default(), capture };
     cli.net.iter().zip(captures).map(card).collect()
+}
+
+/// Whether a card of `cli` is on vhost-net.
+fn vhost(cli: &Settings) -> Vhost {
+    if cli.net.iter().any(|spec| spec.card().vhost == Switch::On) { Vhost::Some } else { Vhost::None }
 }
 
 /// The keeper's words as the card has them.

@@ -14,18 +14,20 @@
 //! The spawner lives as long as the process: it outlives a reboot of the guest.
 
 use crate::confine;
-use crate::exit;
+use crate::confine::seccomp::{Filters, Thread};
 use devices::virtio::threads::{Job, Processors, Threads, Work};
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread::{self, JoinHandle};
 
-/// Stack of the thread in bytes: it formats a log line.
+/// Stack of the thread in bytes: it formats a name.
 const STACK_BYTES: usize = 128 << 10;
 
 /// A worker that is wanted.
 struct Order {
     name: String,
+    job: Job,
     work: Work,
     /// Where its handle goes.
     started: SyncSender<io::Result<JoinHandle<()>>>,
@@ -37,38 +39,38 @@ pub(super) struct Spawner {
 }
 
 impl Spawner {
-    /// Starts the thread.
+    /// Starts the thread. It, and those that it starts, have filters of `filters`.
     ///
     /// # Errors
     /// If the host has no thread left.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(super) fn start(filters: Arc<Filters>) -> io::Result<Self> {
         let (orders, received) = mpsc::channel();
         // Not joined: it ends as soon as the other end is dropped, or with the process.
         let thread = thread::Builder::new().name("spawner".to_owned()).stack_size(STACK_BYTES);
-        thread.spawn(move || serve(&received))?;
+        thread.spawn(move || serve(&received, &filters))?;
         Ok(Self { orders })
     }
 }
 
 impl Threads for Spawner {
-    fn spawn(&self, name: &str, _job: Job, work: Work) -> io::Result<JoinHandle<()>> {
+    fn spawn(&self, name: &str, job: Job, work: Work) -> io::Result<JoinHandle<()>> {
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
         let (started, handle) = mpsc::sync_channel(1);
-        self.orders.send(Order { name: name.to_owned(), work, started }).map_err(|_| gone())?;
+        self.orders.send(Order { name: name.to_owned(), job, work, started }).map_err(|_| gone())?;
         handle.recv().map_err(|_| gone())?
     }
 }
 
-fn serve(orders: &Receiver<Order>) {
+fn serve(orders: &Receiver<Order>, filters: &Arc<Filters>) {
     // Once, and here, because this reads files of the cgroup.
     let processors = Processors::ask();
-    // Main gives up its own later.
-    if let Err(err) = confine::confine() {
-        log::error!("The thread that starts workers cannot give up its privileges: {err}");
-        exit::at_once(exit::HOST);
-    }
-    while let Ok(Order { name, work, started }) = orders.recv() {
-        let thread = thread::Builder::new().name(name).spawn(move || work(processors));
+    confine::enter(filters, Thread::Spawner, &[]);
+    while let Ok(Order { name, job, work, started }) = orders.recv() {
+        let filters = filters.clone();
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            filters.enter(Thread::Worker(job));
+            work(processors);
+        });
         // Whoever ordered it waits for the answer.
         let _ = started.send(thread);
     }
@@ -77,10 +79,11 @@ fn serve(orders: &Receiver<Order>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::confine::seccomp::{Mode, Vhost};
 
     #[test]
     fn worker_runs_under_its_name_until_it_is_joined() {
-        let spawner = Spawner::start().unwrap();
+        let spawner = Spawner::start(Arc::new(Filters::new(Mode::Off, Vhost::None).unwrap())).unwrap();
         let (sender, received) = mpsc::channel();
 
         let work = Box::new(move |_| sender.send(thread::current().name().map(str::to_owned)).unwrap());

@@ -2,6 +2,7 @@
 
 use super::devices::Buses;
 use super::ending::{End, Ending, Reset, take_reset};
+use crate::confine::seccomp::{Filters, Thread};
 use crate::exit::{Outcome, ResetWay};
 use crate::kvm::Vcpu;
 use crate::kvm::exit::{Exit, SystemEvent};
@@ -25,19 +26,20 @@ impl VcpuThreads {
         Self { threads: Vec::new(), ending: ending.clone() }
     }
 
-    /// Starts one thread per vCPU.
+    /// Starts one thread per vCPU, with a filter of `filters`.
     ///
     /// # Errors
     /// If the host has no thread left; those that have started run on until they are stopped.
-    pub(super) fn start(&mut self, vcpus: Vec<Vcpu>, buses: &Arc<Buses>) -> io::Result<()> {
+    pub(super) fn start(&mut self, vcpus: Vec<Vcpu>, buses: &Arc<Buses>, filters: &Arc<Filters>) -> io::Result<()> {
         for mut vcpu in vcpus {
             let kick = vcpu.kick_handle();
-            let (buses, ending) = (buses.clone(), self.ending.clone());
+            let (buses, filters, ending) = (buses.clone(), filters.clone(), self.ending.clone());
             let thread =
                 thread::Builder::new().name(format!("vcpu{}", vcpu.id())).stack_size(STACK_BYTES).spawn(move || {
                     if let Err(err) = kick::unblock() {
                         log::warn!("vCPU {} may be slow to stop: {err}", vcpu.id());
                     }
+                    filters.enter(Thread::Vcpu);
                     run(&mut vcpu, &buses, &ending);
                     vcpu
                 });

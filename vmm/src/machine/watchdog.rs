@@ -5,7 +5,9 @@
 //! exit code is known, so the process ends without them. The kernel closes what is left open, and the network keeper
 //! undoes its work by itself.
 
+use crate::confine::seccomp::{Filters, Thread};
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
@@ -19,14 +21,19 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Does `bark` in a thread of its own unless the result is dropped within `timeout`.
+    /// Does `bark` in a thread of its own, with a filter of `filters`, unless the result is dropped within `timeout`.
     ///
     /// # Errors
     /// If the host has no thread left.
-    pub(super) fn start(timeout: Duration, bark: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(
+        timeout: Duration,
+        filters: Arc<Filters>,
+        bark: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let (sender, stopped) = mpsc::channel::<()>();
         // Not joined: it ends as soon as the sender is dropped, or ends the process.
         thread::Builder::new().name("watchdog".to_owned()).stack_size(STACK_BYTES).spawn(move || {
+            filters.enter(Thread::Watchdog);
             if stopped.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
                 bark();
             }
@@ -38,14 +45,20 @@ impl Watchdog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::confine::seccomp::{Mode, Vhost};
 
     /// Longer than any of these takes on a loaded machine.
     const DEADLINE: Duration = Duration::from_secs(30);
 
+    fn start(timeout: Duration, bark: impl FnOnce() + Send + 'static) -> Watchdog {
+        let filters = Filters::new(Mode::Off, Vhost::None).unwrap();
+        Watchdog::start(timeout, Arc::new(filters), bark).unwrap()
+    }
+
     #[test]
     fn machine_that_does_not_stop_is_reported() {
         let (sender, barked) = mpsc::channel();
-        let _watchdog = Watchdog::start(Duration::from_millis(1), move || sender.send(()).unwrap()).unwrap();
+        let _watchdog = start(Duration::from_millis(1), move || sender.send(()).unwrap());
 
         assert_eq!(barked.recv_timeout(DEADLINE), Ok(()));
     }
@@ -53,7 +66,7 @@ mod tests {
     #[test]
     fn machine_that_stops_is_not() {
         let (sender, barked) = mpsc::channel::<()>();
-        let watchdog = Watchdog::start(DEADLINE, move || sender.send(()).unwrap()).unwrap();
+        let watchdog = start(DEADLINE, move || sender.send(()).unwrap());
 
         drop(watchdog);
 
