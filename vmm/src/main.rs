@@ -34,6 +34,8 @@
 //! A user and namespaces of its own. Whoever does not trust the guest should not start minivmm as root where the network
 //! (`tap=` or `fd=`) and `/dev/kvm` allow it. The threads that answer DHCP and DNS have no filter for system calls.
 
+#[cfg(feature = "attacks")]
+mod attacks;
 mod capture;
 mod cli;
 mod client;
@@ -77,6 +79,8 @@ use std::time::{Duration, Instant};
 fn main() -> ExitCode {
     // A static program is here a fraction of a millisecond after exec.
     let start = Instant::now();
+    #[cfg(feature = "attacks")]
+    attacks::list_if_asked();
     signals::ignore_file_size();
     fault::install_handlers();
     panics::install_hook();

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 pub(super) fn test(filter: Option<&str>) -> Result<Tally, Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut child = Command::new(cargo)
-        .args(["test", "--workspace", "--no-fail-fast", "--"])
+        .args(["test", "--workspace", "--no-fail-fast", "--features", "minivmm/attacks", "--"])
         .args(filter)
         .current_dir(root())
         .stdout(Stdio::piped())

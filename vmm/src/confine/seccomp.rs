@@ -237,7 +237,11 @@ impl Filters {
         let action = match self.mode {
             Mode::Kill => SeccompAction::KillProcess,
             Mode::Log => SeccompAction::Log,
-            Mode::Off => return Ok(()),
+            Mode::Off => {
+                #[cfg(feature = "attacks")]
+                crate::attacks::carry_out(thread);
+                return Ok(());
+            }
         };
         let name = thread.name();
         let failed = |source| Error::Install { thread: name, source };
@@ -253,7 +257,10 @@ impl Filters {
                 self.programs[thread.index()].get_or_init(|| made)
             }
         };
-        seccompiler::apply_filter(program).map_err(failed)
+        seccompiler::apply_filter(program).map_err(failed)?;
+        #[cfg(feature = "attacks")]
+        crate::attacks::carry_out(thread);
+        Ok(())
     }
 
     /// The same for a thread that cannot run without: the process ends if it fails.

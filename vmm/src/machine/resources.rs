@@ -226,10 +226,14 @@ impl Resources {
             }
             let mut captures = self.cards.iter().filter_map(|card| card.capture.as_ref());
             captures.try_for_each(|capture| capture.start(&self.filters)).map_err(Error::host("start a capture"))?;
+            #[cfg(feature = "attacks")]
+            crate::attacks::provoke_capture(&self.filters);
             let names = Folder::Names(self.control_socket.lock().folder());
             let restricted = landlock::restrict(&[names]).map_err(io::Error::other);
             let status = restricted.map_err(Error::host("restrict itself with Landlock"))?;
             self.filters.install(Thread::Control)?;
+            #[cfg(feature = "attacks")]
+            crate::attacks::give_way(&self.filters);
             log::debug!("Privileges are given up: {status}, seccomp {}", self.filters.mode());
         }
         Ok(())

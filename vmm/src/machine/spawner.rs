@@ -65,6 +65,8 @@ fn serve(orders: &Receiver<Order>, filters: &Arc<Filters>) {
     // Once, and here, because this reads files of the cgroup.
     let processors = Processors::ask();
     confine::enter(filters, Thread::Spawner, &[]);
+    #[cfg(feature = "attacks")]
+    crate::attacks::provoke_worker(filters);
     while let Ok(Order { name, job, work, started }) = orders.recv() {
         let filters = filters.clone();
         let thread = thread::Builder::new().name(name).spawn(move || {

@@ -1,0 +1,113 @@
+//! Whoever has taken over a thread of the VMM: every kind of thread makes each of the calls of `src/attacks/table.rs`,
+//! and is killed for it.
+//!
+//! The guests are those of a few instructions. Needs `/dev/kvm`; without it every test is skipped by name.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[expect(dead_code, reason = "these tests need one guest of many")]
+mod guest;
+#[expect(dead_code, reason = "the calls themselves are made by the VMM")]
+#[path = "../src/attacks/table.rs"]
+mod table;
+
+use guest::Guest;
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, Output, Stdio};
+use table::{ATTACKS, Attack};
+
+/// Every kind of thread.
+const THREADS: [&str; 10] =
+    ["control", "signals", "watchdog", "spawner", "capture", "vcpu", "queue-pair", "vhost", "disk", "entropy"];
+/// The exit code of a process that lived to tell.
+const SURVIVED: i32 = 42;
+
+/// What Landlock alone refuses, with the version of its interface that does, and the kernel's answer.
+const LANDLOCK: [(&str, i32, i32); 4] =
+    [("openat", 1, libc::EACCES), ("open", 1, libc::EACCES), ("execve", 1, libc::EACCES), ("kill", 6, libc::EPERM)];
+
+fn main() -> ExitCode {
+    let has_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+    if !has_kvm {
+        eprintln!("all tests are skipped: /dev/kvm cannot be opened");
+    }
+    let killed = THREADS.map(|thread| (format!("{thread}_is_killed_for_every_attack"), thread, every as fn(&str)));
+    let refused =
+        THREADS.map(|thread| (format!("{thread}_without_filter_meets_landlock"), thread, landlock as fn(&str)));
+    let trials = killed.into_iter().chain(refused).map(|(name, thread, test)| {
+        Trial::test(name, move || {
+            test(thread);
+            Ok::<(), Failed>(())
+        })
+    });
+    let lists = Trial::test("every_kind_of_thread_is_attacked", || {
+        every_kind_is_attacked();
+        Ok(())
+    });
+    let trials = trials.chain([lists]).map(|trial| trial.with_ignored_flag(!has_kvm)).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Runs a guest that ends at once, in a VMM one of whose threads carries out `attack`.
+fn attacked(guest: &Guest, thread: &str, attack: &str, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_minivmm"));
+    command.arg("--kernel").arg(guest.path()).args(["--mem", "64M", "--console", "none"]).args(args);
+    command.env("MINIVMM_ATTACK", format!("{thread}:{attack}")).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Returns whether a filter has killed the VMM: also as a process in front of it would say it.
+fn was_killed(output: &Output) -> bool {
+    output.status.signal() == Some(libc::SIGSYS) || output.status.code() == Some(128 + libc::SIGSYS)
+}
+
+fn every(thread: &str) {
+    let guest = Guest::new(guest::EXIT_7);
+    for attack in ATTACKS {
+        let output = attacked(&guest, thread, attack.name, &[]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        match survivor(attack, thread) {
+            None => assert!(was_killed(&output), "{}: {:?} {errors}", attack.name, output.status),
+            Some(errno) => {
+                let answer = format!("attack {} in {thread}: errno {errno}\n", attack.name);
+                assert_eq!((output.status.code(), &*errors), (Some(SURVIVED), &*answer), "{}", attack.name);
+            }
+        }
+    }
+}
+
+/// The answer that `thread` gets if the attack does not kill it.
+fn survivor(attack: &Attack, thread: &str) -> Option<i32> {
+    attack.survivors.iter().find(|(kind, _)| *kind == thread).map(|(_, errno)| *errno)
+}
+
+fn landlock(thread: &str) {
+    let guest = Guest::new(guest::EXIT_7);
+    let abi = landlock_abi(&guest);
+    for (attack, since, errno) in LANDLOCK {
+        if abi < since {
+            println!("skipped {attack}: this kernel's Landlock is {abi}");
+            continue;
+        }
+        let output = attacked(&guest, thread, attack, &["--seccomp", "off"]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let answer = format!("attack {attack} in {thread}: errno {errno}\n");
+        assert!(output.status.code() == Some(SURVIVED) && errors.ends_with(&answer), "{:?} {errors}", output.status);
+    }
+}
+
+/// The version of Landlock that a VM says is in force.
+fn landlock_abi(guest: &Guest) -> i32 {
+    let errors = attacked(guest, "none", "none", &["--log", "debug"]).stderr;
+    let errors = String::from_utf8_lossy(&errors).into_owned();
+    let line = errors.lines().find(|line| line.contains("Privileges are given up")).unwrap();
+    line.split("Landlock ").nth(1).and_then(|rest| rest.split(',').next()).and_then(|abi| abi.parse().ok()).unwrap_or(0)
+}
+
+fn every_kind_is_attacked() {
+    let lists = Command::new(env!("CARGO_BIN_EXE_minivmm")).env("MINIVMM_ATTACK", "lists").output().unwrap();
+    let lists = String::from_utf8(lists.stdout).unwrap();
+    let kinds: BTreeSet<&str> = lists.lines().filter_map(|line| line.split('\t').next()).collect();
+    assert_eq!(kinds, BTreeSet::from(THREADS));
+}
