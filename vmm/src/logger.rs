@@ -1,4 +1,4 @@
-//! The `log` backend: lines on stderr, with a [budget](budget) for those that a guest can cause.
+//! The `log` backend: lines on stderr, with a [budget] for those that a guest can cause.
 //!
 //! Levels: error = the user's wish failed; warn = odd but served; info = rare change; debug = for developers, with the
 //! time since the start.

@@ -18,7 +18,7 @@
 use vm_memory::GuestAddress;
 
 /// Bytes of a chain's buffers, at most (virtio 1.3 2.7.5.2). The same memory may be in it many times.
-pub(super) const MAX_BYTES: u64 = 1 << 32;
+pub const MAX_BYTES: u64 = 1 << 32;
 
 /// One buffer of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@
 //! down and never dies silently. Whoever spawned it joins it and gets the service back.
 //!
 //! A worker that panics, which is a bug of ours, does the same, but its service is lost and its thread ends
-//! ([`guarded`]).
+//! (`guarded.rs`).
 //!
 //! The feature `inline-workers` is for fuzz targets: there workers have no threads and run when they are told to, so
 //! that the same input always does the same.
@@ -320,6 +320,7 @@ mod tests {
         event: EventFd,
         calls: u32,
         /// Shared with whoever looks whether the service is gone.
+        #[cfg_attr(feature = "inline-workers", expect(dead_code, reason = "no panic is caught there"))]
         alive: Arc<()>,
     }
 
