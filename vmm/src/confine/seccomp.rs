@@ -229,38 +229,49 @@ impl Filters {
         self.mode
     }
 
+    /// Compiles the filter of `thread`, so that installing it takes less time. [`install`](Self::install) does it, too,
+    /// and tells if it fails.
+    pub(crate) fn prepare(&self, thread: Thread) {
+        if let Some(action) = self.action() {
+            let _ = self.program(thread, action);
+        }
+    }
+
     /// Installs the filter of the calling thread, for good. Whether it can start threads that may do more is said above.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub(crate) fn install(&self, thread: Thread) -> Result<(), Error> {
-        let action = match self.mode {
-            Mode::Kill => SeccompAction::KillProcess,
-            Mode::Log => SeccompAction::Log,
-            Mode::Off => {
-                #[cfg(feature = "attacks")]
-                crate::attacks::carry_out(thread);
-                return Ok(());
+        if let Some(action) = self.action() {
+            let failed = |source| Error::Install { thread: thread.name(), source };
+            if !thread.children().is_empty() {
+                let threads_only = threads_only().map_err(|source| Error::Compile { thread: thread.name(), source })?;
+                seccompiler::apply_filter(&threads_only).map_err(failed)?;
             }
-        };
-        let name = thread.name();
-        let failed = |source| Error::Install { thread: name, source };
-        if !thread.children().is_empty() {
-            let threads_only = threads_only().map_err(|source| Error::Compile { thread: name, source })?;
-            seccompiler::apply_filter(&threads_only).map_err(failed)?;
+            seccompiler::apply_filter(self.program(thread, action)?).map_err(failed)?;
         }
-        let program = match self.programs.get(thread.index()).and_then(OnceLock::get) {
-            Some(program) => program,
-            None => {
-                let lists = thread.lists(self.vhost);
-                let made = program(&lists, action).map_err(|source| Error::Compile { thread: name, source })?;
-                self.programs[thread.index()].get_or_init(|| made)
-            }
-        };
-        seccompiler::apply_filter(program).map_err(failed)?;
         #[cfg(feature = "attacks")]
         crate::attacks::carry_out(thread);
         Ok(())
+    }
+
+    /// What the kernel does with a call that is in no list; nothing without filters.
+    fn action(&self) -> Option<SeccompAction> {
+        match self.mode {
+            Mode::Kill => Some(SeccompAction::KillProcess),
+            Mode::Log => Some(SeccompAction::Log),
+            Mode::Off => None,
+        }
+    }
+
+    fn program(&self, thread: Thread, action: SeccompAction) -> Result<&BpfProgram, Error> {
+        let place = &self.programs[thread.index()];
+        if let Some(program) = place.get() {
+            return Ok(program);
+        }
+        let made = program(&thread.lists(self.vhost), action);
+        let made = made.map_err(|source| Error::Compile { thread: thread.name(), source })?;
+        Ok(place.get_or_init(|| made))
     }
 
     /// The same for a thread that cannot run without: the process ends if it fails.

@@ -64,6 +64,8 @@ impl Threads for Spawner {
 fn serve(orders: &Receiver<Order>, filters: &Arc<Filters>) {
     // Once, and here, because this reads files of the cgroup.
     let processors = Processors::ask();
+    // Beside main, which builds the machine meanwhile: this takes 0.2 ms off the start.
+    [Thread::Control, Thread::Vcpu].into_iter().for_each(|thread| filters.prepare(thread));
     confine::enter(filters, Thread::Spawner, &[]);
     #[cfg(feature = "attacks")]
     crate::attacks::provoke_worker(filters);

@@ -41,7 +41,9 @@ const IMPAIRED: &str = "a card with delays and losses of its own is built";
 pub(in crate::confine::seccomp) const CONTROL: &[Rule] = &[
     // Events, signals and the console.
     call!(SYS_fcntl).is(1, libc::F_DUPFD_CLOEXEC.unsigned_abs()),
-    call!(SYS_tgkill).to_own_thread(libc::SIGUSR1),
+    call!(SYS_tgkill)
+        .to_own_thread(libc::SIGUSR1)
+        .rare("a vCPU that is in the guest when the machine ends is brought back"),
     call!(SYS_tgkill).to_own_thread(libc::SIGTSTP).rare("the process pauses, as SIGTSTP asks"),
     call!(SYS_tgkill).to_own_thread(libc::SIGSEGV).rare("a fault that was sent by hand ends the process as it would"),
     request!(TCGETS).rare(TERMINAL),
