@@ -63,7 +63,8 @@ impl AddressListener {
     }
 
     /// Takes over a socket that another process opened.
-    pub(crate) fn from_socket(socket: OwnedFd) -> Self {
+    #[must_use]
+    pub fn from_socket(socket: OwnedFd) -> Self {
         Self(socket)
     }
 

@@ -27,7 +27,9 @@ mod serve;
 mod set_up;
 mod upkeep;
 mod uplinks;
+mod vmm;
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -152,20 +154,22 @@ pub struct NotKept {
 /// The VMM's side of the keeper.
 #[derive(Debug)]
 pub struct Keeper {
-    /// None for a VM without cards, which needs no keeper.
+    /// None for a VM without cards and a name, which needs no keeper.
     process: Option<Process>,
 }
 
 #[derive(Debug)]
 struct Process {
     pid: Pid,
+    /// It has cards to look after, and not only a name.
+    has_cards: bool,
     socket: OwnedFd,
     /// Descriptor that keeps the VM's nftables alive without the keeper, if the VM has some.
     tables: Option<OwnedFd>,
 }
 
 impl Keeper {
-    /// Forks the keeper, which starts at once. Without cards it forks nothing.
+    /// Forks the keeper, which starts at once. Without cards and a lock it forks nothing.
     ///
     /// The child inherits only the logger, stderr and the descriptors that `fd=` names.
     ///
@@ -189,23 +193,50 @@ impl Keeper {
     }
 
     fn launch(request: &Request, lock: Option<&NameLock>, release_memory: fn()) -> Result<Self, Error> {
-        if request.cards.is_empty() {
+        if request.cards.is_empty() && lock.is_none() {
             return Ok(Self { process: None });
         }
+        let vmm = jail::pidfd::open(Pid::this()).map_err(KeeperError::Socket)?;
         let (ours, theirs) = socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|errno| KeeperError::Socket(errno.into()))?;
         let timeout = TimeVal::new(REPLY_TIMEOUT_S, 0);
         socket::setsockopt(&ours, socket::sockopt::ReceiveTimeout, &timeout)
             .map_err(|errno| KeeperError::Socket(errno.into()))?;
         // In the child `ours` is closed by number, together with everything else that it does not need.
-        let pid = process::spawn(|| match theirs.try_clone() {
-            Ok(theirs) => {
+        let pid = process::spawn(|| match (theirs.try_clone(), vmm.try_clone()) {
+            (Ok(theirs), Ok(vmm)) => {
                 let lock = lock.map(NameLock::as_fd);
-                serve::run(theirs, lock, &Assignment { request, release_memory })
+                serve::run(theirs, vmm, lock, &Assignment { request, release_memory })
             }
-            Err(_) => 1,
+            _ => 1,
         })?;
-        Ok(Self { process: Some(Process { pid, socket: ours, tables: None }) })
+        // The keeper removes the files of the name when it has undone everything.
+        if let Some(lock) = lock {
+            lock.leave();
+        }
+        Ok(Self { process: Some(Process { pid, has_cards: !request.cards.is_empty(), socket: ours, tables: None }) })
+    }
+
+    /// Tells the keeper that `vmm`, a descriptor of a process, is the VMM, and not the process that calls this. Once,
+    /// from the process that started the keeper.
+    ///
+    /// # Errors
+    /// The host refuses to send it.
+    pub fn entrust(&self, vmm: BorrowedFd<'_>) -> io::Result<()> {
+        self.process.as_ref().map_or(Ok(()), |process| vmm::entrust(process.socket.as_fd(), vmm))
+    }
+
+    /// A descriptor of the keeper's process, for the process that started it; none if there is no keeper, or it has
+    /// ended.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn pidfd(&self) -> io::Result<Option<OwnedFd>> {
+        let Some(process) = &self.process else { return Ok(None) };
+        match jail::pidfd::open(process.pid) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            result => result.map(Some),
+        }
     }
 
     /// Waits until every card is ready and returns the cards in the order of the request. Call it once.
@@ -222,7 +253,9 @@ impl Keeper {
     /// As [`Keeper::ports`].
     pub fn ports_timed(&mut self) -> Result<(Vec<Port>, Timing), Error> {
         let mut ports = Vec::new();
-        let Some(process) = &mut self.process else { return Ok((ports, Timing::default())) };
+        let Some(process) = self.process.as_mut().filter(|process| process.has_cards) else {
+            return Ok((ports, Timing::default()));
+        };
         loop {
             let (reply, mut fds) = Reply::receive(process.socket.as_fd())?.ok_or(KeeperError::Gone)?;
             match reply {
@@ -241,9 +274,14 @@ impl Keeper {
         }
     }
 
+    /// The descriptor that keeps the VM's nftables alive, for another process to hold as well.
+    pub fn tables(&self) -> Option<BorrowedFd<'_>> {
+        self.process.as_ref().and_then(|process| process.tables.as_ref()).map(AsFd::as_fd)
+    }
+
     /// The socket to the keeper, which becomes readable when there are [`news`](Self::news). None without cards.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.process.as_ref().map(|process| process.socket.as_fd())
+        self.process.as_ref().filter(|process| process.has_cards).map(|process| process.socket.as_fd())
     }
 
     /// The keeper's next event, if there is one. Call it after [`ports`](Self::ports), when the socket is readable.

@@ -271,7 +271,8 @@ impl Vm {
 
     /// The names of minivmm's threads.
     pub fn threads(&self) -> Vec<String> {
-        let tasks = format!("/proc/{}/task", self.pid);
+        let supervisor = self.pid.as_raw().cast_unsigned();
+        let tasks = format!("/proc/{}/task", vmm_of(supervisor).unwrap_or(supervisor));
         let tasks = std::fs::read_dir(&tasks).unwrap_or_else(|error| panic!("{tasks} cannot be read: {error}"));
         // A thread that ends meanwhile has no name.
         let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
@@ -317,6 +318,13 @@ pub fn last_words() -> String {
         ));
     }
     text
+}
+
+/// The VMM that a process supervises.
+pub fn vmm_of(pid: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    let is_vmm = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "vmm\n");
+    children.split_whitespace().filter_map(|child| child.parse().ok()).find(is_vmm)
 }
 
 fn tail(text: &str) -> &str {

@@ -6,13 +6,11 @@
 //!
 //! A worker never waits for the disk: what finds the channel full is left out, and the file says how many were before
 //! the next frame. The file is written out whenever the channel is empty, so a SIGKILL loses little. Once it has
-//! `capture-size=` bytes it becomes `FILE.1`, in place of an older one, and a new one begins. A disk that fails ends
+//! `capture-size=` bytes its contents replace those of `FILE.1`, and it begins anew. A disk that fails ends
 //! the capture with one line, not the VM.
 
 mod file;
 
-use crate::confine;
-use crate::confine::landlock::Folder;
 use crate::confine::seccomp::{Filters, Thread};
 use devices::virtio::net::{Budget, Direction, FrameObserver, Share};
 use file::CaptureFile;
@@ -117,8 +115,7 @@ impl Capture {
             let thread = thread::Builder::new().name("capture".to_owned()).stack_size(256 << 10);
             let filters = filters.clone();
             *writer = Writer::Writing(thread.spawn(move || {
-                // It makes files in one folder, which no other thread may do.
-                confine::enter(&filters, Thread::Capture, &[Folder::Captures(file.folder())]);
+                filters.enter(Thread::Capture);
                 write(*file, &frames);
             })?);
         }

@@ -62,14 +62,14 @@ extern "C" fn end(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_
     exit::at_once(exit::HOST);
 }
 
-/// Leaves the terminal as it was. The instruction is repeated afterwards and ends the process; a signal that was sent
-/// is sent again.
+/// Leaves the terminal as it was. The instruction is repeated afterwards and ends the process, as does a signal that was
+/// sent.
 extern "C" fn tidy_up(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     terminal::restore_in_handler();
     // SAFETY: the kernel has given the handler a siginfo.
     let sent = unsafe { (*info).si_code } <= 0;
     if sent {
-        // SAFETY: raises a signal in this thread.
-        unsafe { libc::raise(signal) };
+        // The first process of a PID namespace survives a signal of its own without a handler.
+        exit::at_once(exit::SIGNAL_BASE.saturating_add(u8::try_from(signal).unwrap_or_default()));
     }
 }

@@ -1,18 +1,17 @@
 //! Files that are made where the user says, in a folder where others may write as well.
 //!
-//! The folder is opened once; what is made in it later, after a rename too, is made there whatever becomes of its path.
+//! The folder is opened once, so that a file and its neighbour are in the same one whatever becomes of its path.
 //! The last part of a path is never followed if it is a symbolic link, which another user of a shared folder may have
 //! put there; links that lead to the folder are the user's own choice. A file that is made can be read by its user
 //! only.
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, openat, renameat};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -27,11 +26,6 @@ const WRITE_BY_OTHERS: u32 = 0o022;
 pub(crate) struct Folder(File);
 
 impl Folder {
-    /// Its descriptor.
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
     /// The folder of the file at `path`, and the file's name in it.
     ///
     /// # Errors
@@ -67,14 +61,13 @@ impl Folder {
         Ok(file)
     }
 
-    /// Gives the file `name` the name `other`, in place of what has it, and makes an empty one.
+    /// Opens the file `name` to read what has been written to it.
     ///
     /// # Errors
-    /// If it cannot be renamed, or a file of that name is made meanwhile.
-    pub(crate) fn replace(&self, name: &OsStr, other: &OsStr) -> io::Result<File> {
-        renameat(&self.0, name, &self.0, other)?;
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        Ok(File::from(openat(&self.0, name, flags, FILE_MODE)?))
+    /// If it cannot be read, or is a symbolic link.
+    pub(crate) fn open(&self, name: &OsStr) -> io::Result<File> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        Ok(File::from(openat(&self.0, name, flags, Mode::empty())?))
     }
 }
 
@@ -130,19 +123,5 @@ mod tests {
             fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
             assert!(create(&path).is_ok());
         }
-    }
-
-    #[test]
-    fn file_is_replaced_where_it_was_even_if_the_folder_is_renamed() {
-        let parent = tempfile::tempdir().unwrap();
-        let (before, after) = (parent.path().join("before"), parent.path().join("after"));
-        fs::create_dir(&before).unwrap();
-        let (folder, name) = Folder::of(&before.join("log")).unwrap();
-        drop(folder.create(&name).unwrap());
-        fs::rename(&before, &after).unwrap();
-        symlink("/nonexistent", after.join("log.1")).unwrap();
-        drop(folder.replace(&name, OsStr::new("log.1")).unwrap());
-        let kind = |name| fs::symlink_metadata(after.join(name)).unwrap().is_file();
-        assert!(kind("log") && kind("log.1"));
     }
 }

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | guest | any exit with any address, width and value, at any rate | exits are data; the bus answers a miss with all ones; log lines are limited |
 //! | guest | end the machine in any way | one place keeps the first reason; the exit code is the only thing it chooses |
-//! | guest that took over the process | use its privileges | capabilities, files, ports and other processes are given up for good before the first vCPU runs, and each thread has only the system calls that it needs ([`confine`]); the keeper is another process |
+//! | guest that took over the process | use its privileges | capabilities, files, network, users and other processes are given up for good before the first vCPU runs, and each thread has only the system calls that it needs ([`confine`]); the keeper and the services are other processes |
 //! | guest | never power off, or reset instead | `--stop-timeout`, a second signal, the quit key; no restart once it was asked |
 //! | guest | reset at once, for ever | pauses between short runs, in which signals work |
 //! | guest | write to the console for ever | `--console file=` grows with it: it needs a disk quota, or a reader that cuts it (`stdio` into a pipe) |
@@ -31,8 +31,7 @@
 //! a destination whatever the guest knows, so the lines of the serial port and the power button reach vCPUs 0 to 254
 //! only, and a guest that moves them to a higher one loses them.
 //!
-//! A user and namespaces of its own. Whoever does not trust the guest should not start minivmm as root where the network
-//! (`tap=` or `fd=`) and `/dev/kvm` allow it. The threads that answer DHCP and DNS have no filter for system calls.
+//! A PID namespace for the services, which have a user of their own where root starts the VM.
 
 #[cfg(feature = "attacks")]
 mod attacks;
@@ -57,23 +56,29 @@ mod name;
 mod own_code;
 mod panics;
 mod policy;
+mod process;
 mod ready_channel;
 mod request;
+mod services;
 mod signals;
+mod supervisor;
 
 use cli::{Parsed, Settings};
-use confine::fences;
-use confine::seccomp::Mode;
+use confine::seccomp::{Filters, Mode, Vhost};
+use confine::{Confinement, Users, fences};
 use devices::virtio::net::{Program, steering_program};
 use error::Error;
 use exit::Outcome;
+use jail::{Identity, Role};
 use limits::cgroup::Cgroups;
 use machine::{ControlSocket, Files, Machine, ReadyOptions, Resources, Restarts};
 use name::VmName;
+use net::spec::Switch;
 use net::{Keeper, error_chain};
 use ready_channel::ReadyFd;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
@@ -119,7 +124,7 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     let fd = cli.ready_fd.map(ReadyFd::inherit).transpose()?;
     logger::init(cli.log.into());
     log::debug!("Command line is parsed");
-    check_confinement(cli)?;
+    let confinement = confinement(cli)?;
     fences::share_one_heap();
     if let Err(err) = fences::make_no_core() {
         log::warn!("A fault would leave a core dump: {err}");
@@ -142,8 +147,13 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     };
     let keeper = Keeper::start_holding(&request, control_socket.lock(), own_code::release)?;
     log::debug!("{name}: files are open, the network keeper is at work");
+    let mode = if confinement == Confinement::None { Mode::Off } else { cli.seccomp };
+    let filters = Arc::new(Filters::new(mode, vhost(cli))?);
+    let (services, child) = services::fork(cli.net.len(), confinement, &filters)?;
+    let signals = supervisor::split(&keeper, child, (confinement, &filters))?;
     let timeout = cli.wait_net.map(|seconds| Duration::from_secs(seconds.into()));
-    let mut resources = Resources::open(cli, files, keeper, control_socket, ReadyOptions { name, start, fd, timeout })?;
+    let options = ReadyOptions { name, start, fd, timeout };
+    let mut resources = Resources::open(cli, (confinement, filters), files, (keeper, control_socket, services, signals), options)?;
     let outcome = run_machines(&mut resources);
     let closed = resources.close();
     let outcome = outcome?;
@@ -151,20 +161,38 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     Ok(outcome)
 }
 
-/// Refuses a VM that promises what it could not keep without confinement, and warns of one that does without.
-fn check_confinement(cli: &Settings) -> Result<(), Error> {
+/// How far the VM's processes are to be confined.
+///
+/// # Errors
+/// A VM that promises what it could not keep.
+fn confinement(cli: &Settings) -> Result<Confinement, Error> {
+    let flag = match (cli.no_confine, cli.seccomp) {
+        (true, _) => "--no-confine",
+        (_, Mode::Off) => "--seccomp off",
+        _ => "",
+    };
+    if !flag.is_empty() && cli.policy.is_some() {
+        return Err(Error::Usage {
+            sentence: format!("{flag} cannot be had together with --policy"),
+            hint: "Leave it out: a guest that took minivmm over could evade its policy".to_owned(),
+        });
+    }
+    if cli.no_confine {
+        log::warn!("A guest that takes minivmm over has all that its user has (--no-confine)");
+        return Ok(Confinement::None);
+    }
     match cli.seccomp {
-        Mode::Kill => return Ok(()),
-        Mode::Off if cli.policy.is_some() => {
-            return Err(Error::Usage {
-                sentence: "--seccomp off cannot be had together with --policy".to_owned(),
-                hint: "Leave --seccomp out: a guest that took minivmm over could evade its policy".to_owned(),
-            });
-        }
+        Mode::Kill => {}
         Mode::Log => log::warn!("System calls that minivmm does not need are logged and not refused (--seccomp log)"),
         Mode::Off => log::warn!("System calls that minivmm does not need are not refused (--seccomp off)"),
     }
-    Ok(())
+    let own = |role| Identity::of_vm(std::process::id(), role);
+    Ok(Confinement::Full(Users { vmm: cli.user.unwrap_or_else(|| own(Role::Vmm)), services: own(Role::Services) }))
+}
+
+/// Whether a card of `cli` is on vhost-net.
+fn vhost(cli: &Settings) -> Vhost {
+    if cli.net.iter().any(|spec| spec.card().vhost == Switch::On) { Vhost::Some } else { Vhost::None }
 }
 
 /// The card's program for the kernel, as the keeper loads it.

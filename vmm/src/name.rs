@@ -4,9 +4,13 @@
 //! killed waits for that, but not for ever.
 
 use net::runtime_dir::{self, FolderError, NameLock, RuntimeDir, VmSocket};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::Pid;
 use std::fmt;
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -144,10 +148,19 @@ impl VmName {
             match runtime_dir::connect(&self.0, VmSocket::Control, CONNECT_TIMEOUT) {
                 Err(error) if is_gone(&error) && Instant::now() < deadline => thread::sleep(PAUSE),
                 Err(error) if is_gone(&error) => return Err(LockError::Ending(self.clone())),
+                // Its VMM ends as well, in a moment.
+                Ok(vm) if is_orphan(&vm) && Instant::now() < deadline => thread::sleep(PAUSE),
                 _ => return Err(LockError::Taken(self.clone())),
             }
         }
     }
+}
+
+/// Returns whether the process that the VM behind a connection was started as has been killed.
+fn is_orphan(vm: &UnixStream) -> bool {
+    let starter = getsockopt(vm, sockopt::PeerCredentials).map(|peer| Pid::from_raw(peer.pid()));
+    // That of another PID namespace has the number 0 here.
+    starter.is_ok_and(|pid| pid.as_raw() > 0 && kill(pid, None) == Err(Errno::ESRCH))
 }
 
 /// Returns whether an error of a connection says that no process listens.

@@ -12,30 +12,28 @@
 //! A signal that was ignored when the process began stays ignored, as `nohup` and scripts that start background jobs
 //! want it.
 //!
-//! A thread of its own takes signals from the kernel. The main thread hears of them from it, so that a main thread that
-//! the host lets wait (a kernel, disk or capture on a dead network file system) cannot keep the process from ending:
-//! what it does not take within [`TAKE_TIMEOUT`] ends the process without it.
+//! The kernel delivers them to the supervisor, which passes their numbers on to the VMM (see [`crate::supervisor`]). The
+//! VMM has them blocked. What it does not take within a few seconds, because the host lets it wait for a kernel, disk or
+//! capture on a dead network file system, ends it all the same. SIGXCPU comes to the process whose time is used up.
 #![expect(
     unsafe_code,
     reason = "sets with real-time signals, and actions, have no safe wrapper in the crates used here"
 )]
 
-use crate::confine::seccomp::{Filters, Thread};
-use crate::console::terminal;
-use crate::{confine, event, exit};
+use crate::{event, exit};
+use jail::Outer;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{MsgFlags, recv, send};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 use vmm_sys_util::signal::{SIGRTMAX, SIGRTMIN};
 
 /// Ask the guest to power off.
@@ -46,11 +44,9 @@ const STOPPING: [i32; 7] =
 /// About the terminal.
 const JOB_CONTROL: [i32; 2] = [libc::SIGTSTP, libc::SIGCONT];
 
-/// How long the main thread may take to hear of a signal before the process ends without it.
-const TAKE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Stack of the thread in bytes: it formats a log line.
-const STACK_BYTES: usize = 128 << 10;
+/// The number of SIGCONT.
+pub(crate) const CONTINUE: u8 = 18;
+const _: () = assert!(CONTINUE as i32 == libc::SIGCONT);
 
 /// Bytes of `struct signalfd_siginfo`; the number of the signal is its first field.
 const SIGINFO_BYTES: usize = 128;
@@ -83,7 +79,7 @@ impl Meaning {
     }
 
     /// Returns whether the process is to end because of it.
-    fn is_end(self) -> bool {
+    pub(crate) fn is_end(self) -> bool {
         matches!(self, Self::PowerOff | Self::Stop)
     }
 }
@@ -105,40 +101,154 @@ pub(crate) fn ignore_file_size() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// The signals that have arrived and have not been taken, and when they did.
-struct Arrived {
-    signals: Mutex<VecDeque<(u8, Instant)>>,
-    event: EventFd,
+/// A message of the supervisor to the VMM: one packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ToVmm {
+    /// This signal has arrived.
+    Signal(u8),
+    /// The namespaces are there to be joined, or they are not, for this reason.
+    Enclosed(Option<String>),
 }
 
-impl Arrived {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(u8, Instant)>> {
-        self.signals.lock().unwrap_or_else(PoisonError::into_inner)
+/// A message of the VMM to its supervisor: one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FromVmm {
+    /// It does not need this process's namespaces any more: it is in them if it could be.
+    Joined,
+    /// It has heard of the signals.
+    Taken,
+    /// Both processes are to be suspended.
+    Suspend,
+}
+
+/// Bytes of a message at most. The first is the number of a signal, or 0.
+const MESSAGE_BYTES: usize = 256;
+
+impl ToVmm {
+    /// Sends this without waiting.
+    ///
+    /// # Errors
+    /// If the VMM has ended, or has not heard of hundreds of signals.
+    pub(crate) fn send(&self, link: BorrowedFd<'_>) -> nix::Result<()> {
+        let bytes = match self {
+            Self::Signal(signal) => vec![*signal],
+            Self::Enclosed(failure) => {
+                let text = failure.as_deref().unwrap_or_default().as_bytes();
+                [&[0], &text[..text.len().min(MESSAGE_BYTES - 1)]].concat()
+            }
+        };
+        send(link.as_raw_fd(), &bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).map(drop)
+    }
+
+    fn receive(link: BorrowedFd<'_>, flags: MsgFlags) -> nix::Result<Self> {
+        let mut bytes = [0; MESSAGE_BYTES];
+        let read = recv(link.as_raw_fd(), &mut bytes, flags)?;
+        match &bytes[..read] {
+            // The other end is closed.
+            [] => Err(Errno::EPIPE),
+            [0] => Ok(Self::Enclosed(None)),
+            [0, text @ ..] => Ok(Self::Enclosed(Some(String::from_utf8_lossy(text).into_owned()))),
+            [signal, ..] => Ok(Self::Signal(*signal)),
+        }
     }
 }
 
-/// The signals that mean something to the VMM, blocked and readable.
-///
-/// Made before any other thread, which inherits the mask.
-pub(crate) struct Signals(Arc<Arrived>);
+impl FromVmm {
+    fn send(self, link: BorrowedFd<'_>) {
+        let byte = match self {
+            Self::Joined => b'j',
+            Self::Taken => b't',
+            Self::Suspend => b's',
+        };
+        // A supervisor that has ended takes the VMM with it.
+        let _ = send(link.as_raw_fd(), &[byte], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+    }
+
+    /// The next message, if there is one.
+    pub(crate) fn receive(link: BorrowedFd<'_>) -> Option<Self> {
+        let mut byte = [0];
+        match recv(link.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT) {
+            Ok(1) => match byte {
+                [b'j'] => Some(Self::Joined),
+                [b't'] => Some(Self::Taken),
+                [b's'] => Some(Self::Suspend),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// The VMM's end of the channel to its supervisor: signals, and the namespaces to join.
+pub(crate) struct Signals {
+    link: OwnedFd,
+    /// The supervisor's process, until its namespaces are joined.
+    supervisor: RefCell<Option<OwnedFd>>,
+    /// The user namespace that both are in, if the host allows new namespaces.
+    outer: Option<Outer>,
+    /// The one signal that the kernel sends to the VMM itself.
+    cpu_time: File,
+    /// Messages that came while others were waited for.
+    early: RefCell<Early>,
+}
+
+/// Messages that have not been asked for yet.
+#[derive(Default)]
+struct Early {
+    signals: VecDeque<u8>,
+    /// Whether the namespaces are there, once it is known.
+    enclosed: Option<Result<(), String>>,
+}
+
+impl Early {
+    fn keep(&mut self, message: ToVmm) {
+        match message {
+            ToVmm::Signal(signal) => self.signals.push_back(signal),
+            ToVmm::Enclosed(failure) => self.enclosed = Some(failure.map_or(Ok(()), Err)),
+        }
+    }
+}
 
 impl Signals {
-    /// Blocks the signals and begins to take them, in a thread with a filter of `filters`.
+    /// The end of `link`, in the VMM.
     ///
     /// # Errors
-    /// If the host has no descriptor or thread left.
-    pub(crate) fn new(filters: Arc<Filters>) -> io::Result<Self> {
-        let fd = signalfd(&heeded())?;
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let arrived = Arc::new(Arrived { signals: Mutex::default(), event });
-        let signals = arrived.clone();
-        // Not joined: it ends with the process.
-        let thread = thread::Builder::new().name("signals".to_owned()).stack_size(STACK_BYTES);
-        thread.spawn(move || {
-            confine::enter(&filters, Thread::Signals, &[]);
-            take(&fd, &signals);
-        })?;
-        Ok(Self(arrived))
+    /// If the host has no descriptor left.
+    pub(crate) fn of(link: OwnedFd, supervisor: OwnedFd, outer: Option<Outer>) -> io::Result<Self> {
+        let cpu_time = signalfd(&SigSet::from(Signal::SIGXCPU))?;
+        Ok(Self { link, supervisor: RefCell::new(Some(supervisor)), outer, cpu_time, early: RefCell::default() })
+    }
+
+    /// The supervisor's process, once: what is to be done with it is done before the guest runs.
+    pub(crate) fn take_supervisor(&self) -> Option<OwnedFd> {
+        self.supervisor.take()
+    }
+
+    /// The user namespace around the supervisor's new ones; none if it has none.
+    pub(crate) fn outer(&self) -> Option<Outer> {
+        self.outer
+    }
+
+    /// Waits until the supervisor's namespaces can be joined.
+    ///
+    /// # Errors
+    /// The reason why they cannot.
+    pub(crate) fn await_enclosure(&self) -> Result<(), String> {
+        loop {
+            if let Some(enclosed) = self.early.borrow_mut().enclosed.take() {
+                return enclosed;
+            }
+            match ToVmm::receive(self.link.as_fd(), MsgFlags::empty()) {
+                Ok(message) => self.early.borrow_mut().keep(message),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.desc().to_owned()),
+            }
+        }
+    }
+
+    /// Tells the supervisor that its namespaces are not needed any more.
+    pub(crate) fn joined(&self) {
+        FromVmm::Joined.send(self.link.as_fd());
     }
 
     /// Waits until a signal arrives that is to end the process or `other` is readable, for at most `timeout`.
@@ -146,9 +256,16 @@ impl Signals {
     /// # Errors
     /// If the host refuses to wait.
     pub(crate) fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Duration) -> io::Result<Woken> {
-        let mut fds = vec![PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        fds.extend(other.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let sources = self.sources().into_iter().chain(other);
+        let mut fds: Vec<PollFd<'_>> = sources.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         loop {
+            while let Some(signal) = self.next() {
+                match Meaning::of(signal) {
+                    Meaning::Suspend => self.suspend(),
+                    Meaning::Continue => {}
+                    Meaning::PowerOff | Meaning::OutOfTime | Meaning::Stop => return Ok(Woken::Signal(signal)),
+                }
+            }
             match event::poll(&mut fds, Some(timeout)) {
                 Ok(0) => return Ok(Woken::Timeout),
                 Ok(_) => {}
@@ -156,14 +273,7 @@ impl Signals {
                 Err(Errno::EINTR) => continue,
                 Err(err) => return Err(err.into()),
             }
-            while let Some(signal) = self.next() {
-                match Meaning::of(signal) {
-                    Meaning::Suspend => suspend(),
-                    Meaning::Continue => {}
-                    Meaning::PowerOff | Meaning::OutOfTime | Meaning::Stop => return Ok(Woken::Signal(signal)),
-                }
-            }
-            if fds.get(1).is_some_and(event::is_ready) {
+            if fds.get(2).is_some_and(event::is_ready) && !fds.iter().take(2).any(event::is_ready) {
                 return Ok(Woken::Other);
             }
         }
@@ -171,19 +281,45 @@ impl Signals {
 
     /// The next signal that has arrived, if one has.
     pub(crate) fn next(&self) -> Option<u8> {
-        let mut signals = self.0.lock();
-        let next = signals.pop_front().map(|(signal, _)| signal);
-        if signals.is_empty() {
-            // An empty counter answers EAGAIN.
-            let _ = self.0.event.read();
+        if let Some(signal) = read(&self.cpu_time) {
+            return Some(signal);
         }
-        next
+        loop {
+            if let Some(signal) = self.early.borrow_mut().signals.pop_front() {
+                FromVmm::Taken.send(self.link.as_fd());
+                return Some(signal);
+            }
+            match ToVmm::receive(self.link.as_fd(), MsgFlags::MSG_DONTWAIT) {
+                Ok(message) => self.early.borrow_mut().keep(message),
+                // Without a supervisor nothing can end the guest in good order.
+                Err(Errno::EPIPE) => exit::at_once(exit::HOST),
+                Err(_) => return None,
+            }
+        }
     }
-}
 
-impl AsFd for Signals {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        event::fd(&self.0.event)
+    /// The descriptors that are readable when [`next`](Self::next) has something.
+    pub(crate) fn sources(&self) -> [BorrowedFd<'_>; 2] {
+        [self.link.as_fd(), self.cpu_time.as_fd()]
+    }
+
+    /// Pauses the VMM and its supervisor as SIGTSTP does by default. Returns at once; the next thing that arrives is
+    /// SIGCONT.
+    pub(crate) fn suspend(&self) {
+        FromVmm::Suspend.send(self.link.as_fd());
+        loop {
+            match ToVmm::receive(self.link.as_fd(), MsgFlags::empty()) {
+                Ok(message) => {
+                    let is_end = message == ToVmm::Signal(CONTINUE);
+                    self.early.borrow_mut().keep(message);
+                    if is_end {
+                        return;
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
     }
 }
 
@@ -197,33 +333,8 @@ pub(crate) fn suspend() {
     let _ = set.thread_block();
 }
 
-/// The thread: passes signals on, and ends the process if one that is to end it is not taken.
-fn take(fd: &File, arrived: &Arrived) {
-    let signal = pass_on(fd, arrived, TAKE_TIMEOUT);
-    log::error!("The host lets minivmm wait for a file: it ends without, by signal {signal}");
-    terminal::restore();
-    exit::at_once(exit::Outcome::Killed(signal).code());
-}
-
-/// Passes signals on. Returns one that is to end the process and has not been taken within `take_timeout`.
-fn pass_on(fd: &File, arrived: &Arrived, take_timeout: Duration) -> u8 {
-    loop {
-        let first = arrived.lock().iter().copied().find(|(signal, _)| Meaning::of(*signal).is_end());
-        let left = first.map(|(_, at)| (at + take_timeout).saturating_duration_since(Instant::now()));
-        if let (Some((signal, _)), Some(Duration::ZERO)) = (first, left) {
-            return signal;
-        }
-        // An error is a wake-up for nothing.
-        let _ = event::poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], left);
-        while let Some(signal) = read(fd) {
-            arrived.lock().push_back((signal, Instant::now()));
-            // A counter that is full is signalled all the same.
-            let _ = arrived.event.write(1);
-        }
-    }
-}
-
-fn read(mut fd: &File) -> Option<u8> {
+/// The number of the next signal of a signalfd, if there is one.
+pub(crate) fn read(mut fd: &File) -> Option<u8> {
     let mut info = [0; SIGINFO_BYTES];
     // An empty queue answers EAGAIN.
     let len = fd.read(&mut info).ok()?;
@@ -252,6 +363,15 @@ fn is_ignored(signal: i32) -> bool {
     result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
+/// Blocks the signals that mean something, and opens a descriptor from which they are read. Other threads and processes
+/// that are made later have them blocked as well.
+///
+/// # Errors
+/// If the host has no descriptor left.
+pub(crate) fn take_over() -> io::Result<File> {
+    Ok(signalfd(&heeded())?)
+}
+
 /// Blocks the signals of `set` and opens a descriptor from which they are read.
 fn signalfd(set: &SigSet) -> nix::Result<File> {
     set.thread_block()?;
@@ -262,52 +382,48 @@ fn signalfd(set: &SigSet) -> nix::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    use std::io::Write;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::unistd::Pid;
 
-    /// The end that `pass_on` reads from, and the end that signals come from.
-    fn pipe() -> (File, File) {
-        let (reader, writer) = io::pipe().unwrap();
-        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        (File::from(OwnedFd::from(reader)), File::from(OwnedFd::from(writer)))
-    }
-
-    fn arrive(mut kernel: &File, signal: i32) {
-        let mut info = [0; SIGINFO_BYTES];
-        info[0] = u8::try_from(signal).unwrap();
-        kernel.write_all(&info).unwrap();
-    }
-
-    fn arrived() -> Arc<Arrived> {
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
-        Arc::new(Arrived { signals: Mutex::default(), event })
+    fn pair() -> (OwnedFd, Signals) {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (link, vmms) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let own = jail::pidfd::open(Pid::this()).unwrap();
+        (link, Signals::of(vmms, own, None).unwrap())
     }
 
     #[test]
-    fn signal_that_the_main_thread_does_not_take_ends_the_process() {
-        let ((fd, kernel), arrived) = (pipe(), arrived());
-        for signal in [libc::SIGCONT, libc::SIGXCPU, libc::SIGTERM, libc::SIGQUIT] {
-            arrive(&kernel, signal);
-        }
-        let last = pass_on(&fd, &arrived, Duration::from_millis(20));
-        assert_eq!(i32::from(last), libc::SIGTERM);
-    }
-
-    #[test]
-    fn signal_that_is_taken_ends_nothing_by_itself() {
-        let ((fd, kernel), arrived) = (pipe(), arrived());
-        let thread = thread::spawn({
-            let arrived = arrived.clone();
-            move || pass_on(&fd, &arrived, Duration::from_millis(200))
-        });
-        let signals = Signals(arrived);
-        for signal in [libc::SIGTERM, libc::SIGTERM] {
-            arrive(&kernel, signal);
+    fn signal_is_taken_once_and_the_supervisor_hears_of_it() {
+        let (link, signals) = pair();
+        for signal in [15, 1] {
+            ToVmm::Signal(signal).send(link.as_fd()).unwrap();
             let woken = signals.wait(None, Duration::from_secs(30)).unwrap();
-            assert_eq!(woken, Woken::Signal(u8::try_from(signal).unwrap()));
+            assert_eq!(woken, Woken::Signal(signal));
+            assert_eq!(FromVmm::receive(link.as_fd()), Some(FromVmm::Taken));
         }
-        arrive(&kernel, libc::SIGHUP);
-        assert_eq!(i32::from(thread.join().unwrap()), libc::SIGHUP);
+        assert_eq!(signals.next(), None);
+        assert_eq!(signals.wait(None, Duration::from_millis(1)).unwrap(), Woken::Timeout);
+    }
+
+    #[test]
+    fn signals_that_come_while_the_jail_is_built_are_heard_afterwards() {
+        let (link, signals) = pair();
+        for message in [ToVmm::Signal(15), ToVmm::Enclosed(Some("EPERM".to_owned())), ToVmm::Signal(2)] {
+            message.send(link.as_fd()).unwrap();
+        }
+        assert_eq!(signals.await_enclosure(), Err("EPERM".to_owned()));
+        assert_eq!((signals.next(), signals.next(), signals.next()), (Some(15), Some(2), None));
+    }
+
+    #[test]
+    fn suspension_lasts_until_the_supervisor_continues() {
+        let (link, signals) = pair();
+        for signal in [15, 18] {
+            ToVmm::Signal(signal).send(link.as_fd()).unwrap();
+        }
+        signals.suspend();
+        assert_eq!(FromVmm::receive(link.as_fd()), Some(FromVmm::Suspend));
+        assert_eq!((signals.next(), signals.next()), (Some(15), Some(18)));
     }
 
     #[test]

@@ -156,9 +156,25 @@ impl Running {
     }
 
     fn signal(&self, name: &str) {
-        let status = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().unwrap();
-        assert!(status.success());
+        send(name, self.0.id());
     }
+
+    /// Sends a signal to the VMM itself.
+    fn signal_vmm(&self, name: &str) {
+        send(name, vmm_of(self.0.id()));
+    }
+}
+
+fn send(signal: &str, pid: u32) {
+    let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+/// The VMM that the process `pid` supervises.
+fn vmm_of(pid: u32) -> u32 {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let is_vmm = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "vmm\n");
+    children.split_whitespace().map(|child| child.parse().unwrap()).find(is_vmm).unwrap()
 }
 
 /// A minivmm with this guest and more arguments.

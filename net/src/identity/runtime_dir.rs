@@ -14,6 +14,7 @@
 //! A killed process leaves its files behind. They are harmless: its lock is released, and the next holder, a VM of that
 //! name or `minivmm net gc`, removes them. Only the holder of a lock removes files of its name.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -149,11 +150,11 @@ impl RuntimeDir {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            let lock = NameLock { folder: self.fd.try_clone()?, vm: vm.to_owned(), file };
+            let lock = NameLock { folder: RefCell::new(Some(self.fd.try_clone()?)), vm: vm.to_owned(), file };
             // Otherwise the last holder has removed the file meanwhile, and another process may have made a new one.
             if lock.is_current() {
                 for socket in [VmSocket::Control, VmSocket::Keeper] {
-                    remove(lock.folder.as_fd(), &format!("{vm}{}", socket.suffix()));
+                    remove(self.fd.as_fd(), &format!("{vm}{}", socket.suffix()));
                 }
                 return Ok(Some(lock));
             }
@@ -206,33 +207,35 @@ impl RuntimeDir {
 /// open.
 #[derive(Debug)]
 pub struct NameLock {
-    folder: File,
+    /// None where another process removes the files of the name.
+    folder: RefCell<Option<File>>,
     vm: String,
     file: File,
 }
 
 impl NameLock {
-    /// The folder that its files are in.
-    #[must_use]
-    pub fn folder(&self) -> BorrowedFd<'_> {
-        self.folder.as_fd()
-    }
-
     /// The lock as a descriptor, for another process that is to hold it as well.
     #[must_use]
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
+    /// Leaves it to another process, which shares the lock, to remove the files of the name.
+    pub(crate) fn leave(&self) {
+        self.folder.take();
+    }
+
     /// Returns true if the locked file is the one in the folder.
     fn is_current(&self) -> bool {
-        is_current(self.folder.as_fd(), &self.vm, self.file.as_fd())
+        self.folder.borrow().as_ref().is_some_and(|folder| is_current(folder.as_fd(), &self.vm, self.file.as_fd()))
     }
 }
 
 impl Drop for NameLock {
     fn drop(&mut self) {
-        clear(self.folder.as_fd(), &self.vm, self.file.as_fd());
+        if let Some(folder) = self.folder.take() {
+            clear(folder.as_fd(), &self.vm, self.file.as_fd());
+        }
     }
 }
 

@@ -4,10 +4,16 @@
 //! policy. So a caller must be root or the keeper's user, and have CAP_NET_ADMIN, which changing rules takes. Callers
 //! are served one at a time, under a timeout.
 
+#![allow(unsafe_code)] // SO_PEERPIDFD has no safe wrapper in the crates used here.
+
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use libc::c_int;
+use nix::poll::PollTimeout;
 use nix::unistd::geteuid;
+use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::error::Error;
@@ -23,6 +29,9 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Bit of this capability in a set (linux/capability.h).
 const CAP_NET_ADMIN: u64 = 1 << 12;
+
+/// Asks a Unix socket for a descriptor of the peer's process (asm-generic/socket.h).
+const SO_PEERPIDFD: c_int = 77;
 
 /// The keeper's end of the socket.
 pub(super) struct PolicySocket(Option<UnixListener>);
@@ -86,12 +95,38 @@ async fn send(stream: &UnixStream, reply: &PolicyReply) {
 /// Reads a caller's request, or gives the reason for a refusal.
 async fn receive(stream: &UnixStream) -> Result<PolicyRequest, String> {
     let peer = stream.peer_cred().map_err(|error| format!("Cannot read the credentials of the client: {error}"))?;
-    let user = peer.uid() == 0 || peer.uid() == geteuid().as_raw();
-    if !user || !peer.pid().is_some_and(has_privilege) {
+    if !is_authorised(stream, &peer) {
         return Err(NOT_PERMITTED.to_owned());
     }
     let line = read_line(stream).await.map_err(|error| format!("Cannot read the request: {error}"))?;
     serde_json::from_slice(&line).map_err(|error| format!("Cannot read the request: {error}"))
+}
+
+/// Returns true if a caller is root or the keeper's user, and has CAP_NET_ADMIN.
+fn is_authorised(stream: &UnixStream, peer: &UCred) -> bool {
+    let user = peer.uid() == 0 || peer.uid() == geteuid().as_raw();
+    if !user || !peer.pid().is_some_and(has_privilege) {
+        return false;
+    }
+    // A number may be that of another process by now. The VMM of root is no root, so without a descriptor of the caller
+    // (before Linux 6.5) root is believed.
+    match peer_process(stream.as_fd()) {
+        Some(process) => jail::pidfd::has_ended(process.as_fd(), PollTimeout::ZERO) == Ok(false),
+        None => peer.uid() == 0,
+    }
+}
+
+/// A descriptor of the process at the other end (`SO_PEERPIDFD`, Linux 6.5).
+fn peer_process(stream: BorrowedFd<'_>) -> Option<OwnedFd> {
+    const LEN: libc::socklen_t = 4;
+    const _: () = assert!(LEN as usize == size_of::<RawFd>());
+    let (mut fd, mut len): (RawFd, _) = (-1, LEN);
+    // SAFETY: the kernel writes at most `len` bytes, which `fd` has.
+    let result = unsafe {
+        libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut fd).cast(), &raw mut len)
+    };
+    // SAFETY: the kernel has just put this descriptor into our table, and no other code knows its number.
+    (result == 0 && fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// True if a process has CAP_NET_ADMIN, so that it could change rules of its own.

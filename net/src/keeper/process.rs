@@ -50,10 +50,10 @@ pub(super) fn spawn(child: impl FnOnce() -> i32) -> Result<Pid, KeeperError> {
     }
 }
 
-/// Leaves the terminal, the VMM's signals and all of its descriptors but stderr, `keep` and those in `numbers`.
+/// Leaves the terminal, the VMM's signals and all of its descriptors but stderr, `own` and those in `numbers`.
 ///
 /// Returns those of `numbers` that are open. A part that fails is only untidy: the keeper works without it.
-pub(super) fn detach(keep: &OwnedFd, numbers: &[RawFd]) -> BTreeMap<RawFd, OwnedFd> {
+pub(super) fn detach(own: &[&OwnedFd], numbers: &[RawFd]) -> BTreeMap<RawFd, OwnedFd> {
     // A process group keeps the terminal's signals away. A session of its own would as well, but moves the process to
     // another scheduling group (autogroup), and on a busy machine that costs a tick of 4 ms in the middle of a start.
     // It fails only for a session leader, which a child is not.
@@ -73,13 +73,13 @@ pub(super) fn detach(keep: &OwnedFd, numbers: &[RawFd]) -> BTreeMap<RawFd, Owned
     for &number in numbers {
         // SAFETY: F_GETFD takes no argument and only looks the number up.
         let open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
-        if open && number != keep.as_raw_fd() && !inherited.contains_key(&number) {
+        if open && !own.iter().any(|own| own.as_raw_fd() == number) && !inherited.contains_key(&number) {
             // SAFETY: the number is open, and no value in this process owns it: the values of the VMM that did are in
             // frames that are never returned to.
             inherited.insert(number, unsafe { OwnedFd::from_raw_fd(number) });
         }
     }
-    let mut kept: Vec<RawFd> = inherited.keys().copied().chain([keep.as_raw_fd()]).collect();
+    let mut kept: Vec<RawFd> = inherited.keys().copied().chain(own.iter().map(|own| own.as_raw_fd())).collect();
     kept.sort_unstable();
     close_all_but(&kept);
     inherited

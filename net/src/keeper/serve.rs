@@ -1,7 +1,7 @@
 //! The keeper's side: survey, plan, steps, hand-over, watch, undo.
 //!
 //! ```text
-//!            survey, plan, apply            socket closed
+//!            survey, plan, apply           VMM died or stops
 //! [start] ------------------------> [watch] -------------> [undo] --> [end]
 //!    |  stale plan: undo, again        |  tap detached: attach again; link changed: tell the VMM
 //!    +--> refused or failed: undo, say why --> [end]
@@ -9,8 +9,9 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::pin::pin;
 use std::time::Instant;
+
+use jail::capabilities::{self, Capability};
 
 use super::NotKept;
 use super::addresses::Addresses;
@@ -23,12 +24,12 @@ use super::messages::Reply;
 use super::mirrors::Mirrors;
 use super::mtu::Mtus;
 use super::policy_socket::{PolicySocket, execute};
-use super::pollable::pollable;
 use super::process;
 use super::rest::Rest;
 use super::set_up::{Clock, set_up, undo_all};
 use super::upkeep::Upkeep;
 use super::uplinks::Uplinks;
+use super::vmm::{Ending, Vmm};
 use crate::error::{Error, KeeperError, Report};
 use crate::host::conntrack::{self, Moment};
 use crate::host::docker;
@@ -39,7 +40,7 @@ use crate::kernel::rtnl::{Events, Rtnl};
 use crate::plan::Plan;
 use crate::request::Request;
 use crate::rules::Member;
-use crate::step::{Applied, MirrorFrames, Step};
+use crate::step::{Applied, CreateTap, MirrorFrames, Step};
 
 /// A keeper's work: the request of its VMM, and code of the VMM that it calls.
 pub(super) struct Assignment<'a> {
@@ -49,15 +50,15 @@ pub(super) struct Assignment<'a> {
 }
 
 /// Runs the keeper to its end. Returns the exit code of its process, which holds `lock` until then.
-pub(super) fn run(socket: OwnedFd, lock: Option<BorrowedFd>, assignment: &Assignment<'_>) -> i32 {
+pub(super) fn run(socket: OwnedFd, vmm: OwnedFd, lock: Option<BorrowedFd>, assignment: &Assignment<'_>) -> i32 {
     let birth = Instant::now();
     let lock = lock.map(|lock| lock.as_raw_fd());
     let mut inherited =
-        process::detach(&socket, &Vec::from_iter(assignment.request.inherited_fds().into_iter().chain(lock)));
+        process::detach(&[&socket, &vmm], &Vec::from_iter(assignment.request.inherited_fds().into_iter().chain(lock)));
     let lock = lock.and_then(|number| inherited.remove(&number));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(serve(&socket, assignment, inherited, birth, lock.as_ref())),
+        Ok(runtime) => runtime.block_on(serve(&socket, vmm, assignment, inherited, birth, lock.as_ref())),
         Err(source) => fail(&socket, &Error::Runtime(source)),
     };
     match result {
@@ -72,12 +73,23 @@ pub(super) fn run(socket: OwnedFd, lock: Option<BorrowedFd>, assignment: &Assign
 
 async fn serve(
     socket: &OwnedFd,
+    vmm: OwnedFd,
     assignment: &Assignment<'_>,
     inherited: BTreeMap<RawFd, OwnedFd>,
     birth: Instant,
     lock: Option<&OwnedFd>,
 ) -> Result<(), Error> {
     let request = assignment.request;
+    let mut vmm = match Vmm::new(socket, vmm) {
+        Ok(vmm) => vmm,
+        Err(source) => return fail(socket, &KeeperError::Socket(source).into()),
+    };
+    if request.cards.is_empty() {
+        // The name is all that there is to look after.
+        vmm.ended().await;
+        leave(socket, &request.vm_name, lock, Vec::new());
+        return Ok(());
+    }
     let rtnl = match Rtnl::connect() {
         Ok(rtnl) => rtnl,
         Err(source) => return fail(socket, &Error::Connect(source)),
@@ -85,7 +97,7 @@ async fn serve(
     let mut made = Applied::new(rtnl, &request.vm_name, inherited);
     let mut clock = Clock::new(birth);
     clock.lap(|timing| &mut timing.connect_us);
-    let plan = match set_up(socket, &mut made, request, &mut clock).await {
+    let plan = match set_up(&mut vmm, &mut made, request, &mut clock).await {
         Ok(plan) => plan,
         Err(error @ Error::Keeper(KeeperError::Unwanted)) => {
             // A VMM that waits for the end reads it; one that died does not.
@@ -98,8 +110,15 @@ async fn serve(
     let policy_socket = PolicySocket::open(&request.vm_name);
     let answer = hand_over(socket, &plan, &mut made, request.steering.as_ref(), clock.timing);
     if answer.is_ok() {
+        // Nothing of the set-up needs more: programs of the kernel are loaded, devices open.
+        if let Err(errno) = capabilities::keep(&[Capability::NetAdmin, Capability::NetRaw, Capability::Kill]) {
+            log::warn!("The network keeper keeps privileges that it does not need: {errno}");
+        }
         conntrack::forget(&made.rtnl, &members, Moment::Start).await;
-        watch(socket, &plan, &mut made, &policy_socket, assignment).await;
+        if watch(socket, &mut vmm, &plan, &mut made, &policy_socket, assignment).await != Ending::Died {
+            // It could go on without its rules.
+            lower_taps(&plan, &made).await;
+        }
     }
     let reports = tear_down(&plan.steps, &mut made).await;
     // The rules have gone now.
@@ -107,12 +126,33 @@ async fn serve(
     for report in &reports {
         log::error!("{}", report.message);
     }
+    leave(socket, &request.vm_name, lock, reports);
+    answer
+}
+
+/// Removes the files of the VM's name, and tells the VMM what could not be undone.
+fn leave(socket: &OwnedFd, vm: &str, lock: Option<&OwnedFd>, reports: Vec<Report>) {
     if let Some(lock) = lock {
-        clear_shared(&request.vm_name, lock.as_fd());
+        clear_shared(vm, lock.as_fd());
     }
     // A VMM that called stop() waits for this; one that died does not read it.
     let _ = Reply::Stopped(reports).send(socket.as_fd(), &[]);
-    answer
+}
+
+/// Lowers the taps that were made for the VM, so that none is up without its rules.
+async fn lower_taps(plan: &Plan, made: &Applied) {
+    let own = plan.steps.iter().filter_map(|step| match step {
+        Step::CreateTap(CreateTap { card, .. }) => made.taps.get(card),
+        _ => None,
+    });
+    for tap in own {
+        match made.rtnl.lower(&tap.name).await {
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
+                log::error!("Cannot lower the tap {} before its rules go: {error}", tap.name);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Reports the failure to the VMM.
@@ -120,25 +160,16 @@ fn fail(socket: &OwnedFd, error: &Error) -> Result<(), Error> {
     Ok(Reply::Failed(error.report()).send(socket.as_fd(), &[])?)
 }
 
-/// Looks after the taps until the VMM closes its end, or dies.
+/// Looks after the taps until the VMM ends, and returns how.
 async fn watch(
     socket: &OwnedFd,
+    vmm: &mut Vmm<'_>,
     plan: &Plan,
     made: &mut Applied,
     policy_socket: &PolicySocket,
     assignment: &Assignment<'_>,
-) {
+) -> Ending {
     let request = assignment.request;
-    let end = match pollable(socket) {
-        Ok(end) => end,
-        Err(error) => {
-            // Better to undo a running VM's network, which it survives, than to leave a dead one's.
-            log::error!("The network keeper cannot wait for the end of the VM: {error}");
-            return;
-        }
-    };
-    // The VMM never sends anything, so readable means closed.
-    let mut closed = pin!(end.readable());
     let mut taps = Taps::new(plan, made, socket);
     let mut conflicts = Conflicts::new(plan, made);
     let mut addresses = Addresses::new(plan, made, &request.vm_name);
@@ -147,7 +178,7 @@ async fn watch(
     let (mut firewall, mut uplinks) = (Firewall::new(plan, &request.vm_name), Uplinks::new(plan));
     let mut mirrors = Mirrors::new(plan, &request.vm_name);
     let mut told = Vec::new();
-    match Events::subscribe(&concern(plan, made)) {
+    let ending = match Events::subscribe(&concern(plan, made)) {
         Ok(mut events) => {
             // Catches up with events from before the subscription.
             taps.look(made).await;
@@ -162,11 +193,11 @@ async fn watch(
                 tell(socket, not_kept, &mut told);
                 tokio::select! {
                     biased;
-                    _ = closed.as_mut() => break,
+                    ending = vmm.ended() => break Some(ending),
                     message = events.next() => {
                         let Some(message) = message else {
                             log::error!("The kernel's link notifications have ended, so a detached tap stays detached");
-                            break;
+                            break None;
                         };
                         taps.note(&message, made).await;
                         if taps.are_gone() {
@@ -201,12 +232,23 @@ async fn watch(
                 }
             }
         }
-        Err(error) => log::error!("Cannot subscribe to link notifications, so a detached tap stays detached: {error}"),
+        Err(error) => {
+            log::error!("Cannot subscribe to link notifications, so a detached tap stays detached: {error}");
+            None
+        }
+    };
+    let ending = match ending {
+        Some(ending) => ending,
+        None => vmm.ended().await,
+    };
+    if ending == Ending::Violated {
+        log::error!("The VMM has sent something to its keeper, which it never does: it is ended");
+        vmm.kill();
     }
-    let _ = end.readable().await;
     // The kernel takes 10 ms and more to close a packet socket. Without room for a thread it is done here.
     let listeners = (conflicts, addresses);
     let _ = std::thread::Builder::new().spawn(move || drop(listeners));
+    ending
 }
 
 /// Removes the rules of a VM whose taps have gone, which means that it is ending. So the kernel frees rules and taps at

@@ -1,10 +1,9 @@
 //! The start: survey, plan and steps, made anew if the host changes in between, and undone if one fails.
 
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::messages::Timing;
-use super::pollable::pollable;
+use super::vmm::Vmm;
 use crate::error::{Error, KeeperError, Report};
 use crate::host::lock::NamespaceLock;
 use crate::plan::Plan;
@@ -19,14 +18,14 @@ const ATTEMPTS: usize = 4;
 
 /// Surveys, plans and applies, and leaves nothing behind if that fails.
 pub(super) async fn set_up(
-    socket: &OwnedFd,
+    vmm: &mut Vmm<'_>,
     made: &mut Applied,
     request: &Request,
     clock: &mut Clock,
 ) -> Result<Plan, Error> {
     let mut attempt = 1;
     loop {
-        match try_set_up(socket, made, request, clock).await {
+        match try_set_up(vmm, made, request, clock).await {
             Err(error) if error.is_stale_plan() && attempt < ATTEMPTS => {
                 log::info!("Planning again, as the host has changed meanwhile: {}", error.report().message);
                 attempt += 1;
@@ -36,8 +35,13 @@ pub(super) async fn set_up(
     }
 }
 
-async fn try_set_up(socket: &OwnedFd, made: &mut Applied, request: &Request, clock: &mut Clock) -> Result<Plan, Error> {
-    let _lock = lock_if_shared(&request.cards, socket).await?;
+async fn try_set_up(
+    vmm: &mut Vmm<'_>,
+    made: &mut Applied,
+    request: &Request,
+    clock: &mut Clock,
+) -> Result<Plan, Error> {
+    let _lock = lock_if_shared(&request.cards, vmm).await?;
     let mut facts = prepare::facts(&made.rtnl, request, &made.inherited).await?;
     clock.lap(|timing| &mut timing.survey_us);
     let plan = prepare::plan_on(&made.rtnl, request, &mut facts).await?;
@@ -73,21 +77,18 @@ pub(super) async fn undo_all(steps: &[Step], made: &mut Applied) -> Vec<Report> 
 }
 
 /// The lock, if the cards need it. A VMM that ends meanwhile does not have to wait for it.
-async fn lock_if_shared(cards: &[NetSpec], socket: &OwnedFd) -> Result<Option<NamespaceLock>, Error> {
+async fn lock_if_shared(cards: &[NetSpec], vmm: &mut Vmm<'_>) -> Result<Option<NamespaceLock>, Error> {
     let shares = |card: &NetSpec| {
         matches!(card, NetSpec::Bridge(_)) || card.private().is_some() || card.shared_interface().is_some()
     };
     if !cards.iter().any(shares) {
         return Ok(None);
     }
-    let Ok(end) = pollable(socket) else { return Ok(Some(NamespaceLock::take().await)) };
     let lock = tokio::select! {
         biased;
         lock = NamespaceLock::take() => lock,
-        _ = end.readable() => return Err(KeeperError::Unwanted.into()),
+        _ = vmm.ended() => return Err(KeeperError::Unwanted.into()),
     };
-    // The writes that follow block until there is room.
-    end.into_std().and_then(|end| end.set_nonblocking(false)).map_err(KeeperError::Socket)?;
     Ok(Some(lock))
 }
 

@@ -41,6 +41,7 @@ const NAMES: [&str; 14] = [
 
 /// Monotonic counts, written by the services' thread and read by any other; Relaxed, since each stands for itself.
 #[derive(Debug, Default)]
+#[repr(transparent)]
 pub struct Counters([AtomicU64; NAMES.len()]);
 
 impl Counters {

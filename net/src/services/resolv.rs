@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::dns::PORT;
+use crate::kernel::ethtool;
 use crate::spec::{DomainName, bounded};
 
 /// Resolvers that are asked: as many as the C library asks.
@@ -113,7 +114,7 @@ fn server(word: &str) -> Option<SocketAddr> {
 
 /// The index of an interface, by name or number.
 fn scope(zone: &str) -> Option<u32> {
-    zone.parse().ok().or_else(|| nix::net::if_::if_nametoindex(zone).ok())
+    zone.parse().ok().or_else(|| ethtool::index_of(zone).ok())
 }
 
 #[cfg(test)]

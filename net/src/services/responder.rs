@@ -1,7 +1,6 @@
 //! The services without sockets, clocks or threads: frames and the time in, frames and orders out.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::{Count, Counters};
@@ -41,7 +40,7 @@ pub struct Responder {
     streams: Streams,
     advertiser: Advertiser,
     random: Random,
-    counters: Arc<Counters>,
+    counters: &'static Counters,
 }
 
 impl Responder {
@@ -50,7 +49,7 @@ impl Responder {
         spec: ServiceSpec,
         names: Box<dyn Names>,
         mut random: Random,
-        counters: Arc<Counters>,
+        counters: &'static Counters,
         now: Instant,
     ) -> Self {
         let frame_max = usize::from(spec.mtu).saturating_sub(IPV6_BYTES + UDP_BYTES).min(DNS_MAX_BYTES);
@@ -133,7 +132,7 @@ impl Responder {
 
     /// The counters.
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        self.counters
     }
 
     /// None for a datagram to no service.

@@ -3,15 +3,14 @@
 //! It sleeps until a frame passes the socket's filter, a resolver answers, work is due, or it is told to stop.
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socket};
 
 use super::counters::{Count, Counters};
 use super::exchange::Exchange;
@@ -39,7 +38,7 @@ pub struct Setup {
     /// The file that names the host's resolvers, `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
     /// The counters.
-    pub counters: Arc<Counters>,
+    pub counters: &'static Counters,
     /// The receiver of MTU changes.
     pub mtu: MtuReceiver,
 }
@@ -55,7 +54,7 @@ pub fn run(setup: Setup, stop: BorrowedFd<'_>, on_event: &mut dyn FnMut(Event)) 
     // Checked once, here: later there is no caller to tell.
     random()?;
     let numbers = Box::new(|| random().unwrap_or(0));
-    let responder = Responder::new(spec, names, numbers, Arc::clone(&counters), Instant::now());
+    let responder = Responder::new(spec, names, numbers, counters, Instant::now());
     let mut services = Services {
         responder,
         socket,
@@ -84,7 +83,7 @@ struct Services {
     socket: OwnedFd,
     upstream: [Option<Asking>; UPSTREAM_SLOTS],
     resolv_conf: ResolvConf,
-    counters: Arc<Counters>,
+    counters: &'static Counters,
     mtu: MtuReceiver,
     output: Output,
 }
@@ -239,9 +238,10 @@ impl Asking {
 
 /// A socket of its own for one question: the kernel gives it a random port, and takes answers from this server alone.
 fn ask(server: SocketAddr, message: &[u8]) -> io::Result<UdpSocket> {
-    let any = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
-    socket.set_nonblocking(true)?;
+    let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = UdpSocket::from(socket(family, SockType::Datagram, flags, None)?);
+    // Not bound: to connect gives it a port.
     socket.connect(server)?;
     socket.send(message)?;
     Ok(socket)

@@ -5,7 +5,6 @@ use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const GATEWAY: &str = "10.9.8.1:53";
@@ -61,7 +60,7 @@ impl Bench {
             next
         });
         let now = Instant::now();
-        let mut responder = Responder::new(spec, Box::new(Neighbours), random, Arc::default(), now);
+        let mut responder = Responder::new(spec, Box::new(Neighbours), random, Box::leak(Box::default()), now);
         responder.set_resolvers(vec!["192.0.2.1:53".parse().unwrap(), "192.0.2.2:53".parse().unwrap()]);
         Self { responder, now, out: Output::default() }
     }

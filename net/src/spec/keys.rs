@@ -423,7 +423,7 @@ pub const KEYS: &[Key] = &[
         default: "1G",
         needs: "capture=web.pcapng",
         example: "1M",
-        help: "Size at which the file becomes FILE.1 and begins anew",
+        help: "Size at which the contents move to FILE.1 and the file begins anew",
         doc: "64K to 1024G. FILE.1 replaces an older one.",
     },
     Key {

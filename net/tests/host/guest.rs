@@ -7,10 +7,9 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
-use net::services::{Counters, MtuSender, Setup, mtu_channel, run};
+use net::services::{MtuSender, Setup, mtu_channel, run};
 use net::{Port, Services, Siblings};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -58,7 +57,7 @@ pub(crate) fn put_behind(ports: &mut [Port]) -> BTreeMap<usize, MtuSender> {
 fn serve(services: Services) -> MtuSender {
     let Services { spec, tap, socket } = services;
     let resolv_conf = std::env::var_os("RESOLV_CONF").unwrap_or_default().into();
-    let (names, counters) = (Box::new(Siblings::of(&tap)), Arc::new(Counters::default()));
+    let (names, counters) = (Box::new(Siblings::of(&tap)), Box::leak(Box::default()));
     let (sender, mtu) = mtu_channel().expect("a channel");
     let setup = Setup { spec, socket, names, resolv_conf, counters, mtu };
     std::thread::spawn(move || {

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
@@ -78,7 +77,7 @@ impl Names for Neighbours {
 
 /// Running services.
 struct Services {
-    counters: Arc<Counters>,
+    counters: &'static Counters,
     events: Receiver<Event>,
     folder: TempDir,
     stop: Option<OwnedFd>,
@@ -90,12 +89,11 @@ impl Services {
         let folder = tempfile::tempdir().unwrap();
         let index = link(port)["ifindex"].as_u64().unwrap();
         let socket = open_socket(index.try_into().unwrap(), &spec).unwrap();
-        let counters = Arc::new(Counters::default());
+        let counters: &'static Counters = Box::leak(Box::default());
         let resolv_conf = folder.path().join("resolv.conf");
         std::fs::write(&resolv_conf, "nameserver 127.0.0.1\n").unwrap();
         let (_, mtu) = mtu_channel().unwrap();
-        let counted = Arc::clone(&counters);
-        let setup = Setup { spec, socket, names: Box::new(Neighbours), resolv_conf, counters: counted, mtu };
+        let setup = Setup { spec, socket, names: Box::new(Neighbours), resolv_conf, counters, mtu };
         let (sender, events) = channel();
         let (end, stop) = nix::unistd::pipe().unwrap();
         let thread = std::thread::spawn(move || {

@@ -7,11 +7,13 @@
 //! ```
 
 use crate::input::Input;
-use net::services::{
-    Frame, Ipv4Network, Ipv6Network, Names, Output, Reach, Responder, Search, ServiceSpec, UPSTREAM_SLOTS, Upstream,
-};
+use net::services::{Counters, Frame, Ipv4Network, Ipv6Network, Names, Output, Reach, Responder, Search, ServiceSpec, UPSTREAM_SLOTS, Upstream};
+use std::sync::LazyLock;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
+
+/// What all runs count.
+static COUNTERS: LazyLock<Counters> = LazyLock::new(Counters::default);
 
 /// Events of one input, at most.
 const EVENTS: u16 = 256;
@@ -115,7 +117,7 @@ impl Rig {
             number = number.wrapping_add(0x5a5b);
             number
         });
-        let mut responder = Responder::new(spec, Box::new(Neighbours), random, Default::default(), now);
+        let mut responder = Responder::new(spec, Box::new(Neighbours), random, &COUNTERS, now);
         let resolvers = ["192.0.2.1:53", "[fd00::53]:53", "192.0.2.3:53"];
         responder.set_resolvers(
             resolvers[..usize::from(shape >> 2) % 4].iter().map(|at| at.parse().expect("one")).collect(),

@@ -4,6 +4,7 @@
 //! Unsafe, because the counter has no safe intrinsic.
 #![expect(unsafe_code, reason = "the counter has no safe intrinsic")]
 
+use crate::vm::vmm_of;
 use nix::time::{ClockId, clock_gettime};
 use std::fs;
 use std::io;
@@ -72,10 +73,14 @@ pub(super) fn own_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
+/// The threads of a process, and of the VMM among its children if it supervises one.
 fn tasks(pid: u32) -> io::Result<Vec<String>> {
-    let names =
-        fs::read_dir(format!("/proc/{pid}/task"))?.filter_map(|entry| entry.ok()?.path().to_str().map(str::to_owned));
-    Ok(names.collect())
+    let mut tasks = Vec::new();
+    for process in std::iter::once(pid).chain(vmm_of(pid)) {
+        let entries = fs::read_dir(format!("/proc/{process}/task"))?;
+        tasks.extend(entries.filter_map(|entry| entry.ok()?.path().to_str().map(str::to_owned)));
+    }
+    Ok(tasks)
 }
 
 #[cfg(test)]

@@ -9,10 +9,8 @@ use pcap_file::pcapng::blocks::interface_description::{InterfaceDescriptionBlock
 use pcap_file::pcapng::{PcapNgBlock, PcapNgWriter};
 use pcap_file::{PcapError, PcapResult};
 use std::borrow::Cow;
-use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::os::fd::BorrowedFd;
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// Times are in nanoseconds: 10 to the power of minus this (`if_tsresol`).
@@ -43,12 +41,18 @@ impl Write for Counted {
 /// The file of a card.
 pub(super) struct CaptureFile {
     path: PathBuf,
-    folder: Folder,
-    name: OsString,
+    /// The same file, and the older one; none for what is no regular file.
+    older: Option<Older>,
     card: String,
     snap: u32,
     size: u64,
     writer: PcapNgWriter<Counted>,
+}
+
+/// What a full file leaves its contents to. Both are open from the start: the VMM has no folder to make files in later.
+struct Older {
+    full: File,
+    older: File,
 }
 
 impl CaptureFile {
@@ -58,13 +62,17 @@ impl CaptureFile {
     /// If it cannot be written.
     pub(super) fn create(path: &Path, card: &str, snap: u32, size: u64) -> io::Result<Self> {
         let (folder, name) = Folder::of(path)?;
-        let writer = begin(folder.create(&name)?, card, snap)?;
-        Ok(Self { path: path.to_owned(), folder, name, card: card.to_owned(), snap, size, writer })
-    }
-
-    /// The folder that it is in.
-    pub(super) fn folder(&self) -> BorrowedFd<'_> {
-        self.folder.as_fd()
+        let file = folder.create(&name)?;
+        let older = if file.metadata()?.is_file() {
+            let full = folder.open(&name)?;
+            let mut older = name;
+            older.push(".1");
+            Some(Older { full, older: folder.create(&older)? })
+        } else {
+            None
+        };
+        let writer = begin(file, card, snap)?;
+        Ok(Self { path: path.to_owned(), older, card: card.to_owned(), snap, size, writer })
     }
 
     /// Where it is.
@@ -108,9 +116,15 @@ impl CaptureFile {
 
     fn begin_anew(&mut self) -> io::Result<()> {
         self.flush()?;
-        let mut older = self.name.clone();
-        older.push(".1");
-        self.writer = begin(self.folder.replace(&self.name, &older)?, &self.card, self.snap)?;
+        let Some(Older { full, older }) = &mut self.older else { return Ok(()) };
+        older.set_len(0)?;
+        older.rewind()?;
+        full.rewind()?;
+        io::copy(full, older)?;
+        let mut file = self.writer.get_ref().file.get_ref().try_clone()?;
+        file.set_len(0)?;
+        file.rewind()?;
+        self.writer = begin(file, &self.card, self.snap)?;
         Ok(())
     }
 }

@@ -91,6 +91,8 @@ mod tests {
             ready-fd = 7
             wait-net = 30
             seccomp = "log"
+            user = "1900000001"
+            no-confine = false
             log = "debug"
 
             [[disk]]

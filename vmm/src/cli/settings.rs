@@ -5,9 +5,12 @@ use crate::confine::seccomp;
 use crate::name::VmName;
 use crate::policy::PolicyFile;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
+use jail::Identity;
+use nix::unistd::{Gid, Uid};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 use std::fmt;
+use std::fs;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -83,6 +86,16 @@ pub(crate) struct Settings {
     #[arg(long, help_heading = MACHINE, value_name = "NAME")]
     #[serde(deserialize_with = "some_text")]
     pub(crate) name: Option<VmName>,
+
+    /// The user that the VMM becomes if it is started by root: a name or a number [default: one of its own, from
+    /// 1900000000 on]
+    #[arg(long, help_heading = CONFINEMENT, value_name = "USER", value_parser = user)]
+    #[serde(deserialize_with = "some_user")]
+    pub(crate) user: Option<Identity>,
+
+    /// Leave the VM's processes all that their user has, for debugging. Not with --policy
+    #[arg(long, help_heading = CONFINEMENT)]
+    pub(crate) no_confine: bool,
 
     /// Texts of the guest's SMBIOS tables.
     #[arg(long, help_heading = MACHINE, value_name = "KEY=TEXT", help = SMBIOS_HELP)]
@@ -166,6 +179,27 @@ fn descriptor(text: &str) -> Result<RawFd, &'static str> {
     }
 }
 
+/// A user of this host, by name or number, with its group.
+fn user(text: &str) -> Result<Identity, String> {
+    let fields = |line: &str| -> Option<(String, u32, u32)> {
+        let mut fields = line.split(':');
+        let (name, _) = (fields.next()?.to_owned(), fields.next()?);
+        Some((name, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    let number = text.parse::<u32>().ok();
+    let known = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let known = known.lines().filter_map(fields).find(|(name, uid, _)| name == text || Some(*uid) == number);
+    let (uid, gid) = match (known, number) {
+        (Some((_, uid, gid)), _) => (uid, gid),
+        (None, Some(number)) => (number, number),
+        (None, None) => return Err(format!("This host's /etc/passwd has no user {text}; a number works without")),
+    };
+    if uid == 0 {
+        return Err("The VMM does not run as root: name another user".to_owned());
+    }
+    Ok(Identity { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) })
+}
+
 /// A value as a file has it, which is read like the text of a flag.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -222,4 +256,22 @@ fn wait_net<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D
 
 fn ready_fd<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RawFd>, D::Error> {
     read(deserializer, descriptor).map(Some)
+}
+
+fn some_user<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Identity>, D::Error> {
+    read(deserializer, user).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_is_a_name_or_a_number_and_never_root() {
+        let id = |text: &str| user(text).map(|identity| (identity.uid.as_raw(), identity.gid.as_raw()));
+        assert_eq!(id("1900000001"), Ok((1_900_000_001, 1_900_000_001)));
+        assert_eq!(id("daemon"), Ok((1, 1)));
+        assert_eq!(id("1"), Ok((1, 1)));
+        assert!(id("root").is_err() && id("0").is_err() && id("no such user").is_err());
+    }
 }

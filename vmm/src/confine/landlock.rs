@@ -7,8 +7,8 @@
 //! A restriction is a thread's, and inherited by those that it starts.
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, Scope, make_bitflags,
+    ABI, Access, AccessFs, AccessNet, LandlockStatus, NetPort, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError, Scope,
 };
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -16,23 +16,13 @@ use std::os::fd::BorrowedFd;
 /// The newest version whose rights are asked for: the newest that the tests have met.
 const NEWEST: ABI = ABI::V7;
 
-/// A folder in which a thread may still change something.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Folder<'a> {
-    /// Files in it are made, written and replaced: those of captures.
-    Captures(BorrowedFd<'a>),
-    /// Files in it are removed: those of the VM's name.
-    Names(BorrowedFd<'a>),
-}
-
-impl<'a> Folder<'a> {
-    fn rule(self) -> PathBeneath<BorrowedFd<'a>> {
-        let (fd, rights): (_, BitFlags<AccessFs>) = match self {
-            Self::Captures(fd) => (fd, make_bitflags!(AccessFs::{MakeReg | WriteFile | RemoveFile})),
-            Self::Names(fd) => (fd, AccessFs::RemoveFile.into()),
-        };
-        PathBeneath::new(fd, rights)
-    }
+/// What a process may still reach.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Reach<'a> {
+    /// Folders whose files it may read.
+    pub(crate) readable: &'a [BorrowedFd<'a>],
+    /// Ports of TCP that it may connect to.
+    pub(crate) ports: &'a [u16],
 }
 
 /// How far a thread is restricted.
@@ -56,18 +46,19 @@ impl fmt::Display for Status {
     }
 }
 
-/// Restricts the calling thread to the descriptors that it has, and `folders`. Best effort, for good.
+/// Restricts the calling thread to the descriptors that it has, and `reach`. Best effort, for good.
 ///
 /// # Errors
 /// If the kernel has Landlock and refuses.
-pub(crate) fn restrict(folders: &[Folder<'_>]) -> Result<Status, RulesetError> {
+pub(crate) fn restrict(reach: Reach<'_>) -> Result<Status, RulesetError> {
     let ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
         .create()?;
-    let rules = folders.iter().map(|folder| Ok::<_, RulesetError>(folder.rule()));
-    let restriction = ruleset.add_rules(rules)?.restrict_self()?;
+    let files = reach.readable.iter().map(|folder| Ok::<_, RulesetError>(PathBeneath::new(folder, AccessFs::ReadFile)));
+    let ports = reach.ports.iter().map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::ConnectTcp)));
+    let restriction = ruleset.add_rules(files)?.add_rules(ports)?.restrict_self()?;
     Ok(match restriction.landlock {
         LandlockStatus::Available { effective_abi, .. } => Status::Enforced { abi: effective_abi as i32 },
         LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => Status::Unavailable,
@@ -77,15 +68,15 @@ pub(crate) fn restrict(folders: &[Folder<'_>]) -> Result<Status, RulesetError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{self, File, OpenOptions};
-    use std::net::TcpListener;
+    use std::fs::{self, File};
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
     use std::thread;
 
-    /// What `work` gives in a thread that is restricted to `folders`; nothing where there is no Landlock.
-    fn restricted<R: Send>(folders: &[Folder<'_>], work: impl FnOnce(i32) -> R + Send) -> Option<R> {
+    /// What `work` gives in a thread that is restricted to `reach`; nothing where there is no Landlock.
+    fn restricted<R: Send>(reach: Reach<'_>, work: impl FnOnce(i32) -> R + Send) -> Option<R> {
         let result = thread::scope(|scope| {
-            let thread = scope.spawn(|| match restrict(folders).unwrap() {
+            let thread = scope.spawn(|| match restrict(reach).unwrap() {
                 Status::Enforced { abi } => Some(work(abi)),
                 Status::Unavailable => None,
             });
@@ -101,7 +92,7 @@ mod tests {
     fn restricted_thread_opens_no_file_and_no_port() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("file"), "x").unwrap();
-        let seen = restricted(&[], |abi| {
+        let seen = restricted(Reach::default(), |abi| {
             let opened = [folder.path().join("file"), "/etc/passwd".into(), "/dev/null".into()]
                 .map(|path| File::open(path).is_ok());
             (opened, abi < 4 || TcpListener::bind("127.0.0.1:0").is_err())
@@ -111,22 +102,19 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_open_for_what_they_are_named_for_only() {
-        let (captures, names) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        for folder in [&captures, &names] {
-            fs::write(folder.path().join("old"), "x").unwrap();
-        }
-        let fds = [&captures, &names].map(|folder| File::open(folder.path()).unwrap());
-        let folders = [Folder::Captures(fds[0].as_fd()), Folder::Names(fds[1].as_fd())];
-        let seen = restricted(&folders, |_| {
-            let made = [&captures, &names].map(|folder| {
-                let new = folder.path().join("new");
-                OpenOptions::new().write(true).create_new(true).open(new).is_ok()
-            });
-            let read = [&captures, &names].map(|folder| fs::read(folder.path().join("old")).is_ok());
-            let renamed = fs::rename(captures.path().join("new"), captures.path().join("old")).is_ok();
-            (made, read, renamed, fs::remove_file(names.path().join("old")).is_ok())
+    fn files_of_a_readable_folder_are_read_and_not_written_and_ports_are_those_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "x").unwrap();
+        let fd = File::open(folder.path()).unwrap();
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+        let reach = Reach { readable: &[fd.as_fd()], ports: &[addresses[0].port()] };
+        let seen = restricted(reach, |abi| {
+            let written = fs::write(&path, "y").is_ok() || File::create(folder.path().join("new")).is_ok();
+            let connected = addresses.map(|address| TcpStream::connect(address).is_ok());
+            (fs::read(&path).is_ok(), written, abi < 4 || connected == [true, false])
         });
-        assert!(seen.is_none_or(|seen| seen == ([true, false], [false; 2], true, true)), "{seen:?}");
+        assert!(seen.is_none_or(|seen| seen == (true, false, true)), "{seen:?}");
     }
 }

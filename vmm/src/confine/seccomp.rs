@@ -1,7 +1,8 @@
 //! Filters for system calls: what a thread may ask of the kernel, by the kind of the thread.
 //!
 //! ```text
-//!   main, before it has a filter --> signals, spawner, capture
+//!   supervisor, services         (processes of their own)
+//!   main, before it has a filter --> spawner, capture
 //!   main, with its own           --> vCPUs, watchdog
 //!   spawner, with its own        --> workers of the devices
 //! ```
@@ -66,8 +67,10 @@ impl fmt::Display for Mode {
 pub(crate) enum Thread {
     /// Main: the control loop, and the next machine after a reboot.
     Control,
-    /// Takes signals from the kernel.
-    Signals,
+    /// The process that waits for the VMM.
+    Supervisor,
+    /// The process that answers DHCP and DNS, all of its threads.
+    Services,
     /// Ends a process that does not stop.
     Watchdog,
     /// Starts workers.
@@ -82,9 +85,10 @@ pub(crate) enum Thread {
 
 impl Thread {
     /// All kinds.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Control,
-        Self::Signals,
+        Self::Supervisor,
+        Self::Services,
         Self::Watchdog,
         Self::Spawner,
         Self::Capture,
@@ -99,7 +103,8 @@ impl Thread {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Control => "control",
-            Self::Signals => "signals",
+            Self::Supervisor => "supervisor",
+            Self::Services => "services",
             Self::Watchdog => "watchdog",
             Self::Spawner => "spawner",
             Self::Capture => "capture",
@@ -115,15 +120,16 @@ impl Thread {
     fn index(self) -> usize {
         match self {
             Self::Control => 0,
-            Self::Signals => 1,
-            Self::Watchdog => 2,
-            Self::Spawner => 3,
-            Self::Capture => 4,
-            Self::Vcpu => 5,
-            Self::Worker(Job::QueuePair) => 6,
-            Self::Worker(Job::Vhost) => 7,
-            Self::Worker(Job::Disk) => 8,
-            Self::Worker(Job::Entropy) => 9,
+            Self::Supervisor => 1,
+            Self::Services => 2,
+            Self::Watchdog => 3,
+            Self::Spawner => 4,
+            Self::Capture => 5,
+            Self::Vcpu => 6,
+            Self::Worker(Job::QueuePair) => 7,
+            Self::Worker(Job::Vhost) => 8,
+            Self::Worker(Job::Disk) => 9,
+            Self::Worker(Job::Entropy) => 10,
         }
     }
 
@@ -141,11 +147,17 @@ impl Thread {
         }
     }
 
+    /// Returns whether it starts threads after it has installed its filter.
+    fn starts_others(self) -> bool {
+        !self.children().is_empty() || self == Self::Services
+    }
+
     /// What it does itself, in a VM with these devices.
     pub(crate) fn own_lists(self, vhost: Vhost) -> Vec<&'static [Rule]> {
         let own: &[&[Rule]] = match self {
             Self::Control => &[lists::CONTROL, lists::STARTS_THREADS],
-            Self::Signals => &[lists::SIGNALS],
+            Self::Supervisor => &[lists::SUPERVISOR],
+            Self::Services => &[lists::SERVICES, lists::STARTS_THREADS],
             Self::Watchdog => &[],
             Self::Spawner => &[lists::STARTS_THREADS],
             Self::Capture => &[lists::CAPTURE],
@@ -244,7 +256,7 @@ impl Filters {
     pub(crate) fn install(&self, thread: Thread) -> Result<(), Error> {
         if let Some(action) = self.action() {
             let failed = |source| Error::Install { thread: thread.name(), source };
-            if !thread.children().is_empty() {
+            if thread.starts_others() {
                 let threads_only = threads_only().map_err(|source| Error::Compile { thread: thread.name(), source })?;
                 seccompiler::apply_filter(&threads_only).map_err(failed)?;
             }

@@ -7,7 +7,7 @@
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The terminal that is raw now, and how it was before.
@@ -56,6 +56,20 @@ pub(crate) fn restore() {
 /// Leaves the terminal as it is from now on.
 pub(super) fn forget() {
     *saved() = None;
+}
+
+/// The settings of the terminal on stdin, if there is one.
+pub(crate) fn settings() -> Option<Termios> {
+    tcgetattr(io::stdin()).ok()
+}
+
+/// Gives the terminal on stdin these settings, unless another job has it.
+pub(crate) fn set(settings: &Termios) {
+    let stdin = io::stdin();
+    if is_foreground(stdin.as_fd()) {
+        // One that is gone needs none.
+        let _ = tcsetattr(stdin, SetArg::TCSANOW, settings);
+    }
 }
 
 /// [`restore`] for a signal handler: without waiting, and without forgetting what it was.

@@ -18,11 +18,11 @@ use crate::event;
 use crate::exit::Outcome;
 use crate::logger;
 use crate::own_code;
-use crate::signals::{self, Meaning};
+use crate::signals::Meaning;
 use devices::legacy::power::PowerButton;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -44,10 +44,8 @@ enum Source {
     InputDrained,
     Keeper,
     ControlSocket,
-    /// The guest behind this card has sent something with its address.
-    Address(usize),
-    /// Guests have been given their addresses.
-    Leases,
+    /// Guests have addresses.
+    Services,
 }
 
 /// The loop and what it works on.
@@ -124,18 +122,17 @@ impl<'a> Control<'a> {
     fn sources(&self, now: Instant) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let console = &self.resources.console;
         let mut sources = vec![
-            (Source::Signal, self.resources.signals.as_fd(), PollFlags::POLLIN),
             (Source::End, event::fd(self.ending.event()), PollFlags::POLLIN),
             (Source::OutputFilled, event::fd(console.output.filled()), PollFlags::POLLIN),
             (Source::InputDrained, event::fd(self.drained), PollFlags::POLLIN),
-            (Source::Leases, event::fd(self.resources.leases.event()), PollFlags::POLLIN),
         ];
+        sources.extend(self.resources.signals.sources().map(|fd| (Source::Signal, fd, PollFlags::POLLIN)));
         sources.extend(console.output.wants_to_write(now).map(|fd| (Source::OutputWritable, fd, PollFlags::POLLOUT)));
         sources.extend(console.input.wants_to_read().map(|fd| (Source::InputReadable, fd, PollFlags::POLLIN)));
         sources.extend(self.resources.keeper_socket().map(|fd| (Source::Keeper, fd, PollFlags::POLLIN)));
         let (control_socket, flags) = self.resources.control_socket.source();
         sources.push((Source::ControlSocket, control_socket, flags));
-        sources.extend(self.resources.ready.sources().map(|(card, fd)| (Source::Address(card), fd, PollFlags::POLLIN)));
+        sources.extend(self.resources.services_socket().map(|fd| (Source::Services, fd, PollFlags::POLLIN)));
         sources
     }
 
@@ -174,12 +171,7 @@ impl<'a> Control<'a> {
             Source::InputDrained => drain(self.drained),
             Source::Keeper => self.resources.hear_keeper(),
             Source::ControlSocket => self.resources.serve_control_socket(|| self.devices.counters()),
-            Source::Address(card) => self.resources.ready.listen(card),
-            Source::Leases => {
-                for (card, ip) in self.resources.leases.take() {
-                    self.resources.ready.learn(card, vec![ip.into()]);
-                }
-            }
+            Source::Services => self.resources.hear_services(),
         }
     }
 
@@ -187,7 +179,7 @@ impl<'a> Control<'a> {
         match Meaning::of(signal) {
             Meaning::Suspend => {
                 self.resources.console.pause();
-                signals::suspend();
+                self.resources.signals.suspend();
                 self.resources.console.resume();
                 return;
             }

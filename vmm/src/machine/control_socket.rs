@@ -27,6 +27,8 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// The control_socket of one VM, over reboots of its guest.
 pub(crate) struct ControlSocket {
     lock: LockedName,
+    /// The user that has started the VM.
+    user: Uid,
     caller: Option<Caller>,
 }
 
@@ -46,7 +48,7 @@ enum State {
 impl ControlSocket {
     /// A control_socket where callers of the name that `lock` holds are answered.
     pub(crate) fn new(lock: LockedName) -> Self {
-        Self { lock, caller: None }
+        Self { lock, user: geteuid(), caller: None }
     }
 
     /// The lock of the VM's name.
@@ -96,7 +98,7 @@ impl ControlSocket {
         };
         stream.set_nonblocking(true)?;
         let user = Uid::from_raw(getsockopt(&stream, sockopt::PeerCredentials)?.uid());
-        let may_ask = user.is_root() || user == geteuid();
+        let may_ask = user.is_root() || user == self.user;
         let state = if may_ask { State::Reading(Vec::new()) } else { reply(&not_allowed()) };
         self.caller = Some(Caller { stream, deadline: Instant::now() + TIMEOUT, state });
         Ok(Progress::Waiting)

@@ -12,10 +12,9 @@
 use crate::error::Error;
 use crate::name::VmName;
 use crate::ready_channel::{Channel, ReadyFd};
-use net::{AddressListener, NetSpec, Port, Timing};
+use net::{NetSpec, Port, Timing};
 use serde_json::{Value, json};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 /// The user's options for the ready line.
@@ -59,7 +58,7 @@ struct Card {
 
 enum Address {
     /// The first frame with one is waited for.
-    Awaited(AddressListener),
+    Awaited,
     /// The card's own DHCP has not acknowledged its lease.
     Unleased,
     /// The guest has these.
@@ -74,17 +73,17 @@ impl Ready {
         Self { options, timing: Timing::default(), cards: Vec::new(), told: Told::No }
     }
 
-    /// Waits on the cards' ports, whose address listeners it takes.
+    /// Waits for the addresses of the guests behind the ports.
     ///
     /// # Errors
     /// There is a deadline for an address that cannot be heard.
     pub(super) fn watch<'a>(
         &mut self,
         specs: impl Iterator<Item = &'a NetSpec>,
-        ports: &mut [Port],
+        ports: &[Port],
         timing: Timing,
     ) -> Result<(), Error> {
-        let card = |(spec, port): (&NetSpec, &mut Port)| Card {
+        let card = |(spec, port): (&NetSpec, &Port)| Card {
             mode: spec.mode(),
             bridge: port.bridge.clone(),
             network: (spec.private().map(|private| private.name.to_string()))
@@ -93,9 +92,9 @@ impl Ready {
             foreign_rules: port.foreign_rules.clone(),
             tap: port.tap_name.clone(),
             mac: port.mac,
-            address: match (&port.services, port.address_listener.take()) {
+            address: match (&port.services, &port.address_listener) {
                 (Some(_), _) => Address::Unleased,
-                (None, Some(address_listener)) => Address::Awaited(address_listener),
+                (None, Some(_)) => Address::Awaited,
                 (None, None) => Address::Unknown,
             },
         };
@@ -112,30 +111,10 @@ impl Ready {
         }
     }
 
-    /// The descriptors to wait for: those of cards whose addresses are not known.
-    pub(super) fn sources(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
-        self.cards.iter().enumerate().filter_map(|(card, Card { address, .. })| match address {
-            Address::Awaited(address_listener) => Some((card, address_listener.as_fd())),
-            Address::Unleased | Address::Known(_) | Address::Unknown => None,
-        })
-    }
-
-    /// Listens for the address of a card.
-    pub(super) fn listen(&mut self, card: usize) {
-        let heard = match self.cards.get(card) {
-            Some(Card { address: Address::Awaited(address_listener), .. }) => address_listener.look(),
-            _ => None,
-        };
-        if let Some(address) = heard {
-            self.learn(card, vec![address]);
-        }
-    }
-
     /// Takes note of a card's addresses, which were given to it or heard.
     pub(super) fn learn(&mut self, card: usize, addresses: Vec<IpAddr>) {
         log::debug!("net{card} has {addresses:?}");
         if let Some(card) = self.cards.get_mut(card) {
-            // An address listener is closed by this.
             card.address = Address::Known(addresses);
         }
     }
@@ -204,14 +183,14 @@ impl Ready {
 
     /// The first card whose address is waited for.
     fn missing(&self) -> Option<(usize, &Card)> {
-        self.cards.iter().enumerate().find(|(_, card)| matches!(card.address, Address::Awaited(_) | Address::Unleased))
+        self.cards.iter().enumerate().find(|(_, card)| matches!(card.address, Address::Awaited | Address::Unleased))
     }
 }
 
 impl Card {
     fn json(&self, idx: usize) -> Value {
         let (state, addresses) = match &self.address {
-            Address::Awaited(_) | Address::Unleased => ("awaited", &[][..]),
+            Address::Awaited | Address::Unleased => ("awaited", &[][..]),
             Address::Known(addresses) => ("known", &addresses[..]),
             Address::Unknown => ("unknown", &[][..]),
         };

@@ -40,8 +40,8 @@ fn confined() {
     let begun = Instant::now();
     // A thread that has just begun has its parent's name.
     let threads = loop {
-        let threads = privileges(web.pid());
-        if ["signals", "vcpu0", "vcpu1"].iter().all(|name| threads.contains_key(*name)) {
+        let threads = privileges(web.vmm());
+        if ["vcpu0", "vcpu1"].iter().all(|name| threads.contains_key(*name)) {
             break threads;
         }
         assert!(begun.elapsed() < Duration::from_secs(30), "{threads:?}");

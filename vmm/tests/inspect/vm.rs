@@ -43,9 +43,12 @@ impl Vm {
         Self { child, stderr, _guest: guest, _directory: directory, ready }
     }
 
-    /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+    /// The process of its VMM.
+    pub(crate) fn vmm(&self) -> u32 {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        let is_vmm = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "vmm\n");
+        children.split_whitespace().map(|child| child.parse().unwrap()).find(is_vmm).unwrap()
     }
 
     /// Reads the FIFO up to the end of the line.

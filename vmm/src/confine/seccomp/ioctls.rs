@@ -94,6 +94,7 @@ pub(super) const TCGETS: u32 = lower(libc::TCGETS);
 pub(super) const TCSETS: u32 = lower(libc::TCSETS);
 pub(super) const TIOCGPGRP: u32 = lower(libc::TIOCGPGRP);
 pub(super) const FIONBIO: u32 = lower(libc::FIONBIO);
+pub(super) const SIOCGIFINDEX: u32 = lower(libc::SIOCGIFINDEX);
 
 #[cfg(test)]
 mod tests {

@@ -4,11 +4,13 @@
 //! compares the lists with what threads do (`vmm/tests/seccomp.rs`).
 
 mod control;
+mod others;
 mod worker;
 
 use super::ioctls;
 use super::rule::Rule;
 pub(super) use control::{CONTROL, STARTS_THREADS, VHOST_CONTROL};
+pub(super) use others::{SERVICES, SUPERVISOR};
 pub(super) use worker::{DISK, ENTROPY, QUEUE_PAIR, VHOST_WORKER, WORKER};
 
 /// The system call of libc's constant of this name.
@@ -67,14 +69,11 @@ pub(super) const EVERY_THREAD: &[Rule] = &[
     call!(SYS_exit_group).rare(PANIC),
 ];
 
-/// Passes signals on, with what every thread does.
-pub(super) const SIGNALS: &[Rule] = &[];
-
-/// Writes frames to files, and begins new ones: these calls can make and replace files, and open none that exists.
+/// Writes frames to files, and moves the contents of a full one to another.
 pub(super) const CAPTURE: &[Rule] = &[
-    call!(SYS_openat)
-        .is(2, (libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_CLOEXEC).unsigned_abs()),
-    call!(SYS_renameat),
+    call!(SYS_ftruncate).rare("a file is full"),
+    call!(SYS_lseek).rare("a file is full"),
+    call!(SYS_fcntl).is(1, libc::F_DUPFD_CLOEXEC.unsigned_abs()).rare("a file is full"),
 ];
 
 const FAILED: &str = "a vCPU has failed, and its registers are told";

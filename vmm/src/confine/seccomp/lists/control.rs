@@ -34,7 +34,6 @@ const TERMINAL: &str = "a terminal on stdin";
 const KEEPER: &str = "a VM with cards: the keeper reports, and undoes their network at the end";
 const DEVICE: &str = "a disk on a block device";
 const CARD: &str = "a card is built, or reset";
-const NAME: &str = "the files of the VM's name are removed at the end";
 const IMPAIRED: &str = "a card with delays and losses of its own is built";
 
 /// The control loop, the end of a machine, and the next one.
@@ -44,28 +43,24 @@ pub(in crate::confine::seccomp) const CONTROL: &[Rule] = &[
     call!(SYS_tgkill)
         .to_own_thread(libc::SIGUSR1)
         .rare("a vCPU that is in the guest when the machine ends is brought back"),
-    call!(SYS_tgkill).to_own_thread(libc::SIGTSTP).rare("the process pauses, as SIGTSTP asks"),
-    call!(SYS_tgkill).to_own_thread(libc::SIGSEGV).rare("a fault that was sent by hand ends the process as it would"),
     request!(TCGETS).rare(TERMINAL),
     request!(TIOCGPGRP).rare(TERMINAL),
     call!(SYS_getpgrp).rare(TERMINAL),
     call!(SYS_prlimit64).is(0, 0).rare("an error of the host is told with the limit that it comes from"),
+    // Its supervisor, and the services.
+    call!(SYS_recvfrom).rare("a signal arrives"),
+    call!(SYS_sendto).null(4).rare("a signal is heard"),
+    call!(SYS_sendmsg).rare("the services are told another MTU"),
     // Who asks the VM.
     call!(SYS_accept4).rare(CALLER),
     call!(SYS_getsockopt).rare(CALLER),
     request!(FIONBIO).rare(CALLER),
     call!(SYS_geteuid).rare(CALLER),
-    call!(SYS_recvfrom).rare(CALLER),
-    call!(SYS_sendto).null(4).rare(CALLER),
     // The keeper, and addresses that are heard.
     call!(SYS_recvmsg).rare(KEEPER),
     call!(SYS_setsockopt).is(2, libc::SO_RCVTIMEO.unsigned_abs()).rare(KEEPER),
     call!(SYS_shutdown).rare(KEEPER),
     call!(SYS_wait4).rare(KEEPER),
-    // Its name.
-    call!(SYS_fstat).rare(NAME),
-    call!(SYS_newfstatat).rare(NAME),
-    call!(SYS_unlinkat).rare(NAME),
     // The end of a machine: interrupts and devices are taken back.
     request!(KVM_GET_IRQCHIP).rare("a reset: the state of the interrupt controller tells a reboot from a panic"),
     request!(KVM_IRQFD).rare("a vector that was in use is released"),

@@ -1,0 +1,99 @@
+//! The VMM's jail: new namespaces, an empty root folder, and a user of its own.
+//!
+//! | Caller | User | Namespaces |
+//! |---|---|---|
+//! | root | its own, or that of `--user` | mount, network, IPC, UTS, cgroup and PID |
+//! | an ordinary user | the caller's | the same inside a user namespace, where the host allows it |
+
+use super::landlock::{self, Reach};
+use super::report::Report;
+use super::fences;
+use crate::error::Error;
+use crate::signals::Signals;
+use crate::supervisor;
+use jail::{Identity, Outer, capabilities};
+use nix::unistd::geteuid;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+/// The folders that `/etc/resolv.conf` is in, or leads to.
+const RESOLVER_FOLDERS: [&str; 2] = ["/etc", "/run"];
+
+/// The port of resolvers.
+const DNS_PORT: u16 = 53;
+
+/// How far the processes of a VM are confined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Confinement {
+    /// As far as the host allows it; root's processes become users of their own.
+    Full(Users),
+    /// They give up capabilities, and nothing else.
+    None,
+}
+
+/// The users that processes of root become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Users {
+    /// The VMM and its supervisor.
+    pub(crate) vmm: Identity,
+    /// The services.
+    pub(crate) services: Identity,
+}
+
+/// Confines the services, which stay in the network of the host.
+///
+/// # Errors
+/// The kernel does not let them give up their capabilities.
+pub(crate) fn services(confinement: Confinement) -> io::Result<()> {
+    if let Confinement::Full(users) = confinement {
+        let mut report = Report::default();
+        if let Err(errno) = jail::isolate() {
+            log::debug!("DHCP and DNS have no namespaces of their own: {errno}");
+        }
+        become_user(users.services, None, &mut report);
+        fences::hide()?;
+        let folders: Vec<File> = RESOLVER_FOLDERS.iter().filter_map(|path| File::open(path).ok()).collect();
+        let readable: Vec<_> = folders.iter().map(AsFd::as_fd).collect();
+        let reach = Reach { readable: &readable, ports: &[DNS_PORT] };
+        report.landlock(landlock::restrict(reach).map_err(io::Error::other)?);
+        log::debug!("DHCP and DNS are confined by: {report}");
+    }
+    Ok(capabilities::drop_all()?)
+}
+
+/// Moves the VMM, which has one thread and has opened all that it needs, into the jail.
+///
+/// # Errors
+/// The kernel does not let it give up its capabilities.
+pub(crate) fn enter(confinement: Confinement, signals: &Signals, report: &mut Report) -> Result<(), Error> {
+    if let Confinement::Full(users) = confinement {
+        let Some(supervisor) = signals.take_supervisor() else { return Ok(()) };
+        let enclosed = signals.await_enclosure();
+        let joined = enclosed.and_then(|()| jail::join(supervisor.as_fd()).map_err(|errno| errno.desc().to_owned()));
+        report.namespaces(joined, signals.outer());
+        become_user(users.vmm, signals.outer(), report);
+        // The change of user has undone it.
+        supervisor::die_with(supervisor.as_fd());
+        signals.joined();
+    }
+    capabilities::drop_all().map_err(Error::host("give up privileges"))
+}
+
+/// Makes the supervisor, which is in the jail that it has made, as powerless as its VMM.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(crate) fn follow(users: Users, outer: Option<Outer>) -> nix::Result<()> {
+    become_user(users.vmm, outer, &mut Report::default());
+    capabilities::drop_all()
+}
+
+/// In a user namespace of one's own there is no other user.
+fn become_user(identity: Identity, outer: Option<Outer>, report: &mut Report) {
+    if geteuid().is_root() && outer != Some(Outer::Own) {
+        report.user(identity.assume());
+    } else {
+        report.user(Ok(()));
+    }
+}

@@ -1,0 +1,65 @@
+//! What the processes beside the VMM do: its supervisor, and the services.
+
+use super::{call, request};
+use crate::confine::seccomp::ioctls;
+use crate::confine::seccomp::rule::Rule;
+
+const JOB: &str = "a job is suspended and continued by its shell";
+const END: &str = "the VMM has ended";
+const RESOLVER: &str = "a guest asks for a name of the outside";
+const LINKS: &str = "a guest asks for the name of another VM: the links of the host tell it";
+
+/// Passes signals on to the VMM, and waits for its end.
+pub(in crate::confine::seccomp) const SUPERVISOR: &[Rule] = &[
+    call!(SYS_recvfrom).rare("the VMM has heard of a signal"),
+    call!(SYS_sendto).null(4).rare("a signal is passed on"),
+    call!(SYS_pidfd_send_signal).rare(JOB),
+    call!(SYS_tgkill).to_own_thread(libc::SIGTSTP).rare(JOB),
+    call!(SYS_poll).rare(END),
+    call!(SYS_wait4).rare(END),
+    call!(SYS_getpgrp).rare(END),
+    request!(TIOCGPGRP).rare(END),
+    request!(TCGETS).rare(END),
+];
+
+/// Answers guests on packet sockets that are bound and whose filters are locked, asks the host's resolvers, and reads
+/// the links of the host.
+///
+/// A packet socket must not be turned to another interface: `bind` and `sendto` take the 12 bytes of a netlink address,
+/// and an address of a packet socket has 20. `sendmsg`, whose address no filter sees, is not here.
+pub(in crate::confine::seccomp) const SERVICES: &[Rule] = &[
+    call!(SYS_rt_sigaction).rare("the C library takes over a signal before the first thread"),
+    call!(SYS_poll),
+    call!(SYS_recvfrom),
+    call!(SYS_recvmsg),
+    call!(SYS_sendto).null(4),
+    call!(SYS_sendto).is(5, NETLINK_ADDRESS_BYTES).rare(LINKS),
+    call!(SYS_socket).is(0, libc::AF_INET.unsigned_abs()).rare(RESOLVER),
+    call!(SYS_socket).is(0, libc::AF_INET6.unsigned_abs()).rare(RESOLVER),
+    call!(SYS_socket).is(0, libc::AF_NETLINK.unsigned_abs()).rare(LINKS),
+    call!(SYS_socketpair).is(0, libc::AF_UNIX.unsigned_abs()),
+    call!(SYS_bind).is(2, NETLINK_ADDRESS_BYTES).rare(LINKS),
+    call!(SYS_connect).rare(RESOLVER),
+    call!(SYS_getsockname).rare(LINKS),
+    call!(SYS_getsockopt).rare(RESOLVER),
+    call!(SYS_setsockopt).is(1, libc::SOL_NETLINK.unsigned_abs()).rare(LINKS),
+    request!(FIONBIO).rare(RESOLVER),
+    request!(SIOCGIFINDEX).rare("a resolver with a link-local address"),
+    call!(SYS_fcntl),
+    call!(SYS_pipe2),
+    call!(SYS_eventfd2).rare(LINKS),
+    call!(SYS_epoll_create1).rare(LINKS),
+    call!(SYS_epoll_ctl).rare(LINKS),
+    call!(SYS_epoll_wait).rare(LINKS),
+    call!(SYS_openat).bits(2, WRITING, 0),
+    call!(SYS_statx),
+    call!(SYS_fstat),
+    call!(SYS_lseek),
+];
+
+/// Bytes of `struct sockaddr_nl`.
+const NETLINK_ADDRESS_BYTES: u32 = 12;
+const _: () = assert!(size_of::<libc::sockaddr_nl>() == 12 && size_of::<libc::sockaddr_ll>() == 20);
+
+/// What opens a file to change it.
+const WRITING: u32 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND).unsigned_abs();
