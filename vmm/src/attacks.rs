@@ -10,13 +10,13 @@
 #[expect(dead_code, reason = "the answers are the test's")]
 mod table;
 
-use crate::confine;
 use crate::confine::seccomp::{Args, Filters, Thread, Vhost};
 use crate::{exit, logger};
 use std::env;
 use std::io;
 use std::process;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 use table::{ATTACKS, Arg, Attack};
@@ -28,8 +28,12 @@ const SURVIVED: u8 = 42;
 /// How long main waits for another thread to end the process.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Prints the lists and exits, if that is asked for.
+/// The process that has started this one: the VMM has no number for it.
+static STARTER: AtomicU32 = AtomicU32::new(0);
+
+/// Prints the lists and exits, if that is asked for. To be called first thing.
 pub(crate) fn list_if_asked() {
+    STARTER.store(std::os::unix::process::parent_id(), Ordering::Relaxed);
     if env::var(VARIABLE).as_deref() != Ok("lists") {
         return;
     }
@@ -78,7 +82,7 @@ pub(crate) fn provoke_capture(filters: &Arc<Filters>) {
     if wanted(Thread::Capture).is_some() {
         let filters = filters.clone();
         // As above.
-        let _ = thread::spawn(move || confine::enter(&filters, Thread::Capture, &[])).join();
+        let _ = thread::spawn(move || filters.enter(Thread::Capture)).join();
     }
 }
 
@@ -90,9 +94,10 @@ pub(crate) fn give_way(filters: &Arc<Filters>) {
         // As above.
         let _ = thread::spawn(move || filters.enter(Thread::Watchdog)).join();
     }
-    let is_main = |thread: &Thread| matches!(thread, Thread::Control | Thread::Vcpu);
-    if Thread::ALL.into_iter().filter(|thread| !is_main(thread)).any(|thread| wanted(thread).is_some()) {
-        thread::park_timeout(PATIENCE);
+    let is_other =
+        |thread: &Thread| matches!(thread, Thread::Control | Thread::Vcpu | Thread::Supervisor | Thread::Services);
+    if Thread::ALL.into_iter().filter(|thread| !is_other(thread)).any(|thread| wanted(thread).is_some()) {
+        thread::sleep(PATIENCE);
     }
 }
 
@@ -108,7 +113,7 @@ fn resolve(arg: Arg) -> i64 {
     match arg {
         Arg::Number(number) => number,
         Arg::Text(text) => address(text.as_ptr().cast()),
-        Arg::Parent => std::os::unix::process::parent_id().into(),
+        Arg::Parent => STARTER.load(Ordering::Relaxed).into(),
         Arg::Page => address((&raw const *Box::leak(Box::new(Page { _bytes: [0; 4096] }))).cast()),
     }
 }

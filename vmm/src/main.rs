@@ -153,7 +153,8 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     let signals = supervisor::split(&keeper, child, (confinement, &filters))?;
     let timeout = cli.wait_net.map(|seconds| Duration::from_secs(seconds.into()));
     let options = ReadyOptions { name, start, fd, timeout };
-    let mut resources = Resources::open(cli, (confinement, filters), files, (keeper, control_socket, services, signals), options)?;
+    let mut resources =
+        Resources::open(cli, (confinement, filters), files, (keeper, control_socket, services, signals), options)?;
     let outcome = run_machines(&mut resources);
     let closed = resources.close();
     let outcome = outcome?;

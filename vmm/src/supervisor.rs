@@ -96,6 +96,12 @@ pub(crate) fn die_with(supervisor: BorrowedFd<'_>) {
     }
 }
 
+/// The process of the services.
+struct Services {
+    pid: Pid,
+    fd: OwnedFd,
+}
+
 /// A VM as its supervisor sees it.
 struct Vm {
     link: OwnedFd,
@@ -103,7 +109,7 @@ struct Vm {
     pid: Pid,
     vmm: OwnedFd,
     keeper: Option<OwnedFd>,
-    services: Option<OwnedFd>,
+    services: Option<Services>,
     /// The terminal on stdin as it was.
     terminal: Option<Termios>,
     /// A signal that is to end the VM and that it has not taken, and until when it may.
@@ -122,7 +128,8 @@ impl Vm {
         let vmm = pidfd::open(pid)?;
         keeper.entrust(vmm.as_fd())?;
         let keeper = keeper.pidfd()?;
-        let services = services.map(|child| pidfd::open(child.0)).transpose()?;
+        let services = services.map(|child| Ok::<_, io::Error>(Services { pid: child.0, fd: pidfd::open(child.0)? }));
+        let services = services.transpose()?;
         let vm = Self { link, signals, pid, vmm, keeper, services, terminal, untaken: None };
         vm.close_all_else();
         Ok(vm)
@@ -130,7 +137,7 @@ impl Vm {
 
     /// Closes every descriptor that is not used here.
     fn close_all_else(&self) {
-        let own = [Some(&self.link), Some(&self.vmm), self.keeper.as_ref(), self.services.as_ref()];
+        let own = [Some(&self.link), Some(&self.vmm), self.keeper.as_ref(), self.services.as_ref().map(|own| &own.fd)];
         let own = own.into_iter().flatten().map(AsRawFd::as_raw_fd);
         process::close_all_but(&own.chain([self.signals.as_raw_fd()]).collect::<Vec<_>>());
     }
@@ -249,15 +256,25 @@ impl Vm {
             }
             _ => exit::INTERNAL,
         };
-        for (process, name) in [(&self.keeper, "network keeper"), (&self.services, "process of DHCP and DNS")] {
+        let services = self.services.as_ref().map(|own| &own.fd);
+        for (process, name) in [(self.keeper.as_ref(), "network keeper"), (services, "process of DHCP and DNS")] {
             let Some(process) = process else { continue };
             let timeout = PollTimeout::try_from(KEEPER_TIMEOUT).unwrap_or(PollTimeout::MAX);
             if pidfd::has_ended(process.as_fd(), timeout) == Ok(false) {
                 log::warn!("The {name} does not end and is left behind: it is stuck in the kernel");
             }
         }
-        // All children have ended.
-        while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {}
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Signaled(pid, signal, _))
+                    if self.services.as_ref().is_some_and(|own| own.pid == pid) =>
+                {
+                    logger::tell(&format!("minivmm: The process of DHCP and DNS was ended by {signal}"));
+                }
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {}
+                _ => break,
+            }
+        }
         code
     }
 
@@ -269,9 +286,9 @@ impl Vm {
                 "hint: This is a bug in minivmm, or a guest that took it over; the host's kernel log names the call \
                  (journalctl -k --grep type=1326)",
             );
-            return exit::INTERNAL;
+        } else {
+            logger::tell(&format!("minivmm: The VMM was ended by {signal}"));
         }
-        logger::tell(&format!("minivmm: The VMM was ended by {signal}"));
         exit::Outcome::Killed(u8::try_from(signal as i32).unwrap_or_default()).code()
     }
 

@@ -20,13 +20,18 @@ use table::{ATTACKS, Attack};
 
 /// Every kind of thread.
 const THREADS: [&str; 10] =
-    ["control", "signals", "watchdog", "spawner", "capture", "vcpu", "queue-pair", "vhost", "disk", "entropy"];
+    ["control", "supervisor", "watchdog", "spawner", "capture", "vcpu", "queue-pair", "vhost", "disk", "entropy"];
 /// The exit code of a process that lived to tell.
 const SURVIVED: i32 = 42;
 
-/// What Landlock alone refuses, with the version of its interface that does, and the kernel's answer.
-const LANDLOCK: [(&str, i32, i32); 4] =
-    [("openat", 1, libc::EACCES), ("open", 1, libc::EACCES), ("execve", 1, libc::EACCES), ("kill", 6, libc::EPERM)];
+/// What the jail and Landlock refuse without a filter, and the kernel's answers: with the empty root and the PID
+/// namespace, with Landlock alone.
+const WITHOUT_FILTER: [(&str, [i32; 2]); 4] = [
+    ("openat", [libc::ENOENT, libc::EACCES]),
+    ("open", [libc::ENOENT, libc::EACCES]),
+    ("execve", [libc::ENOENT, libc::EACCES]),
+    ("kill", [libc::ESRCH, libc::EPERM]),
+];
 
 fn main() -> ExitCode {
     let has_kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
@@ -34,9 +39,8 @@ fn main() -> ExitCode {
         eprintln!("all tests are skipped: /dev/kvm cannot be opened");
     }
     let killed = THREADS.map(|thread| (format!("{thread}_is_killed_for_every_attack"), thread, every as fn(&str)));
-    let refused =
-        THREADS.map(|thread| (format!("{thread}_without_filter_meets_landlock"), thread, landlock as fn(&str)));
-    let trials = killed.into_iter().chain(refused).map(|(name, thread, test)| {
+    let also = THREADS.map(|thread| (format!("{thread}_without_filter_is_refused"), thread, refused as fn(&str)));
+    let trials = killed.into_iter().chain(also).map(|(name, thread, test)| {
         Trial::test(name, move || {
             test(thread);
             Ok::<(), Failed>(())
@@ -46,7 +50,15 @@ fn main() -> ExitCode {
         every_kind_is_attacked();
         Ok(())
     });
-    let trials = trials.chain([lists]).map(|trial| trial.with_ignored_flag(!has_kvm)).collect();
+    let has_root = nix::unistd::geteuid().is_root();
+    let of_services = Trial::test("services_are_killed_for_every_attack", || {
+        services();
+        Ok(())
+    });
+    let trials = trials
+        .chain([lists, of_services.with_ignored_flag(!has_root)])
+        .map(|trial| if has_kvm { trial } else { trial.with_ignored_flag(true) })
+        .collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -82,32 +94,42 @@ fn survivor(attack: &Attack, thread: &str) -> Option<i32> {
     attack.survivors.iter().find(|(kind, _)| *kind == thread).map(|(_, errno)| *errno)
 }
 
-fn landlock(thread: &str) {
+fn refused(thread: &str) {
     let guest = Guest::new(guest::EXIT_7);
-    let abi = landlock_abi(&guest);
-    for (attack, since, errno) in LANDLOCK {
-        if abi < since {
-            println!("skipped {attack}: this kernel's Landlock is {abi}");
-            continue;
-        }
+    for (attack, errnos) in WITHOUT_FILTER {
         let output = attacked(&guest, thread, attack, &["--seccomp", "off"]);
         let errors = String::from_utf8_lossy(&output.stderr);
-        let answer = format!("attack {attack} in {thread}: errno {errno}\n");
-        assert!(output.status.code() == Some(SURVIVED) && errors.ends_with(&answer), "{:?} {errors}", output.status);
+        let answers = errnos.map(|errno| format!("attack {attack} in {thread}: errno {errno}\n"));
+        let is_refused = answers.iter().any(|answer| errors.ends_with(answer));
+        assert!(output.status.code() == Some(SURVIVED) && is_refused, "{:?} {errors}", output.status);
     }
 }
 
-/// The version of Landlock that a VM says is in force.
-fn landlock_abi(guest: &Guest) -> i32 {
-    let errors = attacked(guest, "none", "none", &["--log", "debug"]).stderr;
-    let errors = String::from_utf8_lossy(&errors).into_owned();
-    let line = errors.lines().find(|line| line.contains("Privileges are given up")).unwrap();
-    line.split("Landlock ").nth(1).and_then(|rest| rest.split(',').next()).and_then(|abi| abi.parse().ok()).unwrap_or(0)
+/// The services, in a network of their own: the VM outlives them, and its end says what has become of them.
+fn services() {
+    let guest = Guest::new(guest::EXIT_7);
+    let mut others = Vec::new();
+    let unshare = ["--net", env!("CARGO_BIN_EXE_minivmm"), "--net", "host", "--kernel"];
+    for attack in ATTACKS {
+        let mut command = Command::new("unshare");
+        command.args(unshare).arg(guest.path()).args(["--mem", "64M", "--console", "none"]);
+        command.env("MINIVMM_ATTACK", format!("services:{}", attack.name)).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let answer = match survivor(attack, "services") {
+            None => "The process of DHCP and DNS was ended by SIGSYS".to_owned(),
+            Some(errno) => format!("attack {} in services: errno {errno}\n", attack.name),
+        };
+        if output.status.code() != Some(7) || !errors.contains(&answer) {
+            others.push(format!("{}: {:?} {errors}", attack.name, output.status));
+        }
+    }
+    assert!(others.is_empty(), "{}", others.join("\n"));
 }
 
 fn every_kind_is_attacked() {
     let lists = Command::new(env!("CARGO_BIN_EXE_minivmm")).env("MINIVMM_ATTACK", "lists").output().unwrap();
     let lists = String::from_utf8(lists.stdout).unwrap();
     let kinds: BTreeSet<&str> = lists.lines().filter_map(|line| line.split('\t').next()).collect();
-    assert_eq!(kinds, BTreeSet::from(THREADS));
+    assert_eq!(kinds, THREADS.into_iter().chain(["services"]).collect());
 }

@@ -105,8 +105,12 @@ fn calls(trace: &str) -> BTreeSet<Call> {
             confined.insert(*pid, (index, kind(thread)));
         }
     }
-    let call = |(index, (pid, _, call)): (usize, &(&str, &str, &str))| {
-        let (since, kind) = *confined.get(pid)?;
+    let call = |(index, (pid, thread, call)): (usize, &(&str, &str, &str))| {
+        // The threads of the services have the filter of the first.
+        let (since, kind) = match confined.get(pid) {
+            None if thread.ends_with("-services") => (0, kind(thread)),
+            confined => *confined?,
+        };
         let (name, args) = call.split_once('(')?;
         let request = if name == "ioctl" { args.split([',', ')', ' ']).nth(2)? } else { "-" };
         let filtered_as = if index > since { kind? } else { parent(kind?)? };
@@ -135,8 +139,10 @@ fn parse(line: &str) -> Option<(&str, &str, &str)> {
 fn kind(thread: &str) -> Option<&str> {
     let is_numbered = |prefix: &str| thread.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(char::is_numeric));
     match thread {
-        "minivmm" => Some("control"),
-        "signals" | "spawner" | "watchdog" | "capture" => Some(thread),
+        "vmm" => Some("control"),
+        "minivmm" => Some("supervisor"),
+        "services" | "spawner" | "watchdog" | "capture" => Some(thread),
+        _ if thread.ends_with("-services") => Some("services"),
         _ if is_numbered("vcpu") => Some("vcpu"),
         _ if is_numbered("net") && !thread.contains("services") => Some("queue-pair"),
         _ if is_numbered("blk") => Some("disk"),

@@ -5,9 +5,9 @@
 //! | root | its own, or that of `--user` | mount, network, IPC, UTS, cgroup and PID |
 //! | an ordinary user | the caller's | the same inside a user namespace, where the host allows it |
 
+use super::fences;
 use super::landlock::{self, Reach};
 use super::report::Report;
-use super::fences;
 use crate::error::Error;
 use crate::signals::Signals;
 use crate::supervisor;
@@ -84,9 +84,11 @@ pub(crate) fn enter(confinement: Confinement, signals: &Signals, report: &mut Re
 ///
 /// # Errors
 /// If the kernel refuses.
-pub(crate) fn follow(users: Users, outer: Option<Outer>) -> nix::Result<()> {
+pub(crate) fn follow(users: Users, outer: Option<Outer>) -> io::Result<()> {
     become_user(users.vmm, outer, &mut Report::default());
-    capabilities::drop_all()
+    capabilities::drop_all()?;
+    fences::hide()?;
+    landlock::restrict(Reach::default()).map(drop).map_err(io::Error::other)
 }
 
 /// In a user namespace of one's own there is no other user.

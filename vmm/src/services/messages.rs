@@ -3,7 +3,7 @@
 
 use net::services::ServiceSpec;
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::IpAddr;
@@ -62,9 +62,7 @@ impl FromServices {
     /// # Errors
     /// If the VMM has ended, or its queue is full.
     pub(super) fn send(&self, link: BorrowedFd<'_>) -> io::Result<()> {
-        // Not `sendmsg`, which the services may not call.
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        Ok(nix::sys::socket::send(link.as_raw_fd(), &serde_json::to_vec(self)?, flags).map(drop)?)
+        send(link, &serde_json::to_vec(self)?, None)
     }
 
     /// The next message, if there is one.
@@ -82,11 +80,13 @@ impl FromServices {
 }
 
 fn send(link: BorrowedFd<'_>, text: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let numbers: Vec<RawFd> = fd.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&numbers)];
-    let control = if numbers.is_empty() { &[][..] } else { &rights[..] };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    Ok(sendmsg::<UnixAddr>(link.as_raw_fd(), &[IoSlice::new(text)], control, flags, None).map(drop)?)
+    let Some(fd) = fd else {
+        // Processes that are confined may not call `sendmsg`.
+        return Ok(socket::send(link.as_raw_fd(), text, flags).map(drop)?);
+    };
+    let rights = [ControlMessage::ScmRights(&[fd.as_raw_fd()])];
+    Ok(sendmsg::<UnixAddr>(link.as_raw_fd(), &[IoSlice::new(text)], &rights, flags, None).map(drop)?)
 }
 
 fn receive(link: BorrowedFd<'_>, flags: MsgFlags) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {

@@ -50,7 +50,6 @@ pub(in crate::confine::seccomp) const CONTROL: &[Rule] = &[
     // Its supervisor, and the services.
     call!(SYS_recvfrom).rare("a signal arrives"),
     call!(SYS_sendto).null(4).rare("a signal is heard"),
-    call!(SYS_sendmsg).rare("the services are told another MTU"),
     // Who asks the VM.
     call!(SYS_accept4).rare(CALLER),
     call!(SYS_getsockopt).rare(CALLER),
