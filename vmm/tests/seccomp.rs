@@ -2,7 +2,7 @@
 //! one of these runs, or the list says why it is there all the same.
 //!
 //! strace watches VMs from their start to their end: the probe guest, which drives and abuses each device, with a
-//! captured card, disks and the control queue, and guests of a few instructions. Needs `/dev/kvm`, strace and a network
+//! captured card, one behind NAT, disks and the control queue, and guests of a few instructions. Needs `/dev/kvm`, strace and a network
 //! namespace; without them every test is skipped by name.
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -70,7 +70,7 @@ fn with_probe(folder: &Path) -> BTreeSet<Call> {
     let card = format!("bridge=br0,create=on,queues=2,capture={},capture-size=64K", path("card.pcapng"));
     let disks = [format!("path={},queues=3", path("disk0")), format!("path={},readonly=on", path("disk1"))];
     let args = ["--kernel", probe.to_str().unwrap(), "--cmdline-replace", "probe=all", "--mem", "128M"];
-    let devices = ["--net", &card, "--disk", &disks[0], "--disk", &disks[1]];
+    let devices = ["--net", &card, "--net", "nat,ipv6=on", "--disk", &disks[0], "--disk", &disks[1]];
     traced(&trace, &[&["unshare"][..], NAMESPACE].concat(), &[&args[..], &devices[..]].concat());
     calls(&fs::read_to_string(&trace).unwrap())
 }
@@ -108,7 +108,7 @@ fn calls(trace: &str) -> BTreeSet<Call> {
     let call = |(index, (pid, thread, call)): (usize, &(&str, &str, &str))| {
         // The threads of the services have the filter of the first.
         let (since, kind) = match confined.get(pid) {
-            None if thread.ends_with("-services") => (0, kind(thread)),
+            None if kind(thread) == Some("services") => (0, kind(thread)),
             confined => *confined?,
         };
         let (name, args) = call.split_once('(')?;

@@ -10,11 +10,14 @@ use pcap_file::pcapng::{PcapNgBlock, PcapNgWriter};
 use pcap_file::{PcapError, PcapResult};
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, BufWriter, Seek, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// Times are in nanoseconds: 10 to the power of minus this (`if_tsresol`).
 const NANOSECONDS: u8 = 9;
+
+/// Bytes that are copied at a time.
+const COPY_BYTES: usize = 128 << 10;
 
 /// Which direction a frame went (`epb_flags`, bits 0 and 1), as the guest sees it.
 const INBOUND: u32 = 1;
@@ -120,12 +123,23 @@ impl CaptureFile {
         older.set_len(0)?;
         older.rewind()?;
         full.rewind()?;
-        io::copy(full, older)?;
+        copy(full, older)?;
         let mut file = self.writer.get_ref().file.get_ref().try_clone()?;
         file.set_len(0)?;
         file.rewind()?;
         self.writer = begin(file, &self.card, self.snap)?;
         Ok(())
+    }
+}
+
+/// Copies what is left of a file with no other calls than reads and writes, which are all that this thread may make.
+fn copy(from: &mut File, to: &mut File) -> io::Result<()> {
+    let mut bytes = vec![0; COPY_BYTES];
+    loop {
+        match from.read(&mut bytes)? {
+            0 => return Ok(()),
+            count => to.write_all(bytes.get(..count).unwrap_or_default())?,
+        }
     }
 }
 

@@ -155,11 +155,11 @@ impl Thread {
     /// What it does itself, in a VM with these devices.
     pub(crate) fn own_lists(self, vhost: Vhost) -> Vec<&'static [Rule]> {
         let own: &[&[Rule]] = match self {
-            Self::Control => &[lists::CONTROL, lists::STARTS_THREADS],
+            Self::Control => &[lists::CONTROL, lists::STARTS_THREADS, lists::INSTALLS_FILTERS],
             Self::Supervisor => &[lists::SUPERVISOR],
             Self::Services => &[lists::SERVICES, lists::STARTS_THREADS],
             Self::Watchdog => &[],
-            Self::Spawner => &[lists::STARTS_THREADS],
+            Self::Spawner => &[lists::STARTS_THREADS, lists::INSTALLS_FILTERS],
             Self::Capture => &[lists::CAPTURE],
             Self::Vcpu => &[lists::VCPU],
             Self::Worker(Job::QueuePair) => &[lists::WORKER, lists::QUEUE_PAIR],

@@ -9,7 +9,7 @@ mod worker;
 
 use super::ioctls;
 use super::rule::Rule;
-pub(super) use control::{CONTROL, STARTS_THREADS, VHOST_CONTROL};
+pub(super) use control::{CONTROL, INSTALLS_FILTERS, STARTS_THREADS, VHOST_CONTROL};
 pub(super) use others::{SERVICES, SUPERVISOR};
 pub(super) use worker::{DISK, ENTROPY, QUEUE_PAIR, VHOST_WORKER, WORKER};
 

@@ -16,7 +16,7 @@ const NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET)
     .unsigned_abs();
 
-/// Starts threads, which give themselves their filters.
+/// Starts threads.
 pub(in crate::confine::seccomp) const STARTS_THREADS: &[Rule] = &[
     call!(SYS_clone).bits(0, THREAD | NAMESPACES, THREAD),
     call!(SYS_clone3),
@@ -24,6 +24,10 @@ pub(in crate::confine::seccomp) const STARTS_THREADS: &[Rule] = &[
     call!(SYS_rseq),
     call!(SYS_sched_getaffinity),
     call!(SYS_prctl).is(0, libc::PR_SET_NAME.unsigned_abs()),
+];
+
+/// What threads do that give themselves filters of their own.
+pub(in crate::confine::seccomp) const INSTALLS_FILTERS: &[Rule] = &[
     call!(SYS_prctl).is(0, libc::PR_SET_NO_NEW_PRIVS.unsigned_abs()),
     call!(SYS_seccomp).is(0, libc::SECCOMP_SET_MODE_FILTER),
 ];

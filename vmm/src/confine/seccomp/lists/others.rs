@@ -30,7 +30,7 @@ pub(in crate::confine::seccomp) const SUPERVISOR: &[Rule] = &[
 pub(in crate::confine::seccomp) const SERVICES: &[Rule] = &[
     call!(SYS_rt_sigaction).rare("the C library takes over a signal before the first thread"),
     call!(SYS_poll),
-    call!(SYS_recvfrom),
+    call!(SYS_recvfrom).rare("a guest asks"),
     call!(SYS_recvmsg),
     call!(SYS_sendto).null(4),
     call!(SYS_sendto).is(5, NETLINK_ADDRESS_BYTES).rare(LINKS),
@@ -53,8 +53,6 @@ pub(in crate::confine::seccomp) const SERVICES: &[Rule] = &[
     call!(SYS_epoll_wait).rare(LINKS),
     call!(SYS_openat).bits(2, WRITING, 0),
     call!(SYS_statx),
-    call!(SYS_fstat),
-    call!(SYS_lseek),
 ];
 
 /// Bytes of `struct sockaddr_nl`.
