@@ -382,6 +382,7 @@ impl Card {
 /// A socket that hears the guest with this MAC ask whether an address is free.
 fn listen(tap: u32, mac: MacAddr) -> io::Result<UnixStream> {
     let socket = packet::open(&program(mac)?)?;
+    packet::lock_filter(&socket)?;
     packet::ignore_outgoing(&socket)?;
     // A bridge takes frames before sockets of one protocol can.
     packet::bind(&socket, tap, libc::ETH_P_ALL)?;

@@ -24,6 +24,7 @@ const RECEIVE_BUFFER_BYTES: c_int = 1024 * 1024;
 /// Any error of the kernel; ENODEV for an interface that does not exist.
 pub fn open_socket(tap_index: u32, spec: &ServiceSpec) -> io::Result<OwnedFd> {
     let socket = packet::open(&filter::program(spec)?)?;
+    packet::lock_filter(&socket)?;
     // Frames to the guest are not frames from it.
     packet::ignore_outgoing(&socket)?;
     packet::set_receive_buffer(&socket, RECEIVE_BUFFER_BYTES)?;

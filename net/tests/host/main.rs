@@ -126,6 +126,10 @@ fn main() -> ExitCode {
             nft::ownership::own();
             ExitCode::SUCCESS
         }
+        Some("lend-policy") => {
+            policy::lend(&args[1]);
+            ExitCode::SUCCESS
+        }
         Some("ask-policy") => {
             policy::call(&args[1]);
             ExitCode::SUCCESS

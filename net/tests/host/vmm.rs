@@ -10,6 +10,7 @@ use std::time::Duration;
 use net::services::MtuSender;
 use net::{Keeper, NetSpec, News, Policy, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::MsgFlags;
 
 use crate::guest::{self, Namespace};
 
@@ -74,6 +75,13 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
             keeper.stop().expect("a clean teardown");
             drop(ports);
             println!("stopped");
+        }
+        "speak to the keeper" => {
+            let socket = keeper.socket().expect("a keeper process");
+            nix::sys::socket::send(std::os::fd::AsRawFd::as_raw_fd(&socket), b"x", MsgFlags::empty())
+                .expect("a message");
+            std::thread::sleep(DEADLINE);
+            println!("alive");
         }
         "drop" => {
             drop((ports, keeper));
@@ -233,6 +241,11 @@ impl Vmm {
         let line = self.line();
         let taps = line.strip_prefix("ready ").unwrap_or_else(|| panic!("{line}"));
         taps.split(' ').map(str::to_owned).collect()
+    }
+
+    /// Sends an order that has no answer.
+    pub(crate) fn tell(&mut self, order: &str) {
+        writeln!(self.orders, "{order}").expect("a VMM that reads");
     }
 
     /// Sends an order and waits for its answer.

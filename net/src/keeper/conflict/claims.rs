@@ -125,6 +125,7 @@ fn field<const N: usize>(frame: &[u8], at: u32) -> Option<[u8; N]> {
 
 fn listen(index: u32, protocol: libc::c_int, program: &[Instruction]) -> io::Result<OwnedFd> {
     let socket = packet::open(program)?;
+    packet::lock_filter(&socket)?;
     packet::bind(&socket, index, protocol)?;
     Ok(socket)
 }
