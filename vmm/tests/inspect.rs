@@ -10,6 +10,8 @@ mod doctor;
 mod guest;
 #[path = "inspect/host.rs"]
 mod host;
+#[path = "inspect/kills.rs"]
+mod kills;
 #[path = "inspect/list.rs"]
 mod list;
 #[path = "inspect/plan.rs"]
@@ -28,7 +30,7 @@ use std::process::{Command, ExitCode};
 type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
-    [doctor::CASES, list::CASES, plan::CASES, policy::CASES, ready::CASES].concat()
+    [doctor::CASES, kills::CASES, list::CASES, plan::CASES, policy::CASES, ready::CASES].concat()
 }
 
 fn main() -> ExitCode {

@@ -43,6 +43,11 @@ impl Vm {
         Self { child, stderr, _guest: guest, _directory: directory, ready }
     }
 
+    /// The process that was started.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The process of its VMM.
     pub(crate) fn vmm(&self) -> u32 {
         let pid = self.child.id();
