@@ -151,6 +151,17 @@ pub struct NotKept {
     pub text: String,
 }
 
+/// Code of the VMM that the keeper calls in its own process.
+#[derive(Clone, Copy)]
+pub struct Callbacks<'a> {
+    /// Called when the keeper has been idle for a while: releases memory that an idle process does without, such as
+    /// pages of code.
+    pub release_memory: fn(),
+    /// Called once the network is made, and before the keeper gives up capabilities: gives up what it does not need to
+    /// look after a network and to undo it.
+    pub confine: &'a dyn Fn(),
+}
+
 /// The VMM's side of the keeper.
 #[derive(Debug)]
 pub struct Keeper {
@@ -176,23 +187,20 @@ impl Keeper {
     /// # Errors
     /// The process has more than one thread, or no room for a socket or a process.
     pub fn start(request: &Request) -> Result<Self, Error> {
-        Self::launch(request, None, || {})
+        Self::launch(request, None, &Callbacks { release_memory: || {}, confine: &|| {} })
     }
 
     /// [`Keeper::start`], with a descriptor of the lock of the VM's name ([`NameLock`]). The keeper holds it until it
     /// has undone everything, so that the name stays taken while anything of its network is left, however the VMM
     /// ended.
     ///
-    /// The keeper calls `release_memory` when it has been idle for a while. It is to release memory of the process that
-    /// an idle process does without, such as pages of code.
-    ///
     /// # Errors
     /// As [`Keeper::start`].
-    pub fn start_holding(request: &Request, lock: &NameLock, release_memory: fn()) -> Result<Self, Error> {
-        Self::launch(request, Some(lock), release_memory)
+    pub fn start_holding(request: &Request, lock: &NameLock, callbacks: &Callbacks<'_>) -> Result<Self, Error> {
+        Self::launch(request, Some(lock), callbacks)
     }
 
-    fn launch(request: &Request, lock: Option<&NameLock>, release_memory: fn()) -> Result<Self, Error> {
+    fn launch(request: &Request, lock: Option<&NameLock>, callbacks: &Callbacks<'_>) -> Result<Self, Error> {
         if request.cards.is_empty() && lock.is_none() {
             return Ok(Self { process: None });
         }
@@ -206,7 +214,7 @@ impl Keeper {
         let pid = process::spawn(|| match (theirs.try_clone(), vmm.try_clone()) {
             (Ok(theirs), Ok(vmm)) => {
                 let lock = lock.map(NameLock::as_fd);
-                serve::run(theirs, vmm, lock, &Assignment { request, release_memory })
+                serve::run(theirs, vmm, lock, &Assignment { request, callbacks })
             }
             _ => 1,
         })?;

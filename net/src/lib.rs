@@ -45,16 +45,16 @@
 //! | guest | the host's own services at the gateway's address | reachable, as for any machine, unless the host's firewall forbids it |
 //! | outside | guests behind NAT, packets for the host's loopback address that is forwarded | only forwarded ports and answers get in; nothing from a physical link is translated for 127.0.0.0/8 |
 //! | outside | the host as a router between its uplinks, while a network of ours has them forward | packets that come in by one leave by a network of ours only; unless keeper and VMM are both killed, until the next start or `net gc` |
-//! | VMM taken over by its guest | the keeper's privileges | the keeper reads only the end of the VMM's socket |
-//! | local users | the policy of a VM | callers are root or the VM's user, with CAP_NET_ADMIN; types are checked |
-//! | VMM taken over by its guest | its policy and guards | not held yet: docs/threat-model.md |
+//! | VMM taken over by its guest | the keeper's privileges | the keeper reads only that its socket is closed; whoever sends something is ended |
+//! | local users | the policy of a VM | callers are root or the VM's user, with CAP_NET_ADMIN, and still the process that called; types are checked |
+//! | VMM taken over by its guest | its policy and guards | their owner is held by three processes; taps go down before rules go; docs/threat-model.md |
 //! | guest, outside | traffic that a policy forbids | rules on the tap itself, which every frame passes, before the first can; a new policy takes effect as a whole; without room to track a connection its answers are checked on their own |
 //! | guest | the input of the kernel's steering program | the program is made and loaded before the guest exists, and the kernel verifies it; the guest's numbers are data in its map |
 //! | command line | names, numbers, descriptors | parsed once into types that cannot hold an invalid one; the type of a descriptor is checked |
 //! | other processes | links that come, go and change during a plan | a lock between keepers, a new plan when a step meets a changed host |
 //! | local users | the lock of the namespace held for ever | a deadline, after which the start goes on without it |
 //! | local users | a VM's name taken, or its socket impersonated | locks and sockets are in a folder that only the VM's user writes to, and a caller checks who listens |
-//! | VMM taken over by its guest | the packet socket that learns the guest's address | its filter is locked, and it is closed as soon as the address is known; until then it could be bound to another interface |
+//! | VMM taken over by its guest | the packet socket that learns the guest's address | another process has it, whose filter for system calls keeps it from binding it anew |
 //! | Docker's containers | guests let through in its chain for others | the rules are for the guest's address, do not lead to containers, and come after the user's own |
 //! | other processes | rules of ours that another program changes, or removes with `flush ruleset` | our tables belong to our socket: the kernel refuses |
 //! | death of the keeper alone | taps and rules without a keeper | last as long as the VMM: docs/design.md |

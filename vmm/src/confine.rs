@@ -17,5 +17,5 @@ pub(crate) mod landlock;
 mod report;
 pub(crate) mod seccomp;
 
-pub(crate) use jail::{Confinement, Users, enter, follow, services};
+pub(crate) use jail::{Confinement, Users, enter, follow, keeper, services};
 pub(crate) use report::Report;

@@ -73,6 +73,7 @@ use jail::{Identity, Role};
 use limits::cgroup::Cgroups;
 use machine::{ControlSocket, Files, Machine, ReadyOptions, Resources, Restarts};
 use name::VmName;
+use net::keeper::Callbacks;
 use net::spec::Switch;
 use net::{Keeper, error_chain};
 use ready_channel::ReadyFd;
@@ -145,10 +146,12 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
         policy: cli.policy.as_ref().map(|file| file.0.clone()),
         steering: Some(steering()),
     };
-    let keeper = Keeper::start_holding(&request, control_socket.lock(), own_code::release)?;
-    log::debug!("{name}: files are open, the network keeper is at work");
     let mode = if confinement == Confinement::None { Mode::Off } else { cli.seccomp };
     let filters = Arc::new(Filters::new(mode, vhost(cli))?);
+    let confine = || confine::keeper(&filters);
+    let callbacks = Callbacks { release_memory: own_code::release, confine: &confine };
+    let keeper = Keeper::start_holding(&request, control_socket.lock(), &callbacks)?;
+    log::debug!("{name}: files are open, the network keeper is at work");
     let (services, child) = services::fork(cli.net.len(), confinement, &filters)?;
     let signals = supervisor::split(&keeper, child, (confinement, &filters))?;
     let timeout = cli.wait_net.map(|seconds| Duration::from_secs(seconds.into()));

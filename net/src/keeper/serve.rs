@@ -13,7 +13,6 @@ use std::time::Instant;
 
 use jail::capabilities::{self, Capability};
 
-use super::NotKept;
 use super::addresses::Addresses;
 use super::conflict::Conflicts;
 use super::firewall::Firewall;
@@ -30,6 +29,7 @@ use super::set_up::{Clock, set_up, undo_all};
 use super::upkeep::Upkeep;
 use super::uplinks::Uplinks;
 use super::vmm::{Ending, Vmm};
+use super::{Callbacks, NotKept};
 use crate::error::{Error, KeeperError, Report};
 use crate::host::conntrack::{self, Moment};
 use crate::host::docker;
@@ -45,8 +45,7 @@ use crate::step::{Applied, CreateTap, MirrorFrames, Step};
 /// A keeper's work: the request of its VMM, and code of the VMM that it calls.
 pub(super) struct Assignment<'a> {
     pub(super) request: &'a Request,
-    /// Releases memory of this process that it does without while it is idle.
-    pub(super) release_memory: fn(),
+    pub(super) callbacks: &'a Callbacks<'a>,
 }
 
 /// Runs the keeper to its end. Returns the exit code of its process, which holds `lock` until then.
@@ -86,6 +85,7 @@ async fn serve(
     };
     if request.cards.is_empty() {
         // The name is all that there is to look after.
+        (assignment.callbacks.confine)();
         vmm.ended().await;
         leave(socket, &request.vm_name, lock, Vec::new());
         return Ok(());
@@ -110,6 +110,7 @@ async fn serve(
     let policy_socket = PolicySocket::open(&request.vm_name);
     let answer = hand_over(socket, &plan, &mut made, request.steering.as_ref(), clock.timing);
     if answer.is_ok() {
+        (assignment.callbacks.confine)();
         // Nothing of the set-up needs more: programs of the kernel are loaded, devices open.
         if let Err(errno) = capabilities::keep(&[Capability::NetAdmin, Capability::NetRaw, Capability::Kill]) {
             log::warn!("The network keeper keeps privileges that it does not need: {errno}");
@@ -182,7 +183,7 @@ async fn watch(
         Ok(mut events) => {
             // Catches up with events from before the subscription.
             taps.look(made).await;
-            let mut rest = Rest::new(assignment.release_memory);
+            let mut rest = Rest::new(assignment.callbacks.release_memory);
             // Created once, so that other events do not restart it.
             let mut calling = Box::pin(policy_socket.next());
             loop {

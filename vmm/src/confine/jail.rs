@@ -8,10 +8,12 @@
 use super::fences;
 use super::landlock::{self, Reach};
 use super::report::Report;
+use super::seccomp::Filters;
 use crate::error::Error;
 use crate::signals::Signals;
 use crate::supervisor;
 use jail::{Identity, Outer, capabilities};
+use net::error_chain;
 use nix::unistd::geteuid;
 use std::fs::File;
 use std::io;
@@ -60,6 +62,15 @@ pub(crate) fn services(confinement: Confinement) -> io::Result<()> {
         log::debug!("DHCP and DNS are confined by: {report}");
     }
     Ok(capabilities::drop_all()?)
+}
+
+/// Confines the keeper, which keeps the network of the host and its user. It may be all that a VM has: it logs what fails.
+pub(crate) fn keeper(filters: &Filters) {
+    let hidden = fences::hide().map_err(io::Error::from);
+    let filtered = hidden.and_then(|()| filters.install_for_keeper().map_err(io::Error::other));
+    if let Err(err) = filtered {
+        log::warn!("The network keeper keeps system calls that it does not need: {}", error_chain(&err));
+    }
 }
 
 /// Moves the VMM, which has one thread and has opened all that it needs, into the jail.

@@ -11,7 +11,7 @@
 //! a thread that starts others has what theirs have ([`Thread::lists`] sees to it), and the threads that may do what
 //! main may not, such as to begin a new file of a capture, start before main has its own.
 //!
-//! What is in no list kills the process with SIGSYS, whichever thread asked. There is no handler for it: a process that
+//! The keeper alone has a list of what it may not do. What is in no list of the others kills the process with SIGSYS, whichever thread asked. There is no handler for it: a process that
 //! asks for what it never needs has been taken over, or has a bug. The kernel's log names the call.
 //!
 //! # What it costs
@@ -284,6 +284,21 @@ impl Filters {
         let made = program(&thread.lists(self.vhost), action);
         let made = made.map_err(|source| Error::Compile { thread: thread.name(), source })?;
         Ok(place.get_or_init(|| made))
+    }
+
+    /// Installs the filter of the keeper, which kills it for what it has no use for and allows the rest: what it makes,
+    /// and the programs that it starts, differ by the network.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(crate) fn install_for_keeper(&self) -> Result<(), Error> {
+        let Some(action) = self.action() else { return Ok(()) };
+        let thread = "keeper";
+        let calls = lists::NOT_FOR_THE_KEEPER.iter().map(|rule| (rule.number, Vec::new())).collect();
+        let program = SeccompFilter::new(calls, SeccompAction::Allow, action, TargetArch::x86_64);
+        let program: BpfProgram =
+            program.and_then(TryInto::try_into).map_err(|source| Error::Compile { thread, source })?;
+        seccompiler::apply_filter(&program).map_err(|source| Error::Install { thread, source })
     }
 
     /// The same for a thread that cannot run without: the process ends if it fails.

@@ -10,7 +10,7 @@ mod worker;
 use super::ioctls;
 use super::rule::Rule;
 pub(super) use control::{CONTROL, INSTALLS_FILTERS, STARTS_THREADS, VHOST_CONTROL};
-pub(super) use others::{SERVICES, SUPERVISOR};
+pub(super) use others::{NOT_FOR_THE_KEEPER, SERVICES, SUPERVISOR};
 pub(super) use worker::{DISK, ENTROPY, QUEUE_PAIR, VHOST_WORKER, WORKER};
 
 /// The system call of libc's constant of this name.
