@@ -14,8 +14,10 @@
 pub(crate) mod fences;
 mod jail;
 pub(crate) mod landlock;
+mod rehearsal;
 mod report;
 pub(crate) mod seccomp;
 
 pub(crate) use jail::{Confinement, Users, enter, follow, keeper, services};
+pub(crate) use rehearsal::rehearse;
 pub(crate) use report::Report;

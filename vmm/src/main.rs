@@ -76,6 +76,7 @@ use name::VmName;
 use net::keeper::Callbacks;
 use net::spec::Switch;
 use net::{Keeper, error_chain};
+use nix::unistd::geteuid;
 use ready_channel::ReadyFd;
 use std::io::Write;
 use std::process::ExitCode;
@@ -191,7 +192,9 @@ fn confinement(cli: &Settings) -> Result<Confinement, Error> {
         Mode::Off => log::warn!("System calls that minivmm does not need are not refused (--seccomp off)"),
     }
     let own = |role| Identity::of_vm(std::process::id(), role);
-    Ok(Confinement::Full(Users { vmm: cli.user.unwrap_or_else(|| own(Role::Vmm)), services: own(Role::Services) }))
+    let vmm = cli.user.unwrap_or_else(|| own(Role::Vmm));
+    let are_own = cli.user.is_none() && geteuid().is_root();
+    Ok(Confinement::Full(Users { vmm, services: own(Role::Services), are_own }))
 }
 
 /// Whether a card of `cli` is on vhost-net.

@@ -4,6 +4,8 @@
 //! Needs root, `ip` and `/dev/kvm`; skipped by name otherwise.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[path = "inspect/confinement.rs"]
+mod confinement;
 #[path = "inspect/doctor.rs"]
 mod doctor;
 #[expect(dead_code, reason = "guests of other tests")]
@@ -30,7 +32,7 @@ use std::process::{Command, ExitCode};
 type Case = (&'static str, fn());
 
 fn cases() -> Vec<Case> {
-    [doctor::CASES, kills::CASES, list::CASES, plan::CASES, policy::CASES, ready::CASES].concat()
+    [confinement::CASES, doctor::CASES, kills::CASES, list::CASES, plan::CASES, policy::CASES, ready::CASES].concat()
 }
 
 fn main() -> ExitCode {

@@ -74,7 +74,9 @@ impl FromStr for QueueCount {
 }
 
 impl QueueCount {
-    const MAX: u16 = 16;
+    /// The most that a disk can have.
+    pub const MAX: u16 = 16;
+
     /// Up to so many follow the vCPUs. Each costs the guest's driver an interrupt and the host a thread.
     const MAX_BY_DEFAULT: u16 = 4;
 

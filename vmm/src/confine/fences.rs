@@ -40,7 +40,6 @@ pub(crate) fn hide() -> nix::Result<()> {
 ///
 /// # Errors
 /// If the host refuses.
-#[expect(dead_code, reason = "for a VM with a user of its own")]
 pub(crate) fn limit_processes(max: u64) -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_NPROC, max, max)
 }

@@ -41,6 +41,8 @@ pub(crate) struct Users {
     pub(crate) vmm: Identity,
     /// The services.
     pub(crate) services: Identity,
+    /// No other process has them.
+    pub(crate) are_own: bool,
 }
 
 /// Confines the services, which stay in the network of the host.
@@ -73,17 +75,26 @@ pub(crate) fn keeper(filters: &Filters) {
     }
 }
 
-/// Moves the VMM, which has one thread and has opened all that it needs, into the jail.
+/// Moves the VMM, which has one thread and has opened all that it needs, into the jail. It is to have `threads` at most.
 ///
 /// # Errors
 /// The kernel does not let it give up its capabilities.
-pub(crate) fn enter(confinement: Confinement, signals: &Signals, report: &mut Report) -> Result<(), Error> {
+pub(crate) fn enter(
+    confinement: Confinement,
+    signals: &Signals,
+    threads: u64,
+    report: &mut Report,
+) -> Result<(), Error> {
     if let Confinement::Full(users) = confinement {
         let Some(supervisor) = signals.take_supervisor() else { return Ok(()) };
         let enclosed = signals.await_enclosure();
         let joined = enclosed.and_then(|()| jail::join(supervisor.as_fd()).map_err(|errno| errno.desc().to_owned()));
         report.namespaces(joined, signals.outer());
         become_user(users.vmm, signals.outer(), report);
+        if users.are_own {
+            // The supervisor is the user's as well.
+            fences::limit_processes(threads + 1).map_err(Error::host("limit its threads"))?;
+        }
         // The change of user has undone it.
         supervisor::die_with(supervisor.as_fd());
         signals.joined();
@@ -103,7 +114,7 @@ pub(crate) fn follow(users: Users, outer: Option<Outer>) -> io::Result<()> {
 }
 
 /// In a user namespace of one's own there is no other user.
-fn become_user(identity: Identity, outer: Option<Outer>, report: &mut Report) {
+pub(super) fn become_user(identity: Identity, outer: Option<Outer>, report: &mut Report) {
     if geteuid().is_root() && outer != Some(Outer::Own) {
         report.user(identity.assume());
     } else {

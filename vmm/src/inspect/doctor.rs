@@ -2,6 +2,7 @@
 
 use super::list;
 use crate::cli::Inspection;
+use crate::confine;
 use crate::error::Error;
 use crate::exit;
 use crate::kvm::{self, Speed};
@@ -14,7 +15,8 @@ use serde_json::{Value, json};
 /// # Errors
 /// The host does not say what there is.
 pub(super) fn report(inspection: &Inspection) -> Result<(String, u8), Error> {
-    let mut findings = vec![kvm()];
+    // First, while there is one thread.
+    let mut findings = vec![confinement(), kvm()];
     findings.extend(examine(&inspection.request)?);
     if inspection.request.cards.is_empty() {
         findings.extend(list::all_not_kept().into_iter().map(not_kept));
@@ -48,6 +50,28 @@ fn kvm() -> Finding {
         Err(err) => {
             let hint = err.hint();
             Finding::problem("kvm", error_chain(&Error::from(err)), "no VM runs here", hint)
+        }
+    }
+}
+
+/// How a VM of this user would be confined.
+fn confinement() -> Finding {
+    match confine::rehearse() {
+        Ok(report) if report.missing.is_empty() => Finding::fine("confinement", report.to_string()),
+        Ok(report) => Finding {
+            fix: Some(
+                "start minivmm as root, or allow user namespaces: sysctl user.max_user_namespaces, and on Ubuntu \
+                 kernel.apparmor_restrict_unprivileged_userns=0"
+                    .to_owned(),
+            ),
+            ..Finding::trouble(
+                "confinement",
+                report.to_string(),
+                "a guest that takes its VMM over has fewer walls around it",
+            )
+        },
+        Err(err) => {
+            Finding::trouble("confinement", format!("Cannot try it: {err}"), "it is not known how a VM is confined")
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::services::{Event, Services};
 use crate::signals::{Signals, Woken};
 use crate::{console, disk, kvm};
 use boot::BootSpec;
+use devices::virtio::blk::QueueCount;
 use devices::virtio::net::{Budget, Carrier, Duplex, Link, LinkState};
 use net::keeper::REPLY_TIMEOUT_S;
 use net::{Keeper, NetSpec, News, NotKept, Port};
@@ -220,7 +221,7 @@ impl Resources {
                 begun.map_err(Error::host("reach the process of DHCP and DNS"))?;
             }
             let mut report = Report::default();
-            confine::enter(confinement, &self.signals, &mut report)?;
+            confine::enter(confinement, &self.signals, self.threads_max(), &mut report)?;
             self.progress = Progress::Confined;
             fences::hide().map_err(Error::host("hide its memory"))?;
             if confinement != Confinement::None {
@@ -239,6 +240,18 @@ impl Resources {
             log::debug!("Confined by: {report}");
         }
         Ok(())
+    }
+
+    /// Threads that the VMM has at most, with those that KVM and vhost-net count as its own, and as many again for those
+    /// that end while others begin.
+    fn threads_max(&self) -> u64 {
+        let queues: usize = match &self.network {
+            Network::Ready(ports) => ports.iter().map(|port| port.fds.len() + port.vhost.len() + 2).sum(),
+            Network::Pending => 0,
+        };
+        let cpus = usize::try_from(self.cpus).unwrap_or(usize::MAX);
+        let of_disks: usize = self.disks.len().saturating_mul(QueueCount::MAX.into());
+        u64::try_from(2 * (16 + cpus + queues + of_disks)).unwrap_or(u64::MAX)
     }
 
     /// Readable when the services have something to say, or have ended.

@@ -27,7 +27,7 @@ const NETS: [&str; 6] = [
 const NAMES: [&str; 4] = ["minivmm", "vmm", "keeper", "services"];
 
 /// Longer than anything takes on a loaded machine.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn at_random() {
     let rounds = std::env::var("KILL_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());

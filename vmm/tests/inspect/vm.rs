@@ -31,6 +31,8 @@ impl Vm {
     /// The same through another program, which changes something for it.
     pub(crate) fn start_through(program: &[&str], args: &[&str]) -> Self {
         let guest = Guest::new(guest::IDLE);
+        // Whichever user starts it.
+        sh(&format!("chmod 644 {}", guest.path().display()));
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ready");
         sh(&format!("mkfifo {}", path.display()));
