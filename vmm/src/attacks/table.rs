@@ -96,12 +96,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, &[Parent, N(0), Page]),
     attack("pidfd_open", libc::SYS_pidfd_open, &[Parent, N(0)]),
     attack("pidfd_getfd", libc::SYS_pidfd_getfd, &[NONE, N(0), N(0)]),
-    survived(
-        "pidfd_send_signal",
-        libc::SYS_pidfd_send_signal,
-        &[NONE, N(0), N(0), N(0)],
-        &[("supervisor", libc::EBADF)],
-    ),
+    attack("pidfd_send_signal", libc::SYS_pidfd_send_signal, &[NONE, N(0), N(0), N(0)]),
     attack("ptrace", libc::SYS_ptrace, &[N(0x4206), Parent, N(0), N(0)]),
     attack("process_vm_readv", libc::SYS_process_vm_readv, &[Parent, Page, N(0), Page, N(0), N(0)]),
     attack("process_vm_writev", libc::SYS_process_vm_writev, &[Parent, Page, N(0), Page, N(0), N(0)]),

@@ -4,7 +4,7 @@ use super::*;
 
 const ALL_VHOST: [Vhost; 2] = [Vhost::None, Vhost::Some];
 
-/// What no thread of a VM may do, whatever its kind.
+/// What no thread of a VM may do, whatever its kind, [`NEEDED`] apart.
 const NEVER: [libc::c_long; 34] = [
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -56,6 +56,15 @@ const NEVER_FOR_THE_GUEST: [libc::c_long; 10] = [
     libc::SYS_seccomp,
 ];
 
+/// What of it a process beside the VMM has to do, with arguments that a filter sees or the kernel checks again.
+const NEEDED: [(Thread, libc::c_long); 5] = [
+    (Thread::Supervisor, libc::SYS_pidfd_send_signal),
+    (Thread::Services, libc::SYS_socket),
+    (Thread::Services, libc::SYS_socketpair),
+    (Thread::Services, libc::SYS_bind),
+    (Thread::Services, libc::SYS_connect),
+];
+
 fn rules(thread: Thread) -> impl Iterator<Item = Rule> {
     ALL_VHOST.into_iter().flat_map(move |vhost| thread.lists(vhost)).flatten().copied()
 }
@@ -76,7 +85,8 @@ fn names_and_places_of_threads_differ() {
 fn no_list_has_what_only_an_attacker_needs() {
     for thread in Thread::ALL {
         for rule in rules(thread) {
-            assert!(!NEVER.contains(&rule.number), "{}: {}", thread.name(), rule.name);
+            let is_refused = NEVER.contains(&rule.number) && !NEEDED.contains(&(thread, rule.number));
+            assert!(!is_refused, "{}: {}", thread.name(), rule.name);
             assert!(!is_for_the_guest(thread) || !NEVER_FOR_THE_GUEST.contains(&rule.number), "{}", rule.name);
         }
     }

@@ -13,7 +13,9 @@ const LINKS: &str = "a guest asks for the name of another VM: the links of the h
 pub(in crate::confine::seccomp) const SUPERVISOR: &[Rule] = &[
     call!(SYS_recvfrom).rare("the VMM has heard of a signal"),
     call!(SYS_sendto).null(4).rare("a signal is passed on"),
-    call!(SYS_pidfd_send_signal).rare(JOB),
+    call!(SYS_pidfd_send_signal).is(1, libc::SIGSTOP.unsigned_abs()).rare(JOB),
+    call!(SYS_pidfd_send_signal).is(1, libc::SIGCONT.unsigned_abs()).rare(JOB),
+    call!(SYS_pidfd_send_signal).is(1, libc::SIGKILL.unsigned_abs()).rare("the VMM does not take a signal"),
     call!(SYS_tgkill).to_own_thread(libc::SIGTSTP).rare(JOB),
     call!(SYS_poll).rare(END),
     call!(SYS_wait4).rare(END),
