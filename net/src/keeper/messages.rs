@@ -156,7 +156,9 @@ impl Reply {
         let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
         let message = loop {
             match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
-                Err(Errno::EINTR) => slices = [IoSliceMut::new(&mut text)],
+                // The kernel tells once, before all that was said, that the other end was closed with something unread:
+                // a keeper that refuses its request may end before the VMM is entrusted to it.
+                Err(Errno::EINTR | Errno::ECONNRESET) => slices = [IoSliceMut::new(&mut text)],
                 Err(Errno::EAGAIN) => return Err(KeeperError::Silent { seconds: REPLY_TIMEOUT_S }),
                 result => break result.map_err(|errno| KeeperError::Exchange(errno.into()))?,
             }
@@ -178,5 +180,23 @@ impl Reply {
         }
         let reply = serde_json::from_slice(&text[..bytes]).map_err(|_| KeeperError::Protocol)?;
         Ok(Some((reply, fds)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn refusal_of_a_keeper_that_has_left_a_message_unread_arrives() {
+        let (vmm, keeper) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        send(vmm.as_raw_fd(), b"vmm", MsgFlags::empty()).unwrap();
+        Reply::Stopped(Vec::new()).send(keeper.as_fd(), &[]).unwrap();
+        drop(keeper);
+
+        assert!(matches!(Reply::receive(vmm.as_fd()), Ok(Some((Reply::Stopped(_), _)))));
+        assert!(matches!(Reply::receive(vmm.as_fd()), Ok(None)));
     }
 }
