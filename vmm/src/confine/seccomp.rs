@@ -26,6 +26,7 @@
 
 mod ioctls;
 mod lists;
+mod program;
 mod rule;
 
 use crate::exit;
@@ -33,9 +34,8 @@ use clap::ValueEnum;
 use devices::virtio::threads::Job;
 use nix::errno::Errno;
 pub(crate) use rule::{Args, Rule};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch};
+use seccompiler::BpfProgram;
 use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::OnceLock;
@@ -147,11 +147,6 @@ impl Thread {
         }
     }
 
-    /// Returns whether it starts threads after it has installed its filter.
-    fn starts_others(self) -> bool {
-        !self.children().is_empty() || self == Self::Services
-    }
-
     /// What it does itself, in a VM with these devices.
     pub(crate) fn own_lists(self, vhost: Vhost) -> Vec<&'static [Rule]> {
         let own: &[&[Rule]] = match self {
@@ -198,14 +193,6 @@ pub(crate) enum Error {
     /// The kernel has no filters that kill a process.
     #[error("This host's kernel cannot filter system calls")]
     Unavailable(#[source] io::Error),
-    /// A list makes no program: a bug.
-    #[error("Cannot compile the filter for system calls of the thread {thread}")]
-    Compile {
-        /// The kind of the thread.
-        thread: &'static str,
-        /// Why.
-        source: seccompiler::BackendError,
-    },
     /// The kernel refuses it.
     #[error("Cannot filter the system calls of the thread {thread}")]
     Install {
@@ -241,11 +228,10 @@ impl Filters {
         self.mode
     }
 
-    /// Compiles the filter of `thread`, so that installing it takes less time. [`install`](Self::install) does it, too,
-    /// and tells if it fails.
+    /// Compiles the filter of `thread`, so that installing it takes less time.
     pub(crate) fn prepare(&self, thread: Thread) {
         if let Some(action) = self.action() {
-            let _ = self.program(thread, action);
+            self.program(thread, action);
         }
     }
 
@@ -256,34 +242,24 @@ impl Filters {
     pub(crate) fn install(&self, thread: Thread) -> Result<(), Error> {
         if let Some(action) = self.action() {
             let failed = |source| Error::Install { thread: thread.name(), source };
-            if thread.starts_others() {
-                let threads_only = threads_only().map_err(|source| Error::Compile { thread: thread.name(), source })?;
-                seccompiler::apply_filter(&threads_only).map_err(failed)?;
-            }
-            seccompiler::apply_filter(self.program(thread, action)?).map_err(failed)?;
+            seccompiler::apply_filter(self.program(thread, action)).map_err(failed)?;
         }
         #[cfg(feature = "attacks")]
         crate::attacks::carry_out(thread);
         Ok(())
     }
 
-    /// What the kernel does with a call that is in no list; nothing without filters.
-    fn action(&self) -> Option<SeccompAction> {
+    /// What the kernel does with a call that is in no list (`SECCOMP_RET_*`); nothing without filters.
+    fn action(&self) -> Option<u32> {
         match self.mode {
-            Mode::Kill => Some(SeccompAction::KillProcess),
-            Mode::Log => Some(SeccompAction::Log),
+            Mode::Kill => Some(libc::SECCOMP_RET_KILL_PROCESS),
+            Mode::Log => Some(libc::SECCOMP_RET_LOG),
             Mode::Off => None,
         }
     }
 
-    fn program(&self, thread: Thread, action: SeccompAction) -> Result<&BpfProgram, Error> {
-        let place = &self.programs[thread.index()];
-        if let Some(program) = place.get() {
-            return Ok(program);
-        }
-        let made = program(&thread.lists(self.vhost), action);
-        let made = made.map_err(|source| Error::Compile { thread: thread.name(), source })?;
-        Ok(place.get_or_init(|| made))
+    fn program(&self, thread: Thread, action: u32) -> &BpfProgram {
+        self.programs[thread.index()].get_or_init(|| program::allowing(&thread.lists(self.vhost), action))
     }
 
     /// Installs the filter of the keeper, which kills it for what it has no use for and allows the rest: what it makes,
@@ -293,12 +269,8 @@ impl Filters {
     /// If the kernel refuses.
     pub(crate) fn install_for_keeper(&self) -> Result<(), Error> {
         let Some(action) = self.action() else { return Ok(()) };
-        let thread = "keeper";
-        let calls = lists::NOT_FOR_THE_KEEPER.iter().map(|rule| (rule.number, Vec::new())).collect();
-        let program = SeccompFilter::new(calls, SeccompAction::Allow, action, TargetArch::x86_64);
-        let program: BpfProgram =
-            program.and_then(TryInto::try_into).map_err(|source| Error::Compile { thread, source })?;
-        seccompiler::apply_filter(&program).map_err(|source| Error::Install { thread, source })
+        let program = program::refusing(lists::NOT_FOR_THE_KEEPER, action);
+        seccompiler::apply_filter(&program).map_err(|source| Error::Install { thread: "keeper", source })
     }
 
     /// The same for a thread that cannot run without: the process ends if it fails.
@@ -317,31 +289,6 @@ fn check_available(action: u32) -> nix::Result<()> {
     let answer =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, std::ptr::from_ref(&action)) };
     Errno::result(answer).map(drop)
-}
-
-/// The filter of `lists`: what is in none of them meets `action`.
-fn program(lists: &[&[Rule]], action: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut calls: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    let rules = || lists.iter().copied().flatten();
-    for rule in rules() {
-        let conditions = calls.entry(rule.number).or_default();
-        if let Some(condition) = rule.condition()?.filter(|condition| !conditions.contains(condition)) {
-            conditions.push(condition);
-        }
-    }
-    // A call with no conditions is allowed whatever its arguments, also if another list asks for some.
-    for rule in rules().filter(|rule| rule.args == Args::Any) {
-        calls.insert(rule.number, Vec::new());
-    }
-    SeccompFilter::new(calls, action, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
-}
-
-/// Makes `clone3` look as if the kernel did not have it. Its flags are in memory, where no filter sees them; the C
-/// library then calls `clone`, whose flags say whether a thread is to be made or a process.
-fn threads_only() -> Result<BpfProgram, seccompiler::BackendError> {
-    let hidden = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    SeccompFilter::new([(libc::SYS_clone3, Vec::new())].into(), SeccompAction::Allow, hidden, TargetArch::x86_64)?
-        .try_into()
 }
 
 #[cfg(test)]

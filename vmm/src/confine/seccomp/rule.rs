@@ -1,7 +1,5 @@
 //! One line of a list: a system call, which arguments it may have, and why it is there if no test sees it.
 
-use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
-
 /// A system call that a thread may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rule {
@@ -89,24 +87,38 @@ impl Rule {
         Self { rare: Some(reason), ..self }
     }
 
-    /// The condition on the arguments, if there is one.
-    pub(super) fn condition(&self) -> Result<Option<SeccompRule>, BackendError> {
-        let compare =
-            |index, op, value: u32| SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, u64::from(value));
-        let conditions = match self.args {
-            Args::Any => return Ok(None),
-            Args::Is { index, value } => vec![compare(index, SeccompCmpOp::Eq, value)?],
-            Args::Bits { index, mask, value } => vec![compare(index, SeccompCmpOp::MaskedEq(mask.into()), value)?],
+    /// The number as the kernel compares it.
+    pub(super) fn number(&self) -> u32 {
+        // The largest is below 1000.
+        u32::try_from(self.number).unwrap_or(u32::MAX)
+    }
+
+    /// The conditions on the arguments, all of which must hold.
+    pub(super) fn conditions(&self) -> Vec<Condition> {
+        let lower = |index, mask, value| Condition { index, upper: false, mask, value };
+        match self.args {
+            Args::Any => Vec::new(),
+            Args::Is { index, value } => vec![lower(index, u32::MAX, value)],
+            Args::Bits { index, mask, value } => vec![lower(index, mask, value)],
             Args::Null { index } => {
-                vec![SeccompCondition::new(index, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?]
+                vec![lower(index, u32::MAX, 0), Condition { index, upper: true, mask: u32::MAX, value: 0 }]
             }
             Args::OwnThread { signal } => {
-                vec![
-                    compare(0, SeccompCmpOp::Eq, std::process::id())?,
-                    compare(2, SeccompCmpOp::Eq, signal.unsigned_abs())?,
-                ]
+                vec![lower(0, u32::MAX, std::process::id()), lower(2, u32::MAX, signal.unsigned_abs())]
             }
-        };
-        SeccompRule::new(conditions).map(Some)
+        }
     }
+}
+
+/// That a half of an argument has a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Condition {
+    /// The argument's place, from 0.
+    pub(super) index: u8,
+    /// It is the upper half.
+    pub(super) upper: bool,
+    /// The bits that count.
+    pub(super) mask: u32,
+    /// Their values.
+    pub(super) value: u32,
 }
