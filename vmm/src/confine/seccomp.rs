@@ -33,7 +33,9 @@ use crate::exit;
 use clap::ValueEnum;
 use devices::virtio::threads::Job;
 use nix::errno::Errno;
-pub(crate) use rule::{Args, Rule};
+#[cfg(any(test, feature = "attacks"))]
+pub(crate) use rule::Args;
+use rule::Rule;
 use seccompiler::BpfProgram;
 use serde::Deserialize;
 use std::fmt;

@@ -146,7 +146,7 @@ mod tests {
             ARCH_AT => arch,
             _ => {
                 let arg = args[usize::try_from((offset - ARGS_AT) / 8).unwrap()];
-                u32::try_from(if offset % 8 == 0 { arg & 0xffff_ffff } else { arg >> 32 }).unwrap()
+                u32::try_from(if offset.is_multiple_of(8) { arg & 0xffff_ffff } else { arg >> 32 }).unwrap()
             }
         };
         let (mut at, mut accumulator) = (0, 0);
