@@ -45,7 +45,7 @@ const NO_THREADS: &str = "disk_without_threads_starts_when_there_are_some";
 
 /// How long something may take to happen.
 const DEADLINE: Duration = Duration::from_secs(20);
-/// What a stop may take: it waits for nothing.
+/// The longest time for a stop, which waits for nothing.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// Bytes of the image, which is a hole in the beginning, and of the file system that it is on.
@@ -394,7 +394,7 @@ fn stopped(name: &'static str) -> Rig {
     rig
 }
 
-/// What is in the image of a host from `sector` on.
+/// The contents of the image of a host from `sector` on.
 fn on_host(host: &Host, sector: u64) -> Vec<u8> {
     let mut bytes = vec![0; DATA_BYTES];
     File::open(host.image()).unwrap().read_exact_at(&mut bytes, sector * 512).unwrap();

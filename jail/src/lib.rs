@@ -1,4 +1,4 @@
-//! What minivmm's processes give up for good: capabilities, users, namespaces and the root folder.
+//! Jails: minivmm's processes give up, for good, capabilities, users, namespaces and the root folder.
 //!
 //! ```text
 //! supervisor: begin -> fork VMM -> enclose itself in new namespaces and an empty root

@@ -28,8 +28,8 @@ pub enum Outer {
     Own,
 }
 
-/// Has the children of the calling process be in a PID namespace of their own, each for itself. Without CAP_SYS_ADMIN the
-/// calling process, too, enters a user namespace of its own.
+/// Has the children of the calling process be in a PID namespace of their own, each for itself. Without CAP_SYS_ADMIN
+/// the calling process, too, enters a user namespace of its own.
 ///
 /// # Errors
 /// If the host forbids it; then nothing has changed.
@@ -40,7 +40,7 @@ pub fn begin() -> nix::Result<Outer> {
     }
     let (uid, gid) = (geteuid(), getegid());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID)?;
-    // A process without a mapping is nobody, and works as well.
+    // A process without a mapping has the overflow user, and works as well.
     let _ = map(uid, gid);
     Ok(Outer::Own)
 }
@@ -51,8 +51,8 @@ fn map(uid: Uid, gid: Gid) -> std::io::Result<()> {
     fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
 }
 
-/// Moves the calling process, after [`begin`], into new mount, network, IPC, UTS and cgroup namespaces and an empty root
-/// folder.
+/// Moves the calling process, after [`begin`], into new mount, network, IPC, UTS and cgroup namespaces and an empty
+/// root folder.
 ///
 /// # Errors
 /// If the host refuses.

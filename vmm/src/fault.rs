@@ -62,8 +62,8 @@ extern "C" fn end(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_
     exit::at_once(exit::HOST);
 }
 
-/// Leaves the terminal as it was. The instruction is repeated afterwards and ends the process, as does a signal that was
-/// sent.
+/// Leaves the terminal as it was. The instruction is repeated afterwards and ends the process, as does a signal that
+/// was sent.
 extern "C" fn tidy_up(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     terminal::restore_in_handler();
     // SAFETY: the kernel has given the handler a siginfo.

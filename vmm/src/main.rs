@@ -197,7 +197,7 @@ fn confinement(cli: &Settings) -> Result<Confinement, Error> {
     Ok(Confinement::Full(Users { vmm, services: own(Role::Services), are_own }))
 }
 
-/// Whether a card of `cli` is on vhost-net.
+/// The presence of a card on vhost-net in `cli`.
 fn vhost(cli: &Settings) -> Vhost {
     if cli.net.iter().any(|spec| spec.card().vhost == Switch::On) { Vhost::Some } else { Vhost::None }
 }

@@ -44,8 +44,8 @@ pub(crate) enum Event {
 }
 
 impl Services {
-    /// Hands over the sockets of every port that has some. The process may begin: it needs no privilege for them. `tables`
-    /// keeps the VM's nftables alive as long as it lives.
+    /// Hands over the sockets of every port that has some. The process may begin: it needs no privilege for them.
+    /// `tables` keeps the VM's nftables alive as long as it lives.
     ///
     /// # Errors
     /// If the process has ended.

@@ -12,9 +12,10 @@
 //! A signal that was ignored when the process began stays ignored, as `nohup` and scripts that start background jobs
 //! want it.
 //!
-//! The kernel delivers them to the supervisor, which passes their numbers on to the VMM (see [`crate::supervisor`]). The
-//! VMM has them blocked. What it does not take within a few seconds, because the host lets it wait for a kernel, disk or
-//! capture on a dead network file system, ends it all the same. SIGXCPU comes to the process whose time is used up.
+//! The kernel delivers them to the supervisor, which passes their numbers on to the VMM (see [`crate::supervisor`]).
+//! The
+//! VMM has them blocked. What it does not take within a few seconds, because the host lets it wait for a kernel, disk
+//! or capture on a dead network file system, ends it all the same. SIGXCPU comes to the process whose time is used up.
 #![expect(
     unsafe_code,
     reason = "sets with real-time signals, and actions, have no safe wrapper in the crates used here"
@@ -196,7 +197,7 @@ pub(crate) struct Signals {
 #[derive(Default)]
 struct Early {
     signals: VecDeque<u8>,
-    /// Whether the namespaces are there, once it is known.
+    /// The state of the namespaces, once it is known.
     enclosed: Option<Result<(), String>>,
 }
 

@@ -24,8 +24,8 @@ const THREADS: [&str; 10] =
 /// The exit code of a process that lived to tell.
 const SURVIVED: i32 = 42;
 
-/// What the jail and Landlock refuse without a filter, and the kernel's answers: with the empty root and the PID
-/// namespace, with Landlock alone.
+/// The calls that the jail and Landlock refuse without a filter, and the kernel's answers: with the empty root and the
+/// PID namespace, with Landlock alone.
 const WITHOUT_FILTER: [(&str, [i32; 2]); 4] = [
     ("openat", [libc::ENOENT, libc::EACCES]),
     ("open", [libc::ENOENT, libc::EACCES]),

@@ -2,8 +2,8 @@
 //! one of these runs, or the list says why it is there all the same.
 //!
 //! strace watches VMs from their start to their end: the probe guest, which drives and abuses each device, with a
-//! captured card, one behind NAT, disks and the control queue, and guests of a few instructions. Needs `/dev/kvm`, strace and a network
-//! namespace; without them every test is skipped by name.
+//! captured card, one behind NAT, disks and the control queue, and guests of a few instructions. Needs `/dev/kvm`,
+//! strace and a network namespace; without them every test is skipped by name.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[expect(dead_code, reason = "these tests need two guests of many")]
@@ -94,8 +94,8 @@ fn traced(trace: &Path, through: &[&str], args: &[&str]) {
     assert!(output.status.code().is_some_and(|code| code < 100), "{:?} {output:?}", output.status);
 }
 
-/// The calls that threads have made with a filter: their own, or before they had one that of the thread that has started
-/// them.
+/// The calls that threads have made with a filter: their own, or before they had one that of the thread that has
+/// started them.
 fn calls(trace: &str) -> BTreeSet<Call> {
     let lines: Vec<(&str, &str, &str)> = trace.lines().filter_map(parse).collect();
     // The last one counts: whoever starts threads has two.

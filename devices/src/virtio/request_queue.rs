@@ -39,7 +39,7 @@ const NOTIFY_EVERY: u32 = 16;
 const DOORBELL: u32 = 0;
 const ALARM: u32 = 1;
 
-/// What became of a request.
+/// The end of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
     /// It is answered, with so many bytes written to the start of the writable part.
@@ -51,7 +51,7 @@ pub enum Reply {
 /// How a queue was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// What was available is answered, or the doorbell has been rung for the rest.
+    /// All that was available is answered, or the doorbell has been rung for the rest.
     Done,
     /// The next request is to be tried again.
     Waits,
@@ -59,7 +59,7 @@ pub enum Served {
 
 /// The part of a device that answers the requests of one queue. Called on the queue's worker.
 pub trait Answer: Send + 'static {
-    /// What the queue's thread does.
+    /// The job of the queue's thread.
     const JOB: Job;
 
     /// Answers the request in `chain`, which it may change, of queue `queue`, or has it wait.

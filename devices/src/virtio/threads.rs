@@ -7,7 +7,7 @@
 use std::io;
 use std::thread::{self, JoinHandle};
 
-/// What a thread of a device does.
+/// The job of a device's thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Job {
     /// Moves the frames of a queue pair between guest memory and a tap, and obeys the card's control queue.

@@ -85,7 +85,7 @@ impl Source {
 
 /// The work of a worker thread. All methods are called on that thread.
 pub trait Service: Send + 'static {
-    /// What its thread does.
+    /// The job of its thread.
     const JOB: Job;
 
     /// The descriptors to wait for.

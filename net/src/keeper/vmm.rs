@@ -1,8 +1,8 @@
 //! The VMM as its keeper sees it: a process that is alive or not, and a socket on which it says nothing but that it
 //! stops.
 //!
-//! Alive is what the kernel says of the process. A VMM that its guest has taken over may close the socket and run on, so
-//! a closed socket is only a wish to stop; and one that speaks breaks the rule, and is ended.
+//! Alive is what the kernel says of the process. A VMM that its guest has taken over may close the socket and run on,
+//! so a closed socket is only a wish to stop; and one that speaks breaks the rule, and is ended.
 #![allow(unsafe_code)] // Received descriptors come as numbers.
 
 use std::io::{self, ErrorKind, IoSliceMut};
@@ -105,7 +105,7 @@ fn watched<T: AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
 }
 
-/// What arrives on the socket.
+/// Arrivals on the socket.
 enum Received {
     End,
     Process(OwnedFd),

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-/// What all runs count.
+/// The counters of all runs.
 static COUNTERS: LazyLock<Counters> = LazyLock::new(Counters::default);
 
 /// Events of one input, at most.

@@ -52,7 +52,8 @@ pub(super) struct CaptureFile {
     writer: PcapNgWriter<Counted>,
 }
 
-/// What a full file leaves its contents to. Both are open from the start: the VMM has no folder to make files in later.
+/// The file that takes the contents of a full one. Both are open from the start: the VMM has no folder to make files in
+/// later.
 struct Older {
     full: File,
     older: File,

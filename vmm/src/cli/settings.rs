@@ -127,8 +127,8 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "wait_net")]
     pub(crate) wait_net: Option<u32>,
 
-    /// Effect of a system call that minivmm does not need: a bug, or a guest that has taken it over. "log" and "off" are
-    /// for development
+    /// Effect of a system call that minivmm does not need: a bug, or a guest that has taken it over. "log" and "off"
+    /// are for development
     #[arg(long, help_heading = CONFINEMENT, value_name = "WHAT", default_value = "kill")]
     pub(crate) seccomp: seccomp::Mode,
 

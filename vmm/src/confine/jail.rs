@@ -66,7 +66,8 @@ pub(crate) fn services(confinement: Confinement) -> io::Result<()> {
     Ok(capabilities::drop_all()?)
 }
 
-/// Confines the keeper, which keeps the network of the host and its user. It may be all that a VM has: it logs what fails.
+/// Confines the keeper, which keeps the network of the host and its user. It may be all that a VM has: it logs what
+/// fails.
 pub(crate) fn keeper(filters: &Filters) {
     let hidden = fences::hide().map_err(io::Error::from);
     let filtered = hidden.and_then(|()| filters.install_for_keeper().map_err(io::Error::other));
@@ -75,7 +76,8 @@ pub(crate) fn keeper(filters: &Filters) {
     }
 }
 
-/// Moves the VMM, which has one thread and has opened all that it needs, into the jail. It is to have `threads` at most.
+/// Moves the VMM, which has one thread and has opened all that it needs, into the jail. It is to have `threads` at
+/// most.
 ///
 /// # Errors
 /// The kernel does not let it give up its capabilities.

@@ -1,6 +1,7 @@
 //! Landlock: no file, no TCP and no other process, for threads that hold everything that they need.
 //!
-//! What is open stays open: rights are checked where a path is looked up, a socket is bound or connected, or a signal
+//! Open descriptors stay open: rights are checked where a path is looked up, a socket is bound or connected, or a
+//! signal
 //! is sent. The kernel decides how much of it there is: files from Linux 5.13, TCP from 6.7, ioctls of devices from
 //! 6.10, abstract sockets and signals from 6.12. What a kernel lacks is left out; the result says how much it was.
 //!
@@ -16,7 +17,7 @@ use std::os::fd::BorrowedFd;
 /// The newest version whose rights are asked for: the newest that the tests have met.
 const NEWEST: ABI = ABI::V7;
 
-/// What a process may still reach.
+/// The files and ports that a process may still reach.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Reach<'a> {
     /// Folders whose files it may read.
@@ -73,7 +74,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::thread;
 
-    /// What `work` gives in a thread that is restricted to `reach`; nothing where there is no Landlock.
+    /// The result of `work` in a thread that is restricted to `reach`; nothing where there is no Landlock.
     fn restricted<R: Send>(reach: Reach<'_>, work: impl FnOnce(i32) -> R + Send) -> Option<R> {
         let result = thread::scope(|scope| {
             let thread = scope.spawn(|| match restrict(reach).unwrap() {

@@ -10,9 +10,9 @@ use std::fmt;
 /// The parts of a VMM's confinement, in the order in which they are entered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// What holds: `pid and net namespaces`.
+    /// The parts that hold: `pid and net namespaces`.
     pub(crate) holds: Vec<String>,
-    /// What the host forbids, with its answer.
+    /// The parts that the host forbids, with its answer.
     pub(crate) missing: Vec<String>,
 }
 

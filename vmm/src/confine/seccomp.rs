@@ -11,7 +11,8 @@
 //! a thread that starts others has what theirs have ([`Thread::lists`] sees to it), and the threads that may do what
 //! main may not, such as to begin a new file of a capture, start before main has its own.
 //!
-//! The keeper alone has a list of what it may not do. What is in no list of the others kills the process with SIGSYS, whichever thread asked. There is no handler for it: a process that
+//! The keeper alone has a list of what it may not do. What is in no list of the others kills the process with SIGSYS,
+//! whichever thread asked. There is no handler for it: a process that
 //! asks for what it never needs has been taken over, or has a bug. The kernel's log names the call.
 //!
 //! # What it costs
@@ -149,7 +150,7 @@ impl Thread {
         }
     }
 
-    /// What it does itself, in a VM with these devices.
+    /// The calls that it makes itself, in a VM with these devices.
     pub(crate) fn own_lists(self, vhost: Vhost) -> Vec<&'static [Rule]> {
         let own: &[&[Rule]] = match self {
             Self::Control => &[lists::CONTROL, lists::STARTS_THREADS, lists::INSTALLS_FILTERS],
@@ -172,7 +173,7 @@ impl Thread {
         [own, vhost, &[lists::EVERY_THREAD]].concat()
     }
 
-    /// What its filter has to allow: what it does itself, and what the threads do that it starts.
+    /// The calls that its filter has to allow: its own, and those of the threads that it starts.
     fn lists(self, vhost: Vhost) -> Vec<&'static [Rule]> {
         let children = self.children().iter().flat_map(|child| child.own_lists(vhost));
         // Theirs first: `KVM_RUN` has to pass this filter, too.
@@ -180,10 +181,10 @@ impl Thread {
     }
 }
 
-/// Whether a VM has cards on the kernel's vhost-net.
+/// The presence of cards on the kernel's vhost-net in a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Vhost {
-    /// It has none: nobody calls it.
+    /// It has none, and no thread calls it.
     None,
     /// It has.
     Some,
@@ -225,7 +226,7 @@ impl Filters {
         Ok(Self { mode, vhost, programs: [const { OnceLock::new() }; Thread::ALL.len()] })
     }
 
-    /// What becomes of a call that is in no list.
+    /// The effect of a call that is in no list.
     pub(crate) fn mode(&self) -> Mode {
         self.mode
     }
@@ -237,7 +238,8 @@ impl Filters {
         }
     }
 
-    /// Installs the filter of the calling thread, for good. Whether it can start threads that may do more is said above.
+    /// Installs the filter of the calling thread, for good. Whether it can start threads that may do more is said
+    /// above.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -251,7 +253,7 @@ impl Filters {
         Ok(())
     }
 
-    /// What the kernel does with a call that is in no list (`SECCOMP_RET_*`); nothing without filters.
+    /// The kernel's answer to a call that is in no list (`SECCOMP_RET_*`); nothing without filters.
     fn action(&self) -> Option<u32> {
         match self.mode {
             Mode::Kill => Some(libc::SECCOMP_RET_KILL_PROCESS),

@@ -23,7 +23,7 @@ const DOUBLINGS: u32 = 8;
 /// Quiet that pays for one line. After a flood, a place has its burst again after half an hour of quiet.
 const PAYBACK: Duration = Duration::from_secs(30);
 
-/// Lines of all places together in one second: more are read by nobody, and each costs the host a write.
+/// Lines of all places together in one second: more are not read, and each costs the host a write.
 const LINES_PER_SECOND: u32 = 50;
 
 /// Places that have a budget of their own; more than there are in the code. Others share one.

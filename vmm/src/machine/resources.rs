@@ -242,8 +242,8 @@ impl Resources {
         Ok(())
     }
 
-    /// Threads that the VMM has at most, with those that KVM and vhost-net count as its own, and as many again for those
-    /// that end while others begin.
+    /// Threads that the VMM has at most, with those that KVM and vhost-net count as its own, and as many again for
+    /// those that end while others begin.
     fn threads_max(&self) -> u64 {
         let queues: usize = match &self.network {
             Network::Ready(ports) => ports.iter().map(|port| port.fds.len() + port.vhost.len() + 2).sum(),

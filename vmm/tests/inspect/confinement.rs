@@ -1,4 +1,4 @@
-//! What each process of a VM has left, thread by thread, in each mode of the network.
+//! The privileges that each process of a VM has left, thread by thread, in each mode of the network.
 
 use crate::host::{bridge, sh};
 use crate::vm::Vm;

@@ -81,7 +81,7 @@ fn at_random() {
     println!("{rounds} rounds, killed {killed:?}, failures 0");
 }
 
-/// What a VM could leave behind.
+/// The things that a VM could leave behind.
 fn host() -> String {
     let names = fs::read_dir("/run/minivmm")
         .into_iter()

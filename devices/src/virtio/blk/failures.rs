@@ -1,4 +1,4 @@
-//! What follows when the host fails to serve a request.
+//! The consequences of a request that the host fails to serve.
 //!
 //! ```text
 //!   Report   the guest is told (VIRTIO_BLK_S_IOERR); its file system does what it does with a bad disk
@@ -23,7 +23,7 @@ pub trait StopMachine: Send + Sync {
     fn stop(&self, failure: io::Error);
 }
 
-/// What a failure of the host does.
+/// The effect of a failure of the host.
 #[derive(Clone, Default)]
 pub enum OnError {
     /// The guest is told.
@@ -35,7 +35,7 @@ pub enum OnError {
     Stop(Arc<dyn StopMachine>),
 }
 
-/// What to do with a request.
+/// The decision on a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Answer it with an error.

@@ -35,9 +35,9 @@ const EXECUTABLE: u32 = libc::PROT_EXEC.unsigned_abs();
 const ABORT: &str = "abort(), by which the C library ends a process whose heap is broken";
 const PANIC: &str = "a panic says where it was, and gives the terminal back";
 const HEAP: &str = "the heap takes memory from the kernel, and gives it back, when it has to";
-const LOG: &str = "a line for the log waits for nobody, and for that asks whether stderr is writable";
+const LOG: &str = "a line for the log does not wait for its reader, and for that asks whether stderr is writable";
 
-/// What every thread does: it locks, allocates, logs, sleeps, fails and ends.
+/// The calls of every thread: it locks, allocates, logs, sleeps, fails and ends.
 pub(super) const EVERY_THREAD: &[Rule] = &[
     call!(SYS_read).rare("an eventfd is emptied"),
     call!(SYS_write).rare(LOG),
@@ -104,7 +104,7 @@ pub(super) const VCPU: &[Rule] = &[
     call!(SYS_fdatasync).rare("the driver of a disk switches its cache to write-through"),
 ];
 
-/// What a vCPU does in a VM with cards on vhost-net: it hands queues and memory over, and takes them back.
+/// The calls of a vCPU in a VM with cards on vhost-net: it hands queues and memory over, and takes them back.
 pub(super) const VHOST_VCPU: &[Rule] = &[
     request!(VHOST_SET_OWNER).rare(ON_VHOST),
     request!(VHOST_RESET_OWNER).rare(ON_VHOST),

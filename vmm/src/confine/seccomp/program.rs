@@ -139,7 +139,7 @@ mod tests {
 
     const OTHER: u32 = libc::SECCOMP_RET_KILL_PROCESS;
 
-    /// What the kernel's interpreter makes of a call: the answer, and the steps that it takes.
+    /// The result of the kernel's interpreter for a call: the answer, and the steps that it takes.
     fn run(program: &[sock_filter], arch: u32, number: u32, args: [u64; 6]) -> (u32, usize) {
         let word = |offset: u32| match offset {
             NUMBER_AT => number,

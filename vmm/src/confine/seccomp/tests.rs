@@ -1,10 +1,10 @@
-//! What holds of the lists, whatever is in them.
+//! Properties of the lists, whatever is in them.
 
 use super::*;
 
 const ALL_VHOST: [Vhost; 2] = [Vhost::None, Vhost::Some];
 
-/// What no thread of a VM may do, whatever its kind, [`NEEDED`] apart.
+/// The calls that no thread of a VM may make, whatever its kind, [`NEEDED`] apart.
 const NEVER: [libc::c_long; 34] = [
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -42,7 +42,7 @@ const NEVER: [libc::c_long; 34] = [
     libc::SYS_rt_sigqueueinfo,
 ];
 
-/// What only main, the spawner and the thread of a capture may do.
+/// The calls that only main, the spawner and the thread of a capture may make.
 const NEVER_FOR_THE_GUEST: [libc::c_long; 10] = [
     libc::SYS_openat,
     libc::SYS_renameat,
@@ -56,7 +56,8 @@ const NEVER_FOR_THE_GUEST: [libc::c_long; 10] = [
     libc::SYS_seccomp,
 ];
 
-/// What of it a process beside the VMM has to do, with arguments that a filter sees or the kernel checks again.
+/// Those of them that a process beside the VMM has to make, with arguments that a filter sees or the kernel checks
+/// again.
 const NEEDED: [(Thread, libc::c_long); 5] = [
     (Thread::Supervisor, libc::SYS_pidfd_send_signal),
     (Thread::Services, libc::SYS_socket),

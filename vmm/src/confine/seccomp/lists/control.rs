@@ -1,4 +1,4 @@
-//! What main does once the machine runs, and when its guest has ended: it stops it, builds it anew or undoes it.
+//! The calls of main once the machine runs, and when its guest has ended: it stops it, builds it anew or undoes it.
 
 use super::{FAILED, INTX, ON_VHOST, PROGRAM, call, request};
 use crate::confine::seccomp::ioctls;
@@ -26,14 +26,14 @@ pub(in crate::confine::seccomp) const STARTS_THREADS: &[Rule] = &[
     call!(SYS_prctl).is(0, libc::PR_SET_NAME.unsigned_abs()),
 ];
 
-/// What threads do that give themselves filters of their own.
+/// The calls of threads that give themselves filters of their own.
 pub(in crate::confine::seccomp) const INSTALLS_FILTERS: &[Rule] = &[
     call!(SYS_prctl).is(0, libc::PR_SET_NO_NEW_PRIVS.unsigned_abs()),
     call!(SYS_seccomp).is(0, libc::SECCOMP_SET_MODE_FILTER),
 ];
 
 const REBOOT: &str = "the guest reboots: the next machine is built";
-const CALLER: &str = "somebody asks the VM";
+const CALLER: &str = "a caller asks the VM";
 const TERMINAL: &str = "a terminal on stdin";
 const KEEPER: &str = "a VM with cards: the keeper reports, and undoes their network at the end";
 const DEVICE: &str = "a disk on a block device";
@@ -109,6 +109,6 @@ pub(in crate::confine::seccomp) const CONTROL: &[Rule] = &[
     request!(BLKIOOPT).rare(DEVICE),
 ];
 
-/// What main does besides in a VM with cards on vhost-net.
+/// The other calls of main in a VM with cards on vhost-net.
 pub(in crate::confine::seccomp) const VHOST_CONTROL: &[Rule] =
     &[request!(VHOST_GET_FEATURES).rare(ON_VHOST), request!(VHOST_RESET_OWNER).rare(ON_VHOST)];

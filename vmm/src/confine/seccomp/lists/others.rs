@@ -1,4 +1,4 @@
-//! What the processes beside the VMM do: its supervisor, and the services; and what the keeper does not.
+//! The calls of the processes beside the VMM: its supervisor and the services; and those that the keeper may not make.
 
 use super::{call, request};
 use crate::confine::seccomp::ioctls;
@@ -61,11 +61,11 @@ pub(in crate::confine::seccomp) const SERVICES: &[Rule] = &[
 const NETLINK_ADDRESS_BYTES: u32 = 12;
 const _: () = assert!(size_of::<libc::sockaddr_nl>() == 12 && size_of::<libc::sockaddr_ll>() == 20);
 
-/// What opens a file to change it.
+/// Flags that open a file to change it.
 const WRITING: u32 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND).unsigned_abs();
 
-/// What the keeper may not do once it has made a network: to look into processes, to mount, to leave a namespace, to
-/// load programs into the kernel, to become another user, to change the host's clock, name or modules.
+/// The calls that the keeper may not make once it has made a network: to look into processes, to mount, to leave a
+/// namespace, to load programs into the kernel, to become another user, to change the host's clock, name or modules.
 pub(in crate::confine::seccomp) const NOT_FOR_THE_KEEPER: &[Rule] = &[
     call!(SYS_ptrace),
     call!(SYS_process_vm_readv),

@@ -1,10 +1,10 @@
-//! What the workers of devices do.
+//! The calls of the workers of devices.
 
 use super::{INTX, ON_VHOST, PROGRAM, call, request};
 use crate::confine::seccomp::ioctls;
 use crate::confine::seccomp::rule::Rule;
 
-/// What every worker does: it waits for events, and interrupts by way of eventfds.
+/// The calls of every worker: it waits for events, and interrupts by way of eventfds.
 pub(in crate::confine::seccomp) const WORKER: &[Rule] =
     &[call!(SYS_epoll_wait), call!(SYS_epoll_ctl), request!(KVM_IRQ_LINE).rare(INTX)];
 
