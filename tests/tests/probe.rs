@@ -118,8 +118,9 @@ fn on_disk_error(program: &Path, probe: &Path, disks: &[(PathBuf, bool)]) -> Vec
     let Some((disk, _)) = disks.iter().find(|(_, readonly)| !readonly) else { return Vec::new() };
     let run = |wish: &str, seconds: &str| {
         let mut command = Command::new("timeout");
+        // Without --foreground it sends a second signal, to the process group, which stops a guest at once.
         command
-            .args(["--preserve-status", "--kill-after=10", seconds, "prlimit", "--fsize=4096"])
+            .args(["--foreground", "--preserve-status", "--kill-after=10", seconds, "prlimit", "--fsize=4096"])
             .arg(program)
             .arg("--kernel")
             .arg(probe);
