@@ -15,16 +15,10 @@ const CAPABILITY_VERSION: u32 = 0x2008_0522;
 pub enum Capability {
     /// Signal processes of other users.
     Kill = 5,
-    /// Become another group.
-    SetGid = 6,
-    /// Become another user.
-    SetUid = 7,
     /// Configure the network.
     NetAdmin = 12,
     /// Open packet sockets.
     NetRaw = 13,
-    /// Make namespaces, among much else.
-    SysAdmin = 21,
 }
 
 /// `struct __user_cap_header_struct`.

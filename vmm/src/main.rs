@@ -149,7 +149,7 @@ fn run(cli: &Settings, start: Instant) -> Result<Outcome, Error> {
     };
     let mode = if confinement == Confinement::None { Mode::Off } else { cli.seccomp };
     let filters = Arc::new(Filters::new(mode, vhost(cli))?);
-    let confine = || confine::keeper(&filters);
+    let confine = || confine::keeper(confinement, &filters);
     let callbacks = Callbacks { release_memory: own_code::release, confine: &confine };
     let keeper = Keeper::start_holding(&request, control_socket.lock(), &callbacks)?;
     log::debug!("{name}: files are open, the network keeper is at work");
@@ -182,6 +182,14 @@ fn confinement(cli: &Settings) -> Result<Confinement, Error> {
             hint: "Leave it out: a guest that took minivmm over could evade its policy".to_owned(),
         });
     }
+    let is_root = geteuid().is_root();
+    if cli.user.is_some() && (cli.no_confine || !is_root) {
+        return Err(Error::Usage {
+            sentence: "--user cannot be had: only root's VMM becomes another user, and none with --no-confine"
+                .to_owned(),
+            hint: "Leave --user out, or start minivmm as root".to_owned(),
+        });
+    }
     if cli.no_confine {
         log::warn!("A guest that takes minivmm over has all that its user has (--no-confine)");
         return Ok(Confinement::None);
@@ -193,7 +201,7 @@ fn confinement(cli: &Settings) -> Result<Confinement, Error> {
     }
     let own = |role| Identity::of_vm(std::process::id(), role);
     let vmm = cli.user.unwrap_or_else(|| own(Role::Vmm));
-    let are_own = cli.user.is_none() && geteuid().is_root();
+    let are_own = cli.user.is_none() && is_root;
     Ok(Confinement::Full(Users { vmm, services: own(Role::Services), are_own }))
 }
 

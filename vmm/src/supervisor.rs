@@ -150,14 +150,11 @@ impl Vm {
         }
         // The VMM has to look at this process, which it may not once that is another user's.
         let follow = || {
-            if let Confinement::Full(users) = confinement
-                && let Err(err) = confine::follow(users, outer.as_ref().ok().copied())
-            {
+            if let Err(err) = confine::follow(confinement, outer.as_ref().ok().copied()) {
                 log::warn!("The supervisor of the VMM cannot give up its privileges: {err}");
             }
-            if confinement != Confinement::None {
-                filters.enter(Thread::Supervisor);
-            }
+            // Without confinement there are none.
+            filters.enter(Thread::Supervisor);
         };
         let mut trim = Some(Instant::now() + TRIM_DELAY);
         loop {

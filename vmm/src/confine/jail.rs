@@ -41,7 +41,7 @@ pub(crate) struct Users {
     pub(crate) vmm: Identity,
     /// The services.
     pub(crate) services: Identity,
-    /// No other process has them.
+    /// No other process has them: the VMM's is not one that the caller has named.
     pub(crate) are_own: bool,
 }
 
@@ -55,7 +55,8 @@ pub(crate) fn services(confinement: Confinement) -> io::Result<()> {
         if let Err(errno) = jail::isolate() {
             log::debug!("DHCP and DNS have no namespaces of their own: {errno}");
         }
-        become_user(users.services, None, &mut report);
+        // Its report says so.
+        let _ = become_user(users.services, None, &mut report);
         fences::hide()?;
         let folders: Vec<File> = RESOLVER_FOLDERS.iter().filter_map(|path| File::open(path).ok()).collect();
         let readable: Vec<_> = folders.iter().map(AsFd::as_fd).collect();
@@ -68,7 +69,10 @@ pub(crate) fn services(confinement: Confinement) -> io::Result<()> {
 
 /// Confines the keeper, which keeps the network of the host and its user. It may be all that a VM has: it logs what
 /// fails.
-pub(crate) fn keeper(filters: &Filters) {
+pub(crate) fn keeper(confinement: Confinement, filters: &Filters) {
+    if confinement == Confinement::None {
+        return;
+    }
     let hidden = fences::hide().map_err(io::Error::from);
     let filtered = hidden.and_then(|()| filters.install_for_keeper().map_err(io::Error::other));
     if let Err(err) = filtered {
@@ -87,20 +91,23 @@ pub(crate) fn enter(
     threads: u64,
     report: &mut Report,
 ) -> Result<(), Error> {
-    if let Confinement::Full(users) = confinement {
-        let Some(supervisor) = signals.take_supervisor() else { return Ok(()) };
+    let supervisor = signals.take_supervisor();
+    if let (Confinement::Full(users), Some(supervisor)) = (confinement, &supervisor) {
         let enclosed = signals.await_enclosure();
         let joined = enclosed.and_then(|()| jail::join(supervisor.as_fd()).map_err(|errno| errno.desc().to_owned()));
         report.namespaces(joined, signals.outer());
-        become_user(users.vmm, signals.outer(), report);
+        let changed = become_user(users.vmm, signals.outer(), report);
         if users.are_own {
             // The supervisor is the user's as well.
             fences::limit_processes(threads + 1).map_err(Error::host("limit its threads"))?;
+        } else if geteuid().is_root() {
+            changed.map_err(Error::host("become the user that --user names"))?;
         }
         // The change of user has undone it.
         supervisor::die_with(supervisor.as_fd());
-        signals.joined();
+        fences::hide().map_err(Error::host("hide its memory"))?;
     }
+    signals.joined();
     capabilities::drop_all().map_err(Error::host("give up privileges"))
 }
 
@@ -108,18 +115,18 @@ pub(crate) fn enter(
 ///
 /// # Errors
 /// If the kernel refuses.
-pub(crate) fn follow(users: Users, outer: Option<Outer>) -> io::Result<()> {
-    become_user(users.vmm, outer, &mut Report::default());
+pub(crate) fn follow(confinement: Confinement, outer: Option<Outer>) -> io::Result<()> {
+    let Confinement::Full(users) = confinement else { return Ok(capabilities::drop_all()?) };
+    // What the host forbids is in the report of the VMM.
+    let _ = become_user(users.vmm, outer, &mut Report::default());
     capabilities::drop_all()?;
     fences::hide()?;
     landlock::restrict(Reach::default()).map(drop).map_err(io::Error::other)
 }
 
 /// In a user namespace of one's own there is no other user.
-pub(super) fn become_user(identity: Identity, outer: Option<Outer>, report: &mut Report) {
-    if geteuid().is_root() && outer != Some(Outer::Own) {
-        report.user(identity.assume());
-    } else {
-        report.user(Ok(()));
-    }
+pub(super) fn become_user(identity: Identity, outer: Option<Outer>, report: &mut Report) -> nix::Result<()> {
+    let changed = if geteuid().is_root() && outer != Some(Outer::Own) { identity.assume() } else { Ok(()) };
+    report.user(changed);
+    changed
 }

@@ -39,7 +39,8 @@ fn tell(parent: &OwnedFd) {
     let outer = jail::begin();
     let enclosed = outer.and_then(|_| jail::enclose());
     report.namespaces(enclosed.map_err(|errno| errno.desc().to_owned()), outer.ok());
-    become_user(Identity::of_vm(std::process::id(), Role::Vmm), outer.ok(), &mut report);
+    // The report has it.
+    let _ = become_user(Identity::of_vm(std::process::id(), Role::Vmm), outer.ok(), &mut report);
     // A thread may restrict itself only if it can gain nothing.
     let restricted = jail::capabilities::drop_all().ok().and_then(|()| landlock::restrict(Reach::default()).ok());
     report.landlock(restricted.unwrap_or(landlock::Status::Unavailable));

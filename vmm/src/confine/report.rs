@@ -1,4 +1,4 @@
-//! How a VM is confined, in words for its log, `minivmm doctor` and `minivmm status`.
+//! How a VM is confined, in words for its log and `minivmm doctor`.
 
 use super::{landlock, seccomp};
 use jail::Outer;

@@ -8,7 +8,7 @@ use crate::capture::Capture;
 use crate::cli::{DiskSpec, MemSize, OnDiskError, OnReboot, Settings};
 use crate::confine::landlock::{self, Reach};
 use crate::confine::seccomp::{Filters, Thread};
-use crate::confine::{self, Confinement, Report, fences};
+use crate::confine::{self, Confinement, Report};
 use crate::console::Console;
 use crate::error::Error;
 use crate::exit::Outcome;
@@ -223,7 +223,6 @@ impl Resources {
             let mut report = Report::default();
             confine::enter(confinement, &self.signals, self.threads_max(), &mut report)?;
             self.progress = Progress::Confined;
-            fences::hide().map_err(Error::host("hide its memory"))?;
             if confinement != Confinement::None {
                 let restricted = landlock::restrict(Reach::default()).map_err(io::Error::other);
                 report.landlock(restricted.map_err(Error::host("restrict itself with Landlock"))?);

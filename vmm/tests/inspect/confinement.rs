@@ -181,6 +181,11 @@ fn named() {
         threads.iter().filter(|thread| thread.process == "vmm").map(|thread| thread.uid).collect();
     assert_eq!(users, BTreeSet::from([65534]));
     vm.quit();
+    let (code, errors) = Vm::start(&["--user", "65534", "--no-confine"]).end();
+    assert!(code == 64 && errors.contains("--user cannot be had"), "{code}: {errors}");
+    let user = ["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups", "--"];
+    let (code, errors) = Vm::start_through(&user, &["--user", "65534"]).end();
+    assert!(code == 64 && errors.contains("--user cannot be had"), "{code}: {errors}");
 }
 
 fn unconfined() {
@@ -196,6 +201,7 @@ fn unconfined() {
     let mut vm = started(&["--no-confine"], &[]);
     let threads = threads(&vm);
     assert!(threads.iter().all(|thread| thread.uid == 0 && !thread.filtered), "{threads:?}");
-    assert!(threads.iter().filter(|thread| thread.process == "vmm").all(|thread| thread.capabilities == 0));
+    let others = threads.iter().filter(|thread| thread.process != "keeper");
+    assert!(others.clone().count() > 2 && others.clone().all(|thread| thread.capabilities == 0), "{threads:?}");
     vm.quit();
 }

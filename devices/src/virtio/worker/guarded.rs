@@ -7,8 +7,8 @@
 //! Rejected: a build without unwinding, in which the panicking thread marks its device and sleeps for ever. It spares
 //! 1.2 MB of tables and landing pads in a program of 5.6 (no memory, and no time at the start: nothing touches them).
 //! But a thread that sleeps in the middle of something keeps its locks, such as those of a port that delays frames or
-//! of an inbox, and whoever resets the device, or stops the VM, waits for them for ever. Every panic would leave a thread,
-//! its memory and its descriptors behind, too.
+//! of an inbox, and whoever resets the device, or stops the VM, waits for them for ever. Every panic would leave a
+//! thread, its memory and its descriptors behind, too.
 
 use std::cell::Cell;
 #[cfg(not(feature = "inline-workers"))]
