@@ -12,6 +12,7 @@ pub mod capabilities;
 mod identity;
 mod namespaces;
 pub mod pidfd;
+pub mod process;
 mod root;
 
 pub use identity::{Identity, Role};

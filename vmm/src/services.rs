@@ -114,5 +114,9 @@ pub(crate) fn none() -> Services {
 }
 
 /// A process of services, as its parent sees it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Child(pub(crate) Pid);
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) pid: Pid,
+    /// A descriptor of the process.
+    pub(crate) fd: OwnedFd,
+}

@@ -73,7 +73,7 @@ pub(crate) fn split(
         ForkResult::Parent { child } => {
             drop((vmms_link, own));
             // It means a vCPU; here it means nothing.
-            process::ignore(Signal::SIGUSR1);
+            jail::process::ignore(Signal::SIGUSR1);
             let code = match Vm::new((keeper, services), link, own_signals, child, terminal) {
                 Ok(vm) => vm.supervise((confinement, filters), outer),
                 Err(err) => {
@@ -96,12 +96,6 @@ pub(crate) fn die_with(supervisor: BorrowedFd<'_>) {
     }
 }
 
-/// The process of the services.
-struct Services {
-    pid: Pid,
-    fd: OwnedFd,
-}
-
 /// A VM as its supervisor sees it.
 struct Vm {
     link: OwnedFd,
@@ -109,7 +103,7 @@ struct Vm {
     pid: Pid,
     vmm: OwnedFd,
     keeper: Option<OwnedFd>,
-    services: Option<Services>,
+    services: Option<services::Child>,
     /// The terminal on stdin as it was.
     terminal: Option<Termios>,
     /// A signal that is to end the VM and that it has not taken, and until when it may.
@@ -128,8 +122,6 @@ impl Vm {
         let vmm = pidfd::open(pid)?;
         keeper.entrust(vmm.as_fd())?;
         let keeper = keeper.pidfd()?;
-        let services = services.map(|child| Ok::<_, io::Error>(Services { pid: child.0, fd: pidfd::open(child.0)? }));
-        let services = services.transpose()?;
         let vm = Self { link, signals, pid, vmm, keeper, services, terminal, untaken: None };
         vm.close_all_else();
         Ok(vm)
@@ -139,7 +131,7 @@ impl Vm {
     fn close_all_else(&self) {
         let own = [Some(&self.link), Some(&self.vmm), self.keeper.as_ref(), self.services.as_ref().map(|own| &own.fd)];
         let own = own.into_iter().flatten().map(AsRawFd::as_raw_fd);
-        process::close_all_but(&own.chain([self.signals.as_raw_fd()]).collect::<Vec<_>>());
+        jail::process::close_all_but(&own.chain([self.signals.as_raw_fd()]).collect::<Vec<_>>());
     }
 
     /// Builds the jail and waits for the end of the VMM. Returns the exit code.

@@ -11,7 +11,7 @@ use net::alias::TapAlias;
 use net::services::{Event, MtuSender, ServiceSpec, Setup, mtu_channel, run};
 use net::{AddressListener, Siblings};
 use nix::poll::{PollFd, PollFlags};
-use nix::unistd::{ForkResult, Pid, setpgid};
+use nix::unistd::ForkResult;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -44,12 +44,16 @@ pub(crate) fn fork(
     }
     let (services, link) = super::channel(cards)?;
     match process::fork().map_err(Error::host("start a process for DHCP and DNS"))? {
-        ForkResult::Parent { child } => Ok((services, Some(Child(child)))),
+        ForkResult::Parent { child } => {
+            let fd = jail::pidfd::open(child).map_err(Error::host("open a descriptor of a process"))?;
+            Ok((services, Some(Child { pid: child, fd })))
+        }
         ForkResult::Child => {
             let shared = services.shared;
-            process::detach(NAME, &[link.as_raw_fd()]);
-            // A process group keeps the terminal's signals away.
-            let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+            if let Err(err) = jail::process::detach(NAME) {
+                log::warn!("DHCP and DNS cannot release the VMM's stdin and stdout: {err}");
+            }
+            jail::process::close_all_but(&[link.as_raw_fd()]);
             let code = match serve(&link, shared, (confinement, filters)) {
                 Ok(()) => 0,
                 Err(err) => {
