@@ -108,6 +108,8 @@ struct Vm {
     terminal: Option<Termios>,
     /// A signal that is to end the VM and that it has not taken, and until when it may.
     untaken: Option<(u8, Instant)>,
+    /// SIGCONT has come since the last SIGTSTP, of which the VMM may not have heard yet.
+    is_continued: bool,
 }
 
 impl Vm {
@@ -122,7 +124,7 @@ impl Vm {
         let vmm = pidfd::open(pid)?;
         keeper.entrust(vmm.as_fd())?;
         let keeper = keeper.pidfd()?;
-        let vm = Self { link, signals, pid, vmm, keeper, services, terminal, untaken: None };
+        let vm = Self { link, signals, pid, vmm, keeper, services, terminal, untaken: None, is_continued: false };
         vm.close_all_else();
         Ok(vm)
     }
@@ -196,9 +198,14 @@ impl Vm {
     }
 
     fn pass_on(&mut self, signal: u8) {
-        if Meaning::of(signal) == Meaning::Continue {
-            // One that was sent to this process alone.
-            let _ = pidfd::signal(self.vmm.as_fd(), Signal::SIGCONT);
+        match Meaning::of(signal) {
+            Meaning::Continue => {
+                self.is_continued = true;
+                // One that was sent to this process alone.
+                let _ = pidfd::signal(self.vmm.as_fd(), Signal::SIGCONT);
+            }
+            Meaning::Suspend => self.is_continued = false,
+            _ => {}
         }
         self.tell(ToVmm::Signal(signal));
         if Meaning::of(signal).is_end() && self.untaken.is_none() {
@@ -213,8 +220,15 @@ impl Vm {
         }
     }
 
-    /// Stops the VMM and this process until it is continued: unless there is no shell that could do that.
-    fn suspend(&self) {
+    /// Stops the VMM and this process until it is continued: unless there is no shell that could do that, or it has been
+    /// continued before the VMM was ready for it.
+    fn suspend(&mut self) {
+        while let Some(signal) = signals::read(&self.signals) {
+            self.pass_on(signal);
+        }
+        if self.is_continued {
+            return;
+        }
         let _ = pidfd::signal(self.vmm.as_fd(), Signal::SIGSTOP);
         signals::suspend();
         let _ = pidfd::signal(self.vmm.as_fd(), Signal::SIGCONT);
