@@ -6,12 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![expect(unsafe_code, reason = "mount namespaces, limits and users")]
 
+mod harness;
+
 use devices::virtio::blk::disk::{Access, Disk};
 use devices::virtio::blk::{Blk, DiskSerial, OnError, QueueCount, StopMachine};
 use devices::virtio::device::{Activation, ActiveQueue, Device, Memory, StartError};
 use devices::virtio::interrupt::Interrupts;
 use devices::virtio::threads::OwnThreads;
-use libtest_mimic::{Arguments, Trial};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -85,22 +86,7 @@ impl Lines {
 fn main() -> ExitCode {
     log::set_logger(&LOG).unwrap();
     log::set_max_level(log::LevelFilter::Warn);
-    let missing = what_is_missing();
-    if let Some(reason) = &missing {
-        CASES.iter().for_each(|(name, _)| println!("skipped {name}: {reason}"));
-    }
-    let trial = |(name, case): (&'static str, fn())| {
-        let run = move || {
-            // A thread of its own: the harness uses its threads again.
-            let thread = std::thread::spawn(move || {
-                own_mounts();
-                case();
-            });
-            thread.join().map_err(|_| "it panicked".into())
-        };
-        Trial::test(name, run).with_ignored_flag(missing.is_some())
-    };
-    libtest_mimic::run(&Arguments::from_args(), CASES.into_iter().map(trial).collect()).exit_code()
+    harness::run_cases(&CASES, what_is_missing().as_deref(), own_mounts)
 }
 
 /// Why the cases cannot run here.

@@ -5,12 +5,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![expect(unsafe_code, reason = "namespaces, and the ioctl that makes taps")]
 
+mod harness;
+
 use devices::virtio::device::{Activation, ActiveQueue, Device, Memory};
 use devices::virtio::interrupt::Interrupts;
 use devices::virtio::iovec::IoVecs;
 use devices::virtio::net::{FramePort, Link, Net, NetConfig, Offloads, Tap};
 use devices::virtio::threads::OwnThreads;
-use libtest_mimic::{Arguments, Trial};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::UdpSocket;
@@ -41,22 +42,7 @@ const CASES: [(&str, fn()); 9] = [
 const DEADLINE: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
-    let missing = what_is_missing();
-    if let Some(reason) = &missing {
-        CASES.iter().for_each(|(name, _)| println!("skipped {name}: {reason}"));
-    }
-    let trial = |(name, case): (&'static str, fn())| {
-        let run = move || {
-            // A thread of its own: the harness uses its threads again.
-            let thread = std::thread::spawn(move || {
-                own_network();
-                case();
-            });
-            thread.join().map_err(|_| "it panicked".into())
-        };
-        Trial::test(name, run).with_ignored_flag(missing.is_some())
-    };
-    libtest_mimic::run(&Arguments::from_args(), CASES.into_iter().map(trial).collect()).exit_code()
+    harness::run_cases(&CASES, what_is_missing().as_deref(), own_network)
 }
 
 /// Why the cases cannot run here.

@@ -10,6 +10,7 @@
 //! host measure WHAT   measurements of a NAT beside a bridge (see `measure`)
 //! host vlans?     whether this kernel's bridges have VLANs
 //! host ask-policy VM  asks for the policy of a VM
+//! host lend-policy VM connects to its keeper, and hands the connection over on stdin
 //! host vmm SPEC.. a VMM without a VM: starts a keeper, holds the ports, obeys stdin (see `vmm`)
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
@@ -49,6 +50,7 @@ mod refusals;
 mod search;
 mod services;
 mod steps;
+mod taken_over;
 mod uplink;
 mod vlans;
 mod vmm;
@@ -93,6 +95,7 @@ fn cases() -> Vec<Case> {
         refusals::CASES,
         search::CASES,
         services::CASES,
+        taken_over::CASES,
         steps::CASES,
         uplink::CASES,
     ];
@@ -127,7 +130,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Some("lend-policy") => {
-            policy::lend(&args[1]);
+            taken_over::lend(&args[1]);
             ExitCode::SUCCESS
         }
         Some("ask-policy") => {
